@@ -1,0 +1,58 @@
+"""What the data pipeline can be told: plain frozen records, no behaviour, nothing heavy imported."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where text comes from and how it becomes a packed dataset."""
+
+    name: str
+    """Name of the corpus, for the manifest, logs and reports."""
+    path: str
+    """Folder of the prepared dataset: `prepare` writes it, `train` reads it."""
+    inputs: tuple[str, ...]
+    """Files, folders, or `stdlib:` for the standard library of the running Python."""
+    include: tuple[str, ...]
+    """File name patterns taken from folders among the inputs; files named directly are always taken."""
+    text_key: str
+    """Key of the text in each line of a .jsonl file."""
+    encoding_errors: Literal["fail", "skip"]
+    """A document that is not UTF-8 (or a broken JSON line): stop and name it, or leave it out and count it."""
+    max_document_bytes: int
+    """Longer text files are cut at line ends into several documents, so that memory stays bounded."""
+    validation_fraction: float
+    """Share of documents held out, chosen by a hash of their content."""
+    validation_min_bytes: int
+    """Hold out more documents, in order of their hash, until this many bytes (or half the corpus) are reached."""
+    samples_per_member: int
+    """Packed samples stored in one tar member."""
+    shard_bytes: int
+    """Size at which a new shard is begun."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerConfig:
+    """A SentencePiece tokenizer: trained from the corpus, or an existing one."""
+
+    kind: Literal["bpe", "unigram"]
+    """The SentencePiece algorithm."""
+    vocab_size: int
+    """Number of pieces, byte pieces and control pieces included."""
+    sample_bytes: int
+    """At most this many bytes of whole documents, chosen by seeded hash, train the tokenizer."""
+    path: str | None
+    """An existing SentencePiece .model to use instead of training one."""
+    seed: int
+    """Chooses the documents of the sample."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareConfig:
+    """How `prepare` runs; none of this changes what it writes."""
+
+    num_workers: int | None
+    """Threads that encode; null takes every core."""
+    overwrite: bool
+    """Replace a dataset that was prepared from other text or settings."""

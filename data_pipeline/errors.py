@@ -1,0 +1,9 @@
+"""Errors that a person can mend: the command line prints their text alone and exits with 2."""
+
+
+class UserError(Exception):
+    """A mistake in what the user gave; the text says which key or file, what it was, what it must be, what to do."""
+
+
+class DataError(UserError):
+    """Text, a tokenizer or a prepared dataset that cannot be used as it is."""

@@ -1,0 +1,33 @@
+"""Configuration mistakes, gathered and told all at once."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from data_pipeline.errors import UserError
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One broken rule: which key, what it was, what it must be, what to do."""
+
+    key: str
+    value: object
+    rule: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        text = f"{self.key}={self.value!r}: {self.rule}"
+        return f"{text}; {self.remedy}" if self.remedy else text
+
+
+class ConfigError(UserError):
+    """The configuration cannot be run as it is."""
+
+    def __init__(self, problems: Sequence[Problem | str]) -> None:
+        self.problems = list(problems)
+        lines = [str(problem) for problem in self.problems]
+        super().__init__(lines[0] if len(lines) == 1 else "\n".join(f"  {line}" for line in ["", *lines]).strip("\n"))
+
+
+class RunError(UserError):
+    """A run folder or checkpoint that cannot be used as asked."""

@@ -1,0 +1,35 @@
+"""AdamW and the learning rate over time."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW (Loshchilov and Hutter 2019) with clipping by the global norm."""
+
+    lr: float
+    """Peak learning rate."""
+    beta1: float
+    beta2: float
+    eps: float
+    weight_decay: float
+    """Decoupled; not applied to norms, biases and position embeddings."""
+    clip_grad_norm: float
+    """Largest global gradient norm; 0 switches clipping off."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LrScheduleConfig:
+    """Learning rate as a pure function of steps and tokens done."""
+
+    name: Literal["cosine", "linear", "constant", "wsd"]
+    """Shape after warmup; wsd: warmup, stable, decay."""
+    warmup_steps: int | None
+    """Linear warmup in steps; give this or warmup_tokens."""
+    warmup_tokens: int | None
+    """Linear warmup in tokens."""
+    final_ratio: float
+    """Learning rate at the end of training, as a share of the peak."""
+    decay_fraction: float
+    """wsd only: share of the training length over which the rate decays at the end."""

@@ -1,0 +1,127 @@
+"""The whole configuration of a run, and the sections too small for a file of their own."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from data_pipeline.config import DataConfig, PrepareConfig, TokenizerConfig
+from pretrain.config.engine import EngineConfig
+from pretrain.config.model import ModelConfig
+from pretrain.config.optim import LrScheduleConfig, OptimConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSection:
+    """Which run this is and where it lives."""
+
+    name: str
+    """Name of the run."""
+    dir: str
+    """Run folder: config, logs, metrics, plots, checkpoints."""
+    seed: int
+    """Initial weights, data order and dropout all follow from it."""
+    on_config_change: Literal["refuse", "accept"]
+    """What to do when the run folder was made by another configuration."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Batch and length; data-parallel size and gradient accumulation are derived."""
+
+    global_batch_size: int
+    """Samples in one optimizer step, over all ranks."""
+    micro_batch_size: int
+    """Samples that one rank runs at once."""
+    max_steps: int | None
+    """Length in optimizer steps; give this or max_tokens."""
+    max_tokens: int | None
+    """Length in tokens."""
+    max_bad_steps: int
+    """Steps with a NaN or infinite loss or gradient that may be skipped before the run stops."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """Loss on held-out text."""
+
+    every_steps: int
+    """Interval; 0: only at the end."""
+    max_samples: int | None
+    """Samples used at the interval, the first ones of the validation split; null: all."""
+    final_max_samples: int | None
+    """Samples used at the end of training; null: all."""
+    micro_batch_size: int | None
+    """Samples that one rank evaluates at once; null: as in training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When to save and what to keep."""
+
+    every_steps: int
+    """Interval in steps; 0: not by steps."""
+    every_minutes: float
+    """Interval by the clock; 0: not by the clock."""
+    keep_last: int
+    """Newest checkpoints to keep."""
+    keep_every: int
+    """Checkpoints at multiples of this step are kept for ever; 0: none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingConfig:
+    """Where the record of a run goes; metrics.jsonl in the run folder is always written."""
+
+    wandb: Literal["offline", "online", "off"]
+    """offline writes into the run folder, to be sent later with `wandb sync`."""
+    wandb_project: str
+    wandb_entity: str | None
+    wandb_group: str | None
+    tensorboard: bool
+    log_every_steps: int
+    """Interval of lines, JSONL records, wandb and TensorBoard points."""
+    peak_tflops: float | None
+    """Peak of one device for MFU; null: from the table of known chips, measured on a CPU."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that `prepare` and `train` can be told."""
+
+    run: RunSection
+    model: ModelConfig
+    data: DataConfig
+    tokenizer: TokenizerConfig
+    prepare: PrepareConfig
+    engine: EngineConfig
+    train: TrainConfig
+    optim: OptimConfig
+    lr_schedule: LrScheduleConfig
+    evaluation: EvaluationConfig
+    checkpoint: CheckpointConfig
+    tracking: TrackingConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateConfig:
+    """Everything that `generate` can be told."""
+
+    run: str
+    """Run folder whose checkpoint continues the prompt."""
+    checkpoint: str
+    """`latest`, or the name of a checkpoint such as step-00000500."""
+    prompt: str
+    """Text to continue."""
+    max_new_tokens: int
+    """Tokens to add at most; stops early at an end-of-document token."""
+    temperature: float
+    """0: always the likeliest token."""
+    top_k: int | None
+    """Choose among the k likeliest tokens."""
+    top_p: float | None
+    """Choose among the likeliest tokens that together hold this probability."""
+    num_samples: int
+    """Continuations to make."""
+    seed: int
+    output: str | None
+    """Also write the text to this file."""
+    device: Literal["auto", "cpu", "cuda"]
