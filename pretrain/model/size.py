@@ -1,0 +1,39 @@
+"""Parameter counts from the configuration alone: nothing is allocated, 530B counts as fast as tiny."""
+
+from dataclasses import dataclass
+
+from pretrain.config.model import ModelConfig
+
+
+@dataclass(frozen=True)
+class ParameterCount:
+    """Parameters by part; padding of the vocabulary is not counted."""
+
+    embedding: int
+    """Token embedding, and the output layer where it is not tied."""
+    position: int
+    """Learned position embedding."""
+    layers: int
+    """All transformer blocks."""
+    final_norm: int
+
+    @property
+    def total(self) -> int:
+        return self.embedding + self.position + self.layers + self.final_norm
+
+
+def count_parameters(model: ModelConfig, vocab_size: int) -> ParameterCount:
+    """Parameters of `model` with a vocabulary of `vocab_size`."""
+    h, ffn = model.hidden_size, model.ffn_hidden_size
+    query, key_value = model.num_heads * model.head_size, model.kv_heads * model.head_size
+    norm = h * (2 if model.norm == "layernorm" else 1)
+    attention = h * (query + 2 * key_value) + query * h
+    up_projections = 2 if model.activation == "swiglu" else 1
+    mlp = h * ffn * (up_projections + 1)
+    biases = (query + 2 * key_value + h) + (up_projections * ffn + h) if model.bias else 0
+    return ParameterCount(
+        embedding=vocab_size * h * (1 if model.tie_embeddings else 2),
+        position=model.seq_length * h if model.position == "learned" else 0,
+        layers=model.num_layers * (attention + mlp + biases + 2 * norm),
+        final_norm=norm,
+    )
