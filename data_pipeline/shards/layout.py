@@ -1,0 +1,28 @@
+"""The bytes of a shard: a WebDataset tar whose members are .npy arrays of [samples, seq_length + 1] tokens."""
+
+import struct
+
+TAR_BLOCK = 512
+NPY_HEADER_BYTES = 128  # fixed, so that the tokens of every member begin at the same distance
+DTYPES = {"uint16": "<u2", "uint32": "<u4"}
+
+
+def dtype_for(vocab_size: int) -> str:
+    """The narrowest stored type that holds every token id."""
+    return "uint16" if vocab_size <= 1 << 16 else "uint32"
+
+
+def npy_header(shape: tuple[int, ...], descr: str) -> bytes:
+    """A version 1.0 .npy header of exactly 128 bytes.
+
+    Written here rather than by numpy, whose padding may change: equal data must give equal shards, and the reader
+    compares these bytes instead of parsing what a file claims.
+    """
+    text = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape!r}, }}"
+    head = b"\x93NUMPY\x01\x00" + struct.pack("<H", NPY_HEADER_BYTES - 10)
+    return head + text.encode("ascii").ljust(NPY_HEADER_BYTES - 11) + b"\n"
+
+
+def tar_member_bytes(content_bytes: int) -> int:
+    """Bytes that a member takes in the tar: its header block and its content, padded to whole blocks."""
+    return TAR_BLOCK + -(-content_bytes // TAR_BLOCK) * TAR_BLOCK

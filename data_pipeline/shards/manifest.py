@@ -1,0 +1,188 @@
+"""What a prepared dataset holds and how to prove it: `manifest.json`, written last."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from data_pipeline.errors import DataError
+
+MANIFEST_FILE = "manifest.json"
+FORMAT = "pretrain packed dataset"
+VERSION = 1
+Record = TypeVar("Record")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileRecord:
+    """One file of a dataset."""
+
+    file: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardRecord(FileRecord):
+    """One tar file of samples."""
+
+    samples: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitRecord:
+    """One split: train or validation."""
+
+    shards: tuple[ShardRecord, ...]
+    index: FileRecord
+    """The saved offsets: an int64 .npy with, for each member, where its content begins within its shard."""
+    num_samples: int
+    num_documents: int
+    num_tokens: int
+    """Tokens of all its documents, one end-of-document token each included."""
+    num_text_bytes: int
+    """UTF-8 bytes of all its documents."""
+    num_tail_tokens: int
+    """Tokens at the end that fill no sample and are left out."""
+
+    @property
+    def files(self) -> tuple[FileRecord, ...]:
+        return (self.index, *self.shards)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerRecord:
+    """The tokenizer that made the tokens, stored beside the shards."""
+
+    file: str
+    kind: str
+    vocab_size: int
+    eod_id: int
+    fingerprint: str
+    """Over pieces and scores, so that it is the same wherever the tokenizer was trained."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusRecord:
+    """The text that went in."""
+
+    name: str
+    digest: str
+    """Over the content hashes of all documents kept, in order."""
+    num_documents: int
+    num_bytes: int
+    document_bytes: int
+    """Text files were cut at line ends into documents of at most this many bytes."""
+    num_cut_files: int
+    """Text files that were longer."""
+    dropped: dict[str, int]
+    """Documents left out, by reason."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """A prepared dataset, in full."""
+
+    corpus: CorpusRecord
+    tokenizer: TokenizerRecord
+    seq_length: int
+    dtype: str
+    samples_per_member: int
+    """Every member holds this many samples, the last one of a split perhaps fewer."""
+    splits: dict[str, SplitRecord]
+    validation_share: float
+    """Bytes held out, as a share of all."""
+    settings: dict[str, Any]
+    """The configuration that produced it, by dotted key."""
+
+    @property
+    def digest(self) -> str:
+        """Names the data: equal for equal tokens in equal shards, wherever they lie and whatever paths were typed."""
+        content = dataclasses.asdict(self)
+        del content["settings"]
+        return _hash(content)
+
+    @classmethod
+    def load(cls, folder: Path) -> "Manifest":
+        """Read and check `folder/manifest.json`; every fault is a DataError that names the file."""
+        path = folder / MANIFEST_FILE
+        try:
+            stored = json.loads(path.read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError):
+            raise DataError(
+                f"data.path={folder}: not prepared (no {MANIFEST_FILE}): run `pretrain prepare` with the same settings"
+            ) from None
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path}: not whole JSON ({error}); {_REMEDY}") from None
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+        if not isinstance(stored, dict) or stored.get("format") != FORMAT:
+            raise DataError(f"{path}: is not the manifest of a {FORMAT}; {_REMEDY}")
+        if stored.get("version") != VERSION:
+            raise DataError(
+                f"{path}: has format version {stored.get('version')!r}, this program reads {VERSION}; {_REMEDY}"
+            )
+        body = stored.get("manifest")
+        if stored.get("checksum") != _hash(body):
+            raise DataError(f"{path}: was changed after it was written (its checksum does not fit); {_REMEDY}")
+        return _build(cls, body, path.name)
+
+    def save(self, folder: Path) -> None:
+        """Write `folder/manifest.json` so that it is either absent or whole, also after a power cut."""
+        body = dataclasses.asdict(self)
+        stored = {"format": FORMAT, "version": VERSION, "checksum": _hash(body), "manifest": body}
+        write_atomically(folder / MANIFEST_FILE, (json.dumps(stored, indent=1, sort_keys=True) + "\n").encode())
+
+
+_REMEDY = "prepare again with prepare.overwrite=true"
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file under another name, flush it to the disk, then give it its name."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's entries to the disk: a rename is not durable before."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _hash(value: object) -> str:
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _build(cls: type[Record], value: object, where: str) -> Record:
+    """A record from parsed JSON, every field present and of its declared type."""
+    hints = typing.get_type_hints(cls)
+    if not isinstance(value, dict) or value.keys() != hints.keys():
+        raise DataError(f"{where}: must have the keys {sorted(hints)}; {_REMEDY}")
+    return cls(**{name: _convert(kind, value[name], f"{where}: {name}") for name, kind in hints.items()})
+
+
+def _convert(kind: Any, value: Any, where: str) -> Any:
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        return _build(kind, value, where)
+    if origin is tuple and isinstance(value, list):
+        return tuple(_convert(inner[0], item, f"{where}[{number}]") for number, item in enumerate(value))
+    if origin is dict and isinstance(value, dict):
+        return {key: _convert(inner[1], item, f"{where}.{key}") for key, item in value.items()}
+    if kind is Any or (isinstance(kind, type) and not isinstance(kind, types.GenericAlias) and type(value) is kind):
+        return value
+    raise DataError(f"{where} is {value!r}, must be {getattr(kind, '__name__', kind)}; {_REMEDY}")

@@ -1,0 +1,145 @@
+"""Packs a split's tokens into fixed samples and writes them as WebDataset shards, byte-identical when made again."""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+from webdataset.writer import TarWriter
+
+from data_pipeline.shards.layout import DTYPES, TAR_BLOCK, npy_header, tar_member_bytes
+from data_pipeline.shards.manifest import FileRecord, ShardRecord, SplitRecord
+
+
+class SplitWriter:
+    """Writes one split; `close` returns its record.
+
+    Sample i holds tokens i * seq_length to (i + 1) * seq_length inclusive of the split's one long row: neighbours share
+    a token, so that each token but the first is predicted exactly once.
+    """
+
+    def __init__(
+        self, folder: Path, split: str, *, seq_length: int, dtype: str, samples_per_member: int, shard_bytes: int
+    ) -> None:
+        self._folder = folder
+        self._split = split
+        self._seq_length = seq_length
+        self._descr = DTYPES[dtype]
+        self._samples_per_member = samples_per_member
+        self._shard_bytes = shard_bytes
+        # Exactly one member's tokens, its last one shared with the next member.
+        self._pending = np.empty(samples_per_member * seq_length + 1, dtype=self._descr)
+        self._filled = 0
+        self._shard: _ShardFile | None = None
+        self._shards: list[ShardRecord] = []
+        self._offsets: list[int] = []
+        self._num_documents = self._num_tokens = self._num_text_bytes = 0
+
+    def add(self, tokens: npt.NDArray[Any], num_text_bytes: int) -> None:
+        """Append one document: its tokens, the end-of-document token included."""
+        self._num_documents += 1
+        self._num_tokens += len(tokens)
+        self._num_text_bytes += num_text_bytes
+        while len(tokens):
+            taken = min(len(tokens), len(self._pending) - self._filled)
+            self._pending[self._filled : self._filled + taken] = tokens[:taken]
+            self._filled += taken
+            tokens = tokens[taken:]
+            if self._filled == len(self._pending):
+                self._write_member(self._samples_per_member)
+                self._pending[0] = self._pending[-1]
+                self._filled = 1
+
+    def close(self) -> SplitRecord:
+        """Write what is left, except the tail that fills no sample, and the index."""
+        samples = max(0, self._filled - 1) // self._seq_length
+        if samples:
+            self._write_member(samples)
+        self._close_shard()
+        num_samples = sum(shard.samples for shard in self._shards)
+        return SplitRecord(
+            shards=tuple(self._shards),
+            index=self._write_index(),
+            num_samples=num_samples,
+            num_documents=self._num_documents,
+            num_tokens=self._num_tokens,
+            num_text_bytes=self._num_text_bytes,
+            num_tail_tokens=self._num_tokens - (num_samples * self._seq_length + 1 if num_samples else 0),
+        )
+
+    def abort(self) -> None:
+        """Close the file without finishing it."""
+        if self._shard is not None:
+            self._shard.file.file.close()
+            self._shard = None
+
+    def _write_member(self, samples: int) -> None:
+        shape = (samples, self._seq_length + 1)
+        rows = np.lib.stride_tricks.as_strided(
+            self._pending, shape, (self._seq_length * self._pending.itemsize, self._pending.itemsize), writeable=False
+        )
+        content = npy_header(shape, self._descr) + rows.tobytes()
+        if self._shard is not None and self._shard.member_bytes + tar_member_bytes(len(content)) > self._shard_bytes:
+            self._close_shard()
+        if self._shard is None:
+            self._shard = _ShardFile(self._folder / f"{self._split}-{len(self._shards):05d}.tar")
+        self._offsets.append(self._shard.member_bytes + TAR_BLOCK)
+        self._shard.write(f"{self._split}-{len(self._offsets) - 1:08d}", content, samples)
+
+    def _close_shard(self) -> None:
+        if self._shard is not None:
+            self._shards.append(self._shard.close())
+            self._shard = None
+
+    def _write_index(self) -> FileRecord:
+        path = self._folder / f"{self._split}.index.npy"
+        content = npy_header((len(self._offsets),), "<i8") + np.array(self._offsets, dtype="<i8").tobytes()
+        with path.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        return FileRecord(file=path.name, bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+
+
+class _HashingFile:
+    """A file that hashes what is written to it."""
+
+    def __init__(self, path: Path) -> None:
+        self.sha256 = hashlib.sha256()
+        self.size = 0
+        self.file: BinaryIO = path.open("wb")
+
+    def write(self, block: bytes) -> int:
+        self.sha256.update(block)
+        self.size += len(block)
+        return self.file.write(block)
+
+
+class _ShardFile:
+    """A tar being written."""
+
+    def __init__(self, path: Path) -> None:
+        self.name = path.name
+        self.samples = 0
+        self.member_bytes = 0
+        self.file = _HashingFile(path)
+        # Owner, mode and time are fixed: they would differ from one writing to the next.
+        self._tar = TarWriter(
+            self.file, user="pretrain", group="pretrain", mode=0o444, mtime=0, encoder=False, compress=False
+        )
+
+    def write(self, key: str, content: bytes, samples: int) -> None:
+        self._tar.write({"__key__": key, "npy": content})
+        self.member_bytes += tar_member_bytes(len(content))
+        self.samples += samples
+
+    def close(self) -> ShardRecord:
+        self._tar.close()
+        with self.file.file as file:
+            file.flush()
+            os.fsync(file.fileno())
+        return ShardRecord(
+            file=self.name, samples=self.samples, bytes=self.file.size, sha256=self.file.sha256.hexdigest()
+        )
