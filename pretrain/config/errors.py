@@ -26,7 +26,7 @@ class ConfigError(UserError):
     def __init__(self, problems: Sequence[Problem | str]) -> None:
         self.problems = list(problems)
         lines = [str(problem) for problem in self.problems]
-        super().__init__(lines[0] if len(lines) == 1 else "\n".join(f"  {line}" for line in ["", *lines]).strip("\n"))
+        super().__init__(lines[0] if len(lines) == 1 else "".join(f"\n  {line}" for line in lines))
 
 
 class RunError(UserError):

@@ -1,0 +1,155 @@
+"""YAML values joined to the frozen records: Hydra composes, pydantic checks, everything wrong is told at once.
+
+Hydra, OmegaConf and pydantic are known to this file only.
+"""
+
+import dataclasses
+import difflib
+import json
+import re
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from pretrain.config.errors import ConfigError, Problem
+from pretrain.config.run import GenerateConfig, RunConfig
+
+Record = TypeVar("Record")
+
+CONF_DIR = Path(__file__).resolve().parents[2] / "conf"
+
+
+def load_run_config(overrides: Sequence[str], conf_dir: Path = CONF_DIR) -> RunConfig:
+    """The configuration of `prepare` and `train` from conf/pretrain.yaml and Hydra overrides.
+
+    Raises ConfigError, with every fault, for unknown keys, wrong types and missing values.
+    """
+    return _to_record(_compose("pretrain", overrides, conf_dir, RunConfig), RunConfig)
+
+
+def load_generate_config(overrides: Sequence[str], conf_dir: Path = CONF_DIR) -> GenerateConfig:
+    """The configuration of `generate`; `prompt=` is taken as it stands, without Hydra's grammar."""
+    # A prompt is text, often code: brackets, commas and quotes in it must not be parsed.
+    prompts = [text.removeprefix("prompt=") for text in overrides if text.startswith("prompt=")]
+    others = [text for text in overrides if not text.startswith("prompt=")]
+    values = _compose("generate", others, conf_dir, GenerateConfig)
+    if prompts:
+        values["prompt"] = prompts[-1]
+    return _to_record(values, GenerateConfig)
+
+
+def read_run_config(path: Path) -> RunConfig:
+    """The resolved configuration that a run wrote into its folder."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError([f"{path}: no such file; is {path.parent} the folder of a run?"]) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError([f"{path}: not readable as YAML: {' '.join(str(error).split())}"]) from None
+    return _to_record(values, RunConfig, where=f"{path}: ")
+
+
+def to_yaml(config: RunConfig | GenerateConfig) -> str:
+    """The configuration as YAML that `read_run_config` takes back unchanged."""
+    return yaml.safe_dump(json.loads(json.dumps(dataclasses.asdict(config))), sort_keys=False, allow_unicode=True)
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one mapping from dotted keys to leaves."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _compose(root: str, overrides: Sequence[str], conf_dir: Path, record: type) -> dict[str, Any]:
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(conf_dir), version_base=None):
+            tree = compose(root, overrides=list(overrides))
+            values = OmegaConf.to_container(tree, resolve=True, throw_on_missing=False)
+    except (HydraException, OmegaConfBaseException) as error:
+        unknown = list(_unknown_keys(overrides, conf_dir, record))
+        raise ConfigError(unknown or [_hydra_message(error)]) from None
+    assert isinstance(values, dict)
+    return dict(values)  # type: ignore[arg-type]
+
+
+def _hydra_message(error: Exception) -> str:
+    """Hydra's own words without its search path and pointers to its manual."""
+    text = str(error).split("\nConfig search path")[0].split("\nSee https")[0]
+    return re.sub(r"\s*\n\s*", " ", text).strip()
+
+
+def _unknown_keys(overrides: Sequence[str], conf_dir: Path, record: type) -> Iterator[Problem]:
+    known = set(_record_keys(record))
+    groups = {path.name for path in conf_dir.iterdir() if path.is_dir()}
+    for override in overrides:
+        name, separator, value = override.partition("=")
+        key = name.lstrip("+~").split("@")[0]
+        if separator and key not in known and key not in groups:
+            near = difflib.get_close_matches(key, known | groups, n=1, cutoff=0.5)
+            yield Problem(key, value, "there is no such key", f"did you mean {near[0]}?" if near else _SHOW)
+
+
+_SHOW = "`pretrain show-config` lists all keys"
+
+
+def _sections(record: type) -> Iterator[tuple[str, type | None]]:
+    """The fields of a record, each with its own record where it is a section."""
+    hints = typing.get_type_hints(record)
+    for field in dataclasses.fields(record):
+        hint = hints[field.name]
+        yield field.name, hint if dataclasses.is_dataclass(hint) else None  # type: ignore[misc]
+
+
+def _record_keys(record: type, prefix: str = "") -> Iterator[str]:
+    for name, section in _sections(record):
+        yield prefix + name
+        if section is not None:
+            yield from _record_keys(section, f"{prefix}{name}.")
+
+
+def _record_types(record: type) -> Iterator[type]:
+    yield record
+    for _, section in _sections(record):
+        if section is not None:
+            yield from _record_types(section)
+
+
+def _to_record(values: object, record: type[Record], where: str = "") -> Record:
+    for section in _record_types(record):
+        section.__pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[attr-defined]
+    adapter = TypeAdapter(record)
+    missing = [key for key, value in flatten(values).items() if value == "???"] if isinstance(values, Mapping) else []
+    if missing:
+        raise ConfigError([Problem(where + key, "???", "a value must be given", f"add {key}=...") for key in missing])
+    try:
+        # Strict JSON: "8" is no integer and 0.5 no step count, while a list may become a tuple.
+        return adapter.validate_json(json.dumps(values), strict=True)
+    except ValidationError as error:
+        known = list(_record_keys(record))  # type: ignore[arg-type]
+        raise ConfigError([_problem(fault, known, where) for fault in error.errors()]) from None
+
+
+def _problem(fault: Any, known: Sequence[str], where: str) -> Problem:
+    key = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "unexpected_keyword_argument":
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+        return Problem(where + key, fault["input"], "there is no such key", f"did you mean {near[0]}?" if near else _SHOW)
+    if fault["type"] == "missing":
+        return Problem(where + key, "missing", "a value must be given")
+    rule = str(fault["msg"]).removeprefix("Input should be ").replace("a valid array", "a list such as [a,b]")
+    return Problem(where + key, fault["input"], f"must be {rule}")

@@ -1,0 +1,63 @@
+"""What the loop, the evaluator and the checkpoint ask of an engine, and what they get."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """One optimizer step, the same on every rank."""
+
+    loss: float
+    """Mean over the tokens of the global batch, in nats."""
+    grad_norm: float
+    """Global norm before clipping; inf where the step was skipped."""
+    applied: bool
+    """Whether the parameters were updated; False after an overflow or a NaN."""
+    loss_scale: float
+    seconds_forward_backward: float
+    seconds_optimizer: float
+
+
+@dataclass(frozen=True)
+class StateShard:
+    """What this rank holds of one logical tensor: elements `start` and on, row-major.
+
+    `data` is a one-dimensional view of the live tensor: writing into it changes the state.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    start: int
+    data: Tensor
+
+
+class Engine(Protocol):
+    """A model with its optimizer, spread over ranks; every method is called on all ranks together."""
+
+    def train_step(self, tokens: Tensor, lr: float) -> StepResult:
+        """Forward, backward and update on this rank's samples [n, s + 1] of one global batch."""
+        ...
+
+    def evaluate(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Sum of the losses in nats and number of tokens, fp64 [2], over all ranks; samples with mask 0 don't count."""
+        ...
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        """Next-token logits [b, s, vocabulary] in fp32 of tokens [b, s]; the same tokens on every rank."""
+        ...
+
+    def state_shards(self) -> Iterator[StateShard]:
+        """Master weights (`weight/...`) and Adam moments (`exp_avg/...`, `exp_avg_sq/...`), fp32."""
+        ...
+
+    def counters(self) -> dict[str, float]:
+        """The numbers besides tensors that the next step depends on."""
+        ...
+
+    def restored(self, counters: Mapping[str, float]) -> None:
+        """Told after every shard was written into: take the counters, refresh what is derived."""
+        ...

@@ -1,0 +1,111 @@
+"""Where each ZeRO stage keeps a rank's share of the optimizer state, as flat pieces of named parameters.
+
+The inner fields named here are those of deepspeed 0.19.8.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pretrain.config.model import ModelConfig
+from pretrain.engine.interface import StateShard
+from pretrain.layout.groups import ProcessGroups
+from pretrain.model.gpt import logical_tensors
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class FlatPiece:
+    """Elements `start` and on of the flat parameter `name`: the state kinds `weight`, `exp_avg` and `exp_avg_sq`."""
+
+    name: str
+    start: int
+    states: Mapping[str, Tensor]
+    """One-dimensional views of equal length."""
+
+
+def logical_shards(piece: FlatPiece, shape: torch.Size, model: ModelConfig, vocab_size: int) -> Iterator[StateShard]:
+    """The piece cut at the borders of the logical tensors in its parameter; vocabulary padding falls away."""
+    end = piece.start + piece.states["weight"].numel()
+    for logical in logical_tensors(piece.name, shape, model=model, vocab_size=vocab_size):
+        first = max(piece.start, logical.offset)
+        last = min(end, logical.offset + torch.Size(logical.shape).numel())
+        if first < last:
+            for kind, data in piece.states.items():
+                part = data[first - piece.start : last - piece.start]
+                yield StateShard(f"{kind}/{logical.name}", logical.shape, first - logical.offset, part)
+
+
+def flat_pieces(
+    optimizer: Any, stage: int, precision: str, names: Mapping[nn.Parameter, str], groups: ProcessGroups
+) -> Iterator[FlatPiece]:
+    """Every piece that this rank holds; makes the Adam moments where no step was taken yet."""
+    if stage == 0:
+        return _replicated(optimizer, precision, names)
+    if stage in (1, 2):
+        return _cut_by_group(optimizer, names, groups)
+    return _cut_by_parameter(optimizer, names, groups)
+
+
+def _replicated(optimizer: Any, precision: str, names: Mapping[nn.Parameter, str]) -> Iterator[FlatPiece]:
+    """Stage 0: whole tensors on every rank."""
+    if precision == "fp32":
+        adamw = optimizer
+        pairs = [(p, p) for group in optimizer.param_groups for p in group["params"]]
+    else:
+        adamw = optimizer.optimizer
+        groups = zip(optimizer.fp32_groups, optimizer.fp16_groups, strict=True)
+        pairs = [pair for masters, params in groups for pair in zip(masters, params, strict=True)]
+    for master, parameter in pairs:
+        yield FlatPiece(names[parameter], 0, _states(adamw, master, 0, master.numel()))
+
+
+def _cut_by_group(optimizer: Any, names: Mapping[nn.Parameter, str], groups: ProcessGroups) -> Iterator[FlatPiece]:
+    """Stages 1 and 2: each parameter group is one flat buffer, cut in dp equal parts."""
+    for i, master in enumerate(optimizer.single_partition_of_fp32_groups):
+        begin = groups.dp_rank * master.numel()
+        offsets = optimizer.round_robin_bit16_offsets[i]
+        for parameter, offset in zip(optimizer.round_robin_bit16_groups[i], offsets, strict=True):
+            first, last = max(begin, offset), min(begin + master.numel(), offset + parameter.numel())
+            if first < last:
+                states = _states(optimizer.optimizer, master, first - begin, last - begin)
+                yield FlatPiece(names[parameter], first - offset, states)
+
+
+def _cut_by_parameter(optimizer: Any, names: Mapping[nn.Parameter, str], groups: ProcessGroups) -> Iterator[FlatPiece]:
+    """Stage 3: each parameter is cut in dp parts of ceil(numel / dp); a sub-group's parts lie in one buffer."""
+    for i, master in enumerate(optimizer.fp32_partitioned_groups_flat):
+        position = 0
+        for parameter in optimizer.fp16_groups[i]:
+            size = parameter.partition_numel()
+            start = groups.dp_rank * size
+            real = min(size, parameter.ds_numel - start)  # the last part is padded
+            if real > 0:
+                states = _states(optimizer.optimizer, master, position, position + real)
+                yield FlatPiece(names[parameter], start, states)
+            position += size
+
+
+def _states(adamw: torch.optim.Optimizer, master: Tensor, first: int, last: int) -> dict[str, Tensor]:
+    state = adamw.state[master]
+    if not state:
+        # As AdamW itself does at its first step (fused: the count lies on the parameter's device).
+        state["step"] = torch.zeros((), dtype=torch.float32, device=master.device)
+        for moment in MOMENTS:
+            state[moment] = torch.zeros_like(master, memory_format=torch.preserve_format)
+    tensors = {"weight": master.detach(), **{moment: state[moment] for moment in MOMENTS}}
+    return {kind: tensor.view(-1)[first:last] for kind, tensor in tensors.items()}
+
+
+def adam_steps(adamw: torch.optim.Optimizer) -> float:
+    """Updates that Adam has made: its bias correction depends on them."""
+    return max((float(state["step"]) for state in adamw.state.values() if "step" in state), default=0.0)
+
+
+def set_adam_steps(adamw: torch.optim.Optimizer, steps: float) -> None:
+    for state in adamw.state.values():
+        state["step"].fill_(steps)

@@ -1,0 +1,92 @@
+"""Live process groups, and the face that DeepSpeed asks them through."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from pretrain.layout.grid import ParallelLayout
+from pretrain.layout.megatron_on_cpu import quick_import
+
+
+@dataclass(frozen=True)
+class ProcessGroups:
+    """The groups of this rank."""
+
+    layout: ParallelLayout
+    dp_rank: int
+    data_parallel: dist.ProcessGroup
+    model_parallel: dist.ProcessGroup
+    """Tensor- and pipeline-parallel peers together: the ranks that hold one copy of the model."""
+    control: dist.ProcessGroup
+    """All ranks, on the CPU: small messages that must not wait for the GPU."""
+
+
+def build_groups(layout: ParallelLayout, seed: int, timeout_minutes: float, device: torch.device) -> ProcessGroups:
+    """Make all groups; a collective call, and the last one before the model.
+
+    Megatron's random states are seeded here too: its rule is one stream per tensor-parallel rank, and the
+    data-parallel rank has to be added by the caller.
+    """
+    if device.type == "cpu":
+        with quick_import():
+            from megatron.core import parallel_state, tensor_parallel
+    else:
+        from megatron.core import parallel_state, tensor_parallel
+
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=layout.tp,
+        pipeline_model_parallel_size=layout.pp,
+        distributed_timeout_minutes=timeout_minutes,
+    )
+    _, dp_rank, pp_rank = layout.coordinates(dist.get_rank())
+    tensor_parallel.model_parallel_cuda_manual_seed(seed + 10_000 * dp_rank + 100 * pp_rank, force_reset_rng=True)
+    on_cpu = device.type == "cpu"
+    control = dist.group.WORLD if on_cpu else dist.new_group(backend="gloo")
+    assert control is not None
+    return ProcessGroups(
+        layout=layout,
+        dp_rank=dp_rank,
+        data_parallel=parallel_state.get_data_parallel_group(),
+        model_parallel=parallel_state.get_model_parallel_group(),
+        control=control,
+    )
+
+
+def forget_groups() -> None:
+    """Let a process that builds several layouts in turn begin anew."""
+    from megatron.core import parallel_state
+
+    parallel_state.destroy_model_parallel()
+
+
+class DeepSpeedGroups:
+    """The `mpu` of DeepSpeed: the data-parallel group, and TP x PP as the model-parallel one.
+
+    The model-parallel *rank* is the tensor-parallel rank: DeepSpeed counts replicated parameters in the global
+    norm only where it is 0, on every pipeline stage.
+    """
+
+    def __init__(self, groups: ProcessGroups) -> None:
+        self.groups = groups
+
+    def get_data_parallel_group(self) -> Any:
+        return self.groups.data_parallel
+
+    def get_data_parallel_rank(self) -> int:
+        return self.groups.dp_rank
+
+    def get_data_parallel_world_size(self) -> int:
+        return self.groups.layout.dp
+
+    def get_model_parallel_group(self) -> Any:
+        return self.groups.model_parallel
+
+    def get_model_parallel_world_size(self) -> int:
+        return self.groups.layout.tp * self.groups.layout.pp
+
+    def get_model_parallel_rank(self) -> int:
+        return dist.get_rank() % self.groups.layout.tp
+
+    get_tensor_model_parallel_rank = get_model_parallel_rank

@@ -1,0 +1,112 @@
+"""This process's place: device, threads, process group, random state, and an orderly end."""
+
+import contextlib
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from pretrain.config.engine import EngineConfig
+from pretrain.config.errors import ConfigError, Problem
+from pretrain.layout import megatron_on_cpu
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where this process runs."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process speaks to people and writes what is written once."""
+        return self.rank == 0
+
+
+def choose_device(wanted: str, local_rank: int) -> torch.device:
+    """The device for `wanted` = auto, cpu or cuda; raises ConfigError where cuda is asked for and there is none."""
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ConfigError([Problem("engine.device", wanted, "torch sees no GPU here", "use engine.device=auto or cpu")])
+    use_gpu = wanted != "cpu" and torch.cuda.is_available()
+    if use_gpu and local_rank >= torch.cuda.device_count():
+        rule = f"local rank {local_rank} has no GPU of its own, torch sees {torch.cuda.device_count()} here"
+        raise ConfigError([Problem("engine.device", wanted, rule, "start one process per GPU")])
+    return torch.device("cuda", local_rank) if use_gpu else torch.device("cpu")
+
+
+def world_from_environment() -> tuple[int, int, int]:
+    """(rank, world size, local rank) as torchrun or Slurm's launcher set them; (0, 1, 0) alone."""
+    return tuple(int(os.environ.get(name, default)) for name, default in _WORLD)  # type: ignore[return-value]
+
+
+_WORLD = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
+
+
+@contextlib.contextmanager
+def runtime(config: EngineConfig) -> Iterator[Runtime]:
+    """Join the process group for as long as the context lasts.
+
+    After a failure no collective is started, not even to leave: the other ranks may be gone.
+    """
+    rank, world_size, local_rank = world_from_environment()
+    device = choose_device(config.device, local_rank)
+    _quiet_vendors()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    else:
+        # DeepSpeed asks the environment, and its probing of accelerators takes a second.
+        os.environ["DS_ACCELERATOR"] = "cpu"
+        torch.set_num_threads(config.cpu_threads or _threads_per_process())
+        megatron_on_cpu.redirect()
+    _complete_environment(rank, world_size, local_rank)
+    timeout = timedelta(minutes=config.timeout_minutes)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    with tempfile.TemporaryDirectory() as folder:
+        # Alone, a file stands in for a rendezvous: no port that another run could hold.
+        store = dist.FileStore(str(Path(folder) / "store"), 1) if world_size == 1 else None
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
+        yield Runtime(rank=rank, world_size=world_size, local_rank=local_rank, device=device)
+        dist.destroy_process_group()
+
+
+def _threads_per_process() -> int:
+    """The usable cores shared among this machine's processes, unless OMP_NUM_THREADS says otherwise."""
+    if "OMP_NUM_THREADS" in os.environ:
+        return int(os.environ["OMP_NUM_THREADS"])
+    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def _complete_environment(rank: int, world_size: int, local_rank: int) -> None:
+    """What DeepSpeed reads from the environment although the process group stands already."""
+    defaults = {
+        "RANK": rank,
+        "WORLD_SIZE": world_size,
+        "LOCAL_RANK": local_rank,
+        "LOCAL_SIZE": os.environ.get("LOCAL_WORLD_SIZE", "1"),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "29500",
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, str(value))
+
+
+def _quiet_vendors() -> None:
+    """Warnings about the vendors' own calls, which a user can do nothing about (torch 2.13 on deepspeed 0.19.8)."""
+    for message in _VENDOR_WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
+
+
+_VENDOR_WARNINGS = (
+    ".*(Transformer Engine|Apex).*",
+    ".*(all_gather_into_tensor|reduce_scatter_tensor).*deprecated.*",
+    "full scope is deprecated.*",
+)

@@ -1,0 +1,36 @@
+"""Initial weights as a pure function of (seed, parameter name): the same for every layout.
+
+Radford et al. 2019 and Shoeybi et al. 2019: normal with `init_std`, residual projections divided by sqrt(2 L), biases
+0, norm gains 1. Rows that only pad the vocabulary are 0 and stay so: they never enter the loss.
+"""
+
+import hashlib
+import math
+
+import torch
+from torch import Tensor
+
+from pretrain.config.model import ModelConfig
+
+RESIDUAL_PROJECTIONS = ("self_attention.linear_proj.weight", "mlp.linear_fc2.weight")
+VOCABULARY_TABLES = ("word_embeddings.weight", "output_layer.weight")
+
+
+def initial_value(name: str, shape: torch.Size, *, model: ModelConfig, vocab_size: int, seed: int) -> Tensor:
+    """The whole fp32 tensor `name` on the CPU."""
+    if name.endswith(".bias"):
+        return torch.zeros(shape)
+    if len(shape) == 1:
+        return torch.ones(shape)
+    std = model.init_std
+    if name.endswith(RESIDUAL_PROJECTIONS):
+        std /= math.sqrt(2 * model.num_layers)
+    value = torch.empty(shape).normal_(0.0, std, generator=_generator(seed, name))
+    if name.endswith(VOCABULARY_TABLES):
+        value[vocab_size:] = 0.0
+    return value
+
+
+def _generator(seed: int, name: str) -> torch.Generator:
+    digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
