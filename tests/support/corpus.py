@@ -1,0 +1,39 @@
+"""Small synthetic text with the shape of real text: words of uneven frequency, lines, paragraphs."""
+
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+SYLLABLES = ["ba", "ce", "di", "fo", "gu", "ha", "ki", "lo", "mu", "na", "pe", "ri", "sa", "to", "vu"]
+
+
+def make_texts(count: int, seed: int = 0, num_lines: int = 20) -> list[str]:
+    """Documents that all differ; equal arguments give equal documents."""
+    rng = random.Random(seed)
+    words = ["".join(rng.choices(SYLLABLES, k=rng.randint(1, 4))) for _ in range(400)]
+    weights = [1 / (rank + 1) for rank in range(len(words))]
+    texts = []
+    for number in range(count):
+        lines = [f"# document {number} of {seed}"]
+        for _ in range(rng.randint(1, 2 * num_lines)):
+            indent = "    " * rng.randint(0, 2)
+            lines.append(
+                indent + " ".join(rng.choices(words, weights, k=rng.randint(1, 12))) + f" = {rng.random():.3f}"
+            )
+        texts.append("\n".join(lines) + "\n")
+    return texts
+
+
+def write_jsonl(path: Path, texts: Sequence[str], key: str = "text") -> Path:
+    """One JSON object a line."""
+    path.write_text("".join(json.dumps({"id": n, key: text}) + "\n" for n, text in enumerate(texts)), encoding="utf-8")
+    return path
+
+
+def write_folder(folder: Path, texts: Sequence[str], suffix: str = ".txt") -> Path:
+    """One file a document."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, text in enumerate(texts):
+        (folder / f"{number:04d}{suffix}").write_bytes(text.encode())
+    return folder
