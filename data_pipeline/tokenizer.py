@@ -117,11 +117,10 @@ class Tokenizer:
         """Whether encoding the two sides of a SAFE_CUT gives the ids of the whole; models made elsewhere may not."""
         if any(SPACE_MARK in self._processor.id_to_piece(index).lstrip(SPACE_MARK) for index in range(self.vocab_size)):
             return False
-        probe = (
-            " \n  ﬁ\t e\u0301 "  # comes back only if nothing is normalised; whole != sides if a space is put before it
-        )
-        whole, *sides = self._processor.encode([probe, probe[:2], probe[2:]], out_type=int)
-        return bool(whole == sum(sides, []) and self._processor.decode(whole) == probe)
+        # Comes back only if nothing is normalised; its sides differ from the whole if a space is put before each text.
+        probe = " \n  ﬁ\t e\u0301 "
+        whole, left, right = self._processor.encode([probe, probe[:2], probe[2:]], out_type=int)
+        return bool(whole == left + right and self._processor.decode(whole) == probe)
 
 
 def _cut(text: str) -> Iterator[str]:
@@ -189,7 +188,8 @@ def _character_coverage(documents: Iterable[str], vocab_size: int) -> float:
     if room <= 0 or len(counts) <= room:
         return 1.0
     kept = sum(count for _, count in counts.most_common(room))
-    return (kept - 0.5) / counts.total()  # the trainer takes characters until it reaches this
+    share = (kept - 0.5) / counts.total()  # the trainer takes characters until it reaches this
+    return max(share, 0.98)  # and accepts no less
 
 
 def _training_fault(message: str, config: TokenizerConfig) -> DataError:

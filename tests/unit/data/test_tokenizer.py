@@ -101,8 +101,8 @@ def test_training_again_gives_equal_bytes(kind):
 
 
 def test_pieces_learn_newlines_digits_apart_and_no_character_is_lost():
-    texts = ["if x:\n    return 12\n" * 50, "é\u2585\n" * 3]
-    tokenizer = Tokenizer(train_tokenizer(lambda: texts, tokenizer_config(vocab_size=280)))
+    texts = [*make_texts(20), "if x:\n    return 12\n" * 50, "é\u2585\n" * 3]
+    tokenizer = Tokenizer(train_tokenizer(lambda: texts, tokenizer_config(vocab_size=330)))
     pieces = [tokenizer._processor.id_to_piece(index) for index in range(tokenizer.vocab_size)]
     assert pieces[:2] == ["<unk>", "</s>"] and tokenizer.eod_id == 1
     assert any("\n" in piece and len(piece) > 1 for piece in pieces)
@@ -117,7 +117,7 @@ def test_long_documents_train_the_tokenizer():
 
 
 def test_rare_characters_fall_back_to_bytes_when_there_are_too_many():
-    text = "common words again and again\n" * 300 + "".join(map(chr, range(0x4E00, 0x4E00 + 1000)))
+    text = "common words again and again\n" * 3000 + "".join(map(chr, range(0x4E00, 0x4E00 + 1000)))
     tokenizer = Tokenizer(train_tokenizer(lambda: [text], tokenizer_config(vocab_size=400)))
     assert tokenizer.decode(tokenizer.encode(text)) == text
     assert len(tokenizer.encode(" again")) == 1, "characters left no room for words"
