@@ -1,0 +1,106 @@
+"""Bytes of a file, gzip and zstd undone on the way; a cut or damaged file is an error, never a short text."""
+
+import gzip
+import io
+import zlib
+from collections.abc import Callable
+from pathlib import PurePath
+from typing import BinaryIO
+
+import zstandard
+
+from data_pipeline.errors import DataError
+
+CHUNK_BYTES = 1 << 18
+
+
+def plain_name(name: str) -> str:
+    """The name without its compression suffix."""
+    path = PurePath(name)
+    return path.stem if path.suffix in (".gz", ".zst") else path.name
+
+
+class ByteReader:
+    """Reads a file that may be compressed; `name` is for messages."""
+
+    def __init__(self, raw: BinaryIO, name: str) -> None:
+        self._raw = raw
+        self._name = name
+        suffix = PurePath(name).suffix
+        self._stream: BinaryIO | _ZstdStream = raw
+        if suffix == ".gz":
+            self._stream = gzip.GzipFile(fileobj=raw, mode="rb")  # type: ignore[assignment]
+        elif suffix == ".zst":
+            self._stream = _ZstdStream(raw)
+        self._buffered = io.BufferedReader(_Raw(self._checked_read), CHUNK_BYTES)
+
+    def read(self, size: int) -> bytes:
+        """At most `size` bytes, fewer only at the end."""
+        return self._buffered.read(size)
+
+    def readline(self) -> bytes:
+        """One line with its end, or b"" at the end of the file."""
+        return self._buffered.readline()
+
+    def compressed_position(self) -> int:
+        """Bytes taken from the disk so far, for progress."""
+        return self._raw.tell()
+
+    def _checked_read(self, size: int) -> bytes:
+        try:
+            block = self._stream.read(size)
+            if not block and self._stream is not self._raw and self._raw.tell() == 0:
+                raise EOFError
+            return block
+        except EOFError:
+            raise DataError(f"{self._name}: compressed file is cut short; fetch it again or leave it out") from None
+        except (gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
+            raise DataError(
+                f"{self._name}: compressed file is damaged ({error}); fetch it again or leave it out"
+            ) from None
+        except OSError as error:
+            raise DataError(f"{self._name}: cannot be read ({error.strerror})") from None
+
+
+class _Raw(io.RawIOBase):
+    """The least that io.BufferedReader asks of a stream."""
+
+    def __init__(self, read: Callable[[int], bytes]) -> None:
+        self._read = read
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        block = self._read(len(buffer))
+        buffer[: len(block)] = block
+        return len(block)
+
+
+class _ZstdStream:
+    """Frames of zstd one after another; zstandard's own reader ends without a word in the middle of a frame."""
+
+    def __init__(self, raw: BinaryIO) -> None:
+        self._raw = raw
+        self._frame: zstandard.ZstdDecompressionObj | None = None
+        self._output = bytearray()
+        self._input = b""
+
+    def read(self, size: int) -> bytes:
+        while not self._output:
+            if not self._input:
+                self._input = self._raw.read(CHUNK_BYTES)
+            if not self._input:
+                if self._frame is not None:
+                    raise EOFError
+                break
+            if self._frame is None:
+                self._frame = zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
+            self._output += self._frame.decompress(self._input)
+            self._input = b""
+            if self._frame.eof:
+                self._input = self._frame.unused_data
+                self._frame = None
+        block = bytes(self._output[:size])
+        del self._output[:size]
+        return block

@@ -1,0 +1,96 @@
+"""Documents of one file: .jsonl holds one in each line; any other file is text, and one document unless too long."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from data_pipeline.document import Document
+from data_pipeline.errors import DataError
+from data_pipeline.sources.compression import ByteReader
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """What stands where a document could not be made: the caller stops or counts it."""
+
+    reason: str
+    """Short and fixed, for counting."""
+    message: str
+    """Where and what exactly."""
+
+
+def read_text(reader: ByteReader, name: str, max_bytes: int) -> Iterator[Document | Unreadable]:
+    """The whole file, or pieces of at most `max_bytes` that end where a line does if there is one."""
+    start = 0
+    rest = b""
+    while True:
+        block = rest + reader.read(max_bytes + 1 - len(rest))
+        if not block and start:
+            return
+        end = len(block) if len(block) <= max_bytes else _cut_place(block, max_bytes)
+        piece, rest = block[:end], block[end:]
+        source = f"{name}@{start}" if start else name
+        try:
+            yield Document(piece.decode(), source, len(piece))
+        except UnicodeDecodeError as error:
+            yield Unreadable(
+                "not_utf8",
+                f"{name}: not UTF-8 at byte {start + error.start} (0x{piece[error.start]:02x}, {error.reason})",
+            )
+        start += end
+        if not end:
+            return  # an empty file: one empty document
+
+
+def _cut_place(block: bytes, limit: int) -> int:
+    newline = block.rfind(b"\n", 0, limit)
+    if newline >= 0:
+        return newline + 1
+    for place in range(limit, max(limit - 4, 0), -1):
+        if block[place] & 0xC0 != 0x80:  # not inside a character
+            return place
+    return limit
+
+
+def read_jsonl(reader: ByteReader, name: str, text_key: str) -> Iterator[Document | Unreadable]:
+    """The text of each line; blank lines are passed over."""
+    number = start = 0
+    while line := reader.readline():
+        number += 1
+        if line.strip():
+            yield _parse_line(line, f"{name}:{number}", start, text_key)
+        start += len(line)
+
+
+def _parse_line(line: bytes, where: str, start: int, text_key: str) -> Document | Unreadable:
+    try:
+        record = json.loads(line.decode())
+    except UnicodeDecodeError as error:
+        return Unreadable(
+            "not_utf8",
+            f"{where}: not UTF-8 at byte {start + error.start} (0x{line[error.start]:02x}, {error.reason})",
+        )
+    except (ValueError, RecursionError) as error:
+        return Unreadable("broken_json", f"{where}: not a JSON object ({error})")
+    if not isinstance(record, dict):
+        return Unreadable("broken_json", f"{where}: not a JSON object but {type(record).__name__}")
+    if text_key not in record:
+        return Unreadable(
+            "no_text", f"{where}: has no key {text_key!r} (it has {sorted(record)[:8]}); set data.text_key"
+        )
+    text = record[text_key]
+    if not isinstance(text, str):
+        return Unreadable("no_text", f"{where}: {text_key!r} is {type(text).__name__}, must be a string")
+    try:
+        return Document(text, where, len(text.encode()))
+    except UnicodeEncodeError as error:
+        return Unreadable(
+            "not_utf8",
+            f"{where}: not UTF-8: {text_key!r} has a lone surrogate ({text[error.start]!r}) at character {error.start}",
+        )
+
+
+def fault(unreadable: Unreadable) -> DataError:
+    """The error that stops the run at a document that cannot be read."""
+    remedy = "mend it, or leave such documents out with data.encoding_errors=skip"
+    return DataError(f"{unreadable.message}; {remedy}")
