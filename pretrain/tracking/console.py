@@ -1,0 +1,181 @@
+"""What a person sees of a run: one live line on a terminal, plain log lines elsewhere."""
+
+import logging
+import math
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import TextIO
+
+from pretrain.tracking.metrics_file import Kind, Values
+
+_logger = logging.getLogger(__name__)
+_CLEAR = "\r\x1b[K"
+
+
+def console_sink(total_steps: int, stream: TextIO | None = None) -> "LiveConsole | PlainConsole":
+    """The live line where `stream` (stderr unless given) is a terminal that can redraw it, else log lines."""
+    stream = sys.stderr if stream is None else stream
+    live = stream.isatty() and os.environ.get("TERM") != "dumb"
+    return LiveConsole(total_steps, stream) if live else PlainConsole(total_steps)
+
+
+class PlainConsole:
+    """A log line for each record."""
+
+    def __init__(self, total_steps: int, now: Callable[[], float] = time.monotonic) -> None:
+        self._progress = Progress(total_steps, now)
+
+    def log(self, kind: Kind, step: int, values: Values) -> None:
+        if kind == "validation":
+            _logger.info("%s", validation_line(step, values))
+        else:
+            _logger.info("%s", "  ".join(self._fields(step, values)))
+
+    def close(self, outcome: str) -> None:
+        """Nothing is held open."""
+
+    def _fields(self, step: int, values: Values) -> Iterator[str]:
+        yield f"step {step}/{self._progress.total_steps}"
+        yield from _number(values, "loss", "loss {:.4f}")
+        yield from _number(values, "grad_norm", "grad norm {:.3g}")
+        yield from _number(values, "lr", "lr {:.3e}")
+        yield from _speed(values)
+        yield from _number(values, "mfu_6n_6lhs", "MFU {:.1%}")
+        yield f"ETA {self._progress.remaining(step, values)}"
+
+
+class LiveConsole:
+    """One line, redrawn in place; validation results and log lines of the program stand above it."""
+
+    def __init__(self, total_steps: int, stream: TextIO, now: Callable[[], float] = time.monotonic) -> None:
+        self._progress = Progress(total_steps, now)
+        self._stream = stream
+        self._line = ""
+        self._handlers = list(_handlers_on_terminal(stream))
+        for handler in self._handlers:
+            handler.setStream(_AboveLiveLine(self))
+
+    def log(self, kind: Kind, step: int, values: Values) -> None:
+        if kind == "validation":
+            self.print_above(validation_line(step, values) + "\n")
+        else:
+            self._line = "  ".join(self._fields(step, values))
+            self._draw()
+
+    def close(self, outcome: str) -> None:
+        """Leave the last line standing and give the terminal back."""
+        for handler in self._handlers:
+            handler.setStream(self._stream)
+        if self._line:
+            self._stream.write("\n")
+            self._stream.flush()
+
+    def print_above(self, text: str) -> None:
+        self._stream.write(_CLEAR + text)
+        self._draw()
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+    def _draw(self) -> None:
+        # A line that wraps could not be redrawn in place.
+        width = shutil.get_terminal_size().columns - 1
+        self._stream.write(_CLEAR + self._line[:width])
+        self._stream.flush()
+
+    def _fields(self, step: int, values: Values) -> Iterator[str]:
+        total = self._progress.total_steps
+        yield f"step {step}/{total} ({step / max(total, 1):.0%})"
+        yield from _number(values, "loss", "loss {:.4f}")
+        yield from _speed(values)
+        yield f"ETA {self._progress.remaining(step, values)}"
+
+
+class _AboveLiveLine:
+    """The stream that log handlers get while the live line stands."""
+
+    def __init__(self, console: LiveConsole) -> None:
+        self._console = console
+        self._text = ""
+
+    def write(self, text: str) -> None:
+        self._text += text
+        whole, newline, self._text = self._text.rpartition("\n")
+        if newline:
+            self._console.print_above(whole + newline)
+
+    def flush(self) -> None:
+        self._console.flush()
+
+
+def _handlers_on_terminal(stream: TextIO) -> Iterator[logging.StreamHandler]:
+    logger: logging.Logger | None = _logger
+    while logger is not None:
+        for handler in logger.handlers:
+            if isinstance(handler, logging.StreamHandler) and handler.stream is stream:
+                yield handler
+        logger = logger.parent
+
+
+class Progress:
+    """Time to go, from the pace since the first record: it holds validation and saving as well as steps."""
+
+    def __init__(self, total_steps: int, now: Callable[[], float]) -> None:
+        self.total_steps = total_steps
+        self._now = now
+        self._first: tuple[int, float] | None = None
+
+    def remaining(self, step: int, values: Values) -> str:
+        """Such as 3m12s; ? until two records or a step time are known."""
+        now = self._now()
+        first_step, first_time = self._first = self._first or (step, now)
+        if step > first_step:
+            pace = (now - first_time) / (step - first_step)
+        else:
+            pace = float(values.get("seconds_step", math.nan))
+        return duration((self.total_steps - step) * pace)
+
+
+def validation_line(step: int, values: Values) -> str:
+    """A validation result in one line."""
+    results = [
+        *_number(values, "loss", "loss {:.4f}"),
+        *_number(values, "perplexity", "perplexity {:.2f}"),
+        *_number(values, "bits_per_byte", "{:.4f} bits per byte"),
+    ]
+    cost = [*_number(values, "samples", "{:,.0f} samples"), *_number(values, "seconds", "{:.1f} s")]
+    return f"validation at step {step}: {', '.join(results)}" + (f" ({', '.join(cost)})" if cost else "")
+
+
+def duration(seconds: float) -> str:
+    """Seconds as 42s, 3m12s, 5h07m or 2d03h; ? for what is no duration."""
+    if not math.isfinite(seconds) or seconds < 0:
+        return "?"
+    whole = round(seconds)
+    minutes, hours, days = whole // 60, whole // 3600, whole // 86400
+    if days:
+        return f"{days}d{hours % 24:02d}h"
+    if hours:
+        return f"{hours}h{minutes % 60:02d}m"
+    return f"{minutes}m{whole % 60:02d}s" if minutes else f"{whole}s"
+
+
+def short_number(value: float) -> str:
+    """Three significant digits with k, M, B or T: 12.3k."""
+    for size, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= 0.9995 * size:
+            return f"{value / size:.3g}{suffix}"
+    return f"{value:.3g}"
+
+
+def _number(values: Values, name: str, form: str) -> Iterator[str]:
+    if name in values:
+        yield form.format(float(values[name]))
+
+
+def _speed(values: Values) -> Iterator[str]:
+    if "tokens_per_second" in values:
+        yield f"{short_number(float(values['tokens_per_second']))} tokens/s"

@@ -1,0 +1,104 @@
+"""metrics.jsonl: the record of a run that is always written, one strict JSON object a line."""
+
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pretrain.tracking.files import replace_file
+
+Kind = Literal["train", "validation"]
+Values = Mapping[str, float | int | str]
+
+METRICS_FILE = "metrics.jsonl"
+
+_logger = logging.getLogger(__name__)
+_NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+
+
+class JsonlSink:
+    """Appends `{"kind", "step", "time", ...}` lines to metrics.jsonl; each is with the system before `log` returns."""
+
+    def __init__(self, run_dir: Path, resume_step: int) -> None:
+        self._path = run_dir / METRICS_FILE
+        _drop_lines_after(self._path, resume_step)
+        # Unbuffered: a write either reaches the file or is known not to have.
+        self._file = self._path.open("ab", buffering=0)
+        self._waiting = b""
+        self._failing = False
+
+    def log(self, kind: Kind, step: int, values: Values) -> None:
+        record: dict[str, float | int | str] = {"kind": kind, "step": step, "time": round(time.time(), 3)}
+        record |= {name: _strict(value) for name, value in values.items()}
+        self._waiting += json.dumps(record, allow_nan=False).encode() + b"\n"
+        self._write()
+
+    def close(self, outcome: str) -> None:
+        self._write()
+        self._file.close()
+
+    def _write(self) -> None:
+        """Lines that do not fit on the disk wait in memory and are written with a later one."""
+        size = os.fstat(self._file.fileno()).st_size
+        try:
+            if self._file.write(self._waiting) != len(self._waiting):
+                raise OSError("only part of a line could be written")
+        except OSError as error:
+            os.ftruncate(self._file.fileno(), size)
+            if not self._failing:
+                _logger.warning("%s: %s; training goes on, its metrics wait in memory for space", self._path, error)
+            self._failing = True
+        else:
+            self._waiting = b""
+            self._failing = False
+
+
+def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
+    """The records of a run in file order, "nan" and "inf" as floats again; of a kind and step only the last is kept.
+
+    A line that is torn, as while another process writes, is left out; without a file the list is empty.
+    """
+    path = run_dir / METRICS_FILE
+    records: dict[tuple[str, int], dict[str, Any]] = {}
+    for line in path.read_bytes().splitlines() if path.exists() else []:
+        record = _parse(line)
+        if record is not None:
+            for name, value in record.items():
+                if isinstance(value, str) and value in _NOT_FINITE:
+                    record[name] = _NOT_FINITE[value]
+            key = (record["kind"], record["step"])
+            records.pop(key, None)
+            records[key] = record
+    return list(records.values())
+
+
+def _drop_lines_after(path: Path, resume_step: int) -> None:
+    """Keep whole lines of steps that the resumed state has seen; a run that starts at step 0 has seen none."""
+    if not path.exists():
+        return
+    content = path.read_bytes()
+    records = [(line, _parse(line)) for line in content.splitlines(keepends=True) if line.endswith(b"\n")]
+    kept = [line for line, record in records if record and resume_step > 0 and record["step"] <= resume_step]
+    if sum(map(len, kept)) != len(content):
+        replace_file(path, b"".join(kept))
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    whole = isinstance(record, dict) and isinstance(record.get("kind"), str) and isinstance(record.get("step"), int)
+    return record if whole else None
+
+
+def _strict(value: float | int | str) -> float | int | str:
+    """JSON has no NaN and no infinity: they become the strings "nan", "inf" and "-inf"."""
+    if isinstance(value, int | str):
+        return value
+    number = float(value)
+    return number if math.isfinite(number) else str(number)

@@ -1,0 +1,81 @@
+"""Where the records of a run go: a list of sinks, each handed every record in turn."""
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Protocol
+
+from data_pipeline.errors import UserError
+from pretrain.config.run import RunConfig
+from pretrain.tracking.console import console_sink
+from pretrain.tracking.metrics_file import JsonlSink, Kind, Values
+from pretrain.tracking.report import ReportSink
+from pretrain.tracking.tensorboard_sink import TensorBoardSink
+from pretrain.tracking.wandb_sink import WandbSink
+
+_logger = logging.getLogger(__name__)
+
+
+class Sink(Protocol):
+    """Takes the records of a run."""
+
+    def log(self, kind: Kind, step: int, values: Values) -> None:
+        """Take one record; steps of a kind never go back."""
+
+    def close(self, outcome: str) -> None:
+        """End the record: `finished`, `stopped` (to be resumed), or another word for a failure."""
+
+
+def build_sinks(
+    config: RunConfig, run_dir: Path, resume_step: int, total_steps: int, description: Mapping[str, object]
+) -> list[Sink]:
+    """The sinks that `config.tracking` asks for, set to go on after `resume_step` (0: from the start).
+
+    metrics.jsonl, the console and the report are always among them. A sink that fails, now or later, is left out with
+    one warning. Raises UserError where wandb is online and finds no key.
+    """
+    builders: list[tuple[str, Callable[[], Sink]]] = [("console", lambda: console_sink(total_steps))]
+    if config.tracking.tensorboard:
+        builders.append(("TensorBoard", lambda: TensorBoardSink(run_dir, resume_step)))
+    if config.tracking.wandb != "off":
+        builders.append(("wandb", lambda: WandbSink(config, run_dir, description)))
+    # Last: it shows what the others have been told.
+    builders.append(("report", lambda: ReportSink(run_dir)))
+
+    run_dir.mkdir(parents=True, exist_ok=True)
+    sinks: list[Sink] = [JsonlSink(run_dir, resume_step)]
+    for name, build in builders:
+        try:
+            sinks.append(Spare(name, build()))
+        except UserError:
+            raise
+        except Exception as error:
+            _warn(name, error)
+    return sinks
+
+
+class Spare:
+    """A sink that training can do without: its first failure is its last, told in one warning."""
+
+    def __init__(self, name: str, sink: Sink) -> None:
+        self._name = name
+        self._sink: Sink | None = sink
+
+    def log(self, kind: Kind, step: int, values: Values) -> None:
+        self._try(lambda sink: sink.log(kind, step, values))
+
+    def close(self, outcome: str) -> None:
+        self._try(lambda sink: sink.close(outcome))
+
+    def _try(self, action: Callable[[Sink], None]) -> None:
+        if self._sink is None:
+            return
+        try:
+            action(self._sink)
+        except Exception as error:
+            self._sink = None
+            _warn(self._name, error)
+
+
+def _warn(name: str, error: Exception) -> None:
+    _logger.warning("%s failed and is left out from here on: %s: %s", name, type(error).__name__, error)

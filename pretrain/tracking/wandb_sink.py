@@ -1,0 +1,111 @@
+"""Weights & Biases: one wandb run for a run folder, however often it is resumed."""
+
+import dataclasses
+import logging
+import secrets
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pretrain.config.errors import RunError
+from pretrain.config.run import RunConfig, TrackingConfig
+from pretrain.tracking.files import replace_file
+from pretrain.tracking.metrics_file import Kind, Values
+
+RUN_ID_FILE = "wandb_run_id"
+
+_logger = logging.getLogger(__name__)
+
+# wandb only carries what it is given: no console capture, no code, no git, no machine statistics, nothing printed.
+_QUIET_SETTINGS: dict[str, object] = {
+    "silent": True,
+    "console": "off",
+    "disable_git": True,
+    "disable_code": True,
+    "disable_job_creation": True,
+    "x_disable_stats": True,
+    "x_disable_meta": True,
+    "x_disable_machine_info": True,
+    "x_save_requirements": False,
+    # Seconds. A dead network must neither hold up the start nor the end of a run: what is unsent stays on disk.
+    "init_timeout": 30,
+    "finish_timeout": 120,
+    "login_timeout": 5,
+}
+
+
+class WandbSink:
+    """Records as `kind/name` of one wandb run, stored under run_dir/wandb."""
+
+    def __init__(self, config: RunConfig, run_dir: Path, description: Mapping[str, object]) -> None:
+        import wandb
+
+        self._folder = run_dir / "wandb"
+        self._id = _run_id(run_dir)
+        self._mode: Literal["online", "offline"] = "online" if config.tracking.wandb == "online" else "offline"
+        arguments: dict[str, Any] = {
+            "id": self._id,
+            "resume": "allow",
+            "name": config.run.name,
+            "project": config.tracking.wandb_project,
+            "entity": config.tracking.wandb_entity,
+            "group": config.tracking.wandb_group,
+            "dir": str(run_dir),
+            "config": {**dataclasses.asdict(config), "description": dict(description)},
+            "allow_val_change": True,
+        }
+        check_wandb_login(config.tracking)
+        try:
+            self._run = wandb.init(mode=self._mode, settings=_settings(), **arguments)
+        except wandb.errors.AuthenticationError as error:
+            raise RunError(f"tracking.wandb=online: {error}; {_REMEDY}") from None
+        except wandb.errors.CommError as error:
+            _logger.warning("wandb cannot be reached and records offline: %s", error)
+            wandb.teardown()  # the service holds the id for the start that failed
+            self._mode = "offline"
+            self._run = wandb.init(mode=self._mode, settings=_settings(), **arguments)
+
+    def log(self, kind: Kind, step: int, values: Values) -> None:
+        self._run.log({f"{kind}/{name}": value for name, value in values.items()}, step=step)
+
+    def close(self, outcome: str) -> None:
+        self._run.summary["outcome"] = outcome
+        self._run.finish(exit_code=0 if outcome in ("finished", "stopped") else 1)
+        if self._mode == "offline":
+            # A resumed run has one such folder for each start; wandb sends them in order, as one run.
+            folders = f"{shlex.quote(str(self._folder))}/offline-run-*-{self._id}"
+            _logger.info("To send this run to wandb: wandb sync %s", folders)
+
+
+_REMEDY = "run `wandb login`, set WANDB_API_KEY, or choose tracking=wandb_offline"
+
+
+def check_wandb_login(tracking: TrackingConfig) -> None:
+    """Raise RunError where a run that is to report online would be asked for a key; nothing is asked or written."""
+    if tracking.wandb != "online":
+        return
+    import wandb
+
+    wandb.setup(_settings())
+    try:
+        if not wandb.login(prompt=False, verify=False):
+            raise RunError(f"tracking.wandb=online: there is no API key for wandb; {_REMEDY}")
+    except wandb.errors.AuthenticationError as error:
+        raise RunError(f"tracking.wandb=online: {error}; {_REMEDY}") from None
+
+
+def _settings() -> Any:
+    import wandb
+
+    # Names with x_ come and go between versions of wandb; the record does not depend on any of them.
+    known = wandb.Settings.model_fields
+    return wandb.Settings(**{name: value for name, value in _QUIET_SETTINGS.items() if name in known})
+
+
+def _run_id(run_dir: Path) -> str:
+    """The one wandb run of this folder: made at its first start, kept in every later one."""
+    path = run_dir / RUN_ID_FILE
+    if not path.exists():
+        replace_file(path, f"{secrets.token_hex(4)}\n".encode())
+    return path.read_text(encoding="ascii").strip()
