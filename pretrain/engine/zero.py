@@ -48,7 +48,7 @@ class ZeroEngine:
         self.names = {parameter: name for name, parameter in named}
         adamw = torch.optim.AdamW(
             decay_groups(named, optim.weight_decay),
-            lr=optim.lr,
+            lr=0.0,  # set anew at each step; DeepSpeed takes a step of its own while it starts at stage 0 in 16 bits
             betas=(optim.beta1, optim.beta2),
             eps=optim.eps,
             fused=True,
@@ -61,6 +61,7 @@ class ZeroEngine:
             ),
             mpu=DeepSpeedGroups(groups),
         )
+        set_adam_steps(self._basic_optimizer, 0)
         if self.precision != "fp32":
             for parameter in decoder.parameters():
                 # Micro-batches are summed in fp32 (torch >= 2.10); in 16 bits 32 of them lose 0.6 % of the gradient.
@@ -87,7 +88,7 @@ class ZeroEngine:
         applied = bool(self.engine.was_step_applied())
         return StepResult(
             loss=loss,
-            grad_norm=self._grad_norm() if applied else math.inf,
+            grad_norm=self._grad_norm(loss_scale) if applied else math.inf,
             applied=applied,
             loss_scale=loss_scale,
             seconds_forward_backward=ran - started,
@@ -167,9 +168,11 @@ class ZeroEngine:
         names = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
         return {name: getattr(self._scaler, name) for name in names if hasattr(self._scaler, name)}
 
-    def _grad_norm(self) -> float:
-        norm = self.optimizer.last_grad_norm if hasattr(self.optimizer, "last_grad_norm") else None
-        return float(self.engine.get_global_grad_norm() if norm is None else norm)
+    def _grad_norm(self, loss_scale: float) -> float:
+        if self.stage == 0 and self.precision == "fp32":
+            return float(self.optimizer.last_grad_norm)
+        norm = float(self.engine.get_global_grad_norm())
+        return norm / loss_scale if self.stage == 0 else norm  # stage 0 reports the norm of scaled gradients
 
 
 def _import_deepspeed(device: torch.device) -> Any:
@@ -180,6 +183,8 @@ def _import_deepspeed(device: torch.device) -> Any:
         # DeepSpeed compiles a shared-memory op on its first CPU run (half a minute, needs a compiler), which only
         # inference uses. It looks for the op in this cache (deepspeed/ops/__init__.py) and goes on without it.
         deepspeed.ops.__dict__["__compatible_ops__"] = {}
+        # It refuses fp16 where the CPU has no instructions for it; torch computes it all the same, if slowly.
+        deepspeed.get_accelerator().is_fp16_supported = lambda: True
     return deepspeed
 
 

@@ -1,0 +1,115 @@
+"""Flat ranges as boxes, so that torch.distributed.checkpoint (DCP) can write and re-cut them.
+
+A ZeRO shard is a flat row-major range of a tensor. Such a range is at most a few boxes, and a box is what DCP knows
+as a chunk: each rank writes its own, and any other cut of the same tensor can be read back.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
+from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
+
+from pretrain.engine.interface import StateShard
+
+
+@dataclass(frozen=True)
+class Box:
+    """A rectangular part of a tensor, and where it begins in the flat range that it was cut from."""
+
+    offsets: tuple[int, ...]
+    sizes: tuple[int, ...]
+    start: int
+
+    @property
+    def numel(self) -> int:
+        return torch.Size(self.sizes).numel()
+
+
+def boxes_of_range(shape: tuple[int, ...], start: int, length: int) -> list[Box]:
+    """The boxes that together are elements `start` .. `start + length` of a row-major tensor, in order.
+
+    At most 2 (dimensions - 1) + 1: a broken row, whole rows, a broken row, and so within each broken row.
+    """
+    boxes: list[Box] = []
+    _cut(shape, start, length, (), 0, boxes)
+    return boxes
+
+
+def _cut(shape: tuple[int, ...], start: int, length: int, prefix: tuple[int, ...], done: int, out: list[Box]) -> None:
+    """Append the boxes of a range of the sub-tensor at index `prefix`; `done` elements of the range came before."""
+    lead = (1,) * len(prefix)
+    if length <= 0:
+        return
+    if len(shape) <= 1:
+        out.append(Box((*prefix, start) if shape else prefix, (*lead, length) if shape else lead, done))
+        return
+    row = torch.Size(shape[1:]).numel()
+    first = start % row
+    if first:  # up to the end of a row that was begun before
+        head = min(length, row - first)
+        _cut(shape[1:], first, head, (*prefix, start // row), done, out)
+        start, length, done = start + head, length - head, done + head
+    whole = length // row
+    if whole:
+        zeros = (0,) * (len(shape) - 1)
+        out.append(Box((*prefix, start // row, *zeros), (*lead, whole, *shape[1:]), done))
+        start, length, done = start + whole * row, length - whole * row, done + whole * row
+    if length:
+        _cut(shape[1:], 0, length, (*prefix, start // row), done, out)
+
+
+class ShardedTensor(Tensor):
+    """A tensor of which this rank holds some flat ranges; DCP sees its global shape and the boxes held here."""
+
+    shards: list[StateShard]
+    chunks: dict[tuple[int, ...], tuple[Box, Tensor]]
+
+    @staticmethod
+    def __new__(cls, shards: list[StateShard]) -> "ShardedTensor":
+        data = shards[0].data
+        tensor = torch.Tensor._make_wrapper_subclass(cls, shards[0].shape, dtype=data.dtype, device=data.device)
+        tensor.chunks = {}
+        for shard in shards:
+            for box in boxes_of_range(shard.shape, shard.start, shard.data.numel()):
+                view = shard.data[box.start : box.start + box.numel].view(box.sizes)
+                tensor.chunks[box.offsets] = (box, view)
+        return tensor
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        raise RuntimeError(f"{func} on a tensor of which only parts are here")
+
+    def __create_write_items__(self, name: str, _: Any) -> list[WriteItem]:
+        return [
+            WriteItem(
+                index=MetadataIndex(name, torch.Size(offsets)),
+                type=WriteItemType.SHARD,
+                tensor_data=TensorWriteData(
+                    chunk=_chunk(box), properties=TensorProperties(dtype=self.dtype), size=self.size()
+                ),
+            )
+            for offsets, (box, _) in self.chunks.items()
+        ]
+
+    def __create_chunk_list__(self) -> list[ChunkStorageMetadata]:
+        return [_chunk(box) for box, _ in self.chunks.values()]
+
+    def __get_tensor_shard__(self, index: MetadataIndex) -> Tensor:
+        assert index.offset is not None
+        return self.chunks[tuple(index.offset)][1]
+
+
+def _chunk(box: Box) -> ChunkStorageMetadata:
+    return ChunkStorageMetadata(offsets=torch.Size(box.offsets), sizes=torch.Size(box.sizes))
+
+
+def state_dict_of(shards: Iterable[StateShard]) -> dict[str, ShardedTensor]:
+    """DCP's state dict: one sharded tensor a name."""
+    by_name: dict[str, list[StateShard]] = {}
+    for shard in shards:
+        by_name.setdefault(shard.name, []).append(shard)
+    return {name: ShardedTensor(parts) for name, parts in by_name.items()}
