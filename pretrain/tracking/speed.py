@@ -54,7 +54,11 @@ class StepClock:
         if self._step_began is None:
             self._step_began = began
         yield
-        self._parts[name] += self._now() - began
+        self.add(name, self._now() - began)
+
+    def add(self, name: Part, seconds: float) -> None:
+        """Count time as `name` that was measured elsewhere, within the step."""
+        self._parts[name] += seconds
 
     @contextmanager
     def outside(self) -> Iterator[None]:
