@@ -4,6 +4,7 @@ Ranks are plain integers here: rank r of `size` takes its part of each global ba
 any other size continues the same order.
 """
 
+import contextlib
 import hashlib
 import queue
 import threading
@@ -134,7 +135,7 @@ def _read_ahead(windows: Iterator[list[Batch]]) -> Iterator[Batch]:
     def produce() -> None:
         try:
             for window in windows:
-                if not hand_over(window):
+                if not hand_over(window) or stop.is_set():
                     return
         except BaseException as error:
             hand_over(error)
@@ -149,4 +150,6 @@ def _read_ahead(windows: Iterator[list[Batch]]) -> Iterator[Batch]:
             yield from item
     finally:
         stop.set()
+        with contextlib.suppress(queue.Empty):  # makes room, so that the thread need not wait to see the sign
+            ready.get_nowait()
         thread.join()

@@ -112,6 +112,8 @@ class _HashingFile:
         self.file: BinaryIO = path.open("wb")
 
     def write(self, block: bytes) -> int:
+        if self.file.closed:
+            return len(block)  # after `abort` the tar writer still writes its end when it is collected
         self.sha256.update(block)
         self.size += len(block)
         return self.file.write(block)

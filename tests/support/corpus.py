@@ -5,6 +5,10 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
+from data_pipeline.config import DataConfig, PrepareConfig, TokenizerConfig
+from data_pipeline.prepare import prepare
+from data_pipeline.shards.manifest import Manifest
+
 SYLLABLES = ["ba", "ce", "di", "fo", "gu", "ha", "ki", "lo", "mu", "na", "pe", "ri", "sa", "to", "vu"]
 
 
@@ -37,3 +41,46 @@ def write_folder(folder: Path, texts: Sequence[str], suffix: str = ".txt") -> Pa
     for number, text in enumerate(texts):
         (folder / f"{number:04d}{suffix}").write_bytes(text.encode())
     return folder
+
+
+def data_config(path: Path, inputs: Sequence[Path | str], **changes: object) -> DataConfig:
+    """The configuration of a small dataset."""
+    defaults: dict[str, object] = {
+        "name": "synthetic",
+        "path": str(path),
+        "inputs": tuple(str(given) for given in inputs),
+        "include": ("*.txt", "*.jsonl", "*.py", "*.gz", "*.zst"),
+        "text_key": "text",
+        "encoding_errors": "fail",
+        "max_document_bytes": 1 << 20,
+        "validation_fraction": 0.1,
+        "validation_min_bytes": 2000,
+        "samples_per_member": 4,
+        "shard_bytes": 20_000,
+    }
+    return DataConfig(**{**defaults, **changes})  # type: ignore[arg-type]
+
+
+def tokenizer_config(**changes: object) -> TokenizerConfig:
+    """A small BPE tokenizer."""
+    defaults: dict[str, object] = {"kind": "bpe", "vocab_size": 420, "sample_bytes": 1 << 20, "path": None, "seed": 1}
+    return TokenizerConfig(**{**defaults, **changes})  # type: ignore[arg-type]
+
+
+def prepare_synthetic(
+    path: Path,
+    inputs: Sequence[Path | str],
+    *,
+    seq_length: int = 16,
+    overwrite: bool = False,
+    num_workers: int = 1,
+    tokenizer: TokenizerConfig | None = None,
+    **changes: object,
+) -> Manifest:
+    """A small prepared dataset at `path`."""
+    return prepare(
+        data_config(path, inputs, **changes),
+        tokenizer or tokenizer_config(),
+        PrepareConfig(num_workers=num_workers, overwrite=overwrite),
+        seq_length=seq_length,
+    )

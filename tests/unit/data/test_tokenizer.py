@@ -7,24 +7,17 @@ import sentencepiece
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.config import TokenizerConfig
 from data_pipeline.errors import DataError
 from data_pipeline.tokenizer import SEGMENT_CHARS, Tokenizer, train_tokenizer
-from tests.support.corpus import make_texts
+from tests.support.corpus import make_texts, tokenizer_config
 
 KINDS = ["bpe", "unigram"]
-
-
-def tokenizer_config(kind="bpe", vocab_size=420, **changes):
-    return TokenizerConfig(
-        **{"kind": kind, "vocab_size": vocab_size, "sample_bytes": 1 << 20, "path": None, "seed": 1, **changes}
-    )
 
 
 @functools.cache
 def trained(kind):
     texts = [*make_texts(60, seed=3), "日本語の文章 and emoji 🙂🙂 \u2581 \u2585 </s> <unk> <0x41>\r\n\x00" * 20]
-    return Tokenizer(train_tokenizer(lambda: texts, tokenizer_config(kind)))
+    return Tokenizer(train_tokenizer(lambda: texts, tokenizer_config(kind=kind)))
 
 
 AWKWARD = [
@@ -93,16 +86,16 @@ def test_segments_and_threads_do_not_change_ids(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_training_again_gives_equal_bytes(kind):
     texts = make_texts(40, seed=9)
-    first, second = (train_tokenizer(lambda: iter(texts), tokenizer_config(kind)) for _ in range(2))
+    first, second = (train_tokenizer(lambda: iter(texts), tokenizer_config(kind=kind)) for _ in range(2))
     assert first == second
     assert Tokenizer(first).fingerprint == Tokenizer(second).fingerprint
-    other = train_tokenizer(lambda: texts[1:], tokenizer_config(kind))
+    other = train_tokenizer(lambda: texts[1:], tokenizer_config(kind=kind))
     assert Tokenizer(other).fingerprint != Tokenizer(first).fingerprint
 
 
 def test_pieces_learn_newlines_digits_apart_and_no_character_is_lost():
     texts = [*make_texts(20), "if x:\n    return 12\n" * 50, "é\u2585\n" * 3]
-    tokenizer = Tokenizer(train_tokenizer(lambda: texts, tokenizer_config(vocab_size=330)))
+    tokenizer = Tokenizer(train_tokenizer(lambda: texts, tokenizer_config(vocab_size=400)))
     pieces = [tokenizer._processor.id_to_piece(index) for index in range(tokenizer.vocab_size)]
     assert pieces[:2] == ["<unk>", "</s>"] and tokenizer.eod_id == 1
     assert any("\n" in piece and len(piece) > 1 for piece in pieces)
@@ -127,11 +120,11 @@ def test_rare_characters_fall_back_to_bytes_when_there_are_too_many():
 def test_vocabulary_that_does_not_fit_names_the_bound(kind):
     texts = make_texts(10, seed=2)
     with pytest.raises(DataError, match=r"tokenizer.vocab_size=100000: the text yields at most (\d+) pieces; set") as e:
-        train_tokenizer(lambda: texts, tokenizer_config(kind, vocab_size=100000))
+        train_tokenizer(lambda: texts, tokenizer_config(kind=kind, vocab_size=100000))
     bound = int(str(e.value).split("at most ")[1].split()[0])
-    assert Tokenizer(train_tokenizer(lambda: texts, tokenizer_config(kind, vocab_size=bound))).vocab_size == bound
+    assert Tokenizer(train_tokenizer(lambda: texts, tokenizer_config(kind=kind, vocab_size=bound))).vocab_size == bound
     with pytest.raises(DataError, match=r"tokenizer.vocab_size=100: too small .* more than \d+"):
-        train_tokenizer(lambda: texts, tokenizer_config(kind, vocab_size=100))
+        train_tokenizer(lambda: texts, tokenizer_config(kind=kind, vocab_size=100))
 
 
 def test_lone_surrogate_is_refused_and_named():

@@ -1,0 +1,152 @@
+import itertools
+import threading
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_pipeline.errors import DataError
+from data_pipeline.loader import evaluation_batches, train_batches
+from data_pipeline.order import sample_at
+from data_pipeline.shards.reader import PackedDataset
+from tests.unit.data.test_shards import write
+
+SIZES = [1, 2, 3, 4, 6, 12]
+
+
+@pytest.fixture(scope="module")
+def datasets(tmp_path_factory):
+    """Datasets by number of samples; sample i begins with token i."""
+    made = {}
+
+    def get(num_samples):
+        if num_samples not in made:
+            folder = tmp_path_factory.mktemp(f"set{num_samples}")
+            write(folder, [np.arange(2 * num_samples + 1) // 2], seq_length=2)
+            made[num_samples] = PackedDataset.open(folder, "train")
+            assert made[num_samples].num_samples == num_samples
+        return made[num_samples]
+
+    return get
+
+
+def take(dataset, num_batches, *, seed=1, batch=12, size=1, position=0):
+    """`num_batches` global batches as a list of each rank's batches."""
+    ranks = [
+        train_batches(dataset, seed=seed, global_batch_size=batch, rank=rank, size=size, position=position)
+        for rank in range(size)
+    ]
+    batches = [[next(stream) for stream in ranks] for _ in range(num_batches)]
+    for stream in ranks:
+        stream.close()
+    return batches
+
+
+def samples(global_batch):
+    return [int(row[0]) for batch in global_batch for row in batch.tokens]
+
+
+def wrapped_sum(values):
+    return int(torch.tensor(values, dtype=torch.int64).sum())
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    num_samples=st.sampled_from([1, 5, 24, 97]),
+    legs=st.lists(st.tuples(st.sampled_from(SIZES), st.integers(1, 5)), min_size=1, max_size=4),
+    seed=st.integers(0, 10**6),
+)
+def test_any_stops_and_sizes_give_one_order_without_loss(datasets, num_samples, legs, seed):
+    dataset = datasets(num_samples)
+    position, seen, digests = 0, [], []
+    for size, num_batches in legs:
+        for global_batch in take(dataset, num_batches, seed=seed, size=size, position=position):
+            assert all(batch.position == position for batch in global_batch)
+            assert all(batch.epoch == position // num_samples for batch in global_batch)
+            seen += samples(global_batch)
+            digests.append(wrapped_sum([batch.digest for batch in global_batch]))
+            (position,) = {batch.next_position for batch in global_batch}
+    assert seen == sample_at(np.arange(position), num_samples, seed).tolist()
+    for start in range(0, position - num_samples + 1, num_samples):
+        assert sorted(seen[start : start + num_samples]) == list(range(num_samples))
+    uninterrupted = take(dataset, len(digests), seed=seed)
+    assert digests == [batch.digest for (batch,) in uninterrupted]
+
+
+def test_batches_hold_what_the_dataset_holds(datasets):
+    dataset = datasets(97)
+    for number, (batch,) in enumerate(take(dataset, 20, seed=3)):
+        rows = sample_at(np.arange(12 * number, 12 * number + 12), 97, 3)
+        assert batch.tokens.dtype == torch.int64 and batch.mask.dtype == torch.float32
+        assert np.array_equal(batch.tokens.numpy(), dataset.read(rows))
+        assert batch.mask.tolist() == [1.0] * 12
+
+
+def test_digest_tells_tokens_and_positions_apart(datasets):
+    digests = [batch.digest for (batch,) in take(datasets(24), 10)]
+    assert len(set(digests)) == 10, "equal samples at other positions are another batch"
+    assert all(-(2**63) <= digest < 2**63 for digest in digests)
+    assert any(digest < 0 for digest in digests)
+    other = [batch.digest for (batch,) in take(datasets(24), 10, seed=2)]
+    assert not set(digests) & set(other)
+
+
+def test_digest_never_changes(datasets):
+    """It is written into logs and compared after a resume."""
+    assert [batch.digest for (batch,) in take(datasets(24), 2)] == [-7915900130703321703, 8171097212588331863]
+
+
+def test_closing_ends_the_thread(datasets):
+    before = threading.active_count()
+    stream = train_batches(datasets(24), seed=1, global_batch_size=4, rank=0, size=1, position=0)
+    next(stream)
+    assert threading.active_count() == before + 1
+    stream.close()
+    assert threading.active_count() == before
+
+
+def test_a_fault_while_reading_ahead_reaches_the_consumer(tmp_path):
+    write(tmp_path / "set")
+    dataset = PackedDataset.open(tmp_path / "set", "train")
+    for shard in dataset.record.shards:
+        (tmp_path / "set" / shard.file).unlink()
+    with pytest.raises(DataError, match=r"train-\d+.tar: cannot be opened"):
+        next(train_batches(dataset, seed=1, global_batch_size=4, rank=0, size=1, position=0))
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    num_samples=st.sampled_from([1, 5, 24, 97]),
+    batch_size=st.integers(1, 7),
+    size=st.sampled_from(SIZES),
+    max_samples=st.one_of(st.none(), st.integers(1, 120)),
+)
+def test_evaluation_sees_each_sample_once_on_any_number_of_ranks(datasets, num_samples, batch_size, size, max_samples):
+    dataset = datasets(num_samples)
+    ranks = [
+        list(evaluation_batches(dataset, batch_size=batch_size, rank=rank, size=size, max_samples=max_samples))
+        for rank in range(size)
+    ]
+    assert len({len(batches) for batches in ranks}) == 1
+    seen, total = [], 0
+    for global_batch in zip(*ranks, strict=True):
+        assert {batch.position for batch in global_batch} == {len(seen)}
+        for batch in global_batch:
+            assert batch.tokens.shape == (batch_size, 3)
+            seen += [int(row[0]) for row, counts in zip(batch.tokens, batch.mask, strict=True) if counts]
+            total += batch.digest
+        assert {batch.next_position for batch in global_batch} == {len(seen)}
+    wanted = min(num_samples, max_samples or num_samples)
+    assert seen == list(range(wanted))
+    alone = evaluation_batches(dataset, batch_size=1, rank=0, size=1, max_samples=max_samples)
+    assert (sum(batch.digest for batch in alone) - total) % 2**64 == 0
+
+
+def test_a_stream_can_begin_anywhere_at_once(datasets):
+    position = 10**15 + 7
+    (first,) = itertools.islice(
+        train_batches(datasets(97), seed=1, global_batch_size=5, rank=0, size=1, position=position), 1
+    )
+    assert [int(row[0]) for row in first.tokens] == sample_at(range(position, position + 5), 97, 1).tolist()

@@ -1,0 +1,245 @@
+import dataclasses
+import io
+import json
+import shutil
+import tarfile
+
+import numpy as np
+import pytest
+import webdataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_pipeline.errors import DataError
+from data_pipeline.shards import reader
+from data_pipeline.shards.layout import dtype_for
+from data_pipeline.shards.manifest import CorpusRecord, Manifest, TokenizerRecord, _hash
+from data_pipeline.shards.reader import PackedDataset
+from data_pipeline.shards.writer import SplitWriter
+
+DOCUMENTS = [np.random.default_rng(n).integers(0, 420, size=1 + 37 * n % 200) for n in range(60)]
+
+
+def write(folder, documents=DOCUMENTS, seq_length=8, dtype="uint16", samples_per_member=4, shard_bytes=12_000):
+    folder.mkdir(parents=True, exist_ok=True)
+    splits = {}
+    for split, rows in (("train", documents), ("validation", documents[:5])):
+        writer = SplitWriter(
+            folder,
+            split,
+            seq_length=seq_length,
+            dtype=dtype,
+            samples_per_member=samples_per_member,
+            shard_bytes=shard_bytes,
+        )
+        for row in rows:
+            writer.add(row, 3 * len(row))
+        splits[split] = writer.close()
+    manifest = Manifest(
+        corpus=CorpusRecord(
+            name="x", digest="d", num_documents=1, num_bytes=1, document_bytes=1, num_cut_files=0, dropped={"empty": 2}
+        ),
+        tokenizer=TokenizerRecord(file="tokenizer.model", kind="bpe", vocab_size=420, eod_id=1, fingerprint="f"),
+        seq_length=seq_length,
+        dtype=dtype,
+        samples_per_member=samples_per_member,
+        splits=splits,
+        validation_share=0.1,
+        settings={"data.inputs": ["a"]},
+    )
+    manifest.save(folder)
+    return manifest
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shards") / "set"
+    write(folder)
+    return folder
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    lengths=st.lists(st.integers(0, 60), max_size=12),
+    seq_length=st.integers(1, 20),
+    samples_per_member=st.integers(1, 7),
+    shard_bytes=st.sampled_from([1, 4000, 10**6]),
+    dtype=st.sampled_from(["uint16", "uint32"]),
+)
+def test_every_token_is_predicted_once(tmp_path_factory, lengths, seq_length, samples_per_member, shard_bytes, dtype):
+    rng = np.random.default_rng(0)
+    documents = [rng.integers(0, 65536, size=length) for length in lengths]
+    folder = tmp_path_factory.mktemp("set")
+    manifest = write(folder, documents, seq_length, dtype, samples_per_member, shard_bytes)
+    row = np.concatenate([np.empty(0, dtype=np.int64), *documents])
+    dataset = PackedDataset.open(folder, "train")
+    record = manifest.splits["train"]
+    assert dataset.num_samples == record.num_samples == max(0, len(row) - 1) // seq_length
+    samples = dataset.read(np.arange(dataset.num_samples))
+    assert samples.dtype == dtype
+    for number, sample in enumerate(samples):
+        assert sample.tolist() == row[number * seq_length : (number + 1) * seq_length + 1].tolist()
+    covered = dataset.num_samples * seq_length + 1 if dataset.num_samples else 0
+    assert record.num_tail_tokens == len(row) - covered
+    assert (record.num_tokens, record.num_text_bytes) == (len(row), 3 * len(row))
+    assert record.num_documents == len(lengths)
+    dataset.verify()
+
+
+def test_samples_come_in_any_order_with_few_open_files(written, monkeypatch):
+    monkeypatch.setattr(reader, "MAX_OPEN_FILES", 2)
+    dataset = PackedDataset.open(written, "train")
+    assert len(dataset.record.shards) > 3
+    everything = dataset.read(np.arange(dataset.num_samples))
+    order = np.random.default_rng(0).permutation(dataset.num_samples)
+    assert np.array_equal(dataset.read(order), everything[order])
+    assert len(dataset._open_files) == 2
+    dataset.close()
+    assert np.array_equal(dataset.read(order[:3]), everything[order[:3]])
+    assert dataset.read(order[:0]).shape == (0, 9)
+
+
+def test_webdataset_and_tar_read_the_shards(written):
+    dataset = PackedDataset.open(written, "train")
+    expected = dataset.read(np.arange(dataset.num_samples))
+    urls = [str(written / shard.file) for shard in dataset.record.shards]
+    members = [
+        np.load(io.BytesIO(sample["npy"]), allow_pickle=False)
+        for sample in webdataset.WebDataset(urls, shardshuffle=False)
+    ]
+    assert np.array_equal(np.concatenate(members), expected)
+    from_tar = []
+    for url in urls:
+        with tarfile.open(url) as tar:
+            from_tar += [np.load(io.BytesIO(tar.extractfile(member).read()), allow_pickle=False) for member in tar]
+    assert np.array_equal(np.concatenate(from_tar), expected)
+    offsets = np.load(written / dataset.record.index.file, allow_pickle=False)
+    assert len(offsets) == len(members)
+
+
+def test_shards_made_again_are_byte_identical(written, tmp_path):
+    manifest = write(tmp_path / "again")
+    assert manifest == Manifest.load(written)
+    for file in written.iterdir():
+        assert (tmp_path / "again" / file.name).read_bytes() == file.read_bytes()
+
+
+def test_digest_names_the_data_not_the_paths(written, tmp_path):
+    manifest = Manifest.load(written)
+    assert len(manifest.digest) == 64
+    assert write(tmp_path / "other", DOCUMENTS[1:]).digest != manifest.digest
+    assert dataclasses.replace(manifest, settings={}).digest == manifest.digest
+
+
+def test_narrowest_type_that_holds_the_vocabulary():
+    assert [dtype_for(size) for size in (256, 65536, 65537)] == ["uint16", "uint16", "uint32"]
+
+
+def edit_json(change):
+    def damage(folder):
+        path = folder / "manifest.json"
+        stored = json.loads(path.read_text())
+        change(stored)
+        path.write_text(json.dumps(stored))
+
+    return damage
+
+
+def cut(name, size):
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:size])
+
+
+def flip(name, place):
+    def damage(folder):
+        content = bytearray((folder / name).read_bytes())
+        content[place] ^= 1
+        (folder / name).write_bytes(content)
+
+    return damage
+
+
+AGAIN = ".*prepare.overwrite=true"
+FAULTS_SEEN_WHEN_OPENED = {
+    "no manifest": (
+        lambda f: (f / "manifest.json").unlink(),
+        r"set: not prepared \(no manifest.json\): run `pre",
+    ),
+    "no folder": (shutil.rmtree, r"set: not prepared"),
+    "cut manifest": (cut("manifest.json", 300), r"manifest.json: not whole JSON" + AGAIN),
+    "other JSON": (
+        lambda f: (f / "manifest.json").write_text("[]"),
+        r"manifest.json: is not the manifest of" + AGAIN,
+    ),
+    "newer format": (edit_json(lambda m: m.update(version=99)), r"has format version 99, this program reads 1" + AGAIN),
+    "edited": (
+        edit_json(lambda m: m["manifest"].update(seq_length=16)),
+        r"manifest.json: was changed after it was written" + AGAIN,
+    ),
+    "missing shard": (lambda f: (f / "train-00001.tar").unlink(), r"train-00001.tar: missing \(No such file" + AGAIN),
+    "cut shard": (cut("train-00002.tar", 5000), r"train-00002.tar: has 5000 bytes, the manifest says \d+" + AGAIN),
+    "cut index": (cut("train.index.npy", 150), r"train.index.npy: has 150 bytes, the manifest says" + AGAIN),
+    "flipped index": (flip("train.index.npy", 130), r"train.index.npy: its content differs" + AGAIN),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS_SEEN_WHEN_OPENED)
+def test_faults_are_named_when_a_dataset_is_opened(written, tmp_path, fault):
+    damage, message = FAULTS_SEEN_WHEN_OPENED[fault]
+    folder = tmp_path / "set"
+    shutil.copytree(written, folder)
+    damage(folder)
+    with pytest.raises(DataError, match=message):
+        PackedDataset.open(folder, "train")
+
+
+def test_a_flipped_bit_is_found_by_verify(written, tmp_path):
+    folder = tmp_path / "set"
+    shutil.copytree(written, folder)
+    flip("train-00001.tar", 700)(folder)
+    dataset = PackedDataset.open(folder, "train")
+    with pytest.raises(DataError, match="train-00001.tar: its content differs" + AGAIN):
+        dataset.verify()
+
+
+def test_a_header_that_claims_anything_else_is_refused(written, tmp_path):
+    folder = tmp_path / "set"
+    shutil.copytree(written, folder)
+    path = folder / "train-00000.tar"
+    path.write_bytes(path.read_bytes().replace(b"'descr': '<u2'", b"'descr': '|O8'", 1))
+    with pytest.raises(DataError, match="train-00000.tar: member 0 does not begin with the header" + AGAIN):
+        PackedDataset.open(folder, "train").read(np.arange(4))
+
+
+def test_a_shard_that_shrinks_while_in_use_is_named(written, tmp_path):
+    folder = tmp_path / "set"
+    shutil.copytree(written, folder)
+    dataset = PackedDataset.open(folder, "train")
+    dataset.read(np.arange(4))
+    with (folder / "train-00000.tar").open("r+b") as file:
+        file.truncate(660)
+    with pytest.raises(DataError, match="train-00000.tar: ends too early" + AGAIN):
+        dataset.read(np.arange(4))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m.pop("dtype"), "manifest.json: must have the keys"),
+        (lambda m: m.update(seq_length="8"), "manifest.json: seq_length is '8', must be int"),
+        (
+            lambda m: m["splits"]["train"]["shards"][1].update(bytes=1.5),
+            r"shards\[1\]: bytes is 1.5, must be int",
+        ),
+    ],
+)
+def test_a_manifest_of_another_shape_is_refused(written, tmp_path, change, message):
+    folder = tmp_path / "set"
+    shutil.copytree(written, folder)
+
+    def edit(stored):
+        change(stored["manifest"])
+        stored["checksum"] = _hash(stored["manifest"])
+
+    edit_json(edit)(folder)
+    with pytest.raises(DataError, match=message):
+        Manifest.load(folder)

@@ -1,0 +1,176 @@
+import gzip
+import json
+
+import pytest
+import zstandard
+
+from data_pipeline.errors import DataError
+from data_pipeline.sources.corpus import Corpus
+from tests.support.corpus import data_config, make_texts, write_folder, write_jsonl
+
+TEXTS = [*make_texts(6), "日本語 🙂\r\n\x00 no newline at the end", "\ufeff"]
+
+
+def read(path, *inputs, document_bytes=1 << 20, **changes):
+    corpus = Corpus(data_config(path, inputs, **changes))
+    return corpus, list(corpus.documents(document_bytes))
+
+
+def texts(documents):
+    return [document.text for document in documents]
+
+
+@pytest.mark.parametrize("pack", [None, "gz", "zst", "zst frames"])
+@pytest.mark.parametrize("kind", ["folder", "jsonl"])
+def test_text_arrives_exactly_as_written(tmp_path, kind, pack):
+    folder = tmp_path / "in"
+    write_folder(folder, TEXTS)
+    if kind == "jsonl":
+        for file in folder.iterdir():
+            file.unlink()
+        write_jsonl(folder / "all.jsonl", TEXTS)
+    for file in list(folder.iterdir()) if pack else []:
+        content = file.read_bytes()
+        if pack == "gz":
+            (folder / (file.name + ".gz")).write_bytes(gzip.compress(content))
+        else:
+            parts = [content] if pack == "zst" else [content[:100], content[100:]]
+            compressed = b"".join(zstandard.ZstdCompressor().compress(part) for part in parts)
+            (folder / (file.name + ".zst")).write_bytes(compressed)
+        file.unlink()
+    corpus, documents = read(tmp_path / "out", folder)
+    assert texts(documents) == TEXTS
+    assert [d.num_bytes for d in documents] == [len(text.encode()) for text in TEXTS]
+    assert documents[0].source.startswith("in/") and len({d.source for d in documents}) == len(TEXTS)
+    assert corpus.disk_position == corpus.disk_bytes and not corpus.dropped
+
+
+def test_folders_are_sorted_and_filtered_by_pattern(tmp_path):
+    write_folder(tmp_path / "in" / "b", ["2", "3"])
+    write_folder(tmp_path / "in" / "a", ["1"])
+    write_folder(tmp_path / "in", ["0 other"], suffix=".bin")
+    _, documents = read(tmp_path / "out", tmp_path / "in")
+    assert [(d.source, d.text) for d in documents] == [
+        ("in/a/0000.txt", "1"),
+        ("in/b/0000.txt", "2"),
+        ("in/b/0001.txt", "3"),
+    ]
+    _, named = read(tmp_path / "out", tmp_path / "in" / "0000.bin")
+    assert texts(named) == ["0 other"]
+
+
+@pytest.mark.parametrize("document_bytes", [1, 7, 64, 1000])
+def test_long_text_is_cut_at_line_ends_and_loses_nothing(tmp_path, document_bytes):
+    text = "日本語🙂 without any line end " * 3 + "\n" + "".join(f"line {n}\n" for n in range(100))
+    (tmp_path / "long.txt").write_text(text, encoding="utf-8")
+    (tmp_path / "short.txt").write_text("s")
+    corpus, documents = read(
+        tmp_path / "out", tmp_path / "long.txt", tmp_path / "short.txt", document_bytes=max(4, document_bytes)
+    )
+    assert "".join(texts(documents)) == text + "s"
+    assert all(d.num_bytes <= max(4, document_bytes) for d in documents)
+    assert corpus.num_cut_files == (len(text.encode()) > document_bytes)
+    if document_bytes == 64:
+        assert all(d.text.endswith("\n") for d in documents[-10:-1])
+
+
+def test_empty_documents_are_left_out_and_counted(tmp_path):
+    write_folder(tmp_path / "in", ["", "x", ""])
+    write_jsonl(tmp_path / "in" / "z.jsonl", ["", "y"])
+    corpus, documents = read(tmp_path / "out", tmp_path / "in")
+    assert texts(documents) == ["x", "y"] and corpus.dropped == {"empty": 3}
+
+
+def test_standard_library_is_a_source(tmp_path):
+    corpus = Corpus(data_config(tmp_path, ["stdlib:"], include=("*.py",)))
+    names = [file.name for file in corpus.files]
+    assert "stdlib/argparse.py" in names and "stdlib/json/decoder.py" in names
+    assert not any("site-packages" in name or "dist-packages" in name for name in names)
+    assert names == sorted(names, key=lambda name: name.split("/"))
+
+
+def jsonl(*lines):
+    return b"".join(line + b"\n" for line in lines)
+
+
+BAD_FILES = {
+    "not_utf8.txt": (
+        b"good\nbad \xff\n",
+        "not_utf8",
+        r"not_utf8.txt: not UTF-8 at byte 9 \(0xff, invalid start byte\)",
+    ),
+    "cut.txt": (b"abc\xe6\x97", "not_utf8", r"cut.txt: not UTF-8 at byte 3 \(0xe6, unexpected end of data\)"),
+    "utf8.jsonl": (
+        jsonl(b'{"text": "a"}', b'{"text": "\xfe"}'),
+        "not_utf8",
+        r"utf8.jsonl:2: not UTF-8 at byte 24 \(0xfe, invalid start byte\)",
+    ),
+    "surrogate.jsonl": (
+        jsonl(b"", b'{"text": "a\\ud800"}'),
+        "not_utf8",
+        r"surrogate.jsonl:2: not UTF-8: 'text' has a lone surrogate \('\\ud800'\) at character 1",
+    ),
+    "broken.jsonl": (jsonl(b'{"text": "a"}', b'{"text": '), "broken_json", r"broken.jsonl:2: not a JSON object \(Exp"),
+    "deep.jsonl": (jsonl(b"[" * 100000), "broken_json", r"deep.jsonl:1: not a JSON object \(.*recursion"),
+    "list.jsonl": (jsonl(b"[1]"), "broken_json", r"list.jsonl:1: not a JSON object but list"),
+    "key.jsonl": (
+        jsonl(b'{"content": "a"}'),
+        "no_text",
+        r"key.jsonl:1: has no key 'text' \(it has \['content'\]\)",
+    ),
+    "null.jsonl": (jsonl(b'{"text": null}'), "no_text", r"null.jsonl:1: 'text' is NoneType, must be a string"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_unreadable_documents_are_named_or_counted(tmp_path, name):
+    content, reason, message = BAD_FILES[name]
+    (tmp_path / name).write_bytes(content)
+    (tmp_path / "after.txt").write_text("after")
+    with pytest.raises(DataError, match=message + ".*leave such documents out with data.encoding_errors=skip"):
+        read(tmp_path / "out", tmp_path / name)
+    corpus, documents = read(tmp_path / "out", tmp_path / name, tmp_path / "after.txt", encoding_errors="skip")
+    assert corpus.dropped == {reason: 1}
+    assert texts(documents)[-1] == "after"
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+@pytest.mark.parametrize("errors", ["fail", "skip"])
+def test_cut_or_damaged_compressed_files_are_errors(tmp_path, suffix, errors):
+    plain = "\n".join(make_texts(200)).encode()
+    whole = gzip.compress(plain) if suffix == ".gz" else zstandard.ZstdCompressor(write_checksum=True).compress(plain)
+    path = tmp_path / f"t.txt{suffix}"
+    for content, what in [
+        (whole[: len(whole) // 2], "cut short"),
+        (whole[:-3], "cut short"),
+        (b"", "cut short"),
+        (whole[:-8] + bytes(8), "damaged"),
+        (b"no compression at all", "damaged"),
+    ]:
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=rf"t.txt{suffix}: compressed file is {what}"):
+            read(tmp_path / "out", path, encoding_errors=errors)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ([], r"data.inputs=\[\]: names no text; .* data.inputs=\[my.txt\], or take data=stdlib"),
+        (["missing.txt"], r"data.inputs: missing.txt does not exist"),
+        (["folder"], r"data.inputs: folder .*folder has no file that matches data.include=\['\*.txt'"),
+    ],
+)
+def test_inputs_that_name_nothing_are_refused(tmp_path, monkeypatch, inputs, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "x.bin").write_bytes(b"x")
+    with pytest.raises(DataError, match=message):
+        read(tmp_path / "out", *inputs)
+
+
+def test_touching_a_file_changes_the_status(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", ["a"])
+    before = Corpus(data_config(tmp_path, [path])).status_digest
+    assert Corpus(data_config(tmp_path, [path])).status_digest == before
+    path.write_text(json.dumps({"text": "b"}) + "\n\n")
+    assert Corpus(data_config(tmp_path, [path])).status_digest != before
