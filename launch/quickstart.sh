@@ -29,7 +29,7 @@ cd -- "$root"
 PATH="$venv/bin:$PATH"
 timed "data: text to tokenizer and shards" pretrain prepare experiment=quickstart "$@"
 timed "training" pretrain train experiment=quickstart "$@"
-timed "a sample of its text" pretrain generate "run='$run_dir'" "prompt='$prompt'" "output='$run_dir/sample.txt'"
+timed "a sample of its text" pretrain generate "run='$run_dir'" "prompt=$prompt" "output='$run_dir/sample.txt'"
 
 cat <<END
 

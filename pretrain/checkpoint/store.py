@@ -1,10 +1,10 @@
 """Checkpoints of a run: saved whole or not at all, found again, checked, pruned.
 
-    <run>/checkpoints/step-00000500/
-        manifest.json     what it is: step, config, versions, layout, digests of all other files (written last)
-        tensors.json      which part of which tensor lies where
-        __0_0.distcp      tensors of rank 0, and so on
-        random-00000.safetensors
+<run>/checkpoints/step-00000500/
+    manifest.json     what it is: step, config, versions, layout, digests of all other files (written last)
+    tensors.json      which part of which tensor lies where
+    __0_0.distcp      tensors of rank 0, and so on
+    random-00000.safetensors
 """
 
 import json
@@ -19,8 +19,15 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch.distributed import checkpoint as dcp
 
-from pretrain.checkpoint.files import JsonIndexReader, JsonIndexWriter, damage, digest_of, remove_folder
-from pretrain.checkpoint.files import sync_folder, write_durably
+from pretrain.checkpoint.files import (
+    JsonIndexReader,
+    JsonIndexWriter,
+    damage,
+    digest_of,
+    remove_folder,
+    sync_folder,
+    write_durably,
+)
 from pretrain.checkpoint.tensors import state_dict_of
 from pretrain.config.errors import RunError
 from pretrain.engine.interface import Engine
@@ -98,6 +105,19 @@ class CheckpointStore:
             )
         return RunState.from_json(checkpoint.manifest["state"])
 
+    def restore_weights(self, checkpoint: Checkpoint, engine: Engine) -> None:
+        """Load the weights alone; the optimizer stays as it is."""
+        weights = state_dict_of(engine.state_shards(weights_only=True))
+        dcp.load(weights, storage_reader=JsonIndexReader(checkpoint.folder), process_group=self.control)
+        engine.restored(engine.counters())
+
+    def last_name(self) -> str:
+        """The newest complete checkpoint by its name, or `none`."""
+        return str(max(self._complete_ones(), default="none"))
+
+    def _complete_ones(self) -> list[Path]:
+        return sorted(path for path in self.folder.glob("step-*") if path.suffix == "")
+
     def _write_own_part(self, partial: Path, engine: Engine) -> None:
         writer = JsonIndexWriter(partial)
         dcp.save(state_dict_of(engine.state_shards()), storage_writer=writer, process_group=self.control)
@@ -118,8 +138,7 @@ class CheckpointStore:
         self._prune()
 
     def _prune(self) -> None:
-        steps = sorted(path for path in self.folder.glob("step-*") if path.suffix == "")
-        for path in steps[: -self.keep_last]:
+        for path in self._complete_ones()[: -self.keep_last]:
             if not (self.keep_every and int(path.name.removeprefix("step-")) % self.keep_every == 0):
                 remove_folder(path)
 
@@ -170,11 +189,6 @@ def read_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(path, manifest)
 
 
-def saved_steps(run_dir: Path) -> list[str]:
-    """Names of the complete checkpoints of a run, oldest first."""
-    return sorted(path.name for path in (run_dir / "checkpoints").glob("step-*") if path.suffix == "")
-
-
 def _make_empty(folder: Path) -> None:
     if folder.exists():
         shutil.rmtree(folder)
@@ -191,5 +205,3 @@ def _first_cause(error: BaseException) -> str:
         failures = [failure[0] if isinstance(failure, tuple) else failure for failure in error.failures.values()]
         return str(failures[0])
     return str(error)
-
-

@@ -69,7 +69,7 @@ class ShardedTensor(Tensor):
     chunks: dict[tuple[int, ...], tuple[Box, Tensor]]
 
     @staticmethod
-    def __new__(cls, shards: list[StateShard]) -> "ShardedTensor":
+    def __new__(cls: type["ShardedTensor"], shards: list[StateShard]) -> "ShardedTensor":
         data = shards[0].data
         tensor = torch.Tensor._make_wrapper_subclass(cls, shards[0].shape, dtype=data.dtype, device=data.device)
         tensor.chunks = {}
@@ -80,7 +80,7 @@ class ShardedTensor(Tensor):
         return tensor
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         raise RuntimeError(f"{func} on a tensor of which only parts are here")
 
     def __create_write_items__(self, name: str, _: Any) -> list[WriteItem]:

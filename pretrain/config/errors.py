@@ -31,3 +31,7 @@ class ConfigError(UserError):
 
 class RunError(UserError):
     """A run folder or checkpoint that cannot be used as asked."""
+
+
+class TrainingDiverged(Exception):
+    """Training met NaN or infinite losses or gradients more often than allowed; the text says where."""

@@ -84,7 +84,7 @@ def _compose(root: str, overrides: Sequence[str], conf_dir: Path, record: type) 
         unknown = list(_unknown_keys(overrides, conf_dir, record))
         raise ConfigError(unknown or [_hydra_message(error)]) from None
     assert isinstance(values, dict)
-    return dict(values)  # type: ignore[arg-type]
+    return {str(key): value for key, value in values.items()}
 
 
 def _hydra_message(error: Exception) -> str:
@@ -140,7 +140,7 @@ def _to_record(values: object, record: type[Record], where: str = "") -> Record:
         # Strict JSON: "8" is no integer and 0.5 no step count, while a list may become a tuple.
         return adapter.validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
-        known = list(_record_keys(record))  # type: ignore[arg-type]
+        known = list(_record_keys(record))
         raise ConfigError([_problem(fault, known, where) for fault in error.errors()]) from None
 
 
@@ -148,7 +148,9 @@ def _problem(fault: Any, known: Sequence[str], where: str) -> Problem:
     key = ".".join(str(part) for part in fault["loc"])
     if fault["type"] == "unexpected_keyword_argument":
         near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-        return Problem(where + key, fault["input"], "there is no such key", f"did you mean {near[0]}?" if near else _SHOW)
+        return Problem(
+            where + key, fault["input"], "there is no such key", f"did you mean {near[0]}?" if near else _SHOW
+        )
     if fault["type"] == "missing":
         return Problem(where + key, "missing", "a value must be given")
     rule = str(fault["msg"]).removeprefix("Input should be ").replace("a valid array", "a list such as [a,b]")

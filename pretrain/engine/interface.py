@@ -50,8 +50,8 @@ class Engine(Protocol):
         """Next-token logits [b, s, vocabulary] in fp32 of tokens [b, s]; the same tokens on every rank."""
         ...
 
-    def state_shards(self) -> Iterator[StateShard]:
-        """Master weights (`weight/...`) and Adam moments (`exp_avg/...`, `exp_avg_sq/...`), fp32."""
+    def state_shards(self, *, weights_only: bool = False) -> Iterator[StateShard]:
+        """Master weights (`weight/...`) and Adam moments (`exp_avg/...`, `exp_avg_sq/...`), all fp32."""
         ...
 
     def counters(self) -> dict[str, float]:

@@ -29,6 +29,9 @@ class MicroBatch:
 class ModelHandle(nn.Module):
     """This rank's model as Megatron's schedules want it; calls go to the engine so that its hooks run."""
 
+    stage_module: Decoder
+    call: Callable[..., Tensor]
+
     def __init__(self, decoder: Decoder, call: Callable[..., Tensor]) -> None:
         super().__init__()
         self.config = decoder.config

@@ -41,30 +41,51 @@ def logical_shards(piece: FlatPiece, shape: torch.Size, model: ModelConfig, voca
 
 
 def flat_pieces(
-    optimizer: Any, stage: int, precision: str, names: Mapping[nn.Parameter, str], groups: ProcessGroups
+    optimizer: Any,
+    stage: int,
+    precision: str,
+    names: Mapping[nn.Parameter, str],
+    groups: ProcessGroups,
+    moments: tuple[str, ...],
 ) -> Iterator[FlatPiece]:
-    """Every piece that this rank holds; makes the Adam moments where no step was taken yet."""
+    """Every piece that this rank holds, with these moments; makes them where no step was taken yet."""
     if stage == 0:
-        return _replicated(optimizer, precision, names)
-    if stage in (1, 2):
-        return _cut_by_group(optimizer, names, groups)
-    return _cut_by_parameter(optimizer, names, groups)
+        adamw, places = _replicated(optimizer, precision)
+    else:
+        adamw = optimizer.optimizer
+        places = _cut_by_group(optimizer, groups) if stage < 3 else _cut_by_parameter(optimizer, groups)
+    for place in places:
+        states = {kind: _flat(tensor, place) for kind, tensor in _states(adamw, place.master, moments).items()}
+        yield FlatPiece(names[place.parameter], place.start, states)
 
 
-def _replicated(optimizer: Any, precision: str, names: Mapping[nn.Parameter, str]) -> Iterator[FlatPiece]:
-    """Stage 0: whole tensors on every rank."""
+@dataclass(frozen=True)
+class _Place:
+    """Elements `first` to `last` of the master buffer are elements `start` and on of the parameter."""
+
+    parameter: nn.Parameter
+    master: Tensor
+    first: int
+    last: int
+    start: int
+
+
+def _flat(tensor: Tensor, place: _Place) -> Tensor:
+    return tensor.view(-1)[place.first : place.last]
+
+
+def _replicated(optimizer: Any, precision: str) -> tuple[torch.optim.Optimizer, Iterator[_Place]]:
+    """Stage 0: whole tensors on every rank, the parameters themselves in fp32, copies of them in 16 bits."""
     if precision == "fp32":
-        adamw = optimizer
-        pairs = [(p, p) for group in optimizer.param_groups for p in group["params"]]
+        adamw, pairs = optimizer, [(p, p) for group in optimizer.param_groups for p in group["params"]]
     else:
         adamw = optimizer.optimizer
         groups = zip(optimizer.fp32_groups, optimizer.fp16_groups, strict=True)
-        pairs = [pair for masters, params in groups for pair in zip(masters, params, strict=True)]
-    for master, parameter in pairs:
-        yield FlatPiece(names[parameter], 0, _states(adamw, master, 0, master.numel()))
+        pairs = [pair for masters, parameters in groups for pair in zip(masters, parameters, strict=True)]
+    return adamw, (_Place(parameter, master, 0, master.numel(), 0) for master, parameter in pairs)
 
 
-def _cut_by_group(optimizer: Any, names: Mapping[nn.Parameter, str], groups: ProcessGroups) -> Iterator[FlatPiece]:
+def _cut_by_group(optimizer: Any, groups: ProcessGroups) -> Iterator[_Place]:
     """Stages 1 and 2: each parameter group is one flat buffer, cut in dp equal parts."""
     for i, master in enumerate(optimizer.single_partition_of_fp32_groups):
         begin = groups.dp_rank * master.numel()
@@ -72,11 +93,10 @@ def _cut_by_group(optimizer: Any, names: Mapping[nn.Parameter, str], groups: Pro
         for parameter, offset in zip(optimizer.round_robin_bit16_groups[i], offsets, strict=True):
             first, last = max(begin, offset), min(begin + master.numel(), offset + parameter.numel())
             if first < last:
-                states = _states(optimizer.optimizer, master, first - begin, last - begin)
-                yield FlatPiece(names[parameter], first - offset, states)
+                yield _Place(parameter, master, first - begin, last - begin, first - offset)
 
 
-def _cut_by_parameter(optimizer: Any, names: Mapping[nn.Parameter, str], groups: ProcessGroups) -> Iterator[FlatPiece]:
+def _cut_by_parameter(optimizer: Any, groups: ProcessGroups) -> Iterator[_Place]:
     """Stage 3: each parameter is cut in dp parts of ceil(numel / dp); a sub-group's parts lie in one buffer."""
     for i, master in enumerate(optimizer.fp32_partitioned_groups_flat):
         position = 0
@@ -85,20 +105,18 @@ def _cut_by_parameter(optimizer: Any, names: Mapping[nn.Parameter, str], groups:
             start = groups.dp_rank * size
             real = min(size, parameter.ds_numel - start)  # the last part is padded
             if real > 0:
-                states = _states(optimizer.optimizer, master, position, position + real)
-                yield FlatPiece(names[parameter], start, states)
+                yield _Place(parameter, master, position, position + real, start)
             position += size
 
 
-def _states(adamw: torch.optim.Optimizer, master: Tensor, first: int, last: int) -> dict[str, Tensor]:
-    state = adamw.state[master]
-    if not state:
+def _states(adamw: torch.optim.Optimizer, master: Tensor, moments: tuple[str, ...]) -> dict[str, Tensor]:
+    state = adamw.state[master] if moments else {}
+    if moments and not state:
         # As AdamW itself does at its first step (fused: the count lies on the parameter's device).
         state["step"] = torch.zeros((), dtype=torch.float32, device=master.device)
         for moment in MOMENTS:
             state[moment] = torch.zeros_like(master, memory_format=torch.preserve_format)
-    tensors = {"weight": master.detach(), **{moment: state[moment] for moment in MOMENTS}}
-    return {kind: tensor.view(-1)[first:last] for kind, tensor in tensors.items()}
+    return {"weight": master.detach(), **{moment: state[moment] for moment in moments}}
 
 
 def adam_steps(adamw: torch.optim.Optimizer) -> float:

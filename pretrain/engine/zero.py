@@ -19,7 +19,7 @@ from pretrain.config.optim import OptimConfig
 from pretrain.engine.deepspeed_config import deepspeed_config
 from pretrain.engine.interface import StateShard, StepResult
 from pretrain.engine.schedule import MicroBatch, ModelHandle, positions_of, run_schedule
-from pretrain.engine.shards import FlatPiece, adam_steps, flat_pieces, logical_shards, set_adam_steps
+from pretrain.engine.shards import MOMENTS, adam_steps, flat_pieces, logical_shards, set_adam_steps
 from pretrain.layout.groups import DeepSpeedGroups, ProcessGroups
 from pretrain.model.gpt import Decoder
 from pretrain.optim.param_groups import decay_groups
@@ -56,16 +56,14 @@ class ZeroEngine:
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
             model=decoder,
             optimizer=adamw,
-            config=deepspeed_config(
-                engine, micro_batch_size=micro_batch_size, clip_grad_norm=optim.clip_grad_norm
-            ),
+            config=deepspeed_config(engine, micro_batch_size=micro_batch_size, clip_grad_norm=optim.clip_grad_norm),
             mpu=DeepSpeedGroups(groups),
         )
         set_adam_steps(self._basic_optimizer, 0)
         if self.precision != "fp32":
             for parameter in decoder.parameters():
                 # Micro-batches are summed in fp32 (torch >= 2.10); in 16 bits 32 of them lose 0.6 % of the gradient.
-                parameter.grad_dtype = torch.float32  # type: ignore[attr-defined]
+                parameter.grad_dtype = torch.float32
         if self.stage == 0 and self.precision == "fp32":
             _clip_and_check_inside_step(self.optimizer, optim.clip_grad_norm)
         if self.precision == "fp16":
@@ -110,8 +108,9 @@ class ZeroEngine:
         logits: Tensor = self.handle.call(tokens, positions_of(tokens), None)  # [b, s, padded vocabulary]
         return logits[..., : self.decoder.real_vocab_size].float()
 
-    def state_shards(self) -> Iterator[StateShard]:
-        for piece in self._pieces():
+    def state_shards(self, *, weights_only: bool = False) -> Iterator[StateShard]:
+        kinds = () if weights_only else MOMENTS
+        for piece in flat_pieces(self.optimizer, self.stage, self.precision, self.names, self.groups, kinds):
             yield from logical_shards(piece, self.shapes[piece.name], self.model, self.decoder.real_vocab_size)
 
     def counters(self) -> dict[str, float]:
@@ -124,9 +123,6 @@ class ZeroEngine:
             if name in counters:
                 setattr(scaler, name, type(getattr(scaler, name))(counters[name]))
         self._refresh_parameters()
-
-    def _pieces(self) -> Iterator[FlatPiece]:
-        return flat_pieces(self.optimizer, self.stage, self.precision, self.names, self.groups)
 
     @property
     def _basic_optimizer(self) -> torch.optim.Optimizer:

@@ -43,7 +43,7 @@ def redirect() -> None:
     torch.cuda.current_device = lambda: CPU  # type: ignore[assignment, return-value]
     schedules.torch = _TorchOnCpu()
     torch.cuda.get_rng_state = lambda device=None: torch.get_rng_state()
-    torch.cuda.manual_seed = lambda seed: torch.manual_seed(seed)  # type: ignore[assignment, return-value]
+    torch.cuda.manual_seed = lambda seed: torch.manual_seed(seed)  # type: ignore[assignment]
     megatron_random._get_cuda_rng_state = lambda *args, **kwargs: torch.get_rng_state()
     megatron_random._set_cuda_rng_state = lambda state, *args, **kwargs: torch.set_rng_state(state)
     megatron_random.CudaRNGStatesTracker = _tracker_class(megatron_random.CudaRNGStatesTracker)
@@ -76,7 +76,7 @@ class _TorchOnCpu(ModuleType):
 def _tracker_class(base: type) -> type:
     """Megatron's tracker of named random states, forking the CPU generator."""
 
-    class CpuRngStatesTracker(base):  # type: ignore[misc]
+    class CpuRngStatesTracker(base):
         @contextlib.contextmanager
         def fork(self, name: str = "model-parallel-rng") -> Iterator[None]:
             outer = torch.get_rng_state()

@@ -69,5 +69,3 @@ class Norm:
 
 def _leave(weight: Tensor) -> Tensor:
     return weight
-
-

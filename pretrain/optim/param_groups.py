@@ -12,7 +12,8 @@ def decay_groups(named_parameters: Iterable[tuple[str, nn.Parameter]], weight_de
     Norm weights and biases are the vectors; decaying them pulls gains to 0 rather than to 1 (Radford et al. 2019 and
     Brown et al. 2020 leave them out).
     """
-    decayed, plain = [], []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for name, parameter in named_parameters:
         is_matrix = parameter.dim() >= 2 and "position_embeddings" not in name
         (decayed if is_matrix else plain).append(parameter)

@@ -1,0 +1,177 @@
+"""The `pretrain` command: one verb, Hydra overrides, an exit code.
+
+0   done
+1   failed; the log has the traceback
+2   a mistake in what was given; the message says what to do
+75  stopped by a signal, saved, to be continued by the same command
+"""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from textwrap import dedent
+
+from data_pipeline.errors import UserError
+from pretrain.config.errors import TrainingDiverged
+
+EXIT_FAILED, EXIT_USER_ERROR, EXIT_STOPPED = 1, 2, 75
+
+log = logging.getLogger("pretrain")
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One thing that `pretrain` does."""
+
+    summary: str
+    details: str
+    run: Callable[[Sequence[str]], int]
+
+
+def _prepare(overrides: Sequence[str]) -> int:
+    from pretrain.config.load import load_run_config
+    from pretrain.prepare import prepare
+
+    prepare(load_run_config(overrides))
+    return 0
+
+
+def _train(overrides: Sequence[str]) -> int:
+    from pretrain.config.load import load_run_config
+    from pretrain.train import train
+
+    return EXIT_STOPPED if train(load_run_config(overrides)) == "stopped" else 0
+
+
+def _generate(overrides: Sequence[str]) -> int:
+    from pretrain.config.load import load_generate_config
+    from pretrain.generate import generate
+
+    generate(load_generate_config(overrides))
+    return 0
+
+
+def _show_config(overrides: Sequence[str]) -> int:
+    from pretrain.config.load import load_run_config, to_yaml
+
+    sys.stdout.write(to_yaml(load_run_config(overrides)))
+    return 0
+
+
+VERBS = {
+    "prepare": Verb(
+        "text to tokenizer and packed WebDataset shards",
+        """
+        Reads text (.txt, .jsonl, folders of source files, each also .gz or .zst), holds out a validation share, trains
+        a SentencePiece tokenizer and writes packed shards with a manifest into data.path. Run again, it finishes what
+        was interrupted and skips what is done.
+
+        examples:
+          pretrain prepare data.inputs=[my.txt,more.jsonl]
+          pretrain prepare data=stdlib tokenizer=bpe_4k
+          pretrain prepare data.inputs=[corpus/] data.name=mine model=gpt3_125m
+        """,
+        _prepare,
+    ),
+    "train": Verb(
+        "train a model, or go on training it",
+        """
+        Trains on the dataset that `prepare` made with the same overrides. The run folder (run.dir) receives config,
+        metrics, curves, report.html and checkpoints; the same command run again goes on from the newest checkpoint.
+
+        examples:
+          pretrain train
+          pretrain train model=tiny_llama train.max_steps=200 optim.lr=1e-3
+          torchrun --nproc-per-node 2 -m pretrain train engine.zero_stage=3
+        """,
+        _train,
+    ),
+    "generate": Verb(
+        "continue a prompt with a trained model",
+        """
+        Loads the newest checkpoint of a run and prints text that follows the prompt.
+
+        examples:
+          pretrain generate run=runs/quickstart prompt="def main("
+          pretrain generate run=runs/quickstart prompt="import os" temperature=0 max_new_tokens=64
+        """,
+        _generate,
+    ),
+    "show-config": Verb(
+        "print the whole configuration that overrides give",
+        """
+        Prints every key of `prepare` and `train` with its value.
+
+        example:
+          pretrain show-config experiment=quickstart optim.lr=1e-3
+        """,
+        _show_config,
+    ),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point: never returns."""
+    given = _parser().parse_args(arguments)
+    _set_up_logging()
+    code = _run(VERBS[given.verb], given.overrides)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code == EXIT_FAILED:
+        # Past the interpreter's clean-up: threads of a broken process group may wait there for ranks that are gone.
+        os._exit(code)
+    sys.exit(code)
+
+
+def _run(verb: Verb, overrides: Sequence[str]) -> int:
+    try:
+        return verb.run(overrides)
+    except UserError as error:
+        # All ranks find the same mistake; one of them says so.
+        if _rank() == 0:
+            sys.stderr.write(f"pretrain: error: {error}\n")
+        return EXIT_USER_ERROR
+    except TrainingDiverged as error:
+        log.error("training diverged: %s", error)
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        log.error("interrupted")
+        return EXIT_FAILED
+    except Exception:
+        log.exception("rank %d failed", _rank())
+        return EXIT_FAILED
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def _set_up_logging() -> None:
+    """Rank 0 speaks to people; the others only of errors."""
+    handler = logging.StreamHandler()
+    prefix = "" if _rank() == 0 else f"[rank {_rank()}] "
+    handler.setFormatter(logging.Formatter(f"%(asctime)s {prefix}%(message)s", datefmt="%H:%M:%S"))
+    handler.setLevel(logging.INFO if _rank() == 0 else logging.ERROR)
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="pretrain",
+        description="Pretrain GPT-style language models from raw text.",
+        epilog="`pretrain VERB --help` explains a verb; `pretrain show-config` lists all keys that can be set.",
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for name, verb in VERBS.items():
+        sub = verbs.add_parser(
+            name,
+            help=verb.summary,
+            description=f"{verb.summary[0].upper()}{verb.summary[1:]}.",
+            epilog=dedent(verb.details).strip(),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        sub.add_argument("overrides", nargs="*", metavar="key=value", help="Hydra overrides of the configuration")
+    return parser

@@ -1,0 +1,143 @@
+"""Is this configuration legal? Every fault at once, before any process group or model exists."""
+
+import math
+from collections.abc import Iterator
+
+from pretrain.config.errors import ConfigError, Problem
+from pretrain.config.model import ModelConfig
+from pretrain.config.run import RunConfig
+
+
+def check_run(config: RunConfig, data_parallel_size: int) -> None:
+    """Raise ConfigError with every broken rule of a training run on `data_parallel_size` ranks."""
+    problems = [
+        *_ranges(config),
+        *check_model(config.model),
+        *_batch(config, data_parallel_size),
+        *_length(config),
+        *_loss_scale(config),
+    ]
+    if problems:
+        raise ConfigError(problems)
+
+
+def check_model(model: ModelConfig) -> Iterator[Problem]:
+    """Rules within the model's shape."""
+    hidden, heads = model.hidden_size, model.num_heads
+    if min(hidden, heads, model.kv_heads, model.num_layers, model.ffn_hidden_size, model.seq_length) < 1:
+        return  # told by _ranges
+    if model.head_dim is None and hidden % heads:
+        divisors = [n for n in range(1, hidden + 1) if hidden % n == 0]
+        near = sorted(sorted(divisors, key=lambda n: abs(n - heads))[:3])
+        rule = f"does not divide model.hidden_size={hidden}"
+        yield Problem("model.num_heads", heads, rule, f"choose {_either(near)}, or give model.head_dim")
+    if heads % model.kv_heads:
+        rule = f"does not divide model.num_heads={heads}"
+        fitting = [n for n in range(1, heads + 1) if heads % n == 0]
+        yield Problem("model.num_query_groups", model.kv_heads, rule, f"choose {_either(fitting)}")
+    if model.position == "rope" and model.head_size % 2:
+        yield Problem("model.head_dim", model.head_size, "rotary positions turn pairs: it must be even")
+
+
+def total_steps(config: RunConfig) -> int:
+    """Length of the run in optimizer steps."""
+    if config.train.max_steps is not None:
+        return config.train.max_steps
+    assert config.train.max_tokens is not None
+    return -(-config.train.max_tokens // tokens_per_step(config))
+
+
+def tokens_per_step(config: RunConfig) -> int:
+    return config.train.global_batch_size * config.model.seq_length
+
+
+_POSITIVE = {
+    "model": (
+        "num_layers hidden_size num_heads kv_heads head_size ffn_hidden_size seq_length vocab_multiple_of norm_eps "
+        "rope_base"
+    ),
+    "train": "global_batch_size micro_batch_size max_steps max_tokens",
+    "optim": "lr eps",
+    "evaluation": "max_samples final_max_samples micro_batch_size",
+    "checkpoint": "keep_last",
+    "tracking": "log_every_steps peak_tflops",
+    "engine": "cpu_threads timeout_minutes",
+    "engine.loss_scale": "window minimum hysteresis",
+}
+_NOT_NEGATIVE = {
+    "model": "init_std",
+    "train": "max_bad_steps",
+    "optim": "weight_decay clip_grad_norm",
+    "lr_schedule": "warmup_steps warmup_tokens",
+    "evaluation": "every_steps",
+    "checkpoint": "every_steps every_minutes keep_every",
+}
+_SHARE = {"lr_schedule": "final_ratio decay_fraction"}
+_BELOW_ONE = {"model": "hidden_dropout attention_dropout", "optim": "beta1 beta2"}
+
+
+def _ranges(config: RunConfig) -> Iterator[Problem]:
+    bounds = (
+        (_POSITIVE, "must be greater than 0", lambda value: value > 0),
+        (_NOT_NEGATIVE, "must not be negative", lambda value: value >= 0),
+        (_SHARE, "must be between 0 and 1", lambda value: 0 <= value <= 1),
+        (_BELOW_ONE, "must be at least 0 and less than 1", lambda value: 0 <= value < 1),
+    )
+    for keys, rule, holds in bounds:
+        for key in (f"{section}.{name}" for section, names in keys.items() for name in names.split()):
+            value = _value_at(config, key)
+            if value is not None and not (math.isfinite(value) and holds(value)):
+                yield Problem(key, value, rule)
+
+
+def _value_at(config: RunConfig, key: str) -> float | None:
+    value: object = config
+    for part in key.split("."):
+        try:
+            value = getattr(value, part)
+        except ZeroDivisionError:  # a derived size of a shape that is refused anyway
+            return None
+    assert value is None or isinstance(value, int | float)
+    return value
+
+
+def _batch(config: RunConfig, data_parallel_size: int) -> Iterator[Problem]:
+    batch, micro = config.train.global_batch_size, config.train.micro_batch_size
+    at_once = micro * data_parallel_size
+    if at_once > 0 and batch % at_once:
+        below, above = batch // at_once * at_once, -(-batch // at_once) * at_once
+        rule = (
+            f"must be a multiple of train.micro_batch_size={micro} times the data-parallel size {data_parallel_size}, "
+            f"which is {at_once}"
+        )
+        yield Problem("train.global_batch_size", batch, rule, f"choose {_either([n for n in (below, above) if n])}")
+
+
+def _length(config: RunConfig) -> Iterator[Problem]:
+    train, schedule = config.train, config.lr_schedule
+    if (train.max_steps is None) == (train.max_tokens is None):
+        lengths = (train.max_steps, train.max_tokens)
+        yield Problem("train.max_steps, train.max_tokens", lengths, "give one of them", "set the other to null")
+    elif schedule.warmup_steps is not None and schedule.warmup_tokens is not None:
+        warmups = (schedule.warmup_steps, schedule.warmup_tokens)
+        keys = "lr_schedule.warmup_steps, lr_schedule.warmup_tokens"
+        yield Problem(keys, warmups, "give one of them", "set the other to null")
+    elif tokens_per_step(config) > 0:
+        steps = total_steps(config)
+        in_tokens = schedule.warmup_tokens is not None
+        warmup = (schedule.warmup_tokens or 0) / tokens_per_step(config) if in_tokens else schedule.warmup_steps or 0
+        if warmup > steps:
+            key = "lr_schedule.warmup_tokens" if in_tokens else "lr_schedule.warmup_steps"
+            value = schedule.warmup_tokens if in_tokens else schedule.warmup_steps
+            rule = f"is longer than the whole run of {steps} steps"
+            yield Problem(key, value, rule, "shorten the warmup or lengthen train.max_steps")
+
+
+def _loss_scale(config: RunConfig) -> Iterator[Problem]:
+    scale = config.engine.loss_scale.initial
+    if scale < 1 or not math.log2(scale).is_integer():
+        yield Problem("engine.loss_scale.initial", scale, "must be a power of two", "choose 65536")
+
+
+def _either(values: list[int]) -> str:
+    return ", ".join(map(str, values[:-1])) + f" or {values[-1]}" if len(values) > 1 else str(values[0])

@@ -1,0 +1,103 @@
+"""`pretrain generate`: text from a checkpoint."""
+
+import dataclasses
+import logging
+import sys
+from pathlib import Path
+
+from data_pipeline.shards.manifest import Manifest
+from data_pipeline.tokenizer import Tokenizer
+from pretrain.config.errors import ConfigError, Problem, RunError
+from pretrain.config.load import read_run_config
+from pretrain.config.run import GenerateConfig, RunConfig
+
+log = logging.getLogger(__name__)
+
+
+def generate(config: GenerateConfig) -> None:
+    """Print continuations of the prompt; raises UserError where run, checkpoint or tokenizer cannot be used."""
+    check(config)
+    run = Path(config.run)
+    trained = read_run_config(run / "config.yaml")
+    tokenizer = load_tokenizer(trained)
+    texts = list(continuations(config, run, trained, tokenizer))
+    rule = "\n" + "-" * 40 + "\n"
+    text = rule.join(texts)
+    sys.stdout.write(text + "\n")
+    if config.output is not None:
+        path = Path(config.output)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text + "\n", encoding="utf-8")
+        log.info("written to %s", path)
+
+
+def continuations(config: GenerateConfig, run: Path, trained: RunConfig, tokenizer: Tokenizer) -> list[str]:
+    """`num_samples` texts, each with the prompt before it."""
+    import torch
+
+    from pretrain.checkpoint.store import CheckpointStore, read_checkpoint
+    from pretrain.engine.build import build_engine
+    from pretrain.generation.sampling import continue_tokens
+    from pretrain.layout.grid import ParallelLayout
+    from pretrain.layout.groups import build_groups
+    from pretrain.layout.runtime import runtime
+
+    # One process holds the whole model: nothing to split, nothing to reduce.
+    alone = dataclasses.replace(trained.engine, zero_stage=0, device=config.device)
+    with runtime(alone) as here:
+        groups = build_groups(ParallelLayout(1), config.seed, alone.timeout_minutes, here.device)
+        store = CheckpointStore(run, control=groups.control, keep_last=1, keep_every=0)
+        if config.checkpoint == "latest":
+            checkpoint = store.newest()
+            if checkpoint is None:
+                raise RunError(f"{store.folder}: no whole checkpoint yet; train first, or wait for the first save")
+        else:
+            checkpoint = read_checkpoint(store.folder / config.checkpoint)
+        if checkpoint.manifest["tokenizer_fingerprint"] != tokenizer.fingerprint:
+            raise RunError(
+                f"{checkpoint.folder} was trained with another tokenizer than {trained.data.path} holds: prepare the "
+                "data again as it was"
+            )
+        vocab_size = int(checkpoint.manifest["vocab_size"])
+        engine = build_engine(dataclasses.replace(trained, engine=alone), vocab_size, groups, here.device)
+        store.restore_weights(checkpoint, engine)
+        generator = torch.Generator().manual_seed(config.seed)
+        # An empty prompt begins a new document, which in training follows the end of another.
+        prompt = list(tokenizer.encode(config.prompt)) or [tokenizer.eod_id]
+        return [
+            config.prompt
+            + tokenizer.decode(
+                continue_tokens(
+                    engine.logits,
+                    prompt,
+                    config=config,
+                    max_context=trained.model.seq_length,
+                    end_token=tokenizer.eod_id,
+                    generator=generator,
+                )
+            )
+            for _ in range(config.num_samples)
+        ]
+
+
+def load_tokenizer(trained: RunConfig) -> Tokenizer:
+    """The tokenizer beside the shards that the run was trained on."""
+    folder = Path(trained.data.path)
+    record = Manifest.load(folder).tokenizer
+    return Tokenizer.load(folder / record.file, record.fingerprint)
+
+
+def check(config: GenerateConfig) -> None:
+    problems = []
+    if config.max_new_tokens < 1:
+        problems.append(Problem("max_new_tokens", config.max_new_tokens, "must be at least 1"))
+    if config.num_samples < 1:
+        problems.append(Problem("num_samples", config.num_samples, "must be at least 1"))
+    if config.temperature < 0:
+        problems.append(Problem("temperature", config.temperature, "must not be negative"))
+    if config.top_k is not None and config.top_k < 1:
+        problems.append(Problem("top_k", config.top_k, "must be at least 1, or null"))
+    if config.top_p is not None and not 0 < config.top_p <= 1:
+        problems.append(Problem("top_p", config.top_p, "must be above 0 and at most 1, or null"))
+    if problems:
+        raise ConfigError(problems)

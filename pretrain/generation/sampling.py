@@ -1,0 +1,49 @@
+"""Text from a model, token by token."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from pretrain.config.run import GenerateConfig
+
+
+def continue_tokens(
+    logits_of: Callable[[Tensor], Tensor],
+    prompt: list[int],
+    *,
+    config: GenerateConfig,
+    max_context: int,
+    end_token: int,
+    generator: torch.Generator,
+) -> list[int]:
+    """Up to `max_new_tokens` tokens that follow `prompt`; ends before `end_token`.
+
+    `logits_of` maps tokens [1, s] to logits [1, s, v]. The model sees the last `max_context` tokens; every step
+    computes the whole context again, so time grows with the square of the length.
+    """
+    tokens = list(prompt)
+    for _ in range(config.max_new_tokens):
+        context = torch.tensor([tokens[-max_context:]])
+        token = choose(logits_of(context)[0, -1].cpu(), config, generator)
+        if token == end_token:
+            break
+        tokens.append(token)
+    return tokens[len(prompt) :]
+
+
+def choose(logits: Tensor, config: GenerateConfig, generator: torch.Generator) -> int:
+    """One token from logits [v]: greedy at temperature 0, else drawn after top-k and top-p (Holtzman et al. 2020)."""
+    if config.temperature == 0:
+        return int(logits.argmax())
+    logits = logits.double() / config.temperature
+    if config.top_k is not None:
+        floor = logits.topk(min(config.top_k, logits.numel())).values[-1]
+        logits = logits.masked_fill(logits < floor, -torch.inf)
+    probabilities = logits.softmax(0)
+    if config.top_p is not None:
+        ordered, indices = probabilities.sort(descending=True)
+        # Tokens before which top_p is reached already fall away; the likeliest one always stays.
+        beyond = ordered.cumsum(0) - ordered >= config.top_p
+        probabilities = probabilities.index_fill(0, indices[beyond], 0.0)
+    return int(torch.multinomial(probabilities, 1, generator=generator))

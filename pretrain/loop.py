@@ -1,0 +1,138 @@
+"""The training loop: batch, step, record, evaluate, save, stop, in that order and in plain sight."""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+
+from data_pipeline.loader import Batch
+from pretrain.config.errors import TrainingDiverged
+from pretrain.config.run import RunConfig
+from pretrain.engine.interface import Engine, StepResult
+from pretrain.run_state import RunState
+from pretrain.tracking.speed import StepClock, memory_use
+
+Values = Mapping[str, float | int | str]
+
+
+class Recorder(Protocol):
+    """Takes records; on ranks other than the main one it does nothing."""
+
+    def __call__(self, kind: str, step: int, values: Values) -> None: ...
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What all ranks know of a step besides its result."""
+
+    batch_hash: str
+    """Names the samples of the global batch, whatever the number of ranks."""
+    stop: bool
+    save: bool
+
+
+def run_loop(
+    *,
+    config: RunConfig,
+    engine: Engine,
+    batches: Iterator[Batch],
+    state: RunState,
+    total_steps: int,
+    lr_at: Callable[[int], float],
+    clock: StepClock,
+    record: Recorder,
+    evaluate: Callable[[int | None], Values],
+    save: Callable[[RunState], object],
+    stop_requested: Callable[[], bool],
+    control: dist.ProcessGroup,
+    last_checkpoint: Callable[[], str],
+) -> tuple[RunState, str]:
+    """Train until `total_steps` or until asked to stop; returns the state and `finished` or `stopped`."""
+    every_evaluation, every_save = config.evaluation.every_steps, config.checkpoint.every_steps
+    saved_at, began = time.monotonic(), time.monotonic() - state.train_seconds
+    while state.step < total_steps:
+        with clock.part("data"):
+            batch = next(batches)
+        step = state.step + 1
+        lr = lr_at(step)
+        result = engine.train_step(batch.tokens, lr)
+        clock.add("forward_backward", result.seconds_forward_backward)
+        clock.add("optimizer", result.seconds_optimizer)
+        batch_tokens = (batch.next_position - batch.position) * config.model.seq_length
+        save_due = 0 < config.checkpoint.every_minutes * 60 <= time.monotonic() - saved_at
+        agreed = agree(batch.digest, stop_requested(), save_due, control)
+        state = replace(
+            state,
+            step=step,
+            position=batch.next_position,
+            tokens=state.tokens + batch_tokens,
+            bad_steps=state.bad_steps + is_bad(result, config.engine.precision),
+            train_seconds=time.monotonic() - began,
+        )
+        clock.end_step(batch_tokens)
+        refuse_divergence(state, result, batch, config.train.max_bad_steps, last_checkpoint)
+
+        finished = step == total_steps
+        if step % config.tracking.log_every_steps == 0 or finished or not result.applied:
+            record("train", step, train_record(state, result, lr, batch, agreed) | clock.take() | memory_use())
+        if finished or (every_evaluation and step % every_evaluation == 0):
+            with clock.outside():
+                limit = config.evaluation.final_max_samples if finished else config.evaluation.max_samples
+                record("validation", step, evaluate(limit))
+        if finished or agreed.stop or agreed.save or (every_save and step % every_save == 0):
+            with clock.outside():
+                save(state)
+            saved_at = time.monotonic()
+        if agreed.stop and not finished:
+            return state, "stopped"
+    return state, "finished"
+
+
+def agree(digest: int, stop: bool, save: bool, control: dist.ProcessGroup) -> Agreement:
+    """One small message among all ranks, on the CPU: whoever is asked to stop stops all, rank 0's clock saves."""
+    save_counts = save and dist.get_rank() == 0
+    shared = torch.tensor([digest, int(stop), int(save_counts)], dtype=torch.int64)
+    dist.all_reduce(shared, group=control)
+    # A data-parallel sum mod 2**64: int64 addition wraps around.
+    total, stops, saves = shared.tolist()
+    return Agreement(batch_hash=f"{total % 2**64:016x}", stop=stops > 0, save=saves > 0)
+
+
+def is_bad(result: StepResult, precision: str) -> bool:
+    """NaN or infinity; an fp16 overflow under a finite loss is the loss scale finding its height, not a bad step."""
+    return not math.isfinite(result.loss) or (not result.applied and precision != "fp16")
+
+
+def refuse_divergence(
+    state: RunState, result: StepResult, batch: Batch, max_bad_steps: int, last_checkpoint: Callable[[], str]
+) -> None:
+    """Raise TrainingDiverged once more steps went bad than are allowed, or a bad one was applied."""
+    applied_nan = result.applied and not math.isfinite(result.loss)
+    if state.bad_steps > max_bad_steps or applied_nan:
+        raise TrainingDiverged(
+            f"step {state.step}: loss {result.loss}, gradient norm {result.grad_norm}; batch of samples "
+            f"{batch.position} to {batch.next_position - 1}; {state.bad_steps} bad steps so far, "
+            f"train.max_bad_steps={max_bad_steps} allowed; last good checkpoint: {last_checkpoint()}; lower optim.lr, "
+            "look at that batch, or allow more bad steps"
+        )
+
+
+def train_record(
+    state: RunState, result: StepResult, lr: float, batch: Batch, agreed: Agreement
+) -> dict[str, float | int | str]:
+    """The record of one step, without speed and memory."""
+    return {
+        "loss": result.loss,
+        "grad_norm": result.grad_norm,
+        "lr": lr,
+        "tokens": state.tokens,
+        "samples": state.position,
+        "epoch": batch.epoch,
+        "loss_scale": result.loss_scale,
+        "bad_steps": state.bad_steps,
+        "batch_hash": agreed.batch_hash,
+    }

@@ -1,0 +1,102 @@
+"""The folder of a run: held by one live process at a time, made by one configuration."""
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pretrain.config.errors import RunError
+from pretrain.config.load import flatten, to_yaml
+from pretrain.config.run import RunConfig
+
+CONFIG_FILE = "config.yaml"
+LOCK_FILE = "run.lock"
+
+FREE_TO_CHANGE = (
+    "run.",
+    "data.",
+    "tokenizer.",
+    "prepare.",
+    "engine.",
+    "evaluation.",
+    "checkpoint.",
+    "tracking.",
+    "train.micro_batch_size",
+    "train.max_bad_steps",
+    "model.name",
+)
+"""Keys that a resumed run may change: they say where, how fast and what is recorded, not what is computed. Data and
+tokenizer are held to the digests in the checkpoint instead."""
+BOUND = ("run.seed", "engine.precision")
+
+
+@contextlib.contextmanager
+def hold_run_folder(folder: Path) -> Iterator[None]:
+    """Make the folder and keep other processes out of it; raises RunError naming the process that holds it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / LOCK_FILE).open("a+")
+    except OSError as error:
+        raise RunError(
+            f"run.dir={str(folder)!r}: cannot be written: {error.strerror}; choose another run.dir"
+        ) from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise RunError(
+                f"run.dir={str(folder)!r}: in use by another live process ({_holder(lock.read())}); wait for it, stop "
+                "it, or choose another run.name or run.dir"
+            ) from None
+        lock.truncate(0)
+        lock.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+        lock.flush()
+        yield  # the lock goes with the file, also when the process is killed
+
+
+def check_same_config(folder: Path, config: RunConfig) -> None:
+    """Raise RunError listing the keys in which `config` differs from the one that made the folder."""
+    path = folder / CONFIG_FILE
+    if not path.exists() or config.run.on_config_change == "accept":
+        return
+    try:
+        saved = flatten(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (yaml.YAMLError, AttributeError, UnicodeDecodeError):
+        raise RunError(f"{path}: not readable as a configuration; restore it or choose another run.dir") from None
+    now = flatten(yaml.safe_load(to_yaml(config)))
+    changes = [
+        f"\n  {key}: {saved.get(key)!r} there, {now.get(key)!r} now"
+        for key in sorted({*saved, *now})
+        if saved.get(key) != now.get(key) and not _is_free(key)
+    ]
+    if changes:
+        raise RunError(
+            f"run.dir={str(folder)!r} was made by another configuration:{''.join(changes)}\n"
+            "choose another run.name or run.dir, or go on with the new values by run.on_config_change=accept"
+        )
+
+
+def write_config(folder: Path, config: RunConfig) -> None:
+    """Store the resolved configuration; what `generate` and a resume read."""
+    partial = folder / (CONFIG_FILE + ".tmp")
+    partial.write_text(to_yaml(config), encoding="utf-8")
+    partial.rename(folder / CONFIG_FILE)
+
+
+def _is_free(key: str) -> bool:
+    return key.startswith(FREE_TO_CHANGE) and key not in BOUND
+
+
+def _holder(text: str) -> str:
+    try:
+        values: dict[str, Any] = json.loads(text)
+        return f"process {values['pid']} on {values['host']}"
+    except (ValueError, KeyError, TypeError):
+        return "unknown"
