@@ -234,7 +234,7 @@ def _encode(
     corpus: Corpus, scan: Scan, tokenizer: Tokenizer, writers: dict[str, SplitWriter], num_threads: int
 ) -> None:
     digest = hashlib.sha256()
-    end = np.array([tokenizer.eod_id])
+    end = np.array([tokenizer.eod_id], dtype=np.int32)
     num_done = 0
     with show_progress("encoding", scan.num_bytes) as update:
         for documents in _batches(corpus.documents(scan.document_bytes)):
@@ -243,7 +243,7 @@ def _encode(
                 content = content_hash(document.text)
                 digest.update(content)
                 writer = writers["validation" if scan.split.holds_out(content) else "train"]
-                writer.add(np.concatenate([np.array(document_ids, dtype=np.int64), end]), document.num_bytes)
+                writer.add(np.concatenate([document_ids, end]), document.num_bytes)
                 num_done += document.num_bytes
             update(num_done)
     if digest.hexdigest() != scan.digest:

@@ -8,6 +8,8 @@ import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import sentencepiece
 
 from data_pipeline.config import TokenizerConfig
@@ -70,14 +72,16 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text; no piece is added before or after it."""
-        return self.encode_batch([text], num_threads=1)[0]
+        ids: list[int] = self.encode_batch([text], num_threads=1)[0].tolist()
+        return ids
 
-    def encode_batch(self, texts: Sequence[str], num_threads: int) -> list[list[int]]:
+    def encode_batch(self, texts: Sequence[str], num_threads: int) -> list[npt.NDArray[np.int32]]:
         """Ids of each text; the result does not depend on the number of threads."""
         parts: list[str] = []
         plans = [self._plan(text, parts) for text in texts]
         try:
-            encoded = self._processor.encode(parts, out_type=int, num_threads=num_threads)
+            # Arrays, not lists: building lists would hold the other threads up.
+            encoded = self._processor.encode(parts, return_type="numpy", num_threads=num_threads)
         except (RuntimeError, TypeError):  # which one depends on its version
             for text in texts:
                 _refuse_surrogates(text)
@@ -100,13 +104,11 @@ class Tokenizer:
                 parts.append(segment)
         return plan
 
-    def _join(self, plan: list[int | None], encoded: list[list[int]]) -> list[int]:
+    def _join(self, plan: list[int | None], encoded: list[npt.NDArray[np.int32]]) -> npt.NDArray[np.int32]:
         if len(plan) == 1 and plan[0] is not None:
             return encoded[plan[0]]
-        ids: list[int] = []
-        for number in plan:
-            ids += self._mark_ids if number is None else encoded[number]
-        return ids
+        mark = np.array(self._mark_ids, dtype=np.int32)
+        return np.concatenate([mark if number is None else encoded[number] for number in plan])
 
     def _byte_ids(self, text: str) -> list[int]:
         """Byte pieces of a text; empty if the model has none."""
@@ -164,7 +166,7 @@ def train_tokenizer(documents: Callable[[], Iterable[str]], config: TokenizerCon
             remove_extra_whitespaces=False,
             add_dummy_prefix=False,
             allow_whitespace_only_pieces=True,
-            character_coverage=_character_coverage(documents(), config.vocab_size),
+            character_coverage=_character_coverage(documents, config.vocab_size),
             max_sentence_length=1 << 30,  # the default drops longer documents without a word
             unk_id=0,
             eos_id=1,
@@ -178,15 +180,18 @@ def train_tokenizer(documents: Callable[[], Iterable[str]], config: TokenizerCon
     return model.getvalue()
 
 
-def _character_coverage(documents: Iterable[str], vocab_size: int) -> float:
+def _character_coverage(documents: Callable[[], Iterable[str]], vocab_size: int) -> float:
     """The share of the text whose characters become pieces of their own: all of it, unless those characters would fill
     more than half of the vocabulary; byte pieces spell the rarer ones."""
-    counts: collections.Counter[str] = collections.Counter()
-    for document in documents:
-        counts.update(document)
     room = (vocab_size - RESERVED_PIECES) // 2
-    if room <= 0 or len(counts) <= room:
+    characters: set[str] = set()
+    for document in documents():
+        characters.update(document)
+    if room <= 0 or len(characters) <= room:
         return 1.0
+    counts: collections.Counter[str] = collections.Counter()
+    for document in documents():
+        counts.update(document)
     kept = sum(count for _, count in counts.most_common(room))
     share = (kept - 0.5) / counts.total()  # the trainer takes characters until it reaches this
     return max(share, 0.98)  # and accepts no less

@@ -7,7 +7,6 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
-from webdataset.writer import TarWriter
 
 from data_pipeline.shards.layout import DTYPES, TAR_BLOCK, npy_header, tar_member_bytes
 from data_pipeline.shards.manifest import FileRecord, ShardRecord, SplitRecord
@@ -127,6 +126,8 @@ class _ShardFile:
         self.samples = 0
         self.member_bytes = 0
         self.file = _HashingFile(path)
+        from webdataset.writer import TarWriter  # takes seconds: it imports torch where there is one
+
         # Owner, mode and time are fixed: they would differ from one writing to the next.
         self._tar = TarWriter(
             self.file, user="pretrain", group="pretrain", mode=0o444, mtime=0, encoder=False, compress=False
