@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 
 from pretrain.layout.grid import ParallelLayout
-from pretrain.layout.megatron_on_cpu import quick_import
+from pretrain.layout.vendor_imports import megatron_imports
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,7 @@ def build_groups(layout: ParallelLayout, seed: int, timeout_minutes: float, devi
     Megatron's random states are seeded here too: its rule is one stream per tensor-parallel rank, and the
     data-parallel rank has to be added by the caller.
     """
-    if device.type == "cpu":
-        with quick_import():
-            from megatron.core import parallel_state, tensor_parallel
-    else:
+    with megatron_imports():
         from megatron.core import parallel_state, tensor_parallel
 
     parallel_state.initialize_model_parallel(

@@ -6,36 +6,21 @@ GPU those names are redirected to the CPU; where it sees one, nothing here is ca
 
 import contextlib
 import functools
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
 import torch
 
+from pretrain.layout.vendor_imports import megatron_imports
+
 CPU = torch.device("cpu")
 FACTORIES = ("zeros", "ones", "empty", "full", "tensor", "arange", "rand", "randn")
 
 
-@contextlib.contextmanager
-def quick_import() -> Iterator[None]:
-    """While Megatron is imported for the CPU: no inductor, no advice about GPU packages.
-
-    `torch.compile` is a decorator in Megatron's fused functions; as the identity it saves half of the import time.
-    """
-    real = torch.compile
-    torch.compile = _identity_decorator  # type: ignore[assignment]
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*(Transformer Engine|Apex).*")
-            yield
-    finally:
-        torch.compile = real
-
-
 def redirect() -> None:
     """Send Megatron's GPU tensors and random states to the CPU; a second call does nothing."""
-    with quick_import():
+    with megatron_imports():
         from megatron.core.pipeline_parallel import schedules
         from megatron.core.tensor_parallel import random as megatron_random
     if isinstance(schedules.torch, _TorchOnCpu):
@@ -47,10 +32,6 @@ def redirect() -> None:
     megatron_random._get_cuda_rng_state = lambda *args, **kwargs: torch.get_rng_state()
     megatron_random._set_cuda_rng_state = lambda state, *args, **kwargs: torch.set_rng_state(state)
     megatron_random.CudaRNGStatesTracker = _tracker_class(megatron_random.CudaRNGStatesTracker)
-
-
-def _identity_decorator(function: Callable[..., Any] | None = None, **_: object) -> Callable[..., Any]:
-    return (lambda inner: inner) if function is None else function
 
 
 class _TorchOnCpu(ModuleType):
