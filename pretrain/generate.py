@@ -36,11 +36,14 @@ def continuations(config: GenerateConfig, run: Path, trained: RunConfig, tokeniz
     import torch
 
     from pretrain.checkpoint.store import CheckpointStore, read_checkpoint
-    from pretrain.engine.build import build_engine
     from pretrain.generation.sampling import continue_tokens
     from pretrain.layout.grid import ParallelLayout
     from pretrain.layout.groups import build_groups
     from pretrain.layout.runtime import runtime
+    from pretrain.layout.vendor_imports import megatron_imports
+
+    with megatron_imports():
+        from pretrain.engine.build import build_engine
 
     # One process holds the whole model: nothing to split, nothing to reduce.
     alone = dataclasses.replace(trained.engine, zero_stage=0, device=config.device)

@@ -48,14 +48,17 @@ def _train(config: RunConfig, folder: Path, dataset: PackedDataset, stop_request
     # Not at the top: torch, DeepSpeed and Megatron take seconds to import, which a typing mistake need not wait for.
     from data_pipeline.loader import train_batches
     from pretrain.checkpoint.store import CheckpointStore
-    from pretrain.engine.build import build_engine
     from pretrain.evaluation.perplexity import evaluate
     from pretrain.layout.grid import ParallelLayout
     from pretrain.layout.groups import build_groups
     from pretrain.layout.runtime import runtime
+    from pretrain.layout.vendor_imports import megatron_imports
     from pretrain.loop import run_loop
     from pretrain.tracking.sinks import build_sinks
     from pretrain.tracking.speed import StepClock, device_peak
+
+    with megatron_imports():
+        from pretrain.engine.build import build_engine
 
     manifest = dataset.manifest
     vocab_size, steps = manifest.tokenizer.vocab_size, total_steps(config)

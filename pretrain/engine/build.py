@@ -4,9 +4,12 @@ import torch
 
 from pretrain.config.run import RunConfig
 from pretrain.engine.interface import Engine
-from pretrain.engine.zero import ZeroEngine
 from pretrain.layout.groups import ProcessGroups
-from pretrain.model.gpt import build_decoder
+from pretrain.layout.vendor_imports import megatron_imports
+
+with megatron_imports():
+    from pretrain.engine.zero import ZeroEngine
+    from pretrain.model.gpt import build_decoder
 
 
 def build_engine(config: RunConfig, vocab_size: int, groups: ProcessGroups, device: torch.device) -> Engine:
