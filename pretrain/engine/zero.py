@@ -21,6 +21,7 @@ from pretrain.engine.interface import StateShard, StepResult
 from pretrain.engine.schedule import MicroBatch, ModelHandle, positions_of, run_schedule
 from pretrain.engine.shards import MOMENTS, adam_steps, flat_pieces, logical_shards, set_adam_steps
 from pretrain.layout.groups import DeepSpeedGroups, ProcessGroups
+from pretrain.layout.vendor_imports import without_compiler
 from pretrain.model.gpt import Decoder
 from pretrain.optim.param_groups import decay_groups
 
@@ -172,7 +173,9 @@ class ZeroEngine:
 
 
 def _import_deepspeed(device: torch.device) -> Any:
-    import deepspeed
+    with without_compiler():
+        import deepspeed
+        from deepspeed.runtime.zero.muon import muon_optimizer  # noqa: F401  # later it would be imported all the same
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     if device.type == "cpu":

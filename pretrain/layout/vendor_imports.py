@@ -1,4 +1,4 @@
-"""Importing Megatron without its advice, and on a CPU without what only a GPU needs."""
+"""Importing the vendors without their advice, and on a CPU without what only a GPU needs."""
 
 import contextlib
 import logging
@@ -11,19 +11,25 @@ import torch
 
 @contextlib.contextmanager
 def megatron_imports() -> Iterator[None]:
-    """Around the first imports of megatron.core (0.16.1).
+    """Around the first imports of megatron.core (0.16.1), which warns half a dozen times that GPU packages are missing,
+    which nobody here asked for.
+    """
+    logging.getLogger("megatron").setLevel(logging.WARNING)
+    # Recorded, not filtered: modules imported on the way put filters of their own in front.
+    with without_compiler(), warnings.catch_warnings(record=True):
+        yield
 
-    It warns half a dozen times that GPU packages are missing, which nobody here asked for. Where torch sees no GPU,
-    `torch.compile`, a decorator of Megatron's fused functions, is the identity meanwhile: half of the import time.
+
+@contextlib.contextmanager
+def without_compiler() -> Iterator[None]:
+    """Where torch sees no GPU, `torch.compile` is the identity meanwhile: as a decorator of functions in Megatron and
+    DeepSpeed it loads the whole compiler, which takes longer than all the rest of them.
     """
     real = torch.compile
     if not torch.cuda.is_available():
         torch.compile = _identity_decorator  # type: ignore[assignment]
-    logging.getLogger("megatron").setLevel(logging.WARNING)
     try:
-        # Recorded, not filtered: modules imported on the way put filters of their own in front.
-        with warnings.catch_warnings(record=True):
-            yield
+        yield
     finally:
         torch.compile = real
 
