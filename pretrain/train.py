@@ -14,11 +14,13 @@ from data_pipeline.shards.reader import PackedDataset
 from pretrain.config.checks import check_run, tokens_per_step, total_steps
 from pretrain.config.errors import ConfigError, Problem, RunError
 from pretrain.config.run import RunConfig
+from pretrain.layout.grid import world_from_environment
 from pretrain.model.flops import token_flops
-from pretrain.model.size import count_parameters
+from pretrain.model.size import checkpoint_bytes, count_parameters
 from pretrain.optim.learning_rate import lr_at
 from pretrain.run_folder import check_same_config, hold_run_folder, write_config
 from pretrain.run_state import RunState
+from pretrain.tracking.wandb_sink import check_wandb_login
 
 log = logging.getLogger(__name__)
 
@@ -28,23 +30,34 @@ def train(config: RunConfig) -> str:
 
     Raises UserError before any work where the configuration, the data or the run folder cannot be used.
     """
-    from pretrain.layout.runtime import world_from_environment
-
-    rank, world_size, _ = world_from_environment()
+    rank, world_size, local_rank = world_from_environment()
+    # All that can be refused is refused before the run folder is made, and what takes no heavy import first.
     check_run(config, data_parallel_size=world_size)
     dataset = open_dataset(config)
+    validation = PackedDataset.open(dataset.folder, "validation")
     folder = Path(config.run.dir)
+    check_same_config(folder, config)
+    check_space(config, folder, dataset.manifest.tokenizer.vocab_size)
+    if rank == 0:
+        check_wandb_login(config.tracking)
+    from pretrain.layout.runtime import choose_device
+
+    choose_device(config.engine.device, local_rank)
     with contextlib.ExitStack() as stack:
         if rank == 0:
             stack.enter_context(hold_run_folder(folder))
-            check_same_config(folder, config)
-            check_space(config, folder, dataset.manifest.tokenizer.vocab_size)
         stop_requested = stack.enter_context(stop_on_signals())
         stack.enter_context(log_to_file(folder, rank))
-        return _train(config, folder, dataset, stop_requested)
+        return _train(config, folder, dataset, validation, stop_requested)
 
 
-def _train(config: RunConfig, folder: Path, dataset: PackedDataset, stop_requested: Callable[[], bool]) -> str:
+def _train(
+    config: RunConfig,
+    folder: Path,
+    dataset: PackedDataset,
+    validation: PackedDataset,
+    stop_requested: Callable[[], bool],
+) -> str:
     # Not at the top: torch, DeepSpeed and Megatron take seconds to import, which a typing mistake need not wait for.
     from data_pipeline.loader import train_batches
     from pretrain.checkpoint.store import CheckpointStore
@@ -104,7 +117,6 @@ def _train(config: RunConfig, folder: Path, dataset: PackedDataset, stop_request
                 tokens_per_step=tokens_per_step(config),
             )
 
-        validation = PackedDataset.open(Path(config.data.path), "validation")
         outcome = "failed"
         try:
             state, outcome = run_loop(
@@ -157,10 +169,9 @@ def open_dataset(config: RunConfig) -> PackedDataset:
 
 def check_space(config: RunConfig, folder: Path, vocab_size: int) -> None:
     """Raise RunError where the disk has no room for one checkpoint."""
-    from pretrain.checkpoint.store import BYTES_PER_PARAMETER
-
-    needed = count_parameters(config.model, vocab_size).total * BYTES_PER_PARAMETER
-    free = shutil.disk_usage(folder).free
+    needed = checkpoint_bytes(config.model, vocab_size)
+    standing = next(place for place in (folder, *folder.absolute().parents) if place.is_dir())
+    free = shutil.disk_usage(standing).free
     if free < needed:
         raise RunError(
             f"run.dir={str(folder)!r}: no space left: one checkpoint takes {needed / 2**30:.2f} GiB, "

@@ -36,8 +36,6 @@ from pretrain.run_state import RunState
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
-BYTES_PER_PARAMETER = 12
-"""fp32 master weight and two Adam moments."""
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -138,6 +136,8 @@ class CheckpointStore:
         self._prune()
 
     def _prune(self) -> None:
+        for leftover in [*self.folder.glob("step-*.partial"), *self.folder.glob("step-*.deleting")]:
+            shutil.rmtree(leftover)  # of a process that was killed: this one is done with its own
         for path in self._complete_ones()[: -self.keep_last]:
             if not (self.keep_every and int(path.name.removeprefix("step-")) % self.keep_every == 0):
                 remove_folder(path)

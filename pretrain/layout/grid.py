@@ -1,5 +1,6 @@
 """Degrees to ranks: which process does what, in integers alone."""
 
+import os
 from dataclasses import dataclass
 
 
@@ -23,3 +24,11 @@ class ParallelLayout:
     def coordinates(self, rank: int) -> tuple[int, int, int]:
         """(tp, dp, pp) ranks of a global rank."""
         return rank % self.tp, rank // self.tp % self.dp, rank // (self.tp * self.dp)
+
+
+def world_from_environment() -> tuple[int, int, int]:
+    """(rank, world size, local rank) as torchrun or Slurm's launcher set them; (0, 1, 0) alone."""
+    return tuple(int(os.environ.get(name, default)) for name, default in _WORLD)  # type: ignore[return-value]
+
+
+_WORLD = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from pretrain.config.engine import EngineConfig
 from pretrain.config.errors import ConfigError, Problem
 from pretrain.layout import megatron_on_cpu
+from pretrain.layout.grid import world_from_environment
 
 
 @dataclass(frozen=True)
@@ -41,14 +42,6 @@ def choose_device(wanted: str, local_rank: int) -> torch.device:
         rule = f"local rank {local_rank} has no GPU of its own, torch sees {torch.cuda.device_count()} here"
         raise ConfigError([Problem("engine.device", wanted, rule, "start one process per GPU")])
     return torch.device("cuda", local_rank) if use_gpu else torch.device("cpu")
-
-
-def world_from_environment() -> tuple[int, int, int]:
-    """(rank, world size, local rank) as torchrun or Slurm's launcher set them; (0, 1, 0) alone."""
-    return tuple(int(os.environ.get(name, default)) for name, default in _WORLD)  # type: ignore[return-value]
-
-
-_WORLD = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
 
 
 @contextlib.contextmanager

@@ -37,3 +37,8 @@ def count_parameters(model: ModelConfig, vocab_size: int) -> ParameterCount:
         layers=model.num_layers * (attention + mlp + biases + 2 * norm),
         final_norm=norm,
     )
+
+
+def checkpoint_bytes(model: ModelConfig, vocab_size: int) -> int:
+    """Size of one checkpoint: for each parameter an fp32 master weight and two Adam moments."""
+    return 12 * count_parameters(model, vocab_size).total
