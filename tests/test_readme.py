@@ -58,10 +58,11 @@ def command_here(line: str) -> str:
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
     folder = copy_repository(tmp_path / "clone")
-    # "Your own text", as far as the README speaks of it.
-    paragraphs = [f"Paragraph {n} says that {n} and {n + 1} make {2 * n + 1}.\n" * 8 for n in range(400)]
-    (folder / "my.txt").write_text("\n".join(paragraphs), encoding="utf-8")
-    (folder / "more.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in paragraphs))
+    # "Your own text", as far as the README speaks of it: enough words for the default vocabulary.
+    sources = sorted(Path(json.__file__).parents[1].glob("*.py"))[:80]
+    texts = [source.read_text(encoding="utf-8", errors="ignore") for source in sources]
+    (folder / "my.txt").write_text("\n".join(texts[:40]), encoding="utf-8")
+    (folder / "more.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts[40:]))
     borrow_environment(folder / ".venv")
     return folder
 

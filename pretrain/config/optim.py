@@ -26,7 +26,7 @@ class LrScheduleConfig:
     name: Literal["cosine", "linear", "constant", "wsd"]
     """Shape after warmup; wsd: warmup, stable, decay."""
     warmup_steps: int | None
-    """Linear warmup in steps; give this or warmup_tokens."""
+    """Linear warmup in steps. Both null: a twentieth of the run."""
     warmup_tokens: int | None
     """Linear warmup in tokens."""
     final_ratio: float

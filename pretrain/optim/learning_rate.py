@@ -12,7 +12,7 @@ def lr_at(step: int, *, peak: float, schedule: LrScheduleConfig, total_steps: in
     `peak * final_ratio` at `total_steps`. Cosine: Loshchilov and Hutter 2017; wsd: Hu et al. 2024 (MiniCPM), with a
     linear decay over the last `decay_fraction` of the training length.
     """
-    warmup = warmup_steps(schedule, tokens_per_step)
+    warmup = warmup_steps(schedule, total_steps, tokens_per_step)
     if step <= warmup:
         return peak * step / warmup
     if schedule.name == "constant":
@@ -26,8 +26,8 @@ def lr_at(step: int, *, peak: float, schedule: LrScheduleConfig, total_steps: in
     return peak * (schedule.final_ratio + (1 - schedule.final_ratio) * share)
 
 
-def warmup_steps(schedule: LrScheduleConfig, tokens_per_step: int) -> int:
-    """Warmup in steps, from steps or tokens (rounded up)."""
+def warmup_steps(schedule: LrScheduleConfig, total_steps: int, tokens_per_step: int) -> int:
+    """Warmup in steps: as given, from tokens (rounded up), or a twentieth of the run."""
     if schedule.warmup_tokens is not None:
         return -(-schedule.warmup_tokens // tokens_per_step)
-    return schedule.warmup_steps or 0
+    return total_steps // 20 if schedule.warmup_steps is None else schedule.warmup_steps
