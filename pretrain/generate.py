@@ -4,12 +4,16 @@ import dataclasses
 import logging
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from data_pipeline.shards.manifest import Manifest
 from data_pipeline.tokenizer import Tokenizer
 from pretrain.config.errors import ConfigError, Problem, RunError
 from pretrain.config.load import read_run_config
 from pretrain.config.run import GenerateConfig, RunConfig
+
+if TYPE_CHECKING:
+    from pretrain.checkpoint.store import Checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -33,9 +37,16 @@ def generate(config: GenerateConfig) -> None:
 
 def continuations(config: GenerateConfig, run: Path, trained: RunConfig, tokenizer: Tokenizer) -> list[str]:
     """`num_samples` texts, each with the prompt before it."""
+    checkpoint = find_checkpoint(run / "checkpoints", config.checkpoint)
+    if checkpoint.manifest["tokenizer_fingerprint"] != tokenizer.fingerprint:
+        raise RunError(
+            f"{checkpoint.folder} was trained with another tokenizer than {trained.data.path} holds: prepare the "
+            "data again as it was"
+        )
+
     import torch
 
-    from pretrain.checkpoint.store import CheckpointStore, read_checkpoint
+    from pretrain.checkpoint.store import CheckpointStore
     from pretrain.generation.sampling import continue_tokens
     from pretrain.layout.grid import ParallelLayout
     from pretrain.layout.groups import build_groups
@@ -50,17 +61,6 @@ def continuations(config: GenerateConfig, run: Path, trained: RunConfig, tokeniz
     with runtime(alone) as here:
         groups = build_groups(ParallelLayout(1), config.seed, alone.timeout_minutes, here.device)
         store = CheckpointStore(run, control=groups.control, keep_last=1, keep_every=0)
-        if config.checkpoint == "latest":
-            checkpoint = store.newest()
-            if checkpoint is None:
-                raise RunError(f"{store.folder}: no whole checkpoint yet; train first, or wait for the first save")
-        else:
-            checkpoint = read_checkpoint(store.folder / config.checkpoint)
-        if checkpoint.manifest["tokenizer_fingerprint"] != tokenizer.fingerprint:
-            raise RunError(
-                f"{checkpoint.folder} was trained with another tokenizer than {trained.data.path} holds: prepare the "
-                "data again as it was"
-            )
         vocab_size = int(checkpoint.manifest["vocab_size"])
         engine = build_engine(dataclasses.replace(trained, engine=alone), vocab_size, groups, here.device)
         store.restore_weights(checkpoint, engine)
@@ -81,6 +81,20 @@ def continuations(config: GenerateConfig, run: Path, trained: RunConfig, tokeniz
             )
             for _ in range(config.num_samples)
         ]
+
+
+def find_checkpoint(folder: Path, name: str) -> "Checkpoint":
+    """The checkpoint called `name` or, for `latest`, the newest whole one."""
+    from pretrain.checkpoint.store import newest_whole, read_checkpoint
+
+    names = sorted(path.name for path in folder.glob("step-*") if path.suffix == "")
+    if name != "latest" and name not in names:
+        there = f"there are {', '.join(names)}" if names else "there is none yet"
+        raise RunError(f"checkpoint={name}: no such checkpoint in {folder}; {there}")
+    checkpoint = newest_whole(folder) if name == "latest" else read_checkpoint(folder / name)
+    if checkpoint is None:
+        raise RunError(f"{folder}: no whole checkpoint yet; train first, or wait for the first save")
+    return checkpoint
 
 
 def load_tokenizer(trained: RunConfig) -> Tokenizer:
