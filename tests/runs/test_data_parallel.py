@@ -1,0 +1,63 @@
+"""Two processes under torchrun train the same model on the same batches as one."""
+
+import pytest
+
+from tests.support.runs import Workplace, train_records, validation_records
+
+LLAMA = ("model=tiny_llama", "model.num_query_groups=1")
+
+
+@pytest.fixture(scope="module")
+def two_then_one(tmp_path_factory, dataset):
+    """The training of `plain_run` by two processes until one of them is killed, and then by one."""
+    place = Workplace(tmp_path_factory.mktemp("parallel"), dataset)
+    with place.training("plain", *LLAMA, "engine.zero_stage=3", num_ranks=2) as run:
+        run.wait_for_step(9)
+        ranks = run.ranks()
+        ranks[1].kill()
+        assert run.end(30) != 0
+        assert not any(rank.is_running() for rank in ranks.values())
+    by_two = max(train_records(place.run_dir("plain")))
+    done = place.train("plain", *LLAMA, "engine.zero_stage=1")
+    assert done.returncode == 0, done.stderr
+    return place.run_dir("plain"), by_two, run.log, done.stderr
+
+
+def test_two_processes_compute_what_one_does(plain_run, two_then_one):
+    mixed, by_two, _, _ = two_then_one
+    assert by_two >= 9
+    ones, twos = train_records(plain_run), train_records(mixed)
+    assert list(ones) == list(twos)
+    for step, record in ones.items():
+        assert twos[step]["batch_hash"] == record["batch_hash"], f"step {step}"
+        for key in ("loss", "grad_norm"):
+            assert twos[step][key] == pytest.approx(record[key], rel=1e-5), f"{key} of step {step}"
+
+
+def test_validation_loss_does_not_depend_on_the_number_of_processes(plain_run, two_then_one):
+    by_one, by_two = validation_records(plain_run)[8], validation_records(two_then_one[0])[8]
+    assert by_two["samples"] == by_one["samples"] == 10
+    assert by_two["loss"] == pytest.approx(by_one["loss"], rel=1e-5)
+
+
+def test_a_killed_rank_is_named(two_then_one):
+    log = two_then_one[2]
+    assert "Signal 9 (SIGKILL)" in log
+    assert "rank      : 1 (local_rank: 1)" in log
+
+
+def test_a_checkpoint_of_two_processes_serves_one(two_then_one):
+    resumed = two_then_one[3]
+    assert "resumed from runs/plain/checkpoints/step-00000008: step 8, sample 64" in resumed
+    assert "was saved by 2 processes, now there are 1: random states for dropout start anew" in resumed
+
+
+def test_a_mistake_is_told_once_for_all_ranks(place):
+    done = place.torchrun(2, "refused", "train.micro_batch_size=8")
+    assert done.returncode != 0
+    message = (
+        "pretrain: error: train.global_batch_size=8: must be a multiple of train.micro_batch_size=8 times the "
+        "data-parallel size 2, which is 16; choose 16"
+    )
+    assert done.stderr.count(message) == done.stderr.count("pretrain: error") == 1
+    assert not list(place.folder.iterdir())

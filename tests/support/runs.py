@@ -1,0 +1,219 @@
+"""The real `pretrain` command in a folder of its own, with a model and a dataset that take milliseconds a step."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from pretrain.tracking.metrics_file import read_metrics
+from tests.support.corpus import make_texts, write_jsonl
+
+ROOT = Path(__file__).resolve().parents[2]
+SECONDS = 150
+"""No command of these tests may take longer; on an idle machine the slowest takes a tenth."""
+
+DATA = (
+    "data.name=synthetic",
+    "data.validation_min_bytes=3000",
+    "data.samples_per_member=4",
+    "tokenizer.vocab_size=300",
+    "prepare.num_workers=1",
+)
+SHAPE = (
+    "model.num_layers=2",
+    "model.hidden_size=32",
+    "model.num_heads=2",
+    "model.ffn_hidden_size=64",
+    "model.seq_length=32",
+)
+TRAINING = (
+    "engine.device=cpu",
+    "engine.cpu_threads=1",
+    "train.global_batch_size=8",
+    "train.micro_batch_size=2",
+    "train.max_steps=16",
+    "optim.lr=3e-3",
+    "lr_schedule.warmup_steps=4",
+    "evaluation.every_steps=8",
+    "evaluation.max_samples=10",
+    "checkpoint.every_steps=4",
+    "tracking=off",
+    "tracking.tensorboard=false",
+    "tracking.peak_tflops=1",
+    "tracking.log_every_steps=1",
+)
+
+
+class Workplace:
+    """A folder in which commands run, and the dataset that they train on."""
+
+    def __init__(self, folder: Path, dataset: Path) -> None:
+        self.folder, self.dataset = folder, dataset
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def train_overrides(self, name: str, *overrides: str) -> list[str]:
+        """What makes a run small, and then what the test is about."""
+        return [*DATA, *SHAPE, *TRAINING, f"data.path={self.dataset}", f"run.name={name}", *overrides]
+
+    def run_dir(self, name: str) -> Path:
+        return self.folder / "runs" / name
+
+    def prepare(self, *overrides: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        return self.command("prepare", *DATA, *SHAPE, f"data.path={self.dataset}", *overrides, **options)
+
+    def train(self, name: str, *overrides: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        return self.command("train", *self.train_overrides(name, *overrides), **options)
+
+    def generate(self, *overrides: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        return self.command("generate", "device=cpu", *overrides, **options)
+
+    def command(self, *words: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        """Run to the end; both streams as text."""
+        return self._finish(words, program_command(), **options)
+
+    def torchrun(self, num_ranks: int, name: str, *overrides: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        """`train` on several processes."""
+        words = ["train", *self.train_overrides(name, *overrides)]
+        return self._finish(words, torchrun_command(num_ranks), **options)
+
+    def _finish(self, words: Any, program: list[str], env: Mapping[str, str] | None = None, **options: Any) -> Any:
+        return subprocess.run(
+            [*program, *words],
+            cwd=self.folder,
+            env=environment(env),
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+            **options,
+        )
+
+    @contextlib.contextmanager
+    def training(self, name: str, *overrides: str, num_ranks: int = 0) -> Iterator["LiveRun"]:
+        """A run in the background, under torchrun if ranks are given; whatever is left of it is killed at the end."""
+        program = torchrun_command(num_ranks) if num_ranks else program_command()
+        log = self.folder / f"{name}-{time.monotonic_ns()}.log"
+        with log.open("wb") as stream:
+            process = subprocess.Popen(
+                [*program, "train", *self.train_overrides(name, *overrides)],
+                cwd=self.folder,
+                env=environment(),
+                stdout=stream,
+                stderr=stream,
+            )
+        run = LiveRun(process, self.run_dir(name), log)
+        try:
+            yield run
+        finally:
+            run.kill()
+
+
+class LiveRun:
+    """A run in the background."""
+
+    def __init__(self, process: subprocess.Popen[bytes], run_dir: Path, log: Path) -> None:
+        self.process, self.run_dir, self._log = process, run_dir, log
+
+    @property
+    def log(self) -> str:
+        """What it printed so far."""
+        return self._log.read_text(encoding="utf-8", errors="replace")
+
+    def wait_for(self, happened: Callable[[], bool]) -> None:
+        """Until something is seen from outside; fails with the log where the run ends before."""
+        limit = time.monotonic() + SECONDS
+        while not happened():
+            assert self.process.poll() is None, f"ended with {self.process.returncode}:\n{self.log}"
+            assert time.monotonic() < limit, f"nothing seen for {SECONDS} s:\n{self.log}"
+            time.sleep(0.0005)
+
+    def wait_for_step(self, step: int) -> None:
+        """Until the record of a step is on the disk."""
+        mark = f'"step": {step},'.encode()
+        metrics = self.run_dir / "metrics.jsonl"
+        self.wait_for(lambda: metrics.exists() and mark in metrics.read_bytes())
+
+    def ranks(self) -> dict[int, psutil.Process]:
+        """The processes that torchrun started."""
+        workers = psutil.Process(self.process.pid).children(recursive=True)
+        return {int(worker.environ()["RANK"]): worker for worker in workers if "RANK" in worker.environ()}
+
+    def freeze_where(self, holds: Callable[[], bool]) -> None:
+        """Stop the process at a moment when `holds`: looked at again when nothing moves any more."""
+        while True:
+            self.wait_for(holds)
+            self.process.send_signal(signal.SIGSTOP)
+            time.sleep(0.02)  # the stop reaches every thread
+            if holds():
+                return
+            self.process.send_signal(signal.SIGCONT)
+
+    def kill(self) -> None:
+        """kill -9, also of a frozen run; nothing where it has ended."""
+        if self.process.poll() is None:
+            workers = psutil.Process(self.process.pid).children(recursive=True)
+            for process in (psutil.Process(self.process.pid), *workers):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+        self.process.wait()
+
+    def end(self, seconds: float = SECONDS) -> int:
+        """Wait for the end; its exit code."""
+        return self.process.wait(seconds)
+
+
+def program_command() -> list[str]:
+    return [sys.executable, "-m", "pretrain"]
+
+
+def torchrun_command(num_ranks: int) -> list[str]:
+    # --standalone: a port of its own, so that runs side by side do not meet.
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_ranks}"]
+    return [*torchrun, "-m", "pretrain"]
+
+
+def environment(changes: Mapping[str, str] | None = None) -> dict[str, str]:
+    """A user's environment: one thread, this repository, no wandb account, no launcher."""
+    hidden = ("WANDB_", "RANK", "WORLD_SIZE", "LOCAL_", "MASTER_", "TORCHELASTIC")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
+    return {**kept, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **(changes or {})}
+
+
+def prepare_dataset(folder: Path) -> Path:
+    """The dataset of these tests, made by the real command; returns its folder."""
+    corpus = write_jsonl(folder / "corpus.jsonl", make_texts(60))
+    place = Workplace(folder, folder / "dataset")
+    done = place.prepare(f"data.inputs=[{corpus}]")
+    assert done.returncode == 0, done.stderr
+    return place.dataset
+
+
+def train_records(run_dir: Path) -> dict[int, dict[str, Any]]:
+    """Step -> what was recorded of it."""
+    return {record["step"]: record for record in read_metrics(run_dir) if record["kind"] == "train"}
+
+
+def validation_records(run_dir: Path) -> dict[int, dict[str, Any]]:
+    """Step -> the validation after it."""
+    return {record["step"]: record for record in read_metrics(run_dir) if record["kind"] == "validation"}
+
+
+def user_error(done: subprocess.CompletedProcess[str]) -> str:
+    """The message of a command that refused: one message, exit code 2, no traceback."""
+    assert done.returncode == 2, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+    assert "Traceback" not in done.stderr
+    _, mark, message = done.stderr.partition("pretrain: error: ")
+    assert mark and "pretrain: error: " not in message, done.stderr
+    assert not done.stdout
+    return message.strip()
+
+
+def files_below(folder: Path) -> set[str]:
+    """Names of everything in a folder."""
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
