@@ -1,0 +1,86 @@
+"""Whatever ends a run, the same command goes on as if nothing had happened: bit for bit on a CPU."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.support.runs import Workplace, files_below, train_records, user_error, validation_records
+
+DROPOUT = "model.hidden_dropout=0.1"
+COMPUTED = ("loss", "grad_norm", "lr", "tokens", "samples", "epoch", "loss_scale", "bad_steps", "batch_hash")
+
+
+@pytest.fixture(scope="module")
+def interrupted_run(tmp_path_factory, dataset):
+    """The same training as `finished_run`: killed in a step, killed in a save, asked to stop, then let run."""
+    place = Workplace(tmp_path_factory.mktemp("interrupted"), dataset)
+    folder = place.run_dir("finished") / "checkpoints"
+
+    with place.training("finished", DROPOUT) as run:
+        run.wait_for_step(5)
+        run.freeze_where(lambda: not list(folder.glob("*.partial")))
+        second = place.train("finished", DROPOUT)  # frozen is still alive
+        run.kill()
+    assert f"in use by another live process (process {run.process.pid} on" in user_error(second)
+    assert names(folder) == ["step-00000004"]
+
+    with place.training("finished", DROPOUT) as run:
+        run.freeze_where(lambda: bool(list(folder.glob("*.partial"))))
+        run.kill()
+    assert "step 4, sample 32" in run.log
+    killed_in_save = names(folder)
+    assert "step-00000004" in killed_in_save and any(name.endswith(".partial") for name in killed_in_save)
+
+    with place.training("finished", DROPOUT) as run:
+        run.wait_for_step(11)
+        os.kill(run.process.pid, signal.SIGTERM)
+        assert run.end() == 75, run.log
+    assert "SIGTERM: stopping after this step, with a checkpoint" in run.log
+    stopped = max(train_records(place.run_dir("finished")))
+    assert stopped < 16 and names(folder)[-1] == f"step-{stopped:08d}"
+    assert f"stopped after step {stopped} of 16, saved; the same command goes on from there" in run.log
+
+    done = place.train("finished", DROPOUT)
+    assert done.returncode == 0, done.stderr
+    assert f"step {stopped}, sample {8 * stopped}" in done.stderr
+    return place.run_dir("finished")
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_resume_matches_uninterrupted_run(finished_run, interrupted_run):
+    whole, mended = train_records(finished_run), train_records(interrupted_run)
+    assert list(mended) == list(whole) == list(range(1, 17))
+    for step, record in whole.items():
+        assert {key: mended[step][key] for key in COMPUTED} == {key: record[key] for key in COMPUTED}, f"step {step}"
+    assert len({record["batch_hash"] for record in whole.values()}) == 16
+    for step, record in validation_records(finished_run).items():
+        assert validation_records(interrupted_run)[step]["loss"] == record["loss"]
+
+
+def test_final_checkpoints_are_equal_bit_for_bit(finished_run, interrupted_run):
+    last = "checkpoints/step-00000016"
+    for name in ("__0_0.distcp", "random-00000.safetensors", "tensors.json"):
+        assert (interrupted_run / last / name).read_bytes() == (finished_run / last / name).read_bytes(), name
+    states = [json.loads((run / last / "manifest.json").read_text()) for run in (finished_run, interrupted_run)]
+    for state in states:
+        del state["state"]["train_seconds"]
+    assert states[0]["state"] == states[1]["state"] and states[0]["counters"] == states[1]["counters"]
+
+
+def test_what_a_killed_save_left_is_cleaned_up(interrupted_run):
+    assert all(name.startswith("step-") and name[5:].isdigit() for name in names(interrupted_run / "checkpoints"))
+
+
+def test_a_finished_run_says_so_and_changes_nothing(shared, finished_run):
+    before = {name: (finished_run / name).stat().st_mtime_ns for name in files_below(finished_run)}
+    done = shared.train("finished", DROPOUT)
+    assert done.returncode == 0
+    assert "runs/finished is finished: step 16 of 16; nothing to do" in done.stderr
+    after = {name: (finished_run / name).stat().st_mtime_ns for name in files_below(finished_run)}
+    assert {name for name in after if after[name] != before.get(name)} <= {"logs/rank-00000.log", "run.lock"}
