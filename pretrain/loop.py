@@ -25,6 +25,12 @@ class Recorder(Protocol):
     def __call__(self, kind: str, step: int, values: Values) -> None: ...
 
 
+class Evaluator(Protocol):
+    """Measures the loss on held-out text; called on all ranks together."""
+
+    def __call__(self, *, max_samples: int | None) -> Values: ...
+
+
 @dataclass(frozen=True)
 class Agreement:
     """What all ranks know of a step besides its result."""
@@ -45,7 +51,7 @@ def run_loop(
     lr_at: Callable[[int], float],
     clock: StepClock,
     record: Recorder,
-    evaluate: Callable[[int | None], Values],
+    evaluate: Evaluator,
     save: Callable[[RunState], object],
     stop_requested: Callable[[], bool],
     control: dist.ProcessGroup,
@@ -82,7 +88,7 @@ def run_loop(
         if finished or (every_evaluation and step % every_evaluation == 0):
             with clock.outside():
                 limit = config.evaluation.final_max_samples if finished else config.evaluation.max_samples
-                record("validation", step, evaluate(limit))
+                record("validation", step, evaluate(max_samples=limit))
         if finished or agreed.stop or agreed.save or (every_save and step % every_save == 0):
             with clock.outside():
                 save(state)

@@ -3,7 +3,9 @@
 import contextlib
 import fcntl
 import json
+import logging
 import os
+import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -88,6 +90,33 @@ def write_config(folder: Path, config: RunConfig) -> None:
     partial = folder / (CONFIG_FILE + ".tmp")
     partial.write_text(to_yaml(config), encoding="utf-8")
     partial.rename(folder / CONFIG_FILE)
+
+
+def check_space(folder: Path, needed: int) -> None:
+    """Raise RunError where the disk has no room for one checkpoint of `needed` bytes."""
+    standing = next(place for place in (folder, *folder.absolute().parents) if place.is_dir())
+    free = shutil.disk_usage(standing).free
+    if free < needed:
+        raise RunError(
+            f"run.dir={str(folder)!r}: no space left: one checkpoint takes {needed / 2**30:.2f} GiB, "
+            f"{free / 2**30:.2f} GiB are free; make room or choose a run.dir on another disk"
+        )
+
+
+@contextlib.contextmanager
+def log_to_file(folder: Path, rank: int) -> Iterator[None]:
+    """All ranks write their log into the run folder; rank 0 alone also speaks to the console."""
+    logs = folder / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(logs / f"rank-{rank:05d}.log", encoding="utf-8")
+    handler.setFormatter(logging.Formatter(f"%(asctime)s [rank {rank}] %(levelname)s %(message)s"))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        handler.close()
 
 
 def _is_free(key: str) -> bool:

@@ -15,7 +15,8 @@ class LossScaleConfig:
     minimum: float
     """The scale is never lowered below this."""
     hysteresis: int
-    """Overflows in a row that are forgiven before the scale is lowered."""
+    """The overflow of this number lowers the scale, as does each later one until the scale has doubled again; at ZeRO
+    stage 0 the first one does."""
 
 
 @dataclass(frozen=True, kw_only=True)

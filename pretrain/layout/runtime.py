@@ -28,6 +28,10 @@ class Runtime:
     device: torch.device
 
     @property
+    def gpu_name(self) -> str | None:
+        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else None
+
+    @property
     def is_main(self) -> bool:
         """Whether this process speaks to people and writes what is written once."""
         return self.rank == 0
@@ -45,8 +49,8 @@ def choose_device(wanted: str, local_rank: int) -> torch.device:
 
 
 @contextlib.contextmanager
-def runtime(config: EngineConfig) -> Iterator[Runtime]:
-    """Join the process group for as long as the context lasts.
+def runtime(config: EngineConfig, store: dist.Store | None = None) -> Iterator[Runtime]:
+    """Join the process group for as long as the context lasts; ranks meet in `store`, else at MASTER_ADDR.
 
     After a failure no collective is started, not even to leave: the other ranks may be gone.
     """
@@ -64,8 +68,9 @@ def runtime(config: EngineConfig) -> Iterator[Runtime]:
     timeout = timedelta(minutes=config.timeout_minutes)
     backend = "nccl" if device.type == "cuda" else "gloo"
     with tempfile.TemporaryDirectory() as folder:
-        # Alone, a file stands in for a rendezvous: no port that another run could hold.
-        store = dist.FileStore(str(Path(folder) / "store"), 1) if world_size == 1 else None
+        if store is None and world_size == 1:
+            # Alone, a file stands in for a rendezvous: no port that another run could hold.
+            store = dist.FileStore(str(Path(folder) / "store"), 1)
         dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
         yield Runtime(rank=rank, world_size=world_size, local_rank=local_rank, device=device)
         dist.destroy_process_group()

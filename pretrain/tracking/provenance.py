@@ -6,11 +6,16 @@ import platform
 import socket
 import subprocess
 from collections.abc import Mapping
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.shards.manifest import Manifest
+from pretrain.config.run import RunConfig
+from pretrain.model.size import count_parameters
 from pretrain.tracking.files import replace_file
+from pretrain.tracking.speed import DevicePeak
 
 DESCRIPTION_FILE = "description.json"
 
@@ -37,6 +42,39 @@ def describe_environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "device": _device_name(),
         "cores": os.cpu_count(),
+    }
+
+
+def describe_run(config: RunConfig, manifest: Manifest, world_size: int, peak: DevicePeak | None) -> dict[str, Any]:
+    """What this attempt is, for the run folder, wandb and the report."""
+    count = count_parameters(config.model, manifest.tokenizer.vocab_size)
+    micro_batches = config.train.global_batch_size // (config.train.micro_batch_size * world_size)
+    return {
+        "parameters": {**asdict(count), "total": count.total},
+        "layout": {"world_size": world_size, "data_parallel": world_size, "gradient_accumulation": micro_batches},
+        "data": {
+            "corpus": manifest.corpus.name,
+            "corpus_digest": manifest.corpus.digest,
+            "dataset_digest": manifest.digest,
+            "tokenizer": f"{manifest.tokenizer.kind}, {manifest.tokenizer.vocab_size} pieces",
+            "tokenizer_fingerprint": manifest.tokenizer.fingerprint,
+            "train_tokens": manifest.splits["train"].num_tokens,
+            "validation_bytes": manifest.splits["validation"].num_text_bytes,
+        },
+        "peak": {"tflops": peak.flops / 1e12, "source": peak.source} if peak else None,
+        **describe_environment(),
+    }
+
+
+def describe_checkpoint(config: RunConfig, manifest: Manifest) -> dict[str, Any]:
+    """What a checkpoint says of itself besides its tensors."""
+    return {
+        "config": asdict(config),
+        "environment": describe_environment(),
+        "parameters": count_parameters(config.model, manifest.tokenizer.vocab_size).total,
+        "vocab_size": manifest.tokenizer.vocab_size,
+        "tokenizer_fingerprint": manifest.tokenizer.fingerprint,
+        "dataset_digest": manifest.digest,
     }
 
 

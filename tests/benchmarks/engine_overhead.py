@@ -100,7 +100,8 @@ def main(overrides: list[str]) -> None:
     for name, times in (("pretrain train", ours), ("plain loop", theirs)):
         median = statistics.median(times)
         print(f"  {name:16} {1000 * median:8.1f} ms a step  {tokens / median:10,.0f} tokens/s")
-    print(f"  ratio of times, pair by pair: median {statistics.median(ratios):.4f}, of totals {sum(ours) / sum(theirs):.4f}")
+    pairs, totals = statistics.median(ratios), sum(ours) / sum(theirs)
+    print(f"  ratio of times, pair by pair: median {pairs:.4f}, of totals {totals:.4f}")
 
 
 def run_both(config: RunConfig, dataset: PackedDataset, folder: Path) -> Pace:
@@ -139,7 +140,13 @@ def run_both(config: RunConfig, dataset: PackedDataset, folder: Path) -> Pace:
             lr_at=lambda step: 1e-4,
             clock=StepClock(token_flops(config.model, vocab_size), 1, peak),
             record=record,
-            evaluate=lambda limit: {"loss": 0.0, "perplexity": 1.0, "bits_per_byte": 0.0, "samples": 0, "seconds": 0.0},
+            evaluate=lambda max_samples: {
+                "loss": 0.0,
+                "perplexity": 1.0,
+                "bits_per_byte": 0.0,
+                "samples": 0,
+                "seconds": 0.0,
+            },
             save=lambda state: None,
             stop_requested=lambda: False,
             control=groups.control,

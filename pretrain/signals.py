@@ -1,0 +1,29 @@
+"""Signals that ask a run to stop in good order."""
+
+import contextlib
+import logging
+import signal
+import threading
+from collections.abc import Callable, Iterator
+
+log = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def stop_on_signals() -> Iterator[Callable[[], bool]]:
+    """SIGTERM, SIGINT or SIGUSR1 ask for a stop after the current step; the same signal again acts as usual."""
+    requested = threading.Event()
+
+    def ask(number: int, _: object) -> None:
+        if requested.is_set():
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        requested.set()
+        log.warning("%s: stopping after this step, with a checkpoint", signal.Signals(number).name)
+
+    previous = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+    try:
+        yield requested.is_set
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
