@@ -68,7 +68,7 @@ def _loss(train: Records, validation: Records) -> bytes:
         top.tick_params(colors=_GREY, length=0)
         top.spines["top"].set_visible(False)
     if len(train) or len(validation):
-        axes.legend(frameon=False)
+        axes.legend(frameon=False, loc="upper right")
     return _png(figure)
 
 
