@@ -1,0 +1,54 @@
+"""Validation: the whole split, once, and the same whoever computes it."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_pipeline.shards.manifest import Manifest
+from data_pipeline.shards.reader import PackedDataset
+from pretrain.config.load import load_run_config
+from pretrain.config.run import RunConfig
+from tests.support.ranks import run_ranks
+from tests.support.runs import SHAPE, TRAINING, validation_records
+
+
+@pytest.mark.parametrize("step", [8, 16])
+def test_bits_per_byte_follow_from_the_loss_and_the_manifest(finished_run, dataset, step):
+    record = validation_records(finished_run)[step]
+    split = Manifest.load(dataset).splits["validation"]
+    bits = record["loss"] / math.log(2) * split.num_tokens / split.num_text_bytes
+    assert record["bits_per_byte"] == pytest.approx(bits, rel=1e-12)
+    assert record["perplexity"] == pytest.approx(math.exp(record["loss"]), rel=1e-12)
+
+
+def test_samples_are_limited_at_intervals_and_all_taken_at_the_end(finished_run, dataset):
+    records = validation_records(finished_run)
+    assert list(records) == [8, 16]
+    assert records[8]["samples"] == 10
+    assert records[16]["samples"] == Manifest.load(dataset).splits["validation"].num_samples
+
+
+def evaluate_twice(here: Any, config: RunConfig, folder: Path, batch_size: int) -> list[dict[str, float]]:
+    from pretrain.engine.build import build_engine
+    from pretrain.evaluation.perplexity import evaluate
+    from tests.support.training import join
+
+    validation = PackedDataset.open(folder, "validation")
+    engine = build_engine(config, validation.manifest.tokenizer.vocab_size, join(here, config), here.device)
+    return [
+        evaluate(engine, validation, batch_size=batch_size, rank=here.rank, size=here.world_size, max_samples=None)
+        for _ in range(2)
+    ]
+
+
+@pytest.mark.parametrize(("zero_stage", "world_size", "batch_size"), [(1, 1, 5), (2, 2, 2), (3, 3, 2)])
+def test_every_sample_counts_once_however_they_are_shared(dataset, zero_stage, world_size, batch_size):
+    config = load_run_config([*SHAPE, *TRAINING, f"engine.zero_stage={zero_stage}", "model.hidden_dropout=0.3"])
+    (alone,) = run_ranks(evaluate_twice, 1, config, dataset, 1)
+    for first, second in run_ranks(evaluate_twice, world_size, config, dataset, batch_size):
+        assert second["loss"] == first["loss"]
+        assert first["samples"] == second["samples"] == alone[0]["samples"]
+        assert first["samples"] == Manifest.load(dataset).splits["validation"].num_samples
+        assert first["loss"] == pytest.approx(alone[0]["loss"], rel=1e-6)
