@@ -77,7 +77,6 @@ class Seen:
     """What became of a run with bad steps."""
 
     outcome: str
-    state: RunState | None
     records: list[dict[str, Any]]
     unchanged: dict[int, bool]
 
@@ -96,9 +95,8 @@ def run_poisoned(here: Any, config: RunConfig, folder: Path, bad: frozenset[int]
     vocab_size = dataset.manifest.tokenizer.vocab_size
     engine = Poisoned(build_engine(config, vocab_size, groups, here.device), bad)
     records: list[dict[str, Any]] = []
-    state: RunState | None = None
     try:
-        state, outcome = run_loop(
+        _, outcome = run_loop(
             config=config,
             engine=engine,  # type: ignore[arg-type]
             batches=batches,
@@ -117,7 +115,7 @@ def run_poisoned(here: Any, config: RunConfig, folder: Path, bad: frozenset[int]
         outcome = str(error)
     finally:
         batches.close()  # type: ignore[attr-defined]
-    return Seen(outcome, state, [r for r in records if r["kind"] == "train"], engine.unchanged)
+    return Seen(outcome, [r for r in records if r["kind"] == "train"], engine.unchanged)
 
 
 def poisoned_config(precision: str, zero_stage: int, max_bad_steps: int) -> RunConfig:
