@@ -1,0 +1,49 @@
+"""Two tiny models, one of each family, and batches for them."""
+
+import functools
+from typing import Any
+
+import numpy as np
+
+from pretrain.config.load import load_run_config
+from pretrain.config.run import RunConfig
+
+VOCAB_SIZE = 91
+"""Padded to 96 in both models: five rows that must not matter."""
+
+_SMALL = ("num_layers=2", "hidden_size=32", "seq_length=16", "vocab_multiple_of=32")
+MODELS = {
+    "gpt": ("model=tiny", "model.ffn_hidden_size=64"),
+    "llama": ("model=tiny_llama", "model.ffn_hidden_size=48"),
+    "llama_tied": ("model=tiny_llama", "model.ffn_hidden_size=48", "model.tie_embeddings=true"),
+    # 3 layers, widths and vocabulary without a common divisor: no parameter splits evenly over 2 or 3 ranks.
+    "gpt_odd": (
+        "model=tiny",
+        "model.ffn_hidden_size=61",
+        "model.hidden_size=35",
+        "model.num_heads=5",
+        "model.num_layers=3",
+    ),
+}
+_SECTIONS = {
+    "zero_stage": "engine",
+    "precision": "engine",
+    "timeout_minutes": "engine",
+    "micro_batch_size": "train",
+    "global_batch_size": "train",
+    "seed": "run",
+}
+
+
+@functools.lru_cache(maxsize=256)
+def run_config(model: str = "gpt", *overrides: str, **values: Any) -> RunConfig:
+    """A run of a tiny model on the CPU; `zero_stage=3` stands for `engine.zero_stage=3`, and so on."""
+    small = [f"model.{setting}" for setting in _SMALL]
+    named = [f"{_SECTIONS[name]}.{name}={value}" for name, value in values.items()]
+    return load_run_config([*small, *MODELS[model], "engine.device=cpu", "tracking=off", *named, *overrides])
+
+
+def batch_of(step: int, num_samples: int, config: RunConfig) -> np.ndarray:
+    """Samples [n, s + 1] of the global batch of `step`; the same on every call."""
+    shape = (num_samples, config.model.seq_length + 1)
+    return np.random.default_rng(step).integers(0, VOCAB_SIZE, shape)

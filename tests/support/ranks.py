@@ -1,0 +1,244 @@
+"""Functions run on several ranks, each in a process of its own, without pytest's process joining any group.
+
+Importing torch, DeepSpeed and Megatron takes seconds. One warm server per test session does it once, with one thread
+and no process group, and forks the ranks of every call from there; they meet in a file, so no port is taken.
+"""
+
+import atexit
+import contextlib
+import functools
+import gc
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, Pipe, wait
+from pathlib import Path
+from typing import Any, NoReturn
+
+from pretrain.config.engine import EngineConfig
+from tests.support.models import run_config
+
+ROOT = Path(__file__).resolve().parents[2]
+GRACE_SECONDS = 3.0
+"""After one rank failed: time for the others to fail too and tell what they saw, before they are killed."""
+
+
+class RanksFailed(AssertionError):
+    """At least one rank raised, died or took too long; the text holds every traceback with its rank."""
+
+
+def run_ranks(function: Callable[..., Any], world_size: int, *args: Any, timeout: float = 60.0) -> list[Any]:
+    """Call `function(here, *args)` on each rank, `here` being its `Runtime` on the CPU; returns each rank's result.
+
+    The function is named by its module, so it stands at a module's top level; arguments and results are pickled.
+    """
+    engine = run_config(timeout_minutes=timeout / 60).engine
+    server = _server()
+    try:
+        server.send_bytes(pickle.dumps(_Request(function, world_size, args, timeout, engine)))
+        outcome = pickle.loads(server.recv_bytes())
+    except BaseException:
+        # Interrupted, or the server is gone: the next call must not receive this one's answer.
+        server.close()
+        _server.cache_clear()
+        raise
+    if isinstance(outcome, str):
+        raise RanksFailed(outcome)
+    return [pickle.loads(result) for result in outcome]
+
+
+@dataclass(frozen=True)
+class _Request:
+    function: Callable[..., Any]
+    world_size: int
+    args: tuple[Any, ...]
+    timeout: float
+    engine: EngineConfig
+
+
+@functools.cache
+def _server() -> Connection:
+    """The connection to this session's server; it ends when the connection is closed, by whatever cause."""
+    ours, theirs = Pipe()
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "DS_ACCELERATOR": "cpu",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.support.ranks", str(theirs.fileno())],
+        pass_fds=[theirs.fileno()],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+    )
+    theirs.close()
+    atexit.register(_stop, ours, process)
+    return ours
+
+
+def _stop(connection: Connection, process: "subprocess.Popen[bytes]") -> None:
+    connection.close()
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _serve(requests: Connection) -> None:
+    _warm_up()
+    while True:
+        try:
+            request: _Request = pickle.loads(requests.recv_bytes())
+        except EOFError:
+            return
+        requests.send_bytes(_run(request, requests))
+
+
+def _warm_up() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    from pretrain.engine import zero
+    from pretrain.layout import megatron_on_cpu
+
+    megatron_on_cpu.redirect()
+    zero._import_deepspeed(torch.device("cpu"))
+    gc.collect()
+    gc.freeze()  # a collection in a rank would touch, and so copy, all that the imports left behind
+    threads = len(list(Path("/proc/self/task").iterdir())) if sys.platform == "linux" else 1
+    assert threads == 1, f"{threads} threads: a fork would copy one of them"
+
+
+@dataclass
+class _Rank:
+    rank: int
+    pid: int
+    connection: Connection
+    output: Path
+    result: bytes = b""
+    failure: str = ""
+    reaped: bool = False
+
+    def end(self) -> None:
+        """Kill if alive, and reap."""
+        if not self.reaped:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+            self.reaped = True
+
+    def receive(self) -> None:
+        """Take the result or the traceback, or the way in which the process ended without one."""
+        try:
+            succeeded, value = pickle.loads(self.connection.recv_bytes())
+        except (EOFError, ConnectionResetError):
+            _, status = os.waitpid(self.pid, 0)
+            self.reaped = True
+            self.failure = f"ended without a result, exit status {os.waitstatus_to_exitcode(status)}"
+            return
+        if succeeded:
+            self.result = value
+        else:
+            self.failure = value
+
+
+def _run(request: _Request, requests: Connection) -> bytes:
+    """Fork the ranks and gather their results, or the text of their failures."""
+    with tempfile.TemporaryDirectory() as folder:
+        ranks = [_fork(request, rank, Path(folder), requests) for rank in range(request.world_size)]
+        try:
+            failures = _gather(ranks, request.timeout, requests)
+        finally:
+            for rank in ranks:
+                rank.end()
+                rank.connection.close()
+        if failures:
+            return pickle.dumps("\n".join(["", *failures]))
+        return pickle.dumps([rank.result for rank in ranks])
+
+
+def _gather(ranks: list[_Rank], timeout: float, requests: Connection) -> list[str]:
+    """Wait for all ranks; texts of failures in the order in which they came."""
+    failures: list[str] = []
+    waiting = {rank.connection: rank for rank in ranks}
+    deadline = time.monotonic() + timeout
+    while waiting:
+        ready = wait([*waiting, requests], max(0.0, deadline - time.monotonic()))
+        if requests in ready:
+            raise EOFError("the session that asked is gone")
+        for connection in ready:
+            assert isinstance(connection, Connection)
+            rank = waiting.pop(connection)
+            rank.receive()
+            if rank.failure:
+                failures.append(_describe(rank))
+                deadline = min(deadline, time.monotonic() + GRACE_SECONDS)
+        if not ready:
+            reason = "still waiting after the others failed" if failures else f"not done in {timeout:g} s"
+            for rank in waiting.values():
+                rank.failure = reason
+                failures.append(_describe(rank))
+            break
+    return failures
+
+
+def _describe(rank: _Rank) -> str:
+    printed = rank.output.read_text(errors="replace")[-2000:]
+    return f"--- rank {rank.rank}: {rank.failure}" + (f"\n... and printed:\n{printed}" if printed else "")
+
+
+def _fork(request: _Request, rank: int, folder: Path, requests: Connection) -> _Rank:
+    receiving, sending = Pipe(duplex=False)
+    output = folder / f"output-{rank}"
+    output.touch()
+    pid = os.fork()
+    if pid == 0:
+        receiving.close()
+        requests.close()  # else a rank that outlives the server would keep its caller waiting
+        _be_rank(request, rank, folder, output, sending)
+    sending.close()
+    return _Rank(rank, pid, receiving, output)
+
+
+def _be_rank(request: _Request, rank: int, folder: Path, output: Path, sending: Connection) -> NoReturn:
+    """The life of a forked process: never returns into the server's code."""
+    try:
+        with output.open("wb") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        answer = (True, pickle.dumps(_call(request, rank, folder)))
+    except BaseException:
+        answer = (False, traceback.format_exc())
+    sending.send_bytes(pickle.dumps(answer))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # not through the server's exit handlers
+
+
+def _call(request: _Request, rank: int, folder: Path) -> Any:
+    import torch.distributed as dist
+
+    from pretrain.layout.runtime import runtime
+
+    size = request.world_size
+    world = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size}
+    os.environ.update({name: str(value) for name, value in world.items()})
+    with runtime(request.engine, dist.FileStore(str(folder / "store"), size)) as here:
+        return request.function(here, *request.args)
+
+
+if __name__ == "__main__":
+    # Under its module's name, not as __main__: requests are unpickled from there.
+    from tests.support import ranks
+
+    ranks._serve(Connection(int(sys.argv[1])))
