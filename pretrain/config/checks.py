@@ -1,7 +1,7 @@
 """Is this configuration legal? Every fault at once, before any process group or model exists."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from pretrain.config.errors import ConfigError, Problem
 from pretrain.config.model import ModelConfig
@@ -11,7 +11,7 @@ from pretrain.config.run import RunConfig
 def check_run(config: RunConfig, data_parallel_size: int) -> None:
     """Raise ConfigError with every broken rule of a training run on `data_parallel_size` ranks."""
     problems = [
-        *_ranges(config),
+        *_out_of_range(config, _BOUNDS),
         *check_model(config.model),
         *_batch(config, data_parallel_size),
         *_length(config),
@@ -21,11 +21,18 @@ def check_run(config: RunConfig, data_parallel_size: int) -> None:
         raise ConfigError(problems)
 
 
+def check_prepare(config: RunConfig) -> None:
+    """Raise ConfigError with every setting of the data that is out of range."""
+    problems = list(_out_of_range(config, _DATA_BOUNDS))
+    if problems:
+        raise ConfigError(problems)
+
+
 def check_model(model: ModelConfig) -> Iterator[Problem]:
     """Rules within the model's shape."""
     hidden, heads = model.hidden_size, model.num_heads
     if min(hidden, heads, model.kv_heads, model.num_layers, model.ffn_hidden_size, model.seq_length) < 1:
-        return  # told by _ranges
+        return  # told by _BOUNDS
     if model.head_dim is None and hidden % heads:
         divisors = [n for n in range(1, hidden + 1) if hidden % n == 0]
         near = sorted(sorted(divisors, key=lambda n: abs(n - heads))[:3])
@@ -76,13 +83,32 @@ _SHARE = {"lr_schedule": "final_ratio decay_fraction"}
 _BELOW_ONE = {"model": "hidden_dropout attention_dropout", "optim": "beta1 beta2"}
 
 
-def _ranges(config: RunConfig) -> Iterator[Problem]:
-    bounds = (
-        (_POSITIVE, "must be greater than 0", lambda value: value > 0),
-        (_NOT_NEGATIVE, "must not be negative", lambda value: value >= 0),
-        (_SHARE, "must be between 0 and 1", lambda value: 0 <= value <= 1),
-        (_BELOW_ONE, "must be at least 0 and less than 1", lambda value: 0 <= value < 1),
-    )
+Bound = tuple[Mapping[str, str], str, Callable[[float], bool]]
+
+_BOUNDS: tuple[Bound, ...] = (
+    (_POSITIVE, "must be greater than 0", lambda value: value > 0),
+    (_NOT_NEGATIVE, "must not be negative", lambda value: value >= 0),
+    (_SHARE, "must be between 0 and 1", lambda value: 0 <= value <= 1),
+    (_BELOW_ONE, "must be at least 0 and less than 1", lambda value: 0 <= value < 1),
+)
+_DATA_BOUNDS: tuple[Bound, ...] = (
+    (
+        {
+            "model": "seq_length",
+            "data": "samples_per_member shard_bytes",
+            "tokenizer": "vocab_size sample_bytes",
+            "prepare": "num_workers",
+        },
+        "must be greater than 0",
+        lambda value: value > 0,
+    ),
+    ({"data": "validation_min_bytes"}, "must not be negative", lambda value: value >= 0),
+    ({"data": "validation_fraction"}, "must be at least 0 and less than 1", lambda value: 0 <= value < 1),
+    ({"data": "max_document_bytes"}, "must be at least 1024", lambda value: value >= 1024),
+)
+
+
+def _out_of_range(config: RunConfig, bounds: Iterable[Bound]) -> Iterator[Problem]:
     for keys, rule, holds in bounds:
         for key in (f"{section}.{name}" for section, names in keys.items() for name in names.split()):
             value = _value_at(config, key)

@@ -1,0 +1,68 @@
+"""The command itself: help, both ways to call it, the configuration it shows, what it tells nobody."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pretrain.config.load import load_run_config, read_run_config
+from tests.support.runs import environment, train_records, validation_records
+
+
+@pytest.mark.parametrize("verb", ["prepare", "train", "generate", "show-config"])
+def test_help_of_a_verb_explains_it_with_an_example(place, verb):
+    done = place.command(verb, "--help")
+    assert done.returncode == 0 and not done.stderr
+    assert "example" in done.stdout and f"pretrain {verb} " in done.stdout.partition("example")[2]
+
+
+def test_help_names_all_verbs(place):
+    text = place.command("--help").stdout
+    assert all(verb in text for verb in ("prepare", "train", "generate", "show-config"))
+
+
+def test_shown_configuration_loads_back_the_same_from_either_command(place):
+    overrides = ["experiment=quickstart", "optim.lr=1e-3", "model=tiny_llama"]
+    shown = place.command("show-config", *overrides)
+    path = place.folder / "shown.yaml"
+    path.write_text(shown.stdout)
+    assert read_run_config(path) == load_run_config(overrides)
+    script = Path(sys.executable).with_name("pretrain")
+    assert script.exists(), "the package is not installed"
+    command = [str(script), "show-config", *overrides]
+    installed = subprocess.run(command, cwd=place.folder, env=environment(), capture_output=True, text=True)
+    assert installed.stdout == shown.stdout
+
+
+KEY = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.mark.parametrize(("precision", "zero_stage", "tracking"), [("bf16", 3, "off"), ("fp16", 2, "wandb_offline")])
+def test_16_bits_train_like_32_and_secrets_stay_out_of_the_run_folder(
+    plain_run, place, precision, zero_stage, tracking
+):
+    done = place.train(
+        "short",
+        "model=tiny_llama",
+        "model.num_query_groups=1",
+        f"engine.precision={precision}",
+        f"engine.zero_stage={zero_stage}",
+        f"tracking={tracking}",
+        "tracking.tensorboard=true",
+        "tracking.log_every_steps=1",
+        "tracking.wandb_project=secret-test",
+        "evaluation.every_steps=0",
+        "checkpoint.every_steps=0",
+        env={"WANDB_API_KEY": KEY},
+    )
+    assert done.returncode == 0, done.stderr
+    run = place.run_dir("short")
+    applied = {step: record for step, record in train_records(run).items() if record["grad_norm"] < float("inf")}
+    assert len(applied) >= 12  # fp16 gives some steps to finding its loss scale
+    whole = validation_records(plain_run)[16]["loss"]
+    assert validation_records(run)[16]["loss"] == pytest.approx(whole, rel=0.05)
+    assert KEY not in done.stdout + done.stderr
+    files = [path for path in run.rglob("*") if path.is_file()]
+    assert not [path for path in files if KEY.encode() in path.read_bytes()]
+    assert any("wandb" in path.parts for path in files) == (tracking == "wandb_offline")

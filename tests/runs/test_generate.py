@@ -1,0 +1,50 @@
+"""Text from a trained model."""
+
+import shutil
+
+import pytest
+
+from tests.support.runs import user_error
+
+PROMPT = 'def f(x=[1, "a"], y={}): # naïve 日本 🙂 ${x} $y \\'
+
+
+def test_text_is_fixed_by_prompt_and_seed_and_begins_with_the_prompt(shared, finished_run):
+    wanted = [f"run={finished_run}", f"prompt={PROMPT}", "max_new_tokens=12", "seed=3"]
+    first = shared.generate(*wanted, "output=out/text.txt")
+    assert first.returncode == 0, first.stderr
+    assert first.stdout.startswith(PROMPT) and len(first.stdout) > len(PROMPT) + 1
+    assert (shared.folder / "out/text.txt").read_text(encoding="utf-8") == first.stdout
+    assert shared.generate(*wanted).stdout == first.stdout
+
+
+def test_temperature_0_takes_the_likeliest_token_whatever_the_seed(shared, finished_run):
+    done = shared.generate(
+        f"run={finished_run}", "prompt=the", "max_new_tokens=8", "temperature=0", "num_samples=3", "seed=99"
+    )
+    assert done.returncode == 0, done.stderr
+    texts = done.stdout.removesuffix("\n").split("\n" + "-" * 40 + "\n")
+    assert len(texts) == 3 and len(set(texts)) == 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["run=runs/nowhere"], "runs/nowhere/config.yaml: no such file; is runs/nowhere the folder of a run?"),
+        ([], "run='???': a value must be given; add run=..."),
+        (["run=runs/x", "top_p=0"], "top_p=0.0: must be above 0 and at most 1, or null"),
+        (["run=runs/x", "promt=hello"], "promt='hello': there is no such key; did you mean prompt?"),
+    ],
+)
+def test_generate_refuses_what_it_cannot_use(place, overrides, words):
+    assert words in user_error(place.generate(*overrides))
+
+
+def test_a_checkpoint_that_is_not_there_is_named(shared, finished_run, place):
+    message = user_error(shared.generate(f"run={finished_run}", "checkpoint=step-00000099"))
+    assert "checkpoint=step-00000099: no such checkpoint in" in message
+    assert "there are step-00000008, step-00000012, step-00000016" in message
+    place.run_dir("new").mkdir(parents=True)
+    shutil.copy(finished_run / "config.yaml", place.run_dir("new"))
+    message = user_error(place.generate("run=runs/new"))
+    assert message == "runs/new/checkpoints: no whole checkpoint yet; train first, or wait for the first save"
