@@ -37,14 +37,18 @@ def load_run_config(overrides: Sequence[str], conf_dir: Path = CONF_DIR) -> RunC
 
 
 def load_generate_config(overrides: Sequence[str], conf_dir: Path = CONF_DIR) -> GenerateConfig:
-    """The configuration of `generate`; `prompt=` is taken as it stands, without Hydra's grammar."""
-    # A prompt is text, often code: brackets, commas and quotes in it must not be parsed.
-    prompts = [text.removeprefix("prompt=") for text in overrides if text.startswith("prompt=")]
-    others = [text for text in overrides if not text.startswith("prompt=")]
-    values = _compose("generate", others, conf_dir, GenerateConfig)
-    if prompts:
-        values["prompt"] = prompts[-1]
-    return _to_record(values, GenerateConfig)
+    """The configuration of `generate`; `prompt=` and `checkpoint=` are taken as they stand, without Hydra's grammar."""
+    # A prompt is text, often code: brackets, commas and quotes in it must not be parsed. `checkpoint` is also a group
+    # of conf/, for `train`, and Hydra would look for a file in it.
+    plain: dict[str, str] = {}
+    others: list[str] = []
+    for override in overrides:
+        key, separator, value = override.partition("=")
+        if separator and key in ("prompt", "checkpoint"):
+            plain[key] = value
+        else:
+            others.append(override)
+    return _to_record(_compose("generate", others, conf_dir, GenerateConfig) | plain, GenerateConfig)
 
 
 def read_run_config(path: Path) -> RunConfig:
