@@ -38,7 +38,7 @@ def train(config: RunConfig) -> str:
     rank, world_size, local_rank = world_from_environment()
     # All that can be refused is refused before the run folder is made, and what takes no heavy import first.
     check_run(config, data_parallel_size=world_size)
-    dataset = open_dataset(config)
+    dataset, validation = open_datasets(config)
     folder = Path(config.run.dir)
     check_same_config(folder, config)
     check_space(folder, checkpoint_bytes(config.model, dataset.manifest.tokenizer.vocab_size))
@@ -52,10 +52,16 @@ def train(config: RunConfig) -> str:
             stack.enter_context(hold_run_folder(folder))
         stop_requested = stack.enter_context(stop_on_signals())
         stack.enter_context(log_to_file(folder, rank))
-        return run(config, folder, dataset, stop_requested)
+        return run(config, folder, dataset, validation, stop_requested)
 
 
-def run(config: RunConfig, folder: Path, dataset: PackedDataset, stop_requested: Callable[[], bool]) -> str:
+def run(
+    config: RunConfig,
+    folder: Path,
+    dataset: PackedDataset,
+    validation: PackedDataset,
+    stop_requested: Callable[[], bool],
+) -> str:
     """Build every part, restore the newest checkpoint, hand all to the loop."""
     # Not at the top: torch, DeepSpeed and Megatron take seconds to import, which a typing mistake need not wait for.
     from data_pipeline.loader import train_batches
@@ -120,7 +126,7 @@ def run(config: RunConfig, folder: Path, dataset: PackedDataset, stop_requested:
             evaluate=partial(
                 evaluate,
                 engine,
-                PackedDataset.open(dataset.folder, "validation"),
+                validation,
                 batch_size=config.evaluation.micro_batch_size or config.train.micro_batch_size,
                 rank=groups.dp_rank,
                 size=layout.dp,
@@ -154,15 +160,16 @@ class Sinks:
             sink.close(self.outcome)
 
 
-def open_dataset(config: RunConfig) -> PackedDataset:
-    """The training split, checked against the model."""
-    dataset = PackedDataset.open(Path(config.data.path), "train")
+def open_datasets(config: RunConfig) -> tuple[PackedDataset, PackedDataset]:
+    """The training and the validation split, checked against the model."""
+    folder = Path(config.data.path)
+    dataset = PackedDataset.open(folder, "train")
     packed, wanted = dataset.manifest.seq_length, config.model.seq_length
     if packed != wanted:
         rule = f"the dataset in data.path={config.data.path!r} was packed for {packed} tokens"
         remedy = f"set model.seq_length={packed}, or prepare again with model.seq_length={wanted} and another data.path"
         raise ConfigError([Problem("model.seq_length", wanted, rule, remedy)])
-    return dataset
+    return dataset, PackedDataset.open(folder, "validation")
 
 
 def restore_newest(store: "CheckpointStore", engine: "Engine", dataset: PackedDataset) -> RunState:
