@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -34,8 +35,9 @@ def interrupted_run(tmp_path_factory, dataset):
     killed_in_save = names(folder)
     assert "step-00000004" in killed_in_save and any(name.endswith(".partial") for name in killed_in_save)
 
-    with place.training("finished", DROPOUT) as run:
-        run.wait_for_step(11)
+    # No more saves by steps: nothing else replaces what the killed one left.
+    with place.training("finished", DROPOUT, "checkpoint.every_steps=0") as run:
+        run.wait_for(lambda: re.search(r"step \d+/16  loss", run.log) is not None)
         os.kill(run.process.pid, signal.SIGTERM)
         assert run.end() == 75, run.log
     assert "SIGTERM: stopping after this step, with a checkpoint" in run.log
@@ -43,7 +45,7 @@ def interrupted_run(tmp_path_factory, dataset):
     assert stopped < 16 and names(folder)[-1] == f"step-{stopped:08d}"
     assert f"stopped after step {stopped} of 16, saved; the same command goes on from there" in run.log
 
-    done = place.train("finished", DROPOUT)
+    done = place.train("finished", DROPOUT, "checkpoint.every_steps=0")
     assert done.returncode == 0, done.stderr
     assert f"step {stopped}, sample {8 * stopped}" in done.stderr
     return place.run_dir("finished")
