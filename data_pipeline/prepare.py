@@ -13,11 +13,12 @@ import numpy as np
 
 from data_pipeline.config import DataConfig, PrepareConfig, TokenizerConfig
 from data_pipeline.document import Document, content_hash
+from data_pipeline.durable import write_durably
 from data_pipeline.errors import DataError
 from data_pipeline.progress import show_progress
 from data_pipeline.scan import Scan, scan_corpus
 from data_pipeline.shards.layout import dtype_for
-from data_pipeline.shards.manifest import CorpusRecord, Manifest, SplitRecord, TokenizerRecord, write_atomically
+from data_pipeline.shards.manifest import CorpusRecord, Manifest, SplitRecord, TokenizerRecord
 from data_pipeline.shards.reader import PackedDataset, check_sizes
 from data_pipeline.shards.writer import SplitWriter
 from data_pipeline.sources.corpus import Corpus
@@ -55,7 +56,7 @@ def prepare(data: DataConfig, tokenizer: TokenizerConfig, prepare: PrepareConfig
     with stage(folder, keep={TOKENIZER_FILE, TOKENIZER_KEY_FILE}) as staged:
         manifest = _build(staged, corpus, found, data, tokenizer, prepare, settings, seq_length)
         (staged / TOKENIZER_KEY_FILE).unlink(missing_ok=True)
-        write_atomically(staged / INPUTS_FILE, json.dumps({"status_digest": corpus.status_digest}).encode())
+        write_durably(staged / INPUTS_FILE, json.dumps({"status_digest": corpus.status_digest}).encode())
         manifest.save(staged)
     for name, value in report(manifest).items():
         logger.info("%s: %s", name, value)
@@ -115,7 +116,7 @@ def _find_existing(
             if scan().digest != existing.corpus.digest:
                 changes = [f"the text in data.inputs: digest was {existing.corpus.digest}, now {scan().digest}"]
             else:
-                write_atomically(folder / INPUTS_FILE, json.dumps({"status_digest": corpus.status_digest}).encode())
+                write_durably(folder / INPUTS_FILE, json.dumps({"status_digest": corpus.status_digest}).encode())
         if changes:
             raise DataError(
                 f"data.path={folder}: was prepared from other text or settings ({'; '.join(changes)}); "
@@ -206,7 +207,7 @@ def _obtain_tokenizer(staged: Path, scan: Scan, config: TokenizerConfig) -> Toke
     """Copy the given one, take over the one an interrupted run left for the same sample, or train it."""
     path = staged / TOKENIZER_FILE
     if config.path is not None:
-        write_atomically(path, Path(config.path).read_bytes())
+        write_durably(path, Path(config.path).read_bytes())
         return Tokenizer.load(path)
     sample = hashlib.sha256(repr(config).encode())
     for text in scan.sample:
@@ -225,8 +226,8 @@ def _obtain_tokenizer(staged: Path, scan: Scan, config: TokenizerConfig) -> Toke
             "lower them, or give more text"
         )
     model = train_tokenizer(lambda: scan.sample, config)
-    write_atomically(path, model)
-    write_atomically(key_path, (sample.hexdigest() + hashlib.sha256(model).hexdigest()).encode())
+    write_durably(path, model)
+    write_durably(key_path, (sample.hexdigest() + hashlib.sha256(model).hexdigest()).encode())
     return Tokenizer.load(path)
 
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from pathlib import Path
 
+from data_pipeline.durable import sync_folder
 from data_pipeline.errors import DataError
-from data_pipeline.shards.manifest import sync_folder
 
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 

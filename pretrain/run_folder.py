@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from data_pipeline.durable import write_durably
 from pretrain.config.errors import RunError
 from pretrain.config.load import flatten, to_yaml
 from pretrain.config.run import RunConfig
@@ -87,9 +88,7 @@ def check_same_config(folder: Path, config: RunConfig) -> None:
 
 def write_config(folder: Path, config: RunConfig) -> None:
     """Store the resolved configuration; what `generate` and a resume read."""
-    partial = folder / (CONFIG_FILE + ".tmp")
-    partial.write_text(to_yaml(config), encoding="utf-8")
-    partial.rename(folder / CONFIG_FILE)
+    write_durably(folder / CONFIG_FILE, to_yaml(config).encode())
 
 
 def check_space(folder: Path, needed: int) -> None:

@@ -3,13 +3,13 @@
 import dataclasses
 import hashlib
 import json
-import os
 import types
 import typing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from data_pipeline.durable import write_durably
 from data_pipeline.errors import DataError
 
 MANIFEST_FILE = "manifest.json"
@@ -136,30 +136,10 @@ class Manifest:
         """Write `folder/manifest.json` so that it is either absent or whole, also after a power cut."""
         body = dataclasses.asdict(self)
         stored = {"format": FORMAT, "version": VERSION, "checksum": _hash(body), "manifest": body}
-        write_atomically(folder / MANIFEST_FILE, (json.dumps(stored, indent=1, sort_keys=True) + "\n").encode())
+        write_durably(folder / MANIFEST_FILE, (json.dumps(stored, indent=1, sort_keys=True) + "\n").encode())
 
 
 _REMEDY = "prepare again with prepare.overwrite=true"
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file under another name, flush it to the disk, then give it its name."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Flush a folder's entries to the disk: a rename is not durable before."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _hash(value: object) -> str:

@@ -16,17 +16,17 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch.distributed as dist
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as safetensors_bytes
 from torch.distributed import checkpoint as dcp
 
+from data_pipeline.durable import sync_folder, write_durably
 from pretrain.checkpoint.files import (
     JsonIndexReader,
     JsonIndexWriter,
     damage,
     digest_of,
     remove_folder,
-    sync_folder,
-    write_durably,
 )
 from pretrain.checkpoint.tensors import state_dict_of
 from pretrain.config.errors import RunError
@@ -119,7 +119,7 @@ class CheckpointStore:
     def _write_own_part(self, partial: Path, engine: Engine) -> None:
         writer = JsonIndexWriter(partial)
         dcp.save(state_dict_of(engine.state_shards()), storage_writer=writer, process_group=self.control)
-        save_file(random_states(), partial / _random_file(self.rank))
+        write_durably(partial / _random_file(self.rank), safetensors_bytes(random_states()))
 
     def _digests_of_own_files(self, partial: Path) -> dict[str, Any]:
         names = [path.name for path in partial.glob(f"__{self.rank}_*")] + [_random_file(self.rank)]

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pretrain.tracking.files import replace_file
+from data_pipeline.durable import write_durably
 
 Kind = Literal["train", "validation"]
 Values = Mapping[str, float | int | str]
@@ -84,7 +84,7 @@ def _drop_lines_after(path: Path, resume_step: int) -> None:
     records = [(line, _parse(line)) for line in content.splitlines(keepends=True) if line.endswith(b"\n")]
     kept = [line for line, record in records if record and resume_step > 0 and record["step"] <= resume_step]
     if sum(map(len, kept)) != len(content):
-        replace_file(path, b"".join(kept))
+        write_durably(path, b"".join(kept))
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:

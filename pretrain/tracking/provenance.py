@@ -11,10 +11,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.durable import write_durably
 from data_pipeline.shards.manifest import Manifest
 from pretrain.config.run import RunConfig
 from pretrain.model.size import count_parameters
-from pretrain.tracking.files import replace_file
 from pretrain.tracking.speed import DevicePeak
 
 DESCRIPTION_FILE = "description.json"
@@ -81,7 +81,7 @@ def describe_checkpoint(config: RunConfig, manifest: Manifest) -> dict[str, Any]
 def write_description(run_dir: Path, description: Mapping[str, object]) -> None:
     """Store what a run is in its folder, where the report reads it."""
     content = json.dumps(description, indent=2, default=str, ensure_ascii=False)
-    replace_file(run_dir / DESCRIPTION_FILE, f"{content}\n".encode())
+    write_durably(run_dir / DESCRIPTION_FILE, f"{content}\n".encode())
 
 
 def _git_state(source: Path) -> dict[str, Any] | None:

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.durable import write_durably
 from pretrain.config.load import flatten
 from pretrain.tracking.console import duration, short_number
 from pretrain.tracking.curves import draw_curves
-from pretrain.tracking.files import replace_file
 from pretrain.tracking.metrics_file import Kind, Values, read_metrics
 from pretrain.tracking.provenance import DESCRIPTION_FILE
 
@@ -46,7 +46,7 @@ def write_report(run_dir: Path) -> None:
 
     images = draw_curves(records)
     for name, image in images.items():
-        replace_file(run_dir / name, image)
+        write_durably(run_dir / name, image)
     page = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(_PAGE)
     html = page.render(
         name=_run_name(run_dir, config),
@@ -56,7 +56,7 @@ def write_report(run_dir: Path) -> None:
         details=[(key, _text(value)) for key, value in flatten(description).items()],
         config=config,
     )
-    replace_file(run_dir / REPORT_FILE, html.encode())
+    write_durably(run_dir / REPORT_FILE, html.encode())
 
 
 _TITLES = {

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from data_pipeline.durable import write_durably
 from pretrain.config.errors import RunError
 from pretrain.config.run import RunConfig, TrackingConfig
-from pretrain.tracking.files import replace_file
 from pretrain.tracking.metrics_file import Kind, Values
 
 RUN_ID_FILE = "wandb_run_id"
@@ -107,5 +107,5 @@ def _run_id(run_dir: Path) -> str:
     """The one wandb run of this folder: made at its first start, kept in every later one."""
     path = run_dir / RUN_ID_FILE
     if not path.exists():
-        replace_file(path, f"{secrets.token_hex(4)}\n".encode())
+        write_durably(path, f"{secrets.token_hex(4)}\n".encode())
     return path.read_text(encoding="ascii").strip()
