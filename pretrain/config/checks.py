@@ -60,8 +60,8 @@ def tokens_per_step(config: RunConfig) -> int:
 
 _POSITIVE = {
     "model": (
-        "num_layers hidden_size num_heads kv_heads head_size ffn_hidden_size seq_length vocab_multiple_of norm_eps "
-        "rope_base"
+        "num_layers hidden_size num_heads num_query_groups head_dim ffn_hidden_size seq_length vocab_multiple_of "
+        "norm_eps rope_base"
     ),
     "train": "global_batch_size micro_batch_size max_steps max_tokens",
     "optim": "lr eps",
@@ -119,10 +119,7 @@ def _out_of_range(config: RunConfig, bounds: Iterable[Bound]) -> Iterator[Proble
 def _value_at(config: RunConfig, key: str) -> float | None:
     value: object = config
     for part in key.split("."):
-        try:
-            value = getattr(value, part)
-        except ZeroDivisionError:  # a derived size of a shape that is refused anyway
-            return None
+        value = getattr(value, part)
     assert value is None or isinstance(value, int | float)
     return value
 

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -84,9 +85,9 @@ def _compose(root: str, overrides: Sequence[str], conf_dir: Path, record: type) 
         with initialize_config_dir(str(conf_dir), version_base=None):
             tree = compose(root, overrides=list(overrides))
             values = OmegaConf.to_container(tree, resolve=True, throw_on_missing=False)
-    except (HydraException, OmegaConfBaseException) as error:
-        unknown = list(_unknown_keys(overrides, conf_dir, record))
-        raise ConfigError(unknown or [_hydra_message(error)]) from None
+    except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: null for a group
+        mistakes: list[Problem | str] = [*_unreadable(overrides), *_unknown_keys(overrides, conf_dir, record)]
+        raise ConfigError(mistakes or [_hydra_message(error)]) from None
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}
 
@@ -97,13 +98,27 @@ def _hydra_message(error: Exception) -> str:
     return re.sub(r"\s*\n\s*", " ", text).strip()
 
 
+def _unreadable(overrides: Sequence[str]) -> Iterator[str]:
+    """Overrides that Hydra's grammar refuses: its own messages don't say which, and letters beyond English surprise."""
+    parser = OverridesParser.create()
+    for override in overrides:
+        try:
+            parser.parse_override(override)
+        except HydraException:
+            example = """'data.inputs=["Bücher (1).txt"]'"""
+            yield f"{override}: not readable as key=value; quote text with special characters twice, as in {example}"
+
+
 def _unknown_keys(overrides: Sequence[str], conf_dir: Path, record: type) -> Iterator[Problem]:
     known = set(_record_keys(record))
     groups = {path.name for path in conf_dir.iterdir() if path.is_dir()}
     for override in overrides:
         name, separator, value = override.partition("=")
         key = name.lstrip("+~").split("@")[0]
-        if separator and key not in known and key not in groups:
+        if key in groups and value == "null":
+            options = sorted(path.stem for path in (conf_dir / key).glob("*.yaml"))
+            yield Problem(key, None, "a group takes the name of one of its files", "choose " + ", ".join(options))
+        elif separator and key not in known and key not in groups:
             near = difflib.get_close_matches(key, known | groups, n=1, cutoff=0.5)
             yield Problem(key, value, "there is no such key", f"did you mean {near[0]}?" if near else _SHOW)
 

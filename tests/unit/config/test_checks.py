@@ -1,0 +1,197 @@
+"""Each rule of a legal run, by its message."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import pytest
+
+from pretrain.config.checks import check_prepare, check_run, total_steps
+from pretrain.config.errors import ConfigError
+from pretrain.config.load import load_run_config
+from pretrain.config.run import RunConfig
+
+
+def replaced(config: Any, key: str, value: object) -> Any:
+    """`config` with the value at a dotted key."""
+    first, _, rest = key.partition(".")
+    return dataclasses.replace(config, **{first: replaced(getattr(config, first), rest, value) if rest else value})
+
+
+@functools.cache
+def default_run() -> RunConfig:
+    return load_run_config(["train.global_batch_size=16", "train.micro_batch_size=8"])
+
+
+def changed(**changes: object) -> RunConfig:
+    """The default run with `section__name=value` changes."""
+    config = default_run()
+    for key, value in changes.items():
+        config = replaced(config, key.replace("__", "."), value)
+    return config
+
+
+RULES: list[tuple[dict[str, object], int, str]] = [
+    (
+        {"model__num_heads": 5},
+        1,
+        "model.num_heads=5: does not divide model.hidden_size=128; choose 2, 4 or 8, or give model.head_dim",
+    ),
+    (
+        {"model__num_heads": 8, "model__num_query_groups": 3},
+        1,
+        "model.num_query_groups=3: does not divide model.num_heads=8; choose 1, 2, 4 or 8",
+    ),
+    (
+        {"model__position": "rope", "model__head_dim": 15},
+        1,
+        "model.head_dim=15: rotary positions turn pairs: it must be even",
+    ),
+    (
+        {"train__global_batch_size": 20},
+        1,
+        "train.global_batch_size=20: must be a multiple of train.micro_batch_size=8 times the data-parallel size 1, "
+        "which is 8; choose 16 or 24",
+    ),
+    (
+        {"train__global_batch_size": 16},
+        3,
+        "train.global_batch_size=16: must be a multiple of train.micro_batch_size=8 times the data-parallel size 3, "
+        "which is 24; choose 24",
+    ),
+    (
+        {"train__max_steps": None},
+        1,
+        "train.max_steps, train.max_tokens=(None, None): give one of them; set the other to null",
+    ),
+    (
+        {"train__max_tokens": 9},
+        1,
+        "train.max_steps, train.max_tokens=(1000, 9): give one of them; set the other to null",
+    ),
+    (
+        {"lr_schedule__warmup_steps": 5, "lr_schedule__warmup_tokens": 9},
+        1,
+        "lr_schedule.warmup_steps, lr_schedule.warmup_tokens=(5, 9): give one of them; set the other to null",
+    ),
+    (
+        {"lr_schedule__warmup_steps": 1001},
+        1,
+        "lr_schedule.warmup_steps=1001: is longer than the whole run of 1000 steps; shorten the warmup or lengthen "
+        "train.max_steps",
+    ),
+    (
+        {"lr_schedule__warmup_tokens": 16 * 256 * 1000 + 1},
+        1,
+        "lr_schedule.warmup_tokens=4096001: is longer than the whole run of 1000 steps; shorten the warmup or "
+        "lengthen train.max_steps",
+    ),
+    ({"engine__loss_scale__initial": 1000}, 1, "engine.loss_scale.initial=1000: must be a power of two; choose 65536"),
+    ({"engine__loss_scale__initial": 0.5}, 1, "engine.loss_scale.initial=0.5: must be a power of two; choose 65536"),
+]
+
+
+@pytest.mark.parametrize(("changes", "ranks", "message"), RULES, ids=[" ".join(rule[0]) for rule in RULES])
+def test_a_broken_rule_is_told_with_its_remedy(changes: dict[str, object], ranks: int, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_run(changed(**changes), data_parallel_size=ranks)
+    assert str(caught.value) == message
+
+
+LEGAL: list[tuple[dict[str, object], int]] = [
+    ({}, 2),
+    ({"model__num_heads": 5, "model__head_dim": 32}, 1),
+    ({"model__num_query_groups": 1}, 1),
+    ({"train__max_steps": None, "train__max_tokens": 1}, 1),
+    ({"lr_schedule__warmup_steps": 1000}, 1),
+    ({"lr_schedule__warmup_steps": 0}, 1),
+    ({"lr_schedule__warmup_tokens": 16 * 256 * 1000}, 1),
+    ({"optim__clip_grad_norm": 0.0, "optim__weight_decay": 0.0}, 1),
+    ({"engine__loss_scale__initial": 1.0}, 1),
+]
+
+
+@pytest.mark.parametrize(("changes", "ranks"), LEGAL)
+def test_the_border_of_each_rule_is_legal(changes: dict[str, object], ranks: int) -> None:
+    check_run(changed(**changes), data_parallel_size=ranks)
+
+
+POSITIVE = {
+    "model": (
+        "num_layers hidden_size num_heads num_query_groups head_dim ffn_hidden_size seq_length vocab_multiple_of "
+        "norm_eps rope_base"
+    ),
+    "train": "global_batch_size micro_batch_size max_steps",
+    "optim": "lr eps",
+    "evaluation": "max_samples final_max_samples micro_batch_size",
+    "checkpoint": "keep_last",
+    "tracking": "log_every_steps peak_tflops",
+    "engine": "cpu_threads timeout_minutes loss_scale.window loss_scale.minimum loss_scale.hysteresis",
+}
+NOT_NEGATIVE = {
+    "model": "init_std",
+    "train": "max_bad_steps",
+    "optim": "weight_decay clip_grad_norm",
+    "lr_schedule": "warmup_steps warmup_tokens",
+    "evaluation": "every_steps",
+    "checkpoint": "every_steps every_minutes keep_every",
+}
+SHARES = {"lr_schedule": "final_ratio decay_fraction"}
+BELOW_ONE = {"model": "hidden_dropout attention_dropout", "optim": "beta1 beta2"}
+DATA_POSITIVE = {
+    "model": "seq_length",
+    "data": "samples_per_member shard_bytes",
+    "tokenizer": "vocab_size sample_bytes",
+    "prepare": "num_workers",
+}
+
+
+def keys(sections: dict[str, str]) -> list[str]:
+    return [f"{section}.{name}" for section, names in sections.items() for name in names.split()]
+
+
+RANGES = [
+    *((key, value, "must be greater than 0") for key in keys(POSITIVE) for value in (0, -1)),
+    *((key, -1, "must not be negative") for key in keys(NOT_NEGATIVE)),
+    *((key, value, "must be between 0 and 1") for key in keys(SHARES) for value in (-0.1, 1.1)),
+    *((key, value, "must be at least 0 and less than 1") for key in keys(BELOW_ONE) for value in (-0.1, 1.0)),
+    *((key, float("nan"), "must") for key in ("optim.lr", "optim.clip_grad_norm", "lr_schedule.final_ratio")),
+    *((key, float("inf"), "must") for key in ("optim.lr", "optim.clip_grad_norm")),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "rule"), RANGES)
+def test_a_number_out_of_its_range_is_told(key: str, value: float, rule: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_run(changed(**{key.replace(".", "__"): value}), data_parallel_size=1)
+    assert f"{key}={value!r}: {rule}" in str(caught.value)
+
+
+DATA_RANGES = [
+    *((key, 0, "must be greater than 0") for key in keys(DATA_POSITIVE)),
+    ("data.validation_min_bytes", -1, "must not be negative"),
+    ("data.validation_fraction", 1.0, "must be at least 0 and less than 1"),
+    ("data.max_document_bytes", 1023, "must be at least 1024"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "rule"), DATA_RANGES)
+def test_a_data_setting_out_of_its_range_is_told(key: str, value: float, rule: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_prepare(changed(**{key.replace(".", "__"): value}))
+    assert str(caught.value) == f"{key}={value!r}: {rule}"
+
+
+def test_all_broken_rules_are_told_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_run(
+            changed(model__num_heads=5, train__global_batch_size=20, optim__lr=-1.0, train__max_tokens=9),
+            data_parallel_size=1,
+        )
+    told = [problem.key for problem in caught.value.problems]
+    assert told == ["optim.lr", "model.num_heads", "train.global_batch_size", "train.max_steps, train.max_tokens"]
+
+
+@pytest.mark.parametrize(("tokens", "steps"), [(1, 1), (4096, 1), (4097, 2), (40960, 10)])
+def test_length_in_tokens_is_rounded_up_to_steps(tokens: int, steps: int) -> None:
+    assert total_steps(changed(train__max_steps=None, train__max_tokens=tokens)) == steps

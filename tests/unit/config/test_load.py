@@ -1,0 +1,165 @@
+"""Every option composes, and every mistake in an override is told by its key."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pretrain.cli import main
+from pretrain.config.checks import check_prepare, check_run
+from pretrain.config.errors import ConfigError
+from pretrain.config.load import CONF_DIR, load_generate_config, load_run_config, read_run_config, to_yaml
+
+OPTIONS = sorted(
+    (path.parent.name, path.stem) for path in CONF_DIR.glob("*/*.yaml") if (CONF_DIR / path.parent.name).is_dir()
+)
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_option_composes_and_is_legal(group: str, option: str) -> None:
+    config = load_run_config([f"{group}={option}"])
+    check_run(config, data_parallel_size=1)
+    check_prepare(config)
+
+
+@pytest.mark.parametrize(
+    ("group", "option"), [(group, option) for group, option in OPTIONS if group not in ("experiment", "generate")]
+)
+def test_every_option_is_taken(group: str, option: str) -> None:
+    # An option that only repeats defaults would be a name without a meaning: it must hold what its file says.
+    values = yaml.safe_load((CONF_DIR / group / f"{option}.yaml").read_text())
+    values.pop("defaults", None)
+    section = dataclasses.asdict(getattr(load_run_config([f"{group}={option}"]), group))
+    for key, value in values.items():
+        if not (isinstance(value, str) and "${" in value):
+            found = section[key]
+            assert (list(found) if isinstance(found, tuple) else found) == _number(value), key
+
+
+def _number(value: object) -> object:
+    """YAML 1.1 takes 3e-4 for text; Hydra does not."""
+    return float(value) if isinstance(value, str) and re.fullmatch(r"\d+e-?\d+", value) else value
+
+
+def test_show_config_prints_what_a_run_would_read_back(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    overrides = ["model=tiny_llama", "optim.lr=1e-3", "data.inputs=[a.txt,b.jsonl]", 'run.name="täst (1)"']
+    with pytest.raises(SystemExit) as exit_:
+        main(["show-config", *overrides])
+    assert exit_.value.code == 0
+    path = tmp_path / "config.yaml"
+    path.write_text(capsys.readouterr().out, encoding="utf-8")
+    assert read_run_config(path) == load_run_config(overrides)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    lr=st.floats(1e-12, 10),
+    seed=st.integers(-(2**53), 2**53),
+    name=st.text(min_size=1).filter(lambda text: "\ud800" not in text),
+    inputs=st.lists(st.text(max_size=10)),
+    groups=st.none() | st.integers(1, 8),
+)
+def test_yaml_round_trip_changes_nothing(
+    tmp_path_factory: pytest.TempPathFactory, lr: float, seed: int, name: str, inputs: list[str], groups: int | None
+) -> None:
+    config = load_run_config([])
+    config = dataclasses.replace(
+        config,
+        optim=dataclasses.replace(config.optim, lr=lr),
+        run=dataclasses.replace(config.run, seed=seed, name=name),
+        data=dataclasses.replace(config.data, inputs=tuple(inputs)),
+        model=dataclasses.replace(config.model, num_query_groups=groups),
+    )
+    path = tmp_path_factory.getbasetemp() / "round_trip.yaml"
+    path.write_text(to_yaml(config), encoding="utf-8")
+    assert read_run_config(path) == config
+
+
+MISTAKES = [
+    (["optim.lrr=1"], "optim.lrr='1': there is no such key; did you mean optim.lr?"),
+    (["modle=tiny"], "modle='tiny': there is no such key; did you mean model?"),
+    (["+optim.lrr=1"], "optim.lrr=1: there is no such key; did you mean optim.lr?"),
+    (["optim.momentum_of_inertia_xyz=1"], "there is no such key"),
+    (["+qqqqqq=1"], "qqqqqq=1: there is no such key; `pretrain show-config` lists all keys"),
+    (["+engine.loss_scale.windw=1"], "engine.loss_scale.windw=1: there is no such key; did you mean"),
+    (["optim.lr=fast"], "optim.lr='fast': must be a valid number"),
+    (["train.max_steps=many"], "train.max_steps='many': must be a valid integer"),
+    (["train.max_steps=0.5"], "train.max_steps=0.5: must be a valid integer"),
+    (["model.bias=1"], "model.bias=1: must be a valid boolean"),
+    (["model.bias='true'"], "model.bias='true': must be a valid boolean"),
+    (["model.num_layers='2'"], "model.num_layers='2': must be a valid integer"),
+    (["data.inputs=text.txt"], "data.inputs='text.txt': must be a list such as [a,b]"),
+    (["data.inputs=[1]"], "data.inputs.0=1: must be a valid string"),
+    (["engine.zero_stage=4"], "engine.zero_stage=4: must be 0, 1, 2 or 3"),
+    (["engine.precision=fp8"], "engine.precision='fp8': must be 'fp32', 'bf16' or 'fp16'"),
+    (["optim.lr=???"], "optim.lr='???': a value must be given; add optim.lr=..."),
+    (["optim=null"], "optim=None: a group takes the name of one of its files; choose adamw"),
+    (["optim=adam"], "adamw"),
+    (["model=tinny"], "tiny"),
+    (["optim.lr"], "optim.lr"),
+    (["optim.lr=[1"], "optim.lr=[1: not readable as key=value; quote text with special characters twice, as in"),
+    (["data.inputs=[Bücher.txt]"], "data.inputs=[Bücher.txt]: not readable as key=value; quote text with special"),
+    (["~optim.lr"], "optim.lr='missing': a value must be given"),
+    (["data.path=${nowhere}"], "nowhere"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "expected"), MISTAKES, ids=[mistake[0][0] for mistake in MISTAKES])
+def test_a_mistake_is_told_by_its_key(overrides: list[str], expected: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_run_config(overrides)
+    message = str(caught.value)
+    assert expected in message
+    for noise in ("hydra", "pydantic", "OmegaConf", "errors.pydantic.dev", str(CONF_DIR)):
+        assert noise.lower() not in message.lower()
+
+
+def test_all_mistakes_are_told_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_run_config(["optim.lr=fast", "engine.zero_stage=7", "+model.hiden_size=3", "train.max_steps=1.5"])
+    keys = ["model.hiden_size", "engine.zero_stage", "train.max_steps", "optim.lr"]
+    assert sorted(problem.key for problem in caught.value.problems) == sorted(keys)
+    assert all(f"\n  {key}=" in str(caught.value) for key in keys)
+
+
+def test_unknown_keys_on_the_command_line_are_told_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_run_config(["optim.lrr=1", "model.layers=2"])
+    assert [problem.key for problem in caught.value.problems] == ["optim.lrr", "model.layers"]
+
+
+def test_missing_values_are_told_with_what_to_add() -> None:
+    with pytest.raises(ConfigError, match=r"^run='\?\?\?': a value must be given; add run=\.\.\.$"):
+        load_generate_config([])
+
+
+@pytest.mark.parametrize(
+    "content", ["optim: {lr: fast}", "[1, 2]", "just text", "a: [", "\x00", "", "model: {}\nextra: 1"]
+)
+def test_a_broken_config_file_is_named(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(content)
+    with pytest.raises(ConfigError) as caught:
+        read_run_config(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_missing_config_file_asks_for_the_folder_of_a_run(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no such file; is .* the folder of a run"):
+        read_run_config(tmp_path / "config.yaml")
+
+
+@pytest.mark.parametrize(
+    "prompt", ["def main(", "a=b,c", "[1, 2", "'quoted\"", "${x}", "", "  two\nlines ", "x: {y}", "ünï"]
+)
+def test_a_prompt_is_taken_as_it_stands(prompt: str) -> None:
+    config = load_generate_config(["run=runs/x", f"prompt={prompt}", "temperature=0.5"])
+    assert (config.prompt, config.run, config.temperature) == (prompt, "runs/x", 0.5)
+
+
+def test_a_checkpoint_is_taken_by_its_name() -> None:
+    assert load_generate_config(["run=x", "checkpoint=step-00000500"]).checkpoint == "step-00000500"
