@@ -36,6 +36,8 @@ from pretrain.run_state import RunState
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+ALMOST_NOTHING = 1 << 20
+"""Bytes: a disk with less is called full."""
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -65,7 +67,7 @@ class CheckpointStore:
         """Write the checkpoint of `state.step`; raises RunError on every rank if any rank could not write."""
         final = self.folder / f"step-{state.step:08d}"
         partial = final.with_name(final.name + ".partial")
-        self._together("prepare", lambda: _make_empty(partial) if self.rank == 0 else None)
+        self._together("prepare", lambda: self._make_place(partial) if self.rank == 0 else None)
         self._together("write", lambda: self._write_own_part(partial, engine))
         digests = self._together("check", lambda: self._digests_of_own_files(partial))
         manifest = {
@@ -121,6 +123,12 @@ class CheckpointStore:
         dcp.save(state_dict_of(engine.state_shards()), storage_writer=writer, process_group=self.control)
         write_durably(partial / _random_file(self.rank), safetensors_bytes(random_states()))
 
+    def _make_place(self, partial: Path) -> None:
+        # What a killed or failed save or deletion left; before writing, as the disk may be full of it.
+        for leftover in [*self.folder.glob("step-*.partial"), *self.folder.glob("step-*.deleting")]:
+            shutil.rmtree(leftover)
+        partial.mkdir(parents=True)
+
     def _digests_of_own_files(self, partial: Path) -> dict[str, Any]:
         names = [path.name for path in partial.glob(f"__{self.rank}_*")] + [_random_file(self.rank)]
         if self.rank == 0:
@@ -136,8 +144,6 @@ class CheckpointStore:
         self._prune()
 
     def _prune(self) -> None:
-        for leftover in [*self.folder.glob("step-*.partial"), *self.folder.glob("step-*.deleting")]:
-            shutil.rmtree(leftover)  # of a process that was killed: this one is done with its own
         for path in self._complete_ones()[: -self.keep_last]:
             if not (self.keep_every and int(path.name.removeprefix("step-")) % self.keep_every == 0):
                 remove_folder(path)
@@ -148,7 +154,9 @@ class CheckpointStore:
         try:
             result = action()
         except (OSError, dcp.CheckpointException) as error:
-            fault = f"rank {self.rank}: {_first_cause(error)}"
+            # Torch's writer does not say why a write failed.
+            full = self.folder.exists() and shutil.disk_usage(self.folder).free < ALMOST_NOTHING
+            fault = f"rank {self.rank}: {'no space left on the disk' if full else _first_cause(error)}"
         outcomes: list[Any] = [None] * self.world_size
         dist.all_gather_object(outcomes, (fault, result), group=self.control)
         faults = [fault for fault, _ in outcomes if fault]
@@ -187,12 +195,6 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if fault:
         raise RunError(fault)
     return Checkpoint(path, manifest)
-
-
-def _make_empty(folder: Path) -> None:
-    if folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
 
 
 def _random_file(rank: int) -> str:
