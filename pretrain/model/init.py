@@ -25,9 +25,10 @@ def initial_value(name: str, shape: torch.Size, *, model: ModelConfig, vocab_siz
     std = model.init_std
     if name.endswith(RESIDUAL_PROJECTIONS):
         std /= math.sqrt(2 * model.num_layers)
-    value = torch.empty(shape).normal_(0.0, std, generator=_generator(seed, name))
-    if name.endswith(VOCABULARY_TABLES):
-        value[vocab_size:] = 0.0
+    value = torch.zeros(shape)
+    # Padding takes no part in the draw: torch's last few values depend on how many are drawn.
+    drawn = value[:vocab_size] if name.endswith(VOCABULARY_TABLES) else value
+    drawn.normal_(0.0, std, generator=_generator(seed, name))
     return value
 
 

@@ -3,4 +3,4 @@
 from pretrain.layout.vendor_imports import megatron_imports
 
 with megatron_imports():
-    import megatron.core.models.gpt  # noqa: F401
+    import megatron.core.models.gpt.gpt_layer_specs  # noqa: F401

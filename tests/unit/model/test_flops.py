@@ -1,0 +1,37 @@
+"""Floating-point operations per token, worked out by hand for one model."""
+
+from pretrain.config.load import load_run_config
+from pretrain.model.flops import token_flops
+from pretrain.model.size import checkpoint_bytes, count_parameters
+
+MODEL = load_run_config(
+    [
+        "model=tiny_llama",
+        "model.num_layers=3",
+        "model.hidden_size=8",
+        "model.num_heads=4",
+        "model.num_query_groups=2",
+        "model.ffn_hidden_size=20",
+        "model.seq_length=16",
+    ]
+).model
+# A layer: query and output 8 x 8 each, key and value 4 x 8 each; three matrices of 8 x 20; two norms of 8.
+LAYER = 64 + 64 + 32 + 32 + 3 * 160 + 16
+VOCAB_SIZE = 50
+
+
+def test_parameters_by_hand() -> None:
+    count = count_parameters(MODEL, VOCAB_SIZE)
+    assert (count.embedding, count.position, count.layers, count.final_norm) == (2 * 400, 0, 3 * LAYER, 8)
+    assert count.total == 800 + 3 * LAYER + 8
+    assert checkpoint_bytes(MODEL, VOCAB_SIZE) == 12 * count.total
+
+
+def test_operations_by_hand() -> None:
+    flops = token_flops(MODEL, VOCAB_SIZE)
+    # The input embedding is a look-up, the output layer a product, tied or not.
+    assert flops.six_n == 6 * (3 * LAYER + 8 + 400)
+    # Scores and their sum over values: 2 products of s x d a head and token, 2 operations a product, 3 passes; half
+    # of it below the diagonal.
+    assert flops.six_n_12lhs - flops.six_n == 3 * (2 * 2 * 3) * 4 * 2 * 16
+    assert flops.six_n_6lhs - flops.six_n == (flops.six_n_12lhs - flops.six_n) / 2

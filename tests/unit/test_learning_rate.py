@@ -1,0 +1,112 @@
+"""The learning rate over a run."""
+
+import itertools
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pretrain.config.optim import LrScheduleConfig
+from pretrain.optim.learning_rate import lr_at, warmup_steps
+
+NAMES = ["cosine", "linear", "constant", "wsd"]
+FALLING = ["cosine", "linear", "wsd"]
+PEAK = 3e-4
+
+
+def schedule(**changes: Any) -> LrScheduleConfig:
+    values = {"name": "cosine", "warmup_steps": 0, "warmup_tokens": None, "final_ratio": 0.1, "decay_fraction": 0.2}
+    return LrScheduleConfig(**{**values, **changes})
+
+
+def curve(config: LrScheduleConfig, total_steps: int, tokens_per_step: int = 100) -> list[float]:
+    """Learning rates of steps 1 to `total_steps`."""
+    return [
+        lr_at(step, peak=PEAK, schedule=config, total_steps=total_steps, tokens_per_step=tokens_per_step)
+        for step in range(1, total_steps + 1)
+    ]
+
+
+@st.composite
+def runs(draw: st.DrawFn, names: list[str] = NAMES) -> tuple[LrScheduleConfig, int]:
+    total = draw(st.integers(1, 200))
+    return schedule(
+        name=draw(st.sampled_from(names)),
+        warmup_steps=draw(st.integers(0, total)),
+        final_ratio=draw(st.floats(0, 1)),
+        decay_fraction=draw(st.floats(0, 1)),
+    ), total
+
+
+@given(runs())
+def test_warmup_rises_in_a_line_to_the_peak_at_its_last_step(run: tuple[LrScheduleConfig, int]) -> None:
+    config, total = run
+    assert config.warmup_steps is not None
+    rates = curve(config, total)[: config.warmup_steps]
+    assert rates == pytest.approx([PEAK * (n + 1) / len(rates) for n in range(len(rates))])
+
+
+@given(runs())
+def test_it_never_rises_after_warmup_nor_leaves_its_bounds(run: tuple[LrScheduleConfig, int]) -> None:
+    config, total = run
+    assert config.warmup_steps is not None
+    rates = curve(config, total)[max(0, config.warmup_steps - 1) :]
+    assert all(later <= earlier * (1 + 1e-12) for earlier, later in itertools.pairwise(rates))
+    assert all(PEAK * config.final_ratio * (1 - 1e-12) <= rate <= PEAK * (1 + 1e-12) for rate in rates)
+
+
+@given(runs(FALLING))
+def test_it_ends_at_the_final_ratio(run: tuple[LrScheduleConfig, int]) -> None:
+    config, total = run
+    if config.warmup_steps == total or (config.name == "wsd" and round(config.decay_fraction * total) == 0):
+        return  # nothing left to fall in
+    assert curve(config, total)[-1] == pytest.approx(PEAK * config.final_ratio)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_makes_no_jumps(name: str) -> None:
+    rates = [0.0, *curve(schedule(name=name, warmup_steps=100), 1000)]
+    # The steepest part is the warmup, or a fall over the last fifth: never more than a hundredth of the peak a step.
+    assert max(abs(b - a) for a, b in itertools.pairwise(rates)) <= PEAK / 100 * (1 + 1e-9)
+
+
+def test_constant_stays_at_its_peak() -> None:
+    assert set(curve(schedule(name="constant", warmup_steps=3), 50)[2:]) == {PEAK}
+
+
+def test_cosine_is_half_way_in_the_middle() -> None:
+    rates = curve(schedule(name="cosine", warmup_steps=20), 120)
+    assert rates[69] == pytest.approx(PEAK * (1 + 0.1) / 2)
+    quarter = 0.5 * (1 + math.cos(math.pi / 4))
+    assert rates[44] == pytest.approx(PEAK * (0.1 + 0.9 * quarter))
+
+
+def test_linear_falls_in_a_line() -> None:
+    rates = curve(schedule(name="linear", warmup_steps=20, final_ratio=0.0), 120)
+    assert rates[19:] == pytest.approx([PEAK * (1 - n / 100) for n in range(101)])
+
+
+def test_wsd_is_flat_until_its_decay() -> None:
+    rates = curve(schedule(name="wsd", warmup_steps=10, decay_fraction=0.25), 200)
+    assert set(rates[9:150]) == {PEAK}
+    assert rates[149:] == pytest.approx([PEAK * (1 - 0.9 * n / 50) for n in range(51)])
+
+
+@pytest.mark.parametrize(("tokens", "steps"), [(0, 0), (1, 1), (100, 1), (101, 2), (1000, 10)])
+def test_warmup_in_tokens_is_rounded_up_to_steps(tokens: int, steps: int) -> None:
+    by_tokens = schedule(warmup_steps=None, warmup_tokens=tokens)
+    assert warmup_steps(by_tokens, 1000, 100) == steps
+    assert curve(by_tokens, 1000) == curve(schedule(warmup_steps=steps), 1000)
+
+
+def test_warmup_by_default_is_a_twentieth_of_the_run() -> None:
+    unset = schedule(warmup_steps=None)
+    assert curve(unset, 400) == curve(schedule(warmup_steps=20), 400)
+    assert curve(unset, 400)[19] == PEAK
+
+
+def test_steps_beyond_the_end_stay_at_the_final_rate() -> None:
+    beyond = lr_at(999, peak=PEAK, schedule=schedule(), total_steps=100, tokens_per_step=1)
+    assert beyond == pytest.approx(PEAK * 0.1)

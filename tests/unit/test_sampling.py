@@ -1,0 +1,115 @@
+"""How the next token is chosen."""
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pretrain.config.run import GenerateConfig
+from pretrain.generation.sampling import choose, continue_tokens
+
+LOGITS = torch.log(torch.tensor([0.5, 0.1, 0.3, 0.06, 0.04]))
+
+
+def config(**changes: Any) -> GenerateConfig:
+    values: dict[str, Any] = {
+        "run": "",
+        "checkpoint": "latest",
+        "prompt": "",
+        "max_new_tokens": 8,
+        "temperature": 1.0,
+        "top_k": None,
+        "top_p": None,
+        "num_samples": 1,
+        "seed": 0,
+        "output": None,
+        "device": "cpu",
+    }
+    return GenerateConfig(**{**values, **changes})
+
+
+def shares(num_draws: int = 2000, **changes: Any) -> dict[int, float]:
+    generator = torch.Generator().manual_seed(1)
+    drawn = Counter(choose(LOGITS, config(**changes), generator) for _ in range(num_draws))
+    return {token: count / num_draws for token, count in sorted(drawn.items())}
+
+
+def test_temperature_one_draws_from_the_model() -> None:
+    assert shares() == pytest.approx({0: 0.5, 1: 0.1, 2: 0.3, 3: 0.06, 4: 0.04}, abs=0.03)
+
+
+def test_temperature_zero_takes_the_likeliest() -> None:
+    assert shares(50, temperature=0.0) == {0: 1.0}
+
+
+def test_low_temperature_sharpens() -> None:
+    squares = {0: 0.25, 1: 0.01, 2: 0.09, 3: 0.0036, 4: 0.0016}
+    total = sum(squares.values())
+    found = shares(temperature=0.5)
+    assert all(found.get(token, 0.0) == pytest.approx(value / total, abs=0.03) for token, value in squares.items())
+
+
+@pytest.mark.parametrize(("top_k", "kept"), [(1, {0}), (2, {0, 2}), (3, {0, 1, 2}), (99, {0, 1, 2, 3, 4})])
+def test_top_k_keeps_the_k_likeliest(top_k: int, kept: set[int]) -> None:
+    assert set(shares(top_k=top_k)) == kept
+
+
+@pytest.mark.parametrize(
+    ("top_p", "kept"), [(1e-9, {0}), (0.49, {0}), (0.6, {0, 2}), (0.85, {0, 1, 2}), (1.0, {0, 1, 2, 3, 4})]
+)
+def test_top_p_keeps_the_fewest_that_reach_it(top_p: float, kept: set[int]) -> None:
+    assert set(shares(top_p=top_p)) == kept
+
+
+def test_what_is_kept_keeps_its_proportions() -> None:
+    assert shares(top_p=0.6) == pytest.approx({0: 5 / 8, 2: 3 / 8}, abs=0.03)
+    assert shares(top_k=2) == pytest.approx({0: 5 / 8, 2: 3 / 8}, abs=0.03)
+
+
+def test_the_same_seed_draws_the_same_tokens() -> None:
+    def draw(seed: int) -> list[int]:
+        generator = torch.Generator().manual_seed(seed)
+        return [choose(LOGITS, config(), generator) for _ in range(30)]
+
+    assert draw(3) == draw(3) != draw(4)
+
+
+def successor(vocab_size: int, seen: list[list[int]]) -> Callable[[Tensor], Tensor]:
+    """A model that is sure of the next number, and notes what it saw."""
+
+    def logits_of(tokens: Tensor) -> Tensor:
+        seen.append(tokens[0].tolist())
+        return torch.nn.functional.one_hot((tokens + 1) % vocab_size, vocab_size).float() * 100
+
+    return logits_of
+
+
+def continued(prompt: list[int], end_token: int, max_context: int = 100, **changes: Any) -> tuple[list[int], Any]:
+    seen: list[list[int]] = []
+    tokens = continue_tokens(
+        successor(10, seen),
+        prompt,
+        config=config(temperature=0.0, **changes),
+        max_context=max_context,
+        end_token=end_token,
+        generator=torch.Generator(),
+    )
+    return tokens, seen
+
+
+def test_only_new_tokens_are_returned_and_not_too_many() -> None:
+    assert continued([1, 2], end_token=99, max_new_tokens=3)[0] == [3, 4, 5]
+
+
+def test_it_ends_before_the_end_token() -> None:
+    assert continued([1, 2], end_token=5)[0] == [3, 4]
+    assert continued([1, 4], end_token=5)[0] == []
+
+
+def test_the_model_sees_no_more_than_its_context() -> None:
+    tokens, seen = continued([1, 2, 3], end_token=99, max_context=4, max_new_tokens=4)
+    assert tokens == [4, 5, 6, 7]
+    assert seen == [[1, 2, 3], [1, 2, 3, 4], [2, 3, 4, 5], [3, 4, 5, 6]]
