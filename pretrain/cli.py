@@ -10,6 +10,7 @@ import argparse
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from textwrap import dedent
@@ -18,6 +19,7 @@ from data_pipeline.errors import UserError
 from pretrain.config.errors import TrainingDiverged
 
 EXIT_FAILED, EXIT_USER_ERROR, EXIT_STOPPED = 1, 2, 75
+SECONDS_FOR_RANK_0 = 15
 
 log = logging.getLogger("pretrain")
 
@@ -130,9 +132,7 @@ def _run(verb: Verb, overrides: Sequence[str]) -> int:
     try:
         return verb.run(overrides)
     except UserError as error:
-        # All ranks find the same mistake; one of them says so.
-        if _rank() == 0:
-            sys.stderr.write(f"pretrain: error: {error}\n")
+        _tell(error)
         return EXIT_USER_ERROR
     except TrainingDiverged as error:
         log.error("training diverged: %s", error)
@@ -143,6 +143,15 @@ def _run(verb: Verb, overrides: Sequence[str]) -> int:
     except Exception:
         log.exception("rank %d failed", _rank())
         return EXIT_FAILED
+
+
+def _tell(error: UserError) -> None:
+    """All ranks find the same mistake and one says so: the first to end has the launcher end the others, which must not
+    happen to rank 0 before it spoke. A rank that is still there later was alone with its mistake."""
+    rank = _rank()
+    if rank:
+        time.sleep(SECONDS_FOR_RANK_0)
+    sys.stderr.write(f"pretrain: error: {f'rank {rank}: ' if rank else ''}{error}\n")
 
 
 def _rank() -> int:
