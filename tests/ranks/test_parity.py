@@ -77,12 +77,9 @@ def reference(model: str) -> Run:
     return run
 
 
-CASES = [
-    (model, stage, world_size)
-    for model in ("gpt", "llama", "llama_tied")
-    for stage in range(4)
-    for world_size in (1, 2)
-] + [("gpt_odd", stage, 3) for stage in range(4)]
+CASES = [(model, stage, world_size) for model in ("gpt", "llama") for stage in range(4) for world_size in (1, 2)]
+CASES += [("llama_tied", stage, 2) for stage in range(4)]
+CASES += [("gpt_odd", stage, 3) for stage in range(4)]
 
 
 @pytest.mark.parametrize(("model", "stage", "world_size"), CASES)
