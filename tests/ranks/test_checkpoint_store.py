@@ -266,7 +266,7 @@ def save_with_fault(
 def test_a_disk_error_on_one_rank_is_told_on_all_and_leaves_no_checkpoint(
     tmp_path: Path, rank: int, plant: Callable[[Path], None]
 ) -> None:
-    outcomes = run_ranks(save_with_fault, 2, run_config("gpt", zero_stage=2), tmp_path, rank, plant, timeout=30.0)
+    outcomes = run_ranks(save_with_fault, 2, run_config("gpt", zero_stage=2), tmp_path, rank, plant, timeout=60.0)
     for kind, text in outcomes:
         assert kind == "RunError"
         assert "could not write a checkpoint in" in text and "earlier checkpoints are untouched" in text

@@ -34,7 +34,7 @@ class RanksFailed(AssertionError):
     """At least one rank raised, died or took too long; the text holds every traceback with its rank."""
 
 
-def run_ranks(function: Callable[..., Any], world_size: int, *args: Any, timeout: float = 60.0) -> list[Any]:
+def run_ranks(function: Callable[..., Any], world_size: int, *args: Any, timeout: float = 120.0) -> list[Any]:
     """Call `function(here, *args)` on each rank, `here` being its `Runtime` on the CPU; returns each rank's result.
 
     The function is named by its module, so it stands at a module's top level; arguments and results are pickled.
