@@ -2,6 +2,7 @@
 
 import functools
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from pretrain.layout.runtime import Runtime
 from pretrain.model.gpt import build_decoder, logical_tensors
 from pretrain.model.init import VOCABULARY_TABLES
 from pretrain.optim.param_groups import decay_groups
-from tests.support.models import VOCAB_SIZE, batch_of, run_config
+from tests.support.models import VOCAB_SIZE, batch_of, run_config, three_micro_batches
 from tests.support.ranks import run_ranks
 from tests.support.training import LR, gathered, join, start, train, whole_state
 
@@ -25,8 +26,6 @@ SETTINGS = (
     # noise of 1e-9. With the usual eps of 1e-8 Adam would blow that up to steps of the size of the learning rate, other
     # ones for each order of summation; clipped gradients that mean something are near 1e-3.
     "optim.eps=1e-4",
-    "train.global_batch_size=12",
-    "train.micro_batch_size=2",
 )
 
 
@@ -73,8 +72,12 @@ def plain_run(here: Runtime, config: RunConfig) -> Run:
 
 @functools.cache
 def reference(model: str) -> Run:
-    (run,) = run_ranks(plain_run, 1, run_config(model, *SETTINGS))
+    (run,) = run_ranks(plain_run, 1, settings(model, 1))
     return run
+
+
+def settings(model: str, world_size: int, *overrides: str, **values: Any) -> RunConfig:
+    return run_config(model, *SETTINGS, *three_micro_batches(world_size), *overrides, **values)
 
 
 CASES = [(model, stage, world_size) for model in ("gpt", "llama") for stage in range(4) for world_size in (1, 2)]
@@ -85,7 +88,7 @@ CASES += [("gpt_odd", stage, 3) for stage in range(4)]
 @pytest.mark.parametrize(("model", "stage", "world_size"), CASES)
 def test_equals_one_process_of_plain_torch(model: str, stage: int, world_size: int) -> None:
     expected = reference(model)
-    runs = run_ranks(engine_run, world_size, run_config(model, *SETTINGS, zero_stage=stage))
+    runs = run_ranks(engine_run, world_size, settings(model, world_size, zero_stage=stage))
     for run in runs:
         np.testing.assert_allclose(run.losses, expected.losses, rtol=1e-6)
         np.testing.assert_allclose(run.norms, expected.norms, rtol=1e-6)
@@ -110,10 +113,10 @@ def trained_padding(here: Runtime, config: RunConfig) -> float:
 
 @pytest.mark.parametrize("stage", range(4))
 def test_padding_of_the_vocabulary_stays_zero(stage: int) -> None:
-    assert run_ranks(trained_padding, 2, run_config("llama", *SETTINGS, zero_stage=stage)) == [0.0, 0.0]
+    assert run_ranks(trained_padding, 2, settings("llama", 2, zero_stage=stage)) == [0.0, 0.0]
 
 
 def test_padding_of_the_vocabulary_changes_nothing() -> None:
-    (run,) = run_ranks(engine_run, 1, run_config("gpt", *SETTINGS, "model.vocab_multiple_of=1"))
+    (run,) = run_ranks(engine_run, 1, settings("gpt", 1, "model.vocab_multiple_of=1"))
     np.testing.assert_allclose(run.losses, reference("gpt").losses, rtol=1e-6)
     np.testing.assert_allclose(run.norms, reference("gpt").norms, rtol=1e-6)

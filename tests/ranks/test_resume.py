@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,17 +14,21 @@ from pretrain.config.run import RunConfig
 from pretrain.engine.interface import StepResult
 from pretrain.layout.runtime import Runtime
 from pretrain.run_state import RunState
-from tests.support.models import batch_of, run_config
+from tests.support.models import batch_of, run_config, three_micro_batches
 from tests.support.ranks import run_ranks
 from tests.support.training import own_batch, start, train, whole_state
 
-BATCH = ("train.global_batch_size=12", "train.micro_batch_size=2", "optim.clip_grad_norm=0.2")
+CLIP = "optim.clip_grad_norm=0.2"
 DROPOUT = ("model.hidden_dropout=0.1", "model.attention_dropout=0.1")
 # The scale falls in the first steps and rises after each one that succeeds: its counters and Adam's differ.
 RESTLESS_SCALE = ("engine.loss_scale.initial=2097152", "engine.loss_scale.hysteresis=2", "engine.loss_scale.window=1")
 SAVED, LAST = 3, 6
 
 State = dict[str, np.ndarray]
+
+
+def settings(model: str, world_size: int, *overrides: str, **values: Any) -> RunConfig:
+    return run_config(model, CLIP, *three_micro_batches(world_size), *overrides, **values)
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,7 @@ CASES += [(stage, "fp32", 2) for stage in range(4)]
 
 @pytest.mark.parametrize(("stage", "precision", "world_size"), CASES)
 def test_resume_matches_uninterrupted_run(tmp_path: Path, stage: int, precision: str, world_size: int) -> None:
-    config = run_config("gpt", *BATCH, *DROPOUT, *RESTLESS_SCALE, zero_stage=stage, precision=precision)
+    config = settings("gpt", world_size, *DROPOUT, *RESTLESS_SCALE, zero_stage=stage, precision=precision)
     whole, saved = run_ranks(save_and_go_on, world_size, config, tmp_path)[0]
     for part, restored in run_ranks(resume, world_size, config, tmp_path):
         assert_same(restored, saved)
@@ -91,7 +96,7 @@ def test_resume_matches_uninterrupted_run(tmp_path: Path, stage: int, precision:
 
 @pytest.mark.parametrize("stage", range(4))
 def test_saving_leaves_no_trace_in_the_run(tmp_path: Path, stage: int) -> None:
-    config = run_config("llama", *BATCH, *DROPOUT, zero_stage=stage)
+    config = settings("llama", 1, *DROPOUT, zero_stage=stage)
     (saving, _), (plain,) = run_ranks(save_and_go_on, 1, config, tmp_path)[0], run_ranks(never_save, 1, config)
     assert saving.numbers == plain.numbers
     assert_same(saving.state, plain.state)
@@ -105,7 +110,7 @@ def saved_by_stage(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], 
     def saved(stage: int) -> tuple[Path, Part, State]:
         if stage not in made:
             folder = tmp_path_factory.mktemp(f"stage-{stage}")
-            part, state = run_ranks(save_and_go_on, 2, run_config("llama", *BATCH, zero_stage=stage), folder)[0]
+            part, state = run_ranks(save_and_go_on, 2, settings("llama", 2, zero_stage=stage), folder)[0]
             made[stage] = folder, part, state
         return made[stage]
 
@@ -120,7 +125,7 @@ def test_any_stage_goes_on_from_any_other(
     saved_by_stage: Callable[[int], tuple[Path, Part, State]], from_stage: int, to_stage: int, world_size: int
 ) -> None:
     folder, whole, saved = saved_by_stage(from_stage)
-    config = run_config("llama", *BATCH, zero_stage=to_stage)
+    config = settings("llama", world_size, zero_stage=to_stage)
     for part, restored in run_ranks(resume, world_size, config, folder):
         assert_same(restored, saved)
         # The step after the checkpoint sees the same parameters; Adam lets sums in another order drift apart later.
@@ -142,11 +147,11 @@ def resume_and_save(here: Runtime, config: RunConfig, folder: Path, into: Path) 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_two_ranks_then_one_then_three_hold_the_same_bits(tmp_path: Path, stage: int) -> None:
-    config = run_config("gpt_odd", *BATCH, zero_stage=stage)
-    whole, saved = run_ranks(save_and_go_on, 2, config, tmp_path / "two")[0]
-    (alone,) = run_ranks(resume_and_save, 1, config, tmp_path / "two", tmp_path / "one")
+    two, one, three = (settings("gpt_odd", world_size, zero_stage=stage) for world_size in (2, 1, 3))
+    whole, saved = run_ranks(save_and_go_on, 2, two, tmp_path / "two")[0]
+    (alone,) = run_ranks(resume_and_save, 1, one, tmp_path / "two", tmp_path / "one")
     assert_same(alone, saved)
-    for part, restored in run_ranks(resume, 3, config, tmp_path / "one"):
+    for part, restored in run_ranks(resume, 3, three, tmp_path / "one"):
         assert_same(restored, saved)
         assert part.results[0].loss == pytest.approx(whole.results[0].loss, rel=1e-6)
 
@@ -167,9 +172,9 @@ def logits_of(here: Runtime, config: RunConfig, folder: Path | None, save_to: Pa
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_weights_alone_give_the_same_logits_on_one_process(tmp_path: Path, precision: str) -> None:
-    config = run_config("llama_tied", *BATCH, zero_stage=3, precision=precision)
+    config = settings("llama_tied", 2, zero_stage=3, precision=precision)
     trained = run_ranks(logits_of, 2, config, None, tmp_path)[0]
-    alone = run_config("llama_tied", *BATCH, zero_stage=0, precision=precision)
+    alone = settings("llama_tied", 1, zero_stage=0, precision=precision)
     (restored,) = run_ranks(logits_of, 1, alone, tmp_path, None)
     np.testing.assert_allclose(restored, trained, rtol=1e-5, atol=1e-6)
 
@@ -187,5 +192,5 @@ def evaluation_between_steps(here: Runtime, config: RunConfig, evaluate: bool) -
 
 @pytest.mark.parametrize("stage", range(4))
 def test_evaluation_leaves_no_trace_in_the_run(stage: int) -> None:
-    config = run_config("llama", *BATCH, *DROPOUT, zero_stage=stage)
+    config = settings("llama", 2, *DROPOUT, zero_stage=stage)
     assert run_ranks(evaluation_between_steps, 2, config, True) == run_ranks(evaluation_between_steps, 2, config, False)

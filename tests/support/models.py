@@ -47,3 +47,8 @@ def batch_of(step: int, num_samples: int, config: RunConfig) -> np.ndarray:
     """Samples [n, s + 1] of the global batch of `step`; the same on every call."""
     shape = (num_samples, config.model.seq_length + 1)
     return np.random.default_rng(step).integers(0, VOCAB_SIZE, shape)
+
+
+def three_micro_batches(world_size: int) -> tuple[str, ...]:
+    """The same global batch whatever the number of ranks (1, 2 or 3), in three micro-batches on each."""
+    return "train.global_batch_size=18", f"train.micro_batch_size={6 // world_size}"
