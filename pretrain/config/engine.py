@@ -20,6 +20,32 @@ class LossScaleConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RecomputeConfig:
+    """Activations computed anew in the backward pass instead of kept (Chen et al. 2016, Korthikanti et al. 2022)."""
+
+    granularity: Literal["none", "selective", "full"]
+    """selective: the parts named in `modules`, which cost much memory for little work; full: whole layers."""
+    modules: tuple[Literal["core_attn", "mlp"], ...]
+    """What selective computes anew."""
+    method: Literal["uniform", "block"]
+    """full: uniform computes all layers anew, in groups of num_layers; block the first num_layers of each chunk."""
+    num_layers: int
+    """full: layers in a group (uniform) or computed anew in each chunk (block)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OffloadConfig:
+    """What lives outside the device between uses; ZeRO stages 1 to 3."""
+
+    optimizer: Literal["none", "cpu", "nvme"]
+    """Master weights and Adam moments, with their update; nvme: ZeRO-3."""
+    params: Literal["none", "cpu", "nvme"]
+    """This rank's partitions of the parameters; ZeRO-3."""
+    nvme_path: str | None
+    """Folder on a local NVMe disk."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class EngineConfig:
     """DeepSpeed's part, in our words; its own configuration is derived from this."""
 
@@ -27,6 +53,16 @@ class EngineConfig:
     """What is split over data-parallel ranks: 0 nothing, 1 optimizer states, 2 and gradients, 3 and parameters."""
     precision: Literal["fp32", "bf16", "fp16"]
     """Arithmetic of forward and backward; master weights and optimizer states are fp32 always."""
+    grad_accum_dtype: Literal["fp32", "same"]
+    """Sums of gradients over micro-batches and, at ZeRO 2 and 3, over ranks: fp32, or in the precision itself."""
+    grad_reduction: Literal["auto", "per_micro_batch", "per_step"]
+    """ZeRO 2 and 3. per_micro_batch: gradients are reduced to this rank's share after each micro-batch, so the share is
+    all that is held; per_step: the stage's whole gradient is held and reduced once. auto: per_step if it fits."""
+    gather: Literal["auto", "per_micro_batch", "per_step"]
+    """ZeRO 3. per_micro_batch: a layer's parameters are gathered for each forward and backward and freed after it;
+    per_step: the stage's parameters are gathered once and kept for the step. auto: per_step if it fits."""
+    recompute: RecomputeConfig
+    offload: OffloadConfig
     loss_scale: LossScaleConfig
     device: Literal["auto", "cpu", "cuda"]
     """auto: a GPU if torch sees one."""

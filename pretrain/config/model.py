@@ -32,6 +32,8 @@ class ModelConfig:
     """Normalisation before attention, before the feed-forward block and at the end."""
     norm_eps: float
     """Added to the variance."""
+    qk_norm: bool
+    """Normalise the queries and keys of each head (Dehghani et al. 2023)."""
     activation: Literal["gelu", "swiglu"]
     """Feed-forward activation."""
     bias: bool

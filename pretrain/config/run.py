@@ -7,6 +7,7 @@ from data_pipeline.config import DataConfig, PrepareConfig, TokenizerConfig
 from pretrain.config.engine import EngineConfig
 from pretrain.config.model import ModelConfig
 from pretrain.config.optim import LrScheduleConfig, OptimConfig
+from pretrain.config.parallel import ParallelConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +93,7 @@ class RunConfig:
     data: DataConfig
     tokenizer: TokenizerConfig
     prepare: PrepareConfig
+    parallel: ParallelConfig
     engine: EngineConfig
     train: TrainConfig
     optim: OptimConfig

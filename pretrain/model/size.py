@@ -28,6 +28,8 @@ def count_parameters(model: ModelConfig, vocab_size: int) -> ParameterCount:
     query, key_value = model.num_heads * model.head_size, model.kv_heads * model.head_size
     norm = h * (2 if model.norm == "layernorm" else 1)
     attention = h * (query + 2 * key_value) + query * h
+    if model.qk_norm:
+        attention += 2 * model.head_size * (2 if model.norm == "layernorm" else 1)
     up_projections = 2 if model.activation == "swiglu" else 1
     mlp = h * ffn * (up_projections + 1)
     biases = (query + 2 * key_value + h) + (up_projections * ffn + h) if model.bias else 0
