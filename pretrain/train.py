@@ -37,7 +37,7 @@ def train(config: RunConfig) -> str:
     """
     rank, world_size, local_rank = world_from_environment()
     # All that can be refused is refused before the run folder is made, and what takes no heavy import first.
-    check_run(config, data_parallel_size=world_size)
+    check_run(config, world_size)
     dataset, validation = open_datasets(config)
     folder = Path(config.run.dir)
     check_same_config(folder, config)

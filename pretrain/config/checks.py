@@ -3,20 +3,39 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
+from pretrain.config.engine import EngineConfig, OffloadConfig
 from pretrain.config.errors import ConfigError, Problem
+from pretrain.config.layout_checks import (
+    chunks_or_none,
+    data_parallel_size,
+    describe_layouts,
+    either,
+    layout_problems,
+    nearest,
+    nearest_layouts,
+)
 from pretrain.config.model import ModelConfig
 from pretrain.config.run import RunConfig
 
 
-def check_run(config: RunConfig, data_parallel_size: int) -> None:
-    """Raise ConfigError with every broken rule of a training run on `data_parallel_size` ranks."""
-    problems = [
+def check_run(config: RunConfig, world_size: int) -> None:
+    """Raise ConfigError with every broken rule of a training run on `world_size` ranks; where the layout breaks one,
+    with the nearest legal layouts too."""
+    layout = list(layout_problems(config, world_size))
+    problems: list[Problem | str] = [
         *_out_of_range(config, _BOUNDS),
         *check_model(config.model),
-        *_batch(config, data_parallel_size),
+        *layout,
+        *_batch(config, data_parallel_size(config.parallel, world_size)),
         *_length(config),
         *_loss_scale(config),
+        *_recompute(config),
+        *_modes(config.engine),
+        *_offload(config.engine.zero_stage, config.engine.offload),
     ]
+    if layout:
+        near = nearest_layouts(config, world_size)
+        problems.append(describe_layouts(near, config.parallel, world_size))
     if problems:
         raise ConfigError(problems)
 
@@ -34,14 +53,13 @@ def check_model(model: ModelConfig) -> Iterator[Problem]:
     if min(hidden, heads, model.kv_heads, model.num_layers, model.ffn_hidden_size, model.seq_length) < 1:
         return  # told by _BOUNDS
     if model.head_dim is None and hidden % heads:
-        divisors = [n for n in range(1, hidden + 1) if hidden % n == 0]
-        near = sorted(sorted(divisors, key=lambda n: abs(n - heads))[:3])
+        near = nearest((n for n in range(1, hidden + 1) if hidden % n == 0), heads)
         rule = f"does not divide model.hidden_size={hidden}"
-        yield Problem("model.num_heads", heads, rule, f"choose {_either(near)}, or give model.head_dim")
+        yield Problem("model.num_heads", heads, rule, f"choose {either(near)}, or give model.head_dim")
     if heads % model.kv_heads:
         rule = f"does not divide model.num_heads={heads}"
         fitting = [n for n in range(1, heads + 1) if heads % n == 0]
-        yield Problem("model.num_query_groups", model.kv_heads, rule, f"choose {_either(fitting)}")
+        yield Problem("model.num_query_groups", model.kv_heads, rule, f"choose {either(fitting)}")
     if model.position == "rope" and model.head_size % 2:
         yield Problem("model.head_dim", model.head_size, "rotary positions turn pairs: it must be even")
 
@@ -70,6 +88,8 @@ _POSITIVE = {
     "tracking": "log_every_steps peak_tflops",
     "engine": "cpu_threads timeout_minutes",
     "engine.loss_scale": "window minimum hysteresis",
+    "engine.recompute": "num_layers",
+    "parallel": "tp pp vp",
 }
 _NOT_NEGATIVE = {
     "model": "init_std",
@@ -124,16 +144,18 @@ def _value_at(config: RunConfig, key: str) -> float | None:
     return value
 
 
-def _batch(config: RunConfig, data_parallel_size: int) -> Iterator[Problem]:
+def _batch(config: RunConfig, dp: int | None) -> Iterator[Problem]:
+    if dp is None:
+        return  # told by the layout's rules
     batch, micro = config.train.global_batch_size, config.train.micro_batch_size
-    at_once = micro * data_parallel_size
+    at_once = micro * dp
     if at_once > 0 and batch % at_once:
         below, above = batch // at_once * at_once, -(-batch // at_once) * at_once
         rule = (
-            f"must be a multiple of train.micro_batch_size={micro} times the data-parallel size {data_parallel_size}, "
+            f"must be a multiple of train.micro_batch_size={micro} times the data-parallel size {dp}, "
             f"which is {at_once}"
         )
-        yield Problem("train.global_batch_size", batch, rule, f"choose {_either([n for n in (below, above) if n])}")
+        yield Problem("train.global_batch_size", batch, rule, f"choose {either([n for n in (below, above) if n])}")
 
 
 def _length(config: RunConfig) -> Iterator[Problem]:
@@ -162,5 +184,48 @@ def _loss_scale(config: RunConfig) -> Iterator[Problem]:
         yield Problem("engine.loss_scale.initial", scale, "must be a power of two", "choose 65536")
 
 
-def _either(values: list[int]) -> str:
-    return ", ".join(map(str, values[:-1])) + f" or {values[-1]}" if len(values) > 1 else str(values[0])
+def _recompute(config: RunConfig) -> Iterator[Problem]:
+    recompute, chunks = config.engine.recompute, chunks_or_none(config)
+    if recompute.granularity == "selective" and not recompute.modules:
+        rule = "engine.recompute.granularity=selective needs at least one"
+        yield Problem("engine.recompute.modules", recompute.modules, rule, "choose [core_attn], [mlp] or both")
+    if recompute.granularity != "full" or recompute.num_layers < 1 or chunks is None:
+        return
+    sizes = sorted({chunk.num_layers for chunk in chunks if chunk.num_layers})
+    # Megatron's uniform groups run past the end of a chunk that they don't divide; its block ends with the chunk.
+    if recompute.method == "uniform" and any(size % recompute.num_layers for size in sizes):
+        rule = f"engine.recompute.method=uniform: must divide the layers of each chunk, {_and(sizes)}"
+        common = math.gcd(*sizes)
+        fitting = nearest((n for n in range(1, common + 1) if common % n == 0), recompute.num_layers)
+        yield Problem("engine.recompute.num_layers", recompute.num_layers, rule, f"choose {either(fitting)}")
+    if recompute.method == "block" and recompute.num_layers > max(sizes):
+        rule = "engine.recompute.method=block: is more than any chunk has layers"
+        yield Problem("engine.recompute.num_layers", recompute.num_layers, rule, f"choose at most {max(sizes)}")
+
+
+def _modes(engine: EngineConfig) -> Iterator[Problem]:
+    stage = engine.zero_stage
+    if engine.grad_reduction == "per_micro_batch" and stage < 2:
+        rule = f"engine.zero_stage={stage} holds whole gradients and reduces them once per step"
+        yield Problem("engine.grad_reduction", engine.grad_reduction, rule, "set it to auto, or engine.zero_stage to 2")
+    if engine.gather != "auto" and stage < 3:
+        rule = f"engine.zero_stage={stage} holds whole parameters: there is nothing to gather"
+        yield Problem("engine.gather", engine.gather, rule, "set it to auto, or engine.zero_stage=3")
+
+
+def _offload(stage: int, offload: OffloadConfig) -> Iterator[Problem]:
+    for name, place, at_least in (
+        ("optimizer", offload.optimizer, 3 if offload.optimizer == "nvme" else 1),
+        ("params", offload.params, 3),
+    ):
+        if place != "none" and stage < at_least:
+            above = f"engine.zero_stage={at_least}" if at_least == 3 else f"engine.zero_stage={at_least} or above"
+            rule = f"needs {above}; the stage is {stage}"
+            yield Problem(f"engine.offload.{name}", place, rule, f"set {above}, or engine.offload.{name}=none")
+    if "nvme" in (offload.optimizer, offload.params) and not offload.nvme_path:
+        rule = "offload to nvme needs a folder on a local NVMe disk"
+        yield Problem("engine.offload.nvme_path", offload.nvme_path, rule, "give one, or offload to cpu")
+
+
+def _and(values: list[int]) -> str:
+    return f"{', '.join(map(str, values[:-1]))} and {values[-1]}" if len(values) > 1 else str(values[0])

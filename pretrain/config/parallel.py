@@ -1,5 +1,6 @@
 """How the model is split over ranks: Megatron's degrees; the data-parallel size is what they leave of the world."""
 
+import itertools
 import re
 from dataclasses import dataclass
 
@@ -47,7 +48,8 @@ def stage_chunks(parallel: ParallelConfig, num_layers: int) -> list[Chunk]:
             raise LayoutError(f"{num_layers} layers don't divide into {wanted} equal chunks")
         each = num_layers // wanted
         letters = ["t" * each] * wanted
-        letters[0], letters[-1] = "E" + letters[0], letters[-1] + "L"
+        letters[0] = "E" + letters[0]
+        letters[-1] += "L"
     else:
         letters = expand_layout(parallel.pp_layout)
         if len(letters) != wanted:
@@ -67,10 +69,39 @@ def stage_chunks(parallel: ParallelConfig, num_layers: int) -> list[Chunk]:
     return chunks
 
 
+def even_layout(num_layers: int, num_chunks: int) -> str | None:
+    """A pp_layout whose chunks hold equal work as far as that goes, embedding and head counted as one layer each, as
+    `Et*2|(t*3|)*14t*2L`; None where there are fewer layers than chunks."""
+    if num_chunks < 2 or num_layers < num_chunks:
+        return None
+    # The last chunks of all take what an equal cut leaves over, the ends one layer less for their tables.
+    each, over = divmod(num_layers + 2, num_chunks)
+    sizes = [each + (1 if i >= num_chunks - over else 0) for i in range(num_chunks)]
+    sizes[0] -= 1
+    sizes[-1] -= 1
+    if sizes[0] == 0:  # three chunks for four items: an end would hold its table alone
+        sizes[0], sizes[sizes.index(max(sizes))] = 1, max(sizes) - 1
+    texts = [_repeat(size) for size in sizes]
+    texts[0] = "E" + texts[0]
+    texts[-1] += "L"
+    inner = "".join(
+        f"({text}|)*{count}" if count > 1 else f"{text}|"
+        for text, count in ((text, len(list(same))) for text, same in itertools.groupby(texts[1:-1]))
+    )
+    return f"{texts[0]}|{inner}{texts[-1]}"
+
+
+def _repeat(count: int) -> str:
+    return "t" * count if count < 4 else f"t*{count}"
+
+
 def expand_layout(text: str) -> list[str]:
     """`Et*2|(t|)*2L` -> [Ett, t, t, L]; raises LayoutError for anything but E t L | ( ) *n and commas."""
     plain = re.sub(r"[,\s]", "", text)
-    for pattern in (r"\(([EtL|]*)\)\*(\d+)", r"([EtL])\*(\d+)"):
+    if re.search(r"\d{5}", plain):
+        raise LayoutError("a repeat of 10,000 or more is not understood in it")
+    # Single letters first: a group may hold such repeats, as in (t*3|)*14.
+    for pattern in (r"([EtL|])\*([0-9]+)", r"\(([EtL|]*)\)\*([0-9]+)"):
         plain = re.sub(pattern, lambda match: match.group(1) * int(match.group(2)), plain)
     wrong = re.search(r"[^EtL|]", plain)
     if wrong:

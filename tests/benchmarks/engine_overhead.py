@@ -90,7 +90,7 @@ def main(overrides: list[str]) -> None:
                 *overrides,
             ]
         )
-        check_run(config, data_parallel_size=1)
+        check_run(config, world_size=1)
         dataset = PackedDataset.open(Path(config.data.path), "train")
         pace = run_both(config, dataset, Path(folder))
     ours, theirs = pace.ours[WARM_UP:steps], pace.theirs[WARM_UP:steps]

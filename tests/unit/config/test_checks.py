@@ -88,13 +88,87 @@ RULES: list[tuple[dict[str, object], int, str]] = [
     ),
     ({"engine__loss_scale__initial": 1000}, 1, "engine.loss_scale.initial=1000: must be a power of two; choose 65536"),
     ({"engine__loss_scale__initial": 0.5}, 1, "engine.loss_scale.initial=0.5: must be a power of two; choose 65536"),
+    (
+        {"engine__recompute__granularity": "selective", "engine__recompute__modules": ()},
+        1,
+        "engine.recompute.modules=(): engine.recompute.granularity=selective needs at least one; choose [core_attn], "
+        "[mlp] or both",
+    ),
+    (
+        {"engine__recompute__granularity": "full", "engine__recompute__num_layers": 2, "model__num_layers": 3},
+        1,
+        "engine.recompute.num_layers=2: engine.recompute.method=uniform: must divide the layers of each chunk, 3; "
+        "choose 1 or 3",
+    ),
+    (
+        {
+            "engine__recompute__granularity": "full",
+            "engine__recompute__num_layers": 3,
+            "model__num_layers": 10,
+            "parallel__pp": 2,
+            "parallel__pp_layout": "Ettt|t*7L",
+        },
+        2,
+        "engine.recompute.num_layers=3: engine.recompute.method=uniform: must divide the layers of each chunk, 3 and "
+        "7; choose 1",
+    ),
+    (
+        {
+            "engine__recompute__granularity": "full",
+            "engine__recompute__method": "block",
+            "engine__recompute__num_layers": 2,
+            "parallel__pp": 2,
+        },
+        2,
+        "engine.recompute.num_layers=2: engine.recompute.method=block: is more than any chunk has layers; choose at "
+        "most 1",
+    ),
+    (
+        {"engine__grad_reduction": "per_micro_batch"},
+        1,
+        "engine.grad_reduction='per_micro_batch': engine.zero_stage=1 holds whole gradients and reduces them once per "
+        "step; set it to auto, or engine.zero_stage to 2",
+    ),
+    *(
+        (
+            {"engine__gather": mode, "engine__zero_stage": 2},
+            1,
+            f"engine.gather={mode!r}: engine.zero_stage=2 holds whole parameters: there is nothing to gather; set it "
+            "to auto, or engine.zero_stage=3",
+        )
+        for mode in ("per_step", "per_micro_batch")
+    ),
+    (
+        {"engine__offload__optimizer": "cpu", "engine__zero_stage": 0},
+        1,
+        "engine.offload.optimizer='cpu': needs engine.zero_stage=1 or above; the stage is 0; set engine.zero_stage=1 "
+        "or above, or engine.offload.optimizer=none",
+    ),
+    (
+        {"engine__offload__optimizer": "nvme", "engine__offload__nvme_path": "/nvme", "engine__zero_stage": 2},
+        1,
+        "engine.offload.optimizer='nvme': needs engine.zero_stage=3; the stage is 2; set engine.zero_stage=3, or "
+        "engine.offload.optimizer=none",
+    ),
+    (
+        {"engine__offload__params": "cpu", "engine__zero_stage": 2},
+        1,
+        "engine.offload.params='cpu': needs engine.zero_stage=3; the stage is 2; set engine.zero_stage=3, or "
+        "engine.offload.params=none",
+    ),
+    (
+        {"engine__offload__params": "nvme", "engine__zero_stage": 3},
+        1,
+        "engine.offload.nvme_path=None: offload to nvme needs a folder on a local NVMe disk; give one, or offload to "
+        "cpu",
+    ),
 ]
 
 
 @pytest.mark.parametrize(("changes", "ranks", "message"), RULES, ids=[" ".join(rule[0]) for rule in RULES])
 def test_a_broken_rule_is_told_with_its_remedy(changes: dict[str, object], ranks: int, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        check_run(changed(**changes), data_parallel_size=ranks)
+        check_run(changed(**changes), world_size=ranks)
     assert str(caught.value) == message
 
 
@@ -108,12 +182,22 @@ LEGAL: list[tuple[dict[str, object], int]] = [
     ({"lr_schedule__warmup_tokens": 16 * 256 * 1000}, 1),
     ({"optim__clip_grad_norm": 0.0, "optim__weight_decay": 0.0}, 1),
     ({"engine__loss_scale__initial": 1.0}, 1),
+    ({"engine__recompute__modules": ()}, 1),
+    ({"engine__recompute__num_layers": 99}, 1),
+    ({"engine__recompute__granularity": "full", "engine__recompute__num_layers": 2}, 1),
+    *(({"engine__zero_stage": stage, "engine__grad_reduction": "per_step"}, 1) for stage in range(4)),
+    ({"engine__zero_stage": 2, "engine__grad_reduction": "per_micro_batch"}, 1),
+    ({"engine__zero_stage": 3, "engine__gather": "per_micro_batch"}, 1),
+    ({"engine__zero_stage": 1, "engine__offload__optimizer": "cpu"}, 1),
+    ({"engine__zero_stage": 2, "engine__offload__optimizer": "cpu", "engine__grad_reduction": "per_step"}, 1),
+    ({"engine__zero_stage": 3, "engine__offload__params": "nvme", "engine__offload__nvme_path": "/nvme"}, 1),
+    ({"engine__offload__nvme_path": "/nvme"}, 1),
 ]
 
 
 @pytest.mark.parametrize(("changes", "ranks"), LEGAL)
 def test_the_border_of_each_rule_is_legal(changes: dict[str, object], ranks: int) -> None:
-    check_run(changed(**changes), data_parallel_size=ranks)
+    check_run(changed(**changes), world_size=ranks)
 
 
 POSITIVE = {
@@ -126,7 +210,9 @@ POSITIVE = {
     "evaluation": "max_samples final_max_samples micro_batch_size",
     "checkpoint": "keep_last",
     "tracking": "log_every_steps peak_tflops",
-    "engine": "cpu_threads timeout_minutes loss_scale.window loss_scale.minimum loss_scale.hysteresis",
+    "engine": (
+        "cpu_threads timeout_minutes loss_scale.window loss_scale.minimum loss_scale.hysteresis recompute.num_layers"
+    ),
 }
 NOT_NEGATIVE = {
     "model": "init_std",
@@ -163,7 +249,7 @@ RANGES = [
 @pytest.mark.parametrize(("key", "value", "rule"), RANGES)
 def test_a_number_out_of_its_range_is_told(key: str, value: float, rule: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        check_run(changed(**{key.replace(".", "__"): value}), data_parallel_size=1)
+        check_run(changed(**{key.replace(".", "__"): value}), world_size=1)
     assert f"{key}={value!r}: {rule}" in str(caught.value)
 
 
@@ -186,7 +272,7 @@ def test_all_broken_rules_are_told_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         check_run(
             changed(model__num_heads=5, train__global_batch_size=20, optim__lr=-1.0, train__max_tokens=9),
-            data_parallel_size=1,
+            world_size=1,
         )
     told = [problem.key for problem in caught.value.problems]
     assert told == ["optim.lr", "model.num_heads", "train.global_batch_size", "train.max_steps, train.max_tokens"]
