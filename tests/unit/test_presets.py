@@ -1,10 +1,12 @@
-"""Each preset has the size that was published for it."""
+"""Each preset has the size that was published for it, each named layout is legal for the model that it is named for."""
 
 from pathlib import Path
 
 import pytest
 
+from pretrain.config.checks import check_run
 from pretrain.config.load import load_run_config
+from pretrain.config.parallel import stage_chunks
 from pretrain.model.size import count_parameters
 
 GPT_VOCABULARY, LLAMA_VOCABULARY = 50257, 128256
@@ -40,3 +42,38 @@ def test_preset_has_its_published_size(preset: str) -> None:
 def test_every_model_preset_is_either_published_or_tiny() -> None:
     folder = Path(__file__).parents[2] / "conf" / "model"
     assert {path.stem for path in folder.glob("*.yaml")} == {*PUBLISHED, "tiny", "tiny_llama"}
+
+
+# Layout -> model, ranks and samples in a step: where the layout was published, those of the publication.
+LAYOUTS = {
+    "default": ("gpt3_1.3b", 32, 512),
+    "tp2": ("gpt3_1.3b", 2, 8),
+    "tp2_pp2": ("llama_1b", 8, 16),
+    "tp8": ("llama_8b", 8, 8),
+    "gpt3_2.7b": ("gpt3_2.7b", 64, 512),
+    "gpt3_6.7b": ("gpt3_6.7b", 128, 512),
+    "gpt3_13b": ("gpt3_13b", 256, 1024),
+    "gpt3_175b": ("gpt3_175b", 1536, 1536),
+    "gpt3_175b_interleaved": ("gpt3_175b", 96, 60),
+    "turing_nlg_17b": ("turing_nlg_17b", 256, 512),
+    "llama_8b": ("llama_8b", 128, 512),
+    "llama_70b": ("llama_70b", 1024, 1792),
+    "mt_nlg_530b": ("mt_nlg_530b", 2240, 1920),
+    "mt_nlg_530b_interleaved": ("mt_nlg_530b", 2520, 2520),
+}
+
+
+@pytest.mark.parametrize("layout", sorted(LAYOUTS))
+def test_named_layout_is_legal_for_its_model(layout: str) -> None:
+    model, ranks, samples = LAYOUTS[layout]
+    batch = (f"train.global_batch_size={samples}", "train.micro_batch_size=1")
+    config = load_run_config([f"model={model}", f"parallel={layout}", *batch])
+    check_run(config, world_size=ranks)
+    assert sum(chunk.num_layers for chunk in stage_chunks(config.parallel, config.model.num_layers)) == (
+        config.model.num_layers
+    )
+
+
+def test_every_named_layout_is_tried() -> None:
+    folder = Path(__file__).parents[2] / "conf" / "parallel"
+    assert {path.stem for path in folder.glob("*.yaml")} == {*LAYOUTS}
