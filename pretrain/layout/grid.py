@@ -1,7 +1,11 @@
 """Degrees to ranks: which process does what, in integers alone."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
+
+GroupKind = Literal["tensor", "data", "pipeline", "model", "embedding"]
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,35 @@ class ParallelLayout:
     def coordinates(self, rank: int) -> tuple[int, int, int]:
         """(tp, dp, pp) ranks of a global rank."""
         return rank % self.tp, rank // self.tp % self.dp, rank // (self.tp * self.dp)
+
+    def rank_at(self, tp_rank: int, dp_rank: int, pp_rank: int) -> int:
+        """The global rank at these coordinates."""
+        return tp_rank + self.tp * (dp_rank + self.dp * pp_rank)
+
+    def group_ranks(self, kind: GroupKind) -> list[list[int]]:
+        """The ranks of every group of a kind, ascending in each.
+
+        model: the ranks that hold one copy of the model (tensor times pipeline). embedding: the first and the last
+        stage, which share a tied embedding; one rank where there is one stage. All kinds but the last take in every
+        rank; with more than two stages the middle ones have no embedding group.
+        """
+        apart = _APART[kind]
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for rank in range(self.world_size):
+            place = self.coordinates(rank)
+            if kind != "embedding" or place[2] in (0, self.pp - 1):
+                groups.setdefault(apart(*place), []).append(rank)
+        return list(groups.values())
+
+
+# What tells the groups of a kind apart, of (tp, dp, pp) ranks.
+_APART: dict[GroupKind, Callable[[int, int, int], tuple[int, ...]]] = {
+    "tensor": lambda tp, dp, pp: (dp, pp),
+    "data": lambda tp, dp, pp: (tp, pp),
+    "pipeline": lambda tp, dp, pp: (tp, dp),
+    "model": lambda tp, dp, pp: (dp,),
+    "embedding": lambda tp, dp, pp: (tp, dp),
+}
 
 
 def world_from_environment() -> tuple[int, int, int]:

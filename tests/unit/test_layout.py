@@ -1,10 +1,13 @@
-"""Every layout cuts its world into ranks with places of their own."""
+"""Every layout cuts its world into ranks with places of their own, and into groups that fit together."""
+
+import random
+from typing import get_args
 
 import pytest
 
-from pretrain.layout.grid import ParallelLayout
+from pretrain.layout.grid import GroupKind, ParallelLayout
 
-LAYOUTS = [
+SMALL = [
     ParallelLayout(world, tp, pp)
     for world in range(1, 65)
     for tp in range(1, world + 1)
@@ -14,16 +17,36 @@ LAYOUTS = [
 ]
 
 
+def random_layouts(number: int, largest: int) -> list[ParallelLayout]:
+    """Layouts of worlds up to `largest` ranks, the same ones in each run."""
+    draw = random.Random(4096)
+    layouts = []
+    while len(layouts) < number:
+        tp, pp, dp = (draw.choice([1, 2, 3, 4, 5, 7, 8, 12, 16, 35, 64, draw.randint(1, 512)]) for _ in range(3))
+        if tp * pp * dp <= largest:
+            layouts.append(ParallelLayout(tp * pp * dp, tp, pp))
+    return layouts
+
+
+LARGE = [
+    *random_layouts(60, 4096),
+    ParallelLayout(4096, 8, 16),
+    ParallelLayout(4096, 4096),
+    ParallelLayout(4096, 1, 4096),
+]
+
+
 def test_all_degrees_multiply_to_the_world() -> None:
-    assert len(LAYOUTS) > 500
-    assert all(layout.tp * layout.dp * layout.pp == layout.world_size for layout in LAYOUTS)
+    assert len(SMALL) > 500
+    assert all(layout.tp * layout.dp * layout.pp == layout.world_size for layout in [*SMALL, *LARGE])
 
 
 def test_every_rank_has_a_place_of_its_own() -> None:
-    for layout in LAYOUTS:
+    for layout in [*SMALL, *LARGE]:
         places = [layout.coordinates(rank) for rank in range(layout.world_size)]
         grid = {(t, d, p) for t in range(layout.tp) for d in range(layout.dp) for p in range(layout.pp)}
         assert len(set(places)) == len(places) and set(places) == grid, layout
+        assert [layout.rank_at(*place) for place in places] == list(range(layout.world_size)), layout
 
 
 @pytest.mark.parametrize(
@@ -31,3 +54,47 @@ def test_every_rank_has_a_place_of_its_own() -> None:
 )
 def test_tensor_peers_are_neighbours_and_stages_far_apart(rank: int, place: tuple[int, int, int]) -> None:
     assert ParallelLayout(12, tp=2, pp=2).coordinates(rank) == place
+
+
+def size_of_group(layout: ParallelLayout, kind: GroupKind) -> int:
+    sizes = {"tensor": layout.tp, "data": layout.dp, "pipeline": layout.pp, "model": layout.tp * layout.pp}
+    return sizes.get(kind, min(layout.pp, 2))
+
+
+@pytest.mark.parametrize("kind", get_args(GroupKind))
+def test_groups_of_a_kind_are_of_one_size_and_share_no_rank(kind: GroupKind) -> None:
+    for layout in [*SMALL, *LARGE]:
+        groups = layout.group_ranks(kind)
+        assert {len(group) for group in groups} == {size_of_group(layout, kind)}, layout
+        assert all(group == sorted(group) for group in groups), layout
+        everyone = sorted(rank for group in groups for rank in group)
+        if kind == "embedding":
+            ends = [r for r in range(layout.world_size) if layout.coordinates(r)[2] in (0, layout.pp - 1)]
+            assert everyone == ends, layout
+        else:
+            assert everyone == list(range(layout.world_size)), layout
+
+
+def test_a_tensor_a_data_and_a_pipeline_group_meet_in_one_rank_and_span_the_world() -> None:
+    for layout in LARGE:
+        of: dict[str, dict[int, set[int]]] = {}
+        for kind in ("tensor", "data", "pipeline", "model"):
+            of[kind] = {rank: group for group in map(set, layout.group_ranks(kind)) for rank in group}
+        for rank in random.Random(0).sample(range(layout.world_size), min(layout.world_size, 20)):
+            tensor, data, pipeline, model = (of[kind][rank] for kind in ("tensor", "data", "pipeline", "model"))
+            assert tensor & data == tensor & pipeline == data & pipeline == data & model == {rank}, layout
+            assert model == set().union(*(of["pipeline"][peer] for peer in tensor)), layout
+            assert set(range(layout.world_size)) == set().union(*(of["model"][peer] for peer in data)), layout
+
+
+def test_groups_are_those_of_megatron() -> None:
+    parallel_state = pytest.importorskip("megatron.core.parallel_state")
+    tokens = {"tensor": "tp", "data": "dp", "pipeline": "pp", "model": "tp-pp"}
+    for layout in [*SMALL[::7], *LARGE[::10]]:
+        theirs = parallel_state.RankGenerator(
+            tp=layout.tp, ep=1, dp=layout.dp, pp=layout.pp, cp=1, order="tp-cp-ep-dp-pp"
+        )
+        for kind, token in tokens.items():
+            assert sorted(layout.group_ranks(kind)) == sorted(map(sorted, theirs.get_ranks(token))), (layout, kind)
+        ends = [parallel_state.default_embedding_ranks(ranks) for ranks in theirs.get_ranks("pp")]
+        assert sorted(layout.group_ranks("embedding")) == sorted(ends), layout
