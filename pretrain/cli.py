@@ -17,6 +17,7 @@ from textwrap import dedent
 
 from data_pipeline.errors import UserError
 from pretrain.config.errors import TrainingDiverged
+from pretrain.layout.failures import RankFailed
 
 EXIT_FAILED, EXIT_USER_ERROR, EXIT_STOPPED = 1, 2, 75
 SECONDS_FOR_RANK_0 = 15
@@ -137,11 +138,18 @@ def _run(verb: Verb, overrides: Sequence[str]) -> int:
     except TrainingDiverged as error:
         log.error("training diverged: %s", error)
         return EXIT_FAILED
+    except RankFailed as error:
+        log.error("%s", error)
+        return EXIT_FAILED
     except KeyboardInterrupt:
         log.error("interrupted")
         return EXIT_FAILED
-    except Exception:
+    except Exception as error:
         log.exception("rank %d failed", _rank())
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            from pretrain.layout.sentinel import announce
+
+            announce(error)
         return EXIT_FAILED
 
 

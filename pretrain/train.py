@@ -77,9 +77,13 @@ def run(
 
     manifest = dataset.manifest
     vocab_size, steps = manifest.tokenizer.vocab_size, total_steps(config)
-    with runtime(config.engine) as here, contextlib.ExitStack() as closing:
-        layout = ParallelLayout(here.world_size)
-        groups = build_groups(layout, config.run.seed, config.engine.timeout_minutes, here.device)
+    layout = ParallelLayout(world_from_environment()[1])
+    # The sinks are closed last: a failure is told to the other ranks before the network is asked for anything.
+    with (
+        contextlib.ExitStack() as closing,
+        runtime(config.engine, layout=layout, stop_requested=stop_requested) as here,
+    ):
+        groups = build_groups(layout, config.run.seed, here.group_timeout_minutes, here.device)
         engine = build_engine(config, vocab_size, groups, here.device)
         store = CheckpointStore(
             folder,
@@ -104,13 +108,16 @@ def run(
         state, sinks.outcome = run_loop(
             config=config,
             engine=engine,
-            batches=train_batches(
-                dataset,
-                seed=config.run.seed,
-                global_batch_size=config.train.global_batch_size,
-                rank=groups.dp_rank,
-                size=layout.dp,
-                position=state.position,
+            batches=here.count_steps(
+                train_batches(
+                    dataset,
+                    seed=config.run.seed,
+                    global_batch_size=config.train.global_batch_size,
+                    rank=groups.dp_rank,
+                    size=layout.dp,
+                    position=state.position,
+                ),
+                state.step,
             ),
             state=state,
             total_steps=steps,

@@ -4,10 +4,11 @@ import contextlib
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -15,7 +16,13 @@ import torch.distributed as dist
 from pretrain.config.engine import EngineConfig
 from pretrain.config.errors import ConfigError, Problem
 from pretrain.layout import megatron_on_cpu
-from pretrain.layout.grid import world_from_environment
+from pretrain.layout.grid import ParallelLayout, world_from_environment
+from pretrain.layout.sentinel import Sentinel, watched
+
+SLACK_SECONDS = 5.0
+NCCL_SLACK_MINUTES = 2.0
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -26,6 +33,14 @@ class Runtime:
     world_size: int
     local_rank: int
     device: torch.device
+    group_timeout_minutes: float
+    """For every process group."""
+    sentinel: Sentinel | None = None
+    """Watches for failures of any rank; None where the caller does."""
+
+    def count_steps(self, batches: Iterable[Item], step: int) -> Iterator[Item]:
+        """Pass batches on, the first of them for the step after `step`: a failure is told with its step."""
+        return iter(batches) if self.sentinel is None else self.sentinel.count_steps(batches, step)
 
     @property
     def gpu_name(self) -> str | None:
@@ -49,10 +64,18 @@ def choose_device(wanted: str, local_rank: int) -> torch.device:
 
 
 @contextlib.contextmanager
-def runtime(config: EngineConfig, store: dist.Store | None = None) -> Iterator[Runtime]:
-    """Join the process group for as long as the context lasts; ranks meet in `store`, else at MASTER_ADDR.
+def runtime(
+    config: EngineConfig,
+    store: dist.Store | None = None,
+    *,
+    layout: ParallelLayout | None = None,
+    stop_requested: Callable[[], bool] = lambda: False,
+) -> Iterator[Runtime]:
+    """Join the process group for as long as the context lasts; ranks meet in `store`, else at MASTER_ADDR, where a
+    sentinel watches over them. `layout` is for its words.
 
-    After a failure no collective is started, not even to leave: the other ranks may be gone.
+    Raises RankFailed where another rank failed. After a failure no collective is started, not even to leave: the other
+    ranks may be gone.
     """
     rank, world_size, local_rank = world_from_environment()
     device = choose_device(config.device, local_rank)
@@ -65,14 +88,28 @@ def runtime(config: EngineConfig, store: dist.Store | None = None) -> Iterator[R
         torch.set_num_threads(config.cpu_threads or _threads_per_process())
         megatron_on_cpu.redirect()
     _complete_environment(rank, world_size, local_rank)
-    timeout = timedelta(minutes=config.timeout_minutes)
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    with tempfile.TemporaryDirectory() as folder:
+    on_gpu = device.type == "cuda"
+    # gloo raises in the ranks that wait, NCCL ends their processes without a word: the sentinel comes after the one and
+    # before the other.
+    minutes = config.timeout_minutes + (NCCL_SLACK_MINUTES if on_gpu else 0)
+    limit = config.timeout_minutes * 60 + (0 if on_gpu else SLACK_SECONDS)
+    with contextlib.ExitStack() as stack:
+        sentinel = None
+        if store is None:
+            sentinel = Sentinel(rank, layout or ParallelLayout(world_size), limit, minutes * 60, stop_requested)
+            stack.enter_context(watched(sentinel))
         if store is None and world_size == 1:
             # Alone, a file stands in for a rendezvous: no port that another run could hold.
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
             store = dist.FileStore(str(Path(folder) / "store"), 1)
-        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
-        yield Runtime(rank=rank, world_size=world_size, local_rank=local_rank, device=device)
+        dist.init_process_group(
+            "nccl" if on_gpu else "gloo",
+            store=store,
+            rank=rank,
+            world_size=world_size,
+            timeout=timedelta(minutes=minutes),
+        )
+        yield Runtime(rank, world_size, local_rank, device, minutes, sentinel)
         dist.destroy_process_group()
 
 
