@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from textwrap import dedent
 
 from data_pipeline.errors import UserError
-from pretrain.config.errors import TrainingDiverged
+from pretrain.config.errors import ConfigError, TrainingDiverged
 from pretrain.layout.failures import RankFailed
 
 EXIT_FAILED, EXIT_USER_ERROR, EXIT_STOPPED = 1, 2, 75
@@ -31,37 +31,83 @@ class Verb:
 
     summary: str
     details: str
-    run: Callable[[Sequence[str]], int]
+    run: Callable[[argparse.Namespace], int]
+    add_options: Callable[[argparse.ArgumentParser], None] | None = None
 
 
-def _prepare(overrides: Sequence[str]) -> int:
+def _prepare(given: argparse.Namespace) -> int:
     from pretrain.config.load import load_run_config
     from pretrain.prepare import prepare
 
-    prepare(load_run_config(overrides))
+    prepare(load_run_config(given.overrides))
     return 0
 
 
-def _train(overrides: Sequence[str]) -> int:
+def _train(given: argparse.Namespace) -> int:
     from pretrain.config.load import load_run_config
+
+    if given.check:
+        from pretrain.plan import check
+
+        sys.stdout.write(check(load_run_config(given.overrides), given.ranks))
+        return 0
+    if given.ranks is not None:
+        raise ConfigError(["--ranks is for --check: how many ranks train is the launcher's to say"])
     from pretrain.train import train
 
-    return EXIT_STOPPED if train(load_run_config(overrides)) == "stopped" else 0
+    return EXIT_STOPPED if train(load_run_config(given.overrides)) == "stopped" else 0
 
 
-def _generate(overrides: Sequence[str]) -> int:
+def _plan(given: argparse.Namespace) -> int:
+    from pretrain.config.load import load_run_config
+    from pretrain.plan import plan
+
+    sys.stdout.write(plan(load_run_config(given.overrides), given.ranks, given.gpu_memory))
+    return 0
+
+
+def _generate(given: argparse.Namespace) -> int:
     from pretrain.config.load import load_generate_config
     from pretrain.generate import generate
 
-    generate(load_generate_config(overrides))
+    generate(load_generate_config(given.overrides))
     return 0
 
 
-def _show_config(overrides: Sequence[str]) -> int:
+def _show_config(given: argparse.Namespace) -> int:
     from pretrain.config.load import load_run_config, to_yaml
 
-    sys.stdout.write(to_yaml(load_run_config(overrides)))
+    sys.stdout.write(to_yaml(load_run_config(given.overrides)))
     return 0
+
+
+def _ranks_option(parser: argparse.ArgumentParser) -> None:
+    help_ = "number of processes to plan for; default: WORLD_SIZE, or 1"
+    parser.add_argument("--ranks", type=_positive(int), metavar="N", help=help_)
+
+
+def _train_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--check", action="store_true", help="say whether this run is legal, and start nothing")
+    _ranks_option(parser)
+
+
+def _plan_options(parser: argparse.ArgumentParser) -> None:
+    _ranks_option(parser)
+    help_ = "memory of one device; the modes are chosen to fit in it"
+    parser.add_argument("--gpu-memory", type=_positive(float), metavar="GIB", help=help_)
+
+
+def _positive(kind: Callable[[str], float]) -> Callable[[str], float]:
+    def convert(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = 0
+        if not 0 < value < float("inf"):
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+        return value
+
+    return convert
 
 
 VERBS = {
@@ -89,8 +135,23 @@ VERBS = {
           pretrain train
           pretrain train model=tiny_llama train.max_steps=200 optim.lr=1e-3
           torchrun --nproc-per-node 2 -m pretrain train engine.zero_stage=3
+          pretrain train --check --ranks 8 parallel.tp=2 parallel.pp=2
         """,
         _train,
+        _train_options,
+    ),
+    "plan": Verb(
+        "say whether a layout is legal and what it holds, without starting it",
+        """
+        Checks the run on a number of ranks and tells every broken rule, or prints what each pipeline stage holds, the
+        memory of its ranks, and what waiting and traffic the layout costs. It needs no GPU and starts no process.
+
+        examples:
+          pretrain plan --ranks 8 model=llama_8b parallel.tp=2 parallel.pp=2 engine=zero3_bf16
+          pretrain plan --ranks 96 --gpu-memory 80 model=gpt3_175b parallel=gpt3_175b engine=zero1_bf16
+        """,
+        _plan,
+        _plan_options,
     ),
     "generate": Verb(
         "continue a prompt with a trained model",
@@ -118,9 +179,9 @@ VERBS = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point: never returns."""
-    given = _parser().parse_args(arguments)
+    given = _parse(arguments)
     _set_up_logging()
-    code = _run(VERBS[given.verb], given.overrides)
+    code = _run(VERBS[given.verb], given)
     sys.stdout.flush()
     sys.stderr.flush()
     if code == EXIT_FAILED:
@@ -129,9 +190,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.exit(code)
 
 
-def _run(verb: Verb, overrides: Sequence[str]) -> int:
+def _run(verb: Verb, given: argparse.Namespace) -> int:
     try:
-        return verb.run(overrides)
+        return verb.run(given)
     except UserError as error:
         _tell(error)
         return EXIT_USER_ERROR
@@ -175,6 +236,16 @@ def _set_up_logging() -> None:
     logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = _parser()
+    given, rest = parser.parse_known_args(arguments)
+    unknown = [word for word in rest if word.startswith("-")]
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    given.overrides += rest  # argparse takes only the overrides before the first option
+    return given
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="pretrain",
@@ -191,4 +262,6 @@ def _parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         sub.add_argument("overrides", nargs="*", metavar="key=value", help="Hydra overrides of the configuration")
+        if verb.add_options is not None:
+            verb.add_options(sub)
     return parser

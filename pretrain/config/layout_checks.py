@@ -124,6 +124,12 @@ def _tensor(model: ModelConfig, parallel: ParallelConfig) -> Iterator[Problem]:
         fitting = [n for n in _divisors(model.num_heads) if groups % n == 0 or n % groups == 0]
         rule = f"it and model.num_query_groups={groups} must divide one another"
         yield Problem("parallel.tp", tp, rule, f"choose {_near(fitting, tp)}")
+    # With fewer groups than ranks Megatron still cuts the rows of the query, key and value matrix evenly.
+    rows = (model.num_heads + 2 * groups) * model.head_size
+    if rows % tp and tp % groups == 0 and model.num_heads % tp == 0:
+        rule = f"must divide the {rows} rows of queries, keys and values, (num_heads + 2 num_query_groups) * head_dim"
+        fitting = [n for n in _divisors(math.gcd(rows, model.num_heads)) if groups % n == 0 or n % groups == 0]
+        yield Problem("parallel.tp", tp, rule, f"choose {_near(fitting, tp)}")
     if parallel.sp and model.seq_length % tp:
         rule = f"with parallel.sp=true it must divide model.seq_length={model.seq_length}"
         yield Problem(

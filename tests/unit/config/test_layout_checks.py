@@ -63,6 +63,12 @@ RULES: list[tuple[dict[str, object], int, str]] = [
         "parallel.tp=4: it and model.num_query_groups=6 must divide one another; choose 1, 2, 3 or 6",
     ),
     (
+        {"tp": 4, "model__num_query_groups": 1, "model__head_dim": 15},
+        4,
+        "parallel.tp=4: must divide the 210 rows of queries, keys and values, (num_heads + 2 num_query_groups) * "
+        "head_dim; choose 1, 2, 3 or 6",
+    ),
+    (
         {"tp": 2, "sp": True, "model__seq_length": 255},
         2,
         "parallel.tp=2: with parallel.sp=true it must divide model.seq_length=255; choose 1, 3, 5 or 15, or set "

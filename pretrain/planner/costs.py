@@ -1,0 +1,66 @@
+"""What a layout and its modes cost in time not computed and bytes sent, as plain arithmetic."""
+
+from dataclasses import dataclass
+
+from pretrain.config.engine import EngineConfig
+from pretrain.config.layout_checks import data_parallel_size, micro_batches
+from pretrain.config.run import RunConfig
+from pretrain.planner.memory import Modes, gradient_bytes, parameter_bytes
+from pretrain.planner.shapes import all_stages
+
+
+@dataclass(frozen=True)
+class StageTraffic:
+    """Bytes that each rank of a pipeline stage receives from its data-parallel peers in one optimizer step."""
+
+    gather: int
+    """Parameters."""
+    reduction: int
+    """Gradients."""
+
+
+def bubble_share(pp: int, vp: int, micro_batches: int) -> float:
+    """Share of a step in which a stage waits: (pp - 1) / (vp m + pp - 1).
+
+    Narayanan et al. 2021, section 2.2, give the waiting against the work, (pp - 1) / (vp m); this is it against both.
+    It holds for stages of equal work.
+    """
+    return (pp - 1) / (vp * micro_batches + pp - 1)
+
+
+def step_traffic(config: RunConfig, vocab_size: int, world_size: int, modes: Modes) -> list[StageTraffic]:
+    """The traffic of each stage, with the ring algorithms' (d - 1) / d of a tensor for a gather or a reduce-scatter.
+
+    In tensors of the whole stage, m micro-batches in a step:
+
+        engine.zero_stage   gather                                           reduction
+        0                   -                                                2 (an all-reduce)
+        1                   1 (the updated parameters)                       1
+        2                   1                                                1, per_micro_batch: m
+        3                   1, per_micro_batch: 2 m, with full recompute 3 m 1, per_micro_batch: m
+    """
+    engine = config.engine
+    dp = data_parallel_size(config.parallel, world_size)
+    assert dp is not None
+    number = micro_batches(config.train, dp) or 1
+    traffic = []
+    for shapes in all_stages(config.model, config.parallel, vocab_size):
+        once = shapes.num_parameters * (dp - 1) / dp
+        gathers = _gathers(engine, modes, number) * parameter_bytes(engine)
+        reductions = _reductions(engine, modes, number) * gradient_bytes(engine)
+        traffic.append(StageTraffic(round(once * gathers), round(once * reductions)))
+    return traffic
+
+
+def _gathers(engine: EngineConfig, modes: Modes, number: int) -> int:
+    if engine.zero_stage < 3:
+        return min(engine.zero_stage, 1)
+    if modes.gather == "per_step":
+        return 1
+    return (3 if engine.recompute.granularity == "full" else 2) * number
+
+
+def _reductions(engine: EngineConfig, modes: Modes, number: int) -> int:
+    if engine.zero_stage == 0:
+        return 2
+    return number if engine.zero_stage >= 2 and modes.grad_reduction == "per_micro_batch" else 1

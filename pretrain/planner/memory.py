@@ -1,0 +1,208 @@
+"""Bytes that a rank holds, by ZeRO stage and mode, as plain arithmetic on the configuration.
+
+N: parameters of this rank's stage (its tensor-parallel part, vocabulary padding and a tied copy included); d:
+data-parallel size; b: bytes of the precision (4 in fp32, 2 in bf16 and fp16); g: bytes of a gradient sum (4, or b with
+engine.grad_accum_dtype=same). Kept for the whole run, as deepspeed 0.19.8 keeps it:
+
+    engine.zero_stage     0, fp32   0, 16 bits   1        2        3
+    parameters            4 N       2 N          b N      b N      b N/d
+    master weights        -         4 N          4 N/d    4 N/d    4 N/d     in fp32 too, but for stage 0
+    Adam's two moments    8 N       8 N          8 N/d    8 N/d    8 N/d
+    gradients             g N       g N          g N      g N/d    g N/d     at stage 3 between the steps too
+
+and, on top of it, while the micro-batches of a step run:
+
+    grad_reduction=per_step          2, 3   + g N                   the whole gradient, until it is reduced once
+    gather=per_step                  3      + b N                   all parameters, gathered once
+    gather=per_micro_batch           3      + b (2 layers + the larger table)
+    a bucket for the reduction       1-3    + g 50 million          at stage 3 between the steps too
+    activations                             an estimate: activations.py
+
+The update comes when those are gone; it takes a copy of the gradients in fp32, 4 N/d (stage 3: of 1e9 elements at a
+time). N/d is rounded up: at stage 3 for each parameter, at stages 1 and 2 for each optimizer group, to an even number.
+engine.offload moves the optimizer's states, with this rank's share of the gradients at stages 2 and 3, or the shares
+of the parameters, to the host's memory or a disk.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from pretrain.config.engine import EngineConfig
+from pretrain.config.layout_checks import data_parallel_size, micro_batches
+from pretrain.config.run import RunConfig
+from pretrain.planner.activations import activation_bytes
+from pretrain.planner.shapes import EMBEDDING, HEAD, POSITIONS, StageShapes, all_stages, layer_size
+
+REDUCE_BUCKET_ELEMENTS = 50_000_000
+"""As engine/deepspeed_config.py sets it."""
+WHOLE_REDUCE_ELEMENTS = 500_000_000
+"""Stage 0 reduces through a copy of this size at most (deepspeed 0.19.8)."""
+UPDATE_ELEMENTS = 1_000_000_000
+"""Stage 3 updates sub-groups of this size (deepspeed 0.19.8)."""
+HEADROOM = 0.9
+"""Share of the memory that a plan may fill: the allocator's gaps, the libraries and the kernels take some too."""
+
+Mode = Literal["per_micro_batch", "per_step"]
+
+
+@dataclass(frozen=True)
+class Modes:
+    """`engine.grad_reduction` and `engine.gather` without `auto`; where a ZeRO stage has no choice, what it does."""
+
+    grad_reduction: Mode
+    gather: Mode
+
+
+@dataclass(frozen=True)
+class StageMemory:
+    """Bytes on the device of each rank of a pipeline stage, data-parallel rank 0's where they differ by padding."""
+
+    parameters: int
+    """Kept between steps: whole below ZeRO 3, this rank's share there."""
+    master_weights: int
+    moments: int
+    """Adam's two."""
+    gradients: int
+    """Sums over micro-batches: whole at ZeRO 0 and 1, this rank's share at 2 and 3."""
+    full_gradients: int
+    """ZeRO 2 and 3, per_step: the whole gradient beside the share, until it is reduced."""
+    gathered: int
+    """ZeRO 3: whole parameters that stand beside the shares at most."""
+    buffers: int
+    """For reductions."""
+    activations: int
+    """An estimate."""
+    update_copies: int
+    """Gradients in fp32 that the update reads."""
+    stays_between_steps: int
+    """Of all these, what is there at rest."""
+    host: int
+    """Offloaded into the memory of the host, by this rank."""
+    disk: int
+    """Offloaded to NVMe, by this rank."""
+
+    @property
+    def peak(self) -> int:
+        """The most that stands at one time: while the micro-batches run, or in the update after them."""
+        kept = self.parameters + self.master_weights + self.moments + self.gradients + self.buffers
+        return kept + max(self.full_gradients + self.gathered + self.activations, self.update_copies)
+
+
+def plan_memory(
+    config: RunConfig, vocab_size: int, world_size: int, modes: Modes, stages: Sequence[StageShapes] | None = None
+) -> list[StageMemory]:
+    """The memory of each pipeline stage's ranks; the layout must be legal on `world_size` ranks."""
+    stages = stages or all_stages(config.model, config.parallel, vocab_size)
+    dp = data_parallel_size(config.parallel, world_size)
+    assert dp is not None
+    number = micro_batches(config.train, dp) or 1
+    return [_stage(config, shapes, rank, dp, number, modes, vocab_size) for rank, shapes in enumerate(stages)]
+
+
+def choose_modes(config: RunConfig, vocab_size: int, world_size: int, budget_bytes: int | None) -> Modes:
+    """What `auto` stands for: the modes with the least traffic whose fullest stage fits in 0.9 of the budget.
+
+    Keeping parameters gathered is preferred to keeping whole gradients: it saves more traffic. Without a known budget,
+    and where nothing fits, the modes that hold least are taken. All ranks must be given one budget.
+    """
+    engine = config.engine
+    stages = all_stages(config.model, config.parallel, vocab_size)
+    options = [Modes(reduction, gather) for gather in _gathers(engine) for reduction in _reductions(engine)]
+    if budget_bytes is not None:
+        for modes in options:
+            peak = max(stage.peak for stage in plan_memory(config, vocab_size, world_size, modes, stages))
+            if peak <= HEADROOM * budget_bytes:
+                return modes
+    return options[-1]
+
+
+def gradient_bytes(engine: EngineConfig) -> int:
+    """Bytes of one element of a gradient sum."""
+    return 4 if engine.grad_accum_dtype == "fp32" else parameter_bytes(engine)
+
+
+def parameter_bytes(engine: EngineConfig) -> int:
+    """Bytes of one element of a parameter."""
+    return 4 if engine.precision == "fp32" else 2
+
+
+def shares(shapes: StageShapes, zero_stage: int, dp: int, *, tied_apart: bool) -> list[int]:
+    """Elements that one data-parallel rank keeps of what is split: of each parameter (ZeRO 3) or optimizer group."""
+    if zero_stage == 3:
+        return [-(-size // dp) for size in shapes.sizes]
+    groups: dict[tuple[bool, bool], int] = {}
+    for (name, shape), size in zip(shapes.parameters, shapes.sizes, strict=True):
+        is_decayed = len(shape) > 1 and name != POSITIONS
+        key = is_decayed, tied_apart and name == EMBEDDING
+        groups[key] = groups.get(key, 0) + size
+    return [2 * -(-size // (2 * dp)) for size in groups.values()]
+
+
+def _stage(
+    config: RunConfig, shapes: StageShapes, rank: int, dp: int, number: int, modes: Modes, vocab_size: int
+) -> StageMemory:
+    engine, zero = config.engine, config.engine.zero_stage
+    parameter, gradient, whole = parameter_bytes(engine), gradient_bytes(engine), shapes.num_parameters
+    tied_apart = config.model.tie_embeddings and config.parallel.pp > 1
+    parts = shares(shapes, zero, dp, tied_apart=tied_apart) if zero else [whole]
+    share = sum(parts)
+    has_masters = zero > 0 or engine.precision != "fp32"
+
+    parameters = parameter * {0: whole, 3: share}.get(zero, share * dp)
+    masters, moments = 4 * share * has_masters, 8 * share
+    gradients = gradient * (share if zero >= 2 else whole)
+    if zero == 0:
+        buffers = gradient * min(WHOLE_REDUCE_ELEMENTS, whole) * (dp > 1)
+        update_copies = 0 if gradient == 4 else 4 * whole
+    else:
+        buffers = gradient * REDUCE_BUCKET_ELEMENTS
+        update_copies = 4 * (min(share, UPDATE_ELEMENTS) if zero == 3 else max(parts))
+
+    places = {"host": 0, "disk": 0}
+    if engine.offload.optimizer != "none":
+        places["host"] += (4 + gradient) * share if zero >= 2 else 4 * share  # what Adam reads, and the sums
+        places["host" if engine.offload.optimizer == "cpu" else "disk"] += masters + moments
+        masters = moments = update_copies = 0
+        gradients = gradients if zero == 1 else 0
+    if engine.offload.params != "none":
+        places["host" if engine.offload.params == "cpu" else "disk"] += parameters
+        parameters = 0
+    return StageMemory(
+        parameters=parameters,
+        master_weights=masters,
+        moments=moments,
+        gradients=gradients,
+        full_gradients=gradient * whole if zero >= 2 and modes.grad_reduction == "per_step" else 0,
+        gathered=parameter * _gathered_elements(config, shapes, modes) if zero == 3 else 0,
+        buffers=buffers,
+        activations=activation_bytes(config, shapes, rank, number, vocab_size),
+        update_copies=update_copies,
+        stays_between_steps=parameters + masters + moments + (gradients + buffers if zero == 3 else 0),
+        host=places["host"],
+        disk=places["disk"],
+    )
+
+
+def _gathered_elements(config: RunConfig, shapes: StageShapes, modes: Modes) -> int:
+    if modes.gather == "per_step":
+        return shapes.num_parameters
+    tables = [
+        size
+        for (name, _), size in zip(shapes.parameters, shapes.sizes, strict=True)
+        if name in (EMBEDDING, POSITIONS, HEAD)
+    ]
+    # A layer and the one that comes next, and the embedding (or the head, which is never there at the same time).
+    return min(shapes.num_layers, 2) * layer_size(config.model, config.parallel.tp) + max(tables, default=0)
+
+
+def _gathers(engine: EngineConfig) -> list[Mode]:
+    if engine.zero_stage < 3:
+        return ["per_step"]
+    return ["per_step", "per_micro_batch"] if engine.gather == "auto" else [engine.gather]
+
+
+def _reductions(engine: EngineConfig) -> list[Mode]:
+    if engine.zero_stage < 2:
+        return ["per_step"]
+    return ["per_step", "per_micro_batch"] if engine.grad_reduction == "auto" else [engine.grad_reduction]

@@ -1,0 +1,146 @@
+"""What `pretrain plan` and `pretrain train --check` say, and that saying it needs no torch."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pretrain.cli import main
+
+SMALL = ("model=tiny", "model.num_layers=8", "train.global_batch_size=32", "train.micro_batch_size=1")
+
+
+class Said:
+    """How the command ended, and what it wrote."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str], *arguments: str) -> None:
+        with pytest.raises(SystemExit) as exit_:
+            main(arguments)
+        self.code = exit_.value.code
+        self.out, self.err = capsys.readouterr()
+
+
+def row(text: str, first: str) -> list[str]:
+    """The words of the only line that begins with `first`."""
+    (line,) = [line for line in text.splitlines() if line.split()[:1] == [first]]
+    return line.split()
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    return tmp_path
+
+
+def test_a_plan_names_the_layout_its_derived_numbers_and_each_stage(capsys) -> None:
+    said = Said(capsys, "plan", *SMALL, "--ranks", "16", "engine=zero3_bf16", "parallel.tp=2", "parallel.pp=4")
+    assert said.code == 0 and not said.err
+    assert said.out.startswith("tiny on 16 ranks: tp 2, pp 4, vp 1, data-parallel size 2, ZeRO-3 bf16\n")
+    assert "a step: 32 samples = 1 micro x 16 accumulated x 2 data-parallel" in said.out
+    assert "pipeline bubble: 15.8% of a step" in said.out
+    assert "engine.gather: per_micro_batch (auto, device memory unknown: give --gpu-memory)" in said.out
+    assert "vocabulary of 8,192 (tokenizer.vocab_size; data/files is not prepared)" in said.out
+    stages = [line.split()[:4] for line in said.out.splitlines() if line.split()[1:2] == ["2"]]
+    assert stages == [
+        ["0", "2", "0-1", "embedding"],
+        ["1", "2", "2-3", "-"],
+        ["2", "2", "4-5", "-"],
+        ["3", "2", "6-7", "head"],
+    ]
+    heads = [line.split() for line in said.out.splitlines() if line.split()[:1] == ["stage"]]
+    assert "peak" in heads[1] and "disk" not in heads[1]
+
+
+def test_a_plan_says_whether_it_fits_and_chooses_the_modes_by_it(capsys) -> None:
+    large = ("plan", "model=gpt3_13b", "engine=zero3_bf16", "train.global_batch_size=64", "--ranks", "64")
+    roomy = Said(capsys, *large, "train.micro_batch_size=1", "--gpu-memory", "192")
+    assert "engine.gather: per_step (auto)\n" in roomy.out and "\nfits: " in roomy.out
+    tight = Said(capsys, *large, "--gpu-memory", "16", "train.micro_batch_size=1")
+    assert "engine.gather: per_micro_batch (auto)\n" in tight.out
+    assert row(tight.out, "does")[:2] == ["does", "not"] and tight.code == 0
+    assert float(row(tight.out, "does")[3]) < float(row(roomy.out, "fits:")[1])
+
+
+def test_a_small_model_is_told_in_smaller_units(capsys) -> None:
+    small, large = Said(capsys, "plan", *SMALL), Said(capsys, "plan", "model=gpt3_6.7b")
+    assert "\nMiB on each rank" in small.out and "\nGiB on each rank" in large.out
+
+
+def test_interleaved_stages_name_all_their_layers(capsys) -> None:
+    said = Said(capsys, "plan", *SMALL, "--ranks=2", "parallel.pp=2", "parallel.vp=2")
+    assert "0-1, 4-5" in said.out and "2-3, 6-7" in said.out
+
+
+def test_the_middle_of_a_long_pipeline_is_left_out(capsys) -> None:
+    said = Said(capsys, "plan", "model=mt_nlg_530b", "parallel=mt_nlg_530b", "--ranks", "280")
+    numbers = [line.split()[0] for line in said.out.splitlines() if "-" in line and line.split()[1:2] == ["3"]]
+    assert numbers == [str(number) for number in (*range(8), *range(27, 35))]
+
+
+@pytest.mark.parametrize("command", [("plan",), ("train", "--check")])
+def test_an_illegal_layout_is_refused_with_all_faults_and_ways_out(command, capsys) -> None:
+    said = Said(capsys, *command, *SMALL, "--ranks", "8", "parallel.tp=3", "optim.lr=-1")
+    assert said.code == 2 and not said.out
+    for words in (
+        "optim.lr=-1.0: must be greater than 0",
+        "parallel.tp=3: must divide model.num_heads=4",
+        "tp * pp = 3 must divide the number of ranks, which is 8",
+        "nearest legal layouts on 8 ranks:\n    parallel.tp=4 parallel.pp=1 parallel.vp=1   (data-parallel size 2)\n",
+    ):
+        assert words in said.err
+
+
+def test_check_starts_nothing(elsewhere: Path, capsys) -> None:
+    said = Said(capsys, "train", "--check", *SMALL, "parallel.pp=2", "--ranks", "4")
+    assert said.code == 0
+    assert said.out == "legal: tiny on 4 ranks: tp 1, pp 2, vp 1, data-parallel size 2, ZeRO-1 fp32\n"
+    assert not list(elsewhere.iterdir())
+
+
+def test_the_number_of_ranks_is_the_launchers_where_none_is_given(monkeypatch, capsys) -> None:
+    assert "on 1 rank:" in Said(capsys, "train", "--check", *SMALL).out
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert "on 4 ranks:" in Said(capsys, "train", "--check", *SMALL).out
+    assert "on 2 ranks:" in Said(capsys, "train", "--check", "--ranks", "2", *SMALL).out
+    monkeypatch.setenv("WORLD_SIZE", "many")
+    said = Said(capsys, "plan", *SMALL)
+    assert said.code == 2 and "WORLD_SIZE=many" in said.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("plan", "--ranks", "0"), "'0' is not a number above 0"),
+        (("plan", "--gpu-memory", "lots"), "'lots' is not a number above 0"),
+        (("plan", "--gpu-memory", "nan"), "'nan' is not a number above 0"),
+        (("plan", "--rank-count", "2"), "unrecognized arguments: --rank-count"),
+        (("show-config", "--ranks", "2"), "unrecognized arguments: --ranks"),
+        (("train", "--ranks", "2"), "--ranks is for --check"),
+    ],
+)
+def test_a_wrong_option_is_told(arguments, words, capsys) -> None:
+    said = Said(capsys, *arguments)
+    assert said.code == 2 and words in said.err
+
+
+def test_options_and_overrides_mix_in_any_order(capsys) -> None:
+    orders = [
+        ("--ranks", "4", *SMALL, "parallel.tp=2"),
+        (*SMALL, "--ranks", "4", "parallel.tp=2"),
+        (*SMALL, "parallel.tp=2", "--ranks", "4"),
+    ]
+    said = [Said(capsys, "plan", *order) for order in orders]
+    assert {one.code for one in said} == {0} and len({one.out for one in said}) == 1
+
+
+def test_planning_needs_no_torch() -> None:
+    # A login node may have none, or take a minute to load it.
+    code = (
+        "import sys; sys.modules['torch'] = None; from pretrain.cli import main; "
+        "main(['plan', 'model=gpt3_175b', 'parallel=gpt3_175b', 'engine=zero3_bf16', '--ranks', '96'])"
+    )
+    root = Path(__file__).parents[3]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
