@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 from data_pipeline.shards.manifest import Manifest
 from data_pipeline.tokenizer import Tokenizer
 from pretrain.config.errors import ConfigError, Problem, RunError
+from pretrain.config.layout_checks import data_parallel_size, layout_problems
 from pretrain.config.load import read_run_config
 from pretrain.config.run import GenerateConfig, RunConfig
+from pretrain.layout.grid import ParallelLayout, world_from_environment
 
 if TYPE_CHECKING:
     from pretrain.checkpoint.store import Checkpoint
@@ -24,7 +26,11 @@ def generate(config: GenerateConfig) -> None:
     run = Path(config.run)
     trained = read_run_config(run / "config.yaml")
     tokenizer = load_tokenizer(trained)
-    texts = list(continuations(config, run, trained, tokenizer))
+    rank, world_size, _ = world_from_environment()
+    used = for_generation(trained, config, world_size)
+    texts = list(continuations(config, run, used, tokenizer))
+    if rank:
+        return
     rule = "\n" + "-" * 40 + "\n"
     text = rule.join(texts)
     sys.stdout.write(text + "\n")
@@ -35,12 +41,12 @@ def generate(config: GenerateConfig) -> None:
         log.info("written to %s", path)
 
 
-def continuations(config: GenerateConfig, run: Path, trained: RunConfig, tokenizer: Tokenizer) -> list[str]:
+def continuations(config: GenerateConfig, run: Path, used: RunConfig, tokenizer: Tokenizer) -> list[str]:
     """`num_samples` texts, each with the prompt before it."""
     checkpoint = find_checkpoint(run / "checkpoints", config.checkpoint)
     if checkpoint.manifest["tokenizer_fingerprint"] != tokenizer.fingerprint:
         raise RunError(
-            f"{checkpoint.folder} was trained with another tokenizer than {trained.data.path} holds: prepare the "
+            f"{checkpoint.folder} was trained with another tokenizer than {used.data.path} holds: prepare the "
             "data again as it was"
         )
 
@@ -48,7 +54,6 @@ def continuations(config: GenerateConfig, run: Path, trained: RunConfig, tokeniz
 
     from pretrain.checkpoint.store import CheckpointStore
     from pretrain.generation.sampling import continue_tokens
-    from pretrain.layout.grid import ParallelLayout
     from pretrain.layout.groups import build_groups
     from pretrain.layout.runtime import runtime
     from pretrain.layout.vendor_imports import megatron_imports
@@ -56,13 +61,13 @@ def continuations(config: GenerateConfig, run: Path, trained: RunConfig, tokeniz
     with megatron_imports():
         from pretrain.engine.build import build_engine
 
-    # One process holds the whole model: nothing to split, nothing to reduce.
-    alone = dataclasses.replace(trained.engine, zero_stage=0, device=config.device)
-    with runtime(alone) as here:
-        groups = build_groups(ParallelLayout(1), config.seed, alone.timeout_minutes, here.device)
-        store = CheckpointStore(run, control=groups.control, keep_last=1, keep_every=0)
+    with runtime(used.engine) as here:
+        parallel = used.parallel
+        layout = ParallelLayout(here.world_size, parallel.tp, parallel.pp)
+        groups = build_groups(layout, config.seed, used.engine.timeout_minutes, here.device, vp=parallel.vp)
+        store = CheckpointStore(run, groups=groups, keep_last=1, keep_every=0)
         vocab_size = int(checkpoint.manifest["vocab_size"])
-        engine = build_engine(dataclasses.replace(trained, engine=alone), vocab_size, groups, here.device)
+        engine = build_engine(used, vocab_size, groups, here.device)
         store.restore_weights(checkpoint, engine)
         generator = torch.Generator().manual_seed(config.seed)
         # An empty prompt begins a new document, which in training follows the end of another.
@@ -74,13 +79,31 @@ def continuations(config: GenerateConfig, run: Path, trained: RunConfig, tokeniz
                     engine.logits,
                     prompt,
                     config=config,
-                    max_context=trained.model.seq_length,
+                    max_context=used.model.seq_length,
                     end_token=tokenizer.eod_id,
                     generator=generator,
                 )
             )
             for _ in range(config.num_samples)
         ]
+
+
+def for_generation(trained: RunConfig, config: GenerateConfig, world_size: int) -> RunConfig:
+    """The run's configuration on other ranks: the model is cut as wanted here, whatever it was trained on.
+
+    Raises ConfigError where it cannot be cut so.
+    """
+    dp = data_parallel_size(config.parallel, world_size) or 1
+    used = dataclasses.replace(
+        trained,
+        parallel=config.parallel,
+        engine=dataclasses.replace(trained.engine, zero_stage=0, device=config.device),  # nothing is updated
+        train=dataclasses.replace(trained.train, micro_batch_size=1, global_batch_size=dp * max(1, config.parallel.pp)),
+    )
+    problems = list(layout_problems(used, world_size))
+    if problems:
+        raise ConfigError(problems)
+    return used
 
 
 def find_checkpoint(folder: Path, name: str) -> "Checkpoint":

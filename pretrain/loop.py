@@ -49,6 +49,7 @@ def run_loop(
     state: RunState,
     total_steps: int,
     lr_at: Callable[[int], float],
+    samples_counted_here: bool,
     clock: StepClock,
     record: Recorder,
     evaluate: Evaluator,
@@ -57,7 +58,10 @@ def run_loop(
     control: dist.ProcessGroup,
     last_checkpoint: Callable[[], str],
 ) -> tuple[RunState, str]:
-    """Train until `total_steps` or until asked to stop; returns the state and `finished` or `stopped`."""
+    """Train until `total_steps` or until asked to stop; returns the state and `finished` or `stopped`.
+
+    `samples_counted_here`: true on one of the ranks that share a batch, so that the batch's hash counts it once.
+    """
     every_evaluation, every_save = config.evaluation.every_steps, config.checkpoint.every_steps
     saved_at, began = time.monotonic(), time.monotonic() - state.train_seconds
     while state.step < total_steps:
@@ -70,7 +74,7 @@ def run_loop(
         clock.add("optimizer", result.seconds_optimizer)
         batch_tokens = (batch.next_position - batch.position) * config.model.seq_length
         save_due = 0 < config.checkpoint.every_minutes * 60 <= time.monotonic() - saved_at
-        agreed = agree(batch.digest, stop_requested(), save_due, control)
+        agreed = agree(batch.digest if samples_counted_here else 0, stop_requested(), save_due, control)
         state = replace(
             state,
             step=step,

@@ -77,17 +77,18 @@ def run(
 
     manifest = dataset.manifest
     vocab_size, steps = manifest.tokenizer.vocab_size, total_steps(config)
-    layout = ParallelLayout(world_from_environment()[1])
+    parallel = config.parallel
+    layout = ParallelLayout(world_from_environment()[1], parallel.tp, parallel.pp)
     # The sinks are closed last: a failure is told to the other ranks before the network is asked for anything.
     with (
         contextlib.ExitStack() as closing,
         runtime(config.engine, layout=layout, stop_requested=stop_requested) as here,
     ):
-        groups = build_groups(layout, config.run.seed, here.group_timeout_minutes, here.device)
+        groups = build_groups(layout, config.run.seed, here.group_timeout_minutes, here.device, vp=parallel.vp)
         engine = build_engine(config, vocab_size, groups, here.device)
         store = CheckpointStore(
             folder,
-            control=groups.control,
+            groups=groups,
             keep_last=config.checkpoint.keep_last,
             keep_every=config.checkpoint.keep_every,
         )
@@ -97,7 +98,7 @@ def run(
             return "finished"
 
         peak = device_peak(config.tracking.peak_tflops, here.gpu_name, config.engine.precision)
-        description = describe_run(config, manifest, here.world_size, peak)
+        description = describe_run(config, manifest, layout, peak)
         say_start(config, description, state, steps)
         sinks = Sinks()
         if here.is_main:
@@ -128,13 +129,15 @@ def run(
                 total_steps=steps,
                 tokens_per_step=tokens_per_step(config),
             ),
+            samples_counted_here=groups.tp_rank == groups.pp_rank == 0,
             clock=StepClock(token_flops(config.model, vocab_size), here.world_size, peak),
             record=sinks.record,
             evaluate=partial(
                 evaluate,
                 engine,
                 validation,
-                batch_size=config.evaluation.micro_batch_size or config.train.micro_batch_size,
+                # As many micro-batches at once as there are stages, so that all have work.
+                batch_size=(config.evaluation.micro_batch_size or config.train.micro_batch_size) * layout.pp,
                 rank=groups.dp_rank,
                 size=layout.dp,
             ),
@@ -212,10 +215,14 @@ def say_start(config: RunConfig, description: Mapping[str, Any], state: RunState
     """The derived numbers, printed and never typed."""
     layout, data = description["layout"], description["data"]
     log.info(
-        "%s: %s parameters, %d rank(s), ZeRO-%d %s, global batch %d = %d micro x %d accumulated x %d ranks",
+        "%s: %s parameters, %d rank(s) as tp%d pp%d dp%d, ZeRO-%d %s, "
+        "global batch %d = %d micro x %d accumulated x %d data-parallel",
         config.model.name,
         f"{description['parameters']['total']:,}",
         layout["world_size"],
+        layout["tensor_parallel"],
+        layout["pipeline_parallel"],
+        layout["data_parallel"],
         config.engine.zero_stage,
         config.engine.precision,
         config.train.global_batch_size,

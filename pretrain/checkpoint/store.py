@@ -11,7 +11,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,6 +31,7 @@ from pretrain.checkpoint.files import (
 from pretrain.checkpoint.tensors import state_dict_of
 from pretrain.config.errors import RunError
 from pretrain.engine.interface import Engine
+from pretrain.layout.groups import ProcessGroups
 from pretrain.layout.random_state import random_states, restore_random_states
 from pretrain.run_state import RunState
 
@@ -58,9 +59,9 @@ class Checkpoint:
 class CheckpointStore:
     """The checkpoints in one run folder; `save`, `newest` and `restore` are called on all ranks together."""
 
-    def __init__(self, run_dir: Path, *, control: dist.ProcessGroup, keep_last: int, keep_every: int) -> None:
-        self.folder = run_dir / "checkpoints"
-        self.control, self.keep_last, self.keep_every = control, keep_last, keep_every
+    def __init__(self, run_dir: Path, *, groups: ProcessGroups, keep_last: int, keep_every: int) -> None:
+        self.folder, self.layout = run_dir / "checkpoints", asdict(groups.layout)
+        self.control, self.keep_last, self.keep_every = groups.control, keep_last, keep_every
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
 
     def save(self, engine: Engine, state: RunState, description: Mapping[str, Any]) -> Path:
@@ -74,7 +75,7 @@ class CheckpointStore:
             "format_version": FORMAT_VERSION,
             "state": state.to_json(),
             "counters": engine.counters(),
-            "world_size": self.world_size,
+            "layout": self.layout,
             "files": {name: digest for part in digests for name, digest in part.items()},
             **description,
         }
@@ -94,14 +95,14 @@ class CheckpointStore:
         state_dict = state_dict_of(engine.state_shards())
         dcp.load(state_dict, storage_reader=JsonIndexReader(checkpoint.folder), process_group=self.control)
         engine.restored(checkpoint.manifest["counters"])
-        if checkpoint.manifest["world_size"] == self.world_size:
+        if checkpoint.manifest["layout"] == self.layout:
             restore_random_states(load_file(checkpoint.folder / _random_file(self.rank)))
         elif self.rank == 0:
             log.warning(
-                "%s was saved by %d processes, now there are %d: random states for dropout start anew",
+                "%s was saved by %s, now there are %s: random states for dropout start anew",
                 checkpoint.folder,
-                checkpoint.manifest["world_size"],
-                self.world_size,
+                _say(checkpoint.manifest["layout"]),
+                _say(self.layout),
             )
         return RunState.from_json(checkpoint.manifest["state"])
 
@@ -195,6 +196,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if fault:
         raise RunError(fault)
     return Checkpoint(path, manifest)
+
+
+def _say(layout: Mapping[str, int]) -> str:
+    return f"{layout['world_size']} process(es) as tp{layout['tp']} pp{layout['pp']}"
 
 
 def _random_file(rank: int) -> str:

@@ -1,7 +1,8 @@
 """Flat ranges as boxes, so that torch.distributed.checkpoint (DCP) can write and re-cut them.
 
-A ZeRO shard is a flat row-major range of a tensor. Such a range is at most a few boxes, and a box is what DCP knows
-as a chunk: each rank writes its own, and any other cut of the same tensor can be read back.
+A ZeRO shard is a flat row-major range of a tensor-parallel rank's part of a tensor. Such a range is at most a few
+boxes, and a box is what DCP knows as a chunk: each rank writes its own, and any other cut of the same tensor can be
+read back.
 """
 
 from collections.abc import Iterable
@@ -74,9 +75,10 @@ class ShardedTensor(Tensor):
         tensor = torch.Tensor._make_wrapper_subclass(cls, shards[0].shape, dtype=data.dtype, device=data.device)
         tensor.chunks = {}
         for shard in shards:
-            for box in boxes_of_range(shard.shape, shard.start, shard.data.numel()):
-                view = shard.data[box.start : box.start + box.numel].view(box.sizes)
-                tensor.chunks[box.offsets] = (box, view)
+            for inner in boxes_of_range(shard.part_shape, shard.start, shard.data.numel()):
+                view = shard.data[inner.start : inner.start + inner.numel].view(inner.sizes)
+                offsets = tuple(map(sum, zip(shard.origin, inner.offsets, strict=True)))
+                tensor.chunks[offsets] = (Box(offsets, inner.sizes, inner.start), view)
         return tensor
 
     @classmethod

@@ -123,6 +123,8 @@ class GenerateConfig:
     """Choose among the likeliest tokens that together hold this probability."""
     num_samples: int
     """Continuations to make."""
+    parallel: ParallelConfig
+    """How the model is cut over the ranks that generate; it need not be as in training."""
     seed: int
     output: str | None
     """Also write the text to this file."""

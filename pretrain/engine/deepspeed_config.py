@@ -3,30 +3,39 @@
 import math
 from typing import Any
 
-from pretrain.config.engine import EngineConfig
+from pretrain.config.engine import EngineConfig, OffloadConfig
 
 
-def deepspeed_config(engine: EngineConfig, *, micro_batch_size: int, clip_grad_norm: float) -> dict[str, Any]:
-    """The dict for `deepspeed.initialize`.
+def deepspeed_config(
+    engine: EngineConfig, *, reduce_per_step: bool, micro_batch_size: int, clip_grad_norm: float, dp: int
+) -> dict[str, Any]:
+    """The dict for `deepspeed.initialize`, on `dp` data-parallel ranks.
 
     Accumulation is 1 because Megatron's schedule divides the loss by the number of micro-batches already, and
-    unmanaged because the schedule, not DeepSpeed's counter, knows where a step ends.
+    unmanaged because the schedule, not DeepSpeed's counter, knows where a step ends; but its one reduction per step
+    wants the managed way.
     """
+    stage, offload = engine.zero_stage, engine.offload
     config: dict[str, Any] = {
+        "train_batch_size": micro_batch_size * dp,
         "train_micro_batch_size_per_gpu": micro_batch_size,
         "gradient_accumulation_steps": 1,
-        "managed_gradient_accumulation": False,
-        # At stage 0 in fp32 DeepSpeed clips but keeps the norm to itself; there we clip (zero.py).
-        "gradient_clipping": 0.0 if engine.zero_stage == 0 and engine.precision == "fp32" else clip_grad_norm,
+        "managed_gradient_accumulation": reduce_per_step,
+        # At stage 0 DeepSpeed clips each pipeline stage's replicas by another rule: there we clip (gradients.py).
+        "gradient_clipping": 0.0 if stage == 0 else clip_grad_norm,
         "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,  # its CPU Adam is compiled at the first start
         "zero_optimization": {
-            "stage": engine.zero_stage,
+            "stage": stage,
             # Below stage 2, overlapping and unmanaged accumulation exclude each other (deepspeed 0.19.8).
             "overlap_comm": False,
             "reduce_bucket_size": 50_000_000,
             "allgather_bucket_size": 50_000_000,
+            # No parameter stays gathered beyond its use: under 1F1B that would hold by halves only.
+            "stage3_param_persistence_threshold": 0,
             # The default replaces torch.nn.functional.linear for the whole process.
             "memory_efficient_linear": False,
+            **_offload(offload),
         },
         "steps_per_print": None,
     }
@@ -42,8 +51,22 @@ def deepspeed_config(engine: EngineConfig, *, micro_batch_size: int, clip_grad_n
             "min_loss_scale": scale.minimum,
             "hysteresis": scale.hysteresis,
         }
-    if engine.precision != "fp32" and engine.zero_stage >= 2:
+    if sums_in_fp32(engine) and stage >= 2:
         # Below stage 2 the same key selects another optimizer class or is refused; there `param.grad_dtype` does it.
         config["data_types"] = {"grad_accum_dtype": "fp32"}
         config["communication_data_type"] = "fp32"
     return config
+
+
+def sums_in_fp32(engine: EngineConfig) -> bool:
+    """Whether gradients are summed in another precision than they are computed in."""
+    return engine.precision != "fp32" and engine.grad_accum_dtype == "fp32"
+
+
+def _offload(offload: OffloadConfig) -> dict[str, Any]:
+    places = {"offload_optimizer": offload.optimizer, "offload_param": offload.params}
+    return {
+        key: {"device": device, **({"nvme_path": offload.nvme_path} if device == "nvme" else {})}
+        for key, device in places.items()
+        if device != "none"
+    }

@@ -24,14 +24,19 @@ class StepResult:
 
 @dataclass(frozen=True)
 class StateShard:
-    """What this rank holds of one logical tensor: elements `start` and on, row-major.
+    """What this rank holds of one logical tensor: a flat row-major range of a rectangular part.
 
     `data` is a one-dimensional view of the live tensor: writing into it changes the state.
     """
 
     name: str
     shape: tuple[int, ...]
+    """Of the whole tensor."""
+    origin: tuple[int, ...]
+    """Where the part begins in the tensor."""
+    part_shape: tuple[int, ...]
     start: int
+    """Where the range begins in the flat part."""
     data: Tensor
 
 

@@ -1,7 +1,7 @@
 """Megatron's forward-backward schedules over an engine.
 
 Megatron asks a model for `config`, `model_type` and `set_input_tensor`, and an engine's own `.config` is a dict: a
-thin handle stands between.
+thin handle stands between, one for each chunk of this rank.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ import torch
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor, nn
 
-from pretrain.model.gpt import Decoder
+from pretrain.model.gpt import Chunk, Stage
 
 
 @dataclass(frozen=True)
@@ -26,28 +26,37 @@ class MicroBatch:
     """[b]: 1 for samples that count, 0 for padding; None: all count."""
 
 
-class ModelHandle(nn.Module):
-    """This rank's model as Megatron's schedules want it; calls go to the engine so that its hooks run."""
+class ChunkHandle(nn.Module):
+    """One chunk as Megatron's schedules want it; calls go to the engine so that its hooks run."""
 
-    stage_module: Decoder
+    chunk: Chunk
     call: Callable[..., Tensor]
 
-    def __init__(self, decoder: Decoder, call: Callable[..., Tensor]) -> None:
+    def __init__(self, chunk: Chunk, call: Callable[..., Tensor]) -> None:
         super().__init__()
-        self.config = decoder.config
-        self.model_type = decoder.model_type
-        self.vp_stage = None
+        self.config = chunk.config
+        self.model_type = chunk.model_type
+        self.vp_stage = chunk.vp_stage
         # Past nn.Module's registry: the engine's modules must not appear twice.
-        object.__setattr__(self, "stage_module", decoder)
+        object.__setattr__(self, "chunk", chunk)
         object.__setattr__(self, "call", call)
 
     def set_input_tensor(self, tensor: Any) -> None:
-        self.stage_module.set_input_tensor(tensor)
+        self.chunk.set_input_tensor(tensor)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """tokens [b, s + 1] -> loss of each token [b, s], fp32."""
+        """tokens [b, s + 1] -> on the last stage loss of each token [b, s], fp32; else hidden states."""
         inputs, labels = tokens[:, :-1], tokens[:, 1:]
         return self.call(inputs, positions_of(inputs), None, labels=labels)
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        """tokens [b, s] -> on the last stage logits [b, s, v / tp]; else hidden states."""
+        return self.call(tokens, positions_of(tokens), None)
+
+
+def chunk_handles(stage: Stage, call: Callable[..., Tensor]) -> list[ChunkHandle]:
+    """A handle for each chunk; `call` takes the number of the chunk first."""
+    return [ChunkHandle(chunk, partial(call, i)) for i, chunk in enumerate(stage.chunks)]  # type: ignore[arg-type]
 
 
 def positions_of(tokens: Tensor) -> Tensor:
@@ -55,24 +64,58 @@ def positions_of(tokens: Tensor) -> Tensor:
     return torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape[0], -1)
 
 
-def run_schedule(handle: ModelHandle, batches: list[MicroBatch], *, forward_only: bool) -> Tensor:
-    """Run all micro-batches, leaving gradients of their mean loss; returns sum of losses and tokens, fp64 [2]."""
+def run_schedule(handles: list[ChunkHandle], batches: list[MicroBatch], *, forward_only: bool) -> Tensor:
+    """Run all micro-batches, leaving gradients of their mean loss.
+
+    Returns the sum of losses and of tokens, fp64 [2]; zeros on all stages but the last.
+    """
     tokens = batches[0].tokens
+    collected = _schedule(handles, batches, _forward_step, tokens.shape[0], tokens.shape[1] - 1, forward_only)
+    return torch.stack(collected).sum(0) if collected else torch.zeros(2, dtype=torch.float64, device=tokens.device)
+
+
+@torch.no_grad()
+def run_logits(handles: list[ChunkHandle], tokens: Tensor) -> Tensor | None:
+    """Logits [b, s, v / tp] of tokens [b, s] on the last stage, None on the others."""
+    # Each chunk takes its batch from the same list: as many as an interleaved schedule asks for at least.
+    config = handles[0].config
+    repeats = config.pipeline_model_parallel_size if len(handles) > 1 else 1
+    batches = [MicroBatch(tokens, None)] * repeats
+    size, length = tokens.shape
+    collected = _schedule(handles, batches, _logits_step, size, length, True, collect_non_loss_data=True)
+    return collected[0] if collected else None
+
+
+def _schedule(
+    handles: list[ChunkHandle],
+    batches: list[MicroBatch],
+    step: Callable[..., Any],
+    micro_batch_size: int,
+    seq_length: int,
+    forward_only: bool,
+    **options: Any,
+) -> list[Tensor]:
+    iterators = [iter(batches) for _ in handles]
     collected: list[Tensor] = get_forward_backward_func()(
-        forward_step_func=_forward_step,
-        data_iterator=iter(batches),
-        model=[handle],
+        forward_step_func=step,
+        data_iterator=iterators if len(handles) > 1 else iterators[0],
+        model=list(handles),
         num_microbatches=len(batches),
-        seq_length=tokens.shape[1] - 1,
-        micro_batch_size=tokens.shape[0],
+        seq_length=seq_length,
+        micro_batch_size=micro_batch_size,
         forward_only=forward_only,
+        **options,
     )
-    return torch.stack(collected).sum(0)
+    return collected
 
 
-def _forward_step(batches: Iterator[MicroBatch], handle: ModelHandle) -> tuple[Tensor, Callable[[Tensor], Any]]:
+def _forward_step(batches: Iterator[MicroBatch], handle: ChunkHandle) -> tuple[Tensor, Callable[[Tensor], Any]]:
     batch = next(batches)
     return handle(batch.tokens), partial(_reduce_loss, batch.mask)
+
+
+def _logits_step(batches: Iterator[MicroBatch], handle: ChunkHandle) -> tuple[Tensor, Callable[..., Tensor]]:
+    return handle.logits(next(batches).tokens), lambda logits, non_loss_data: logits
 
 
 def _reduce_loss(mask: Tensor | None, losses: Tensor) -> tuple[Tensor, Tensor]:

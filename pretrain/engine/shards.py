@@ -3,48 +3,48 @@
 The inner fields named here are those of deepspeed 0.19.8.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pretrain.config.model import ModelConfig
 from pretrain.engine.interface import StateShard
 from pretrain.layout.groups import ProcessGroups
-from pretrain.model.gpt import logical_tensors
+from pretrain.model.parameters import LogicalPart
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True)
 class FlatPiece:
-    """Elements `start` and on of the flat parameter `name`: the state kinds `weight`, `exp_avg` and `exp_avg_sq`."""
+    """Elements `start` and on of a flat parameter: the state kinds `weight`, `exp_avg` and `exp_avg_sq`."""
 
-    name: str
+    parameter: nn.Parameter
     start: int
     states: Mapping[str, Tensor]
     """One-dimensional views of equal length."""
 
 
-def logical_shards(piece: FlatPiece, shape: torch.Size, model: ModelConfig, vocab_size: int) -> Iterator[StateShard]:
+def logical_shards(piece: FlatPiece, parts: Iterable[LogicalPart]) -> Iterator[StateShard]:
     """The piece cut at the borders of the logical tensors in its parameter; vocabulary padding falls away."""
     end = piece.start + piece.states["weight"].numel()
-    for logical in logical_tensors(piece.name, shape, model=model, vocab_size=vocab_size):
+    for logical in parts:
         first = max(piece.start, logical.offset)
-        last = min(end, logical.offset + torch.Size(logical.shape).numel())
+        last = min(end, logical.offset + torch.Size(logical.part_shape).numel())
         if first < last:
             for kind, data in piece.states.items():
-                part = data[first - piece.start : last - piece.start]
-                yield StateShard(f"{kind}/{logical.name}", logical.shape, first - logical.offset, part)
+                held = data[first - piece.start : last - piece.start]
+                where = first - logical.offset
+                name = f"{kind}/{logical.name}"
+                yield StateShard(name, logical.shape, logical.origin, logical.part_shape, where, held)
 
 
 def flat_pieces(
     optimizer: Any,
     stage: int,
     precision: str,
-    names: Mapping[nn.Parameter, str],
     groups: ProcessGroups,
     moments: tuple[str, ...],
 ) -> Iterator[FlatPiece]:
@@ -53,14 +53,14 @@ def flat_pieces(
         adamw, places = _replicated(optimizer, precision)
     else:
         adamw = optimizer.optimizer
-        places = _cut_by_group(optimizer, groups) if stage < 3 else _cut_by_parameter(optimizer, groups)
+        places = cut_by_group(optimizer, groups) if stage < 3 else cut_by_parameter(optimizer, groups)
     for place in places:
         states = {kind: _flat(tensor, place) for kind, tensor in _states(adamw, place.master, moments).items()}
-        yield FlatPiece(names[place.parameter], place.start, states)
+        yield FlatPiece(place.parameter, place.start, states)
 
 
 @dataclass(frozen=True)
-class _Place:
+class Place:
     """Elements `first` to `last` of the master buffer are elements `start` and on of the parameter."""
 
     parameter: nn.Parameter
@@ -70,11 +70,11 @@ class _Place:
     start: int
 
 
-def _flat(tensor: Tensor, place: _Place) -> Tensor:
+def _flat(tensor: Tensor, place: Place) -> Tensor:
     return tensor.view(-1)[place.first : place.last]
 
 
-def _replicated(optimizer: Any, precision: str) -> tuple[torch.optim.Optimizer, Iterator[_Place]]:
+def _replicated(optimizer: Any, precision: str) -> tuple[torch.optim.Optimizer, Iterator[Place]]:
     """Stage 0: whole tensors on every rank, the parameters themselves in fp32, copies of them in 16 bits."""
     if precision == "fp32":
         adamw, pairs = optimizer, [(p, p) for group in optimizer.param_groups for p in group["params"]]
@@ -82,10 +82,10 @@ def _replicated(optimizer: Any, precision: str) -> tuple[torch.optim.Optimizer, 
         adamw = optimizer.optimizer
         groups = zip(optimizer.fp32_groups, optimizer.fp16_groups, strict=True)
         pairs = [pair for masters, parameters in groups for pair in zip(masters, parameters, strict=True)]
-    return adamw, (_Place(parameter, master, 0, master.numel(), 0) for master, parameter in pairs)
+    return adamw, (Place(parameter, master, 0, master.numel(), 0) for master, parameter in pairs)
 
 
-def _cut_by_group(optimizer: Any, groups: ProcessGroups) -> Iterator[_Place]:
+def cut_by_group(optimizer: Any, groups: ProcessGroups) -> Iterator[Place]:
     """Stages 1 and 2: each parameter group is one flat buffer, cut in dp equal parts."""
     for i, master in enumerate(optimizer.single_partition_of_fp32_groups):
         begin = groups.dp_rank * master.numel()
@@ -93,10 +93,10 @@ def _cut_by_group(optimizer: Any, groups: ProcessGroups) -> Iterator[_Place]:
         for parameter, offset in zip(optimizer.round_robin_bit16_groups[i], offsets, strict=True):
             first, last = max(begin, offset), min(begin + master.numel(), offset + parameter.numel())
             if first < last:
-                yield _Place(parameter, master, first - begin, last - begin, first - offset)
+                yield Place(parameter, master, first - begin, last - begin, first - offset)
 
 
-def _cut_by_parameter(optimizer: Any, groups: ProcessGroups) -> Iterator[_Place]:
+def cut_by_parameter(optimizer: Any, groups: ProcessGroups) -> Iterator[Place]:
     """Stage 3: each parameter is cut in dp parts of ceil(numel / dp); a sub-group's parts lie in one buffer."""
     for i, master in enumerate(optimizer.fp32_partitioned_groups_flat):
         position = 0
@@ -105,7 +105,7 @@ def _cut_by_parameter(optimizer: Any, groups: ProcessGroups) -> Iterator[_Place]
             start = groups.dp_rank * size
             real = min(size, parameter.ds_numel - start)  # the last part is padded
             if real > 0:
-                yield _Place(parameter, master, position, position + real, start)
+                yield Place(parameter, master, position, position + real, start)
             position += size
 
 

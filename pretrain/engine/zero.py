@@ -1,8 +1,9 @@
-"""DeepSpeed behind our words: one engine around the decoder, ZeRO 0 to 3, fp32, bf16 and fp16.
+"""DeepSpeed behind our words: one engine around this rank's stage, ZeRO 0 to 3, fp32, bf16 and fp16.
 
 Written against deepspeed 0.19.8; what is said about its inner ways holds for that version.
 """
 
+import contextlib
 import logging
 import math
 import time
@@ -16,13 +17,16 @@ from torch import Tensor
 from pretrain.config.engine import EngineConfig
 from pretrain.config.model import ModelConfig
 from pretrain.config.optim import OptimConfig
-from pretrain.engine.deepspeed_config import deepspeed_config
+from pretrain.engine.deepspeed_config import sums_in_fp32
+from pretrain.engine.gathering import BackwardCounts, check_traces_within, hold
+from pretrain.engine.gradients import complete, global_norm, hand_norm_to_deepspeed, pieces_of
 from pretrain.engine.interface import StateShard, StepResult
-from pretrain.engine.schedule import MicroBatch, ModelHandle, positions_of, run_schedule
+from pretrain.engine.schedule import MicroBatch, chunk_handles, run_logits, run_schedule
 from pretrain.engine.shards import MOMENTS, adam_steps, flat_pieces, logical_shards, set_adam_steps
 from pretrain.layout.groups import DeepSpeedGroups, ProcessGroups
 from pretrain.layout.vendor_imports import without_compiler
-from pretrain.model.gpt import Decoder
+from pretrain.model.gpt import Stage
+from pretrain.model.parameters import logical_parts, padded_rows
 from pretrain.optim.param_groups import decay_groups
 
 
@@ -31,55 +35,71 @@ class ZeroEngine:
 
     def __init__(
         self,
-        decoder: Decoder,
+        stage: Stage,
         *,
         model: ModelConfig,
         engine: EngineConfig,
         optim: OptimConfig,
+        deepspeed_config: dict[str, Any],
+        hold_parameters: bool,
+        vocab_size: int,
         micro_batch_size: int,
         groups: ProcessGroups,
         device: torch.device,
     ) -> None:
-        deepspeed = _import_deepspeed(device)
-        self.decoder, self.model, self.groups, self.device = decoder, model, groups, device
-        self.stage, self.precision = engine.zero_stage, engine.precision
-        self.micro_batch_size = micro_batch_size
-        named = list(decoder.named_parameters())
-        self.shapes = {name: parameter.shape for name, parameter in named}  # ZeRO-3 empties the parameters
-        self.names = {parameter: name for name, parameter in named}
+        """`hold_parameters`: ZeRO-3 gathers a stage's parameters once a step and keeps them."""
+        deepspeed = import_deepspeed(device)
+        self.stage, self.model, self.vocab_size, self.groups, self.device = stage, model, vocab_size, groups, device
+        self.zero, self.precision, self.clip = engine.zero_stage, engine.precision, optim.clip_grad_norm
+        self.hold_parameters, self.micro_batch_size = hold_parameters, micro_batch_size
+        self._norm = math.nan
+        named = stage.named()
+        tied = {parameter for parameter, local in stage.local.items() if local.tied}
+        optimizer_groups = [
+            # ZeRO 1 and 2 cut each group in equal parts: alone in one, a tied weight is cut alike at both ends.
+            group
+            for alone in (False, True)
+            for group in decay_groups([item for item in named if (item[2] in tied) == alone], optim.weight_decay)
+        ]
         adamw = torch.optim.AdamW(
-            decay_groups(named, optim.weight_decay),
+            optimizer_groups,
             lr=0.0,  # set anew at each step; DeepSpeed takes a step of its own while it starts at stage 0 in 16 bits
             betas=(optim.beta1, optim.beta2),
             eps=optim.eps,
             fused=True,
         )
+        if self.zero == 3:
+            check_traces_within(groups.data_parallel, device)
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
-            model=decoder,
-            optimizer=adamw,
-            config=deepspeed_config(engine, micro_batch_size=micro_batch_size, clip_grad_norm=optim.clip_grad_norm),
-            mpu=DeepSpeedGroups(groups),
+            model=stage, optimizer=adamw, config=deepspeed_config, mpu=DeepSpeedGroups(groups)
         )
         set_adam_steps(self._basic_optimizer, 0)
-        if self.precision != "fp32":
-            for parameter in decoder.parameters():
+        if sums_in_fp32(engine):
+            for parameter in stage.parameters():
                 # Micro-batches are summed in fp32 (torch >= 2.10); in 16 bits 32 of them lose 0.6 % of the gradient.
                 parameter.grad_dtype = torch.float32
-        if self.stage == 0 and self.precision == "fp32":
-            _clip_and_check_inside_step(self.optimizer, optim.clip_grad_norm)
+        self._reduce_per_step = bool(deepspeed_config["managed_gradient_accumulation"])
+        self._counts = BackwardCounts() if self.zero == 3 else None
+        self._begin_update_with_own_norm()
+        if self.zero:
+            self._begin_backward_ready()
         if self.precision == "fp16":
-            decoder.config.grad_scale_func = self._scale_loss
-        # At stage 0 DeepSpeed refuses a backward pass that it did not start, and has no hooks to run.
-        self.handle = ModelHandle(decoder, self.engine.module if self.stage == 0 else self.engine)
+            stage.config.grad_scale_func = self._scale_loss
+        self.handles = chunk_handles(stage, self._forward)
 
     def train_step(self, tokens: Tensor, lr: float) -> StepResult:
         started = time.perf_counter()
         self.engine.train()
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+        if self.zero == 3:
+            # Interleaved chunks would add to the last step's gradients: only the first micro-batch overwrites.
+            self.optimizer.grad_partitions_flat_buffer.zero_()
+            if self.hold_parameters:
+                hold(self.stage.parameters())
         micro_batches = [MicroBatch(part, None) for part in tokens.to(self.device).split(self.micro_batch_size)]
-        totals = run_schedule(self.handle, micro_batches, forward_only=False)
-        dist.all_reduce(totals, group=self.groups.data_parallel)
+        with self.engine.coalesce_grad_reduction() if self._reduce_per_step else contextlib.nullcontext():
+            totals = self._over_all_ranks(run_schedule(self.handles, micro_batches, forward_only=False))
         loss = (totals[0] / totals[1]).item()
         ran = time.perf_counter()
         loss_scale = self._loss_scale()
@@ -87,7 +107,7 @@ class ZeroEngine:
         applied = bool(self.engine.was_step_applied())
         return StepResult(
             loss=loss,
-            grad_norm=self._grad_norm(loss_scale) if applied else math.inf,
+            grad_norm=self._norm / loss_scale if applied else math.inf,
             applied=applied,
             loss_scale=loss_scale,
             seconds_forward_backward=ran - started,
@@ -98,21 +118,30 @@ class ZeroEngine:
     def evaluate(self, tokens: Tensor, mask: Tensor) -> Tensor:
         self.engine.eval()
         parts = zip(*(t.to(self.device).split(self.micro_batch_size) for t in (tokens, mask)), strict=True)
-        totals = run_schedule(self.handle, [MicroBatch(*part) for part in parts], forward_only=True)
-        dist.all_reduce(totals, group=self.groups.data_parallel)
-        return totals
+        batches = [MicroBatch(*part) for part in self._whole_turns(list(parts))]
+        return self._over_all_ranks(run_schedule(self.handles, batches, forward_only=True))
 
     @torch.no_grad()
     def logits(self, tokens: Tensor) -> Tensor:
         self.engine.eval()
-        tokens = tokens.to(self.device)
-        logits: Tensor = self.handle.call(tokens, positions_of(tokens), None)  # [b, s, padded vocabulary]
-        return logits[..., : self.decoder.real_vocab_size].float()
+        length, tp = tokens.shape[1], self.groups.layout.tp
+        # Sequence parallelism cuts the sequence in equal parts; what is added at its end, no earlier token sees.
+        padded = torch.nn.functional.pad(tokens.to(self.device), (0, -length % tp))
+        own = run_logits(self.handles, padded)  # [b, s, v / tp]
+        return self._whole_logits(own, padded.shape)[:, :length, : self.vocab_size]
 
     def state_shards(self, *, weights_only: bool = False) -> Iterator[StateShard]:
         kinds = () if weights_only else MOMENTS
-        for piece in flat_pieces(self.optimizer, self.stage, self.precision, self.names, self.groups, kinds):
-            yield from logical_shards(piece, self.shapes[piece.name], self.model, self.decoder.real_vocab_size)
+        layout = self.groups.layout
+        for piece in flat_pieces(self.optimizer, self.zero, self.precision, self.groups, kinds):
+            parts = logical_parts(
+                self.stage.local[piece.parameter],
+                model=self.model,
+                vocab_size=self.vocab_size,
+                tp=layout.tp,
+                tp_rank=self.groups.tp_rank,
+            )
+            yield from logical_shards(piece, parts)
 
     def counters(self) -> dict[str, float]:
         return {"adam_steps": adam_steps(self._basic_optimizer), **self._scaler_counters()}
@@ -125,6 +154,90 @@ class ZeroEngine:
                 setattr(scaler, name, type(getattr(scaler, name))(counters[name]))
         self._refresh_parameters()
 
+    def _forward(self, chunk: int, *args: Any, **kwargs: Any) -> Tensor:
+        # At stage 0 DeepSpeed refuses a backward pass that it did not start, and has no hooks to run.
+        output: Tensor = (self.engine if self.zero else self.stage)(chunk, *args, **kwargs)
+        if self._counts is not None:
+            self._counts.remember(self.stage.chunks[chunk])
+        return output
+
+    def _over_all_ranks(self, totals: Tensor) -> Tensor:
+        """Sum over data-parallel ranks of what the last stage has, once for all tensor-parallel ranks."""
+        if self.groups.tp_rank:
+            totals.zero_()
+        dist.all_reduce(totals, group=self.groups.world)
+        return totals
+
+    def _whole_turns(self, parts: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+        """Interleaved schedules take micro-batches in turns of as many as there are stages: masked ones complete it."""
+        tokens, mask = parts[-1]
+        if tokens.shape != parts[0][0].shape:  # all micro-batches of a pipeline have one shape
+            missing = parts[0][0].shape[0] - tokens.shape[0]
+            tokens = torch.cat([tokens, tokens[:1].expand(missing, -1)])
+            parts[-1] = (tokens, torch.cat([mask, mask.new_zeros(missing)]))
+        if len(self.handles) > 1:
+            parts += [(tokens, torch.zeros_like(parts[-1][1]))] * (-len(parts) % self.groups.layout.pp)
+        return parts
+
+    def _whole_logits(self, own: Tensor | None, shape: torch.Size) -> Tensor:
+        """What the last stage's tensor-parallel ranks have, put together, on every rank."""
+        layout = self.groups.layout
+        rows = padded_rows(self.model, self.vocab_size, layout.tp)
+        whole = torch.zeros(*shape, rows, device=self.device)
+        if own is not None:
+            first = self.groups.tp_rank * (rows // layout.tp)
+            whole[..., first : first + own.shape[-1]] = own.float()
+        if layout.tp * layout.pp > 1:
+            dist.all_reduce(whole, group=self.groups.model_parallel)
+        return whole
+
+    def _begin_update_with_own_norm(self) -> None:
+        """Before each update gradients are completed and measured by our rule (gradients.py)."""
+        if self.zero:
+            hand_norm_to_deepspeed(self.optimizer, lambda: self._norm)
+        update = self.optimizer.step
+        parameters = list(self.stage.local)
+
+        def step(*args: Any, **kwargs: Any) -> Any:
+            pieces = list(pieces_of(self.optimizer, self.zero, parameters, self.groups))
+            complete(pieces, self.stage.local, self.groups)
+            self._norm = global_norm(pieces, self.stage.local, self.groups, replicated=self.zero == 0)
+            if self.zero == 0 and not self._ready_at_stage_0([piece for _, piece in pieces]):
+                return None
+            return update(*args, **kwargs)
+
+        self.optimizer.step = step
+
+    def _ready_at_stage_0(self, gradients: list[Tensor]) -> bool:
+        """Clip; False where the update is to be left out and DeepSpeed would not."""
+        finite = math.isfinite(self._norm)
+        if self.precision == "fp32":
+            self.optimizer.overflow = not finite  # how the engine learns of it: the optimizer is torch's own
+            if not finite:
+                return False
+        elif not finite:
+            gradients[0].view(-1)[0] = math.inf  # each rank looks at its own gradients: let all see what one saw
+        norm = self._norm / self._loss_scale()
+        if finite and 0 < self.clip < norm:
+            torch._foreach_mul_(gradients, self.clip / (norm + 1e-6))
+        return True
+
+    def _begin_backward_ready(self) -> None:
+        """Before each backward: DeepSpeed's state as after a forward, which in a pipeline was another micro-batch's."""
+        begin = self.optimizer.backward_prologue
+
+        def backward_prologue(*args: Any, **kwargs: Any) -> Any:
+            # Inner stages receive gradients that are scaled already, which DeepSpeed takes for a mistake.
+            self.engine._manual_backward_expected = True
+            if not self._reduce_per_step:
+                # Else the second of two backwards in a row reduces nothing, silently.
+                self.optimizer.clear_backward_seen_flag()
+            if self._counts is not None:
+                self._counts.restore()
+            return begin(*args, **kwargs)
+
+        self.optimizer.backward_prologue = backward_prologue
+
     @property
     def _basic_optimizer(self) -> torch.optim.Optimizer:
         """torch's AdamW, which DeepSpeed wraps in all but the plainest case."""
@@ -133,21 +246,21 @@ class ZeroEngine:
     @torch.no_grad()
     def _refresh_parameters(self) -> None:
         """Copy the fp32 masters into the parameters that forward uses."""
-        if self.stage == 0 and self.precision != "fp32":
+        if self.zero == 0 and self.precision != "fp32":
             for masters, parameters in zip(self.optimizer.fp32_groups, self.optimizer.fp16_groups, strict=True):
                 for master, parameter in zip(masters, parameters, strict=True):
                     parameter.copy_(master)
-        elif self.stage in (1, 2):
+        elif self.zero in (1, 2):
             for i, master in enumerate(self.optimizer.single_partition_of_fp32_groups):
                 partitions = self.optimizer.parallel_partitioned_bit16_groups[i]
                 partitions[self.groups.dp_rank].copy_(master)
                 dist.all_gather(list(partitions), partitions[self.groups.dp_rank], group=self.groups.data_parallel)
-        elif self.stage == 3:
+        elif self.zero == 3:
             for i, master in enumerate(self.optimizer.fp32_partitioned_groups_flat):
                 self.optimizer.fp16_partitioned_groups_flat[i].copy_(master)
 
     def _scale_loss(self, loss: Tensor) -> Tensor:
-        if self.stage == 0:
+        if self.zero == 0:
             return loss * self._loss_scale()
         return self.engine.scale(loss)
 
@@ -165,14 +278,9 @@ class ZeroEngine:
         names = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
         return {name: getattr(self._scaler, name) for name in names if hasattr(self._scaler, name)}
 
-    def _grad_norm(self, loss_scale: float) -> float:
-        if self.stage == 0 and self.precision == "fp32":
-            return float(self.optimizer.last_grad_norm)
-        norm = float(self.engine.get_global_grad_norm())
-        return norm / loss_scale if self.stage == 0 else norm  # stage 0 reports the norm of scaled gradients
 
-
-def _import_deepspeed(device: torch.device) -> Any:
+def import_deepspeed(device: torch.device) -> Any:
+    """DeepSpeed, ready for this device and silent."""
     with without_compiler():
         import deepspeed
         from deepspeed.runtime.zero.muon import muon_optimizer  # noqa: F401  # later it would be imported all the same
@@ -185,25 +293,3 @@ def _import_deepspeed(device: torch.device) -> Any:
         # It refuses fp16 where the CPU has no instructions for it; torch computes it all the same, if slowly.
         deepspeed.get_accelerator().is_fp16_supported = lambda: True
     return deepspeed
-
-
-def _clip_and_check_inside_step(optimizer: torch.optim.Optimizer, clip_grad_norm: float) -> None:
-    """Stage 0 in fp32: give the bare optimizer what DeepSpeed's other ones do, and under the same names.
-
-    The step is left out where the norm is not finite; `overflow` is how the engine learns of it.
-    """
-    update = optimizer.step
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-
-    def step(closure: None = None) -> None:
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        optimizer.last_grad_norm = norm  # type: ignore[attr-defined]
-        optimizer.overflow = not bool(torch.isfinite(norm))  # type: ignore[attr-defined]
-        if optimizer.overflow:  # type: ignore[attr-defined]
-            return
-        if clip_grad_norm > 0:
-            torch.nn.utils.clip_grads_with_norm_(parameters, clip_grad_norm, norm)
-        update()
-
-    optimizer.step = step  # type: ignore[method-assign, assignment]

@@ -12,19 +12,27 @@ from pretrain.layout.vendor_imports import megatron_imports
 
 @dataclass(frozen=True)
 class ProcessGroups:
-    """The groups of this rank."""
+    """The groups of this rank, and its place in each."""
 
     layout: ParallelLayout
+    tp_rank: int
     dp_rank: int
+    pp_rank: int
+    tensor_parallel: dist.ProcessGroup
     data_parallel: dist.ProcessGroup
     model_parallel: dist.ProcessGroup
     """Tensor- and pipeline-parallel peers together: the ranks that hold one copy of the model."""
+    embedding: dist.ProcessGroup | None
+    """On the first and last of several stages: the two that hold a copy of a tied embedding."""
+    world: dist.ProcessGroup
     control: dist.ProcessGroup
     """All ranks, on the CPU: small messages that must not wait for the GPU."""
 
 
-def build_groups(layout: ParallelLayout, seed: int, timeout_minutes: float, device: torch.device) -> ProcessGroups:
-    """Make all groups; a collective call, and the last one before the model.
+def build_groups(
+    layout: ParallelLayout, seed: int, timeout_minutes: float, device: torch.device, *, vp: int = 1
+) -> ProcessGroups:
+    """Make all groups, for `vp` chunks on each stage; a collective call, and the last one before the model.
 
     Megatron's random states are seeded here too: its rule is one stream per tensor-parallel rank, and the
     data-parallel rank has to be added by the caller.
@@ -35,18 +43,25 @@ def build_groups(layout: ParallelLayout, seed: int, timeout_minutes: float, devi
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=layout.tp,
         pipeline_model_parallel_size=layout.pp,
+        virtual_pipeline_model_parallel_size=vp if vp > 1 else None,
         distributed_timeout_minutes=timeout_minutes,
     )
-    _, dp_rank, pp_rank = layout.coordinates(dist.get_rank())
+    tp_rank, dp_rank, pp_rank = layout.coordinates(dist.get_rank())
     tensor_parallel.model_parallel_cuda_manual_seed(seed + 10_000 * dp_rank + 100 * pp_rank, force_reset_rng=True)
-    on_cpu = device.type == "cpu"
-    control = dist.group.WORLD if on_cpu else dist.new_group(backend="gloo")
-    assert control is not None
+    at_an_end = layout.pp > 1 and pp_rank in (0, layout.pp - 1)
+    world = dist.group.WORLD
+    control = world if device.type == "cpu" else dist.new_group(backend="gloo")
+    assert world is not None and control is not None
     return ProcessGroups(
         layout=layout,
+        tp_rank=tp_rank,
         dp_rank=dp_rank,
+        pp_rank=pp_rank,
+        tensor_parallel=parallel_state.get_tensor_model_parallel_group(),
         data_parallel=parallel_state.get_data_parallel_group(),
         model_parallel=parallel_state.get_model_parallel_group(),
+        embedding=parallel_state.get_embedding_group() if at_an_end else None,
+        world=world,
         control=control,
     )
 
@@ -84,6 +99,6 @@ class DeepSpeedGroups:
         return self.groups.layout.tp * self.groups.layout.pp
 
     def get_model_parallel_rank(self) -> int:
-        return dist.get_rank() % self.groups.layout.tp
+        return self.groups.tp_rank
 
     get_tensor_model_parallel_rank = get_model_parallel_rank

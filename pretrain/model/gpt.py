@@ -1,68 +1,126 @@
-"""The decoder: Megatron-core's GPTModel with our loss, filled with layout-independent weights."""
+"""This rank's part of the decoder: built on the meta device, filled with layout-independent weights."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import torch
+from megatron.core import tensor_parallel
 from megatron.core.models.gpt import GPTModel
+from megatron.core.transformer import TransformerConfig
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pretrain.config.model import ModelConfig, padded_vocab_size
-from pretrain.model.init import VOCABULARY_TABLES, initial_value
+from pretrain.config.engine import EngineConfig
+from pretrain.config.model import ModelConfig
+from pretrain.config.parallel import ParallelConfig, stage_chunks
+from pretrain.layout.groups import ProcessGroups
+from pretrain.model.init import initial_value
+from pretrain.model.parameters import LocalParameter, describe, own_part, padded_rows, whole_shape
 from pretrain.model.specs import block_spec, transformer_config
 
 
-class Decoder(GPTModel):
-    """GPTModel whose loss leaves out the padding of the vocabulary."""
+class Chunk(GPTModel):
+    """GPTModel, or the part of it between two cuts of the pipeline, whose loss leaves out the vocabulary's padding."""
 
     real_vocab_size: int
 
+    def setup_embeddings_and_output_layer(self) -> None:
+        """Nothing: both copies of a tied embedding are filled with equal values, and their gradients summed, by name.
+
+        Megatron's way makes them equal by a collective, which sees nothing where weights are not yet there.
+        """
+
     def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
-        """labels [b, s], logits [s, b, v] -> loss of each token [b, s], in fp32."""
-        # Padded rows get no probability, so neither they nor the loss depend on how much padding there is.
-        real = logits[..., : self.real_vocab_size].flatten(0, 1).float()  # [s * b, v]
+        """labels [b, s], logits [s, b, v / tp] -> loss of each token [b, s], in fp32."""
         # The labels are turned, not the logits: those are thousands of times larger.
-        loss = functional.cross_entropy(real, labels.transpose(0, 1).flatten(), reduction="none")
-        return loss.view(logits.shape[:2]).transpose(0, 1)
+        labels = labels.transpose(0, 1).contiguous()
+        real = self.real_columns(logits.shape[-1])
+        # Padded rows get no probability, so neither they nor the loss depend on how much padding there is.
+        if self.config.tensor_model_parallel_size > 1:
+            if real < logits.shape[-1]:
+                padding = torch.arange(logits.shape[-1], device=logits.device) >= real
+                logits = logits.masked_fill(padding, -torch.inf)
+            return tensor_parallel.vocab_parallel_cross_entropy(logits.float(), labels).transpose(0, 1)
+        flat = logits[..., :real].flatten(0, 1).float()  # [s * b, v]
+        loss = functional.cross_entropy(flat, labels.flatten(), reduction="none")
+        return loss.view(labels.shape).transpose(0, 1)
+
+    def real_columns(self, columns: int) -> int:
+        """How many of this rank's `columns` of logits stand for tokens."""
+        return min(max(self.real_vocab_size - self.tp_group.rank() * columns, 0), columns)
 
 
-def build_decoder(model: ModelConfig, *, vocab_size: int, precision: str, seed: int, device: torch.device) -> Decoder:
-    """The whole decoder in fp32 on `device`; process groups must exist."""
-    with torch.device("meta"):
-        decoder = Decoder(
-            config=transformer_config(model, precision),
-            transformer_layer_spec=block_spec(model),
-            vocab_size=padded_vocab_size(vocab_size, model.vocab_multiple_of),
-            max_sequence_length=model.seq_length,
-            share_embeddings_and_output_weights=model.tie_embeddings,
-            position_embedding_type="learned_absolute" if model.position == "learned" else "rope",
-            rotary_base=model.rope_base,
-        )
-    decoder.real_vocab_size = vocab_size
-    for name, parameter in list(decoder.named_parameters()):
-        value = initial_value(name, parameter.shape, model=model, vocab_size=vocab_size, seed=seed).to(device)
-        filled = nn.Parameter(value)
-        filled.__dict__.update(parameter.__dict__)  # Megatron's marks, such as `tensor_model_parallel`
-        owner, _, leaf = name.rpartition(".")
-        setattr(decoder.get_submodule(owner), leaf, filled)
-    return decoder
+class Stage(nn.Module):
+    """The chunks of this rank: one, or several where stages are interleaved."""
+
+    def __init__(self, config: TransformerConfig, chunks: list[Chunk]) -> None:
+        super().__init__()
+        self.config = config  # shared by all chunks
+        self.chunks = nn.ModuleList(chunks)
+        self.local: dict[nn.Parameter, LocalParameter] = {}
+
+    def forward(self, chunk: int, *args: object, **kwargs: object) -> Tensor:
+        output: Tensor = self.chunks[chunk](*args, **kwargs)
+        return output
+
+    def named(self) -> list[tuple[str, torch.Size, nn.Parameter]]:
+        """Every parameter once, by its name in the whole model, with its shape on this rank."""
+        return [(local.name, local.shape, parameter) for parameter, local in self.local.items()]
 
 
-@dataclass(frozen=True)
-class LogicalTensor:
-    """A tensor as a checkpoint knows it, at `offset` in the flat row-major parameter that holds it."""
+def build_stage(
+    model: ModelConfig,
+    *,
+    parallel: ParallelConfig,
+    engine: EngineConfig,
+    vocab_size: int,
+    seed: int,
+    groups: ProcessGroups,
+    device: torch.device,
+    keep_own_share: Callable[[nn.Parameter], None] | None = None,
+) -> Stage:
+    """This rank's chunks on `device`, in the engine's precision; process groups must exist.
 
-    name: str
-    shape: tuple[int, ...]
-    offset: int
-
-
-def logical_tensors(name: str, shape: torch.Size, *, model: ModelConfig, vocab_size: int) -> list[LogicalTensor]:
-    """What a parameter holds, free of layout: no vocabulary padding, SwiGLU's two projections apart."""
-    if name.endswith(VOCABULARY_TABLES):
-        return [LogicalTensor(name, (vocab_size, *shape[1:]), 0)]
-    if model.activation == "swiglu" and ".linear_fc1." in name:
-        half = (shape[0] // 2, *shape[1:])
-        parts = (name.replace(".linear_fc1.", f".linear_fc1.{part}.") for part in ("gate", "up"))
-        return [LogicalTensor(part, half, i * torch.Size(half).numel()) for i, part in enumerate(parts)]
-    return [LogicalTensor(name, tuple(shape), 0)]
+    `keep_own_share` is called with each parameter as soon as it is filled, before the next one is made, and may free
+    what other ranks keep: no more than one whole tensor stands beside the shares.
+    """
+    tp = parallel.tp
+    config = transformer_config(model, parallel, engine)
+    all_chunks = stage_chunks(parallel, model.num_layers)
+    own = all_chunks[groups.pp_rank :: parallel.pp]
+    chunks = []
+    for i, part in enumerate(own):
+        with torch.device("meta"):
+            chunk = Chunk(
+                config=config,
+                transformer_layer_spec=block_spec(model, part.num_layers),
+                vocab_size=padded_rows(model, vocab_size, tp),
+                max_sequence_length=model.seq_length,
+                pre_process=part.embedding,
+                post_process=part.head,
+                parallel_output=True,
+                share_embeddings_and_output_weights=model.tie_embeddings,
+                position_embedding_type="learned_absolute" if model.position == "learned" else "rope",
+                rotary_base=model.rope_base,
+                vp_stage=i if parallel.vp > 1 else None,
+            )
+        chunk.real_vocab_size = vocab_size
+        chunks.append(chunk)
+    stage = Stage(config, chunks)
+    for part, chunk in zip(own, chunks, strict=True):
+        for name, parameter in list(chunk.named_parameters()):
+            is_table = name.endswith(("word_embeddings.weight", "output_layer.weight"))
+            tied = is_table and model.tie_embeddings and parallel.pp > 1
+            is_copy = tied and name == "output_layer.weight"
+            local = describe(name, parameter, first_layer=part.first, tied=tied, is_copy=is_copy, tp=tp)
+            whole = initial_value(local.name, whole_shape(local, tp), model=model, vocab_size=vocab_size, seed=seed)
+            value = own_part(local, whole, model=model, tp=tp, tp_rank=groups.tp_rank)
+            del whole
+            filled = nn.Parameter(value.to(device, config.pipeline_dtype).contiguous())
+            del value
+            filled.__dict__.update(parameter.__dict__)  # Megatron's marks, such as `tensor_model_parallel`
+            owner, _, leaf = name.rpartition(".")
+            setattr(chunk.get_submodule(owner), leaf, filled)
+            stage.local[filled] = local
+            if keep_own_share is not None:
+                keep_own_share(filled)
+    return stage

@@ -10,15 +10,28 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from torch import Tensor
 from torch.nn import functional
 
+from pretrain.config.engine import EngineConfig, RecomputeConfig
 from pretrain.config.model import ModelConfig
+from pretrain.config.parallel import ParallelConfig, stage_chunks
 from pretrain.model.attention import CausalAttention
 
 
-def transformer_config(model: ModelConfig, precision: str) -> TransformerConfig:
+def transformer_config(model: ModelConfig, parallel: ParallelConfig, engine: EngineConfig) -> TransformerConfig:
     """Megatron's configuration; weights are filled in afterwards (init.py), so its initialisers do nothing."""
     gelu = functools.partial(functional.gelu, approximate="tanh")  # as in GPT-2 and GPT-3
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[engine.precision]
     return TransformerConfig(
+        tensor_model_parallel_size=parallel.tp,
+        sequence_parallel=parallel.sp and parallel.tp > 1,
+        pipeline_model_parallel_size=parallel.pp,
+        virtual_pipeline_model_parallel_size=parallel.vp if parallel.vp > 1 else None,
+        pipeline_model_parallel_layout=_layout(parallel, model.num_layers) if parallel.pp > 1 else None,
+        # Batched sends to one peer pair up in order: with two interleaved stages forward and backward tensors would be
+        # swapped, without an error. Overlapped ones race with the freeing of outputs (megatron-core 0.16.1 on gloo).
+        batch_p2p_comm=False,
+        overlap_p2p_comm=False,
+        deallocate_pipeline_outputs=True,
+        **_recompute(engine.recompute),
         num_layers=model.num_layers,
         hidden_size=model.hidden_size,
         num_attention_heads=model.num_heads,
@@ -36,8 +49,9 @@ def transformer_config(model: ModelConfig, precision: str) -> TransformerConfig:
         output_layer_init_method=_leave,
         embedding_init_method=_leave,
         use_cpu_initialization=True,
-        bf16=precision == "bf16",
-        fp16=precision == "fp16",
+        qk_layernorm=model.qk_norm,
+        bf16=engine.precision == "bf16",
+        fp16=engine.precision == "fp16",
         params_dtype=torch.float32,  # DeepSpeed casts, and keeps fp32 masters
         pipeline_dtype=dtype,
         # Megatron's fused functions are torch.compile'd or need Apex: plain ones work everywhere.
@@ -50,21 +64,53 @@ def transformer_config(model: ModelConfig, precision: str) -> TransformerConfig:
     )
 
 
-def block_spec(model: ModelConfig) -> TransformerBlockSubmodules:
+def block_spec(model: ModelConfig, num_layers: int) -> TransformerBlockSubmodules:
     """Layers of Megatron's local modules with our norm and attention, and the same norm at the end."""
     layer = get_gpt_layer_local_spec(normalization="RMSNorm" if model.norm == "rmsnorm" else None)
     layer.submodules.input_layernorm = Norm
     layer.submodules.pre_mlp_layernorm = Norm
-    layer.submodules.self_attention.submodules.core_attention = CausalAttention
-    return TransformerBlockSubmodules(layer_specs=[layer] * model.num_layers, layer_norm=Norm)
+    attention = layer.submodules.self_attention.submodules
+    attention.core_attention = CausalAttention
+    if model.qk_norm:
+        attention.q_layernorm = attention.k_layernorm = Norm
+    return TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=Norm)
 
 
 class Norm:
-    """torch's LayerNorm or RMSNorm, by Megatron's constructor."""
+    """torch's LayerNorm or RMSNorm, by Megatron's constructor.
+
+    Its own wrapper of torch's refuses sequence parallelism, where all that is missing is this mark: each rank sees a
+    part of the sequence, so the gradients have to be summed.
+    """
 
     def __new__(cls, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any) -> torch.nn.Module:  # type: ignore[misc]
         kind = torch.nn.LayerNorm if config.normalization == "LayerNorm" else torch.nn.RMSNorm
-        return kind(hidden_size, eps=eps)
+        norm = kind(hidden_size, eps=eps)
+        for parameter in norm.parameters():
+            parameter.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+        return norm
+
+
+def _layout(parallel: ParallelConfig, num_layers: int) -> list[list[str]]:
+    """Megatron's list of what each chunk holds."""
+    return [
+        ["embedding"] * chunk.embedding + ["decoder"] * chunk.num_layers + ["loss"] * chunk.head
+        for chunk in stage_chunks(parallel, num_layers)
+    ]
+
+
+def _recompute(recompute: RecomputeConfig) -> dict[str, Any]:
+    match recompute.granularity:
+        case "none":
+            return {}
+        case "selective":
+            return {"recompute_granularity": "selective", "recompute_modules": list(recompute.modules)}
+        case "full":
+            return {
+                "recompute_granularity": "full",
+                "recompute_method": recompute.method,
+                "recompute_num_layers": recompute.num_layers,
+            }
 
 
 def _leave(weight: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from typing import Any
 from data_pipeline.durable import write_durably
 from data_pipeline.shards.manifest import Manifest
 from pretrain.config.run import RunConfig
+from pretrain.layout.grid import ParallelLayout
 from pretrain.model.size import count_parameters
 from pretrain.tracking.speed import DevicePeak
 
@@ -45,13 +46,21 @@ def describe_environment() -> dict[str, Any]:
     }
 
 
-def describe_run(config: RunConfig, manifest: Manifest, world_size: int, peak: DevicePeak | None) -> dict[str, Any]:
+def describe_run(
+    config: RunConfig, manifest: Manifest, layout: ParallelLayout, peak: DevicePeak | None
+) -> dict[str, Any]:
     """What this attempt is, for the run folder, wandb and the report."""
     count = count_parameters(config.model, manifest.tokenizer.vocab_size)
-    micro_batches = config.train.global_batch_size // (config.train.micro_batch_size * world_size)
+    micro_batches = config.train.global_batch_size // (config.train.micro_batch_size * layout.dp)
     return {
         "parameters": {**asdict(count), "total": count.total},
-        "layout": {"world_size": world_size, "data_parallel": world_size, "gradient_accumulation": micro_batches},
+        "layout": {
+            "world_size": layout.world_size,
+            "tensor_parallel": layout.tp,
+            "pipeline_parallel": layout.pp,
+            "data_parallel": layout.dp,
+            "gradient_accumulation": micro_batches,
+        },
         "data": {
             "corpus": manifest.corpus.name,
             "corpus_digest": manifest.corpus.digest,

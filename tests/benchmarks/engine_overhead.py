@@ -22,26 +22,30 @@ from pretrain.config.checks import check_run
 from pretrain.config.load import load_run_config
 from pretrain.config.run import RunConfig
 from pretrain.layout.grid import ParallelLayout
-from pretrain.layout.groups import build_groups
+from pretrain.layout.groups import ProcessGroups, build_groups
 from pretrain.layout.runtime import runtime
 from pretrain.layout.vendor_imports import megatron_imports
 
 WARM_UP, TIMED = 5, 30
 
 
-def plain_steps(config: RunConfig, dataset: PackedDataset, device: torch.device) -> Callable[[], None]:
+def plain_steps(
+    config: RunConfig, dataset: PackedDataset, groups: ProcessGroups, device: torch.device
+) -> Callable[[], None]:
     """One optimizer step a call, as a hand-written loop would do it."""
     from pretrain.engine.schedule import positions_of
-    from pretrain.model.gpt import build_decoder
+    from pretrain.model.gpt import build_stage
 
-    decoder = build_decoder(
+    stage = build_stage(
         config.model,
+        parallel=config.parallel,
+        engine=config.engine,
         vocab_size=dataset.manifest.tokenizer.vocab_size,
-        precision="fp32",
         seed=config.run.seed,
+        groups=groups,
         device=device,
     )
-    adamw = torch.optim.AdamW(decoder.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    adamw = torch.optim.AdamW(stage.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     micro = config.train.micro_batch_size
     batches = train_batches(
         dataset, seed=1, global_batch_size=config.train.global_batch_size, rank=0, size=1, position=0
@@ -51,9 +55,9 @@ def plain_steps(config: RunConfig, dataset: PackedDataset, device: torch.device)
         parts = next(batches).tokens.to(device).split(micro)
         for tokens in parts:
             inputs = tokens[:, :-1]
-            loss = decoder(inputs, positions_of(inputs), None, labels=tokens[:, 1:]).mean() / len(parts)
+            loss = stage(0, inputs, positions_of(inputs), None, labels=tokens[:, 1:]).mean() / len(parts)
             loss.backward()
-        torch.nn.utils.clip_grad_norm_(decoder.parameters(), config.optim.clip_grad_norm)
+        torch.nn.utils.clip_grad_norm_(stage.parameters(), config.optim.clip_grad_norm)
         adamw.step()
         adamw.zero_grad()
 
@@ -119,7 +123,7 @@ def run_both(config: RunConfig, dataset: PackedDataset, folder: Path) -> Pace:
         groups = build_groups(ParallelLayout(1), config.run.seed, 5, here.device)
         engine = build_engine(config, vocab_size, groups, here.device)
         sinks = build_sinks(config, folder, 0, config.train.max_steps or 0, {})
-        pace = Pace(plain_steps(config, dataset, here.device))
+        pace = Pace(plain_steps(config, dataset, groups, here.device))
         peak = device_peak(config.tracking.peak_tflops, None, config.engine.precision)
 
         def record(kind: str, step: int, values: object) -> None:
@@ -138,6 +142,7 @@ def run_both(config: RunConfig, dataset: PackedDataset, folder: Path) -> Pace:
             state=RunState(),
             total_steps=config.train.max_steps or 0,
             lr_at=lambda step: 1e-4,
+            samples_counted_here=True,
             clock=StepClock(token_flops(config.model, vocab_size), 1, peak),
             record=record,
             evaluate=lambda max_samples: {

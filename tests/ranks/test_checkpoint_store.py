@@ -30,7 +30,7 @@ from tests.support.training import start
 
 
 def store_of(engine: Engine, folder: Path, keep_last: int = 3, keep_every: int = 0) -> CheckpointStore:
-    return CheckpointStore(folder, control=engine.groups.control, keep_last=keep_last, keep_every=keep_every)
+    return CheckpointStore(folder, groups=engine.groups, keep_last=keep_last, keep_every=keep_every)
 
 
 def save_steps(here: Runtime, config: RunConfig, folder: Path, steps: list[int], *keep: int) -> None:
@@ -57,7 +57,10 @@ def checkpoints(saved: Path, tmp_path: Path) -> Path:
 def test_a_checkpoint_tells_what_it_is(checkpoints: Path) -> None:
     checkpoint = read_checkpoint(checkpoints / "step-00000002")
     assert RunState.from_json(checkpoint.manifest["state"]) == RunState(step=2, position=20)
-    assert checkpoint.manifest["world_size"] == 2 and checkpoint.manifest["note"] == "kept as given"
+    assert (
+        checkpoint.manifest["layout"] == {"world_size": 2, "tp": 1, "pp": 1}
+        and checkpoint.manifest["note"] == "kept as given"
+    )
     on_disk = {path.name for path in checkpoint.folder.iterdir()}
     assert on_disk == {"manifest.json", *checkpoint.manifest["files"]}
     assert {"tensors.json", "__0_0.distcp", "__1_0.distcp", "random-00001.safetensors"} <= on_disk

@@ -16,22 +16,14 @@ from pretrain.config.model import ModelConfig
 from pretrain.config.run import RunConfig
 from pretrain.layout.runtime import Runtime
 from pretrain.model.attention import CausalAttention
-from pretrain.model.gpt import Decoder, build_decoder, logical_tensors
 from pretrain.model.init import initial_value
+from pretrain.model.parameters import logical_parts
 from pretrain.model.size import count_parameters
 from pretrain.model.specs import transformer_config
 from pretrain.optim.param_groups import decay_groups
 from tests.support.models import VOCAB_SIZE, batch_of, run_config
 from tests.support.ranks import run_ranks
-from tests.support.training import join, start
-
-
-def built(here: Runtime, config: RunConfig, vocab_size: int = VOCAB_SIZE) -> Decoder:
-    join(here, config)
-    return build_decoder(
-        config.model, vocab_size=vocab_size, precision="fp32", seed=config.run.seed, device=here.device
-    )
-
+from tests.support.training import plain_stage, start
 
 # Parameters
 
@@ -47,15 +39,16 @@ class Census:
 
 
 def census(here: Runtime, config: RunConfig, vocab_size: int) -> Census:
-    decoder = built(here, config, vocab_size)
-    named = dict(decoder.named_parameters())
+    stage = plain_stage(here, config, vocab_size)
+    named = {name: parameter for name, _, parameter in stage.named()}
     names = {id(parameter): name for name, parameter in named.items()}
-    decayed = {names[id(p)] for g in decay_groups(named.items(), 0.1) if g["weight_decay"] for p in g["params"]}
+    decayed = {names[id(p)] for g in decay_groups(stage.named(), 0.1) if g["weight_decay"] for p in g["params"]}
     logical: dict[str, tuple[int, ...]] = {}
-    for name, parameter in named.items():
+    for parameter, local in stage.local.items():
         end = 0
-        for part in logical_tensors(name, parameter.shape, model=config.model, vocab_size=vocab_size):
+        for part in logical_parts(local, model=config.model, vocab_size=vocab_size, tp=1, tp_rank=0):
             assert part.offset == end and part.name not in logical
+            assert part.part_shape == part.shape and not any(part.origin)
             end += math.prod(part.shape)
             logical[part.name] = part.shape
         padding = parameter.flatten()[end:]
@@ -88,6 +81,7 @@ def random_shape(number: int) -> tuple[str, ...]:
         f"model.activation={rng.choice(['gelu', 'swiglu'])}",
         f"model.norm={rng.choice(['layernorm', 'rmsnorm'])}",
         f"model.position={rng.choice(['learned', 'rope'])}",
+        f"model.qk_norm={rng.choice(['true', 'false'])}",
     )
 
 
@@ -172,7 +166,8 @@ def plain_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 @pytest.mark.parametrize(("heads", "groups"), [(4, 4), (4, 2), (6, 1), (1, 1)])
 def test_core_attention_equals_a_plain_softmax(heads: int, groups: int) -> None:
     overrides = ["model=tiny_llama", f"model.num_heads={heads}", f"model.num_query_groups={groups}", "model.head_dim=8"]
-    attention = CausalAttention(transformer_config(load_run_config(overrides).model, "fp32"), 1)
+    config = load_run_config(overrides)
+    attention = CausalAttention(transformer_config(config.model, config.parallel, config.engine), 1)
     generator = torch.Generator().manual_seed(heads)
     # [s, b, heads, d]
     query = torch.randn(9, 2, heads, 8, generator=generator)
@@ -220,6 +215,9 @@ def _attention(x: Tensor, weights: dict[str, Tensor], name: str, model: ModelCon
     mixed = _linear(x, weights, f"{name}.linear_qkv").view(batch, length, groups, per_group + 2, head)
     query = mixed[..., :per_group, :].reshape(batch, length, model.num_heads, head).transpose(1, 2)
     key, value = (mixed[..., per_group + i, :].transpose(1, 2).repeat_interleave(per_group, 1) for i in range(2))
+    if model.qk_norm:
+        query = _norm(query, weights, f"{name}.q_layernorm", model)
+        key = _norm(key, weights, f"{name}.k_layernorm", model)
     if model.position == "rope":
         query, key = _rotate(query, model), _rotate(key, model)
     out = plain_attention(query, key, value).transpose(1, 2).flatten(2)
@@ -243,17 +241,17 @@ class Outputs:
 
 
 def outputs(here: Runtime, config: RunConfig) -> Outputs:
-    decoder = built(here, config)
+    stage = plain_stage(here, config)
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
-        for parameter in decoder.parameters():  # far from the initial values, where gains and biases do not show
+        for parameter in stage.parameters():  # far from the initial values, where gains and biases do not show
             parameter += torch.randn(parameter.shape, generator=generator) * 0.2
         tokens = torch.from_numpy(batch_of(0, 3, config))
         inputs, labels = tokens[:, :-1], tokens[:, 1:]
         positions = torch.arange(inputs.shape[1]).expand(len(inputs), -1)
-        logits = decoder(inputs, positions, None)
-        losses = decoder(inputs, positions, None, labels=labels)
-        expected = plain_logits(inputs, dict(decoder.named_parameters()), config.model)
+        logits = stage(0, inputs, positions, None)
+        losses = stage(0, inputs, positions, None, labels=labels)
+        expected = plain_logits(inputs, {name: p for name, _, p in stage.named()}, config.model)
     return Outputs(logits.numpy(), expected.numpy(), losses.numpy())
 
 
@@ -263,6 +261,7 @@ ARCHITECTURES = {
     "llama": run_config("llama", "model.norm_eps=0.1", "model.rope_base=100.0"),
     "llama_tied": run_config("llama_tied", "model.num_query_groups=1"),
     "wide_heads": run_config("gpt", "model.head_dim=12", "model.num_query_groups=2"),
+    "qk_norm": run_config("llama", "model.qk_norm=true", "model.norm_eps=0.1"),
     "mixed": run_config("llama", "model.bias=true", "model.norm=layernorm", "model.activation=gelu"),
 }
 

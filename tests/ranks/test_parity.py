@@ -11,12 +11,12 @@ import torch
 from pretrain.config.run import RunConfig
 from pretrain.engine.schedule import positions_of
 from pretrain.layout.runtime import Runtime
-from pretrain.model.gpt import build_decoder, logical_tensors
 from pretrain.model.init import VOCABULARY_TABLES
+from pretrain.model.parameters import logical_parts
 from pretrain.optim.param_groups import decay_groups
-from tests.support.models import VOCAB_SIZE, batch_of, run_config, three_micro_batches
+from tests.support.models import VOCAB_SIZE, batch_of, run_config
 from tests.support.ranks import run_ranks
-from tests.support.training import LR, gathered, join, start, train, whole_state
+from tests.support.training import LR, gathered, plain_stage, start, train, whole_state
 
 STEPS = range(5)
 CLIP = 0.2
@@ -47,37 +47,44 @@ def engine_run(here: Runtime, config: RunConfig) -> Run:
 
 def plain_run(here: Runtime, config: RunConfig) -> Run:
     """The reference: no DeepSpeed, no schedule, no accumulation, whole batches."""
-    join(here, config)
-    model, optim = config.model, config.optim
-    decoder = build_decoder(model, vocab_size=VOCAB_SIZE, precision="fp32", seed=config.run.seed, device=here.device)
-    groups = decay_groups(decoder.named_parameters(), optim.weight_decay)
-    adamw = torch.optim.AdamW(groups, lr=LR, betas=(optim.beta1, optim.beta2), eps=optim.eps)
+    stage, model, optim = plain_stage(here, config), config.model, config.optim
+    adamw = torch.optim.AdamW(
+        decay_groups(stage.named(), optim.weight_decay), lr=LR, betas=(optim.beta1, optim.beta2), eps=optim.eps
+    )
     losses, norms = [], []
     for step in STEPS:
         tokens = torch.from_numpy(batch_of(step, config.train.global_batch_size, config))
         inputs = tokens[:, :-1]
-        loss = decoder(inputs, positions_of(inputs), None, labels=tokens[:, 1:]).mean()
+        loss = stage(0, inputs, positions_of(inputs), None, labels=tokens[:, 1:]).mean()
         adamw.zero_grad()
         loss.backward()
-        norms.append(torch.nn.utils.clip_grad_norm_(decoder.parameters(), optim.clip_grad_norm).item())
+        norms.append(torch.nn.utils.clip_grad_norm_(stage.parameters(), optim.clip_grad_norm).item())
         adamw.step()
         losses.append(loss.item())
     weights = {
-        logical.name: value.detach().flatten()[logical.offset :][: np.prod(logical.shape)].view(logical.shape).numpy()
-        for name, value in decoder.named_parameters()
-        for logical in logical_tensors(name, value.shape, model=model, vocab_size=VOCAB_SIZE)
+        part.name: value.detach().flatten()[part.offset :][: np.prod(part.shape)].view(part.shape).numpy()
+        for value, local in stage.local.items()
+        for part in logical_parts(local, model=model, vocab_size=VOCAB_SIZE, tp=1, tp_rank=0)
     }
     return Run(np.array(losses), np.array(norms), weights)
 
 
 @functools.cache
 def reference(model: str) -> Run:
-    (run,) = run_ranks(plain_run, 1, settings(model, 1))
+    (run,) = run_ranks(plain_run, 1, run_config(model, *SETTINGS, *LAYERS, *batches(1)))
     return run
 
 
+LAYERS = ("model.num_layers=4",)
+
+
+def batches(dp: int, micro_batches: int = 4) -> tuple[str, ...]:
+    """The same global batch of 24 samples whatever the layout, in so many micro-batches on each rank."""
+    return "train.global_batch_size=24", f"train.micro_batch_size={24 // dp // micro_batches}"
+
+
 def settings(model: str, world_size: int, *overrides: str, **values: Any) -> RunConfig:
-    return run_config(model, *SETTINGS, *three_micro_batches(world_size), *overrides, **values)
+    return run_config(model, *SETTINGS, *LAYERS, *batches(world_size), *overrides, **values)
 
 
 CASES = [(model, stage, world_size) for model in ("gpt", "llama") for stage in range(4) for world_size in (1, 2)]
@@ -103,7 +110,7 @@ def trained_padding(here: Runtime, config: RunConfig) -> float:
     engine = start(here, config)
     train(here, config, engine, STEPS)
     largest = 0.0
-    for name, parameter in engine.decoder.named_parameters():
+    for name, _, parameter in engine.stage.named():
         if name.endswith(VOCABULARY_TABLES):
             with gathered(parameter):
                 assert parameter.shape[0] == 96

@@ -49,7 +49,7 @@ def save_and_go_on(here: Runtime, config: RunConfig, folder: Path) -> tuple[Part
     engine = start(here, config)
     train(here, config, engine, range(SAVED))
     saved = whole_state(engine)
-    store = CheckpointStore(folder, control=engine.groups.control, keep_last=2, keep_every=0)
+    store = CheckpointStore(folder, groups=engine.groups, keep_last=2, keep_every=0)
     store.save(engine, RunState(step=SAVED), {})
     return Part(train(here, config, engine, range(SAVED, LAST)), whole_state(engine)), saved
 
@@ -63,7 +63,7 @@ def never_save(here: Runtime, config: RunConfig) -> Part:
 def resume(here: Runtime, config: RunConfig, folder: Path) -> tuple[Part, State]:
     """Restore and train to `LAST`; returns what came after, and the state that was restored."""
     engine = start(here, config)
-    store = CheckpointStore(folder, control=engine.groups.control, keep_last=2, keep_every=0)
+    store = CheckpointStore(folder, groups=engine.groups, keep_last=2, keep_every=0)
     newest = store.newest()
     assert newest is not None
     state = store.restore(newest, engine)
@@ -137,11 +137,11 @@ def test_any_stage_goes_on_from_any_other(
 def resume_and_save(here: Runtime, config: RunConfig, folder: Path, into: Path) -> State:
     """Restore from one folder and save into another without training."""
     engine = start(here, config)
-    old = CheckpointStore(folder, control=engine.groups.control, keep_last=2, keep_every=0)
+    old = CheckpointStore(folder, groups=engine.groups, keep_last=2, keep_every=0)
     newest = old.newest()
     assert newest is not None
     state = old.restore(newest, engine)
-    CheckpointStore(into, control=engine.groups.control, keep_last=2, keep_every=0).save(engine, state, {})
+    CheckpointStore(into, groups=engine.groups, keep_last=2, keep_every=0).save(engine, state, {})
     return whole_state(engine)
 
 
@@ -159,7 +159,7 @@ def test_two_ranks_then_one_then_three_hold_the_same_bits(tmp_path: Path, stage:
 def logits_of(here: Runtime, config: RunConfig, folder: Path | None, save_to: Path | None) -> np.ndarray:
     """Logits of one sample, of weights restored without their optimizer or trained here."""
     engine = start(here, config)
-    store = CheckpointStore(folder or save_to or Path(), control=engine.groups.control, keep_last=2, keep_every=0)
+    store = CheckpointStore(folder or save_to or Path(), groups=engine.groups, keep_last=2, keep_every=0)
     if folder is not None:
         newest = store.newest()
         assert newest is not None

@@ -56,7 +56,7 @@ class Poisoned:
         def poison(_module: object, _inputs: object, losses: Any) -> Any:
             return losses * math.nan if self.step in self.bad else losses
 
-        self.engine.decoder.register_forward_hook(poison)
+        self.engine.stage.chunks[-1].register_forward_hook(poison)
 
     def train_step(self, tokens: Any, lr: float) -> StepResult:
         self.step += 1
@@ -103,6 +103,7 @@ def run_poisoned(here: Any, config: RunConfig, folder: Path, bad: frozenset[int]
             state=RunState(),
             total_steps=6,
             lr_at=lambda step: 1e-3,
+            samples_counted_here=True,
             clock=StepClock(token_flops(config.model, vocab_size), here.world_size, None),
             record=lambda kind, step, values: records.append({"kind": kind, "step": step, **values}),
             evaluate=lambda max_samples: {"loss": 0.0},

@@ -32,6 +32,12 @@ _SECTIONS = {
     "micro_batch_size": "train",
     "global_batch_size": "train",
     "seed": "run",
+    "tp": "parallel",
+    "sp": "parallel",
+    "pp": "parallel",
+    "vp": "parallel",
+    "grad_reduction": "engine",
+    "gather": "engine",
 }
 
 
@@ -39,7 +45,7 @@ _SECTIONS = {
 def run_config(model: str = "gpt", *overrides: str, **values: Any) -> RunConfig:
     """A run of a tiny model on the CPU; `zero_stage=3` stands for `engine.zero_stage=3`, and so on."""
     small = [f"model.{setting}" for setting in _SMALL]
-    named = [f"{_SECTIONS[name]}.{name}={value}" for name, value in values.items()]
+    named = [f"{_SECTIONS[name]}.{name}={str(value).lower()}" for name, value in values.items()]
     return load_run_config([*small, *MODELS[model], "engine.device=cpu", "tracking=off", *named, *overrides])
 
 

@@ -112,7 +112,7 @@ def _warm_up() -> None:
     from pretrain.layout import megatron_on_cpu
 
     megatron_on_cpu.redirect()
-    zero._import_deepspeed(torch.device("cpu"))
+    zero.import_deepspeed(torch.device("cpu"))
     gc.collect()
     gc.freeze()  # a collection in a rank would touch, and so copy, all that the imports left behind
     threads = len(list(Path("/proc/self/task").iterdir())) if sys.platform == "linux" else 1

@@ -14,14 +14,20 @@ from pretrain.engine.interface import Engine, StepResult
 from pretrain.layout.grid import ParallelLayout
 from pretrain.layout.groups import ProcessGroups, build_groups
 from pretrain.layout.runtime import Runtime
+from pretrain.layout.vendor_imports import megatron_imports
 from tests.support.models import VOCAB_SIZE, batch_of
 
-LR = 1e-2
+with megatron_imports():
+    from pretrain.model.gpt import Stage, build_stage
+
+LR = 3e-3
 
 
 def join(here: Runtime, config: RunConfig) -> ProcessGroups:
-    """All groups of pure data parallelism."""
-    return build_groups(ParallelLayout(here.world_size), config.run.seed, config.engine.timeout_minutes, here.device)
+    """All groups of the configuration's layout."""
+    layout = ParallelLayout(here.world_size, config.parallel.tp, config.parallel.pp)
+    timeout = config.engine.timeout_minutes
+    return build_groups(layout, config.run.seed, timeout, here.device, vp=config.parallel.vp)
 
 
 def start(here: Runtime, config: RunConfig) -> Engine:
@@ -29,10 +35,25 @@ def start(here: Runtime, config: RunConfig) -> Engine:
     return build_engine(config, VOCAB_SIZE, join(here, config), here.device)
 
 
+def plain_stage(here: Runtime, config: RunConfig, vocab_size: int = VOCAB_SIZE) -> Stage:
+    """This rank's part of the model without an engine around it."""
+    return build_stage(
+        config.model,
+        parallel=config.parallel,
+        engine=config.engine,
+        vocab_size=vocab_size,
+        seed=config.run.seed,
+        groups=join(here, config),
+        device=here.device,
+    )
+
+
 def own_batch(here: Runtime, config: RunConfig, step: int) -> torch.Tensor:
     """This rank's samples of the global batch of `step`."""
     batch = batch_of(step, config.train.global_batch_size, config)
-    return torch.from_numpy(batch[here.rank :: here.world_size])
+    layout = ParallelLayout(here.world_size, config.parallel.tp, config.parallel.pp)
+    _, dp_rank, _ = layout.coordinates(here.rank)
+    return torch.from_numpy(batch[dp_rank :: layout.dp])
 
 
 def train(here: Runtime, config: RunConfig, engine: Engine, steps: Iterable[int]) -> list[StepResult]:
@@ -49,11 +70,19 @@ def gathered(parameter: torch.nn.Parameter) -> AbstractContextManager[Any]:
 
 def whole_state(engine: Engine) -> dict[str, np.ndarray]:
     """Every logical tensor of the optimizer state, put together from the parts on all ranks."""
-    parts = [(s.name, s.shape, s.start, s.data.detach().cpu().numpy().copy()) for s in engine.state_shards()]
+    parts = [
+        (s.name, s.shape, s.origin, s.part_shape, s.start, s.data.detach().cpu().numpy().copy())
+        for s in engine.state_shards()
+    ]
     gathered: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(gathered, parts)
     state: dict[str, np.ndarray] = {}
-    for name, shape, start, data in (part for rank in gathered for part in rank):
-        flat = state.setdefault(name, np.full(shape, np.nan, data.dtype)).reshape(-1)
-        flat[start : start + data.size] = data
+    for name, shape, origin, part_shape, start, data in (part for rank in gathered for part in rank):
+        whole = state.setdefault(name, np.full(shape, np.nan, data.dtype))
+        part = whole[tuple(slice(first, first + size) for first, size in zip(origin, part_shape, strict=True))]
+        held = np.unravel_index(np.arange(start, start + data.size), part_shape)
+        before = part[held]
+        # What several ranks hold, they hold alike, to the last bit.
+        assert np.array_equal(before[~np.isnan(before)], data[~np.isnan(before)]), f"copies of {name} differ"
+        part[held] = data
     return state

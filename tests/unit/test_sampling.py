@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pretrain.config.parallel import ParallelConfig
 from pretrain.config.run import GenerateConfig
 from pretrain.generation.sampling import choose, continue_tokens
 
@@ -27,6 +28,7 @@ def config(**changes: Any) -> GenerateConfig:
         "seed": 0,
         "output": None,
         "device": "cpu",
+        "parallel": ParallelConfig(tp=1, sp=False, pp=1, vp=1, pp_layout=None),
     }
     return GenerateConfig(**{**values, **changes})
 

@@ -46,7 +46,7 @@ def test_chunks_are_views_of_the_live_state(case: tuple[tuple[int, ...], int, in
     if length == 0:
         return
     data = torch.zeros(length)
-    tensor = state_dict_of([StateShard("weight/x", shape, start, data)])["weight/x"]
+    tensor = state_dict_of([StateShard("weight/x", shape, (0,) * len(shape), shape, start, data)])["weight/x"]
     assert tensor.shape == shape
     for number, (_, view) in enumerate(tensor.chunks.values()):
         view.fill_(number + 1.0)
@@ -54,7 +54,7 @@ def test_chunks_are_views_of_the_live_state(case: tuple[tuple[int, ...], int, in
 
 
 def test_parts_of_one_tensor_are_one_entry() -> None:
-    parts = [StateShard("weight/x", (4, 3), start, torch.ones(2)) for start in (1, 7)]
-    state = state_dict_of([*parts, StateShard("weight/y", (2,), 0, torch.ones(2))])
+    parts = [StateShard("weight/x", (4, 3), (0, 0), (4, 3), start, torch.ones(2)) for start in (1, 7)]
+    state = state_dict_of([*parts, StateShard("weight/y", (2,), (0,), (2,), 0, torch.ones(2))])
     assert state.keys() == {"weight/x", "weight/y"}
     assert sum(box.numel for box, _ in state["weight/x"].chunks.values()) == 4

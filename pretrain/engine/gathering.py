@@ -1,0 +1,75 @@
+"""ZeRO-3 under pipeline schedules: when a stage's parameters are gathered, and for how long.
+
+Written against deepspeed 0.19.8, whose hooks expect one forward and one backward in turn. 1F1B runs forwards and
+backwards of different micro-batches between each other and ends with backwards in a row.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+HELD = "held for the step"
+
+
+def share_of(groups_for_deepspeed: Any, config: dict[str, Any]) -> Any:
+    """A function that leaves of a filled parameter this rank's share, as `deepspeed.zero.Init` does."""
+    import deepspeed
+
+    deepspeed.init_distributed(auto_mpi_discovery=False)  # before, it takes every world for a single process
+    init = deepspeed.zero.Init(
+        data_parallel_group=groups_for_deepspeed.get_data_parallel_group(),
+        config_dict_or_path=config,
+        mpu=groups_for_deepspeed,
+    )
+    return lambda parameter: init._convert_to_zero_parameters([parameter])
+
+
+def check_traces_within(group: dist.ProcessGroup, device: torch.device) -> None:
+    """The check that all ranks fetch parameters in the same order: over data-parallel ranks, which do.
+
+    DeepSpeed asks the whole world. Pipeline stages hold other parameters: the check would hang, or fail.
+    """
+    from deepspeed.runtime.zero import partitioned_param_coordinator as coordinator
+
+    def same_as_first(ints: list[int]) -> None:
+        seen = torch.tensor([len(ints), hash(tuple(ints))], device=device)
+        first = seen.clone()
+        dist.broadcast(first, src=dist.get_global_rank(group, 0), group=group)
+        if not torch.equal(seen, first):
+            raise RuntimeError(f"rank {dist.get_rank()} runs its modules in another order than its data-parallel peers")
+
+    coordinator.assert_ints_same_as_other_ranks = same_as_first
+
+
+def hold(parameters: Iterable[nn.Parameter]) -> None:
+    """Gather the parameters at once and keep them until the optimizer's step, which lets go of all."""
+    wanted: list[Any] = list(parameters)
+    wanted[0].all_gather_coalesced(wanted).wait()
+    for parameter in wanted:
+        # DeepSpeed frees a parameter when no module is using it any more; this user never ends.
+        parameter.ds_active_sub_modules.add(HELD)
+
+
+class BackwardCounts:
+    """How many gradients each module waits for before its parameters are freed in a backward pass.
+
+    Each forward sets the count, each backward uses it up; the second of two backwards in a row would count below zero
+    and free nothing until the end of the step.
+    """
+
+    def __init__(self) -> None:
+        self._counts: dict[nn.Module, int] = {}
+
+    def remember(self, chunk: nn.Module) -> None:
+        """After each forward of the chunk."""
+        for module in chunk.modules():
+            if "ds_grads_remaining" in module.__dict__:
+                self._counts[module] = module.ds_grads_remaining  # type: ignore[assignment]
+
+    def restore(self) -> None:
+        """Before each backward."""
+        for module, count in self._counts.items():
+            module.ds_grads_remaining = count  # type: ignore[assignment]
