@@ -141,7 +141,7 @@ def _memory_table(memory: Sequence[StageMemory]) -> list[str]:
         ("moments", [stage.moments for stage in memory]),
         ("buffers", [stage.buffers for stage in memory]),
         ("activations", [stage.activations for stage in memory]),
-        ("in update", [stage.update_copies for stage in memory]),
+        ("in update", [stage.in_update for stage in memory]),
         ("peak", [stage.peak for stage in memory]),
         ("between steps", [stage.stays_between_steps for stage in memory]),
         ("host", [stage.host for stage in memory]),

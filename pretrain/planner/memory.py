@@ -12,16 +12,20 @@ engine.grad_accum_dtype=same). Kept for the whole run, as deepspeed 0.19.8 keeps
 
 and, on top of it, while the micro-batches of a step run:
 
-    grad_reduction=per_step          2, 3   + g N                   the whole gradient, until it is reduced once
+    grad_reduction=per_step          2      + g N - g N/d           the whole gradient: this rank keeps its share of it
+                                     3      + g N                   the whole gradient, beside this rank's share
     gather=per_step                  3      + b N                   all parameters, gathered once
     gather=per_micro_batch           3      + b (2 layers + the larger table)
     a bucket for the reduction       1-3    + g 50 million          at stage 3 between the steps too
     activations                             an estimate: activations.py
 
-The update comes when those are gone; it takes a copy of the gradients in fp32, 4 N/d (stage 3: of 1e9 elements at a
-time). N/d is rounded up: at stage 3 for each parameter, at stages 1 and 2 for each optimizer group, to an even number.
-engine.offload moves the optimizer's states, with this rank's share of the gradients at stages 2 and 3, or the shares
-of the parameters, to the host's memory or a disk.
+The update comes when those are gone, and at stage 1 with the gradients cut to b N/d; it copies its share of them in
+fp32, 4 N/d (of one optimizer group at a time, at stage 3 of 1e9 elements).
+
+N/d is rounded up: at stage 3 for each parameter, at stages 1 and 2 for each optimizer group, to an even number; there
+the gradients of a parameter that lies across the border of two shares may stand whole on both sides (less than two
+parameters for each group, not counted). engine.offload moves the optimizer's states, with this rank's share of the
+gradients at stages 2 and 3, or the shares of the parameters, to the host's memory or a disk.
 """
 
 from collections.abc import Sequence
@@ -64,17 +68,17 @@ class StageMemory:
     moments: int
     """Adam's two."""
     gradients: int
-    """Sums over micro-batches: whole at ZeRO 0 and 1, this rank's share at 2 and 3."""
+    """Sums over micro-batches, while those run: whole at ZeRO 0 and 1, this rank's share at 2 and 3."""
     full_gradients: int
-    """ZeRO 2 and 3, per_step: the whole gradient beside the share, until it is reduced."""
+    """ZeRO 2 and 3, per_step: what the whole gradient takes beyond that, until it is reduced."""
     gathered: int
     """ZeRO 3: whole parameters that stand beside the shares at most."""
     buffers: int
     """For reductions."""
     activations: int
     """An estimate."""
-    update_copies: int
-    """Gradients in fp32 that the update reads."""
+    in_update: int
+    """Gradients in the update that follows, with the copies in fp32 that it reads."""
     stays_between_steps: int
     """Of all these, what is there at rest."""
     host: int
@@ -85,8 +89,8 @@ class StageMemory:
     @property
     def peak(self) -> int:
         """The most that stands at one time: while the micro-batches run, or in the update after them."""
-        kept = self.parameters + self.master_weights + self.moments + self.gradients + self.buffers
-        return kept + max(self.full_gradients + self.gathered + self.activations, self.update_copies)
+        kept = self.parameters + self.master_weights + self.moments + self.buffers
+        return kept + max(self.gradients + self.full_gradients + self.gathered + self.activations, self.in_update)
 
 
 def plan_memory(
@@ -154,16 +158,22 @@ def _stage(
     gradients = gradient * (share if zero >= 2 else whole)
     if zero == 0:
         buffers = gradient * min(WHOLE_REDUCE_ELEMENTS, whole) * (dp > 1)
-        update_copies = 0 if gradient == 4 else 4 * whole
+        in_update = gradients if gradient == 4 else gradients + 4 * whole
     else:
         buffers = gradient * REDUCE_BUCKET_ELEMENTS
-        update_copies = 4 * (min(share, UPDATE_ELEMENTS) if zero == 3 else max(parts))
+        copies = 4 * (min(share, UPDATE_ELEMENTS) if zero == 3 else max(parts))
+        in_update = copies + (parameter * share if zero == 1 else gradients)
+
+    full_gradients = 0
+    if modes.grad_reduction == "per_step" and zero >= 2:
+        full_gradients = gradient * (whole if zero == 3 else max(whole - share, 0))
 
     places = {"host": 0, "disk": 0}
     if engine.offload.optimizer != "none":
         places["host"] += (4 + gradient) * share if zero >= 2 else 4 * share  # what Adam reads, and the sums
         places["host" if engine.offload.optimizer == "cpu" else "disk"] += masters + moments
-        masters = moments = update_copies = 0
+        masters = moments = in_update = 0
+        full_gradients += gradients if zero == 2 and full_gradients else 0
         gradients = gradients if zero == 1 else 0
     if engine.offload.params != "none":
         places["host" if engine.offload.params == "cpu" else "disk"] += parameters
@@ -173,11 +183,11 @@ def _stage(
         master_weights=masters,
         moments=moments,
         gradients=gradients,
-        full_gradients=gradient * whole if zero >= 2 and modes.grad_reduction == "per_step" else 0,
+        full_gradients=full_gradients,
         gathered=parameter * _gathered_elements(config, shapes, modes) if zero == 3 else 0,
         buffers=buffers,
         activations=activation_bytes(config, shapes, rank, number, vocab_size),
-        update_copies=update_copies,
+        in_update=in_update,
         stays_between_steps=parameters + masters + moments + (gradients + buffers if zero == 3 else 0),
         host=places["host"],
         disk=places["disk"],

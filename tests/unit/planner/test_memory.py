@@ -112,6 +112,10 @@ def test_modes_per_step_add_a_whole_gradient_and_all_parameters() -> None:
     assert most.gathered == 2 * whole
     assert least.gathered == 2 * (2 * layer_size(config.model, 1) + VOCAB * 768)
     assert model_states(least) == model_states(most)
+    at_2 = one(engine(2, "bf16"), 4, MOST)
+    assert at_2.gradients + at_2.full_gradients == 4 * whole
+    offloaded = one(engine(2, "bf16", engine__offload__optimizer="cpu"), 4, MOST)
+    assert (offloaded.gradients, offloaded.full_gradients) == (0, 4 * whole)
     same = engine(3, "bf16", engine__grad_accum_dtype="same")
     assert one(same, 4, MOST).full_gradients == 2 * whole
 
@@ -119,6 +123,18 @@ def test_modes_per_step_add_a_whole_gradient_and_all_parameters() -> None:
 @pytest.mark.parametrize("zero", [0, 1])
 def test_modes_change_nothing_below_the_stage_that_has_them(zero: int) -> None:
     assert one(engine(zero, "bf16"), 4, LEAST) == one(engine(zero, "bf16"), 4, MOST)
+
+
+def test_the_update_reads_its_share_in_fp32_when_the_rest_of_a_step_is_gone() -> None:
+    whole = parameters_of(base())
+    for zero, bytes_kept, bytes_copied in ((0, 4, 0), (1, 2 / 8, 4 / 8), (2, 4 / 8, 4 / 8), (3, 4 / 8, 4 / 8)):
+        memory = one(engine(zero, "bf16"), 8)
+        low, high = bytes_kept * whole, (bytes_kept + bytes_copied) * whole  # one optimizer group at a time
+        assert low <= memory.in_update <= 1.001 * high
+        assert memory.in_update > 0.95 * high
+        kept = memory.parameters + memory.master_weights + memory.moments + memory.buffers
+        running = memory.gradients + memory.full_gradients + memory.gathered + memory.activations
+        assert memory.peak == kept + max(running, memory.in_update)
 
 
 def test_gradients_stay_between_steps_at_stage_3_only() -> None:
@@ -133,7 +149,7 @@ def test_gradients_stay_between_steps_at_stage_3_only() -> None:
 def test_offload_moves_the_optimizer_off_the_device(zero: int) -> None:
     there, here = engine(zero, "bf16", engine__offload__optimizer="cpu"), engine(zero, "bf16")
     offloaded, kept = one(there, 4), one(here, 4)
-    assert offloaded.master_weights == offloaded.moments == offloaded.update_copies == 0
+    assert offloaded.master_weights == offloaded.moments == offloaded.in_update == 0
     assert offloaded.host >= kept.master_weights + kept.moments
     assert offloaded.parameters == kept.parameters and offloaded.peak < kept.peak
     assert (offloaded.gradients == 0) == (zero >= 2)
