@@ -1,7 +1,6 @@
 """Who failed first, and why: what ranks tell of themselves, and the verdict over all of them. Words only, no torch."""
 
 import re
-import traceback
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -152,28 +151,6 @@ def verdict_on_waiting(places: Mapping[int, Place], stands: Mapping[int, Stand])
     return Verdict(tuple(sorted(stands)), cause, details)
 
 
-def waits_for_others(frames: Sequence[traceback.FrameSummary]) -> bool:
-    """Whether a stack, innermost call last, ends in a collective, in a wait for one, or in a wait for the GPU."""
-    if not frames:
-        return False
-    innermost = [frame.filename.replace("\\", "/") for frame in frames[-WRAPPERS:]]
-    return any(_COLLECTIVE_FILE.search(name) for name in innermost) or bool(_WAIT_CALL.search(frames[-1].line or ""))
-
-
-def where(frames: Sequence[traceback.FrameSummary]) -> str:
-    """The innermost call, and below which line of ours it was made."""
-    if not frames:
-        return "nowhere"
-    ours = [frame for frame in frames if _OUR_FILE.search(frame.filename)]
-    innermost = _at(frames[-1])
-    return innermost if not ours or ours[-1] is frames[-1] else f"{innermost}, called from {_at(ours[-1])}"
-
-
-def _at(frame: traceback.FrameSummary) -> str:
-    name = "/".join(frame.filename.replace("\\", "/").split("/")[-3:])
-    return f"{name}:{frame.lineno} {frame.name}"
-
-
 def _chain(error: BaseException) -> list[BaseException]:
     """The error and those that it was raised from, or while handling."""
     chain: list[BaseException] = []
@@ -210,16 +187,8 @@ MEMORY_REMEDY = (
     "lower train.micro_batch_size, set engine.recompute.granularity to selective or full, or raise engine.zero_stage"
 )
 MAX_LINE, MAX_NAMES, MAX_STACKS = 600, 8, 4
-WRAPPERS = 4
-"""Calls that may lie between a collective and the C++ that waits: loggers, conversions."""
 
-_OUR_FILE = re.compile(r"[\\/]pretrain[\\/](?!layout[\\/]sentinel)")
 _TORCH_ERRORS = ("DistBackendError", "DistNetworkError", "DistStoreError", "DistError")
 _TRANSPORT = re.compile(r"gloo|nccl", re.IGNORECASE)
 _TIMEOUT = re.compile(r"time[d ]?-? ?out", re.IGNORECASE)
 _NO_MEMORY = re.compile(r"can't allocate memory|not enough memory|out of memory", re.IGNORECASE)
-_COLLECTIVE_FILE = re.compile(
-    r"torch/distributed/(distributed_c10d|c10d_logger|rendezvous)\.py$"
-    r"|deepspeed/comm/|megatron/core/pipeline_parallel/p2p_communication\.py$"
-)
-_WAIT_CALL = re.compile(r"\.(wait|synchronize|item|tolist|cpu)\(")

@@ -9,25 +9,22 @@ import faulthandler
 import itertools
 import logging
 import os
-import signal
 import socket
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
-from types import FrameType
 from typing import TypeVar
-
-import psutil
 
 from data_pipeline.errors import UserError
 from pretrain.config.errors import TrainingDiverged
-from pretrain.layout import failures
+from pretrain.layout import failures, stacks
 from pretrain.layout.board import Board
 from pretrain.layout.failures import Place, RankFailed, Stand, Trouble, Verdict
 from pretrain.layout.grid import ParallelLayout
+from pretrain.layout.neighbours import SHOW_STACKS, Neighbours, kernel_kills, machine_name
+from pretrain.layout.stacks import StillMeter, all_stacks
 
 Item = TypeVar("Item")
 log = logging.getLogger(__name__)
@@ -62,17 +59,20 @@ class Sentinel:
         stop_requested: Callable[[], bool],
     ) -> None:
         """`limit_seconds`: without any move of the main thread until the run is ended."""
-        machine, host = _machine(), socket.gethostname()
+        machine, host = machine_name(), socket.gethostname()
         self._place = Place(rank, failures.coordinates(layout, rank), host, machine, os.getpid())
         self._layout, self._limit, self._meeting_seconds = layout, limit_seconds, meeting_seconds
         self._stop_requested = stop_requested
         self._main = threading.main_thread()
-        self._still = _StillMeter()
+        self._still = StillMeter()
         self._step: int | None = None
         self._board: Board | None = None
+        self._has_met = False
+        self._verdict = Verdict((), "")
         self._own_stand: Stand | None = None
-        self._neighbours: dict[int, psutil.Process] = {}
-        self._kernel_kills = _kernel_kills()
+        self._neighbours = Neighbours(rank, layout.world_size)
+        self._kernel_kills = kernel_kills()
+        self._parent = os.getppid()
         self._closed, self._failing, self._wake = threading.Event(), threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._watch, name="sentinel", daemon=True)
 
@@ -110,21 +110,24 @@ class Sentinel:
 
     def failed(self, error: Exception) -> Verdict:
         """The verdict on a failure that reached the main thread as `error`; the process has to end soon after."""
-        faulthandler.cancel_dump_traceback_later()
         own = failures.verdict_on_error(self._place, self._step, error)
         trouble = failures.trouble_of(error)
-        self._own_stand = _stand(traceback.extract_tb(error.__traceback__), trouble is not Trouble.OWN, 0.0, self._step)
+        self._own_stand = stacks.stand(
+            traceback.extract_tb(error.__traceback__), trouble is not Trouble.OWN, 0.0, self._step
+        )
         self._failing.set()
         self._wake.set()
-        self._cut_off_later(own)
+        self._verdict = own
+        self._cut_off_later()
         if self.alone:
             return own
         try:
             verdict = self._find_verdict(self._wait_for_board(), trouble, own)
         except RuntimeError:
-            return own if trouble is Trouble.OWN else self._lost()
+            verdict = own if trouble is Trouble.OWN else self._lost()
+        self._verdict = verdict
         if verdict.silent:
-            self._kill(verdict.culprits)
+            self._neighbours.end(verdict.culprits)
         self._host_stays()
         return verdict
 
@@ -165,9 +168,9 @@ class Sentinel:
         verdict = failures.judge(
             places,
             stands,
-            ended=self._ended(silent),
+            ended=self._neighbours.ended(silent),
             silent_seconds=board.seconds_since_beat(silent),
-            kernel_kills=_kernel_kills() - self._kernel_kills,
+            kernel_kills=kernel_kills() - self._kernel_kills,
         )
         return board.settle(verdict or otherwise or failures.verdict_on_waiting(places, stands))
 
@@ -175,10 +178,6 @@ class Sentinel:
         world = range(self._layout.world_size)
         unknown = {rank: Place(rank, failures.coordinates(self._layout, rank), "", "", 0) for rank in world}
         return unknown | board.places(world)
-
-    def _ended(self, ranks: Iterable[int]) -> list[int]:
-        """Those of `ranks` that ran on this machine and run no more."""
-        return [rank for rank in ranks if rank in self._neighbours and _has_ended(self._neighbours[rank])]
 
     # --- the thread
 
@@ -194,7 +193,8 @@ class Sentinel:
             except RuntimeError:
                 lost_at = lost_at or time.monotonic()
                 self._board = None
-                verdict = self._lost() if time.monotonic() - lost_at > LOST_SECONDS else None
+                for_good = self._is_orphan() or time.monotonic() - lost_at > LOST_SECONDS
+                verdict = self._lost() if for_good else None
             if verdict is not None:
                 self._conclude(verdict)
                 return
@@ -207,9 +207,9 @@ class Sentinel:
         if self.alone:
             return self._verdict_alone() if self._still.seconds >= self._limit else None
         if self._board is None:
-            board = Board.connect(self._meeting_seconds)
+            board = Board.connect(LOST_SECONDS if self._has_met else self._meeting_seconds)
             board.enter(self._place)
-            self._board = board
+            self._board, self._has_met = board, True
         board = self._board
         if self._closed.is_set():
             return None
@@ -218,8 +218,9 @@ class Sentinel:
             board.answer(self._place.rank, self._stand_now())
             if (verdict := board.verdict()) is not None:
                 return verdict
-        self._meet_neighbours(board)
-        dead = self._ended(self._neighbours)
+        if not self._neighbours.all_met:
+            self._neighbours.meet(board.neighbours(self._place.machine))
+        dead = self._neighbours.ended()
         if dead and (verdict := self._verdict_on_dead(board)) is not None:
             return verdict
         if self._is_stuck() and not self._failing.is_set():
@@ -239,45 +240,33 @@ class Sentinel:
     def _verdict_on_dead(self, board: Board) -> Verdict | None:
         """The verdict where a rank of this machine ended without having said why."""
         time.sleep(BEAT_SECONDS / 4)  # others may be killed in the same moment
-        dead = self._ended(self._neighbours)
+        dead = self._neighbours.ended()
         left = board.left(dead)
         for rank, word in left.items():
-            del self._neighbours[rank]
+            self._neighbours.forget(rank)
             if word:
                 return board.settle(Verdict((rank,), f"rank {rank} ended: {word}"))
         if (verdict := board.verdict()) is not None or len(left) == len(dead):
             return verdict
-        places, kills = board.places(dead), _kernel_kills() - self._kernel_kills
+        places, kills = board.places(dead), kernel_kills() - self._kernel_kills
         found = failures.judge(places, {}, ended=[rank for rank in dead if rank not in left], kernel_kills=kills)
         assert found is not None
         return board.settle(found)
 
-    def _meet_neighbours(self, board: Board) -> None:
-        if len(self._neighbours) + 1 >= int(os.environ.get("LOCAL_WORLD_SIZE", str(self._layout.world_size))):
-            return
-        for place in board.neighbours(self._place.machine):
-            if place.rank != self._place.rank and place.rank not in self._neighbours:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    self._neighbours[place.rank] = psutil.Process(place.pid)
-
     def _stand_now(self) -> Stand:
-        if self._own_stand is not None:
-            return self._own_stand
-        frames = sys._current_frames()
-        stacks = {ident: traceback.extract_stack(frame) for ident, frame in frames.items()}
-        main = stacks.pop(self._main.ident or 0, traceback.StackSummary())
-        stacks.pop(threading.get_ident(), None)
-        waits = failures.waits_for_others(main)
-        if main and main[-1].name == "_engine_run_backward":  # a GPU's backward pass runs on threads of its own
-            waits = waits or any(failures.waits_for_others(stack) for stack in stacks.values())
-        return _stand(main, waits, self._still.seconds, self._step)
+        return self._own_stand or stacks.stand_now(self._main, self._still.seconds, self._step)
 
     def _set_backstop(self) -> None:
         """Native code that never lets Python run also stops this thread: then C code ends the process, with stacks."""
         if not self.alone and not self._closed.is_set():
             faulthandler.dump_traceback_later(self._limit + LOST_SECONDS + DEADLINE_SECONDS, exit=True)
+            if self._closed.is_set() or self._failing.is_set():  # meanwhile
+                faulthandler.cancel_dump_traceback_later()
 
     # --- the end
+
+    def _is_orphan(self) -> bool:
+        return os.getppid() != self._parent
 
     def _lost(self) -> Verdict:
         """The verdict where the store does not answer any more."""
@@ -290,7 +279,7 @@ class Sentinel:
     def _conclude(self, verdict: Verdict) -> None:
         """Give the main thread time to fail by itself; then end the process."""
         if verdict.silent:
-            self._kill(verdict.culprits)
+            self._neighbours.end(verdict.culprits)
         limit = time.monotonic() + GRACE_SECONDS
         while time.monotonic() < limit:
             if self._failing.is_set() or self._closed.is_set():
@@ -298,8 +287,9 @@ class Sentinel:
             time.sleep(0.05)
         self._end(verdict)
 
-    def _cut_off_later(self, verdict: Verdict) -> None:
-        timer = threading.Timer(DEADLINE_SECONDS, self._end, [verdict])
+    def _cut_off_later(self) -> None:
+        faulthandler.cancel_dump_traceback_later()
+        timer = threading.Timer(DEADLINE_SECONDS, lambda: self._end(self._verdict))
         timer.daemon = True
         timer.start()
 
@@ -313,22 +303,10 @@ class Sentinel:
 
     def _tell(self, verdict: Verdict) -> None:
         if self._place.rank in verdict.culprits:
-            log.info("threads of rank %d:\n%s", self._place.rank, _all_stacks())
+            log.info("threads of rank %d:\n%s", self._place.rank, all_stacks())
         log.error("%s", self.words(verdict))
         sys.stdout.flush()
         sys.stderr.flush()
-
-    def _kill(self, ranks: Iterable[int]) -> None:
-        """End neighbours that answer no more, after they had a moment to show where they stand."""
-        silent = [self._neighbours[rank] for rank in ranks if rank in self._neighbours]
-        with contextlib.suppress(psutil.Error):
-            for process in silent:
-                process.send_signal(SHOW_STACKS)
-        if silent:
-            time.sleep(BEAT_SECONDS / 2)
-        with contextlib.suppress(psutil.Error):
-            for process in silent:
-                process.kill()  # no other signal reaches a stopped process
 
     def _host_stays(self) -> None:
         if self._place.rank == 0 and self._board is not None and not _agent_holds_store():
@@ -344,7 +322,7 @@ def watched(sentinel: Sentinel) -> Iterator[Sentinel]:
     try:
         yield sentinel
     except (UserError, TrainingDiverged) as error:
-        sentinel.close(f"{error}")
+        sentinel.close(" ".join(f"{error}".split()))
         raise
     except Exception as error:
         verdict = sentinel.failed(error)
@@ -369,81 +347,10 @@ def announce(error: Exception) -> None:
         return
     with contextlib.suppress(Exception):
         rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        place = Place(rank, f"of {world_size}", socket.gethostname(), _machine(), os.getpid())
+        place = Place(rank, f"of {world_size}", socket.gethostname(), machine_name(), os.getpid())
         Board.connect(STAND_SECONDS).settle(failures.verdict_on_error(place, None, error))
-
-
-class _StillMeter:
-    """How long a thread has not moved. A stop of the whole process does not count."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-        self._seen: tuple[tuple[int, int], ...] = ()
-        self._looked = time.monotonic()
-
-    def reset(self) -> None:
-        self.seconds = 0.0
-
-    def look(self, thread: threading.Thread) -> None:
-        """Sample the thread: one that runs is hardly ever met twice in a row at the same place of the same calls."""
-        now = time.monotonic()
-        seen = _position(sys._current_frames().get(thread.ident or 0))
-        self.seconds = self.seconds + min(now - self._looked, 2 * BEAT_SECONDS) if seen == self._seen else 0.0
-        self._seen, self._looked = seen, now
-
-
-def _position(frame: FrameType | None) -> tuple[tuple[int, int], ...]:
-    position = []
-    while frame is not None:
-        position.append((id(frame.f_code), frame.f_lasti))
-        frame = frame.f_back
-    return tuple(position)
-
-
-def _stand(frames: traceback.StackSummary, waits: bool, still_seconds: float, step: int | None) -> Stand:
-    shown = "".join(traceback.format_list(frames[-MAX_FRAMES:]))
-    return Stand(waits, failures.where(frames), still_seconds, step, shown)
-
-
-def _all_stacks() -> str:
-    names = {thread.ident: thread.name for thread in threading.enumerate()}
-    return "\n".join(
-        f"{names.get(ident, ident)}:\n{''.join(traceback.format_stack(frame))}"
-        for ident, frame in sys._current_frames().items()
-        if ident != threading.get_ident()
-    )
 
 
 def _agent_holds_store() -> bool:
     """Whether the launcher holds the store, as torchrun does; else rank 0 does."""
     return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-
-
-def _machine() -> str:
-    """The same text for processes that see each other's process ids."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
-    except OSError:
-        return socket.gethostname()
-
-
-def _kernel_kills() -> int:
-    """Processes that this machine's kernel has killed for want of memory since it started."""
-    with contextlib.suppress(OSError, ValueError):
-        for line in Path("/proc/vmstat").read_text().splitlines():
-            name, value = line.split()
-            if name == "oom_kill":
-                return int(value)
-    return 0
-
-
-def _has_ended(process: psutil.Process) -> bool:
-    try:
-        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
-
-
-MAX_FRAMES = 10
-SHOW_STACKS = signal.SIGUSR2
