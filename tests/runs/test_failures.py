@@ -1,0 +1,186 @@
+"""One rank fails: every process ends soon, and the last lines name the rank, its stage and the cause."""
+
+import contextlib
+import os
+import re
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import psutil
+
+from tests.support.runs import ROOT, LiveRun, Workplace, environment, torchrun_command
+
+END_SECONDS = 30
+TIMEOUT_SECONDS = 6
+TIMEOUT = f"engine.timeout_minutes={TIMEOUT_SECONDS / 60}"
+
+PLANT = """
+import os
+
+if os.environ.get("RANK") == "1":
+    import data_pipeline.loader as loader
+
+    real_batches = loader.train_batches
+
+    def train_batches(*args, **kwargs):
+        for number, batch in enumerate(real_batches(*args, **kwargs), 1):
+            if number == 3:
+                {deed}
+            yield batch
+
+    loader.train_batches = train_batches
+"""
+"""A module that Python imports at its start, before anything of ours: rank 1 does something in step 3."""
+
+EARLY_PLANT = """
+import os
+
+if os.environ.get("RANK") == "1":
+    import pretrain.train
+
+    def open_datasets(config):
+        {deed}
+
+    pretrain.train.open_datasets = open_datasets
+"""
+"""The same, before the ranks have met."""
+
+RANK_1 = r"rank 1 \(stage 0 of 1, tp 0, dp 1, host \S+, process \d+\)"
+STAGE_1 = r"rank 1 \(stage 1 of 2, tp 0, dp 0, host \S+, process \d+\)"
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A failed run."""
+
+    log: str
+    """Of all processes, without the launcher's own lines and summary."""
+    seconds: float
+    """From the failure to the end of the last process."""
+    told: dict[int, str]
+    """Rank -> the last line that it logged."""
+
+
+def run_to_failure(
+    place: Workplace,
+    *overrides: str,
+    deed: str = "pass",
+    plant: str = PLANT,
+    after_step: int = 2,
+    act: Callable[[LiveRun, dict[int, psutil.Process]], object] = lambda run, ranks: None,
+) -> Ended:
+    """A run of two ranks in which rank 1 does the planted deed, or to which `act` does something after a step; returns
+    when nothing of it is left.
+    """
+    planted = place.folder / "planted"
+    planted.mkdir()
+    (planted / "sitecustomize.py").write_text(plant.format(deed=deed), encoding="utf-8")
+    endless = ("train.max_steps=100000", "checkpoint.every_steps=0", "evaluation.every_steps=0")
+    log = place.folder / "run.log"
+    with log.open("wb") as stream:
+        process = subprocess.Popen(
+            [*torchrun_command(2), "train", *place.train_overrides("run", *endless, *overrides)],
+            cwd=place.folder,
+            env=environment({"PYTHONPATH": os.pathsep.join([str(planted), str(ROOT)])}),
+            stdout=stream,
+            stderr=stream,
+        )
+    run = LiveRun(process, place.run_dir("run"), log)
+    ranks: dict[int, psutil.Process] = {}
+    try:
+        run.wait_for(lambda: len(run.ranks()) == 2)
+        ranks = run.ranks()
+        if after_step:
+            run.wait_for_step(after_step)
+        act(run, ranks)
+        began = time.monotonic()
+        assert run.end(60) != 0
+        while any(is_alive(rank) for rank in ranks.values()):
+            assert time.monotonic() - began < 60, run.log
+            time.sleep(0.05)
+        return Ended(said(run.log), time.monotonic() - began, last_lines(run.log))
+    finally:
+        for rank in ranks.values():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                rank.kill()
+        run.kill()
+
+
+def is_alive(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def said(log: str) -> str:
+    """Without torchrun's lines: it has its own words for a worker that ended."""
+    before, _, _ = log.partition('Traceback (most recent call last):\n  File "<frozen runpy>"')
+    return "".join(line for line in before.splitlines(keepends=True) if not re.match(r"[WE]\d{4} ", line)).rstrip()
+
+
+def last_lines(log: str) -> dict[int, str]:
+    """Rank -> the last line of the last message that it logged."""
+    messages: dict[int, str] = {}
+    speaker = 0
+    for line in said(log).splitlines():
+        found = re.match(r"\d\d:\d\d:\d\d (?:\[rank (\d+)\] )?(.*)", line)
+        if found:
+            speaker = int(found.group(1) or 0)
+        messages[speaker] = found.group(2) if found else line
+    return messages
+
+
+def test_an_exception_is_told_on_all_ranks_with_its_step(place):
+    ended = run_to_failure(place, "parallel.pp=2", deed="raise ValueError('planted')")
+    assert ended.seconds < END_SECONDS
+    for rank in (0, 1):
+        assert re.fullmatch(rf"{STAGE_1} failed first in step 3: ValueError: planted", ended.told[rank]), ended.log
+    # The fault has its traceback, what followed from it has none.
+    assert ended.log.count("Traceback (most recent call last)") == 1
+    assert "sitecustomize.py" in ended.log
+
+
+def test_a_failure_before_the_ranks_have_met_is_told_too(place):
+    ended = run_to_failure(place, plant=EARLY_PLANT, deed="raise MemoryError('planted')", after_step=0)
+    assert ended.seconds < END_SECONDS
+    remedy = "lower train.micro_batch_size, set engine.recompute.granularity to selective or full, or raise engine.zero"
+    assert "rank 1 failed" in ended.log and "MemoryError: planted" in ended.log
+    if 0 in ended.told:  # where it had come so far that the launcher's signal did not end it
+        assert re.match(rf"rank 1 .* failed first: out of memory: MemoryError: planted; {remedy}", ended.told[0]), ended
+
+
+def test_a_killed_rank_is_named_by_the_others(place):
+    ended = run_to_failure(place, act=lambda run, ranks: ranks[1].kill())
+    assert ended.seconds < END_SECONDS
+    assert re.fullmatch(rf"{RANK_1} failed first: ended without a word: killed, or out of memory", ended.told[0]), ended
+    assert "Traceback" not in ended.log
+
+
+def test_a_stopped_process_is_cut_off_and_named_by_the_others(place):
+    ended = run_to_failure(place, TIMEOUT, "parallel.pp=2", act=lambda run, ranks: ranks[1].suspend())
+    assert ended.seconds < END_SECONDS + TIMEOUT_SECONDS
+    assert re.match(rf"{STAGE_1} failed first: no sign of life for \d+ s: killed, stopped", ended.told[0]), ended.log
+
+
+def test_a_rank_that_keeps_the_others_waiting_is_cut_off_with_its_stack(place):
+    ended = run_to_failure(place, TIMEOUT, "parallel.pp=2", deed="import time; time.sleep(1000)")
+    assert TIMEOUT_SECONDS - 1 < ended.seconds < END_SECONDS + TIMEOUT_SECONDS
+    for rank in (0, 1):
+        assert re.match(
+            rf"{STAGE_1} kept the others waiting in step 3: outside of any collective, unmoved for \d+ s at \S*"
+            r"sitecustomize.py:12 train_batches, called from \S*pretrain/loop.py:\d+ run_loop",
+            ended.told[rank],
+        ), ended.log
+    assert "import time; time.sleep(1000)" in ended.log
+    # Every thread of the culprit, in its own file.
+    assert "MainThread:" in (place.run_dir("run") / "logs" / "rank-00001.log").read_text(encoding="utf-8")
+
+
+def test_ranks_end_when_their_launcher_was_killed(place):
+    ended = run_to_failure(place, act=lambda run, ranks: run.process.kill())
+    assert ended.seconds < END_SECONDS
+    for speaker in ("", r"\[rank 1\] "):
+        words = rf"(?m)^[\d:]+ {speaker}the launcher at \S+, through which the ranks met, is gone$"
+        assert re.search(words, ended.log), ended.log
