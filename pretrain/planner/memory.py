@@ -25,7 +25,8 @@ fp32, 4 N/d (of one optimizer group at a time, at stage 3 of 1e9 elements).
 N/d is rounded up: at stage 3 for each parameter, at stages 1 and 2 for each optimizer group, to an even number; there
 the gradients of a parameter that lies across the border of two shares may stand whole on both sides (less than two
 parameters for each group, not counted). engine.offload moves the optimizer's states, with this rank's share of the
-gradients at stages 2 and 3, or the shares of the parameters, to the host's memory or a disk.
+gradients at stage 3 and (unless 16-bit gradients are summed in fp32) 2, or the shares of the parameters, to the host's
+memory or a disk.
 """
 
 from collections.abc import Sequence
@@ -173,8 +174,10 @@ def _stage(
         places["host"] += (4 + gradient) * share if zero >= 2 else 4 * share  # what Adam reads, and the sums
         places["host" if engine.offload.optimizer == "cpu" else "disk"] += masters + moments
         masters = moments = in_update = 0
-        full_gradients += gradients if zero == 2 and full_gradients else 0
-        gradients = gradients if zero == 1 else 0
+        # Stage 2 sums 16-bit gradients in fp32 on the device all the same (deepspeed 0.19.8).
+        if not (zero == 1 or (zero == 2 and gradient > parameter)):
+            full_gradients += gradients if zero == 2 and full_gradients else 0
+            gradients = 0
     if engine.offload.params != "none":
         places["host" if engine.offload.params == "cpu" else "disk"] += parameters
         parameters = 0
