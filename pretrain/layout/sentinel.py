@@ -9,6 +9,7 @@ import faulthandler
 import itertools
 import logging
 import os
+import signal
 import socket
 import sys
 import threading
@@ -73,6 +74,10 @@ class Sentinel:
         self._neighbours = Neighbours(rank, layout.world_size)
         self._kernel_kills = kernel_kills()
         self._parent = os.getppid()
+        self._arrivals, self._signals = socket.socketpair()
+        self._arrivals.setblocking(False)
+        self._signals.setblocking(False)
+        self._signalled = False
         self._closed, self._failing, self._wake = threading.Event(), threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._watch, name="sentinel", daemon=True)
 
@@ -85,6 +90,8 @@ class Sentinel:
     def start(self) -> None:
         # Handled in C: it also works where native code does not let Python run.
         faulthandler.register(SHOW_STACKS, all_threads=True)
+        if not self.alone:
+            signal.set_wakeup_fd(self._signals.fileno(), warn_on_full_buffer=False)
         self._thread.start()
 
     def count_steps(self, batches: Iterable[Item], step: int) -> Iterator[Item]:
@@ -103,6 +110,8 @@ class Sentinel:
         """End in good order, or for a reason that is no failure of this rank, said in `word`."""
         self._closed.set()
         self._wake.set()
+        if not self.alone:
+            signal.set_wakeup_fd(-1)
         faulthandler.cancel_dump_traceback_later()
         if self._board is not None:
             with contextlib.suppress(RuntimeError):
@@ -229,8 +238,14 @@ class Sentinel:
 
     def _is_stuck(self) -> bool:
         # A launcher whose rank died before the ranks met asks the others to stop, who wait for it to come.
-        cut_short = self._step is None and self._stop_requested()
+        cut_short = self._step is None and (self._stop_requested() or self._has_signal())
         return self._still.seconds >= (min(START_SECONDS, self._limit) if cut_short else self._limit)
+
+    def _has_signal(self) -> bool:
+        """Whether a signal came that Python handles, also while native code keeps its handler waiting."""
+        with contextlib.suppress(BlockingIOError):
+            self._signalled = bool(self._arrivals.recv(64)) or self._signalled
+        return self._signalled
 
     def _verdict_alone(self) -> Verdict:
         stand = self._stand_now()
