@@ -31,8 +31,12 @@ def deepspeed_config(
             "overlap_comm": False,
             "reduce_bucket_size": 50_000_000,
             "allgather_bucket_size": 50_000_000,
-            # No parameter stays gathered beyond its use: under 1F1B that would hold by halves only.
+            # No parameter is gathered before its use or stays after it: what is to be kept is held (gathering.py),
+            # DeepSpeed's own ways need a trace of the step that 1F1B makes invalid.
             "stage3_param_persistence_threshold": 0,
+            "stage3_prefetch_bucket_size": 0,
+            "stage3_max_reuse_distance": 0,
+            "stage3_max_live_parameters": 0,
             # The default replaces torch.nn.functional.linear for the whole process.
             "memory_efficient_linear": False,
             **_offload(offload),

@@ -88,6 +88,9 @@ def runtime(
         torch.set_num_threads(config.cpu_threads or _threads_per_process())
         megatron_on_cpu.redirect()
     _complete_environment(rank, world_size, local_rank)
+    if layout is not None and layout.tp > 1:
+        # One queue of work to the GPU keeps a tensor-parallel collective before the product that it overlaps with.
+        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     on_gpu = device.type == "cuda"
     # gloo raises in the ranks that wait, NCCL ends their processes without a word: the sentinel comes after the one and
     # before the other.
@@ -144,4 +147,5 @@ _VENDOR_WARNINGS = (
     ".*(Transformer Engine|Apex).*",
     ".*(all_gather_into_tensor|reduce_scatter_tensor).*deprecated.*",
     "full scope is deprecated.*",
+    "If you are using transformer_engine as the transformer implementation.*",
 )

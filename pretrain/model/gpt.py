@@ -13,6 +13,7 @@ from pretrain.config.engine import EngineConfig
 from pretrain.config.model import ModelConfig
 from pretrain.config.parallel import ParallelConfig, stage_chunks
 from pretrain.layout.groups import ProcessGroups
+from pretrain.layout.heap import large_blocks_apart
 from pretrain.model.init import initial_value
 from pretrain.model.parameters import LocalParameter, describe, own_part, padded_rows, whole_shape
 from pretrain.model.specs import block_spec, transformer_config
@@ -106,21 +107,22 @@ def build_stage(
         chunk.real_vocab_size = vocab_size
         chunks.append(chunk)
     stage = Stage(config, chunks)
-    for part, chunk in zip(own, chunks, strict=True):
-        for name, parameter in list(chunk.named_parameters()):
-            is_table = name.endswith(("word_embeddings.weight", "output_layer.weight"))
-            tied = is_table and model.tie_embeddings and parallel.pp > 1
-            is_copy = tied and name == "output_layer.weight"
-            local = describe(name, parameter, first_layer=part.first, tied=tied, is_copy=is_copy, tp=tp)
-            whole = initial_value(local.name, whole_shape(local, tp), model=model, vocab_size=vocab_size, seed=seed)
-            value = own_part(local, whole, model=model, tp=tp, tp_rank=groups.tp_rank)
-            del whole
-            filled = nn.Parameter(value.to(device, config.pipeline_dtype).contiguous())
-            del value
-            filled.__dict__.update(parameter.__dict__)  # Megatron's marks, such as `tensor_model_parallel`
-            owner, _, leaf = name.rpartition(".")
-            setattr(chunk.get_submodule(owner), leaf, filled)
-            stage.local[filled] = local
-            if keep_own_share is not None:
-                keep_own_share(filled)
+    with large_blocks_apart():
+        for part, chunk in zip(own, chunks, strict=True):
+            for name, parameter in list(chunk.named_parameters()):
+                is_table = name.endswith(("word_embeddings.weight", "output_layer.weight"))
+                tied = is_table and model.tie_embeddings and parallel.pp > 1
+                is_copy = tied and name == "output_layer.weight"
+                local = describe(name, parameter, first_layer=part.first, tied=tied, is_copy=is_copy, tp=tp)
+                whole = initial_value(local.name, whole_shape(local, tp), model=model, vocab_size=vocab_size, seed=seed)
+                value = own_part(local, whole, model=model, tp=tp, tp_rank=groups.tp_rank)
+                del whole
+                filled = nn.Parameter(value.to(device, config.pipeline_dtype).contiguous())
+                del value
+                filled.__dict__.update(parameter.__dict__)  # Megatron's marks, such as `tensor_model_parallel`
+                owner, _, leaf = name.rpartition(".")
+                setattr(chunk.get_submodule(owner), leaf, filled)
+                stage.local[filled] = local
+                if keep_own_share is not None:
+                    keep_own_share(filled)
     return stage

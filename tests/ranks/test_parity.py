@@ -1,4 +1,4 @@
-"""The engine computes what one process of plain torch computes: loss, gradient norm and parameters, step by step."""
+"""The engine computes what one process of plain torch computes, in any layout: loss, gradient norm and parameters."""
 
 import functools
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from pretrain.layout.runtime import Runtime
 from pretrain.model.init import VOCABULARY_TABLES
 from pretrain.model.parameters import logical_parts
 from pretrain.optim.param_groups import decay_groups
-from tests.support.models import VOCAB_SIZE, batch_of, run_config
+from tests.support.models import VOCAB_SIZE, batch_of, batches, run_config
 from tests.support.ranks import run_ranks
 from tests.support.training import LR, gathered, plain_stage, start, train, whole_state
 
@@ -26,7 +26,9 @@ SETTINGS = (
     # noise of 1e-9. With the usual eps of 1e-8 Adam would blow that up to steps of the size of the learning rate, other
     # ones for each order of summation; clipped gradients that mean something are near 1e-3.
     "optim.eps=1e-4",
+    "model.num_layers=4",
 )
+SAMPLES = 48
 
 
 @dataclass(frozen=True)
@@ -71,59 +73,123 @@ def plain_run(here: Runtime, config: RunConfig) -> Run:
 
 @functools.cache
 def reference(model: str) -> Run:
-    (run,) = run_ranks(plain_run, 1, run_config(model, *SETTINGS, *LAYERS, *batches(1)))
+    (run,) = run_ranks(plain_run, 1, run_config(model, *SETTINGS, *batches(1, 1, SAMPLES)))
     return run
 
 
-LAYERS = ("model.num_layers=4",)
+@dataclass(frozen=True)
+class Layout:
+    """A model, how it is split, and how the engine works."""
+
+    model: str = "gpt"
+    zero: int = 1
+    tp: int = 1
+    pp: int = 1
+    dp: int = 1
+    vp: int = 1
+    sp: bool = False
+    micro_batches: int = 4
+    overrides: tuple[str, ...] = ()
+
+    @property
+    def world_size(self) -> int:
+        return self.tp * self.pp * self.dp
+
+    @property
+    def config(self) -> RunConfig:
+        shape = {"tp": self.tp, "pp": self.pp, "vp": self.vp, "sp": self.sp}
+        batch = batches(self.dp, self.micro_batches, SAMPLES)
+        return run_config(self.model, *SETTINGS, *batch, *self.overrides, zero_stage=self.zero, **shape)
+
+    def __str__(self) -> str:
+        degrees = "".join(
+            f"{name}{getattr(self, name)}" for name in ("tp", "pp", "vp", "dp") if getattr(self, name) > 1
+        )
+        parts = [self.model, f"zero{self.zero}", degrees, "sp" * self.sp, f"m{self.micro_batches}"]
+        return "-".join([*filter(None, parts), *(override.split(".", 1)[1] for override in self.overrides)])
 
 
-def batches(dp: int, micro_batches: int = 4) -> tuple[str, ...]:
-    """The same global batch of 24 samples whatever the layout, in so many micro-batches on each rank."""
-    return "train.global_batch_size=24", f"train.micro_batch_size={24 // dp // micro_batches}"
+ONCE = "engine.grad_reduction=per_step"
+HELD = "engine.gather=per_step"
+UNEVEN = "parallel.pp_layout=Et|tttL"
+LAYOUTS = [
+    # One axis alone.
+    *(Layout(zero=zero) for zero in range(4)),
+    *(Layout(model, zero, dp=2) for zero in range(4) for model in ("gpt", "llama")),
+    *(Layout("llama_tied", zero, dp=4) for zero in (0, 3)),
+    *(Layout("gpt_odd", zero, dp=3) for zero in range(4)),
+    *(Layout(model, zero, tp=2) for zero in (0, 1, 3) for model in ("gpt", "llama")),
+    *(Layout(model, 1, tp=4, sp=True) for model in ("gpt", "llama")),  # the Llama has fewer key groups than ranks
+    Layout("llama_qk", 1, tp=2),
+    Layout("llama_qk", 3, tp=2, sp=True),
+    *(Layout(model, zero, pp=2) for zero in (0, 1, 2, 3) for model in ("gpt", "llama")),
+    *(Layout(model, 3, pp=4, micro_batches=micro) for model, micro in (("gpt", 2), ("llama_tied", 4), ("gpt", 8))),
+    Layout("gpt", 0, pp=4),
+    # Two and three together.
+    *(Layout("gpt", zero, tp=2, pp=2, sp=sp) for zero, sp in ((1, True), (2, False), (3, True))),
+    *(Layout("llama", zero, tp=2, dp=2, sp=sp) for zero, sp in ((1, False), (2, True), (3, True))),
+    *(Layout("gpt", zero, pp=2, dp=2) for zero in (0, 1, 2, 3)),
+    Layout("llama_tied", 3, pp=2, dp=3, micro_batches=2),
+    Layout("gpt", 3, tp=2, pp=2, dp=2, sp=True),
+    Layout("llama", 3, tp=2, pp=2, dp=2),
+    # Interleaved and uneven stages.
+    *(Layout("gpt", zero, pp=2, vp=2) for zero in (1, 3)),
+    Layout("llama", 3, pp=2, vp=2, dp=2),
+    Layout("gpt", 3, tp=2, pp=2, vp=2, sp=True),
+    Layout("gpt", 3, pp=2, overrides=(UNEVEN,)),
+    # The engine's ways.
+    *(Layout("gpt", zero, pp=2, dp=2, overrides=(ONCE,)) for zero in (2, 3)),
+    Layout("gpt", 3, pp=2, dp=2, overrides=(HELD,)),
+    Layout("llama_tied", 3, pp=2, vp=2, dp=2, overrides=(HELD, ONCE)),
+    Layout("gpt", 3, tp=2, pp=2, overrides=(HELD,)),
+    *(Layout("gpt", zero, pp=2, dp=2, overrides=("engine.offload.optimizer=cpu",)) for zero in (1, 2, 3)),
+    Layout("gpt", 3, tp=2, dp=2, sp=True, overrides=("engine.offload.optimizer=cpu", "engine.offload.params=cpu")),
+    Layout("gpt", 3, pp=2, overrides=("engine.offload.optimizer=cpu", ONCE)),
+]
 
 
-def settings(model: str, world_size: int, *overrides: str, **values: Any) -> RunConfig:
-    return run_config(model, *SETTINGS, *LAYERS, *batches(world_size), *overrides, **values)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_equals_one_process_of_plain_torch(layout: Layout) -> None:
+    assert_parity(layout)
 
 
-CASES = [(model, stage, world_size) for model in ("gpt", "llama") for stage in range(4) for world_size in (1, 2)]
-CASES += [("llama_tied", stage, 2) for stage in range(4)]
-CASES += [("gpt_odd", stage, 3) for stage in range(4)]
-
-
-@pytest.mark.parametrize(("model", "stage", "world_size"), CASES)
-def test_equals_one_process_of_plain_torch(model: str, stage: int, world_size: int) -> None:
-    expected = reference(model)
-    runs = run_ranks(engine_run, world_size, settings(model, world_size, zero_stage=stage))
-    for run in runs:
+def assert_parity(layout: Layout) -> None:
+    expected = reference(layout.model)
+    assert (expected.norms > CLIP).all(), "clipping must bite for this test to see it"
+    for run in run_ranks(engine_run, layout.world_size, layout.config):
         np.testing.assert_allclose(run.losses, expected.losses, rtol=1e-6)
         np.testing.assert_allclose(run.norms, expected.norms, rtol=1e-6)
         assert run.weights.keys() == expected.weights.keys()
         for name, value in run.weights.items():
             np.testing.assert_allclose(value, expected.weights[name], rtol=0, atol=1e-5, err_msg=name)
-    assert (expected.norms > CLIP).all(), "clipping must bite for this test to see it"
+
+
+def test_repeated_runs_are_equal_to_the_last_bit() -> None:
+    layout = Layout("gpt", 3, tp=2, pp=2, dp=2, sp=True)
+    first, second = (run_ranks(engine_run, layout.world_size, layout.config)[0] for _ in range(2))
+    assert np.array_equal(first.losses, second.losses) and np.array_equal(first.norms, second.norms)
+    assert all(np.array_equal(value, second.weights[name]) for name, value in first.weights.items())
 
 
 def trained_padding(here: Runtime, config: RunConfig) -> float:
     """Largest absolute value in the rows that pad the vocabulary, after training."""
     engine = start(here, config)
     train(here, config, engine, STEPS)
-    largest = 0.0
-    for name, _, parameter in engine.stage.named():
+    largest, rows = 0.0, 0
+    for name, shape, parameter in engine.stage.named():
         if name.endswith(VOCABULARY_TABLES):
             with gathered(parameter):
-                assert parameter.shape[0] == 96
-                largest = max(largest, parameter[VOCAB_SIZE:].abs().max().item())
+                assert parameter.shape == shape
+                padding = parameter[max(0, VOCAB_SIZE - engine.groups.tp_rank * shape[0]) :]
+                largest, rows = max(largest, *padding.abs().flatten().tolist(), 0.0), rows + len(padding)
+    assert rows or engine.groups.tp_rank < config.parallel.tp - 1, "the last rows are padding"
     return largest
 
 
-@pytest.mark.parametrize("stage", range(4))
-def test_padding_of_the_vocabulary_stays_zero(stage: int) -> None:
-    assert run_ranks(trained_padding, 2, settings("llama", 2, zero_stage=stage)) == [0.0, 0.0]
+@pytest.mark.parametrize("layout", [*(Layout("llama", zero, dp=2) for zero in range(4)), Layout("gpt", 1, tp=2, pp=2)])
+def test_padding_of_the_vocabulary_stays_zero(layout: Layout) -> None:
+    assert set(run_ranks(trained_padding, layout.world_size, layout.config)) == {0.0}
 
 
 def test_padding_of_the_vocabulary_changes_nothing() -> None:
-    (run,) = run_ranks(engine_run, 1, settings("gpt", 1, "model.vocab_multiple_of=1"))
-    np.testing.assert_allclose(run.losses, reference("gpt").losses, rtol=1e-6)
-    np.testing.assert_allclose(run.norms, reference("gpt").norms, rtol=1e-6)
+    assert_parity(Layout(overrides=("model.vocab_multiple_of=1",)))

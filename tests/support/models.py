@@ -16,6 +16,7 @@ MODELS = {
     "gpt": ("model=tiny", "model.ffn_hidden_size=64"),
     "llama": ("model=tiny_llama", "model.ffn_hidden_size=48"),
     "llama_tied": ("model=tiny_llama", "model.ffn_hidden_size=48", "model.tie_embeddings=true"),
+    "llama_qk": ("model=tiny_llama", "model.ffn_hidden_size=48", "model.qk_norm=true"),
     # 3 layers, widths and vocabulary without a common divisor: no parameter splits evenly over 2 or 3 ranks.
     "gpt_odd": (
         "model=tiny",
@@ -55,6 +56,12 @@ def batch_of(step: int, num_samples: int, config: RunConfig) -> np.ndarray:
     return np.random.default_rng(step).integers(0, VOCAB_SIZE, shape)
 
 
+def batches(dp: int, micro_batches: int = 4, samples: int = 24) -> tuple[str, ...]:
+    """The same global batch whatever the layout, in so many micro-batches on each of `dp` data-parallel ranks."""
+    assert samples % (dp * micro_batches) == 0
+    return f"train.global_batch_size={samples}", f"train.micro_batch_size={samples // dp // micro_batches}"
+
+
 def three_micro_batches(world_size: int) -> tuple[str, ...]:
     """The same global batch whatever the number of ranks (1, 2 or 3), in three micro-batches on each."""
-    return "train.global_batch_size=18", f"train.micro_batch_size={6 // world_size}"
+    return batches(world_size, 3, 18)

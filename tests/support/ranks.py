@@ -72,6 +72,7 @@ def _server() -> Connection:
         "OMP_NUM_THREADS": "1",
         "CUDA_VISIBLE_DEVICES": "",
         "DS_ACCELERATOR": "cpu",
+        "CUDA_DEVICE_MAX_CONNECTIONS": "1",  # Megatron warns without it, on a CPU too
         "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
     }
     process = subprocess.Popen(
