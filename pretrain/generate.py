@@ -61,10 +61,10 @@ def continuations(config: GenerateConfig, run: Path, used: RunConfig, tokenizer:
     with megatron_imports():
         from pretrain.engine.build import build_engine
 
-    with runtime(used.engine) as here:
-        parallel = used.parallel
-        layout = ParallelLayout(here.world_size, parallel.tp, parallel.pp)
-        groups = build_groups(layout, config.seed, used.engine.timeout_minutes, here.device, vp=parallel.vp)
+    parallel = used.parallel
+    layout = ParallelLayout(world_from_environment()[1], parallel.tp, parallel.pp)
+    with runtime(used.engine, layout=layout) as here:
+        groups = build_groups(layout, config.seed, here.group_timeout_minutes, here.device, vp=parallel.vp)
         store = CheckpointStore(run, groups=groups, keep_last=1, keep_every=0)
         vocab_size = int(checkpoint.manifest["vocab_size"])
         engine = build_engine(used, vocab_size, groups, here.device)

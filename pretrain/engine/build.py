@@ -1,11 +1,17 @@
 """From a configuration to an engine."""
 
+import logging
+import os
+
+import psutil
 import torch
+import torch.distributed as dist
 
 from pretrain.config.run import RunConfig
 from pretrain.engine.interface import Engine
 from pretrain.layout.groups import DeepSpeedGroups, ProcessGroups
 from pretrain.layout.vendor_imports import megatron_imports
+from pretrain.planner.memory import choose_modes
 
 with megatron_imports():
     from pretrain.engine.deepspeed_config import deepspeed_config
@@ -13,13 +19,18 @@ with megatron_imports():
     from pretrain.engine.zero import ZeroEngine, import_deepspeed
     from pretrain.model.gpt import build_stage
 
+log = logging.getLogger(__name__)
+
 
 def build_engine(config: RunConfig, vocab_size: int, groups: ProcessGroups, device: torch.device) -> Engine:
     """The model's part on this rank's device, inside its engine; process groups must exist."""
-    reduce_per_step = config.engine.zero_stage >= 2 and config.engine.grad_reduction == "per_step"
+    zero = config.engine.zero_stage
+    modes = choose_modes(config, vocab_size, groups.layout.world_size, smallest_memory(device, groups.control))
+    if zero == 3:
+        log.info("ZeRO-3: gradients reduced %s, parameters gathered %s", modes.grad_reduction, modes.gather)
     vendor_config = deepspeed_config(
         config.engine,
-        reduce_per_step=reduce_per_step,
+        reduce_per_step=zero >= 2 and modes.grad_reduction == "per_step",
         micro_batch_size=config.train.micro_batch_size,
         clip_grad_norm=config.optim.clip_grad_norm,
         dp=groups.layout.dp,
@@ -33,7 +44,7 @@ def build_engine(config: RunConfig, vocab_size: int, groups: ProcessGroups, devi
         seed=config.run.seed,
         groups=groups,
         device=device,
-        keep_own_share=share_of(DeepSpeedGroups(groups), vendor_config) if config.engine.zero_stage == 3 else None,
+        keep_own_share=share_of(DeepSpeedGroups(groups), vendor_config) if zero == 3 else None,
     )
     return ZeroEngine(
         stage,
@@ -41,9 +52,20 @@ def build_engine(config: RunConfig, vocab_size: int, groups: ProcessGroups, devi
         engine=config.engine,
         optim=config.optim,
         deepspeed_config=vendor_config,
-        hold_parameters=config.engine.zero_stage == 3 and config.engine.gather == "per_step",
+        hold_parameters=zero == 3 and modes.gather == "per_step",
         vocab_size=vocab_size,
         micro_batch_size=config.train.micro_batch_size,
         groups=groups,
         device=device,
     )
+
+
+def smallest_memory(device: torch.device, control: dist.ProcessGroup) -> int:
+    """Bytes that every rank can have: of its GPU, or its share of its machine's memory."""
+    if device.type == "cuda":
+        own = torch.cuda.get_device_properties(device).total_memory
+    else:
+        own = psutil.virtual_memory().total // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    smallest = torch.tensor(own)
+    dist.all_reduce(smallest, op=dist.ReduceOp.MIN, group=control)
+    return int(smallest)

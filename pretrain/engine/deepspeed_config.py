@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 from pretrain.config.engine import EngineConfig, OffloadConfig
+from pretrain.planner.memory import REDUCE_BUCKET_ELEMENTS
 
 
 def deepspeed_config(
@@ -29,8 +30,8 @@ def deepspeed_config(
             "stage": stage,
             # Below stage 2, overlapping and unmanaged accumulation exclude each other (deepspeed 0.19.8).
             "overlap_comm": False,
-            "reduce_bucket_size": 50_000_000,
-            "allgather_bucket_size": 50_000_000,
+            "reduce_bucket_size": REDUCE_BUCKET_ELEMENTS,
+            "allgather_bucket_size": REDUCE_BUCKET_ELEMENTS,
             # No parameter is gathered before its use or stays after it: what is to be kept is held (gathering.py),
             # DeepSpeed's own ways need a trace of the step that 1F1B makes invalid.
             "stage3_param_persistence_threshold": 0,

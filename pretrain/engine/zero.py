@@ -119,7 +119,9 @@ class ZeroEngine:
         self.engine.eval()
         parts = zip(*(t.to(self.device).split(self.micro_batch_size) for t in (tokens, mask)), strict=True)
         batches = [MicroBatch(*part) for part in self._whole_turns(list(parts))]
-        return self._over_all_ranks(run_schedule(self.handles, batches, forward_only=True))
+        totals = self._over_all_ranks(run_schedule(self.handles, batches, forward_only=True))
+        self._let_go()
+        return totals
 
     @torch.no_grad()
     def logits(self, tokens: Tensor) -> Tensor:
@@ -128,6 +130,7 @@ class ZeroEngine:
         # Sequence parallelism cuts the sequence in equal parts; what is added at its end, no earlier token sees.
         padded = torch.nn.functional.pad(tokens.to(self.device), (0, -length % tp))
         own = run_logits(self.handles, padded)  # [b, s, v / tp]
+        self._let_go()
         return self._whole_logits(own, padded.shape)[:, :length, : self.vocab_size]
 
     def state_shards(self, *, weights_only: bool = False) -> Iterator[StateShard]:
@@ -160,6 +163,11 @@ class ZeroEngine:
         if self._counts is not None:
             self._counts.remember(self.stage.chunks[chunk])
         return output
+
+    def _let_go(self) -> None:
+        """After forward passes without a step: some of ZeRO-3's parameters stay gathered."""
+        if self.zero == 3:
+            self.optimizer.empty_partition_cache()
 
     def _over_all_ranks(self, totals: Tensor) -> Tensor:
         """Sum over data-parallel ranks of what the last stage has, once for all tensor-parallel ranks."""

@@ -40,7 +40,7 @@ from pretrain.planner.activations import activation_bytes
 from pretrain.planner.shapes import EMBEDDING, HEAD, POSITIONS, StageShapes, all_stages, layer_size
 
 REDUCE_BUCKET_ELEMENTS = 50_000_000
-"""As engine/deepspeed_config.py sets it."""
+"""Gradients are reduced in buckets of this size."""
 WHOLE_REDUCE_ELEMENTS = 500_000_000
 """Stage 0 reduces through a copy of this size at most (deepspeed 0.19.8)."""
 UPDATE_ELEMENTS = 1_000_000_000

@@ -12,7 +12,7 @@ from pretrain.config.run import RunConfig
 from pretrain.layout.runtime import Runtime
 from tests.support.models import batches, run_config
 from tests.support.ranks import run_ranks
-from tests.support.training import join, own_batch, start, train
+from tests.support.training import join, start, train
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Gathering:
 def gathering(here: Runtime, config: RunConfig) -> Gathering:
     """The second step: DeepSpeed learns its order in the first."""
     import deepspeed.comm as deepspeed_comm
-    from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
     from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
+    from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
 
     engine = start(here, config)
     train(here, config, engine, [0])

@@ -2,7 +2,6 @@
 
 import functools
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pytest
@@ -99,7 +98,8 @@ class Layout:
     def config(self) -> RunConfig:
         shape = {"tp": self.tp, "pp": self.pp, "vp": self.vp, "sp": self.sp}
         batch = batches(self.dp, self.micro_batches, SAMPLES)
-        return run_config(self.model, *SETTINGS, *batch, *self.overrides, zero_stage=self.zero, **shape)
+        least = ("engine.grad_reduction=per_micro_batch", "engine.gather=per_micro_batch")
+        return run_config(self.model, *SETTINGS, *batch, *least, *self.overrides, zero_stage=self.zero, **shape)
 
     def __str__(self) -> str:
         degrees = "".join(

@@ -1,0 +1,141 @@
+"""Validation, logits and checkpoints are of the model, not of its layout."""
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pretrain.checkpoint.store import CheckpointStore
+from pretrain.config.run import RunConfig
+from pretrain.layout.grid import ParallelLayout
+from pretrain.layout.runtime import Runtime
+from pretrain.run_state import RunState
+from tests.support.models import batch_of, batches, run_config
+from tests.support.ranks import run_ranks
+from tests.support.training import start, train, whole_state
+
+SETTINGS = ("optim.clip_grad_norm=0.2", "optim.eps=1e-4", "model.num_layers=4")
+LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
+    "one": (1, {"zero_stage": 0}),
+    "dp3-zero2": (3, {"zero_stage": 2}),
+    "tp2-pp2-dp2-sp-zero3": (8, {"tp": 2, "pp": 2, "sp": True, "zero_stage": 3}),
+    "pp4-zero1": (4, {"pp": 4, "zero_stage": 1}),
+    "pp2-vp2-dp2-zero3-held": (4, {"pp": 2, "vp": 2, "zero_stage": 3, "gather": "per_step"}),
+    "tp4-sp-zero1": (4, {"tp": 4, "sp": True, "zero_stage": 1}),
+    "tp2-pp2-zero0": (4, {"tp": 2, "pp": 2, "zero_stage": 0}),
+    "pp2-dp2-zero2": (4, {"pp": 2, "zero_stage": 2}),
+}
+SAVED, LAST = 2, 4
+
+
+def config_of(model: str, layout: str, *overrides: str) -> RunConfig:
+    world_size, values = LAYOUTS[layout]
+    dp = world_size // (values.get("tp", 1) * values.get("pp", 1))
+    return run_config(model, *SETTINGS, *batches(dp, 4), *overrides, **values)
+
+
+def world_of(layout: str) -> int:
+    return LAYOUTS[layout][0]
+
+
+@dataclass(frozen=True)
+class Seen:
+    totals: list[float]
+    """Sum of losses and tokens over validation samples, some of which don't count."""
+    logits: np.ndarray
+    after: tuple[float, float]
+    """Loss and gradient norm of a training step that follows."""
+
+
+def seen(here: Runtime, config: RunConfig) -> Seen:
+    engine = start(here, config)
+    layout = ParallelLayout(here.world_size, config.parallel.tp, config.parallel.pp)
+    dp_rank = engine.groups.dp_rank
+    samples = 14 * layout.dp
+    mask = torch.zeros(samples, dtype=torch.int64)
+    mask[:13] = 1
+    batch = torch.from_numpy(batch_of(9, samples, config))
+    batch[:13] = torch.from_numpy(batch_of(8, 13, config))
+    totals = engine.evaluate(batch[dp_rank :: layout.dp], mask[dp_rank :: layout.dp]).tolist()
+    logits = engine.logits(torch.from_numpy(batch_of(7, 2, config)[:, :11])).numpy()
+    (result,) = train(here, config, engine, [0])
+    return Seen(totals, logits, (result.loss, result.grad_norm))
+
+
+@functools.cache
+def seen_by_one(model: str) -> Seen:
+    return run_ranks(seen, 1, config_of(model, "one"))[0]
+
+
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "one"])
+@pytest.mark.parametrize("model", ["gpt", "llama"])
+def test_validation_and_logits_do_not_depend_on_the_layout(model: str, layout: str) -> None:
+    expected = seen_by_one(model)
+    for rank in run_ranks(seen, world_of(layout), config_of(model, layout)):
+        assert rank.totals == pytest.approx(expected.totals, rel=1e-6)
+        assert rank.logits.shape == expected.logits.shape
+        np.testing.assert_allclose(rank.logits, expected.logits, rtol=1e-4, atol=1e-5)
+        assert rank.after == pytest.approx(expected.after, rel=1e-6)
+
+
+Steps = list[tuple[float, float]]
+
+
+def save_and_go_on(here: Runtime, config: RunConfig, folder: Path) -> tuple[dict[str, np.ndarray], Steps, bytes]:
+    """The state at the save; loss and norm of the steps after it; the state at the end."""
+    engine = start(here, config)
+    train(here, config, engine, range(SAVED))
+    saved = whole_state(engine)
+    store = CheckpointStore(folder, groups=engine.groups, keep_last=1, keep_every=0)
+    store.save(engine, RunState(step=SAVED), {})
+    return saved, *go_on(here, config, engine)
+
+
+def restore_and_go_on(here: Runtime, config: RunConfig, folder: Path) -> tuple[dict[str, np.ndarray], Steps, bytes]:
+    engine = start(here, config)
+    store = CheckpointStore(folder, groups=engine.groups, keep_last=1, keep_every=0)
+    newest = store.newest()
+    assert newest is not None
+    store.restore(newest, engine)
+    return whole_state(engine), *go_on(here, config, engine)
+
+
+def go_on(here: Runtime, config: RunConfig, engine: Any) -> tuple[Steps, bytes]:
+    steps = [(result.loss, result.grad_norm) for result in train(here, config, engine, range(SAVED, LAST))]
+    end = whole_state(engine)
+    return steps, b"".join(end[name].tobytes() for name in sorted(end))
+
+
+CHAIN = [
+    ("tp2-pp2-dp2-sp-zero3", "one"),
+    ("tp2-pp2-dp2-sp-zero3", "pp4-zero1"),
+    ("one", "pp2-vp2-dp2-zero3-held"),
+    ("pp2-vp2-dp2-zero3-held", "tp2-pp2-zero0"),
+    ("pp4-zero1", "tp4-sp-zero1"),
+    ("tp4-sp-zero1", "dp3-zero2"),
+    ("dp3-zero2", "pp2-dp2-zero2"),
+]
+
+
+@pytest.mark.parametrize("model", ["gpt", "llama"])
+@pytest.mark.parametrize(("saved_by", "restored_by"), CHAIN)
+def test_a_checkpoint_of_any_layout_serves_any_other(
+    tmp_path: Path, model: str, saved_by: str, restored_by: str
+) -> None:
+    saved, steps, _ = run_ranks(save_and_go_on, world_of(saved_by), config_of(model, saved_by), tmp_path)[0]
+    for rank in run_ranks(restore_and_go_on, world_of(restored_by), config_of(model, restored_by), tmp_path):
+        assert rank[0].keys() == saved.keys()
+        assert all(rank[0][name].tobytes() == value.tobytes() for name, value in saved.items())
+        np.testing.assert_allclose(rank[1], steps, rtol=1e-6)
+
+
+@pytest.mark.parametrize("layout", ["tp2-pp2-dp2-sp-zero3", "pp2-vp2-dp2-zero3-held", "pp4-zero1"])
+def test_the_same_layout_goes_on_to_the_last_bit(tmp_path: Path, layout: str) -> None:
+    config = config_of("gpt", layout, "model.hidden_dropout=0.1", "model.attention_dropout=0.1")
+    _, steps, end = run_ranks(save_and_go_on, world_of(layout), config, tmp_path)[0]
+    for rank in run_ranks(restore_and_go_on, world_of(layout), config, tmp_path):
+        assert rank[1] == steps and rank[2] == end
