@@ -30,6 +30,8 @@ def deepspeed_config(
             "stage": stage,
             # Below stage 2, overlapping and unmanaged accumulation exclude each other (deepspeed 0.19.8).
             "overlap_comm": False,
+            # A contiguous buffer has the precision of the parameters and would round the sums (at stages 1 and 2).
+            "contiguous_gradients": not sums_in_fp32(engine),
             "reduce_bucket_size": REDUCE_BUCKET_ELEMENTS,
             "allgather_bucket_size": REDUCE_BUCKET_ELEMENTS,
             # No parameter is gathered before its use or stays after it: what is to be kept is held (gathering.py),
@@ -56,10 +58,11 @@ def deepspeed_config(
             "min_loss_scale": scale.minimum,
             "hysteresis": scale.hysteresis,
         }
-    if sums_in_fp32(engine) and stage >= 2:
-        # Below stage 2 the same key selects another optimizer class or is refused; there `param.grad_dtype` does it.
-        config["data_types"] = {"grad_accum_dtype": "fp32"}
+    if sums_in_fp32(engine):
         config["communication_data_type"] = "fp32"
+        if stage >= 2:
+            # Below, this key selects another optimizer class or is refused; there `param.grad_dtype` does it.
+            config["data_types"] = {"grad_accum_dtype": "fp32"}
     return config
 
 

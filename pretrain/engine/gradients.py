@@ -46,12 +46,14 @@ def global_norm(
             if not local[parameter].is_copy and (local[parameter].split is not None or groups.tp_rank == 0)
         ]
         if counted:
-            norms = [torch.linalg.vector_norm(piece, dtype=torch.float32) for piece in counted]
-            square = torch.stack(norms).double().square().sum()
+            norms = [torch.linalg.vector_norm(piece, dtype=torch.float64) for piece in counted]
+            square = torch.stack(norms).square().sum()
     if groups.world.size() > 1:
         square = square.to(_device_of(groups.world))
         dist.all_reduce(square, group=groups.world)
-    return math.sqrt(value) if math.isfinite(value := square.item()) else math.inf
+    # In fp32, so that the order of summation does not show in the last bits of what is clipped by it.
+    norm = square.sqrt().float().item()
+    return norm if math.isfinite(norm) else math.inf
 
 
 def pieces_of(optimizer: Any, stage: int, parameters: Iterable[nn.Parameter], groups: ProcessGroups) -> Iterator[Piece]:

@@ -78,6 +78,9 @@ class ZeroEngine:
             for parameter in stage.parameters():
                 # Micro-batches are summed in fp32 (torch >= 2.10); in 16 bits 32 of them lose 0.6 % of the gradient.
                 parameter.grad_dtype = torch.float32
+            if self.zero == 1:
+                # Else the finished sum is rounded. The key of DeepSpeed's configuration selects another optimizer.
+                self.optimizer.gradient_accumulation_dtype = torch.float32
         self._reduce_per_step = bool(deepspeed_config["managed_gradient_accumulation"])
         self._counts = BackwardCounts() if self.zero == 3 else None
         self._begin_update_with_own_norm()

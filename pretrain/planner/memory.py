@@ -19,7 +19,7 @@ and, on top of it, while the micro-batches of a step run:
     a bucket for the reduction       1-3    + g 50 million          at stage 3 between the steps too
     activations                             an estimate: activations.py
 
-The update comes when those are gone, and at stage 1 with the gradients cut to b N/d; it copies its share of them in
+The update comes when those are gone, and at stage 1 with the gradients cut to g N/d; it copies its share of them in
 fp32, 4 N/d (of one optimizer group at a time, at stage 3 of 1e9 elements).
 
 N/d is rounded up: at stage 3 for each parameter, at stages 1 and 2 for each optimizer group, to an even number; there
@@ -163,7 +163,7 @@ def _stage(
     else:
         buffers = gradient * REDUCE_BUCKET_ELEMENTS
         copies = 4 * (min(share, UPDATE_ELEMENTS) if zero == 3 else max(parts))
-        in_update = copies + (parameter * share if zero == 1 else gradients)
+        in_update = copies + (gradient * share if zero == 1 else gradients)
 
     full_gradients = 0
     if modes.grad_reduction == "per_step" and zero >= 2:

@@ -46,9 +46,8 @@ def test_16_bits_stay_close_to_fp32(precision: str, stage: int) -> None:
 
 # Embeddings are not tied: a tied one is rounded within each micro-batch, where its two gradients meet.
 ACCUMULATION = ("llama", "optim.clip_grad_norm=0", "train.global_batch_size=64", "train.micro_batch_size=1")
-# 64 micro-batches summed in bf16 are off by 6e-3 and more (measured). Below stage 2 DeepSpeed rounds the finished sum
-# to bf16 once on each rank, and once more in the reduction.
-ACCUMULATION_ERROR = {0: 3.5e-3, 1: 3.5e-3, 2: 1e-4, 3: 1e-4}
+# 64 micro-batches summed in bf16 are off by 6e-3 and more (measured), a finished sum that is rounded to bf16 by 2e-3.
+ACCUMULATION_ERROR = 1e-4
 
 
 def accumulated_gradient(here: Runtime, config: RunConfig) -> tuple[float, dict[str, np.ndarray]]:
@@ -88,7 +87,7 @@ def expected_gradient(world_size: int) -> dict[str, np.ndarray]:
     return gradient
 
 
-@pytest.mark.parametrize(("stage", "world_size"), [(0, 2), (1, 2), (2, 2), (3, 2), (3, 1)])
+@pytest.mark.parametrize(("stage", "world_size"), [(0, 2), (1, 2), (1, 1), (2, 2), (3, 2), (3, 1)])
 def test_bf16_micro_batches_are_summed_in_fp32(stage: int, world_size: int) -> None:
     expected = expected_gradient(world_size)
     config = run_config(*ACCUMULATION, precision="bf16", zero_stage=stage)
@@ -96,8 +95,8 @@ def test_bf16_micro_batches_are_summed_in_fp32(stage: int, world_size: int) -> N
     for norm, gradient in run_ranks(accumulated_gradient, world_size, config):
         assert gradient.keys() == expected.keys()
         error = sum(float(((gradient[name] - value) ** 2).sum()) for name, value in expected.items())
-        assert math.sqrt(error / squares) < ACCUMULATION_ERROR[stage]
-        assert norm == pytest.approx(math.sqrt(squares), rel=ACCUMULATION_ERROR[stage])
+        assert math.sqrt(error / squares) < ACCUMULATION_ERROR
+        assert norm == pytest.approx(math.sqrt(squares), rel=ACCUMULATION_ERROR)
 
 
 @pytest.mark.parametrize("stage", range(4))
