@@ -26,6 +26,7 @@ FREE_TO_CHANGE = (
     "data.",
     "tokenizer.",
     "prepare.",
+    "parallel.",
     "engine.",
     "evaluation.",
     "checkpoint.",
