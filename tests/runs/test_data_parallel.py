@@ -61,3 +61,12 @@ def test_a_mistake_is_told_once_for_all_ranks(place):
     )
     assert done.stderr.count(message) == done.stderr.count("pretrain: error") == 1
     assert not list(place.folder.iterdir())
+
+
+def test_tensor_parallel_processes_count_their_batch_once(place, plain_run):
+    short = ("train.max_steps=2", "lr_schedule.warmup_steps=1", "evaluation.every_steps=0")
+    done = place.torchrun(2, "split", *LLAMA, "parallel.tp=2", *short)
+    assert done.returncode == 0, done.stderr
+    ones, twos = train_records(plain_run), train_records(place.run_dir("split"))
+    assert list(twos) == [1, 2]
+    assert all(record["batch_hash"] == ones[step]["batch_hash"] for step, record in twos.items())

@@ -1,0 +1,28 @@
+"""The list of mutations fits the code: `python -m tests.mutations` itself takes minutes."""
+
+import re
+
+import pytest
+
+from tests.mutations import MUTATIONS, ROOT, Mutation
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
+def test_a_mutation_changes_one_place_and_names_tests_that_exist(mutation: Mutation) -> None:
+    text = (ROOT / mutation.file).read_text()
+    assert mutation.applied_to(text) != text
+    for test in mutation.tests:
+        file, _, name = test.partition("::")
+        assert re.search(rf"^def {name.partition('[')[0]}\(", (ROOT / file).read_text(), re.MULTILINE), test
+
+
+def test_mutations_are_told_apart_by_name() -> None:
+    assert len({mutation.name for mutation in MUTATIONS}) == len(MUTATIONS)
+
+
+def test_a_text_that_is_gone_or_not_alone_is_refused() -> None:
+    mutation = Mutation("one", "nothing", "file.py", "a", "b", ())
+    assert mutation.applied_to("xax") == "xbx"
+    for text in ("xx", "xaxa"):
+        with pytest.raises(ValueError, match="not once"):
+            mutation.applied_to(text)
