@@ -34,8 +34,8 @@ def deepspeed_config(
             "contiguous_gradients": not sums_in_fp32(engine),
             "reduce_bucket_size": REDUCE_BUCKET_ELEMENTS,
             "allgather_bucket_size": REDUCE_BUCKET_ELEMENTS,
-            # No parameter is gathered before its use or stays after it: what is to be kept is held (gathering.py),
-            # DeepSpeed's own ways need a trace of the step that 1F1B makes invalid.
+            # No parameter is gathered before its use or stays after it: what is to be kept is held, and DeepSpeed's own
+            # ways need a record of the step that 1F1B makes invalid (gathering.py).
             "stage3_param_persistence_threshold": 0,
             "stage3_prefetch_bucket_size": 0,
             "stage3_max_reuse_distance": 0,

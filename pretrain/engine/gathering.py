@@ -7,8 +7,6 @@ backwards of different micro-batches between each other and ends with backwards 
 from collections.abc import Iterable
 from typing import Any
 
-import torch
-import torch.distributed as dist
 from torch import nn
 
 HELD = "held for the step"
@@ -27,21 +25,16 @@ def share_of(groups_for_deepspeed: Any, config: dict[str, Any]) -> Any:
     return lambda parameter: init._convert_to_zero_parameters([parameter])
 
 
-def check_traces_within(group: dist.ProcessGroup, device: torch.device) -> None:
-    """The check that all ranks fetch parameters in the same order: over data-parallel ranks, which do.
+def fetch_without_traces(optimizer: Any) -> None:
+    """Fetch parameters where modules ask for them, whatever came before.
 
-    DeepSpeed asks the whole world. Pipeline stages hold other parameters: the check would hang, or fail.
+    DeepSpeed records the order in which modules run, to fetch ahead of it in later steps. Under 1F1B no step keeps to
+    the order of the one before, and validation keeps to none; the record is thrown away twice a step, compared over all
+    ranks by a collective, which stages with other modules turn into a hang, and a stale one raises in validation.
     """
-    from deepspeed.runtime.zero import partitioned_param_coordinator as coordinator
-
-    def same_as_first(ints: list[int]) -> None:
-        seen = torch.tensor([len(ints), hash(tuple(ints))], device=device)
-        first = seen.clone()
-        dist.broadcast(first, src=dist.get_global_rank(group, 0), group=group)
-        if not torch.equal(seen, first):
-            raise RuntimeError(f"rank {dist.get_rank()} runs its modules in another order than its data-parallel peers")
-
-    coordinator.assert_ints_same_as_other_ranks = same_as_first
+    coordinator = optimizer.parameter_offload.get_param_coordinator()
+    assert coordinator.is_invalid_trace(), "as it begins"
+    coordinator.reset_step = coordinator._clean_inflight_param_registry
 
 
 def hold(parameters: Iterable[nn.Parameter]) -> None:

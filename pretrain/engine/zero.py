@@ -18,7 +18,7 @@ from pretrain.config.engine import EngineConfig
 from pretrain.config.model import ModelConfig
 from pretrain.config.optim import OptimConfig
 from pretrain.engine.deepspeed_config import sums_in_fp32
-from pretrain.engine.gathering import BackwardCounts, check_traces_within, hold
+from pretrain.engine.gathering import BackwardCounts, fetch_without_traces, hold
 from pretrain.engine.gradients import complete, global_norm, hand_norm_to_deepspeed, pieces_of
 from pretrain.engine.interface import StateShard, StepResult
 from pretrain.engine.schedule import MicroBatch, chunk_handles, run_logits, run_schedule
@@ -68,12 +68,12 @@ class ZeroEngine:
             eps=optim.eps,
             fused=True,
         )
-        if self.zero == 3:
-            check_traces_within(groups.data_parallel, device)
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
             model=stage, optimizer=adamw, config=deepspeed_config, mpu=DeepSpeedGroups(groups)
         )
         set_adam_steps(self._basic_optimizer, 0)
+        if self.zero == 3:
+            fetch_without_traces(self.optimizer)
         if sums_in_fp32(engine):
             for parameter in stage.parameters():
                 # Micro-batches are summed in fp32 (torch >= 2.10); in 16 bits 32 of them lose 0.6 % of the gradient.

@@ -1,6 +1,7 @@
 """This rank's part of the decoder: built on the meta device, filled with layout-independent weights."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from megatron.core import tensor_parallel
@@ -23,6 +24,11 @@ class Chunk(GPTModel):
     """GPTModel, or the part of it between two cuts of the pipeline, whose loss leaves out the vocabulary's padding."""
 
     real_vocab_size: int
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        for layer in self.decoder.layers:
+            layer.mlp.register_forward_hook(_hand_on_a_copy_of_the_bias)
 
     def setup_embeddings_and_output_layer(self) -> None:
         """Nothing: both copies of a tied embedding are filled with equal values, and their gradients summed, by name.
@@ -48,6 +54,18 @@ class Chunk(GPTModel):
     def real_columns(self, columns: int) -> int:
         """How many of this rank's `columns` of logits stand for tokens."""
         return min(max(self.real_vocab_size - self.tp_group.rank() * columns, 0), columns)
+
+
+def _hand_on_a_copy_of_the_bias(
+    _module: nn.Module, _inputs: object, outputs: tuple[Tensor, Tensor | None]
+) -> tuple[Tensor, Tensor | None]:
+    """Megatron's feed-forward block has its last bias among its outputs.
+
+    The parameter itself as an output of a function that is computed anew becomes part of that function's graph, and the
+    backward pass goes round for ever (megatron-core 0.16.1 with torch 2.13); a copy does not.
+    """
+    output, bias = outputs
+    return output, None if bias is None else bias.clone()
 
 
 class Stage(nn.Module):

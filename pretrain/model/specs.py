@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.transformer import TransformerConfig
-from megatron.core.transformer.mlp import MLP
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from torch import Tensor
 from torch.nn import functional
@@ -70,24 +69,11 @@ def block_spec(model: ModelConfig, num_layers: int) -> TransformerBlockSubmodule
     layer = get_gpt_layer_local_spec(normalization="RMSNorm" if model.norm == "rmsnorm" else None)
     layer.submodules.input_layernorm = Norm
     layer.submodules.pre_mlp_layernorm = Norm
-    layer.submodules.mlp.module = Mlp
     attention = layer.submodules.self_attention.submodules
     attention.core_attention = CausalAttention
     if model.qk_norm:
         attention.q_layernorm = attention.k_layernorm = Norm
     return TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=Norm)
-
-
-class Mlp(MLP):
-    """Megatron's feed-forward block, which can be computed anew.
-
-    It hands its last bias on as an output. The parameter itself as an output of a checkpointed function becomes part of
-    that function's graph, and the backward pass goes round for ever (megatron-core 0.16.1): a copy does not.
-    """
-
-    def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-        output, bias = super().forward(*args, **kwargs)
-        return output, None if bias is None else bias.clone()
 
 
 class Norm:

@@ -35,7 +35,6 @@ class Gathering:
 
 def gathering(here: Runtime, config: RunConfig) -> Gathering:
     """The second step: DeepSpeed learns its order in the first."""
-    import deepspeed.comm as deepspeed_comm
     from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
     from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
 
@@ -53,13 +52,6 @@ def gathering(here: Runtime, config: RunConfig) -> Gathering:
         nonlocal most
         fetch(*args, **kwargs)
         most = max(most, standing())
-
-    gather = deepspeed_comm.allgather_fn
-
-    def counted_gather(output: torch.Tensor, *args: object, **kwargs: object) -> object:
-        nonlocal received
-        received += output.numel()
-        return gather(output, *args, **kwargs)
 
     PartitionedParameterCoordinator.fetch_sub_module = counted_fetch
     from deepspeed.runtime.zero import partition_parameters
@@ -81,10 +73,11 @@ def gathering(here: Runtime, config: RunConfig) -> Gathering:
 
 
 CASES = [
-    (model, reduction, {"pp": pp, "vp": vp})
-    for model in ("gpt", "llama")
-    for reduction in ("per_micro_batch", "per_step")
-    for pp, vp in ((1, 1), (2, 1), (2, 2))
+    ("gpt", "per_micro_batch", {"pp": 1, "vp": 1}),
+    ("gpt", "per_micro_batch", {"pp": 2, "vp": 1}),
+    ("llama", "per_micro_batch", {"pp": 2, "vp": 2}),
+    ("llama", "per_step", {"pp": 1, "vp": 1}),
+    ("gpt", "per_step", {"pp": 2, "vp": 2}),
 ]
 
 

@@ -126,8 +126,9 @@ def plant(here: Runtime, config: RunConfig, culprit: int) -> Planted:
     return Planted(applied, norms, [r.loss_scale for r in results], change)
 
 
-@pytest.mark.parametrize("culprit", [0, 3])
-@pytest.mark.parametrize("shape", [{"pp": 2}, {"tp": 2, "pp": 2}], ids=["pp2-dp2", "tp2-pp2"])
+@pytest.mark.parametrize(
+    ("shape", "culprit"), [({"pp": 2}, 3), ({"tp": 2, "pp": 2}, 0)], ids=["pp2-dp2-last", "tp2-pp2-first"]
+)
 @pytest.mark.parametrize(("precision", "zero"), [*(("fp16", zero) for zero in range(4)), ("fp32", 0), ("fp32", 2)])
 def test_an_overflow_in_one_stage_leaves_the_step_out_everywhere(
     precision: str, shape: dict[str, int], zero: int, culprit: int
