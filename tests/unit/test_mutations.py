@@ -8,12 +8,20 @@ from tests.mutations import MUTATIONS, ROOT, Mutation
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
-def test_a_mutation_changes_one_place_and_names_tests_that_exist(mutation: Mutation) -> None:
+def test_a_mutation_changes_one_place_and_names_functions_that_exist(mutation: Mutation) -> None:
     text = (ROOT / mutation.file).read_text()
     assert mutation.applied_to(text) != text
     for test in mutation.tests:
         file, _, name = test.partition("::")
         assert re.search(rf"^def {name.partition('[')[0]}\(", (ROOT / file).read_text(), re.MULTILINE), test
+
+
+def test_the_tests_named_are_in_the_suite(request: pytest.FixtureRequest) -> None:
+    options = request.config.option
+    if request.config.args_source is not pytest.Config.ArgsSource.TESTPATHS or options.keyword or options.markexpr:
+        pytest.skip("looked up only where the whole suite is collected")
+    known = {item.nodeid for item in request.session.items}
+    assert not {test for mutation in MUTATIONS for test in mutation.tests} - known
 
 
 def test_mutations_are_told_apart_by_name() -> None:
