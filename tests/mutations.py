@@ -140,6 +140,7 @@ MUTATIONS = (
         "dist.all_reduce(square, group=groups.world)",
         "dist.all_reduce(square, group=groups.tensor_parallel)",
         (f"{PARITY}[gpt-zero1-pp2-m3]", f"{OVERFLOW}[fp32-2-pp2-dp2-last]"),
+        seconds=40,
     ),
     Mutation(
         "norm-per-group",

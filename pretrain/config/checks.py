@@ -215,16 +215,13 @@ def _modes(engine: EngineConfig) -> Iterator[Problem]:
 
 def _offload(stage: int, offload: OffloadConfig) -> Iterator[Problem]:
     for name, place, at_least in (
-        ("optimizer", offload.optimizer, 3 if offload.optimizer == "nvme" else 1),
+        ("optimizer", offload.optimizer, 1),
         ("params", offload.params, 3),
     ):
         if place != "none" and stage < at_least:
             above = f"engine.zero_stage={at_least}" if at_least == 3 else f"engine.zero_stage={at_least} or above"
             rule = f"needs {above}; the stage is {stage}"
             yield Problem(f"engine.offload.{name}", place, rule, f"set {above}, or engine.offload.{name}=none")
-    if "nvme" in (offload.optimizer, offload.params) and not offload.nvme_path:
-        rule = "offload to nvme needs a folder on a local NVMe disk"
-        yield Problem("engine.offload.nvme_path", offload.nvme_path, rule, "give one, or offload to cpu")
 
 
 def _and(values: list[int]) -> str:

@@ -37,12 +37,10 @@ class RecomputeConfig:
 class OffloadConfig:
     """What lives outside the device between uses; ZeRO stages 1 to 3."""
 
-    optimizer: Literal["none", "cpu", "nvme"]
-    """Master weights and Adam moments, with their update; nvme: ZeRO-3."""
-    params: Literal["none", "cpu", "nvme"]
+    optimizer: Literal["none", "cpu"]
+    """Master weights and Adam moments, with their update."""
+    params: Literal["none", "cpu"]
     """This rank's partitions of the parameters; ZeRO-3."""
-    nvme_path: str | None
-    """Folder on a local NVMe disk."""
 
 
 @dataclass(frozen=True, kw_only=True)

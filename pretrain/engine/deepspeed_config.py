@@ -73,8 +73,4 @@ def sums_in_fp32(engine: EngineConfig) -> bool:
 
 def _offload(offload: OffloadConfig) -> dict[str, Any]:
     places = {"offload_optimizer": offload.optimizer, "offload_param": offload.params}
-    return {
-        key: {"device": device, **({"nvme_path": offload.nvme_path} if device == "nvme" else {})}
-        for key, device in places.items()
-        if device != "none"
-    }
+    return {key: {"device": device} for key, device in places.items() if device != "none"}

@@ -26,7 +26,7 @@ N/d is rounded up: at stage 3 for each parameter, at stages 1 and 2 for each opt
 the gradients of a parameter that lies across the border of two shares may stand whole on both sides (less than two
 parameters for each group, not counted). engine.offload moves the optimizer's states, with this rank's share of the
 gradients at stage 3 and (unless 16-bit gradients are summed in fp32) 2, or the shares of the parameters, to the host's
-memory or a disk.
+memory.
 """
 
 from collections.abc import Sequence
@@ -84,8 +84,6 @@ class StageMemory:
     """Of all these, what is there at rest."""
     host: int
     """Offloaded into the memory of the host, by this rank."""
-    disk: int
-    """Offloaded to NVMe, by this rank."""
 
     @property
     def peak(self) -> int:
@@ -169,17 +167,17 @@ def _stage(
     if modes.grad_reduction == "per_step" and zero >= 2:
         full_gradients = gradient * (whole if zero == 3 else max(whole - share, 0))
 
-    places = {"host": 0, "disk": 0}
+    host = 0
     if engine.offload.optimizer != "none":
-        places["host"] += (4 + gradient) * share if zero >= 2 else 4 * share  # what Adam reads, and the sums
-        places["host" if engine.offload.optimizer == "cpu" else "disk"] += masters + moments
+        host += (4 + gradient) * share if zero >= 2 else 4 * share  # what Adam reads, and the sums
+        host += masters + moments
         masters = moments = in_update = 0
         # Stage 2 sums 16-bit gradients in fp32 on the device all the same (deepspeed 0.19.8).
         if not (zero == 1 or (zero == 2 and gradient > parameter)):
             full_gradients += gradients if zero == 2 and full_gradients else 0
             gradients = 0
     if engine.offload.params != "none":
-        places["host" if engine.offload.params == "cpu" else "disk"] += parameters
+        host += parameters
         parameters = 0
     return StageMemory(
         parameters=parameters,
@@ -192,8 +190,7 @@ def _stage(
         activations=activation_bytes(config, shapes, rank, number, vocab_size),
         in_update=in_update,
         stays_between_steps=parameters + masters + moments + (gradients + buffers if zero == 3 else 0),
-        host=places["host"],
-        disk=places["disk"],
+        host=host,
     )
 
 

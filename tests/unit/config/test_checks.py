@@ -145,22 +145,10 @@ RULES: list[tuple[dict[str, object], int, str]] = [
         "or above, or engine.offload.optimizer=none",
     ),
     (
-        {"engine__offload__optimizer": "nvme", "engine__offload__nvme_path": "/nvme", "engine__zero_stage": 2},
-        1,
-        "engine.offload.optimizer='nvme': needs engine.zero_stage=3; the stage is 2; set engine.zero_stage=3, or "
-        "engine.offload.optimizer=none",
-    ),
-    (
         {"engine__offload__params": "cpu", "engine__zero_stage": 2},
         1,
         "engine.offload.params='cpu': needs engine.zero_stage=3; the stage is 2; set engine.zero_stage=3, or "
         "engine.offload.params=none",
-    ),
-    (
-        {"engine__offload__params": "nvme", "engine__zero_stage": 3},
-        1,
-        "engine.offload.nvme_path=None: offload to nvme needs a folder on a local NVMe disk; give one, or offload to "
-        "cpu",
     ),
 ]
 
@@ -190,8 +178,7 @@ LEGAL: list[tuple[dict[str, object], int]] = [
     ({"engine__zero_stage": 3, "engine__gather": "per_micro_batch"}, 1),
     ({"engine__zero_stage": 1, "engine__offload__optimizer": "cpu"}, 1),
     ({"engine__zero_stage": 2, "engine__offload__optimizer": "cpu", "engine__grad_reduction": "per_step"}, 1),
-    ({"engine__zero_stage": 3, "engine__offload__params": "nvme", "engine__offload__nvme_path": "/nvme"}, 1),
-    ({"engine__offload__nvme_path": "/nvme"}, 1),
+    ({"engine__zero_stage": 3, "engine__offload__params": "cpu"}, 1),
 ]
 
 

@@ -157,14 +157,6 @@ def test_offload_moves_the_optimizer_off_the_device(zero: int) -> None:
     assert (offloaded.gradients == 0) == (zero == 3)
 
 
-def test_nvme_takes_what_the_host_would() -> None:
-    cpu = one(engine(3, "bf16", engine__offload__optimizer="cpu", engine__offload__params="cpu"), 4)
-    nvme = one(engine(3, "bf16", engine__offload__optimizer="nvme", engine__offload__params="nvme"), 4)
-    assert cpu.parameters == nvme.parameters == cpu.disk == 0
-    assert cpu.host == nvme.host + nvme.disk and nvme.disk > 0
-    assert cpu.peak == nvme.peak
-
-
 @pytest.mark.parametrize(("tp", "pp"), [(2, 1), (1, 2), (4, 3)])
 def test_model_parallel_ranks_hold_less_and_together_at_least_the_whole(tp: int, pp: int) -> None:
     whole = one(engine(1, "bf16"), 1)

@@ -50,7 +50,7 @@ def test_a_plan_names_the_layout_its_derived_numbers_and_each_stage(capsys) -> N
         ["3", "2", "6-7", "head"],
     ]
     heads = [line.split() for line in said.out.splitlines() if line.split()[:1] == ["stage"]]
-    assert "peak" in heads[1] and "disk" not in heads[1]
+    assert "peak" in heads[1]
 
 
 def test_a_plan_says_whether_it_fits_and_chooses_the_modes_by_it(capsys) -> None:
