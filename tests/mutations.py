@@ -261,7 +261,9 @@ MUTATIONS = (
         "flat = logits",
         (PADDING,),
     ),
-    # 16 bits.
+    # 16 bits. Two lines fail no test when they are left out: stage 1's `gradient_accumulation_dtype` (its gradients are
+    # in fp32 already, by `parameter-sums` and `bucket`), and the infinity planted at stage 0 (DeepSpeed's own check asks
+    # the model-parallel group).
     Mutation(
         "loss-scale",
         "fp16 gradients are computed without the loss scale that they are divided by",
@@ -287,20 +289,12 @@ MUTATIONS = (
         (f"{SUMS}[0-2]", f"{SUMS}[1-2]"),
     ),
     Mutation(
-        "finished-sums",
-        "stage 1 rounds the finished sums to 16 bits",
-        ZERO,
-        "self.optimizer.gradient_accumulation_dtype = torch.float32",
-        "pass",
-        (f"{SUMS}[1-2]",),
-    ),
-    Mutation(
         "share-sums",
-        "stages 2 and 3 sum their shares in 16 bits",
+        "stage 3 sums its shares in 16 bits",
         DEEPSPEED,
         'config["data_types"] = {"grad_accum_dtype": "fp32"}',
         "pass",
-        (f"{SUMS}[2-2]", f"{SUMS}[3-2]"),
+        (f"{SUMS}[3-2]",),
     ),
     Mutation(
         "rank-sums",
@@ -308,7 +302,7 @@ MUTATIONS = (
         DEEPSPEED,
         'config["communication_data_type"] = "fp32"',
         "pass",
-        (f"{SUMS}[3-2]",),
+        (f"{SUMS}[0-2]", f"{SUMS}[1-2]", f"{SUMS}[2-2]"),
     ),
     Mutation(
         "bucket",
@@ -317,14 +311,6 @@ MUTATIONS = (
         '"contiguous_gradients": not sums_in_fp32(engine)',
         '"contiguous_gradients": True',
         (f"{SUMS}[1-2]",),
-    ),
-    Mutation(
-        "overflow-at-0",
-        "at stage 0 the ranks that saw no infinity take the step",
-        ZERO,
-        "gradients[0].view(-1)[0] = math.inf",
-        "pass",
-        (f"{OVERFLOW}[fp16-0-pp2-dp2-last]",),
     ),
     # The parts of the model, and what is random in it.
     Mutation(
