@@ -262,8 +262,8 @@ MUTATIONS = (
         (PADDING,),
     ),
     # 16 bits. Two lines fail no test when they are left out: stage 1's `gradient_accumulation_dtype` (its gradients are
-    # in fp32 already, by `parameter-sums` and `bucket`), and the infinity planted at stage 0 (DeepSpeed's own check asks
-    # the model-parallel group).
+    # in fp32 already, by `parameter-sums` and `bucket`), and the infinity planted at stage 0 (DeepSpeed's own check
+    # asks the model-parallel group).
     Mutation(
         "loss-scale",
         "fp16 gradients are computed without the loss scale that they are divided by",
