@@ -182,10 +182,18 @@ MUTATIONS = (
     Mutation(
         "stale-gradients",
         "interleaved chunks add to the gradients of the step before",
-        ZERO,
-        "self.optimizer.grad_partitions_flat_buffer.zero_()",
+        GRADIENTS,
+        "optimizer.grad_partitions_flat_buffer.zero_()",
         "pass",
         (f"{PARITY}[gpt-zero3-pp2vp2-m2]",),
+    ),
+    Mutation(
+        "stale-offloaded-gradients",
+        "interleaved chunks add to the offloaded gradients of the step before",
+        GRADIENTS,
+        "total.zero_()",
+        "pass",
+        (f"{PARITY}[gpt-zero2-pp2vp2-m2-offload.optimizer=cpu]",),
     ),
     Mutation(
         "held",
@@ -261,9 +269,7 @@ MUTATIONS = (
         "flat = logits",
         (PADDING,),
     ),
-    # 16 bits. Two lines fail no test when they are left out: stage 1's `gradient_accumulation_dtype` (its gradients are
-    # in fp32 already, by `parameter-sums` and `bucket`), and the infinity planted at stage 0 (DeepSpeed's own check
-    # asks the model-parallel group).
+    # 16 bits.
     Mutation(
         "loss-scale",
         "fp16 gradients are computed without the loss scale that they are divided by",

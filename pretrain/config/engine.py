@@ -52,7 +52,8 @@ class EngineConfig:
     precision: Literal["fp32", "bf16", "fp16"]
     """Arithmetic of forward and backward; master weights and optimizer states are fp32 always."""
     grad_accum_dtype: Literal["fp32", "same"]
-    """Sums of gradients over micro-batches and, at ZeRO 2 and 3, over ranks: fp32, or in the precision itself."""
+    """Sums of gradients over micro-batches and ranks: in fp32, or in the precision itself. With offload.optimizer the
+    finished fp32 sum is rounded once to 16 bits at ZeRO 1, and at ZeRO 2 with grad_reduction=per_step."""
     grad_reduction: Literal["auto", "per_micro_batch", "per_step"]
     """ZeRO 2 and 3. per_micro_batch: gradients are reduced to this rank's share after each micro-batch, so the share is
     all that is held; per_step: the stage's whole gradient is held and reduced once. auto: per_step if it fits."""

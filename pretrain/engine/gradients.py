@@ -22,6 +22,18 @@ Piece = tuple[nn.Parameter, Tensor]
 """A parameter, and this rank's share of its reduced gradient: a flat view, writing into it changes the update."""
 
 
+def forget_gradients(optimizer: Any, stage: int) -> None:
+    """Before a step: DeepSpeed overwrites the last step's sums in the first micro-batch only.
+
+    The chunks of an interleaved stage that come later would add to them.
+    """
+    if stage == 3:
+        optimizer.grad_partitions_flat_buffer.zero_()
+    elif stage == 2 and _is_offloaded(optimizer):
+        for total in optimizer.accumulated_grads_in_cpu.values():
+            total.zero_()
+
+
 def complete(pieces: Iterable[Piece], local: Mapping[nn.Parameter, LocalParameter], groups: ProcessGroups) -> None:
     """Sum what tensor-parallel ranks or the two ends of the pipeline each have a part of."""
     pieces = list(pieces)

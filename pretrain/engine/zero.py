@@ -19,7 +19,7 @@ from pretrain.config.model import ModelConfig
 from pretrain.config.optim import OptimConfig
 from pretrain.engine.deepspeed_config import sums_in_fp32
 from pretrain.engine.gathering import BackwardCounts, fetch_without_traces, hold
-from pretrain.engine.gradients import complete, global_norm, hand_norm_to_deepspeed, pieces_of
+from pretrain.engine.gradients import complete, forget_gradients, global_norm, hand_norm_to_deepspeed, pieces_of
 from pretrain.engine.interface import StateShard, StepResult
 from pretrain.engine.schedule import MicroBatch, chunk_handles, run_logits, run_schedule
 from pretrain.engine.shards import MOMENTS, adam_steps, flat_pieces, logical_shards, set_adam_steps
@@ -78,9 +78,6 @@ class ZeroEngine:
             for parameter in stage.parameters():
                 # Micro-batches are summed in fp32 (torch >= 2.10); in 16 bits 32 of them lose 0.6 % of the gradient.
                 parameter.grad_dtype = torch.float32
-            if self.zero == 1:
-                # Else the finished sum is rounded. The key of DeepSpeed's configuration selects another optimizer.
-                self.optimizer.gradient_accumulation_dtype = torch.float32
         self._reduce_per_step = bool(deepspeed_config["managed_gradient_accumulation"])
         self._counts = BackwardCounts() if self.zero == 3 else None
         self._begin_update_with_own_norm()
@@ -95,11 +92,9 @@ class ZeroEngine:
         self.engine.train()
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        if self.zero == 3:
-            # Interleaved chunks would add to the last step's gradients: only the first micro-batch overwrites.
-            self.optimizer.grad_partitions_flat_buffer.zero_()
-            if self.hold_parameters:
-                hold(self.stage.parameters())
+        forget_gradients(self.optimizer, self.zero)
+        if self.hold_parameters:
+            hold(self.stage.parameters())
         micro_batches = [MicroBatch(part, None) for part in tokens.to(self.device).split(self.micro_batch_size)]
         with self.engine.coalesce_grad_reduction() if self._reduce_per_step else contextlib.nullcontext():
             totals = self._over_all_ranks(run_schedule(self.handles, micro_batches, forward_only=False))
@@ -226,8 +221,6 @@ class ZeroEngine:
             self.optimizer.overflow = not finite  # how the engine learns of it: the optimizer is torch's own
             if not finite:
                 return False
-        elif not finite:
-            gradients[0].view(-1)[0] = math.inf  # each rank looks at its own gradients: let all see what one saw
         norm = self._norm / self._loss_scale()
         if finite and 0 < self.clip < norm:
             torch._foreach_mul_(gradients, self.clip / (norm + 1e-6))

@@ -151,6 +151,7 @@ LAYOUTS = [
     *(Layout("gpt", zero, pp=2, dp=2, overrides=("engine.offload.optimizer=cpu",)) for zero in (1, 2, 3)),
     Layout("gpt", 3, tp=2, dp=2, sp=True, overrides=("engine.offload.optimizer=cpu", "engine.offload.params=cpu")),
     Layout("gpt", 3, pp=2, overrides=("engine.offload.optimizer=cpu", ONCE)),
+    *(Layout("gpt", z, pp=2, vp=2, micro_batches=2, overrides=("engine.offload.optimizer=cpu",)) for z in (1, 2, 3)),
 ]
 
 
