@@ -22,7 +22,7 @@ def deepspeed_config(
         "train_micro_batch_size_per_gpu": micro_batch_size,
         "gradient_accumulation_steps": 1,
         "managed_gradient_accumulation": reduce_per_step,
-        # At stage 0 DeepSpeed clips each pipeline stage's replicas by another rule: there we clip (gradients.py).
+        # At stage 0 DeepSpeed counts a tied copy twice: there we clip (zero.py).
         "gradient_clipping": 0.0 if stage == 0 else clip_grad_norm,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,  # its CPU Adam is compiled at the first start

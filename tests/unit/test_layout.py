@@ -1,5 +1,6 @@
 """Every layout cuts its world into ranks with places of their own, and into groups that fit together."""
 
+import importlib
 import random
 from typing import get_args
 
@@ -88,7 +89,7 @@ def test_a_tensor_a_data_and_a_pipeline_group_meet_in_one_rank_and_span_the_worl
 
 
 def test_groups_are_those_of_megatron() -> None:
-    parallel_state = pytest.importorskip("megatron.core.parallel_state")
+    parallel_state = importlib.import_module("megatron.core.parallel_state")
     tokens = {"tensor": "tp", "data": "dp", "pipeline": "pp", "model": "tp-pp"}
     for layout in [*SMALL[::7], *LARGE[::10]]:
         theirs = parallel_state.RankGenerator(

@@ -1,6 +1,7 @@
 """Each rule of a legal layout, by its message, and the way out that is offered."""
 
 import functools
+import importlib
 import random
 import re
 
@@ -257,7 +258,7 @@ def test_repeats_are_written_out(text: str, expanded: list[str]) -> None:
 
 
 def test_repeats_mean_what_they_mean_to_megatron() -> None:
-    layout = pytest.importorskip("megatron.core.transformer.pipeline_parallel_layer_layout")
+    layout = importlib.import_module("megatron.core.transformer.pipeline_parallel_layer_layout")
     letters = {"embedding": "E", "decoder": "t", "loss": "L"}
     for text in ("Et*2|(t|)*2L", "E(ttt|)*2tL", "E(t*3|)*2tL", "Ettt|(tt|)*29,t|L", "E|tt|(t|t|)*2L"):
         stages = layout.PipelineParallelLayerLayout.parse_str_to_list(text)

@@ -1,0 +1,353 @@
+"""What the engine does that nobody would miss by an error: each taken out by a replacement, and the tests that see it.
+
+`python -m tests.mutations` tries them.
+"""
+
+from dataclasses import dataclass
+
+TEST_SECONDS = 120
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One text in one file replaced by another."""
+
+    name: str
+    breaks: str
+    """What goes wrong, in a sentence."""
+    file: str
+    old: str
+    """Found exactly once in the file."""
+    new: str
+    tests: tuple[str, ...]
+    """As pytest names them; each must fail."""
+    seconds: int = TEST_SECONDS
+    """Of each test: where the mutation is a hang, a short time to wait for it."""
+
+    def applied_to(self, text: str) -> str:
+        """Raises ValueError where the list no longer fits the code."""
+        if text.count(self.old) != 1:
+            raise ValueError(f"{self.name}: {self.old!r} is {text.count(self.old)} times in {self.file}, not once")
+        return text.replace(self.old, self.new)
+
+
+PARITY = "tests/ranks/test_parity.py::test_equals_one_process_of_plain_torch"
+PADDING = "tests/ranks/test_parity.py::test_padding_of_the_vocabulary_changes_nothing"
+SPARSE = "tests/ranks/test_gathering.py::test_a_stage_that_is_not_held_stands_gathered_in_small_parts"
+HELD = "tests/ranks/test_gathering.py::test_a_held_stage_is_gathered_once"
+SUMS = "tests/ranks/test_precision.py::test_bf16_micro_batches_are_summed_in_fp32"
+NEAR = "tests/ranks/test_precision_of_layouts.py::test_16_bits_in_any_layout_stay_close_to_fp32"
+OVERFLOW = "tests/ranks/test_precision_of_layouts.py::test_an_overflow_in_one_stage_leaves_the_step_out_everywhere"
+SEEN = "tests/ranks/test_any_layout.py::test_validation_and_logits_do_not_depend_on_the_layout"
+DROPOUT = "tests/ranks/test_recompute.py::test_dropout_is_alike_on_replicas_and_differs_elsewhere"
+RECOMPUTED = "tests/ranks/test_recompute.py::test_recomputed_activations_change_no_bit"
+COUNTED = "tests/runs/test_data_parallel.py::test_tensor_parallel_processes_count_their_batch_once"
+
+GRADIENTS, ZERO = "pretrain/engine/gradients.py", "pretrain/engine/zero.py"
+GROUPS, SPECS = "pretrain/layout/groups.py", "pretrain/model/specs.py"
+DEEPSPEED, PARAMETERS = "pretrain/engine/deepspeed_config.py", "pretrain/model/parameters.py"
+
+MUTATIONS = (
+    # Gradients that several ranks have parts of.
+    Mutation(
+        "tied-sum",
+        "the two ends of the pipeline each update the tied embedding with their own gradient",
+        GRADIENTS,
+        "_sum_together(tied, groups.embedding)",
+        "pass",
+        (f"{PARITY}[gpt-zero1-pp2-m3]",),
+    ),
+    Mutation(
+        "tied-group",
+        "ZeRO 1 and 2 cut a tied weight otherwise at each end: pieces of different sizes meet in a sum",
+        ZERO,
+        "if (item[2] in tied) == alone]",
+        "if not alone]",
+        (f"{PARITY}[gpt-zero1-pp2dp2-m3]",),
+        seconds=40,
+    ),
+    Mutation(
+        "partial-sum",
+        "tensor-parallel ranks update norms and biases with the gradient of their own part of the sequence",
+        GRADIENTS,
+        "_sum_together(partial, groups.tensor_parallel)",
+        "pass",
+        (f"{PARITY}[gpt-zero1-tp2pp2-sp-m3]",),
+    ),
+    Mutation(
+        "norm-mark",
+        "under sequence parallelism the norms are left out of that sum",
+        SPECS,
+        "parameter.sequence_parallel = config.sequence_parallel",
+        "parameter.sequence_parallel = False",
+        (f"{PARITY}[gpt-zero1-tp2pp2-sp-m3]",),
+    ),
+    Mutation(
+        "qk-norm-sum",
+        "the norms of queries and keys are left out of that sum without sequence parallelism",
+        PARAMETERS,
+        ' or ".q_layernorm." in name or ".k_layernorm." in name',
+        "",
+        (f"{PARITY}[llama_qk-zero1-tp2-m3]",),
+    ),
+    # The norm and the clip.
+    Mutation(
+        "tied-norm",
+        "the norm counts the tied embedding twice",
+        GRADIENTS,
+        "if not local[parameter].is_copy and (local",
+        "if (local",
+        (f"{PARITY}[gpt-zero1-pp2-m3]",),
+    ),
+    Mutation(
+        "replicated-norm",
+        "the norm counts what all tensor-parallel ranks hold whole once for each",
+        GRADIENTS,
+        " and (local[parameter].split is not None or groups.tp_rank == 0)",
+        "",
+        (f"{PARITY}[gpt-zero1-tp2-m3]",),
+    ),
+    Mutation(
+        "replica-norm",
+        "at stage 0 the norm counts each data-parallel replica",
+        ZERO,
+        "replicated=self.zero == 0",
+        "replicated=False",
+        (f"{PARITY}[gpt-zero0-dp2-m3]",),
+    ),
+    Mutation(
+        "stage-norm",
+        "each stage clips by the norm of its own gradients, and steps where another one has an infinity",
+        GRADIENTS,
+        "dist.all_reduce(square, group=groups.world)",
+        "dist.all_reduce(square, group=groups.tensor_parallel)",
+        (f"{PARITY}[gpt-zero1-pp2-m3]", f"{OVERFLOW}[fp32-2-pp2-dp2-last]"),
+        seconds=40,
+    ),
+    Mutation(
+        "norm-per-group",
+        "DeepSpeed is handed the whole norm for each of its parameter groups",
+        GRADIENTS,
+        "norm_of_step() if asked == 1 else 0.0",
+        "norm_of_step()",
+        (f"{PARITY}[gpt-zero1-dp2-m3]",),
+    ),
+    Mutation(
+        "clip-at-0",
+        "stage 0 does not clip",
+        ZERO,
+        "if finite and 0 < self.clip < norm:",
+        "if False:",
+        (f"{PARITY}[gpt-zero0-m3]",),
+    ),
+    # No mutation of what DeepSpeed asks its `mpu`: its model-parallel rank and group feed norms that ours replaces, and
+    # a flag for overflows that ours raises too, being infinite on every rank. The rank within TP x PP in the place of
+    # the one, or the tensor-parallel group in that of the other, fails no test; `replicated-norm` and `stage-norm` are
+    # what took their place.
+    # Micro-batches under a pipeline's schedule.
+    Mutation(
+        "backward-seen",
+        "the second of two backward passes in a row reduces nothing",
+        ZERO,
+        "self.optimizer.clear_backward_seen_flag()",
+        "pass",
+        (f"{PARITY}[gpt-zero2-pp2-m3]", f"{PARITY}[gpt-zero3-pp2-m3]"),
+    ),
+    Mutation(
+        "backward-counts",
+        "the second of two backward passes in a row frees no parameter",
+        ZERO,
+        "self._counts.restore()",
+        "pass",
+        (f"{SPARSE}[gpt-per_micro_batch-shape1]",),
+    ),
+    Mutation(
+        "stale-gradients",
+        "interleaved chunks add to the gradients of the step before",
+        GRADIENTS,
+        "optimizer.grad_partitions_flat_buffer.zero_()",
+        "pass",
+        (f"{PARITY}[gpt-zero3-pp2vp2-m2]",),
+    ),
+    Mutation(
+        "stale-offloaded-gradients",
+        "interleaved chunks add to the offloaded gradients of the step before",
+        GRADIENTS,
+        "total.zero_()",
+        "pass",
+        (f"{PARITY}[gpt-zero2-pp2vp2-m2-offload.optimizer=cpu]",),
+    ),
+    Mutation(
+        "held",
+        "parameters are gathered anew for each micro-batch though they were to be kept",
+        ZERO,
+        "hold(self.stage.parameters())",
+        "pass",
+        (f"{HELD}[gpt-per_micro_batch-shape1]",),
+    ),
+    Mutation(
+        "held-mark",
+        "parameters that were to be kept are freed by the first module that used them",
+        "pretrain/engine/gathering.py",
+        "parameter.ds_active_sub_modules.add(HELD)",
+        "pass",
+        (f"{HELD}[gpt-per_micro_batch-shape1]",),
+    ),
+    Mutation(
+        "let-go",
+        "parameters stay gathered after a validation",
+        ZERO,
+        "self.optimizer.empty_partition_cache()",
+        "pass",
+        (f"{SEEN}[gpt-tp2-pp2-dp2-sp-zero3]",),
+    ),
+    Mutation(
+        "traces",
+        "ZeRO-3 records in which order modules run, and asks all stages whether they agree",
+        ZERO,
+        "fetch_without_traces(self.optimizer)",
+        "pass",
+        (f"{SEEN}[gpt-tp2-pp2-dp2-sp-zero3]",),
+        seconds=40,
+    ),
+    Mutation(
+        "paired-sends",
+        "two interleaved stages swap activations and gradients",
+        SPECS,
+        "batch_p2p_comm=False",
+        "batch_p2p_comm=True",
+        (f"{PARITY}[gpt-zero1-pp2vp2-m2]",),
+    ),
+    # The loss.
+    Mutation(
+        "divided-twice",
+        "the loss is divided by the number of micro-batches again",
+        "pretrain/engine/schedule.py",
+        "return losses.mean(), record",
+        "return losses.mean() / 3, record",
+        (f"{PARITY}[gpt-zero1-m3]",),
+    ),
+    Mutation(
+        "totals",
+        "the loss and its tokens are counted on every tensor-parallel rank",
+        ZERO,
+        "totals.zero_()",
+        "pass",
+        (f"{SEEN}[gpt-tp2-pp2-zero0]",),
+    ),
+    Mutation(
+        "padding-of-parts",
+        "tensor-parallel ranks give probability to rows that pad the vocabulary",
+        "pretrain/model/gpt.py",
+        "if real < logits.shape[-1]:",
+        "if False:",
+        (f"{PARITY}[llama-zero1-tp2-m3]",),
+    ),
+    Mutation(
+        "padding",
+        "one rank gives probability to rows that pad the vocabulary",
+        "pretrain/model/gpt.py",
+        "flat = logits[..., :real]",
+        "flat = logits",
+        (PADDING,),
+    ),
+    # 16 bits.
+    Mutation(
+        "loss-scale",
+        "fp16 gradients are computed without the loss scale that they are divided by",
+        ZERO,
+        "stage.config.grad_scale_func = self._scale_loss",
+        "pass",
+        (f"{NEAR}[fp16-4-shape3]",),
+    ),
+    Mutation(
+        "scaled-already",
+        "DeepSpeed refuses the scaled gradients that an inner stage receives",
+        ZERO,
+        "self.engine._manual_backward_expected = True",
+        "pass",
+        (f"{NEAR}[fp16-4-shape3]",),
+    ),
+    Mutation(
+        "parameter-sums",
+        "micro-batches are summed in 16 bits in each parameter",
+        ZERO,
+        "parameter.grad_dtype = torch.float32",
+        "pass",
+        (f"{SUMS}[0-2]", f"{SUMS}[1-2]"),
+    ),
+    Mutation(
+        "share-sums",
+        "stage 3 sums its shares in 16 bits",
+        DEEPSPEED,
+        'config["data_types"] = {"grad_accum_dtype": "fp32"}',
+        "pass",
+        (f"{SUMS}[3-2]",),
+    ),
+    Mutation(
+        "rank-sums",
+        "data-parallel ranks are summed in 16 bits",
+        DEEPSPEED,
+        'config["communication_data_type"] = "fp32"',
+        "pass",
+        (f"{SUMS}[0-2]", f"{SUMS}[1-2]", f"{SUMS}[2-2]"),
+    ),
+    Mutation(
+        "bucket",
+        "the buffer for the reduction rounds the sums to 16 bits",
+        DEEPSPEED,
+        '"contiguous_gradients": not sums_in_fp32(engine)',
+        '"contiguous_gradients": True',
+        (f"{SUMS}[1-2]",),
+    ),
+    # The parts of the model, and what is random in it.
+    Mutation(
+        "gate-and-up",
+        "SwiGLU's two projections are cut as if they were one matrix",
+        PARAMETERS,
+        "if _is_gate_and_up(parameter.name, model):",
+        "if False:",
+        (f"{PARITY}[llama-zero1-tp2-m3]",),
+    ),
+    Mutation(
+        "decay",
+        "under ZeRO-3, which leaves parameters without a shape, no weight is decayed",
+        "pretrain/model/gpt.py",
+        "(local.name, local.shape, parameter)",
+        "(local.name, parameter.shape, parameter)",
+        (f"{PARITY}[gpt-zero3-dp2-m3]",),
+    ),
+    Mutation(
+        "bias-copy",
+        "the backward pass of a recomputed feed-forward block never ends",
+        "pretrain/model/gpt.py",
+        "None if bias is None else bias.clone()",
+        "bias",
+        (f"{RECOMPUTED}[one-both]",),
+        seconds=40,
+    ),
+    Mutation(
+        "dropout-of-replicas",
+        "data-parallel ranks drop the same",
+        GROUPS,
+        "seed + 10_000 * dp_rank + ",
+        "seed + ",
+        (DROPOUT,),
+    ),
+    Mutation(
+        "dropout-of-stages",
+        "pipeline stages drop the same",
+        GROUPS,
+        " + 100 * pp_rank",
+        "",
+        (DROPOUT,),
+    ),
+    Mutation(
+        "batch-hash",
+        "the record of a batch depends on the number of ranks that share it",
+        "pretrain/train.py",
+        "samples_counted_here=groups.tp_rank == groups.pp_rank == 0",
+        "samples_counted_here=True",
+        (COUNTED,),
+    ),
+)
