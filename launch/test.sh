@@ -22,6 +22,7 @@ check ruff check
 check ruff format --check
 check mypy
 check lint-imports
-# Last, so that its summary ends the output; a failed check above shows in the exit code.
-check python -m pytest
+# Two files at a time: most tests wait for processes of their own to start. Last, so that its summary ends the output; a
+# failed check above shows in the exit code.
+check python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 exit "$status"

@@ -145,6 +145,7 @@ def _memory_table(memory: Sequence[StageMemory]) -> list[str]:
         ("peak", [stage.peak for stage in memory]),
         ("between steps", [stage.stays_between_steps for stage in memory]),
         ("host", [stage.host for stage in memory]),
+        ("disk", [stage.disk for stage in memory]),
     ]
     shown = [(name, values) for name, values in columns if any(values)]
     unit, size = _unit(max(stage.peak for stage in memory))

@@ -3,6 +3,7 @@
 import random
 
 import pytest
+from hypothesis import settings
 
 ROUNDS, SEED = 3, 16
 """Of an ordinary run of the suite: always the same layouts."""
@@ -16,8 +17,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    settings.register_profile("any machine", deadline=None)  # a busy one takes its time
+    settings.load_profile("any machine")
     if config.option.seed is None:
         config.option.seed = SEED if config.option.rounds == ROUNDS else random.SystemRandom().randrange(10**6)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take minutes begin first, so that none of them is left over at the end of a run of several workers."""
+    order = ("test_readme.py", "runs", "ranks")
+    places = {place: number for number, place in enumerate(order)}
+    items.sort(key=lambda item: min((places[part] for part in item.path.parts if part in places), default=len(order)))
 
 
 def pytest_report_header(config: pytest.Config) -> str:

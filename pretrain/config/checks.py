@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from pretrain.config.engine import EngineConfig, OffloadConfig
+from pretrain.config.engine import EngineConfig
 from pretrain.config.errors import ConfigError, Problem
 from pretrain.config.layout_checks import (
     chunks_or_none,
@@ -31,7 +31,7 @@ def check_run(config: RunConfig, world_size: int) -> None:
         *_loss_scale(config),
         *_recompute(config),
         *_modes(config.engine),
-        *_offload(config.engine.zero_stage, config.engine.offload),
+        *_offload(config.engine),
     ]
     if layout:
         near = nearest_layouts(config, world_size)
@@ -213,15 +213,23 @@ def _modes(engine: EngineConfig) -> Iterator[Problem]:
         yield Problem("engine.gather", engine.gather, rule, "set it to auto, or engine.zero_stage=3")
 
 
-def _offload(stage: int, offload: OffloadConfig) -> Iterator[Problem]:
+def _offload(engine: EngineConfig) -> Iterator[Problem]:
+    stage, offload = engine.zero_stage, engine.offload
     for name, place, at_least in (
-        ("optimizer", offload.optimizer, 1),
+        ("optimizer", offload.optimizer, 3 if offload.optimizer == "nvme" else 1),
         ("params", offload.params, 3),
     ):
         if place != "none" and stage < at_least:
             above = f"engine.zero_stage={at_least}" if at_least == 3 else f"engine.zero_stage={at_least} or above"
             rule = f"needs {above}; the stage is {stage}"
             yield Problem(f"engine.offload.{name}", place, rule, f"set {above}, or engine.offload.{name}=none")
+    if offload.optimizer == "nvme":
+        if offload.nvme_path is None:
+            rule = "engine.offload.optimizer=nvme needs a folder on a disk of each node"
+            yield Problem("engine.offload.nvme_path", None, rule, "set it, or engine.offload.optimizer=cpu")
+        if engine.grad_reduction == "per_step":
+            rule = "engine.offload.optimizer=nvme needs gradients reduced after each micro-batch"
+            yield Problem("engine.grad_reduction", "per_step", rule, "set it to auto, or engine.offload.optimizer=cpu")
 
 
 def _and(values: list[int]) -> str:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from pathlib import Path
 
 import psutil
 import torch
@@ -11,11 +12,12 @@ from pretrain.config.run import RunConfig
 from pretrain.engine.interface import Engine
 from pretrain.layout.groups import DeepSpeedGroups, ProcessGroups
 from pretrain.layout.vendor_imports import megatron_imports
-from pretrain.planner.memory import choose_modes
+from pretrain.planner.memory import Modes, choose_modes, plan_memory
 
 with megatron_imports():
     from pretrain.engine.deepspeed_config import deepspeed_config
     from pretrain.engine.gathering import share_of
+    from pretrain.engine.swap import own_folder, require_async_io
     from pretrain.engine.zero import ZeroEngine, import_deepspeed
     from pretrain.model.gpt import build_stage
 
@@ -25,6 +27,7 @@ log = logging.getLogger(__name__)
 def build_engine(config: RunConfig, vocab_size: int, groups: ProcessGroups, device: torch.device) -> Engine:
     """The model's part on this rank's device, inside its engine; process groups must exist."""
     zero = config.engine.zero_stage
+    import_deepspeed(device)
     modes = choose_modes(config, vocab_size, groups.layout.world_size, smallest_memory(device, groups.control))
     if zero == 3:
         log.info("ZeRO-3: gradients reduced %s, parameters gathered %s", modes.grad_reduction, modes.gather)
@@ -34,8 +37,8 @@ def build_engine(config: RunConfig, vocab_size: int, groups: ProcessGroups, devi
         micro_batch_size=config.train.micro_batch_size,
         clip_grad_norm=config.optim.clip_grad_norm,
         dp=groups.layout.dp,
+        nvme_folder=_nvme_folder(config, vocab_size, modes, groups),
     )
-    import_deepspeed(device)
     stage = build_stage(
         config.model,
         parallel=config.parallel,
@@ -58,6 +61,18 @@ def build_engine(config: RunConfig, vocab_size: int, groups: ProcessGroups, devi
         groups=groups,
         device=device,
     )
+
+
+def _nvme_folder(config: RunConfig, vocab_size: int, modes: Modes, groups: ProcessGroups) -> Path | None:
+    """Where this rank's optimizer states go, if they go to a disk."""
+    offload = config.engine.offload
+    if offload.optimizer != "nvme":
+        return None
+    assert offload.nvme_path is not None
+    require_async_io()
+    memory = plan_memory(config, vocab_size, groups.layout.world_size, modes)[groups.pp_rank]
+    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return own_folder(offload.nvme_path, config.run.dir, dist.get_rank(), memory.disk, ranks_here)
 
 
 def smallest_memory(device: torch.device, control: dist.ProcessGroup) -> int:

@@ -1,16 +1,24 @@
 """DeepSpeed's configuration, derived from ours: nobody writes it by hand."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 from pretrain.config.engine import EngineConfig, OffloadConfig
+from pretrain.engine.swap import BUFFERS
 from pretrain.planner.memory import REDUCE_BUCKET_ELEMENTS
 
 
 def deepspeed_config(
-    engine: EngineConfig, *, reduce_per_step: bool, micro_batch_size: int, clip_grad_norm: float, dp: int
+    engine: EngineConfig,
+    *,
+    reduce_per_step: bool,
+    micro_batch_size: int,
+    clip_grad_norm: float,
+    dp: int,
+    nvme_folder: Path | None = None,
 ) -> dict[str, Any]:
-    """The dict for `deepspeed.initialize`, on `dp` data-parallel ranks.
+    """The dict for `deepspeed.initialize`, on `dp` data-parallel ranks; `nvme_folder`: for this rank's files.
 
     Accumulation is 1 because Megatron's schedule divides the loss by the number of micro-batches already, and
     unmanaged because the schedule, not DeepSpeed's counter, knows where a step ends; but its one reduction per step
@@ -42,7 +50,7 @@ def deepspeed_config(
             "stage3_max_live_parameters": 0,
             # The default replaces torch.nn.functional.linear for the whole process.
             "memory_efficient_linear": False,
-            **_offload(offload),
+            **_offload(offload, nvme_folder),
         },
         "steps_per_print": None,
     }
@@ -71,6 +79,9 @@ def sums_in_fp32(engine: EngineConfig) -> bool:
     return engine.precision != "fp32" and engine.grad_accum_dtype == "fp32"
 
 
-def _offload(offload: OffloadConfig) -> dict[str, Any]:
+def _offload(offload: OffloadConfig, nvme_folder: Path | None) -> dict[str, Any]:
     places = {"offload_optimizer": offload.optimizer, "offload_param": offload.params}
-    return {key: {"device": device} for key, device in places.items() if device != "none"}
+    config: dict[str, Any] = {key: {"device": device} for key, device in places.items() if device != "none"}
+    if offload.optimizer == "nvme":
+        config["offload_optimizer"] |= {"nvme_path": str(nvme_folder), "buffer_count": BUFFERS}
+    return config

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pretrain.engine.shards import cut_by_group, cut_by_parameter
+from pretrain.engine.swap import is_on_disk
 from pretrain.layout.groups import ProcessGroups
 from pretrain.model.parameters import LocalParameter
 
@@ -74,6 +75,15 @@ def pieces_of(optimizer: Any, stage: int, parameters: Iterable[nn.Parameter], gr
         for parameter in parameters:
             if parameter.grad is not None:
                 yield parameter, parameter.grad
+    elif stage == 3 and is_on_disk(optimizer):
+        # The sums in memory: what goes to the disk comes of them, when the last micro-batch is through.
+        position = 0
+        for parameter in (parameter for group in optimizer.fp16_groups for parameter in group):
+            size = parameter.partition_numel()
+            real = min(size, parameter.ds_numel - groups.dp_rank * size)
+            if real > 0:  # the last share is padded
+                yield parameter, optimizer.grad_partitions_flat_buffer[position : position + real]
+            position += size
     elif _is_offloaded(optimizer):
         places = cut_by_group(optimizer, groups) if stage < 3 else cut_by_parameter(optimizer, groups)
         for place in places:

@@ -3,7 +3,9 @@
 The inner fields named here are those of deepspeed 0.19.8.
 """
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.engine.interface import StateShard
+from pretrain.engine.swap import in_memory, on_disk
 from pretrain.layout.groups import ProcessGroups
 from pretrain.model.parameters import LogicalPart
 
@@ -54,9 +57,14 @@ def flat_pieces(
     else:
         adamw = optimizer.optimizer
         places = cut_by_group(optimizer, groups) if stage < 3 else cut_by_parameter(optimizer, groups)
-    for place in places:
-        states = {kind: _flat(tensor, place) for kind, tensor in _states(adamw, place.master, moments).items()}
-        yield FlatPiece(place.parameter, place.start, states)
+    for _, of_master in itertools.groupby(places, key=lambda place: id(place.master)):
+        first, *others = of_master
+        with in_memory(optimizer, first.master) if moments and not adamw.state[first.master] else nullcontext():
+            whole = _states(adamw, first.master, moments)
+        states = {kind: on_disk(optimizer, first.master, tensor).detach() for kind, tensor in whole.items()}
+        for place in (first, *others):
+            held = {kind: _flat(tensor, place) for kind, tensor in states.items()}
+            yield FlatPiece(place.parameter, place.start, held)
 
 
 @dataclass(frozen=True)
@@ -116,7 +124,7 @@ def _states(adamw: torch.optim.Optimizer, master: Tensor, moments: tuple[str, ..
         state["step"] = torch.zeros((), dtype=torch.float32, device=master.device)
         for moment in MOMENTS:
             state[moment] = torch.zeros_like(master, memory_format=torch.preserve_format)
-    return {"weight": master.detach(), **{moment: state[moment] for moment in moments}}
+    return {"weight": master, **{moment: state[moment] for moment in moments}}
 
 
 def adam_steps(adamw: torch.optim.Optimizer) -> float:

@@ -23,6 +23,7 @@ from pretrain.engine.gradients import complete, forget_gradients, global_norm, h
 from pretrain.engine.interface import StateShard, StepResult
 from pretrain.engine.schedule import MicroBatch, chunk_handles, run_logits, run_schedule
 from pretrain.engine.shards import MOMENTS, adam_steps, flat_pieces, logical_shards, set_adam_steps
+from pretrain.engine.swap import is_on_disk, on_disk
 from pretrain.layout.groups import DeepSpeedGroups, ProcessGroups
 from pretrain.layout.vendor_imports import without_compiler
 from pretrain.model.gpt import Stage
@@ -201,18 +202,20 @@ class ZeroEngine:
         """Before each update gradients are completed and measured by our rule (gradients.py)."""
         if self.zero:
             hand_norm_to_deepspeed(self.optimizer, lambda: self._norm)
-        update = self.optimizer.step
+        # What goes to the disk goes there before the update begins.
+        name = "finalize_gradient_accumulation_boundary" if is_on_disk(self.optimizer) else "step"
+        go_on = getattr(self.optimizer, name)
         parameters = list(self.stage.local)
 
-        def step(*args: Any, **kwargs: Any) -> Any:
+        def measured(*args: Any, **kwargs: Any) -> Any:
             pieces = list(pieces_of(self.optimizer, self.zero, parameters, self.groups))
             complete(pieces, self.stage.local, self.groups)
             self._norm = global_norm(pieces, self.stage.local, self.groups, replicated=self.zero == 0)
             if self.zero == 0 and not self._ready_at_stage_0([piece for _, piece in pieces]):
                 return None
-            return update(*args, **kwargs)
+            return go_on(*args, **kwargs)
 
-        self.optimizer.step = step
+        setattr(self.optimizer, name, measured)
 
     def _ready_at_stage_0(self, gradients: list[Tensor]) -> bool:
         """Clip; False where the update is to be left out and DeepSpeed would not."""
@@ -261,7 +264,7 @@ class ZeroEngine:
                 dist.all_gather(list(partitions), partitions[self.groups.dp_rank], group=self.groups.data_parallel)
         elif self.zero == 3:
             for i, master in enumerate(self.optimizer.fp32_partitioned_groups_flat):
-                self.optimizer.fp16_partitioned_groups_flat[i].copy_(master)
+                self.optimizer.fp16_partitioned_groups_flat[i].copy_(on_disk(self.optimizer, master, master))
 
     def _scale_loss(self, loss: Tensor) -> Tensor:
         if self.zero == 0:

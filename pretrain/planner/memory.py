@@ -26,7 +26,7 @@ N/d is rounded up: at stage 3 for each parameter, at stages 1 and 2 for each opt
 the gradients of a parameter that lies across the border of two shares may stand whole on both sides (less than two
 parameters for each group, not counted). engine.offload moves the optimizer's states, with this rank's share of the
 gradients at stage 3 and (unless 16-bit gradients are summed in fp32) 2, or the shares of the parameters, to the host's
-memory.
+memory; the optimizer's states with nvme to a disk, through buffers of one sub-group in the host's memory.
 """
 
 from collections.abc import Sequence
@@ -84,6 +84,8 @@ class StageMemory:
     """Of all these, what is there at rest."""
     host: int
     """Offloaded into the memory of the host, by this rank."""
+    disk: int
+    """Offloaded onto a disk of the node, by this rank."""
 
     @property
     def peak(self) -> int:
@@ -167,8 +169,13 @@ def _stage(
     if modes.grad_reduction == "per_step" and zero >= 2:
         full_gradients = gradient * (whole if zero == 3 else max(whole - share, 0))
 
-    host = 0
-    if engine.offload.optimizer != "none":
+    host = disk = 0
+    if engine.offload.optimizer == "nvme":
+        # DeepSpeed's buffers for one sub-group: masters, moments, gradients; and the sums.
+        host += 4 * 4 * min(share, UPDATE_ELEMENTS) + gradient * share
+        disk += masters + moments + 4 * share
+        masters = moments = in_update = gradients = 0
+    elif engine.offload.optimizer == "cpu":
         host += (4 + gradient) * share if zero >= 2 else 4 * share  # what Adam reads, and the sums
         host += masters + moments
         masters = moments = in_update = 0
@@ -191,6 +198,7 @@ def _stage(
         in_update=in_update,
         stays_between_steps=parameters + masters + moments + (gradients + buffers if zero == 3 else 0),
         host=host,
+        disk=disk,
     )
 
 
@@ -215,4 +223,6 @@ def _gathers(engine: EngineConfig) -> list[Mode]:
 def _reductions(engine: EngineConfig) -> list[Mode]:
     if engine.zero_stage < 2:
         return ["per_step"]
+    if engine.offload.optimizer == "nvme":
+        return ["per_micro_batch"]
     return ["per_step", "per_micro_batch"] if engine.grad_reduction == "auto" else [engine.grad_reduction]

@@ -150,6 +150,29 @@ RULES: list[tuple[dict[str, object], int, str]] = [
         "engine.offload.params='cpu': needs engine.zero_stage=3; the stage is 2; set engine.zero_stage=3, or "
         "engine.offload.params=none",
     ),
+    (
+        {"engine__offload__optimizer": "nvme", "engine__zero_stage": 2, "engine__offload__nvme_path": "/disk"},
+        1,
+        "engine.offload.optimizer='nvme': needs engine.zero_stage=3; the stage is 2; set engine.zero_stage=3, or "
+        "engine.offload.optimizer=none",
+    ),
+    (
+        {"engine__offload__optimizer": "nvme", "engine__zero_stage": 3},
+        1,
+        "engine.offload.nvme_path=None: engine.offload.optimizer=nvme needs a folder on a disk of each node; set it, "
+        "or engine.offload.optimizer=cpu",
+    ),
+    (
+        {
+            "engine__offload__optimizer": "nvme",
+            "engine__zero_stage": 3,
+            "engine__offload__nvme_path": "/disk",
+            "engine__grad_reduction": "per_step",
+        },
+        1,
+        "engine.grad_reduction='per_step': engine.offload.optimizer=nvme needs gradients reduced after each "
+        "micro-batch; set it to auto, or engine.offload.optimizer=cpu",
+    ),
 ]
 
 

@@ -157,6 +157,16 @@ def test_offload_moves_the_optimizer_off_the_device(zero: int) -> None:
     assert (offloaded.gradients == 0) == (zero == 3)
 
 
+def test_a_disk_takes_the_states_and_gradients_and_the_host_keeps_buffers_and_sums() -> None:
+    disk, kept = one(engine(3, "bf16", engine__offload__optimizer="nvme"), 4), one(engine(3, "bf16"), 4)
+    assert disk.disk == kept.master_weights + kept.moments + kept.master_weights
+    assert disk.host == 4 * kept.master_weights + kept.gradients, "a sub-group's worth: this model has one"
+    assert disk.master_weights == disk.moments == disk.gradients == disk.in_update == 0
+    assert choose_modes(engine(3, "bf16", engine__offload__optimizer="nvme"), VOCAB, 4, 10**15) == Modes(
+        "per_micro_batch", "per_step"
+    )
+
+
 @pytest.mark.parametrize(("tp", "pp"), [(2, 1), (1, 2), (4, 3)])
 def test_model_parallel_ranks_hold_less_and_together_at_least_the_whole(tp: int, pp: int) -> None:
     whole = one(engine(1, "bf16"), 1)
