@@ -7,12 +7,14 @@
 """
 
 import argparse
+import json
 import logging
 import os
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from textwrap import dedent
 
 from data_pipeline.errors import UserError
@@ -33,6 +35,7 @@ class Verb:
     details: str
     run: Callable[[argparse.Namespace], int]
     add_options: Callable[[argparse.ArgumentParser], None] | None = None
+    takes_overrides: bool = True
 
 
 def _prepare(given: argparse.Namespace) -> int:
@@ -72,6 +75,38 @@ def _generate(given: argparse.Namespace) -> int:
 
     generate(load_generate_config(given.overrides))
     return 0
+
+
+def _data(given: argparse.Namespace) -> int:
+    from data_pipeline import inspection
+
+    if given.action == "verify":
+        faults = inspection.verify(given.path)
+        sys.stdout.write("".join(f"{fault}\n" for fault in faults) or f"{given.path}: whole\n")
+        return EXIT_FAILED if faults else 0
+    if given.action == "stats":
+        sys.stdout.write(json.dumps(inspection.stats(given.path), indent=2, ensure_ascii=False) + "\n")
+        return 0
+    samples = inspection.inspect(given.path, given.split, given.first, given.samples, shuffled_by=given.seed)
+    for text in samples:
+        sys.stdout.write(f"{text}\n")
+    return 0
+
+
+def _data_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("action", choices=("inspect", "verify", "stats"))
+    parser.add_argument("path", type=Path, metavar="PATH", help="folder of a prepared dataset")
+    parser.add_argument("--split", choices=("train", "validation"), default="train", help="inspect: default train")
+    parser.add_argument("--first", type=_count, default=0, metavar="N", help="inspect: number of the first sample")
+    parser.add_argument("--samples", type=_positive(int), default=3, metavar="N", help="inspect: how many, default 3")
+    help_ = "inspect: in the order of a run with this run.seed, --first being a position in it"
+    parser.add_argument("--seed", type=_count, metavar="SEED", help=help_)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
+    return int(text)
 
 
 def _show_config(given: argparse.Namespace) -> int:
@@ -124,6 +159,22 @@ VERBS = {
           pretrain prepare data.inputs=[corpus/] data.name=mine model=gpt3_125m
         """,
         _prepare,
+    ),
+    "data": Verb(
+        "look into a prepared dataset",
+        """
+        inspect shows samples as text, verify compares every file, offset and token with the manifest and exits with 1
+        where something differs, stats prints the figures as JSON.
+
+        examples:
+          pretrain data inspect data/mine --samples 2
+          pretrain data inspect data/mine --seed 1234 --first 80000
+          pretrain data verify data/mine
+          pretrain data stats data/mine
+        """,
+        _data,
+        _data_options,
+        takes_overrides=False,
     ),
     "train": Verb(
         "train a model, or go on training it",
@@ -240,9 +291,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = _parser()
     given, rest = parser.parse_known_args(arguments)
     unknown = [word for word in rest if word.startswith("-")]
+    if not VERBS[given.verb].takes_overrides:
+        unknown = rest
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
-    given.overrides += rest  # argparse takes only the overrides before the first option
+    if rest:
+        given.overrides += rest  # argparse takes only the overrides before the first option
     return given
 
 
@@ -261,7 +315,8 @@ def _parser() -> argparse.ArgumentParser:
             epilog=dedent(verb.details).strip(),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        sub.add_argument("overrides", nargs="*", metavar="key=value", help="Hydra overrides of the configuration")
+        if verb.takes_overrides:
+            sub.add_argument("overrides", nargs="*", metavar="key=value", help="Hydra overrides of the configuration")
         if verb.add_options is not None:
             verb.add_options(sub)
     return parser

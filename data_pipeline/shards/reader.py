@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from data_pipeline.errors import DataError
 from data_pipeline.shards.layout import DTYPES, NPY_HEADER_BYTES, npy_header
-from data_pipeline.shards.manifest import Manifest, SplitRecord
+from data_pipeline.shards.manifest import FileRecord, Manifest, SplitRecord
 
 MAX_OPEN_FILES = 64
 Tokens = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
@@ -116,18 +116,19 @@ class PackedDataset:
 def check_sizes(folder: Path, split: SplitRecord) -> None:
     """Every file of a split is there and has the length that the manifest states."""
     for record in split.files:
-        path = folder / record.file
-        try:
-            size = path.stat().st_size
-        except OSError as error:
-            raise DataError(
-                f"{path}: missing ({error.strerror}); restore it, or prepare again with prepare.overwrite=true"
-            ) from None
-        if size != record.bytes:
-            raise DataError(
-                f"{path}: has {size} bytes, the manifest says {record.bytes}; "
-                "restore it, or prepare again with prepare.overwrite=true"
-            )
+        fault = fault_of_sizes(folder, record)
+        if fault is not None:
+            raise DataError(f"{fault}; restore it, or prepare again with prepare.overwrite=true")
+
+
+def fault_of_sizes(folder: Path, record: FileRecord) -> str | None:
+    """What is wrong with a file's presence or length; None: nothing."""
+    path = folder / record.file
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        return f"{path}: missing ({error.strerror})"
+    return None if size == record.bytes else f"{path}: has {size} bytes, the manifest says {record.bytes}"
 
 
 def _load_offsets(folder: Path, manifest: Manifest, split: str) -> npt.NDArray[np.int64]:

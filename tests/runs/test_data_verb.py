@@ -1,0 +1,41 @@
+"""`pretrain data` as a user types it: what it prints, and its exit codes."""
+
+import json
+import shutil
+
+import pytest
+
+
+def test_a_dataset_is_shown_counted_and_found_whole(place):
+    shown = place.command("data", "inspect", str(place.dataset), "--samples", "2", "--split", "validation")
+    assert shown.returncode == 0 and shown.stdout.count("--- validation sample") == 2
+    counted = place.command("data", "stats", str(place.dataset))
+    assert json.loads(counted.stdout)["splits"]["train"]["samples"] > 0
+    verified = place.command("data", "verify", str(place.dataset))
+    assert (verified.returncode, verified.stdout) == (0, f"{place.dataset}: whole\n")
+
+
+def test_damage_is_named_with_exit_code_1(place, tmp_path):
+    damaged = shutil.copytree(place.dataset, tmp_path / "damaged")
+    content = bytearray((damaged / "train-00000.tar").read_bytes())
+    content[-700] ^= 1
+    (damaged / "train-00000.tar").write_bytes(content)
+    done = place.command("data", "verify", str(damaged))
+    assert done.returncode == 1
+    assert (
+        done.stdout == f"{damaged}/train-00000.tar: its content differs from what was written (sha256 does not fit)\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["verify", "nowhere"], "nowhere: not prepared"),
+        (["inspect", "nowhere", "--samples", "0"], "'0' is not a number above 0"),
+        (["look", "nowhere"], "invalid choice: 'look'"),
+        (["stats", "nowhere", "data.name=x"], "unrecognized arguments: data.name=x"),
+    ],
+)
+def test_mistakes_are_told_with_exit_code_2(place, words, message):
+    done = place.command("data", *words)
+    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
