@@ -96,6 +96,28 @@ def test_16_bits_in_any_layout_stay_close_to_fp32(precision: str, world_size: in
         assert run.norms == pytest.approx(expected.norms, rel=1e-2)
 
 
+@pytest.mark.parametrize(
+    ("zero", "ways", "rounds"),
+    [
+        (1, (), True),
+        (2, ("engine.grad_reduction=per_step",), True),
+        (2, ("engine.grad_reduction=per_micro_batch",), False),
+        (3, MICRO, False),
+        (3, ONCE, False),
+    ],
+)
+def test_offloaded_sums_are_rounded_once_where_the_configuration_says_so_and_else_not_at_all(
+    zero: int, ways: tuple[str, ...], rounds: bool
+) -> None:
+    config = config_of("bf16", 2, *ways, zero_stage=zero)
+    offloaded = config_of("bf16", 2, *ways, "engine.offload.optimizer=cpu", zero_stage=zero)
+    (expected, _), (run, _) = run_ranks(trained, 2, config), run_ranks(trained, 2, offloaded)
+    assert run.losses[0] == expected.losses[0]
+    assert run.norms == pytest.approx(expected.norms, rel=2e-3)
+    # The norm alone may end on another last bit: its squares are summed piece by piece.
+    assert (abs(run.norms[0] / expected.norms[0] - 1) > 1e-6) == rounds
+
+
 @dataclass(frozen=True)
 class Planted:
     applied: list[bool]
