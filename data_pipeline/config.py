@@ -17,7 +17,7 @@ class DataConfig:
     include: tuple[str, ...]
     """File name patterns taken from folders among the inputs; files named directly are always taken."""
     text_key: str
-    """Key of the text in each line of a .jsonl file."""
+    """Key of the text in each line of a .jsonl file; column of the text in a .parquet file."""
     encoding_errors: Literal["fail", "skip"]
     """A document that is not UTF-8 (or a broken JSON line): stop and name it, or leave it out and count it."""
     max_document_bytes: int

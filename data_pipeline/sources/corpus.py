@@ -2,8 +2,10 @@
 
 import collections
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
+from pathlib import PurePath
+from typing import BinaryIO
 
 from data_pipeline.config import DataConfig
 from data_pipeline.document import Document
@@ -46,10 +48,10 @@ class Corpus:
             except OSError as error:
                 raise DataError(f"{file.name}: cannot be read ({error.strerror})") from None
             with closing(raw):
-                reader = ByteReader(raw, file.name)
-                for number, item in enumerate(self._read(reader, file, document_bytes)):
-                    self.disk_position = before + reader.compressed_position()
-                    if number == 1 and not _is_jsonl(file):
+                position, items = self._read(raw, file, document_bytes)
+                for number, item in enumerate(items):
+                    self.disk_position = before + position()
+                    if number == 1 and not _has_records(file):
                         self.num_cut_files += 1
                     if isinstance(item, Unreadable):
                         if self._data.encoding_errors == "fail":
@@ -61,11 +63,29 @@ class Corpus:
                         yield item
             self.disk_position = before + file.num_bytes
 
-    def _read(self, reader: ByteReader, file: InputFile, document_bytes: int) -> Iterator[Document | Unreadable]:
-        if _is_jsonl(file):
-            return read_jsonl(reader, file.name, self._data.text_key)
-        return read_text(reader, file.name, document_bytes)
+    def _read(
+        self, raw: BinaryIO, file: InputFile, document_bytes: int
+    ) -> tuple[Callable[[], int], Iterator[Document | Unreadable]]:
+        """How far the file is read, in bytes; its documents."""
+        key = self._data.text_key
+        if _is_parquet(file):
+            from data_pipeline.sources.parquet import ParquetReader  # only who has such files waits for pyarrow
+
+            table = ParquetReader(raw, file.name, file.num_bytes, key)
+            return table.compressed_position, table.documents()
+        reader = ByteReader(raw, file.name)
+        by_line = plain_name(file.name).endswith(".jsonl")
+        items = read_jsonl(reader, file.name, key) if by_line else read_text(reader, file.name, document_bytes)
+        return reader.compressed_position, items
 
 
-def _is_jsonl(file: InputFile) -> bool:
-    return plain_name(file.name).endswith(".jsonl")
+def _is_parquet(file: InputFile) -> bool:
+    if not plain_name(file.name).endswith(".parquet"):
+        return False
+    if plain_name(file.name) != PurePath(file.name).name:
+        raise DataError(f"{file.name}: Parquet is compressed inside and read from any place in it; unpack the file")
+    return True
+
+
+def _has_records(file: InputFile) -> bool:
+    return plain_name(file.name).endswith((".jsonl", ".parquet"))
