@@ -1,7 +1,18 @@
-"""What the data pipeline can be told: plain frozen records, no behaviour, nothing heavy imported."""
+"""What the data pipeline can be told: plain frozen records, nothing heavy imported."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixturePhase:
+    """Other weights from some point of training on, as for annealing."""
+
+    after_tokens: int
+    """Training tokens before it."""
+    weights: dict[str, float]
+    """As in `mixture`; a dataset that is not named is left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +41,24 @@ class DataConfig:
     """Packed samples stored in one tar member."""
     shard_bytes: int
     """Size at which a new shard is begun."""
+    mixture: dict[str, float] | None
+    """Train on several prepared datasets, those that lie beside data.path under these names, in shares of the tokens
+    by these weights, as in {web: 0.7, code: 0.3}; null: on data.path alone."""
+    mixture_max_epochs: dict[str, float] | None
+    """Passes over a dataset of the mixture after which the others fill its place, as in {code: 4}; one that is not named
+    has no end."""
+    mixture_later: tuple[MixturePhase, ...]
+    """Weights that replace the first ones later, in order, as in [{after_tokens: 9e9, weights: {books: 1}}]."""
+
+
+def dataset_folders(data: DataConfig) -> dict[str, Path]:
+    """The prepared datasets that a run reads, by name: all of a mixture, else the one."""
+    path = Path(data.path)
+    return {data.name: path} if data.mixture is None else {name: path.parent / name for name in data.mixture}
+
+
+MIXTURE_KEYS = ("mixture", "mixture_max_epochs", "mixture_later")
+"""What says nothing of a prepared dataset."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from data_pipeline.order import sample_at
+from data_pipeline.mixture import TrainingData
 from data_pipeline.shards.reader import PackedDataset, Tokens
 
 MAX_WINDOW_BATCHES = 64
@@ -35,18 +35,17 @@ class Batch:
     next_position: int
     """Where the next global batch begins: all that a resume needs."""
     epoch: int
-    """Passes over the dataset that were complete at `position`."""
+    """Passes over the dataset (of a mixture: over the one passed over most often) that were complete at `position`."""
     digest: int
     """Sum of the hashes of this rank's samples that count, mod 2**64, as signed int64: summed over ranks with the same
     wrap-around it names the global batch, whatever the number of ranks."""
 
 
 def train_batches(
-    dataset: PackedDataset, *, seed: int, global_batch_size: int, rank: int, size: int, position: int
+    dataset: TrainingData, *, seed: int, global_batch_size: int, rank: int, size: int, position: int
 ) -> Iterator[Batch]:
     """Endless shuffled batches from a global position on, read ahead by a thread that ends with the iterator."""
     assert 0 <= rank < size and global_batch_size % size == 0 and position >= 0
-    assert dataset.num_samples > 0
     return _read_ahead(_train_windows(dataset, seed, global_batch_size, rank, size, position))
 
 
@@ -75,7 +74,7 @@ def evaluation_batches(
 
 
 def _train_windows(
-    dataset: PackedDataset, seed: int, global_batch_size: int, rank: int, size: int, position: int
+    dataset: TrainingData, seed: int, global_batch_size: int, rank: int, size: int, position: int
 ) -> Iterator[list[Batch]]:
     """Coming batches, several at a time: read in the order of the files, handed out in the order of the batches."""
     per_rank = global_batch_size // size
@@ -85,7 +84,7 @@ def _train_windows(
     while True:
         starts = position + global_batch_size * np.arange(num_batches, dtype=np.int64)
         positions = starts[:, None] + rank * per_rank + np.arange(per_rank)
-        samples = sample_at(positions.ravel(), dataset.num_samples, seed)
+        samples = dataset.samples_at(positions.ravel(), seed)
         in_file_order = np.argsort(samples, kind="stable")
         places = np.empty_like(in_file_order)
         places[in_file_order] = np.arange(len(places))
@@ -99,7 +98,7 @@ def _train_windows(
                     mask=torch.ones(per_rank),
                     position=start,
                     next_position=start + global_batch_size,
-                    epoch=start // dataset.num_samples,
+                    epoch=dataset.epoch_at(start),
                     digest=_digest(row_positions, batch_tokens),
                 )
             )

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from data_pipeline.config import dataset_folders
 from data_pipeline.shards.manifest import Manifest
 from data_pipeline.tokenizer import Tokenizer
 from pretrain.config.errors import ConfigError, Problem, RunError
@@ -122,7 +123,7 @@ def find_checkpoint(folder: Path, name: str) -> "Checkpoint":
 
 def load_tokenizer(trained: RunConfig) -> Tokenizer:
     """The tokenizer beside the shards that the run was trained on."""
-    folder = Path(trained.data.path)
+    folder = next(iter(dataset_folders(trained.data).values()))
     record = Manifest.load(folder).tokenizer
     return Tokenizer.load(folder / record.file, record.fingerprint)
 

@@ -6,8 +6,8 @@ Nothing is started and torch is not imported: it runs on a login node.
 import itertools
 import os
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
+from data_pipeline.config import dataset_folders
 from data_pipeline.shards.manifest import MANIFEST_FILE, Manifest
 from pretrain.config.checks import check_run
 from pretrain.config.errors import ConfigError
@@ -68,7 +68,7 @@ def _ranks_from_environment() -> int:
 
 def _vocabulary(config: RunConfig) -> tuple[int, str]:
     """Its size and where that is known from: of the prepared dataset, if there is one."""
-    folder = Path(config.data.path)
+    folder = next(iter(dataset_folders(config.data).values()))
     if (folder / MANIFEST_FILE).exists():
         return Manifest.load(folder).tokenizer.vocab_size, f"of the dataset in {folder}"
     return config.tokenizer.vocab_size, f"tokenizer.vocab_size; {folder} is not prepared"

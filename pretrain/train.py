@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data_pipeline.config import dataset_folders
+from data_pipeline.mixture import MixedDataset, Plan, TrainingData, mix
 from data_pipeline.shards.reader import PackedDataset
 from pretrain.config.checks import check_run, tokens_per_step, total_steps
 from pretrain.config.errors import ConfigError, Problem, RunError
@@ -39,6 +41,7 @@ def train(config: RunConfig) -> str:
     # All that can be refused is refused before the run folder is made, and what takes no heavy import first.
     check_run(config, world_size)
     dataset, validation = open_datasets(config)
+    check_enough_data(config, dataset)
     folder = Path(config.run.dir)
     check_same_config(folder, config)
     check_space(folder, checkpoint_bytes(config.model, dataset.manifest.tokenizer.vocab_size))
@@ -58,8 +61,8 @@ def train(config: RunConfig) -> str:
 def run(
     config: RunConfig,
     folder: Path,
-    dataset: PackedDataset,
-    validation: PackedDataset,
+    dataset: TrainingData,
+    validation: Mapping[str, PackedDataset],
     stop_requested: Callable[[], bool],
 ) -> str:
     """Build every part, restore the newest checkpoint, hand all to the loop."""
@@ -98,7 +101,7 @@ def run(
             return "finished"
 
         peak = device_peak(config.tracking.peak_tflops, here.gpu_name, config.engine.precision)
-        description = describe_run(config, manifest, layout, peak)
+        description = describe_run(config, dataset, list(validation.values()), layout, peak)
         say_start(config, description, state, steps)
         sinks = Sinks()
         if here.is_main:
@@ -141,7 +144,7 @@ def run(
                 rank=groups.dp_rank,
                 size=layout.dp,
             ),
-            save=partial(save, store, engine, describe_checkpoint(config, manifest)),
+            save=partial(save, store, engine, describe_checkpoint(config, manifest), dataset),
             stop_requested=stop_requested,
             control=groups.control,
             last_checkpoint=store.last_name,
@@ -170,19 +173,34 @@ class Sinks:
             sink.close(self.outcome)
 
 
-def open_datasets(config: RunConfig) -> tuple[PackedDataset, PackedDataset]:
-    """The training and the validation split, checked against the model."""
-    folder = Path(config.data.path)
-    dataset = PackedDataset.open(folder, "train")
+def open_datasets(config: RunConfig) -> tuple[TrainingData, dict[str, PackedDataset]]:
+    """What is trained on, checked against the model, and the validation split of each dataset by its name."""
+    data, folders = config.data, dataset_folders(config.data)
+    dataset: TrainingData
+    if data.mixture is None:
+        dataset = PackedDataset.open(Path(data.path), "train")
+    else:
+        later = [(phase.after_tokens, phase.weights) for phase in data.mixture_later]
+        dataset = mix(Plan(data.mixture, data.mixture_max_epochs or {}, later), folders)
     packed, wanted = dataset.manifest.seq_length, config.model.seq_length
     if packed != wanted:
-        rule = f"the dataset in data.path={config.data.path!r} was packed for {packed} tokens"
+        rule = f"the dataset in data.path={str(next(iter(folders.values())))!r} was packed for {packed} tokens"
         remedy = f"set model.seq_length={packed}, or prepare again with model.seq_length={wanted} and another data.path"
         raise ConfigError([Problem("model.seq_length", wanted, rule, remedy)])
-    return dataset, PackedDataset.open(folder, "validation")
+    return dataset, {name: PackedDataset.open(path, "validation") for name, path in folders.items()}
 
 
-def restore_newest(store: "CheckpointStore", engine: "Engine", dataset: PackedDataset) -> RunState:
+def check_enough_data(config: RunConfig, dataset: TrainingData) -> None:
+    """Raise ConfigError where a mixture whose datasets have an end is shorter than the run."""
+    end = dataset.mixture.end if isinstance(dataset, MixedDataset) else None
+    needed = total_steps(config) * config.train.global_batch_size
+    if end is not None and end < needed:
+        rule = f"the mixture ends after {end:,} samples, the run takes {needed:,}"
+        remedy = "raise data.mixture_max_epochs, shorten the run, or give more text"
+        raise ConfigError([Problem("data.mixture_max_epochs", config.data.mixture_max_epochs, rule, remedy)])
+
+
+def restore_newest(store: "CheckpointStore", engine: "Engine", dataset: TrainingData) -> RunState:
     """Load the newest whole checkpoint, if there is one; returns where the run stands."""
     newest = store.newest()
     if newest is None:
@@ -193,21 +211,25 @@ def restore_newest(store: "CheckpointStore", engine: "Engine", dataset: PackedDa
     return state
 
 
-def save(store: "CheckpointStore", engine: "Engine", description: Mapping[str, Any], state: RunState) -> None:
-    log.info("saved %s", store.save(engine, state, description))
+def save(
+    store: "CheckpointStore", engine: "Engine", description: Mapping[str, Any], dataset: TrainingData, state: RunState
+) -> None:
+    of_data = {"dataset_digest": dataset.digest_before(state.position)}
+    log.info("saved %s", store.save(engine, state, {**description, **of_data}))
 
 
-def check_same_data(saved: Mapping[str, Any], dataset: PackedDataset, folder: Path) -> None:
-    """Raise RunError where a checkpoint was trained on other tokens than the dataset holds."""
-    manifest = dataset.manifest
+def check_same_data(saved: Mapping[str, Any], dataset: TrainingData, folder: Path) -> None:
+    """Raise RunError where a checkpoint was trained on other tokens, up to its position, than the data holds."""
+    position = int(saved["state"]["position"])
     for what, there, now in (
-        ("tokenizer fingerprint", saved["tokenizer_fingerprint"], manifest.tokenizer.fingerprint),
-        ("dataset digest", saved["dataset_digest"], manifest.digest),
+        ("tokenizer fingerprint", saved["tokenizer_fingerprint"], dataset.manifest.tokenizer.fingerprint),
+        ("dataset digest", saved["dataset_digest"], dataset.digest_before(position)),
     ):
         if there != now:
             raise RunError(
-                f"{folder}: {what} {there} there, {now} in {dataset.folder}: the run was trained on other data; "
-                "point data.path to the old dataset, or choose another run.name"
+                f"{folder}: {what} {there} there, {now} in {dataset.described}: the run was trained on other data; "
+                "point data.path to the old dataset (data.mixture to the old datasets and weights; later weights may "
+                "change), or choose another run.name"
             )
 
 

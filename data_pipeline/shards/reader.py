@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_pipeline.errors import DataError
+from data_pipeline.order import Positions, sample_at
 from data_pipeline.shards.layout import DTYPES, NPY_HEADER_BYTES, npy_header
 from data_pipeline.shards.manifest import FileRecord, Manifest, SplitRecord
 
@@ -28,7 +29,7 @@ class PackedDataset:
         self.record: SplitRecord = manifest.splits[split]
         self.seq_length = manifest.seq_length
         self.num_samples = self.record.num_samples
-        self._dtype = np.dtype(DTYPES[manifest.dtype])
+        self.dtype = np.dtype(DTYPES[manifest.dtype])
         self._offsets = offsets
         # Samples before each shard, and after the last one.
         self._shard_starts = np.cumsum([0, *(shard.samples for shard in self.record.shards)], dtype=np.int64)
@@ -43,16 +44,37 @@ class PackedDataset:
         check_sizes(path, manifest.splits[split])
         return cls(path, manifest, split, _load_offsets(path, manifest, split))
 
+    @property
+    def described(self) -> str:
+        """For messages."""
+        return str(self.folder)
+
+    @property
+    def num_train_tokens(self) -> int:
+        return self.record.num_tokens
+
+    def samples_at(self, positions: Positions, seed: int) -> npt.NDArray[np.int64]:
+        """Numbers of the samples at these positions of the endless shuffled order."""
+        return sample_at(positions, self.num_samples, seed)
+
+    def epoch_at(self, position: int) -> int:
+        """Whole passes over the dataset before this position."""
+        return position // self.num_samples
+
+    def digest_before(self, position: int) -> str:
+        """Names all that decides, with the seed, the samples before a position."""
+        return self.manifest.digest
+
     def read(self, indices: npt.NDArray[np.int64]) -> Tokens:
         """Tokens [n, seq_length + 1] of these samples, in the order asked for (cheapest when sorted)."""
         width = self.seq_length + 1
-        tokens = np.empty((len(indices), width), dtype=self._dtype)
+        tokens = np.empty((len(indices), width), dtype=self.dtype)
         if not len(indices):
             return tokens
         assert np.min(indices) >= 0 and np.max(indices) < self.num_samples, "sample number out of range"
         members, rows = np.divmod(np.asarray(indices, dtype=np.int64), self.manifest.samples_per_member)
         shards = np.searchsorted(self._shard_starts, indices, side="right") - 1
-        sample_bytes = width * self._dtype.itemsize
+        sample_bytes = width * self.dtype.itemsize
         offsets = self._offsets[members] + NPY_HEADER_BYTES + rows * sample_bytes
         targets = memoryview(tokens.data).cast("B")
         with self._lock:
@@ -100,7 +122,7 @@ class PackedDataset:
     def _check_member(self, descriptor: int, shard: int, member: int) -> None:
         """The first bytes must be exactly those that the writer puts before this many samples."""
         samples = min(self.manifest.samples_per_member, self.num_samples - member * self.manifest.samples_per_member)
-        expected = npy_header((samples, self.seq_length + 1), self._dtype.str)
+        expected = npy_header((samples, self.seq_length + 1), self.dtype.str)
         if os.pread(descriptor, NPY_HEADER_BYTES, int(self._offsets[member])) != expected:
             raise self._fault(shard, f"member {member} does not begin with the header that `prepare` wrote")
         self._checked_members[member] = 1

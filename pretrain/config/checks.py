@@ -1,8 +1,10 @@
 """Is this configuration legal? Every fault at once, before any process group or model exists."""
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
+from data_pipeline.config import DataConfig
 from pretrain.config.engine import EngineConfig
 from pretrain.config.errors import ConfigError, Problem
 from pretrain.config.layout_checks import (
@@ -32,6 +34,7 @@ def check_run(config: RunConfig, world_size: int) -> None:
         *_recompute(config),
         *_modes(config.engine),
         *_offload(config.engine),
+        *_mixture(config.data),
     ]
     if layout:
         near = nearest_layouts(config, world_size)
@@ -230,6 +233,33 @@ def _offload(engine: EngineConfig) -> Iterator[Problem]:
         if engine.grad_reduction == "per_step":
             rule = "engine.offload.optimizer=nvme needs gradients reduced after each micro-batch"
             yield Problem("engine.grad_reduction", "per_step", rule, "set it to auto, or engine.offload.optimizer=cpu")
+
+
+def _mixture(data: DataConfig) -> Iterator[Problem]:
+    if data.mixture is None:
+        for name in ("mixture_max_epochs", "mixture_later"):
+            if getattr(data, name):
+                yield Problem(f"data.{name}", getattr(data, name), "needs data.mixture", "set that too")
+        return
+    names = ", ".join(data.mixture)
+    for key, weights in (
+        ("data.mixture", data.mixture),
+        *((f"data.mixture_later[{number}].weights", phase.weights) for number, phase in enumerate(data.mixture_later)),
+    ):
+        if not all(math.isfinite(weight) and weight >= 0 for weight in weights.values()):
+            yield Problem(key, weights, "weights must not be negative")
+        elif not sum(weights.values()) > 0:
+            yield Problem(key, weights, "at least one weight must be greater than 0")
+        if unknown := sorted(weights.keys() - data.mixture.keys()):
+            yield Problem(key, unknown[0], "is not in data.mixture", f"name {names}; with weight 0 one may begin later")
+    for name, epochs in (data.mixture_max_epochs or {}).items():
+        if name not in data.mixture:
+            yield Problem("data.mixture_max_epochs", name, "is not in data.mixture", f"name {names}")
+        if not (math.isfinite(epochs) and epochs > 0):
+            yield Problem(f"data.mixture_max_epochs.{name}", epochs, "must be greater than 0")
+    begins = [0, *(phase.after_tokens for phase in data.mixture_later)]
+    if any(later <= earlier for earlier, later in itertools.pairwise(begins)):
+        yield Problem("data.mixture_later", begins[1:], "after_tokens must grow from phase to phase, from above 0")
 
 
 def _and(values: list[int]) -> str:

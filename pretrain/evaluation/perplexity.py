@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -12,23 +13,46 @@ from pretrain.engine.interface import Engine
 
 
 def evaluate(
-    engine: Engine, dataset: PackedDataset, *, batch_size: int, rank: int, size: int, max_samples: int | None
+    engine: Engine,
+    datasets: Mapping[str, PackedDataset],
+    *,
+    batch_size: int,
+    rank: int,
+    size: int,
+    max_samples: int | None,
 ) -> dict[str, float]:
-    """Mean loss (nats a token), perplexity and bits per byte over the first `max_samples` samples.
+    """Mean loss (nats a token), perplexity and bits per byte over the first `max_samples` samples of each dataset.
 
-    Bits per byte let models with different tokenizers be compared: bytes are those of the validation text, and
-    end-of-document tokens count as cost without bytes. Called on all ranks together.
+    Of several datasets each has its own `loss/NAME`, `perplexity/NAME` and `bits_per_byte/NAME`, and the plain ones are
+    over all their tokens. Bits per byte let models with different tokenizers be compared: bytes are those of the
+    validation text, and end-of-document tokens count as cost without bytes. Called on all ranks together.
     """
     started = time.perf_counter()
-    totals: Tensor = torch.zeros(2, dtype=torch.float64)
-    for batch in evaluation_batches(dataset, batch_size=batch_size, rank=rank, size=size, max_samples=max_samples):
-        totals += engine.evaluate(batch.tokens, batch.mask).cpu()
+    values: dict[str, float] = {}
+    whole, num_bytes = torch.zeros(2, dtype=torch.float64), 0.0
+    for name, dataset in datasets.items():
+        totals = torch.zeros(2, dtype=torch.float64)
+        for batch in evaluation_batches(dataset, batch_size=batch_size, rank=rank, size=size, max_samples=max_samples):
+            totals += engine.evaluate(batch.tokens, batch.mask).cpu()
+        # Of the text that was read: the split's bytes, by the share of its tokens.
+        bytes_read = totals[1].item() * dataset.record.num_text_bytes / dataset.record.num_tokens
+        if len(datasets) > 1:
+            values |= {f"{key}/{name}": value for key, value in _figures(totals, bytes_read).items()}
+        whole += totals
+        num_bytes += bytes_read
+    return {
+        **_figures(whole, num_bytes),
+        **values,
+        "samples": int(whole[1].item()) // next(iter(datasets.values())).seq_length,
+        "seconds": time.perf_counter() - started,
+    }
+
+
+def _figures(totals: Tensor, num_bytes: float) -> dict[str, float]:
+    """`totals`: sum of losses and number of tokens."""
     loss = (totals[0] / totals[1]).item()
-    split = dataset.manifest.splits["validation"]
     return {
         "loss": loss,
         "perplexity": math.exp(min(loss, 700.0)),
-        "bits_per_byte": loss / math.log(2) * split.num_tokens / split.num_text_bytes,
-        "samples": int(totals[1].item()) // dataset.manifest.seq_length,
-        "seconds": time.perf_counter() - started,
+        "bits_per_byte": totals[0].item() / math.log(2) / num_bytes,
     }

@@ -146,6 +146,9 @@ def validation_line(step: int, values: Values) -> str:
         *_number(values, "perplexity", "perplexity {:.2f}"),
         *_number(values, "bits_per_byte", "{:.4f} bits per byte"),
     ]
+    for key in values:
+        if key.startswith("loss/"):
+            results += _number(values, key, f"{key.removeprefix('loss/')} {{:.4f}}")
     cost = [*_number(values, "samples", "{:,.0f} samples"), *_number(values, "seconds", "{:.1f} s")]
     return f"validation at step {step}: {', '.join(results)}" + (f" ({', '.join(cost)})" if cost else "")
 

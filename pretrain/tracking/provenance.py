@@ -5,14 +5,16 @@ import os
 import platform
 import socket
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.durable import write_durably
+from data_pipeline.mixture import TrainingData
 from data_pipeline.shards.manifest import Manifest
+from data_pipeline.shards.reader import PackedDataset
 from pretrain.config.run import RunConfig
 from pretrain.layout.grid import ParallelLayout
 from pretrain.model.size import count_parameters
@@ -47,9 +49,14 @@ def describe_environment() -> dict[str, Any]:
 
 
 def describe_run(
-    config: RunConfig, manifest: Manifest, layout: ParallelLayout, peak: DevicePeak | None
+    config: RunConfig,
+    dataset: TrainingData,
+    validation: Sequence[PackedDataset],
+    layout: ParallelLayout,
+    peak: DevicePeak | None,
 ) -> dict[str, Any]:
     """What this attempt is, for the run folder, wandb and the report."""
+    manifest, sources = dataset.manifest, [split.manifest for split in validation]
     count = count_parameters(config.model, manifest.tokenizer.vocab_size)
     micro_batches = config.train.global_batch_size // (config.train.micro_batch_size * layout.dp)
     return {
@@ -62,13 +69,13 @@ def describe_run(
             "gradient_accumulation": micro_batches,
         },
         "data": {
-            "corpus": manifest.corpus.name,
-            "corpus_digest": manifest.corpus.digest,
-            "dataset_digest": manifest.digest,
+            "corpus": ", ".join(source.corpus.name for source in sources),
+            "corpus_digest": ", ".join(source.corpus.digest for source in sources),
+            "dataset_digest": ", ".join(source.digest for source in sources),
             "tokenizer": f"{manifest.tokenizer.kind}, {manifest.tokenizer.vocab_size} pieces",
             "tokenizer_fingerprint": manifest.tokenizer.fingerprint,
-            "train_tokens": manifest.splits["train"].num_tokens,
-            "validation_bytes": manifest.splits["validation"].num_text_bytes,
+            "train_tokens": dataset.num_train_tokens,
+            "validation_bytes": sum(split.record.num_text_bytes for split in validation),
         },
         "peak": {"tflops": peak.flops / 1e12, "source": peak.source} if peak else None,
         **describe_environment(),
@@ -83,7 +90,6 @@ def describe_checkpoint(config: RunConfig, manifest: Manifest) -> dict[str, Any]
         "parameters": count_parameters(config.model, manifest.tokenizer.vocab_size).total,
         "vocab_size": manifest.tokenizer.vocab_size,
         "tokenizer_fingerprint": manifest.tokenizer.fingerprint,
-        "dataset_digest": manifest.digest,
     }
 
 

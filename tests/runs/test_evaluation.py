@@ -38,7 +38,9 @@ def evaluate_twice(here: Any, config: RunConfig, folder: Path, batch_size: int) 
     validation = PackedDataset.open(folder, "validation")
     engine = build_engine(config, validation.manifest.tokenizer.vocab_size, join(here, config), here.device)
     return [
-        evaluate(engine, validation, batch_size=batch_size, rank=here.rank, size=here.world_size, max_samples=None)
+        evaluate(
+            engine, {"one": validation}, batch_size=batch_size, rank=here.rank, size=here.world_size, max_samples=None
+        )
         for _ in range(2)
     ]
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from data_pipeline.config import MixturePhase
 from pretrain.config.checks import check_prepare, check_run, total_steps
 from pretrain.config.errors import ConfigError
 from pretrain.config.load import load_run_config
@@ -149,6 +150,47 @@ RULES: list[tuple[dict[str, object], int, str]] = [
         1,
         "engine.offload.params='cpu': needs engine.zero_stage=3; the stage is 2; set engine.zero_stage=3, or "
         "engine.offload.params=none",
+    ),
+    (
+        {"data__mixture": {"web": 0.7, "code": -1.0}},
+        1,
+        "data.mixture={'web': 0.7, 'code': -1.0}: weights must not be negative",
+    ),
+    (
+        {"data__mixture": {"web": 0.0}},
+        1,
+        "data.mixture={'web': 0.0}: at least one weight must be greater than 0",
+    ),
+    (
+        {"data__mixture": {"web": 1.0}, "data__mixture_later": (MixturePhase(after_tokens=5, weights={"books": 1.0}),)},
+        1,
+        "data.mixture_later[0].weights='books': is not in data.mixture; name web; with weight 0 one may begin later",
+    ),
+    (
+        {
+            "data__mixture": {"web": 1.0},
+            "data__mixture_later": (
+                MixturePhase(after_tokens=5, weights={"web": 1.0}),
+                MixturePhase(after_tokens=5, weights={"web": 1.0}),
+            ),
+        },
+        1,
+        "data.mixture_later=[5, 5]: after_tokens must grow from phase to phase, from above 0",
+    ),
+    (
+        {"data__mixture": {"web": 1.0}, "data__mixture_max_epochs": {"books": 2.0}},
+        1,
+        "data.mixture_max_epochs='books': is not in data.mixture; name web",
+    ),
+    (
+        {"data__mixture": {"web": 1.0}, "data__mixture_max_epochs": {"web": 0.0}},
+        1,
+        "data.mixture_max_epochs.web=0.0: must be greater than 0",
+    ),
+    (
+        {"data__mixture_max_epochs": {"web": 2.0}},
+        1,
+        "data.mixture_max_epochs={'web': 2.0}: needs data.mixture; set that too",
     ),
     (
         {"engine__offload__optimizer": "nvme", "engine__zero_stage": 2, "engine__offload__nvme_path": "/disk"},
