@@ -45,8 +45,8 @@ class DataConfig:
     """Train on several prepared datasets, those that lie beside data.path under these names, in shares of the tokens
     by these weights, as in {web: 0.7, code: 0.3}; null: on data.path alone."""
     mixture_max_epochs: dict[str, float] | None
-    """Passes over a dataset of the mixture after which the others fill its place, as in {code: 4}; one that is not named
-    has no end."""
+    """Passes over a dataset of the mixture after which the others fill its place, as in {code: 4}; one that is not
+    named has no end."""
     mixture_later: tuple[MixturePhase, ...]
     """Weights that replace the first ones later, in order, as in [{after_tokens: 9e9, weights: {books: 1}}]."""
 
