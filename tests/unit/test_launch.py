@@ -341,13 +341,14 @@ def test_every_check_runs_and_any_failure_is_in_the_exit_code(rehearsal: Path, f
         "ruff format --check",
         "mypy ",
         "lint-imports ",
-        "python -m pytest",
+        "python -m pytest -n 2 --dist loadfile --no-loadscope-reorder",
     ]
     assert result.stdout.splitlines()[-1] == "output of python"
 
 
 def with_ci(clone: Path) -> Path:
     shutil.copytree(ROOT / ".ci", clone / ".ci")
+    (clone / ".ci" / "async_io").write_text("exit 1  # as where nothing can be compiled\n")
     return clone
 
 
