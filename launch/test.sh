@@ -22,7 +22,8 @@ check ruff check
 check ruff format --check
 check mypy
 check lint-imports
-# Two files at a time: most tests wait for processes of their own to start. Last, so that its summary ends the output; a
-# failed check above shows in the exit code.
-check python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+# Tests of many processes one at a time, the others two files at a time. Last, so that a summary ends the output; a failed
+# check above shows in the exit code.
+check python -m pytest tests/ranks
+check python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/ranks
 exit "$status"

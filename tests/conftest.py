@@ -25,7 +25,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files that take minutes begin first, so that none of them is left over at the end of a run of several workers."""
-    order = ("test_readme.py", "runs", "ranks")
+    order = ("test_readme.py", "runs")
     places = {place: number for number, place in enumerate(order)}
     items.sort(key=lambda item: min((places[part] for part in item.path.parts if part in places), default=len(order)))
 
