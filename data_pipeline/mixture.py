@@ -54,7 +54,7 @@ class Mixture:
     def __init__(self, ingredients: Sequence[Ingredient], phases: Sequence[tuple[int, Sequence[float]]]) -> None:
         """`phases`: from which position on which weights hold, ascending, the first from 0 on."""
         assert phases[0][0] == 0 and all(first < then for (first, _), (then, _) in itertools.pairwise(phases))
-        self.ingredients = tuple(ingredients)
+        self.ingredients, self.phases = tuple(ingredients), tuple(phases)
         self.stretches: list[Stretch] = []
         self.end: int | None = None
         """Where every ingredient that the weights ask for is used up; None: nowhere."""

@@ -77,11 +77,11 @@ def test_no_dataset_gives_more_than_its_limit_and_the_end_comes_when_all_are_use
     for count, ingredient in zip(taken, mixture.ingredients, strict=True):
         assert ingredient.max_samples is None or count <= ingredient.max_samples
     if mixture.end is not None:
-        last = mixture.stretches[-1].units
+        wanted = [weights for start, weights in mixture.phases if start <= mixture.end][-1]
         assert all(
             count == ingredient.max_samples
-            for count, ingredient, units in zip(taken, mixture.ingredients, last, strict=True)
-            if units
+            for count, ingredient, weight in zip(taken, mixture.ingredients, wanted, strict=True)
+            if weight
         )
 
 
