@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from data_pipeline.errors import DataError
 from data_pipeline.mixture import TrainingData
 from data_pipeline.shards.reader import PackedDataset, Tokens
 
@@ -82,6 +83,11 @@ def _train_windows(
     largest = max(1, min(MAX_WINDOW_BATCHES, WINDOW_BYTES // batch_bytes))
     num_batches = 1  # grows, so that the first batch does not wait for a whole window
     while True:
+        if dataset.end is not None:
+            # Windows reach ahead of what is asked for, and not beyond a mixture's end.
+            num_batches = min(num_batches, (dataset.end - position) // global_batch_size)
+            if not num_batches:
+                raise DataError(f"{dataset.described}: used up after {position:,} samples; see data.mixture_max_epochs")
         starts = position + global_batch_size * np.arange(num_batches, dtype=np.int64)
         positions = starts[:, None] + rank * per_rank + np.arange(per_rank)
         samples = dataset.samples_at(positions.ravel(), seed)

@@ -64,7 +64,7 @@ class Mixture:
     def locate(self, positions: Positions) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """For each position: the number of its ingredient, and how many of that one's samples come before it."""
         where = np.asarray(positions, dtype=np.int64)
-        assert not len(where) or (where.min() >= 0 and where.max() < min(MAX_POSITION, self.end or MAX_POSITION))
+        assert not len(where) or (where.min() >= 0 and where.max() < (MAX_POSITION if self.end is None else self.end))
         which, index = np.empty_like(where), np.empty_like(where)
         numbers = np.searchsorted(self._starts, where, side="right") - 1
         for number in np.unique(numbers).tolist():
@@ -170,7 +170,7 @@ class MixedDataset:
 
     def __init__(self, datasets: Mapping[str, PackedDataset], mixture: Mixture) -> None:
         self.datasets, self.mixture = tuple(datasets.values()), mixture
-        self.names = tuple(datasets)
+        self.names, self.end = tuple(datasets), mixture.end
         self.manifest = self.datasets[0].manifest
         """Of the first: all have its tokenizer and sample length."""
         self.seq_length = self.manifest.seq_length

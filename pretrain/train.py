@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_pipeline.config import dataset_folders
-from data_pipeline.mixture import MixedDataset, Plan, TrainingData, mix
+from data_pipeline.mixture import Plan, TrainingData, mix
 from data_pipeline.shards.reader import PackedDataset
 from pretrain.config.checks import check_run, tokens_per_step, total_steps
 from pretrain.config.errors import ConfigError, Problem, RunError
@@ -192,7 +192,7 @@ def open_datasets(config: RunConfig) -> tuple[TrainingData, dict[str, PackedData
 
 def check_enough_data(config: RunConfig, dataset: TrainingData) -> None:
     """Raise ConfigError where a mixture whose datasets have an end is shorter than the run."""
-    end = dataset.mixture.end if isinstance(dataset, MixedDataset) else None
+    end = dataset.end
     needed = total_steps(config) * config.train.global_batch_size
     if end is not None and end < needed:
         rule = f"the mixture ends after {end:,} samples, the run takes {needed:,}"

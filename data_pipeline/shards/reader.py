@@ -29,6 +29,8 @@ class PackedDataset:
         self.record: SplitRecord = manifest.splits[split]
         self.seq_length = manifest.seq_length
         self.num_samples = self.record.num_samples
+        self.end: int | None = None
+        """Position at which the stream of it ends: nowhere."""
         self.dtype = np.dtype(DTYPES[manifest.dtype])
         self._offsets = offsets
         # Samples before each shard, and after the last one.

@@ -202,3 +202,12 @@ def test_a_plain_dataset_is_its_own_mixture_of_one(folders: dict[str, Path]) -> 
     alone = mix(Plan({"a": 1.0}, {}, ()), {"a": folders["a"]})
     numbers = alone.samples_at(range(60), 3)
     assert sorted(numbers[:30]) == list(range(30)) and np.array_equal(alone.read(numbers), dataset.read(numbers))
+
+
+def test_a_stream_with_an_end_gives_all_batches_before_it_and_then_says_so(folders: dict[str, Path]) -> None:
+    dataset = mixed(folders, max_epochs={"a": 2.0, "b": 1.0})
+    assert dataset.end == 110
+    stream = train_batches(dataset, seed=3, global_batch_size=12, rank=0, size=1, position=0)
+    assert [next(stream).position for _ in range(9)] == list(range(0, 108, 12))
+    with pytest.raises(DataError, match="used up after 108 samples"):
+        next(stream)
