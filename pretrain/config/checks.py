@@ -226,13 +226,15 @@ def _offload(engine: EngineConfig) -> Iterator[Problem]:
             above = f"engine.zero_stage={at_least}" if at_least == 3 else f"engine.zero_stage={at_least} or above"
             rule = f"needs {above}; the stage is {stage}"
             yield Problem(f"engine.offload.{name}", place, rule, f"set {above}, or engine.offload.{name}=none")
-    if offload.optimizer == "nvme":
-        if offload.nvme_path is None:
-            rule = "engine.offload.optimizer=nvme needs a folder on a disk of each node"
-            yield Problem("engine.offload.nvme_path", None, rule, "set it, or engine.offload.optimizer=cpu")
-        if engine.grad_reduction == "per_step":
-            rule = "engine.offload.optimizer=nvme needs gradients reduced after each micro-batch"
-            yield Problem("engine.grad_reduction", "per_step", rule, "set it to auto, or engine.offload.optimizer=cpu")
+    if "nvme" in (offload.optimizer, offload.params) and offload.nvme_path is None:
+        rule = "nvme in engine.offload needs a folder on a disk of each node"
+        yield Problem("engine.offload.nvme_path", None, rule, "set it, or cpu for nvme")
+    if offload.optimizer == "nvme" and engine.grad_reduction == "per_step":
+        rule = "engine.offload.optimizer=nvme needs gradients reduced after each micro-batch"
+        yield Problem("engine.grad_reduction", "per_step", rule, "set it to auto, or engine.offload.optimizer=cpu")
+    if offload.params == "nvme" and engine.gather == "per_step":
+        rule = "engine.offload.params=nvme needs parameters gathered for each micro-batch"
+        yield Problem("engine.gather", "per_step", rule, "set it to auto, or engine.offload.params=cpu")
 
 
 def _mixture(data: DataConfig) -> Iterator[Problem]:

@@ -40,8 +40,9 @@ class OffloadConfig:
     optimizer: Literal["none", "cpu", "nvme"]
     """Master weights and Adam moments, with their update. nvme: files in `nvme_path`, read, updated and written in each
     step, and the finished gradients too; ZeRO-3, with gradients reduced after each micro-batch."""
-    params: Literal["none", "cpu"]
-    """This rank's partitions of the parameters; ZeRO-3."""
+    params: Literal["none", "cpu", "nvme"]
+    """This rank's partitions of the parameters; ZeRO-3. nvme: files in `nvme_path`, each read when its parameter is
+    gathered, with parameters gathered for each micro-batch; partitions under a MiB stay in the host's memory."""
     nvme_path: str | None
     """Folder on a fast disk of each node, for `nvme`; what is written there is scratch and removed when the run ends.
     Needs DeepSpeed's async_io, which is compiled at the first start: libaio's headers and a C++ compiler."""

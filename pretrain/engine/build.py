@@ -2,7 +2,6 @@
 
 import logging
 import os
-from pathlib import Path
 
 import psutil
 import torch
@@ -12,12 +11,13 @@ from pretrain.config.run import RunConfig
 from pretrain.engine.interface import Engine
 from pretrain.layout.groups import DeepSpeedGroups, ProcessGroups
 from pretrain.layout.vendor_imports import megatron_imports
-from pretrain.planner.memory import Modes, choose_modes, plan_memory
+from pretrain.planner.memory import Modes, choose_modes, partitions_in_memory, plan_memory
+from pretrain.planner.shapes import all_stages
 
 with megatron_imports():
     from pretrain.engine.deepspeed_config import deepspeed_config
     from pretrain.engine.gathering import share_of
-    from pretrain.engine.swap import own_folder, require_async_io
+    from pretrain.engine.swap import Scratch, own_folder, require_async_io
     from pretrain.engine.zero import ZeroEngine, import_deepspeed
     from pretrain.model.gpt import build_stage
 
@@ -37,7 +37,7 @@ def build_engine(config: RunConfig, vocab_size: int, groups: ProcessGroups, devi
         micro_batch_size=config.train.micro_batch_size,
         clip_grad_norm=config.optim.clip_grad_norm,
         dp=groups.layout.dp,
-        nvme_folder=_nvme_folder(config, vocab_size, modes, groups),
+        scratch=_scratch(config, vocab_size, modes, groups),
     )
     stage = build_stage(
         config.model,
@@ -63,16 +63,18 @@ def build_engine(config: RunConfig, vocab_size: int, groups: ProcessGroups, devi
     )
 
 
-def _nvme_folder(config: RunConfig, vocab_size: int, modes: Modes, groups: ProcessGroups) -> Path | None:
-    """Where this rank's optimizer states go, if they go to a disk."""
+def _scratch(config: RunConfig, vocab_size: int, modes: Modes, groups: ProcessGroups) -> Scratch | None:
+    """Where this rank's files go, if anything goes to a disk."""
     offload = config.engine.offload
-    if offload.optimizer != "nvme":
+    if "nvme" not in (offload.optimizer, offload.params):
         return None
     assert offload.nvme_path is not None
     require_async_io()
     memory = plan_memory(config, vocab_size, groups.layout.world_size, modes)[groups.pp_rank]
     ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return own_folder(offload.nvme_path, config.run.dir, dist.get_rank(), memory.disk, ranks_here)
+    folder = own_folder(offload.nvme_path, config.run.dir, dist.get_rank(), memory.disk, ranks_here)
+    shapes = all_stages(config.model, config.parallel, vocab_size)[groups.pp_rank]
+    return Scratch(folder, *partitions_in_memory(config, shapes, groups.layout.dp))
 
 
 def smallest_memory(device: torch.device, control: dist.ProcessGroup) -> int:

@@ -1,11 +1,10 @@
 """DeepSpeed's configuration, derived from ours: nobody writes it by hand."""
 
 import math
-from pathlib import Path
 from typing import Any
 
 from pretrain.config.engine import EngineConfig, OffloadConfig
-from pretrain.engine.swap import BUFFERS
+from pretrain.engine.swap import BUFFERS, Scratch
 from pretrain.planner.memory import REDUCE_BUCKET_ELEMENTS
 
 
@@ -16,9 +15,9 @@ def deepspeed_config(
     micro_batch_size: int,
     clip_grad_norm: float,
     dp: int,
-    nvme_folder: Path | None = None,
+    scratch: Scratch | None = None,
 ) -> dict[str, Any]:
-    """The dict for `deepspeed.initialize`, on `dp` data-parallel ranks; `nvme_folder`: for this rank's files.
+    """The dict for `deepspeed.initialize`, on `dp` data-parallel ranks; `scratch`: where `nvme` is.
 
     Accumulation is 1 because Megatron's schedule divides the loss by the number of micro-batches already, and
     unmanaged because the schedule, not DeepSpeed's counter, knows where a step ends; but its one reduction per step
@@ -50,7 +49,7 @@ def deepspeed_config(
             "stage3_max_live_parameters": 0,
             # The default replaces torch.nn.functional.linear for the whole process.
             "memory_efficient_linear": False,
-            **_offload(offload, nvme_folder),
+            **_offload(offload, scratch),
         },
         "steps_per_print": None,
     }
@@ -79,9 +78,14 @@ def sums_in_fp32(engine: EngineConfig) -> bool:
     return engine.precision != "fp32" and engine.grad_accum_dtype == "fp32"
 
 
-def _offload(offload: OffloadConfig, nvme_folder: Path | None) -> dict[str, Any]:
+def _offload(offload: OffloadConfig, scratch: Scratch | None) -> dict[str, Any]:
     places = {"offload_optimizer": offload.optimizer, "offload_param": offload.params}
     config: dict[str, Any] = {key: {"device": device} for key, device in places.items() if device != "none"}
+    if scratch is None:
+        return config
     if offload.optimizer == "nvme":
-        config["offload_optimizer"] |= {"nvme_path": str(nvme_folder), "buffer_count": BUFFERS}
+        config["offload_optimizer"] |= {"nvme_path": str(scratch.folder), "buffer_count": BUFFERS}
+    if offload.params == "nvme":
+        buffers = {"buffer_count": scratch.partitions, "buffer_size": scratch.partition_elements}
+        config["offload_param"] |= {"nvme_path": str(scratch.folder), "max_in_cpu": 0, **buffers}
     return config

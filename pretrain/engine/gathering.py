@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import nn
 
+from pretrain.engine.swap import reserve_for_shares
+
 HELD = "held for the step"
 
 
@@ -22,6 +24,8 @@ def share_of(groups_for_deepspeed: Any, config: dict[str, Any]) -> Any:
         config_dict_or_path=config,
         mpu=groups_for_deepspeed,
     )
+    if init.param_swapper is not None:
+        reserve_for_shares(init.param_swapper, groups_for_deepspeed.get_data_parallel_world_size())
     return lambda parameter: init._convert_to_zero_parameters([parameter])
 
 

@@ -1,7 +1,8 @@
-"""Optimizer states on a disk of the node (ZeRO-Infinity, Rajbhandari et al. 2021): where, and how they are reached.
+"""Optimizer states and parameters on a disk of the node (ZeRO-Infinity, Rajbhandari et al. 2021): where, and how they
+are reached.
 
-DeepSpeed swaps whole sub-groups of ZeRO-3 through its async_io op, and keeps small ones in memory. The inner fields
-named here are those of deepspeed 0.19.8.
+DeepSpeed swaps whole sub-groups of ZeRO-3's optimizer states, and single partitions of parameters, through its async_io
+op, and keeps small ones in memory. The inner fields named here are those of deepspeed 0.19.8.
 """
 
 import atexit
@@ -12,6 +13,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,17 @@ BUFFERS = 4
 """In the host's memory, each of the size of the largest sub-group: masters, two moments, gradients."""
 
 
+@dataclass(frozen=True)
+class Scratch:
+    """This rank's place on the disk, and what stands in memory on the way there."""
+
+    folder: Path
+    partitions: int
+    """Of parameters, that are in memory at one time."""
+    partition_elements: int
+    """Of the largest of them."""
+
+
 def require_async_io() -> None:
     """Compile DeepSpeed's async_io if this machine has not yet; ConfigError where that cannot be."""
     from deepspeed.ops.op_builder import AsyncIOBuilder
@@ -35,21 +48,20 @@ def require_async_io() -> None:
     folder = Path(_get_build_directory(builder.name, verbose=False))
     try:
         with (folder.parent / f"{builder.name}.pretrain-lock").open("w") as lock:
-            # One process compiles. If it is killed it leaves torch's own lock, on which all later ones would wait for
-            # ever; this one the system takes back.
+            # One process at a time, also where nothing is left to compile: torch's own lock stays behind when a process
+            # is killed, and all later ones would wait for ever. This one the system takes back.
             fcntl.flock(lock, fcntl.LOCK_EX)
+            (folder / "lock").unlink(missing_ok=True)
             if not (folder / f"{builder.name}.so").exists():
                 log.info("compiling DeepSpeed's async_io, once on this machine: minutes")
-                (folder / "lock").unlink(missing_ok=True)
-                builder.load(verbose=False)
-        builder.load(verbose=False)
+            builder.load(verbose=False)
     except Exception as error:
         reason = str(error).strip().splitlines()
         raise ConfigError(
             [
-                "engine.offload.optimizer=nvme: DeepSpeed's async_io cannot be compiled on this machine "
+                "engine.offload with nvme: DeepSpeed's async_io cannot be compiled on this machine "
                 f"({reason[0] if reason else type(error).__name__}); install libaio's headers (libaio-dev) and a C++ "
-                "compiler, or set engine.offload.optimizer=cpu"
+                "compiler, or set cpu in its place"
             ]
         ) from error
 
@@ -98,6 +110,18 @@ def in_memory(optimizer: Any, master: Tensor) -> Iterator[None]:
     yield
     if swapped:
         optimizer.optimizer_swapper.swap_out_optimizer_state(parameter=master)
+
+
+def reserve_for_shares(swapper: Any, dp: int) -> None:
+    """The buffer through which updated parameters go to the disk is asked for in whole parameters: cut it to shares."""
+    reserve = swapper.reserve_partitioned_swap_space
+    swapper.reserve_partitioned_swap_space = lambda sizes: reserve([-(-size // dp) for size in sizes])
+
+
+def write_parameters(optimizer: Any, sub_group: int) -> None:
+    """Copy the masters of a sub-group whose parameters are on the disk into them."""
+    with in_memory(optimizer, optimizer.fp32_partitioned_groups_flat[sub_group]):
+        optimizer._partitioned_params_swap_out(sub_group)
 
 
 def on_disk(optimizer: Any, master: Tensor, state: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from pretrain.engine.gradients import complete, forget_gradients, global_norm, h
 from pretrain.engine.interface import StateShard, StepResult
 from pretrain.engine.schedule import MicroBatch, chunk_handles, run_logits, run_schedule
 from pretrain.engine.shards import MOMENTS, adam_steps, flat_pieces, logical_shards, set_adam_steps
-from pretrain.engine.swap import is_on_disk, on_disk
+from pretrain.engine.swap import is_on_disk, on_disk, write_parameters
 from pretrain.layout.groups import DeepSpeedGroups, ProcessGroups
 from pretrain.layout.vendor_imports import without_compiler
 from pretrain.model.gpt import Stage
@@ -264,7 +264,11 @@ class ZeroEngine:
                 dist.all_gather(list(partitions), partitions[self.groups.dp_rank], group=self.groups.data_parallel)
         elif self.zero == 3:
             for i, master in enumerate(self.optimizer.fp32_partitioned_groups_flat):
-                self.optimizer.fp16_partitioned_groups_flat[i].copy_(on_disk(self.optimizer, master, master))
+                held = self.optimizer.fp16_partitioned_groups_flat[i]
+                if held is None:
+                    write_parameters(self.optimizer, i)
+                else:
+                    held.copy_(on_disk(self.optimizer, master, master))
 
     def _scale_loss(self, loss: Tensor) -> Tensor:
         if self.zero == 0:

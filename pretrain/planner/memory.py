@@ -26,9 +26,11 @@ N/d is rounded up: at stage 3 for each parameter, at stages 1 and 2 for each opt
 the gradients of a parameter that lies across the border of two shares may stand whole on both sides (less than two
 parameters for each group, not counted). engine.offload moves the optimizer's states, with this rank's share of the
 gradients at stage 3 and (unless 16-bit gradients are summed in fp32) 2, or the shares of the parameters, to the host's
-memory; the optimizer's states with nvme to a disk, through buffers of one sub-group in the host's memory.
+memory; with nvme to a disk: the optimizer's states through buffers of one sub-group in the host's memory, the
+parameters, but for shares under a MiB, through one of a sub-group too and as many shares as are gathered at one time.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -37,7 +39,7 @@ from pretrain.config.engine import EngineConfig
 from pretrain.config.layout_checks import data_parallel_size, micro_batches
 from pretrain.config.run import RunConfig
 from pretrain.planner.activations import activation_bytes
-from pretrain.planner.shapes import EMBEDDING, HEAD, POSITIONS, StageShapes, all_stages, layer_size
+from pretrain.planner.shapes import EMBEDDING, HEAD, POSITIONS, StageShapes, all_stages, layer_size, layer_tensors
 
 REDUCE_BUCKET_ELEMENTS = 50_000_000
 """Gradients are reduced in buckets of this size."""
@@ -45,6 +47,8 @@ WHOLE_REDUCE_ELEMENTS = 500_000_000
 """Stage 0 reduces through a copy of this size at most (deepspeed 0.19.8)."""
 UPDATE_ELEMENTS = 1_000_000_000
 """Stage 3 updates sub-groups of this size (deepspeed 0.19.8)."""
+SWAPPED_BYTES = 2**20
+"""Smaller partitions of parameters do not go to the disk (deepspeed 0.19.8)."""
 HEADROOM = 0.9
 """Share of the memory that a plan may fill: the allocator's gaps, the libraries and the kernels take some too."""
 
@@ -144,6 +148,17 @@ def shares(shapes: StageShapes, zero_stage: int, dp: int, *, tied_apart: bool) -
     return [2 * -(-size // (2 * dp)) for size in groups.values()]
 
 
+def partitions_in_memory(config: RunConfig, shapes: StageShapes, dp: int) -> tuple[int, int]:
+    """With parameters on a disk: how many shares of one rank stand in memory at most, and the elements of the largest.
+
+    They are those of what is gathered (`_gathered_elements`), and both tables where a stage has both.
+    """
+    sizes = [-(-math.prod(shape) // dp) for _, shape in shapes.parameters]
+    swapped = [size for size in sizes if size * parameter_bytes(config.engine) >= SWAPPED_BYTES]
+    layers = 2 * layer_tensors(config.model, config.parallel.tp)
+    return min(layers + 3, max(len(swapped), 1)), max(swapped, default=1)
+
+
 def _stage(
     config: RunConfig, shapes: StageShapes, rank: int, dp: int, number: int, modes: Modes, vocab_size: int
 ) -> StageMemory:
@@ -183,7 +198,13 @@ def _stage(
         if not (zero == 1 or (zero == 2 and gradient > parameter)):
             full_gradients += gradients if zero == 2 and full_gradients else 0
             gradients = 0
-    if engine.offload.params != "none":
+    if engine.offload.params == "nvme":
+        kept, elements = partitions_in_memory(config, shapes, dp)
+        small = parameter * sum(size for size in parts if parameter * size < SWAPPED_BYTES)
+        host += small + parameter * (kept * elements + min(share, UPDATE_ELEMENTS))
+        disk += parameters - small
+        parameters = 0
+    elif engine.offload.params == "cpu":
         host += parameters
         parameters = 0
     return StageMemory(
@@ -217,6 +238,8 @@ def _gathered_elements(config: RunConfig, shapes: StageShapes, modes: Modes) -> 
 def _gathers(engine: EngineConfig) -> list[Mode]:
     if engine.zero_stage < 3:
         return ["per_step"]
+    if engine.offload.params == "nvme":
+        return ["per_micro_batch"]
     return ["per_step", "per_micro_batch"] if engine.gather == "auto" else [engine.gather]
 
 

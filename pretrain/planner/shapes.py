@@ -61,6 +61,11 @@ def layer_size(model: ModelConfig, tp: int) -> int:
     return sum(math.prod(shape) for _, shape in _layer(model, tp))
 
 
+def layer_tensors(model: ModelConfig, tp: int) -> int:
+    """Parameters of one transformer layer."""
+    return len(list(_layer(model, tp)))
+
+
 def _stage(model: ModelConfig, parallel: ParallelConfig, chunks: Sequence[Chunk], vocab_size: int) -> StageShapes:
     tp, hidden = parallel.tp, model.hidden_size
     table = (padded_vocab_size(vocab_size, model.vocab_multiple_of * tp) // tp, hidden)

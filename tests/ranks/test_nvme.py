@@ -1,6 +1,7 @@
-"""Optimizer states on a disk: the same numbers, the same checkpoints, and nothing left behind."""
+"""Optimizer states and parameters on a disk: the same numbers, the same checkpoints, and nothing left behind."""
 
 import dataclasses
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,9 @@ import pytest
 from pretrain.checkpoint.store import CheckpointStore
 from pretrain.config.errors import ConfigError
 from pretrain.config.run import RunConfig
-from pretrain.engine.swap import own_folder
+from pretrain.engine.swap import own_folder, require_async_io
 from pretrain.layout.runtime import Runtime
-from pretrain.planner.memory import Modes, plan_memory
+from pretrain.planner.memory import Modes, choose_modes, plan_memory
 from pretrain.run_state import RunState
 from tests.support.models import VOCAB_SIZE, batches, run_config
 from tests.support.nvme import why_no_async_io
@@ -30,14 +31,18 @@ LAYOUTS = [
 needs_async_io = pytest.mark.skipif(why_no_async_io() is not None, reason=str(why_no_async_io()))
 
 
+# Each rank would look for the compiled op for seconds, one after the other.
+run_on_disk = functools.partial(run_ranks, warm=require_async_io)
+
+
 def config_of(model: str, shape: dict[str, int], world_size: int, *overrides: str) -> RunConfig:
     dp = world_size // (shape.get("tp", 1) * shape.get("pp", 1))
-    return run_config(model, *SHAPE, *batches(dp, 3), "engine.zero_stage=3", *overrides, **shape)
+    return run_config(model, *SHAPE, *batches(dp, 3, 6), "engine.zero_stage=3", *overrides, **shape)
 
 
 def trained(here: Runtime, config: RunConfig) -> tuple[list[float], dict[str, np.ndarray], int]:
     engine = start(here, config)
-    results = train(here, config, engine, range(4))
+    results = train(here, config, engine, range(3))
     nvme = config.engine.offload.nvme_path
     files = [path.stat().st_size for path in Path(nvme).rglob("*.swp")] if nvme else []
     return [value for r in results for value in (r.loss, r.grad_norm)], whole_state(engine), sum(files)
@@ -49,11 +54,11 @@ def test_states_on_a_disk_train_as_in_the_hosts_memory(
     model: str, shape: dict[str, int], world_size: int, overrides: tuple[str, ...], tmp_path: Path
 ) -> None:
     at_host = "engine.offload.optimizer=cpu", "engine.grad_reduction=per_micro_batch"
-    expected = run_ranks(trained, world_size, config_of(model, shape, world_size, *overrides, *at_host))
+    expected = run_on_disk(trained, world_size, config_of(model, shape, world_size, *overrides, *at_host))
     config = config_of(model, shape, world_size, *overrides, *ON_DISK, f"engine.offload.nvme_path={tmp_path}")
     parameters = sum(value.size for name, value in expected[0][1].items() if name.startswith("weight/"))
     for (numbers, state, _), (seen, swapped, on_disk) in zip(
-        expected, run_ranks(trained, world_size, config), strict=True
+        expected, run_on_disk(trained, world_size, config), strict=True
     ):
         assert seen == numbers
         assert swapped.keys() == state.keys()
@@ -61,6 +66,40 @@ def test_states_on_a_disk_train_as_in_the_hosts_memory(
         assert on_disk > 0.9 * 12 * parameters, "masters and moments are there, and not in memory"
         planned = plan_memory(config, VOCAB_SIZE, world_size, Modes("per_micro_batch", "per_micro_batch"))
         assert on_disk <= sum(stage.disk for stage in planned) * (world_size // len(planned)) * 1.01
+
+
+# Partitions of parameters under a MiB stay in memory: the largest here are of 1 to 4 MiB.
+LARGER = (
+    "model.hidden_size=512",
+    "model.ffn_hidden_size=2048",
+    "model.seq_length=8",
+    "optim.clip_grad_norm=0.2",
+)
+PARAMETERS_ON_DISK = ("engine.offload.params=nvme",)
+PARAMETER_LAYOUTS: list[tuple[str, dict[str, int], int, tuple[str, ...], str]] = [
+    ("gpt", {"tp": 2, "pp": 2, "sp": True}, 4, (), "none"),
+    ("llama", {}, 2, (), "nvme"),
+    ("llama", {"pp": 2}, 2, ("engine.precision=bf16",), "nvme"),
+]
+
+
+@needs_async_io
+@pytest.mark.parametrize(("model", "shape", "world_size", "overrides", "optimizer"), PARAMETER_LAYOUTS)
+def test_parameters_on_a_disk_train_as_in_memory(
+    model: str, shape: dict[str, int], world_size: int, overrides: tuple[str, ...], optimizer: str, tmp_path: Path
+) -> None:
+    shared = *LARGER, *overrides, "engine.grad_reduction=per_micro_batch"
+    in_memory = "engine.gather=per_micro_batch", f"engine.offload.optimizer={optimizer.replace('nvme', 'cpu')}"
+    on_disk = *PARAMETERS_ON_DISK, f"engine.offload.optimizer={optimizer}", f"engine.offload.nvme_path={tmp_path}"
+    expected = run_on_disk(trained, world_size, config_of(model, shape, world_size, *shared, *in_memory))
+    config = config_of(model, shape, world_size, *shared, *on_disk)
+    seen = run_on_disk(trained, world_size, config)
+    for (numbers, state, _), (found, swapped, written) in zip(expected, seen, strict=True):
+        assert found == numbers
+        assert all(np.array_equal(swapped[name], value) for name, value in state.items())
+        planned = plan_memory(config, VOCAB_SIZE, world_size, choose_modes(config, VOCAB_SIZE, world_size, None))
+        disk = sum(stage.disk for stage in planned) * (world_size // len(planned))
+        assert 0.9 * disk < written <= 1.01 * disk
 
 
 def saved(here: Runtime, config: RunConfig, folder: Path) -> dict[str, np.ndarray]:
@@ -84,12 +123,12 @@ def restored(here: Runtime, config: RunConfig, folder: Path) -> tuple[dict[str, 
 @needs_async_io
 @pytest.mark.parametrize("saved_on_disk", [True, False])
 def test_a_checkpoint_goes_from_disk_to_memory_and_back(tmp_path: Path, saved_on_disk: bool) -> None:
-    disk = (*ON_DISK, f"engine.offload.nvme_path={tmp_path / 'nvme'}")
-    before, after = (disk, ()) if saved_on_disk else ((), disk)
+    disk = (*ON_DISK, *PARAMETERS_ON_DISK, *LARGER, f"engine.offload.nvme_path={tmp_path / 'nvme'}")
+    before, after = (disk, LARGER) if saved_on_disk else (LARGER, disk)
     folder = tmp_path / "checkpoints"
-    (state, *_) = run_ranks(saved, 2, config_of("gpt", {}, 2, *before), folder)
-    expected = run_ranks(restored, 2, config_of("gpt", {}, 2, *before), folder)[0]
-    for seen, losses in run_ranks(restored, 4, config_of("gpt", {"pp": 2}, 4, *after), folder):
+    (state, *_) = run_on_disk(saved, 2, config_of("gpt", {}, 2, *before), folder)
+    expected = run_on_disk(restored, 2, config_of("gpt", {}, 2, *before), folder)[0]
+    for seen, losses in run_on_disk(restored, 4, config_of("gpt", {"pp": 2}, 4, *after), folder):
         assert all(np.array_equal(seen[name], value) for name, value in state.items())
         np.testing.assert_allclose(losses, expected[1], rtol=1e-6)
 

@@ -34,15 +34,22 @@ class RanksFailed(AssertionError):
     """At least one rank raised, died or took too long; the text holds every traceback with its rank."""
 
 
-def run_ranks(function: Callable[..., Any], world_size: int, *args: Any, timeout: float = 120.0) -> list[Any]:
+def run_ranks(
+    function: Callable[..., Any],
+    world_size: int,
+    *args: Any,
+    timeout: float = 120.0,
+    warm: Callable[[], None] | None = None,
+) -> list[Any]:
     """Call `function(here, *args)` on each rank, `here` being its `Runtime` on the CPU; returns each rank's result.
 
     The function is named by its module, so it stands at a module's top level; arguments and results are pickled.
+    `warm` is called before, in the process that all ranks are forked from.
     """
     engine = run_config(timeout_minutes=timeout / 60).engine
     server = _server()
     try:
-        server.send_bytes(pickle.dumps(_Request(function, world_size, args, timeout, engine)))
+        server.send_bytes(pickle.dumps(_Request(function, world_size, args, timeout, engine, warm)))
         outcome = pickle.loads(server.recv_bytes())
     except BaseException:
         # Interrupted, or the server is gone: the next call must not receive this one's answer.
@@ -61,6 +68,7 @@ class _Request:
     args: tuple[Any, ...]
     timeout: float
     engine: EngineConfig
+    warm: Callable[[], None] | None
 
 
 @functools.cache
@@ -102,6 +110,8 @@ def _serve(requests: Connection) -> None:
             request: _Request = pickle.loads(requests.recv_bytes())
         except EOFError:
             return
+        if request.warm is not None:
+            request.warm()
         requests.send_bytes(_run(request, requests))
 
 

@@ -201,8 +201,19 @@ RULES: list[tuple[dict[str, object], int, str]] = [
     (
         {"engine__offload__optimizer": "nvme", "engine__zero_stage": 3},
         1,
-        "engine.offload.nvme_path=None: engine.offload.optimizer=nvme needs a folder on a disk of each node; set it, "
-        "or engine.offload.optimizer=cpu",
+        "engine.offload.nvme_path=None: nvme in engine.offload needs a folder on a disk of each node; set it, "
+        "or cpu for nvme",
+    ),
+    (
+        {
+            "engine__offload__params": "nvme",
+            "engine__zero_stage": 3,
+            "engine__offload__nvme_path": "/disk",
+            "engine__gather": "per_step",
+        },
+        1,
+        "engine.gather='per_step': engine.offload.params=nvme needs parameters gathered for each micro-batch; set it "
+        "to auto, or engine.offload.params=cpu",
     ),
     (
         {

@@ -13,10 +13,11 @@ from pretrain.planner.memory import (
     Modes,
     StageMemory,
     choose_modes,
+    partitions_in_memory,
     plan_memory,
     shares,
 )
-from pretrain.planner.shapes import all_stages, layer_size
+from pretrain.planner.shapes import all_stages, layer_size, layer_tensors
 from tests.unit.config.test_checks import replaced
 
 VOCAB = 8192
@@ -165,6 +166,18 @@ def test_a_disk_takes_the_states_and_gradients_and_the_host_keeps_buffers_and_su
     assert choose_modes(engine(3, "bf16", engine__offload__optimizer="nvme"), VOCAB, 4, 10**15) == Modes(
         "per_micro_batch", "per_step"
     )
+
+
+def test_a_disk_takes_the_parameters_but_for_small_shares_and_those_that_are_gathered() -> None:
+    config = engine(3, "bf16", engine__offload__params="nvme")
+    disk, kept = one(config, 1), one(engine(3, "bf16"), 1)
+    assert disk.parameters == 0 and disk.master_weights == kept.master_weights
+    small = kept.parameters - disk.disk
+    assert 0 < small < 0.01 * kept.parameters, "norms and biases"
+    count, largest = partitions_in_memory(config, all_stages(config.model, config.parallel, VOCAB)[0], 1)
+    assert 0 < count <= 2 * layer_tensors(config.model, 1) + 3
+    assert disk.host == small + 2 * count * largest + kept.parameters, "and a sub-group's worth: this model has one"
+    assert choose_modes(config, VOCAB, 1, 10**15) == Modes("per_step", "per_micro_batch")
 
 
 @pytest.mark.parametrize(("tp", "pp"), [(2, 1), (1, 2), (4, 3)])
