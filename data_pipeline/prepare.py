@@ -1,35 +1,36 @@
-"""From raw text to a packed dataset: read once to choose, train the tokenizer, read again to encode and write."""
+"""From raw text to a packed dataset: clean the pieces, choose, train the tokenizer, encode the pieces, pack them."""
 
+import contextlib
 import dataclasses
-import hashlib
+import functools
+import itertools
 import json
 import logging
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from data_pipeline.config import MIXTURE_KEYS, DataConfig, PrepareConfig, TokenizerConfig
-from data_pipeline.document import Document, content_hash
+from data_pipeline.document import content_hash
 from data_pipeline.durable import write_durably
 from data_pipeline.errors import DataError
-from data_pipeline.progress import show_progress
+from data_pipeline.pieces.encoded import Encoding, encode_piece, encoded_documents
+from data_pipeline.pieces.executors import local_executor, run_all
+from data_pipeline.pieces.work import WorkFolder, key_of
 from data_pipeline.scan import Scan, scan_corpus
 from data_pipeline.shards.layout import dtype_for
 from data_pipeline.shards.manifest import CorpusRecord, Manifest, SplitRecord, TokenizerRecord
 from data_pipeline.shards.reader import PackedDataset, check_sizes
 from data_pipeline.shards.writer import SplitWriter
 from data_pipeline.sources.corpus import Corpus
-from data_pipeline.staging import recover, stage
+from data_pipeline.staging import recover, stage, working
 from data_pipeline.tokenizer import Tokenizer, train_tokenizer
 
 logger = logging.getLogger(__name__)
 TOKENIZER_FILE = "tokenizer.model"
-TOKENIZER_KEY_FILE = "tokenizer.key"
+MODEL = ".model"
 INPUTS_FILE = "inputs.json"  # beside the manifest, not in it: times of files say nothing about the data
-BATCH_BYTES = 8 << 20
 
 
 def prepare(data: DataConfig, tokenizer: TokenizerConfig, prepare: PrepareConfig, *, seq_length: int) -> Manifest:
@@ -41,23 +42,26 @@ def prepare(data: DataConfig, tokenizer: TokenizerConfig, prepare: PrepareConfig
     recover(folder)
     corpus = Corpus(data)
     settings = _settings(data, tokenizer, seq_length)
-    scanned: list[Scan] = []
+    with contextlib.ExitStack() as stack:
 
-    def scan() -> Scan:
-        if not scanned:
-            scanned.append(scan_corpus(corpus, data, tokenizer))
-        return scanned[0]
+        @functools.cache
+        def workshop() -> tuple[WorkFolder, Executor]:
+            work = stack.enter_context(working(folder))
+            return work, stack.enter_context(local_executor(prepare.num_workers))
 
-    existing = _find_existing(folder, corpus, settings, prepare.overwrite, scan)
-    if existing is not None:
-        logger.info("%s: already prepared from the same text and settings", folder)
-        return existing
-    found = scan()
-    with stage(folder, keep={TOKENIZER_FILE, TOKENIZER_KEY_FILE}) as staged:
-        manifest = _build(staged, corpus, found, data, tokenizer, prepare, settings, seq_length)
-        (staged / TOKENIZER_KEY_FILE).unlink(missing_ok=True)
-        write_durably(staged / INPUTS_FILE, json.dumps({"status_digest": corpus.status_digest}).encode())
-        manifest.save(staged)
+        @functools.cache
+        def scan() -> Scan:
+            return scan_corpus(corpus, data, tokenizer, *workshop())
+
+        existing = _find_existing(folder, corpus, settings, prepare.overwrite, scan)
+        if existing is not None:
+            logger.info("%s: already prepared from the same text and settings", folder)
+            return existing
+        found, (work, executor) = scan(), workshop()
+        with stage(folder) as staged:
+            manifest = _build(staged, found, data, tokenizer, settings, seq_length, work, executor)
+            write_durably(staged / INPUTS_FILE, json.dumps({"status_digest": corpus.status_digest}).encode())
+            manifest.save(staged)
     for name, value in report(manifest).items():
         logger.info("%s: %s", name, value)
     return manifest
@@ -149,16 +153,19 @@ def _check_whole(folder: Path, manifest: Manifest, every_byte: bool) -> None:
 
 def _build(
     staged: Path,
-    corpus: Corpus,
     scan: Scan,
     data: DataConfig,
     tokenizer_config: TokenizerConfig,
-    prepare: PrepareConfig,
     settings: dict[str, Any],
     seq_length: int,
+    work: WorkFolder,
+    executor: Executor,
 ) -> Manifest:
-    tokenizer = _obtain_tokenizer(staged, scan, tokenizer_config)
+    tokenizer = _obtain_tokenizer(staged, scan, tokenizer_config, work)
     dtype = dtype_for(tokenizer.vocab_size)
+    encoding = Encoding(staged / TOKENIZER_FILE, tokenizer.fingerprint, dtype, scan.split)
+    tasks = {encoding.key(piece.key, piece.kept): (piece.key, piece.kept, encoding) for piece in scan.pieces}
+    run_all(executor, work, "encoding", tasks, encode_piece, [piece.num_bytes for piece in scan.pieces])
     writers = {
         name: SplitWriter(
             staged,
@@ -171,7 +178,9 @@ def _build(
         for name in ("train", "validation")
     }
     try:
-        _encode(corpus, scan, tokenizer, writers, prepare.num_workers or len(os.sched_getaffinity(0)))
+        for key, (name, writer) in itertools.product(tasks, writers.items()):
+            for tokens, num_bytes in encoded_documents(work, key, name, dtype):
+                writer.add(tokens, num_bytes)
         splits = {name: writer.close() for name, writer in writers.items()}
     finally:
         for writer in writers.values():
@@ -204,66 +213,28 @@ def _build(
     )
 
 
-def _obtain_tokenizer(staged: Path, scan: Scan, config: TokenizerConfig) -> Tokenizer:
+def _obtain_tokenizer(staged: Path, scan: Scan, config: TokenizerConfig, work: WorkFolder) -> Tokenizer:
     """Copy the given one, take over the one an interrupted run left for the same sample, or train it."""
     path = staged / TOKENIZER_FILE
     if config.path is not None:
         write_durably(path, Path(config.path).read_bytes())
         return Tokenizer.load(path)
-    sample = hashlib.sha256(repr(config).encode())
-    for text in scan.sample:
-        sample.update(content_hash(text))
-    key_path = staged / TOKENIZER_KEY_FILE
-    if key_path.exists() and path.exists():
-        key = sample.hexdigest() + hashlib.sha256(path.read_bytes()).hexdigest()
-        if key_path.read_text() == key:
-            logger.info("tokenizer: taken over from an interrupted run")
-            return Tokenizer.load(path)
-    num_bytes = sum(len(text.encode()) for text in scan.sample)
-    logger.info("tokenizer: training %s, %d pieces, on %.1f MB", config.kind, config.vocab_size, num_bytes / 1e6)
     if not scan.sample:
         raise DataError(
             "data.validation_fraction and data.validation_min_bytes hold out all text, none is left for training; "
             "lower them, or give more text"
         )
-    model = train_tokenizer(lambda: scan.sample, config)
-    write_durably(path, model)
-    write_durably(key_path, (sample.hexdigest() + hashlib.sha256(model).hexdigest()).encode())
+    key = key_of("tokenizer", dataclasses.asdict(config), [content_hash(text).hex() for text in scan.sample])
+    if work.record(key) is None:
+        num_bytes = sum(len(text.encode()) for text in scan.sample)
+        logger.info("tokenizer: training %s, %d pieces, on %.1f MB", config.kind, config.vocab_size, num_bytes / 1e6)
+        with work.writing(key, MODEL) as file:
+            file.write(train_tokenizer(lambda: scan.sample, config))
+        work.finish(key, {}, (MODEL,))
+    else:
+        logger.info("tokenizer: taken over from an interrupted run")
+    write_durably(path, work.file(key, MODEL).read_bytes())
     return Tokenizer.load(path)
-
-
-def _encode(
-    corpus: Corpus, scan: Scan, tokenizer: Tokenizer, writers: dict[str, SplitWriter], num_threads: int
-) -> None:
-    digest = hashlib.sha256()
-    end = np.array([tokenizer.eod_id], dtype=np.int32)
-    num_done = 0
-    with show_progress("encoding", scan.num_bytes) as update:
-        for documents in _batches(corpus.documents(scan.document_bytes)):
-            ids = tokenizer.encode_batch([document.text for document in documents], num_threads)
-            for document, document_ids in zip(documents, ids, strict=True):
-                content = content_hash(document.text)
-                digest.update(content)
-                writer = writers["validation" if scan.split.holds_out(content) else "train"]
-                writer.add(np.concatenate([document_ids, end]), document.num_bytes)
-                num_done += document.num_bytes
-            update(num_done)
-    if digest.hexdigest() != scan.digest:
-        raise DataError("data.inputs: files were changed while they were read; run `pretrain prepare` again")
-
-
-def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
-    """Documents together, enough to keep all threads busy; the result does not depend on where the cuts fall."""
-    batch: list[Document] = []
-    num_bytes = 0
-    for document in documents:
-        batch.append(document)
-        num_bytes += document.num_bytes
-        if num_bytes >= BATCH_BYTES:
-            yield batch
-            batch, num_bytes = [], 0
-    if batch:
-        yield batch
 
 
 def _check_enough(name: str, split: SplitRecord, seq_length: int) -> None:

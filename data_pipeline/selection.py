@@ -5,11 +5,11 @@ Both are pure functions of the set of documents; neither their order nor the mac
 
 import hashlib
 import heapq
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from data_pipeline.config import DataConfig
-from data_pipeline.document import KEY_RANGE, Document, content_hash, hash_key
+from data_pipeline.document import KEY_RANGE, content_hash, hash_key
 
 SPLIT_PURPOSE = "split"
 
@@ -17,17 +17,17 @@ SPLIT_PURPOSE = "split"
 class LowestKeys:
     """The documents with the lowest keys, just as many as reach `limit_bytes`; all if together they do not."""
 
-    def __init__(self, limit_bytes: int) -> None:
+    def __init__(self, limit_bytes: int, *, count_copies: bool = True) -> None:
+        """`count_copies`: the bytes of documents with equal keys add up, else such a document counts once."""
         self._limit_bytes = limit_bytes
+        self._count_copies = count_copies
         self._sizes: dict[int, int] = {}
-        self._texts: dict[int, bytes] = {}
         self._heap: list[int] = []  # negative keys: the highest one comes first
         self._total = 0
 
-    def add(self, key: int, num_bytes: int, text: str | None = None) -> None:
-        """Offer a document; the bytes of copies (equal keys) add up, unless their text is kept, which counts once."""
+    def add(self, key: int, num_bytes: int) -> None:
         if key in self._sizes:
-            if text is not None:
+            if not self._count_copies:
                 return
             self._sizes[key] += num_bytes
         elif self._heap and self._total >= self._limit_bytes and key > -self._heap[0]:
@@ -35,21 +35,13 @@ class LowestKeys:
         else:
             self._sizes[key] = num_bytes
             heapq.heappush(self._heap, -key)
-            if text is not None:
-                self._texts[key] = text.encode()
         self._total += num_bytes
         while self._heap and self._total - self._sizes[-self._heap[0]] >= self._limit_bytes:
-            highest = -heapq.heappop(self._heap)
-            self._total -= self._sizes.pop(highest)
-            self._texts.pop(highest, None)
+            self._total -= self._sizes.pop(-heapq.heappop(self._heap))
 
     def sizes(self) -> Iterator[tuple[int, int]]:
         """(key, bytes) from the lowest key on."""
         return iter(sorted(self._sizes.items()))
-
-    def texts(self) -> Iterator[tuple[int, bytes]]:
-        """(key, text) from the lowest key on."""
-        return iter(sorted(self._texts.items()))
 
 
 @dataclass(frozen=True)
@@ -75,22 +67,22 @@ class Selector:
         self._lowest = LowestKeys(data.validation_min_bytes)
         self._sample_bytes = sample_bytes
         self._sample_purpose = f"tokenizer {seed}"
-        self._sample = LowestKeys(sample_bytes)
+        self._sample = LowestKeys(sample_bytes, count_copies=False)
         self._digest = hashlib.sha256()
         self.num_documents = 0
         self.num_bytes = 0
 
-    def add(self, document: Document) -> None:
-        content = content_hash(document.text)
+    def add(self, content: bytes, num_bytes: int) -> None:
+        """See a document: its content hash and its size."""
         self._digest.update(content)
         self.num_documents += 1
-        self.num_bytes += document.num_bytes
+        self.num_bytes += num_bytes
         key = hash_key(content, SPLIT_PURPOSE)
         if key < self._fraction_key:
-            self._fraction_bytes += document.num_bytes
-        self._lowest.add(key, document.num_bytes)
+            self._fraction_bytes += num_bytes
+        self._lowest.add(key, num_bytes)
         if self._sample_bytes:
-            self._sample.add(hash_key(content, self._sample_purpose), document.num_bytes, document.text)
+            self._sample.add(hash_key(content, self._sample_purpose), num_bytes)
 
     @property
     def digest(self) -> str:
@@ -110,15 +102,30 @@ class Selector:
                 return Split(key + 1, reached, wanted)
         return Split(self._fraction_key, self._fraction_bytes, wanted)
 
-    def sample(self) -> list[str]:
-        """Texts to train the tokenizer on, `sample_bytes` at most; none of them held out."""
-        split = self.split()
+    def sampled_keys(self) -> set[int]:
+        """Of the documents that `sample` wants to see."""
+        return {key for key, _ in self._sample.sizes()}
+
+    def sample_key(self, content: bytes) -> int:
+        return hash_key(content, self._sample_purpose)
+
+    def sample(self, documents: Iterable[str]) -> list[str]:
+        """Texts to train the tokenizer on, `sample_bytes` at most; none of them held out.
+
+        `documents`: at least those with the sampled keys, in any order.
+        """
+        split, wanted = self.split(), self.sampled_keys()
+        found: dict[int, bytes] = {}
+        for text in documents:
+            key = self.sample_key(content_hash(text))
+            if key in wanted:
+                found[key] = text.encode()
         texts: list[str] = []
         room = self._sample_bytes
-        for _, stored in self._sample.texts():
-            text = stored[:room].decode(errors="ignore")  # only the last one may be cut
-            room -= len(stored)
-            if not split.holds_out(content_hash(stored.decode())):
+        for key in sorted(wanted):
+            text = found[key][:room].decode(errors="ignore")  # only the last one may be cut
+            room -= len(found[key])
+            if not split.holds_out(content_hash(found[key].decode())):
                 texts.append(text)
             if room <= 0:
                 break

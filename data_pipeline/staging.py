@@ -3,54 +3,90 @@
 import contextlib
 import errno
 import fcntl
+import logging
 import os
 import shutil
-from collections.abc import Iterator, Set
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from data_pipeline.durable import sync_folder
 from data_pipeline.errors import DataError
+from data_pipeline.pieces.work import WorkFolder
 
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def stage(folder: Path, keep: Set[str] = frozenset()) -> Iterator[Path]:
+def stage(folder: Path) -> Iterator[Path]:
     """Gives a folder beside `folder` to fill; when the block ends well it takes the place of `folder`.
 
-    What an interrupted attempt left is removed first, except the files named in `keep`. If the block raises, nothing is
-    left and `folder` is as before. Only one process may stage a folder at a time.
+    What an interrupted attempt left is removed first. If the block raises, nothing is left and `folder` is as before.
+    Only one process may stage a folder at a time.
     """
     staged, replaced = folder.with_name(folder.name + ".partial"), folder.with_name(folder.name + ".replaced")
-    made_parents = [parent for parent in folder.parents if not parent.exists()]
+    with _faults(folder), _tidied(staged), _locked(staged):
+        _recover(folder, replaced)
+        for entry in staged.iterdir():
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        try:
+            yield staged
+            sync_folder(staged)
+            if folder.exists():
+                folder.replace(replaced)
+            staged.replace(folder)
+            sync_folder(folder.parent)
+        except Exception:
+            shutil.rmtree(staged, ignore_errors=True)
+            raise
+        shutil.rmtree(replaced, ignore_errors=True)
+
+
+@contextmanager
+def working(folder: Path) -> Iterator[WorkFolder]:
+    """Gives the folder of finished pieces for `folder`, with those that an interrupted attempt left.
+
+    It is removed when the block ends well, and if the block raises before any piece is finished.
+    """
+    work = WorkFolder(folder.with_name(folder.name + ".work"))
+    with _faults(folder), _tidied(work.path), _locked(work.path):
+        try:
+            yield work
+        except BaseException as error:
+            if not work.has_any():
+                work.remove()
+            elif isinstance(error, Exception):
+                logger.info("%s: holds the finished pieces, from which the next run goes on", work.path)
+            raise
+        work.remove()
+
+
+@contextmanager
+def _faults(folder: Path) -> Iterator[None]:
+    """What goes wrong in writing, in words."""
     try:
-        with _locked(staged):
-            _recover(folder, replaced)
-            for entry in staged.iterdir():
-                if entry.name not in keep:
-                    shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-            try:
-                yield staged
-                sync_folder(staged)
-                if folder.exists():
-                    folder.replace(replaced)
-                staged.replace(folder)
-                sync_folder(folder.parent)
-            except Exception:
-                shutil.rmtree(staged, ignore_errors=True)
-                for parent in made_parents:
-                    with contextlib.suppress(OSError):
-                        parent.rmdir()
-                raise
-            shutil.rmtree(replaced, ignore_errors=True)
+        yield
     except OSError as error:
         if error.errno in NO_SPACE:
             raise DataError(
-                f"data.path={folder}: no space left on the disk, nothing was kept; free some, or choose a data.path on "
-                "another disk"
+                f"data.path={folder}: no space left on the disk, nothing unfinished was kept; free some, or choose a "
+                "data.path on another disk"
             ) from None
         raise DataError(f"data.path={folder}: cannot be written ({error})") from None
+
+
+@contextmanager
+def _tidied(folder: Path) -> Iterator[None]:
+    """If the block raises, parents that had to be made are removed again, as far as they are empty."""
+    made = [parent for parent in folder.parents if not parent.exists()]
+    try:
+        yield
+    except Exception:
+        for parent in made:
+            with contextlib.suppress(OSError):
+                parent.rmdir()
+        raise
 
 
 def recover(folder: Path) -> None:

@@ -1,9 +1,13 @@
-"""All documents that the inputs name, streamed one at a time, with a count of what was left out and why."""
+"""All documents that the inputs name, streamed one at a time, with a count of what was left out and why.
+
+A corpus may be cut into pieces of about equal size, to be read apart; together they give the same documents.
+"""
 
 import collections
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import PurePath
 from typing import BinaryIO
 
@@ -15,13 +19,31 @@ from data_pipeline.sources.files import InputFile, find_files
 from data_pipeline.sources.readers import Unreadable, fault, read_jsonl, read_text
 
 
-class Corpus:
-    """The inputs of one configuration; `documents` may be asked for again and gives the same."""
+@dataclass(frozen=True)
+class Span:
+    """A file, or those of its lines (.jsonl) that begin in a range of bytes, or a range of its row groups (Parquet)."""
 
-    def __init__(self, data: DataConfig) -> None:
+    file: InputFile
+    start: int
+    end: int | None
+    """None: to the end of the file."""
+    num_bytes: int
+    """On the disk."""
+
+
+Piece = tuple[Span, ...]
+
+
+class Corpus:
+    """The inputs of one configuration, or a piece of them; `documents` may be asked for again and gives the same."""
+
+    def __init__(self, data: DataConfig, piece: Piece | None = None) -> None:
         self._data = data
-        self.files = find_files(data.inputs, data.include)
-        self.disk_bytes = sum(file.num_bytes for file in self.files)
+        if piece is None:
+            piece = tuple(Span(file, 0, None, file.num_bytes) for file in find_files(data.inputs, data.include))
+        self.spans = piece
+        self.files = [span.file for span in piece]
+        self.disk_bytes = sum(span.num_bytes for span in piece)
         self.dropped: collections.Counter[str] = collections.Counter()
         """By reason, of the latest pass."""
         self.num_cut_files = 0
@@ -41,14 +63,14 @@ class Corpus:
         """Every document that is UTF-8 and not empty; text files are cut into documents of `document_bytes` at most."""
         self.dropped.clear()
         self.num_cut_files = self.disk_position = 0
-        for file in self.files:
-            before = self.disk_position
+        for span in self.spans:
+            before, file = self.disk_position, span.file
             try:
                 raw = file.path.open("rb")
             except OSError as error:
                 raise DataError(f"{file.name}: cannot be read ({error.strerror})") from None
             with closing(raw):
-                position, items = self._read(raw, file, document_bytes)
+                position, items = self._read(raw, span, document_bytes)
                 for number, item in enumerate(items):
                     self.disk_position = before + position()
                     if number == 1 and not _has_records(file):
@@ -61,22 +83,41 @@ class Corpus:
                         self.dropped["empty"] += 1
                     else:
                         yield item
-            self.disk_position = before + file.num_bytes
+            self.disk_position = before + span.num_bytes
+
+    def pieces(self, piece_bytes: int) -> list[Piece]:
+        """The corpus in pieces of about so many bytes on the disk, in order; each document is in one of them.
+
+        Files are cut only where the documents stay what they are: plain .jsonl between lines, Parquet between row
+        groups.
+        """
+        pieces: list[Piece] = []
+        gathered: list[Span] = []
+        for span in self.spans:
+            for part in _cut(span, piece_bytes):
+                gathered.append(part)
+                if sum(one.num_bytes for one in gathered) >= piece_bytes:
+                    pieces.append(tuple(gathered))
+                    gathered = []
+        return [*pieces, tuple(gathered)] if gathered else pieces
 
     def _read(
-        self, raw: BinaryIO, file: InputFile, document_bytes: int
+        self, raw: BinaryIO, span: Span, document_bytes: int
     ) -> tuple[Callable[[], int], Iterator[Document | Unreadable]]:
-        """How far the file is read, in bytes; its documents."""
-        key = self._data.text_key
+        """How far the span is read, in bytes; its documents."""
+        key, file = self._data.text_key, span.file
         if _is_parquet(file):
             from data_pipeline.sources.parquet import ParquetReader  # only who has such files waits for pyarrow
 
-            table = ParquetReader(raw, file.name, file.num_bytes, key)
-            return table.compressed_position, table.documents()
+            table = ParquetReader(raw, file.name, key, range(span.start, span.end) if span.end else None)
+            return lambda: int(span.num_bytes * table.share_read), table.documents()
+        if plain_name(file.name).endswith(".jsonl"):
+            raw.seek(max(span.start - 1, 0))
+            reader = ByteReader(raw, file.name)
+            items = read_jsonl(reader, file.name, key, span.start, span.end)
+            return lambda: reader.compressed_position() - span.start, items
         reader = ByteReader(raw, file.name)
-        by_line = plain_name(file.name).endswith(".jsonl")
-        items = read_jsonl(reader, file.name, key) if by_line else read_text(reader, file.name, document_bytes)
-        return reader.compressed_position, items
+        return reader.compressed_position, read_text(reader, file.name, document_bytes)
 
 
 def _is_parquet(file: InputFile) -> bool:
@@ -85,6 +126,32 @@ def _is_parquet(file: InputFile) -> bool:
     if plain_name(file.name) != PurePath(file.name).name:
         raise DataError(f"{file.name}: Parquet is compressed inside and read from any place in it; unpack the file")
     return True
+
+
+def _cut(span: Span, piece_bytes: int) -> Iterator[Span]:
+    if span.num_bytes <= piece_bytes:
+        yield span
+    elif _is_parquet(span.file):
+        yield from _row_groups(span, piece_bytes)
+    elif span.file.name.endswith(".jsonl"):
+        for start in range(0, span.num_bytes, piece_bytes):
+            end = min(start + piece_bytes, span.num_bytes)
+            yield Span(span.file, start, end, end - start)
+    else:
+        yield span
+
+
+def _row_groups(span: Span, piece_bytes: int) -> Iterator[Span]:
+    from data_pipeline.sources.parquet import row_group_bytes
+
+    with span.file.path.open("rb") as raw:
+        sizes: Sequence[int] = row_group_bytes(raw, span.file.name)
+    first = num_bytes = 0
+    for number, size in enumerate(sizes):
+        num_bytes += size
+        if num_bytes >= piece_bytes or number == len(sizes) - 1:
+            yield Span(span.file, first, number + 1, num_bytes)
+            first, num_bytes = number + 1, 0
 
 
 def _has_records(file: InputFile) -> bool:

@@ -17,13 +17,14 @@ ROWS_AT_ONCE = 64
 class ParquetReader:
     """The column `text_key` of an open file; `name` is for messages."""
 
-    def __init__(self, raw: BinaryIO, name: str, num_bytes: int, text_key: str) -> None:
-        self._name, self._num_bytes, self._text_key = name, num_bytes, text_key
-        self._rows_read = 0
-        try:
-            self._file = pyarrow.parquet.ParquetFile(raw, pre_buffer=False)
-        except (pyarrow.ArrowException, OSError) as error:
-            raise self._damaged(error) from None
+    def __init__(self, raw: BinaryIO, name: str, text_key: str, row_groups: range | None = None) -> None:
+        self._name, self._text_key = name, text_key
+        self._file = _open(raw, name)
+        metadata = self._file.metadata
+        self._row_groups = range(metadata.num_row_groups) if row_groups is None else row_groups
+        rows = [metadata.row_group(number).num_rows for number in range(self._row_groups.stop)]
+        self._rows_read = self._first_row = sum(rows[: self._row_groups.start])
+        self._num_rows = sum(rows) - self._first_row
         names = self._file.schema_arrow.names
         if text_key not in names:
             raise DataError(f"{name}: has no column {text_key!r} (it has {sorted(names)[:8]}); set data.text_key")
@@ -35,22 +36,22 @@ class ParquetReader:
 
     def documents(self) -> Iterator[Document | Unreadable]:
         """The text of each row, in order."""
-        batches = self._file.iter_batches(batch_size=ROWS_AT_ONCE, columns=[self._text_key], use_threads=False)
+        batches = self._file.iter_batches(ROWS_AT_ONCE, list(self._row_groups), [self._text_key], use_threads=False)
         while True:
             try:
                 batch = next(batches)
             except StopIteration:
                 return
             except (pyarrow.ArrowException, OSError) as error:
-                raise self._damaged(error) from None
+                raise _damaged(self._name, error) from None
             for value in batch.column(0):
                 self._rows_read += 1
                 yield self._document(value, f"{self._name}:{self._rows_read}")
 
-    def compressed_position(self) -> int:
-        """Bytes taken from the disk so far, for progress: by rows, as columns lie apart."""
-        rows = self._file.metadata.num_rows
-        return self._num_bytes * self._rows_read // rows if rows else self._num_bytes
+    @property
+    def share_read(self) -> float:
+        """Of the rows, for progress."""
+        return (self._rows_read - self._first_row) / self._num_rows if self._num_rows else 1.0
 
     def _document(self, value: pyarrow.Scalar, where: str) -> Document | Unreadable:
         try:
@@ -61,9 +62,24 @@ class ParquetReader:
             return Unreadable("no_text", f"{where}: {self._text_key!r} is null")
         return Document(text, where, len(text.encode()))
 
-    def _damaged(self, error: BaseException) -> DataError:
-        reason = str(error).strip().splitlines()[0]
-        return DataError(f"{self._name}: Parquet file is damaged ({reason}); fetch it again or leave it out")
+
+def row_group_bytes(raw: BinaryIO, name: str) -> list[int]:
+    """The size of each row group of an open file, on the disk, all columns together."""
+    metadata = _open(raw, name).metadata
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    return [sum(group.column(column).total_compressed_size for column in range(group.num_columns)) for group in groups]
+
+
+def _open(raw: BinaryIO, name: str) -> pyarrow.parquet.ParquetFile:
+    try:
+        return pyarrow.parquet.ParquetFile(raw, pre_buffer=False)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise _damaged(name, error) from None
+
+
+def _damaged(name: str, error: BaseException) -> DataError:
+    reason = str(error).strip().splitlines()[0]
+    return DataError(f"{name}: Parquet file is damaged ({reason}); fetch it again or leave it out")
 
 
 _TEXT_KINDS = (pyarrow.types.is_string, pyarrow.types.is_large_string, pyarrow.types.is_string_view)

@@ -52,13 +52,24 @@ def _cut_place(block: bytes, limit: int) -> int:
     return limit
 
 
-def read_jsonl(reader: ByteReader, name: str, text_key: str) -> Iterator[Document | Unreadable]:
-    """The text of each line; blank lines are passed over."""
-    number = start = 0
-    while line := reader.readline():
+def read_jsonl(
+    reader: ByteReader, name: str, text_key: str, first: int = 0, end: int | None = None
+) -> Iterator[Document | Unreadable]:
+    """The text of each line that begins at byte `first` or later and before `end`; blank lines are passed over.
+
+    A reader with a `first` above 0 must stand on the byte before it: only that tells whether a line begins there.
+    """
+    number, start = 0, first
+    if first:
+        start += len(reader.readline()) - 1
+    while end is None or start < end:
+        line = reader.readline()
+        if not line:
+            return
         number += 1
         if line.strip():
-            yield _parse_line(line, f"{name}:{number}", start, text_key)
+            where = f"{name}: line at byte {start}" if first else f"{name}:{number}"
+            yield _parse_line(line, where, start, text_key)
         start += len(line)
 
 

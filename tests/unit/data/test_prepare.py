@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from data_pipeline import prepare as prepare_module
-from data_pipeline import progress
+from data_pipeline import progress, scan
 from data_pipeline.errors import DataError
+from data_pipeline.pieces import cleaned, encoded
 from data_pipeline.prepare import report
 from data_pipeline.shards.manifest import Manifest
 from data_pipeline.shards.reader import PackedDataset
@@ -85,14 +86,17 @@ def test_manifest_adds_up(prepared):
     assert figures["bytes per token"] == round(total / figures["tokens"], 3)
 
 
-@pytest.mark.parametrize("num_workers", [1, 3])
-def test_prepared_again_is_byte_identical(prepared, source, tmp_path, num_workers):
+@pytest.mark.parametrize(("piece_bytes", "num_workers"), [(3_000, 1), (30_000, 2)])
+def test_neither_the_size_of_pieces_nor_the_number_of_workers_changes_a_byte(
+    prepared, source, tmp_path, monkeypatch, piece_bytes, num_workers
+):
+    monkeypatch.setattr(scan, "PIECE_BYTES", piece_bytes)
     prepare_synthetic(tmp_path / "set", [source], num_workers=num_workers)
     assert contents(tmp_path / "set", UNTOLD) == contents(prepared, UNTOLD)
 
 
 def test_memory_batches_do_not_change_the_result(prepared, source, tmp_path, monkeypatch):
-    monkeypatch.setattr(prepare_module, "BATCH_BYTES", 1)
+    monkeypatch.setattr(encoded, "BATCH_BYTES", 1)
     prepare_synthetic(tmp_path / "set", [source])
     assert contents(tmp_path / "set", UNTOLD) == contents(prepared, UNTOLD)
 
@@ -165,7 +169,8 @@ def test_a_failed_overwrite_keeps_the_old(prepared, source):
     with pytest.raises(DataError, match=r"tokenizer.vocab_size=99999"):
         prepare_synthetic(prepared, [source], overwrite=True, tokenizer=tokenizer_config(vocab_size=99999))
     assert contents(prepared) == before
-    assert [entry.name for entry in prepared.parent.iterdir()] == ["set"]
+    assert sorted(entry.name for entry in prepared.parent.iterdir()) == ["set", "set.work"]
+    assert prepare_synthetic(prepared, [source]) == Manifest.load(prepared), "the work is not taken for a dataset"
 
 
 def test_damaged_dataset_is_not_called_prepared(source, tmp_path):
@@ -225,18 +230,20 @@ def test_given_tokenizer_is_used_and_its_change_noticed(prepared, source, tmp_pa
         ),
     ],
 )
-def test_text_that_cannot_be_prepared_leaves_nothing(tmp_path, texts, changes, message):
+def test_text_that_cannot_be_prepared_leaves_no_dataset(tmp_path, texts, changes, message):
     source = write_jsonl(tmp_path / "in.jsonl", texts)
+    folder = tmp_path / "data" / "deep" / "set"
     with pytest.raises(DataError, match=message):
-        prepare_synthetic(tmp_path / "data" / "deep" / "set", [source], **changes)
-    assert [entry.name for entry in tmp_path.iterdir()] == ["in.jsonl"]
+        prepare_synthetic(folder, [source], **changes)
+    left = {entry.name for entry in folder.parent.iterdir()} if folder.parent.exists() else set()
+    assert left == ({"set.work"} if any(texts) else set()), "finished pieces stay for the next run, where there are any"
 
 
 def test_no_space_left_is_one_clear_error(source, tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (5000, hard))
     try:
-        with pytest.raises(DataError, match=r"set: no space left on the disk, nothing was kept; free some, or choose"):
+        with pytest.raises(DataError, match=r"set: no space left on the disk, nothing unfinished was kept; free some"):
             prepare_synthetic(tmp_path / "data" / "set", [source])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -266,19 +273,19 @@ prepare_synthetic(pathlib.Path(sys.argv[1]), [sys.argv[2]])
 """
 
 
-@pytest.mark.parametrize("fsync", [2, 5, 9])
+@pytest.mark.parametrize("fsync", [2, 8, 16, 24])
 def test_a_kill_leaves_nothing_to_train_on_and_another_run_finishes(prepared, source, tmp_path, fsync, caplog):
     caplog.set_level(logging.INFO)
     folder = tmp_path / "set"
     killed = subprocess.run([sys.executable, "-c", KILLED, str(folder), str(source), str(fsync)], cwd=Path.cwd())
     assert killed.returncode == -signal.SIGKILL
-    assert (tmp_path / "set.partial").exists()
+    assert (tmp_path / "set.work").exists()
     with pytest.raises(DataError, match="not prepared"):
         PackedDataset.open(folder, "train")
     prepare_synthetic(folder, [source])
     assert contents(folder, UNTOLD) == contents(prepared, UNTOLD)
     assert [entry.name for entry in tmp_path.iterdir()] == ["set"]
-    assert ("taken over from an interrupted run" in caplog.text) == (fsync > 4)
+    assert ("taken over from an interrupted run" in caplog.text) == (fsync > 10)
 
 
 def test_a_kill_between_the_two_renames_loses_nothing(source, tmp_path):
@@ -298,18 +305,19 @@ def test_two_at_once_are_kept_apart(source, tmp_path):
     assert contents(tmp_path / "set") == {"x": b"mine"}
 
 
-def test_text_that_changes_between_the_passes_is_noticed(source, tmp_path, monkeypatch):
+def test_text_that_changes_while_it_is_read_is_noticed(source, tmp_path, monkeypatch):
     copy = tmp_path / "in.jsonl"
     copy.write_bytes(source.read_bytes())
-    real = prepare_module.train_tokenizer
+    real = cleaned.content_hash
 
-    def train(*arguments):
-        copy.write_bytes(source.read_bytes() + b'{"text": "late"}\n')
-        return real(*arguments)
+    def changing(text):
+        os.utime(copy, ns=(1, 1))
+        return real(text)
 
-    monkeypatch.setattr(prepare_module, "train_tokenizer", train)
-    with pytest.raises(DataError, match="files were changed while they were read"):
+    monkeypatch.setattr(cleaned, "content_hash", changing)
+    with pytest.raises(DataError, match=r"in.jsonl: was changed while it was read; run `pretrain prepare` again"):
         prepare_synthetic(tmp_path / "set", [copy])
+    assert [entry.name for entry in tmp_path.iterdir()] == ["in.jsonl"]
 
 
 def test_prepare_does_not_need_torch_for_reading_shards():

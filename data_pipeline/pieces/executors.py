@@ -1,0 +1,99 @@
+"""Where the work on pieces is done: anything with the interface of `concurrent.futures`.
+
+Tasks are pure and leave their result in the work folder, so it does not matter which process does which, how often,
+or whether it is killed on the way.
+"""
+
+import concurrent.futures
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from typing import Any
+
+from data_pipeline.errors import DataError
+from data_pipeline.pieces.work import WorkFolder
+from data_pipeline.progress import show_progress
+
+SECONDS_BETWEEN_LOOKS = 1.0
+
+
+class Inline(Executor):
+    """Does the work where it is submitted."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+@contextmanager
+def local_executor(num_workers: int | None) -> Iterator[Executor]:
+    """Processes of this machine; one for each core if None."""
+    number = num_workers or len(os.sched_getaffinity(0))
+    if number == 1:
+        yield Inline()
+        return
+    # Spawned: a fork would copy this process's threads in whatever state they are.
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(number, mp_context=context, initializer=_end_with_parent) as pool:
+        yield pool
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def run_all(
+    executor: Executor,
+    work: WorkFolder,
+    title: str,
+    tasks: Mapping[str, tuple[Any, ...]],
+    function: Callable[..., None],
+    sizes: Sequence[int],
+) -> None:
+    """Call `function(work, key, *arguments)` for each key that is not finished; `sizes`: bytes of each, for progress.
+
+    Raises the error of the first task that failed, when those that run have ended. Their work is kept.
+    """
+    size_of = dict(zip(tasks, sizes, strict=True))
+    missing = [key for key in tasks if work.record(key) is None]
+    done = sum(size for key, size in size_of.items()) - sum(size_of[key] for key in missing)
+    with show_progress(title, sum(size_of.values())) as update:
+        update(done)
+        running: dict[Future[Any], str] = {}
+        try:
+            for key in missing:
+                future = executor.submit(function, work, key, *tasks[key])
+                running[future] = key
+                if future.done():
+                    future.result()
+                    done += size_of[running.pop(future)]
+                    update(done)
+            while running:
+                for future in concurrent.futures.wait(running, SECONDS_BETWEEN_LOOKS, FIRST_COMPLETED).done:
+                    future.result()
+                    done += size_of[running.pop(future)]
+                update(done + sum(min(work.told(key), size_of[key]) for key in running.values()))
+        except BrokenProcessPool:
+            raise DataError(
+                f"{title}: a worker process was killed, as the system does when memory runs out; the finished pieces "
+                "are kept: run the same command again, with fewer prepare.num_workers if memory was short"
+            ) from None
+        finally:
+            for future in running:
+                future.cancel()
