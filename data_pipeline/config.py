@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+from data_pipeline.dedup.minhash import NearDedupConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,6 +15,18 @@ class MixturePhase:
     """Training tokens before it."""
     weights: dict[str, float]
     """As in `mixture`; a dataset that is not named is left out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecontaminateConfig:
+    """Documents that share a run of words with these texts are left out (Brown et al. 2020, appendix C)."""
+
+    inputs: tuple[str, ...]
+    """Files and folders, as in data.inputs; none: nothing is left out."""
+    text_key: str
+    """Key or column of the text in them."""
+    ngram: int
+    """Length of the run, in words."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +47,15 @@ class DataConfig:
     """A document that is not UTF-8 (or a broken JSON line): stop and name it, or leave it out and count it."""
     max_document_bytes: int
     """Longer text files are cut at line ends into several documents, so that memory stays bounded."""
+    steps: tuple[dict[str, Any], ...]
+    """Cleaning of each document, in this order, as in [{step: gopher_quality}, {step: pii, email: mask}]; README.md
+    lists the steps and their settings."""
+    dedup: Literal["none", "exact", "near"]
+    """Of documents that are equal, or (near) alike, in all inputs together, keep the first."""
+    near_dedup: NearDedupConfig
+    """What near means; only used with dedup=near."""
+    decontaminate: DecontaminateConfig
+    """Texts to keep out of the training data, such as benchmarks."""
     validation_fraction: float
     """Share of documents held out, chosen by a hash of their content."""
     validation_min_bytes: int

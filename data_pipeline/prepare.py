@@ -80,6 +80,7 @@ def report(manifest: Manifest) -> dict[str, Any]:
         **{f"{name} samples": split.num_samples for name, split in splits.items()},
         "validation share of bytes": round(manifest.validation_share, 5),
         "left out, by reason": manifest.corpus.dropped or "nothing",
+        "changed, by rule": manifest.corpus.changed or "nothing",
         **{f"{name} tail tokens left out": split.num_tail_tokens for name, split in splits.items()},
         "corpus digest": manifest.corpus.digest,
     }
@@ -164,8 +165,10 @@ def _build(
     tokenizer = _obtain_tokenizer(staged, scan, tokenizer_config, work)
     dtype = dtype_for(tokenizer.vocab_size)
     encoding = Encoding(staged / TOKENIZER_FILE, tokenizer.fingerprint, dtype, scan.split)
-    tasks = {encoding.key(piece.key, piece.kept): (piece.key, piece.kept, encoding) for piece in scan.pieces}
-    run_all(executor, work, "encoding", tasks, encode_piece, [piece.num_bytes for piece in scan.pieces])
+    keys = [encoding.key(piece.key, piece.kept) for piece in scan.pieces]
+    pieces = dict(zip(keys, scan.pieces, strict=True))
+    tasks = {key: (piece.key, piece.kept, encoding) for key, piece in pieces.items()}
+    run_all(executor, work, "encoding", tasks, encode_piece, {key: piece.num_bytes for key, piece in pieces.items()})
     writers = {
         name: SplitWriter(
             staged,
@@ -178,7 +181,7 @@ def _build(
         for name in ("train", "validation")
     }
     try:
-        for key, (name, writer) in itertools.product(tasks, writers.items()):
+        for key, (name, writer) in itertools.product(keys, writers.items()):
             for tokens, num_bytes in encoded_documents(work, key, name, dtype):
                 writer.add(tokens, num_bytes)
         splits = {name: writer.close() for name, writer in writers.items()}
@@ -194,8 +197,9 @@ def _build(
             num_documents=scan.num_documents,
             num_bytes=scan.num_bytes,
             document_bytes=scan.document_bytes,
-            num_cut_files=scan.num_cut_files,
+            num_cut_files=sum(record.num_cut_files for record in scan.records),
             dropped=scan.dropped,
+            changed=scan.changed,
         ),
         tokenizer=TokenizerRecord(
             file=TOKENIZER_FILE,

@@ -6,14 +6,25 @@ import itertools
 import logging
 from collections.abc import Iterator
 from concurrent.futures import Executor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from data_pipeline.config import DataConfig, TokenizerConfig
+from data_pipeline.dedup.contamination import HeldOutNgrams
+from data_pipeline.duplicates import Duplicates, find_duplicates
 from data_pipeline.errors import DataError
-from data_pipeline.pieces.cleaned import CleanedPiece, clean_piece, cleaned, cleaned_key, documents, texts
+from data_pipeline.pieces.cleaned import (
+    CleanedPiece,
+    Treatment,
+    clean_piece,
+    cleaned,
+    cleaned_key,
+    documents,
+    texts,
+)
 from data_pipeline.pieces.executors import run_all
 from data_pipeline.pieces.work import WorkFolder
 from data_pipeline.selection import Selector, Split
@@ -41,13 +52,24 @@ class Scan:
 
     digest: str
     num_documents: int
+    """That are kept."""
     num_bytes: int
     document_bytes: int
-    num_cut_files: int
-    dropped: dict[str, int]
     split: Split
     sample: list[str]
     pieces: list[ScannedPiece]
+    records: list[CleanedPiece]
+    duplicates: Duplicates
+
+    @property
+    def dropped(self) -> dict[str, int]:
+        """Documents left out, by reason."""
+        return _total([*(record.dropped for record in self.records), self.duplicates.dropped])
+
+    @property
+    def changed(self) -> dict[str, int]:
+        """Documents changed, by rule."""
+        return _total([record.changed for record in self.records])
 
 
 def scan_corpus(
@@ -58,56 +80,74 @@ def scan_corpus(
     If whole documents are so few that holding out any would take far more than was asked for (one long file), text is
     cut finer and read once more.
     """
+    held_out = held_out_ngrams(data, work)
     document_bytes = data.max_document_bytes
-    found, selector = _choose(corpus, document_bytes, data, tokenizer, work, executor)
-    split = selector.split()
-    finer = max(1024, selector.num_bytes // PIECES_WHEN_FEW)
-    if split.held_out_bytes > min(2 * split.wanted_bytes, selector.num_bytes * 3 // 4) and finer < document_bytes:
+    while True:
+        treatment = Treatment(data, document_bytes, held_out)
+        keys = _clean(corpus, treatment, work, executor)
+        duplicates = find_duplicates(work, keys, data)
+        pieces, selector = _choose(keys, duplicates, data, tokenizer, work)
+        records = [cleaned(work, key) for key in keys]
+        if not selector.num_documents:
+            dropped = _total([*(record.dropped for record in records), duplicates.dropped])
+            raise DataError(
+                f"data.inputs={list(data.inputs)}: no text in {len(corpus.files)} files"
+                f"{f' (left out: {dropped})' if dropped else ''}; "
+                "give files with text, as in data.inputs=[my.txt], or take data=stdlib"
+            )
+        split = selector.split()
+        finer = max(1024, selector.num_bytes // PIECES_WHEN_FEW)
+        too_coarse = split.held_out_bytes > min(2 * split.wanted_bytes, selector.num_bytes * 3 // 4)
+        if document_bytes < data.max_document_bytes or not too_coarse or finer >= document_bytes:
+            break
         logger.info("few documents: text files are cut at line ends into documents of at most %d bytes", finer)
         document_bytes = finer
-        found, selector = _choose(corpus, document_bytes, data, tokenizer, work, executor)
-    records = [cleaned(work, piece.key) for piece in found]
     return Scan(
         digest=selector.digest,
         num_documents=selector.num_documents,
         num_bytes=selector.num_bytes,
         document_bytes=document_bytes,
-        num_cut_files=sum(record.num_cut_files for record in records),
-        dropped=_dropped(records),
-        split=selector.split(),
-        sample=selector.sample(_sampled(work, found, selector)),
-        pieces=found,
+        split=split,
+        sample=selector.sample(_sampled(work, pieces, selector)),
+        pieces=pieces,
+        records=records,
+        duplicates=duplicates,
     )
 
 
+def held_out_ngrams(data: DataConfig, work: WorkFolder) -> Path | None:
+    """A file with the n-grams of the texts that no document may share, if there are any."""
+    if not data.decontaminate.inputs:
+        return None
+    against = dataclasses.replace(data, inputs=data.decontaminate.inputs, text_key=data.decontaminate.text_key)
+    texts = (document.text for document in Corpus(against).documents(data.max_document_bytes))
+    ngrams = HeldOutNgrams.of(texts, data.decontaminate.ngram)
+    path = work.file(f"held-out-{ngrams.digest[:16]}", ".npy")
+    ngrams.save(path)
+    logger.info("decontamination: %s n-grams of %d words", f"{ngrams.num_ngrams:,}", data.decontaminate.ngram)
+    return path
+
+
+def _clean(corpus: Corpus, treatment: Treatment, work: WorkFolder, executor: Executor) -> list[str]:
+    """The keys of all pieces, in order."""
+    pieces, digest = corpus.pieces(PIECE_BYTES), treatment.digest()
+    keys = [cleaned_key(piece, digest) for piece in pieces]
+    tasks = {key: (piece, treatment) for key, piece in zip(keys, pieces, strict=True)}
+    sizes = {key: sum(span.num_bytes for span in piece) for key, (piece, _) in tasks.items()}
+    run_all(executor, work, "cleaning", tasks, clean_piece, sizes)
+    return keys
+
+
 def _choose(
-    corpus: Corpus,
-    document_bytes: int,
-    data: DataConfig,
-    tokenizer: TokenizerConfig,
-    work: WorkFolder,
-    executor: Executor,
+    keys: list[str], duplicates: Duplicates, data: DataConfig, tokenizer: TokenizerConfig, work: WorkFolder
 ) -> tuple[list[ScannedPiece], Selector]:
-    pieces = corpus.pieces(PIECE_BYTES)
-    tasks = {cleaned_key(piece, data, document_bytes): (piece, data, document_bytes) for piece in pieces}
-    sizes = [sum(span.num_bytes for span in piece) for piece in pieces]
-    run_all(executor, work, "reading", tasks, clean_piece, sizes)
     selector = Selector(data, 0 if tokenizer.path else tokenizer.sample_bytes, tokenizer.seed)
     found = []
-    for key in tasks:
+    for key, kept in zip(keys, duplicates.kept, strict=True):
         table = documents(work, key)
-        kept = np.ones(len(table), dtype=np.bool_)
         for content, num_bytes in _rows(table, kept):
             selector.add(content, num_bytes)
         found.append(ScannedPiece(key, kept, int(table["num_bytes"][kept].sum())))
-    if not selector.num_documents:
-        dropped = _dropped([cleaned(work, key) for key in tasks])
-        work.remove()
-        left_out = f" (left out: {dropped})" if dropped else ""
-        raise DataError(
-            f"data.inputs={list(data.inputs)}: no text in {len(corpus.files)} files{left_out}; "
-            "give files with text, as in data.inputs=[my.txt], or take data=stdlib"
-        )
     return found, selector
 
 
@@ -126,8 +166,8 @@ def _sampled(work: WorkFolder, pieces: list[ScannedPiece], selector: Selector) -
                 yield document.text
 
 
-def _dropped(records: list[CleanedPiece]) -> dict[str, int]:
+def _total(counts: list[dict[str, int]]) -> dict[str, int]:
     total: collections.Counter[str] = collections.Counter()
-    for record in records:
-        total.update(record.dropped)
+    for one in counts:
+        total.update(one)
     return dict(sorted(total.items()))

@@ -6,79 +6,111 @@ import heapq
 import json
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import zstandard
 
+from data_pipeline.cleaning.cleaner import Cleaner
 from data_pipeline.config import DataConfig
+from data_pipeline.dedup.contamination import HeldOutNgrams
+from data_pipeline.dedup.minhash import signatures
 from data_pipeline.document import Document, content_hash
 from data_pipeline.errors import DataError
 from data_pipeline.pieces.work import WorkFolder, every, key_of
 from data_pipeline.sources.corpus import Corpus, Piece
+from data_pipeline.sources.files import InputFile
 
 DOCUMENT = np.dtype([("content", "V16"), ("num_bytes", "<i8")])
-TEXTS, DOCUMENTS = ".texts.zst", ".documents.npy"
+TEXTS, DOCUMENTS, SIGNATURES = ".texts.zst", ".documents", ".signatures"
+CONTAMINATED = "decontaminate/held_out_ngram"
 EXAMPLES = 3
 """Documents kept for people to read, of each reason and piece."""
-EXCERPT_CHARS = 600
+EXCERPT_CHARS = 1000
+BATCH_BYTES = 1 << 20
 SECONDS_BETWEEN_NEWS = 2.0
 FORMAT = 1
 """Of these files, and of all that decides what is in them beside the settings."""
 
 
 @dataclasses.dataclass(frozen=True)
-class CleanedPiece:
-    """The record of a finished piece; documents and texts stand in files beside it."""
+class Treatment:
+    """What is done to every document before it is decided which are kept."""
 
+    data: DataConfig
+    document_bytes: int
+    held_out_ngrams: Path | None
+    """File of `HeldOutNgrams`: documents with one of them are left out."""
+
+    def digest(self) -> str:
+        """Names all that decides the result for a given text."""
+        data = self.data
+        held_out = HeldOutNgrams.load(self.held_out_ngrams).digest if self.held_out_ngrams else None
+        near = dataclasses.asdict(data.near_dedup) if data.dedup == "near" else None
+        cleaner = Cleaner(data.steps).digest
+        return key_of(FORMAT, data.text_key, data.encoding_errors, self.document_bytes, cleaner, held_out, near)
+
+
+@dataclasses.dataclass(frozen=True)
+class CleanedPiece:
+    """The record of a finished piece; its documents and texts stand in files beside it."""
+
+    num_documents: int
+    """That were read, or found and could not be."""
+    num_bytes: int
+    """Of the documents that could be read, before they were cleaned."""
     dropped: dict[str, int]
     """Documents left out, by reason."""
+    changed: dict[str, int]
+    """Documents that a step changed, by rule."""
     num_cut_files: int
     examples: dict[str, list[tuple[str, str]]]
-    """Source and beginning of some documents of each reason."""
+    """Source and beginning of some documents of each reason and rule, as they were."""
 
 
-def cleaned_key(piece: Piece, data: DataConfig, document_bytes: int) -> str:
+def cleaned_key(piece: Piece, treatment_digest: str) -> str:
     """Names the content of a piece, as far as its files can be trusted to be untouched, and all that is done to it."""
-    spans = [
-        [
-            str(span.file.path.resolve()),
-            span.file.name,
-            span.file.num_bytes,
-            span.file.modified_ns,
-            span.start,
-            span.end,
-        ]
-        for span in piece
-    ]
-    return key_of(FORMAT, spans, data.text_key, data.encoding_errors, document_bytes)
+    files = [(span.file, span.start, span.end) for span in piece]
+    spans = [[str(file.path.resolve()), file.name, file.num_bytes, file.modified_ns, *ends] for file, *ends in files]
+    return key_of(spans, treatment_digest)
 
 
-def clean_piece(work: WorkFolder, key: str, piece: Piece, data: DataConfig, document_bytes: int) -> None:
+def clean_piece(work: WorkFolder, key: str, piece: Piece, treatment: Treatment) -> None:
     """Write the piece's files and record."""
-    corpus = Corpus(data, piece)
-    found: list[tuple[bytes, int]] = []
-    examples = _Examples()
+    cleaning = _Cleaning(treatment)
+    corpus = Corpus(treatment.data, piece)
     due = every(SECONDS_BETWEEN_NEWS, time.monotonic)
     with (
         work.writing(key, TEXTS) as file,
         zstandard.ZstdCompressor(level=1).stream_writer(file, closefd=False) as texts,
+        work.writing(key, DOCUMENTS) as documents,
+        work.writing(key, SIGNATURES) as signed,
     ):
-        for document in corpus.documents(document_bytes):
-            found.append((content_hash(document.text), document.num_bytes))
-            texts.write(json.dumps([document.text, document.source]).encode() + b"\n")
+        for batch in batches(cleaning.kept(corpus.documents(treatment.document_bytes)), BATCH_BYTES):
+            texts.write(b"".join(json.dumps([one.text, one.source]).encode() + b"\n" for one in batch))
+            rows = [(content_hash(one.text), one.num_bytes) for one in batch]
+            documents.write(np.array(rows, dtype=DOCUMENT).tobytes())
+            if treatment.data.dedup == "near":
+                signed.write(signatures([one.text for one in batch], treatment.data.near_dedup).tobytes())
             if due():
                 work.tell(key, corpus.disk_position)
     for span in piece:
         _check_untouched(span.file)
-    with work.writing(key, DOCUMENTS) as file:
-        np.save(file, np.array(found, dtype=DOCUMENT))
-    record = CleanedPiece(dict(corpus.dropped), corpus.num_cut_files, examples.chosen())
-    work.finish(key, dataclasses.asdict(record), (TEXTS, DOCUMENTS))
+    record = CleanedPiece(
+        num_documents=cleaning.num_documents + corpus.dropped.total(),
+        num_bytes=cleaning.num_bytes,
+        dropped=dict(corpus.dropped + cleaning.dropped),
+        changed=dict(cleaning.changed),
+        num_cut_files=corpus.num_cut_files,
+        examples=cleaning.examples.chosen(),
+    )
+    work.finish(key, dataclasses.asdict(record), (TEXTS, DOCUMENTS, SIGNATURES))
 
 
 def cleaned(work: WorkFolder, key: str) -> CleanedPiece:
+    """The record of a finished piece."""
     record = work.record(key)
     assert record is not None, "asked for before it was finished"
     return CleanedPiece(**record)
@@ -86,8 +118,15 @@ def cleaned(work: WorkFolder, key: str) -> CleanedPiece:
 
 def documents(work: WorkFolder, key: str) -> npt.NDArray[Any]:
     """Content hash and size of each document of a finished piece, in order."""
-    loaded: npt.NDArray[Any] = np.load(work.file(key, DOCUMENTS), allow_pickle=False)
-    return loaded
+    return np.fromfile(work.file(key, DOCUMENTS), dtype=DOCUMENT)
+
+
+def signatures_of(work: WorkFolder, key: str, permutations: int) -> npt.NDArray[np.uint32]:
+    """A row for each document of a finished piece; read from the disk when it is looked at."""
+    path = work.file(key, SIGNATURES)
+    if not path.stat().st_size:
+        return np.empty((0, permutations), dtype=np.uint32)
+    return np.memmap(path, dtype=np.uint32, mode="r").reshape(-1, permutations)
 
 
 def texts(work: WorkFolder, key: str) -> Iterator[Document]:
@@ -101,6 +140,55 @@ def texts(work: WorkFolder, key: str) -> Iterator[Document]:
                 yield Document(text, source, len(text.encode()))
 
 
+def batches(documents: Iterator[Document], batch_bytes: int) -> Iterator[list[Document]]:
+    """Documents together, in bounded memory."""
+    batch: list[Document] = []
+    num_bytes = 0
+    for document in documents:
+        batch.append(document)
+        num_bytes += document.num_bytes
+        if num_bytes >= batch_bytes:
+            yield batch
+            batch, num_bytes = [], 0
+    if batch:
+        yield batch
+
+
+class _Cleaning:
+    """Applies the steps, and counts."""
+
+    def __init__(self, treatment: Treatment) -> None:
+        self._cleaner = Cleaner(treatment.data.steps)
+        path = treatment.held_out_ngrams
+        self._held_out = HeldOutNgrams.load(path) if path else None
+        self.num_documents = self.num_bytes = 0
+        self.dropped: collections.Counter[str] = collections.Counter()
+        self.changed: collections.Counter[str] = collections.Counter()
+        self.examples = _Examples()
+
+    def kept(self, documents: Iterator[Document]) -> Iterator[Document]:
+        for document in documents:
+            self.num_documents += 1
+            self.num_bytes += document.num_bytes
+            result = self._cleaner.clean(document.text)
+            reason = result.dropped_by
+            if reason is None and self._held_out is not None and self._held_out.found_in(result.text or ""):
+                reason = CONTAMINATED
+            if reason is not None:
+                self.dropped[reason] += 1
+                self.examples.add(reason, document)
+                continue
+            for rule in result.changed_by:
+                self.changed[rule] += 1
+                self.examples.add(rule, document)
+            if not result.text:
+                self.dropped["empty"] += 1
+            elif result.text is document.text:
+                yield document
+            else:
+                yield Document(result.text, document.source, len(result.text.encode()))
+
+
 class _Examples:
     """A few documents of each reason: those with the lowest hashes, whatever the order."""
 
@@ -110,9 +198,10 @@ class _Examples:
     def add(self, reason: str, document: Document) -> None:
         heap = self._heaps[reason]
         rank = -int.from_bytes(content_hash(document.text)[:8], "big")
-        heapq.heappush(heap, (rank, document.source, document.text[:EXCERPT_CHARS]))
-        if len(heap) > EXAMPLES:
-            heapq.heappop(heap)
+        if len(heap) < EXAMPLES or rank > heap[0][0]:
+            heapq.heappush(heap, (rank, document.source, document.text[:EXCERPT_CHARS]))
+            if len(heap) > EXAMPLES:
+                heapq.heappop(heap)
 
     def chosen(self) -> dict[str, list[tuple[str, str]]]:
         return {
@@ -121,7 +210,7 @@ class _Examples:
         }
 
 
-def _check_untouched(file: Any) -> None:
+def _check_untouched(file: InputFile) -> None:
     try:
         status = file.path.stat()
         untouched = (status.st_size, status.st_mtime_ns) == (file.num_bytes, file.modified_ns)

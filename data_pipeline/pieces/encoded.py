@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from data_pipeline.document import Document, content_hash
-from data_pipeline.pieces.cleaned import texts
+from data_pipeline.document import content_hash
+from data_pipeline.pieces.cleaned import batches, texts
 from data_pipeline.pieces.work import WorkFolder, every, key_of
 from data_pipeline.selection import Split
 from data_pipeline.shards.layout import DTYPES
@@ -46,7 +46,7 @@ def encode_piece(work: WorkFolder, key: str, cleaned_key: str, kept: npt.NDArray
     chosen = (document for document, keep in zip(texts(work, cleaned_key), kept, strict=True) if keep)
     with work.writing(key, tokens_of("train")) as train, work.writing(key, tokens_of("validation")) as validation:
         files = {"train": train, "validation": validation}
-        for batch in _batches(chosen):
+        for batch in batches(chosen, BATCH_BYTES):
             ids = tokenizer.encode_batch([document.text for document in batch], num_threads=1)
             for document, document_ids in zip(batch, ids, strict=True):
                 split = "validation" if encoding.split.holds_out(content_hash(document.text)) else "train"
@@ -82,16 +82,3 @@ def tokens_of(split: str) -> str:
 def lengths_of(split: str) -> str:
     return f".{split}.npy"
 
-
-def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
-    """Documents together, in bounded memory; the result does not depend on where the cuts fall."""
-    batch: list[Document] = []
-    num_bytes = 0
-    for document in documents:
-        batch.append(document)
-        num_bytes += document.num_bytes
-        if num_bytes >= BATCH_BYTES:
-            yield batch
-            batch, num_bytes = [], 0
-    if batch:
-        yield batch

@@ -8,7 +8,7 @@ import concurrent.futures
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Executor, Future
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -64,15 +64,14 @@ def run_all(
     title: str,
     tasks: Mapping[str, tuple[Any, ...]],
     function: Callable[..., None],
-    sizes: Sequence[int],
+    size_of: Mapping[str, int],
 ) -> None:
-    """Call `function(work, key, *arguments)` for each key that is not finished; `sizes`: bytes of each, for progress.
+    """Call `function(work, key, *arguments)` for each key that is not finished; `size_of`: its bytes, for progress.
 
     Raises the error of the first task that failed, when those that run have ended. Their work is kept.
     """
-    size_of = dict(zip(tasks, sizes, strict=True))
     missing = [key for key in tasks if work.record(key) is None]
-    done = sum(size for key, size in size_of.items()) - sum(size_of[key] for key in missing)
+    done = sum(size_of.values()) - sum(size_of[key] for key in missing)
     with show_progress(title, sum(size_of.values())) as update:
         update(done)
         running: dict[Future[Any], str] = {}

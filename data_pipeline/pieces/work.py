@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from data_pipeline.durable import sync_folder, write_durably
+from data_pipeline.durable import write_durably
 
 RECORD, PROGRESS = ".json", ".progress"
 
@@ -49,7 +49,7 @@ class WorkFolder:
 
     @contextmanager
     def writing(self, key: str, suffix: str) -> Iterator[BinaryIO]:
-        """A file that gets its name when it is whole and on the disk."""
+        """A file that gets its name when it is whole; the record that names it makes the name durable too."""
         path = self.file(key, suffix)
         partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
         try:
@@ -60,7 +60,6 @@ class WorkFolder:
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
-        sync_folder(self.path)
 
     def tell(self, key: str, num_bytes: int) -> None:
         """How far the work on a piece has come: a file, so that it is seen from wherever the work is done."""

@@ -82,6 +82,8 @@ class CorpusRecord:
     """Text files that were longer."""
     dropped: dict[str, int]
     """Documents left out, by reason."""
+    changed: dict[str, int]
+    """Documents changed, by rule of the cleaning steps."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,8 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_pipeline.config import DataConfig, PrepareConfig, TokenizerConfig
+from data_pipeline.config import DataConfig, DecontaminateConfig, PrepareConfig, TokenizerConfig
+from data_pipeline.dedup.minhash import DEFAULT
 from data_pipeline.prepare import prepare
 from data_pipeline.shards.manifest import Manifest
 
@@ -53,6 +54,10 @@ def data_config(path: Path, inputs: Sequence[Path | str], **changes: object) -> 
         "text_key": "text",
         "encoding_errors": "fail",
         "max_document_bytes": 1 << 20,
+        "steps": (),
+        "dedup": "none",
+        "near_dedup": DEFAULT,
+        "decontaminate": DecontaminateConfig(inputs=(), text_key="text", ngram=13),
         "validation_fraction": 0.1,
         "validation_min_bytes": 2000,
         "samples_per_member": 4,
