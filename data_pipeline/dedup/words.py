@@ -1,0 +1,139 @@
+"""The words of a text and a hash of each, all at once in numpy.
+
+Signatures are stored, so nothing here may ever change, nor depend on the machine or on the versions of Python and numpy:
+the rules are written out as bytes and code points, the arithmetic is of 64-bit integers modulo 2^64. From elsewhere comes
+`str.casefold` alone, which Unicode promises never to change for a character once it has been assigned.
+
+A word is a run of UTF-8 bytes without blanks or punctuation, its case folded. Characters of scripts that do not part
+words are words themselves: a Chinese character or a kana alone; a Thai, Lao, Burmese or Khmer one together with the next
+three, since those alphabets are so small that any two long texts share most runs of three letters.
+"""
+
+import functools
+import hashlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Hashes = npt.NDArray[np.uint64]
+
+PIECE_BYTES = 1 << 18
+"""Bytes hashed in one go, by which memory and the tables of powers are bounded."""
+
+_BASE = 0x9E3779B97F4A7C15
+_STEP = np.uint64(0xC2B2AE3D27D4EB4F)
+_MIX = np.uint64(0xD6E8FEB86659FD93)
+
+
+def _value(byte: int) -> int:
+    """A fixed random number for a byte of a word, upper and lower case alike; 0 for what stands between words."""
+    if byte < 128 and not chr(byte).isalnum():
+        return 0
+    return int.from_bytes(hashlib.blake2b(bytes([byte]).lower(), digest_size=8).digest(), "big") | 1
+
+
+_VALUES = np.array([_value(byte) for byte in range(256)], np.uint64)
+_IN_WORD = _VALUES != 0
+
+_BETWEEN = re.compile(
+    "[\u0080-\u00a9\u00ab-\u00b4\u00b6-\u00b9\u00bb-\u00bf\u00d7\u00f7\u055a-\u055f\u0589\u058a\u05be\u05c0\u05c3\u05f3"
+    "\u05f4\u060c\u061b\u061f\u066a-\u066d\u06d4\u0964\u0965\u0e4f\u0e5a\u0e5b\u0f04-\u0f14\u104a-\u104f\u1361-\u1368"
+    "\u17d4-\u17da\u2000-\u206f\u2190-\u2bff\u2e00-\u2e7f\u3000-\u3004\u3008-\u3020\u3030\u30fb\ufe10-\ufe19"
+    "\ufe30-\ufe6b\ufeff\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65]+"
+)
+_CHARACTERS = (
+    "\u3005-\u3007\u3021-\u302f\u3031-\u30fa\u30fc-\u312f\u31a0-\u31ff\u3400-\u9fff\uf900-\ufaff\uff66-\uff9f"
+    "\U00020000-\U0003ffff"
+)
+_LETTERS = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
+_UNPARTED = re.compile(f"[{_CHARACTERS}]+|[{_LETTERS}]+")
+_IS_LETTER = re.compile(f"[{_LETTERS}]")
+_COMMON_MARKS = "\u2019\u2018\u201c\u201d\u2013\u2014\u2026\u00a0"
+"""Without these, most English text is ASCII and quick."""
+
+
+def fold(text: str) -> bytes:
+    """UTF-8 with only ASCII between words; case is folded beyond ASCII, within it hashes pass over case."""
+    if not text.isascii():
+        for mark in _COMMON_MARKS:
+            text = text.replace(mark, " ")
+    if not text.isascii():
+        text = _UNPARTED.sub(_parted, _BETWEEN.sub(" ", text.casefold()))
+    return text.encode()
+
+
+def _parted(match: re.Match[str]) -> str:
+    run = match[0]
+    length = 4 if _IS_LETTER.match(run) else 1
+    return f" {' '.join(run[at : at + length] for at in range(len(run)))} "
+
+
+@dataclass(frozen=True)
+class Words:
+    """Where each word begins and ends in folded text, and its hash."""
+
+    starts: npt.NDArray[np.int64]
+    ends: npt.NDArray[np.int64]
+    hashes: Hashes
+
+
+def split(folded: bytes) -> Words:
+    """All words of folded text; a word of more than PIECE_BYTES counts as several."""
+    pieces = [_split_piece(folded[start:end], start) for start, end in _pieces(folded)]
+    if len(pieces) == 1:
+        return pieces[0]
+    return Words(*(np.concatenate([getattr(p, name) for p in pieces]) for name in ("starts", "ends", "hashes")))
+
+
+def ngrams(words: Hashes, n: int) -> Hashes:
+    """A hash of every `n` consecutive words; none if there are fewer."""
+    count = max(len(words) - n + 1, 0)
+    total = words[:count] * _STEP
+    for place in range(1, n):
+        total += words[place : place + count]
+        total *= _STEP
+    return _mixed(total)
+
+
+def _pieces(folded: bytes) -> Iterator[tuple[int, int]]:
+    start = 0
+    while len(folded) - start > PIECE_BYTES:
+        limit = start + PIECE_BYTES
+        end = max(folded.rfind(b" ", start, limit), folded.rfind(b"\n", start, limit)) + 1
+        end = end if end > start else limit
+        yield start, end
+        start = end
+    yield start, len(folded)
+
+
+def _split_piece(piece: bytes, offset: int) -> Words:
+    """A word c0 c1 c2 ... is hashed as the sum of value(ci) * BASE^i: two running sums over the whole piece, one taken
+    from the other, and times the inverse of the power of BASE at which the word begins."""
+    data = np.frombuffer(b" " + piece + b" ", np.uint8)
+    inside = _IN_WORD.take(data)
+    edges = np.flatnonzero(inside[1:] != inside[:-1])
+    before, last = edges[::2], edges[1::2]
+    sums = _VALUES.take(data)
+    sums *= _powers(_BASE)[: len(data)]
+    np.cumsum(sums, out=sums)
+    hashes = sums[last] - sums[before]
+    hashes *= _powers(pow(_BASE, -1, 1 << 64)).take(before)
+    return Words(before + offset, last + offset, _mixed(hashes))
+
+
+@functools.cache
+def _powers(base: int) -> Hashes:
+    powers = np.full(PIECE_BYTES + 2, base, np.uint64)
+    powers[0] = 1
+    return np.multiply.accumulate(powers)
+
+
+def _mixed(hashes: Hashes) -> Hashes:
+    """Every bit of each number made to depend on all of it, in place and reversibly."""
+    hashes ^= hashes >> np.uint64(32)
+    hashes *= _MIX
+    hashes ^= hashes >> np.uint64(32)
+    return hashes
