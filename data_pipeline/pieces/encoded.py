@@ -81,4 +81,3 @@ def tokens_of(split: str) -> str:
 
 def lengths_of(split: str) -> str:
     return f".{split}.npy"
-

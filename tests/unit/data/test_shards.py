@@ -37,7 +37,14 @@ def write(folder, documents=DOCUMENTS, seq_length=8, dtype="uint16", samples_per
         splits[split] = writer.close()
     manifest = Manifest(
         corpus=CorpusRecord(
-            name="x", digest="d", num_documents=1, num_bytes=1, document_bytes=1, num_cut_files=0, dropped={"empty": 2}
+            name="x",
+            digest="d",
+            num_documents=1,
+            num_bytes=1,
+            document_bytes=1,
+            num_cut_files=0,
+            dropped={"empty": 2},
+            changed={},
         ),
         tokenizer=TokenizerRecord(file="tokenizer.model", kind="bpe", vocab_size=420, eod_id=1, fingerprint="f"),
         seq_length=seq_length,

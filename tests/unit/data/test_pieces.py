@@ -1,0 +1,216 @@
+"""The work on pieces: whoever does it, however often it is killed, the result is the same and nothing is done twice."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from data_pipeline import scan
+from data_pipeline.errors import DataError
+from data_pipeline.pieces import cleaned
+from data_pipeline.pieces.work import WorkFolder, key_of
+from data_pipeline.sources.corpus import Corpus
+from tests.support.corpus import data_config, make_texts, prepare_synthetic, write_folder, write_jsonl
+
+TEXTS = make_texts(40)
+
+
+def texts_of(corpus, piece_bytes):
+    pieces = corpus.pieces(piece_bytes)
+    data = corpus._data
+    return pieces, [document.text for piece in pieces for document in Corpus(data, piece).documents(1 << 20)]
+
+
+@pytest.mark.parametrize("piece_bytes", [1, 100, 5_000, 10**9])
+def test_pieces_hold_each_line_once_wherever_they_are_cut(tmp_path, piece_bytes):
+    source = write_jsonl(tmp_path / "in.jsonl", [*TEXTS[:6], "", "日本語\u2028 🙂"])
+    corpus = Corpus(data_config(tmp_path, [source]))
+    pieces, texts = texts_of(corpus, piece_bytes)
+    assert texts == [*TEXTS[:6], "日本語\u2028 🙂"]
+    assert (len(pieces) > 1) == (piece_bytes < source.stat().st_size)
+    assert sum(span.num_bytes for piece in pieces for span in piece) == source.stat().st_size
+
+
+def test_pieces_of_parquet_are_row_groups(tmp_path):
+    path = tmp_path / "in.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"text": TEXTS, "other": list(range(40))}), path, row_group_size=7)
+    corpus = Corpus(data_config(tmp_path, [path]))
+    pieces, texts = texts_of(corpus, 1)
+    assert texts == TEXTS and len(pieces) == 6
+    pieces, texts = texts_of(corpus, path.stat().st_size // 2)
+    assert texts == TEXTS and 1 < len(pieces) < 6
+
+
+def test_small_files_share_a_piece_and_text_files_stay_whole(tmp_path):
+    write_folder(tmp_path / "in", TEXTS)
+    corpus = Corpus(data_config(tmp_path, [tmp_path / "in"]))
+    pieces, texts = texts_of(corpus, 4_000)
+    assert texts == TEXTS and 1 < len(pieces) < len(TEXTS)
+    assert all(span.start == 0 and span.end is None for piece in pieces for span in piece)
+
+
+def test_a_line_that_cannot_be_read_is_placed_in_the_file_from_any_piece(tmp_path):
+    source = tmp_path / "in.jsonl"
+    lines = [json.dumps({"text": text}).encode() for text in TEXTS[:5]]
+    source.write_bytes(b"\n".join([*lines, b'{"text": \xff}', b""]))
+    data = data_config(tmp_path, [source])
+    last = Corpus(data).pieces(len(lines[0]))[-1]
+    place = sum(len(line) + 1 for line in lines)
+    with pytest.raises(DataError, match=rf"in.jsonl: line at byte {place}: not UTF-8 at byte {place + 9} "):
+        for piece in Corpus(data).pieces(1000):
+            list(Corpus(data, piece).documents(1 << 20))
+    assert last[0].end == source.stat().st_size
+
+
+def test_the_same_file_given_twice_counts_twice(tmp_path):
+    source = write_jsonl(tmp_path / "in.jsonl", TEXTS)
+    once = prepare_synthetic(tmp_path / "once", [source])
+    twice = prepare_synthetic(tmp_path / "twice", [source, source])
+    assert twice.corpus.num_documents == 2 * once.corpus.num_documents
+
+
+def test_a_finished_piece_is_not_made_again_and_another_setting_makes_it_anew(tmp_path, monkeypatch):
+    source = write_jsonl(tmp_path / "in.jsonl", TEXTS)
+    monkeypatch.setattr(scan, "PIECE_BYTES", 5_000)
+    made = []
+    real = cleaned.clean_piece
+    monkeypatch.setattr(scan, "clean_piece", lambda *arguments: (made.append(arguments[1]), real(*arguments)))
+    too_long = {"seq_length": 10**6}
+    with pytest.raises(DataError, match="too few for one sample"):
+        prepare_synthetic(tmp_path / "set", [source], **too_long)
+    number = len(made)
+    assert number == len(set(made)) > 1
+    with pytest.raises(DataError, match="too few for one sample"):
+        prepare_synthetic(tmp_path / "set", [source], steps=({"step": "length", "max_chars": 10**6},), **too_long)
+    assert len(made) == len(set(made)) == 2 * number, "other steps, other work"
+    prepare_synthetic(tmp_path / "set", [source])
+    assert len(made) == 2 * number, "a fault that came later does not cost the work before it"
+    assert not (tmp_path / "set.work").exists()
+
+
+def test_a_record_without_its_files_is_not_taken_for_finished(tmp_path):
+    work = WorkFolder(tmp_path)
+    key = key_of("x")
+    with work.writing(key, ".part") as file:
+        file.write(b"content")
+    assert work.record(key) is None
+    work.finish(key, {"a": 1}, (".part",))
+    assert work.record(key) == {"a": 1}
+    work.file(key, ".part").write_bytes(b"cut")
+    assert work.record(key) is None
+
+
+RUN = """
+import pathlib, sys
+from tests.support.corpus import prepare_synthetic
+if __name__ == "__main__":
+    from data_pipeline import scan
+    scan.PIECE_BYTES = 4000
+    prepare_synthetic(pathlib.Path(sys.argv[1]), [sys.argv[2]], num_workers=2)
+"""
+
+
+def start(tmp_path: Path, source: Path) -> "subprocess.Popen[str]":
+    script = tmp_path / "run.py"
+    script.write_text(RUN)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")])}
+    return subprocess.Popen(
+        [sys.executable, str(script), str(tmp_path / "set"), str(source)],
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def workers_of(process: "subprocess.Popen[str]") -> list[psutil.Process]:
+    """Once both are there."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        found = [child for child in psutil.Process(process.pid).children() if "spawn_main" in " ".join(child.cmdline())]
+        if len(found) == 2 and list((Path(process.args[2]).with_suffix(".work")).glob("*.json")):
+            return found
+        time.sleep(0.01)
+    raise AssertionError("no workers")
+
+
+def contents(folder):
+    return {file.name: file.read_bytes() for file in sorted(folder.iterdir()) if file.name != "inputs.json"}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("corpus")
+    source = write_jsonl(folder / "in.jsonl", make_texts(400))
+    prepare_synthetic(folder / "set", [source])
+    return source, contents(folder / "set")
+
+
+@pytest.mark.parametrize("victim", ["worker", "driver"])
+def test_a_killed_worker_or_driver_ends_all_and_the_next_run_ends_with_the_same_bytes(tmp_path, corpus, victim):
+    source, expected = corpus
+    process = start(tmp_path, source)
+    workers = workers_of(process)
+    os.kill(workers[0].pid if victim == "worker" else process.pid, signal.SIGKILL)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode != 0 and not (tmp_path / "set").exists()
+    if victim == "worker":
+        assert "a worker process was killed, as the system does when memory runs out; the finished pieces are kept" in (
+            errors
+        )
+    _, alive = psutil.wait_procs(workers, timeout=20)
+    assert not alive, "no worker outlives the run"
+    finished = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "set.work").glob("*.json")}
+    assert finished
+    prepare_synthetic(tmp_path / "set", [source], num_workers=1)
+    assert contents(tmp_path / "set") == expected
+
+
+def test_one_bad_document_ends_the_run_and_leaves_the_work_of_the_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(scan, "PIECE_BYTES", 5_000)
+    source = write_jsonl(tmp_path / "in.jsonl", TEXTS)
+    whole = source.read_bytes()
+    source.write_bytes(whole + b"{broken\n")
+    with pytest.raises(DataError, match=r"line at byte \d+: not a JSON object"):
+        prepare_synthetic(tmp_path / "set", [source], num_workers=2)
+    assert list((tmp_path / "set.work").glob("*.json"))
+    assert not (tmp_path / "set").exists()
+
+
+def test_steps_and_copies_are_counted_by_rule_and_add_up(tmp_path):
+    near = [text.replace("ba", "bo", 1) for text in TEXTS if text.count(" ") > 100][:5]
+    source = write_jsonl(tmp_path / "in.jsonl", [*TEXTS, *TEXTS[:7], *near, "tiny", "mail me@example.com " * 3])
+    steps = ({"step": "length", "min_chars": 30}, {"step": "pii"})
+    manifest = prepare_synthetic(tmp_path / "set", [source], steps=steps, dedup="near")
+    record = manifest.corpus
+    assert record.dropped == {"dedup/exact": 7, "dedup/near": 5, "length/too_few_chars": 1}
+    assert record.changed == {"pii/email": 1}
+    assert record.num_documents + sum(record.dropped.values()) == len(TEXTS) + 7 + 5 + 2
+
+
+def test_a_document_that_shares_words_with_a_benchmark_is_left_out(tmp_path):
+    benchmark = tmp_path / "benchmark.txt"
+    words = " ".join(f"word{number}" for number in range(20))
+    benchmark.write_text(words)
+    source = write_jsonl(tmp_path / "in.jsonl", [*TEXTS, f"Before it. {words.upper()} and after."])
+    against = data_config(tmp_path, []).decontaminate.__class__(inputs=(str(benchmark),), text_key="text", ngram=13)
+    manifest = prepare_synthetic(tmp_path / "set", [source], decontaminate=against)
+    assert manifest.corpus.dropped == {"decontaminate/held_out_ngram": 1}
+    assert manifest.corpus.num_documents == len(TEXTS)
+
+
+def test_near_copies_do_not_straddle_the_split(tmp_path):
+    near = [text.replace("ce", "co", 1) for text in TEXTS]
+    source = write_jsonl(tmp_path / "in.jsonl", [*TEXTS, *near])
+    manifest = prepare_synthetic(tmp_path / "set", [source], dedup="near", validation_fraction=0.3)
+    kept = manifest.corpus.num_documents
+    assert kept + sum(manifest.corpus.dropped.values()) == 2 * len(TEXTS)
+    assert np.isclose(kept, len(TEXTS), atol=8), "short documents change too much to be near"
