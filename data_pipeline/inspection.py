@@ -1,5 +1,6 @@
 """Looking into a prepared dataset: its samples as text, every checksum and offset, its figures."""
 
+import dataclasses
 import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -115,6 +116,8 @@ def stats(folder: Path) -> dict[str, Any]:
         "dtype": manifest.dtype,
         "tokenizer": {"kind": manifest.tokenizer.kind, "vocab_size": manifest.tokenizer.vocab_size},
         "dropped_documents": manifest.corpus.dropped,
+        "changed_documents": manifest.corpus.changed,
+        "sources": [dataclasses.asdict(source) for source in manifest.sources],
         "validation_share_of_bytes": round(manifest.validation_share, 5),
         "splits": splits,
     }

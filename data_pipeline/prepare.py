@@ -11,6 +11,8 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from data_pipeline.config import MIXTURE_KEYS, DataConfig, PrepareConfig, TokenizerConfig
 from data_pipeline.document import content_hash
 from data_pipeline.durable import write_durably
@@ -20,7 +22,7 @@ from data_pipeline.pieces.executors import local_executor, run_all
 from data_pipeline.pieces.work import WorkFolder, key_of
 from data_pipeline.scan import Scan, scan_corpus
 from data_pipeline.shards.layout import dtype_for
-from data_pipeline.shards.manifest import CorpusRecord, Manifest, SplitRecord, TokenizerRecord
+from data_pipeline.shards.manifest import CorpusRecord, Manifest, SourceRecord, SplitRecord, TokenizerRecord
 from data_pipeline.shards.reader import PackedDataset, check_sizes
 from data_pipeline.shards.writer import SplitWriter
 from data_pipeline.sources.corpus import Corpus
@@ -169,6 +171,7 @@ def _build(
     pieces = dict(zip(keys, scan.pieces, strict=True))
     tasks = {key: (piece.key, piece.kept, encoding) for key, piece in pieces.items()}
     run_all(executor, work, "encoding", tasks, encode_piece, {key: piece.num_bytes for key, piece in pieces.items()})
+    sources = {piece.given: np.zeros(3, dtype=np.int64) for piece in scan.pieces}
     writers = {
         name: SplitWriter(
             staged,
@@ -181,9 +184,11 @@ def _build(
         for name in ("train", "validation")
     }
     try:
-        for key, (name, writer) in itertools.product(keys, writers.items()):
+        for (key, piece), (name, writer) in itertools.product(zip(keys, scan.pieces, strict=True), writers.items()):
+            source = sources[piece.given]
             for tokens, num_bytes in encoded_documents(work, key, name, dtype):
                 writer.add(tokens, num_bytes)
+                source += (1, num_bytes, len(tokens))
         splits = {name: writer.close() for name, writer in writers.items()}
     finally:
         for writer in writers.values():
@@ -213,6 +218,10 @@ def _build(
         samples_per_member=data.samples_per_member,
         splits=splits,
         validation_share=splits["validation"].num_text_bytes / scan.num_bytes,
+        sources=tuple(
+            SourceRecord(name=name, documents=documents, text_bytes=text_bytes, tokens=tokens)
+            for name, (documents, text_bytes, tokens) in ((name, row.tolist()) for name, row in sources.items())
+        ),
         settings=settings,
     )
 

@@ -41,9 +41,7 @@ def _plain_lines(title: str, total_bytes: int) -> Callable[[int], None]:
             return
         last = now
         rate = done / (now - start)
-        left = (total_bytes - done) / rate if rate else 0.0
-        logger.info(
-            "%s: %.1f of %.1f MB, %.2f MB/s, %.0f s left", title, done / 1e6, total_bytes / 1e6, rate / 1e6, left
-        )
+        left = f"{(total_bytes - done) / rate:.0f} s" if rate else "some time"
+        logger.info("%s: %.1f of %.1f MB, %.2f MB/s, %s left", title, done / 1e6, total_bytes / 1e6, rate / 1e6, left)
 
     return update

@@ -28,7 +28,7 @@ from data_pipeline.pieces.cleaned import (
 from data_pipeline.pieces.executors import run_all
 from data_pipeline.pieces.work import WorkFolder
 from data_pipeline.selection import Selector, Split
-from data_pipeline.sources.corpus import Corpus
+from data_pipeline.sources.corpus import Corpus, Piece
 
 logger = logging.getLogger(__name__)
 PIECE_BYTES = 8 << 20
@@ -40,6 +40,8 @@ class ScannedPiece:
     """A cleaned piece in the work folder."""
 
     key: str
+    given: str
+    """The entry of `data.inputs` that named its files."""
     kept: npt.NDArray[np.bool_]
     """For each of its documents."""
     num_bytes: int
@@ -84,9 +86,11 @@ def scan_corpus(
     document_bytes = data.max_document_bytes
     while True:
         treatment = Treatment(data, document_bytes, held_out)
-        keys = _clean(corpus, treatment, work, executor)
+        parts = corpus.pieces(PIECE_BYTES)
+        keys = _clean(parts, treatment, work, executor)
         duplicates = find_duplicates(work, keys, data)
-        pieces, selector = _choose(keys, duplicates, data, tokenizer, work)
+        given = [part[0].file.given for part in parts]
+        pieces, selector = _choose(keys, given, duplicates, data, tokenizer, work)
         records = [cleaned(work, key) for key in keys]
         if not selector.num_documents:
             dropped = _total([*(record.dropped for record in records), duplicates.dropped])
@@ -129,9 +133,9 @@ def held_out_ngrams(data: DataConfig, work: WorkFolder) -> Path | None:
     return path
 
 
-def _clean(corpus: Corpus, treatment: Treatment, work: WorkFolder, executor: Executor) -> list[str]:
+def _clean(pieces: list[Piece], treatment: Treatment, work: WorkFolder, executor: Executor) -> list[str]:
     """The keys of all pieces, in order."""
-    pieces, digest = corpus.pieces(PIECE_BYTES), treatment.digest()
+    digest = treatment.digest()
     keys = [cleaned_key(piece, digest) for piece in pieces]
     tasks = {key: (piece, treatment) for key, piece in zip(keys, pieces, strict=True)}
     sizes = {key: sum(span.num_bytes for span in piece) for key, (piece, _) in tasks.items()}
@@ -140,15 +144,20 @@ def _clean(corpus: Corpus, treatment: Treatment, work: WorkFolder, executor: Exe
 
 
 def _choose(
-    keys: list[str], duplicates: Duplicates, data: DataConfig, tokenizer: TokenizerConfig, work: WorkFolder
+    keys: list[str],
+    given: list[str],
+    duplicates: Duplicates,
+    data: DataConfig,
+    tokenizer: TokenizerConfig,
+    work: WorkFolder,
 ) -> tuple[list[ScannedPiece], Selector]:
     selector = Selector(data, 0 if tokenizer.path else tokenizer.sample_bytes, tokenizer.seed)
     found = []
-    for key, kept in zip(keys, duplicates.kept, strict=True):
+    for key, named_by, kept in zip(keys, given, duplicates.kept, strict=True):
         table = documents(work, key)
         for content, num_bytes in _rows(table, kept):
             selector.add(content, num_bytes)
-        found.append(ScannedPiece(key, kept, int(table["num_bytes"][kept].sum())))
+        found.append(ScannedPiece(key, named_by, kept, int(table["num_bytes"][kept].sum())))
     return found, selector
 
 

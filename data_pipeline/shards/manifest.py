@@ -68,6 +68,18 @@ class TokenizerRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SourceRecord:
+    """What one entry of the inputs gave."""
+
+    name: str
+    """As it was typed."""
+    documents: int
+    """That were kept."""
+    text_bytes: int
+    tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class CorpusRecord:
     """The text that went in."""
 
@@ -99,6 +111,8 @@ class Manifest:
     splits: dict[str, SplitRecord]
     validation_share: float
     """Bytes held out, as a share of all."""
+    sources: tuple[SourceRecord, ...]
+    """In order of the inputs."""
     settings: dict[str, Any]
     """The configuration that produced it, by dotted key."""
 
@@ -106,7 +120,7 @@ class Manifest:
     def digest(self) -> str:
         """Names the data: equal for equal tokens in equal shards, wherever they lie and whatever paths were typed."""
         content = dataclasses.asdict(self)
-        del content["settings"]
+        del content["settings"], content["sources"]
         return _hash(content)
 
     @classmethod

@@ -88,12 +88,16 @@ class Corpus:
     def pieces(self, piece_bytes: int) -> list[Piece]:
         """The corpus in pieces of about so many bytes on the disk, in order; each document is in one of them.
 
+        All files of a piece were named by one entry of the inputs.
         Files are cut only where the documents stay what they are: plain .jsonl between lines, Parquet between row
         groups.
         """
         pieces: list[Piece] = []
         gathered: list[Span] = []
         for span in self.spans:
+            if gathered and gathered[0].file.given != span.file.given:
+                pieces.append(tuple(gathered))
+                gathered = []
             for part in _cut(span, piece_bytes):
                 gathered.append(part)
                 if sum(one.num_bytes for one in gathered) >= piece_bytes:

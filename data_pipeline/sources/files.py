@@ -20,6 +20,8 @@ class InputFile:
     num_bytes: int
     """On the disk, compressed or not."""
     modified_ns: int
+    given: str
+    """The entry of the inputs that named it."""
 
 
 def find_files(inputs: Sequence[str], include: Sequence[str]) -> list[InputFile]:
@@ -31,11 +33,11 @@ def find_files(inputs: Sequence[str], include: Sequence[str]) -> list[InputFile]
     files: list[InputFile] = []
     for given in inputs:
         if given == stdlib.INPUT:
-            files += _in_folder(stdlib.stdlib_folder(), "stdlib", include, stdlib.EXCLUDED_FOLDERS)
+            files += _in_folder(stdlib.stdlib_folder(), "stdlib", given, include, stdlib.EXCLUDED_FOLDERS)
             continue
         path = Path(given).expanduser()
         if path.is_dir():
-            found = list(_in_folder(path, path.resolve().name, include, frozenset()))
+            found = list(_in_folder(path, path.resolve().name, given, include, frozenset()))
             if not found:
                 raise DataError(
                     f"data.inputs: folder {given} has no file that matches data.include={list(include)}; "
@@ -43,13 +45,15 @@ def find_files(inputs: Sequence[str], include: Sequence[str]) -> list[InputFile]
                 )
             files += found
         elif path.exists():
-            files.append(_input_file(path, given))
+            files.append(_input_file(path, given, given))
         else:
             raise DataError(f"data.inputs: {given} does not exist; name files, folders or {stdlib.INPUT}")
     return files
 
 
-def _in_folder(folder: Path, name: str, include: Sequence[str], excluded: frozenset[str]) -> Iterator[InputFile]:
+def _in_folder(
+    folder: Path, name: str, given: str, include: Sequence[str], excluded: frozenset[str]
+) -> Iterator[InputFile]:
     relative: list[Path] = []
     for parent, folders, names in os.walk(folder):
         folders[:] = [child for child in folders if child not in excluded]
@@ -60,9 +64,9 @@ def _in_folder(folder: Path, name: str, include: Sequence[str], excluded: frozen
         ]
     for path in sorted(relative, key=lambda path: path.parts):
         if (folder / path).is_file():  # not a socket, nor a link to nowhere
-            yield _input_file(folder / path, f"{name}/{path.as_posix()}")
+            yield _input_file(folder / path, f"{name}/{path.as_posix()}", given)
 
 
-def _input_file(path: Path, name: str) -> InputFile:
+def _input_file(path: Path, name: str, given: str) -> InputFile:
     status = path.stat()
-    return InputFile(path, name, status.st_size, status.st_mtime_ns)
+    return InputFile(path, name, status.st_size, status.st_mtime_ns, given)

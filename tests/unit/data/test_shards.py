@@ -52,6 +52,7 @@ def write(folder, documents=DOCUMENTS, seq_length=8, dtype="uint16", samples_per
         samples_per_member=samples_per_member,
         splits=splits,
         validation_share=0.1,
+        sources=(),
         settings={"data.inputs": ["a"]},
     )
     manifest.save(folder)
