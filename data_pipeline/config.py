@@ -105,6 +105,8 @@ class PrepareConfig:
     """How `prepare` runs; none of this changes what it writes."""
 
     num_workers: int | None
-    """Threads that encode; null takes every core."""
+    """Processes that clean and encode; null: one for each core."""
+    report: bool
+    """Write prepare_report.html beside the shards."""
     overwrite: bool
     """Replace a dataset that was prepared from other text or settings."""

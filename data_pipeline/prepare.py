@@ -20,6 +20,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.pieces.encoded import Encoding, encode_piece, encoded_documents
 from data_pipeline.pieces.executors import local_executor, run_all
 from data_pipeline.pieces.work import WorkFolder, key_of
+from data_pipeline.prepare_report import write_prepare_report
 from data_pipeline.scan import Scan, scan_corpus
 from data_pipeline.shards.layout import dtype_for
 from data_pipeline.shards.manifest import CorpusRecord, Manifest, SourceRecord, SplitRecord, TokenizerRecord
@@ -63,6 +64,8 @@ def prepare(data: DataConfig, tokenizer: TokenizerConfig, prepare: PrepareConfig
         with stage(folder) as staged:
             manifest = _build(staged, found, data, tokenizer, settings, seq_length, work, executor)
             write_durably(staged / INPUTS_FILE, json.dumps({"status_digest": corpus.status_digest}).encode())
+            if prepare.report:
+                write_prepare_report(staged, manifest, found, work, report(manifest))
             manifest.save(staged)
     for name, value in report(manifest).items():
         logger.info("%s: %s", name, value)

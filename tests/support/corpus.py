@@ -82,6 +82,7 @@ def prepare_synthetic(
     seq_length: int = 16,
     overwrite: bool = False,
     num_workers: int = 1,
+    report: bool = False,
     tokenizer: TokenizerConfig | None = None,
     **changes: object,
 ) -> Manifest:
@@ -89,6 +90,6 @@ def prepare_synthetic(
     return prepare(
         data_config(path, inputs, **changes),
         tokenizer or tokenizer_config(),
-        PrepareConfig(num_workers=num_workers, overwrite=overwrite),
+        PrepareConfig(num_workers=num_workers, report=report, overwrite=overwrite),
         seq_length=seq_length,
     )

@@ -18,6 +18,7 @@ from data_pipeline import scan
 from data_pipeline.errors import DataError
 from data_pipeline.pieces import cleaned
 from data_pipeline.pieces.work import WorkFolder, key_of
+from data_pipeline.shards.reader import PackedDataset
 from data_pipeline.sources.corpus import Corpus
 from tests.support.corpus import data_config, make_texts, prepare_synthetic, write_folder, write_jsonl
 
@@ -194,6 +195,30 @@ def test_steps_and_copies_are_counted_by_rule_and_add_up(tmp_path):
     assert record.dropped == {"dedup/exact": 7, "dedup/near": 5, "length/too_few_chars": 1}
     assert record.changed == {"pii/email": 1}
     assert record.num_documents + sum(record.dropped.values()) == len(TEXTS) + 7 + 5 + 2
+
+
+def test_the_report_shows_counts_and_examples_and_runs_nothing_of_the_text(tmp_path):
+    hostile = "<script>alert(1)</script> tiny"
+    inputs = [
+        write_jsonl(tmp_path / f"{n}.jsonl", texts) for n, texts in enumerate([[*TEXTS, *TEXTS[:3], hostile], TEXTS])
+    ]
+    steps = ({"step": "length", "min_chars": 31},)
+    manifest = prepare_synthetic(tmp_path / "set", inputs, steps=steps, dedup="exact", report=True)
+    page = (tmp_path / "set" / "prepare_report.html").read_text()
+    assert "<script" not in page and "&lt;script&gt;alert(1)" in page
+    assert "length/too_few_chars" in page and "dedup/exact" in page and page.count("data:image/png") == 4
+    assert f"{len(TEXTS) + 3:,}" in page, "documents that were equal to an earlier one"
+    assert PackedDataset.open(tmp_path / "set", "train").num_samples == manifest.splits["train"].num_samples
+
+
+def test_sources_add_up_to_the_whole(tmp_path):
+    inputs = [write_jsonl(tmp_path / "a.jsonl", TEXTS[:10]), write_folder(tmp_path / "b", TEXTS[10:])]
+    manifest = prepare_synthetic(tmp_path / "set", inputs)
+    assert [source.name for source in manifest.sources] == [str(given) for given in inputs]
+    assert [source.documents for source in manifest.sources] == [10, len(TEXTS) - 10]
+    splits = manifest.splits.values()
+    assert sum(source.tokens for source in manifest.sources) == sum(split.num_tokens for split in splits)
+    assert sum(source.text_bytes for source in manifest.sources) == manifest.corpus.num_bytes
 
 
 def test_a_document_that_shares_words_with_a_benchmark_is_left_out(tmp_path):
