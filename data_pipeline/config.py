@@ -101,11 +101,35 @@ class TokenizerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SlurmConfig:
+    """Jobs that `prepare.executor=slurm` starts and ends."""
+
+    jobs: int
+    cores: int
+    """Of each job; one process on each."""
+    memory: str
+    """Of each job, as in 64GB."""
+    time: str
+    """Limit of each job, as sbatch takes it."""
+    partition: str | None
+    account: str | None
+    sbatch_flags: tuple[str, ...]
+    """More of them, as in [--qos=low]."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class PrepareConfig:
     """How `prepare` runs; none of this changes what it writes."""
 
+    executor: Literal["local", "dask", "slurm"]
+    """Where documents are cleaned and encoded: on this machine; on the workers of a Dask cluster that is there; on Dask
+    workers started as Slurm jobs. All must see data.path and data.inputs under the same paths."""
     num_workers: int | None
-    """Processes that clean and encode; null: one for each core."""
+    """local: processes; null: one for each core."""
+    dask_scheduler: str | None
+    """dask: the scheduler's address, as in tcp://node1:8786, or its .json file."""
+    slurm: SlurmConfig
+    """slurm: the jobs."""
     report: bool
     """Write prepare_report.html beside the shards."""
     overwrite: bool

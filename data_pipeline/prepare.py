@@ -18,7 +18,7 @@ from data_pipeline.document import content_hash
 from data_pipeline.durable import write_durably
 from data_pipeline.errors import DataError
 from data_pipeline.pieces.encoded import Encoding, encode_piece, encoded_documents
-from data_pipeline.pieces.executors import local_executor, run_all
+from data_pipeline.pieces.executors import open_executor, run_all
 from data_pipeline.pieces.work import WorkFolder, key_of
 from data_pipeline.prepare_report import write_prepare_report
 from data_pipeline.scan import Scan, scan_corpus
@@ -50,7 +50,7 @@ def prepare(data: DataConfig, tokenizer: TokenizerConfig, prepare: PrepareConfig
         @functools.cache
         def workshop() -> tuple[WorkFolder, Executor]:
             work = stack.enter_context(working(folder))
-            return work, stack.enter_context(local_executor(prepare.num_workers))
+            return work, stack.enter_context(open_executor(prepare))
 
         @functools.cache
         def scan() -> Scan:

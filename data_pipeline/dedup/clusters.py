@@ -11,7 +11,7 @@ not have the rest of the pair's text, so in other bands the two meet among few.
 Links depend on global numbers alone, so pieces may be cut anywhere.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt

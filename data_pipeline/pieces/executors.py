@@ -14,6 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any
 
+from data_pipeline.config import PrepareConfig
 from data_pipeline.errors import DataError
 from data_pipeline.pieces.work import WorkFolder
 from data_pipeline.progress import show_progress
@@ -31,6 +32,25 @@ class Inline(Executor):
         except Exception as error:
             future.set_exception(error)
         return future
+
+
+@contextmanager
+def open_executor(config: PrepareConfig) -> Iterator[Executor]:
+    """The one that `prepare.executor` names."""
+    if config.executor == "local":
+        with local_executor(config.num_workers) as executor:
+            yield executor
+        return
+    from data_pipeline.pieces.cluster import dask_executor, slurm_executor
+
+    if config.executor == "dask":
+        if config.dask_scheduler is None:
+            raise DataError("prepare.dask_scheduler=null: prepare.executor=dask needs a scheduler's address; set it")
+        cluster = dask_executor(config.dask_scheduler)
+    else:
+        cluster = slurm_executor(config.slurm)
+    with cluster as executor:
+        yield executor
 
 
 @contextmanager

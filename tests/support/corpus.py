@@ -2,10 +2,11 @@
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
-from data_pipeline.config import DataConfig, DecontaminateConfig, PrepareConfig, TokenizerConfig
+from data_pipeline.config import DataConfig, DecontaminateConfig, PrepareConfig, SlurmConfig, TokenizerConfig
 from data_pipeline.dedup.minhash import DEFAULT
 from data_pipeline.prepare import prepare
 from data_pipeline.shards.manifest import Manifest
@@ -75,6 +76,13 @@ def tokenizer_config(**changes: object) -> TokenizerConfig:
     return TokenizerConfig(**{**defaults, **changes})  # type: ignore[arg-type]
 
 
+def prepare_config(**changes: object) -> PrepareConfig:
+    """As the product's defaults are, but on one process."""
+    jobs = SlurmConfig(jobs=1, cores=1, memory="1GB", time="00:10:00", partition=None, account=None, sbatch_flags=())
+    defaults = {"executor": "local", "num_workers": 1, "dask_scheduler": None, "slurm": jobs, "report": False}
+    return PrepareConfig(**{**defaults, "overwrite": False, **changes})  # type: ignore[arg-type]
+
+
 def prepare_synthetic(
     path: Path,
     inputs: Sequence[Path | str],
@@ -83,6 +91,7 @@ def prepare_synthetic(
     overwrite: bool = False,
     num_workers: int = 1,
     report: bool = False,
+    how: Mapping[str, object] = MappingProxyType({}),
     tokenizer: TokenizerConfig | None = None,
     **changes: object,
 ) -> Manifest:
@@ -90,6 +99,6 @@ def prepare_synthetic(
     return prepare(
         data_config(path, inputs, **changes),
         tokenizer or tokenizer_config(),
-        PrepareConfig(num_workers=num_workers, report=report, overwrite=overwrite),
+        prepare_config(num_workers=num_workers, report=report, overwrite=overwrite, **how),
         seq_length=seq_length,
     )

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import pytest
 from data_pipeline import scan
 from data_pipeline.errors import DataError
 from data_pipeline.pieces import cleaned
+from data_pipeline.pieces import cluster as cluster_module
 from data_pipeline.pieces.work import WorkFolder, key_of
 from data_pipeline.shards.reader import PackedDataset
 from data_pipeline.sources.corpus import Corpus
@@ -173,6 +175,46 @@ def test_a_killed_worker_or_driver_ends_all_and_the_next_run_ends_with_the_same_
     assert finished
     prepare_synthetic(tmp_path / "set", [source], num_workers=1)
     assert contents(tmp_path / "set") == expected
+
+
+def test_a_dask_cluster_loses_a_worker_and_writes_the_same_bytes(tmp_path, corpus, monkeypatch):
+    distributed = pytest.importorskip("distributed", reason="pip install 'pretrain[cluster]'")
+    source, expected = corpus
+    monkeypatch.setattr(scan, "PIECE_BYTES", 4_000)
+    environment = {"PYTHONPATH": str(Path.cwd())}
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, dashboard_address=None, env=environment
+    ) as cluster:
+        victim = min(worker.pid for worker in cluster.workers.values())
+
+        def kill_when_something_is_done() -> None:
+            while not list((tmp_path / "set.work").glob("*.json")):
+                time.sleep(0.01)
+            os.kill(victim, signal.SIGKILL)
+
+        killer = threading.Thread(target=kill_when_something_is_done, daemon=True)
+        killer.start()
+        how = {"executor": "dask", "dask_scheduler": cluster.scheduler_address}
+        prepare_synthetic(tmp_path / "set", [source], how=how)
+        killer.join(1)
+        assert not killer.is_alive(), "a worker was killed"
+    assert contents(tmp_path / "set") == expected
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "message"),
+    [
+        (None, "prepare.dask_scheduler=null: prepare.executor=dask needs a scheduler's address; set it"),
+        ("nowhere.json", "prepare.dask_scheduler=nowhere.json: there is no such file; start the scheduler first"),
+        ("tcp://127.0.0.1:9", r"prepare.dask_scheduler=tcp://127.0.0.1:9: cannot be reached \(.*\); start it first"),
+    ],
+)
+def test_a_scheduler_that_is_not_there_is_told(tmp_path, monkeypatch, scheduler, message):
+    monkeypatch.setattr(cluster_module, "SECONDS_TO_CONNECT", 1)
+    source = write_jsonl(tmp_path / "in.jsonl", TEXTS)
+    with pytest.raises(DataError, match=message):
+        prepare_synthetic(tmp_path / "set", [source], how={"executor": "dask", "dask_scheduler": scheduler})
+    assert [entry.name for entry in tmp_path.iterdir()] == ["in.jsonl"]
 
 
 def test_one_bad_document_ends_the_run_and_leaves_the_work_of_the_others(tmp_path, monkeypatch):

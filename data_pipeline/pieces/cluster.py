@@ -1,0 +1,80 @@
+"""Work on many machines through Dask: a cluster that is there already, or one of Slurm jobs.
+
+Chosen over Ray because its executor has the interface of `concurrent.futures` and because it starts Slurm jobs itself.
+Tried with both (distributed 2026.8, ray 2.58): work of a killed worker is done by another, that of a killed driver is
+not begun any more. All machines see the data's folder under one path and have this program installed in one version;
+what they send each other is pickled, so the network between them must be trusted.
+"""
+
+import importlib
+from collections.abc import Iterator
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.config import SlurmConfig
+from data_pipeline.errors import DataError
+
+SECONDS_TO_CONNECT = 30
+
+
+@contextmanager
+def dask_executor(scheduler: str) -> Iterator[Executor]:
+    """Through the scheduler at an address such as tcp://node1:8786, or in the scheduler file of that name."""
+    distributed = _require("distributed")
+    is_file = scheduler.endswith(".json")
+    if is_file and not Path(scheduler).exists():  # Dask would wait for it for ever
+        raise DataError(f"prepare.dask_scheduler={scheduler}: there is no such file; start the scheduler first")
+    place = {"scheduler_file" if is_file else "address": scheduler}
+    try:
+        client = distributed.Client(timeout=SECONDS_TO_CONNECT, set_as_default=False, **place)
+    except (OSError, ValueError) as error:
+        raise DataError(f"prepare.dask_scheduler={scheduler}: cannot be reached ({error}); start it first") from None
+    with client, _faults(distributed):
+        yield client.get_executor(pure=False)
+
+
+@contextmanager
+def slurm_executor(slurm: SlurmConfig) -> Iterator[Executor]:
+    """On workers that are Slurm jobs of this run; they are cancelled at its end."""
+    distributed, jobqueue = _require("distributed"), _require("dask_jobqueue")
+    try:
+        cluster = jobqueue.SLURMCluster(
+            cores=slurm.cores,
+            processes=slurm.cores,
+            memory=slurm.memory,
+            walltime=slurm.time,
+            queue=slurm.partition,
+            account=slurm.account,
+            job_extra_directives=list(slurm.sbatch_flags),
+        )
+    except (OSError, ValueError) as error:
+        raise DataError(f"prepare.executor=slurm: Dask cannot use Slurm here ({error})") from None
+    with cluster:
+        try:
+            cluster.scale(jobs=slurm.jobs)
+        except (OSError, RuntimeError) as error:
+            raise DataError(f"prepare.executor=slurm: Slurm refuses the jobs ({error})") from None
+        with distributed.Client(cluster, set_as_default=False) as client, _faults(distributed):
+            yield client.get_executor(pure=False)
+
+
+@contextmanager
+def _faults(distributed: Any) -> Iterator[None]:
+    try:
+        yield
+    except distributed.KilledWorker as error:
+        raise DataError(
+            f"prepare: workers were killed again and again at the same piece ({error.task}), as happens when memory "
+            "runs out; the finished pieces are kept: run the same command again, with more memory for each worker"
+        ) from None
+    except (distributed.comm.CommClosedError, TimeoutError) as error:
+        raise DataError(f"prepare: the connection to Dask's scheduler was lost ({error}); run again") from None
+
+
+def _require(package: str) -> Any:
+    try:
+        return importlib.import_module(package)
+    except ImportError:
+        raise DataError(f"prepare.executor: {package} is not installed; pip install 'pretrain[cluster]'") from None
