@@ -6,9 +6,9 @@ other is kept. A cluster is a kept document and its copies. So whatever is left 
 which connected components do not promise: they follow chains (versions of a page, texts that overlap) to documents that
 have nothing in common with the first.
 
-Of the documents that agree in a band, each is compared with the first and with the NEIGHBOURS before it, by number: all
-pairs where they are few, and linear work where a phrase stands on a hundred thousand pages. Little is lost by that: those
-pages do not have the rest of the pair's text, so in other bands the two meet among few.
+Of the documents that agree in a band, each is compared with the first and with the NEIGHBOURS before it, by number:
+all pairs where they are few, and linear work where a phrase stands on a hundred thousand pages. Little is lost by that:
+those pages do not have the rest of the pair's text, so in other bands the two meet among few.
 
 All this depends on the order of documents in the whole corpus alone, so pieces may be cut anywhere.
 """

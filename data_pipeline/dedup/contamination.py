@@ -1,7 +1,7 @@
 """Text of benchmarks found in training documents: any run of `n` words that stands in both (13 in Brown et al. 2020).
 
-Words are those of words.py: case and punctuation do not matter. Only hashes of the runs are kept, as one sorted array that
-worker processes map from a file; what was found is told in the words of the training document.
+Words are those of words.py: case and punctuation do not matter. Only hashes of the runs are kept, as one sorted array
+that worker processes map from a file; what was found is told in the words of the training document.
 """
 
 import hashlib

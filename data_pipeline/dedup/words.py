@@ -1,8 +1,8 @@
 """The words of a text and a hash of each, all at once in numpy.
 
-Signatures are stored, so nothing here may ever change, nor depend on the machine or on the versions of Python and numpy:
-the rules are written out as bytes and code points, the arithmetic is of 64-bit integers modulo 2^64. From elsewhere comes
-`str.casefold` alone, which Unicode promises never to change for a character once it has been assigned.
+Signatures are stored, so nothing here may ever change, nor depend on the machine or on the versions of Python and
+numpy: the rules are written out as bytes and code points, the arithmetic is of 64-bit integers modulo 2^64. From
+elsewhere comes `str.casefold` alone, which Unicode promises never to change for a character once it is assigned.
 
 A word is a run of UTF-8 bytes without blanks or punctuation, its case folded. In scripts that do not part words every
 character begins one, of three characters in Chinese and Japanese, of four in Thai, Lao, Burmese and Khmer: three such
