@@ -1,14 +1,16 @@
 """Which documents are copies of which: one decision over the signatures or content hashes of a whole corpus.
 
-Two documents are linked if they agree in all rows of a band, stand within NEIGHBOURS places of each other among all that
-do (in the order of their numbers), and their signatures estimate a similarity of at least `config.similarity`. A cluster
-is a connected component of these links: a chain of near-duplicates is one cluster, though its ends may differ more.
+Two documents are alike if their signatures agree in all rows of some band and in a share of `config.similarity` of all
+numbers. Documents are decided in order of their numbers: one that is alike an earlier one that is kept is its copy, any
+other is kept. A cluster is a kept document and its copies. So whatever is left out resembles what is kept in its place,
+which connected components do not promise: they follow chains (versions of a page, texts that overlap) to documents that
+have nothing in common with the first.
 
-All documents that share a band are compared if they are NEIGHBOURS + 1 at most. Among more of them a pair may be passed
-over, which keeps the work linear where a phrase stands on a hundred thousand pages. Little is lost: those other pages do
-not have the rest of the pair's text, so in other bands the two meet among few.
+Of the documents that agree in a band, each is compared with the first and with the NEIGHBOURS before it, by number:
+all pairs where they are few, and linear work where a phrase stands on a hundred thousand pages. Little is lost by that:
+those pages do not have the rest of the pair's text, so in other bands the two meet among few.
 
-Links depend on global numbers alone, so pieces may be cut anywhere.
+All this depends on the order of documents in the whole corpus alone, so pieces may be cut anywhere.
 """
 
 from collections.abc import Sequence
@@ -21,40 +23,37 @@ from data_pipeline.dedup.words import Hashes
 from data_pipeline.errors import DataError
 
 Numbers = npt.NDArray[np.int64]
+Pairs = tuple[Numbers, Numbers]
 
 NEIGHBOURS = 16
 
 BLOCK = 1 << 13
-"""Signatures looked at together, 4 MiB of them with 128 permutations."""
+"""Signatures looked at together: 4 MiB of them with 128 permutations."""
 
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 
 
 def near_duplicates(parts: Sequence[Signatures], config: NearDedupConfig) -> Numbers:
-    """For each document, counted through all parts, the lowest number in its cluster: its own if it is the first.
+    """For each document, counted through all parts, the number of the one kept in its place: its own if it is kept.
 
-    Besides the signatures, which may be memory maps, this takes about 40 bytes a document.
+    Takes about 50 bytes a document besides the signatures, which may be memory maps, and 8 for each pair that is alike
+    among the few documents left to `_decided_in_order`.
     """
     corpus = _Corpus(parts, config)
-    roots = np.arange(corpus.size)
-    for band in range(config.bands):
-        keys, numbers = corpus.buckets(band)
-        for distance in range(1, NEIGHBOURS + 1):
-            same = np.flatnonzero(keys[distance:] == keys[:-distance])
-            if not same.size:
-                break
-            earlier, later = numbers[same], numbers[same + distance]
-            apart = roots[earlier] != roots[later]  # what is in one cluster already need not be compared
-            earlier, later = earlier[apart], later[apart]
-            alike = corpus.alike(earlier, later)
-            _join(roots, roots[earlier[alike]], roots[later[alike]])
-    return roots
+    everyone = np.arange(corpus.size)
+    lowest = _lowest_alike(corpus, everyone)
+    kept = lowest == everyone
+    waiting = ~kept[lowest]
+    if waiting.any():
+        pool = np.flatnonzero(kept | waiting)
+        lowest[pool] = pool[_decided_in_order(corpus, pool, waiting[pool])]
+    return lowest
 
 
 def exact_duplicates(hashes: npt.NDArray[np.void] | npt.NDArray[np.uint64]) -> Numbers:
     """For each document the lowest number among those with the same 16 bytes."""
     halves = np.ascontiguousarray(hashes).view(np.uint64).reshape(-1, 2)
-    order = np.lexsort((halves[:, 1], halves[:, 0]))  # stable: within equal hashes by number
+    order = np.lexsort((halves[:, 1], halves[:, 0]))  # stable: equal hashes stay in order of their numbers
     ranked = halves[order]
     is_first = np.ones(len(order), bool)
     is_first[1:] = (ranked[1:] != ranked[:-1]).any(axis=1)
@@ -73,46 +72,65 @@ class _Corpus:
                     f"signatures of piece {number} have {part.shape[1]} numbers, but data.near_dedup asks for "
                     f"bands * rows = {config.permutations}; compute them anew"
                 )
-        self._parts = parts
-        self._config = config
+        self._parts = [np.asarray(part) for part in parts]
         self._starts = np.cumsum([0, *(len(part) for part in parts)])
+        self._enough = config.similarity * config.permutations
+        self._rows = config.rows
+        self._all = slice(0, config.permutations)
+        self.bands = config.bands
         self.size = int(self._starts[-1])
 
-    def buckets(self, band: int) -> tuple[Hashes, Numbers]:
-        """The documents that share this band with others: keys in ascending order, and numbers ascending among equal
-        keys. Key and number are sorted as one integer: the high bits of the one, the low bits of the other."""
-        number_bits = np.uint64(max(self.size, 2).bit_length())
-        packed = np.empty(self.size, np.uint64)
-        filled = 0
-        columns = slice(band * self._config.rows, (band + 1) * self._config.rows)
-        for start, part in zip(self._starts.tolist(), self._parts, strict=False):
-            for first in range(0, len(part), BLOCK):
-                block = part[first : first + BLOCK, columns]
-                present = np.flatnonzero((block != EMPTY).any(axis=1))
-                keys = _keys(block[present]) >> number_bits << number_bits
-                packed[filled : filled + len(present)] = keys | (present + (start + first)).astype(np.uint64)
-                filled += len(present)
-        packed = packed[:filled]
-        packed.sort()
-        alone = (packed[1:] ^ packed[:-1]) >> number_bits != 0
-        shared = packed[~(np.append(alone, True) & np.insert(alone, 0, True))]
-        return shared >> number_bits, (shared & ((np.uint64(1) << number_bits) - np.uint64(1))).astype(np.int64)
-
     def alike(self, first: Numbers, second: Numbers) -> npt.NDArray[np.bool_]:
-        """For each pair, whether its signatures estimate the similarity asked for."""
-        enough = self._config.similarity * self._config.permutations
+        """For each pair, whether the signatures agree in the share asked for."""
         answers = np.empty(len(first), bool)
         for at in range(0, len(first), BLOCK):
             chunk = slice(at, at + BLOCK)
-            answers[chunk] = (self._rows(first[chunk]) == self._rows(second[chunk])).sum(axis=1) >= enough
+            equal = self._read(first[chunk], self._all) == self._read(second[chunk], self._all)
+            answers[chunk] = np.count_nonzero(equal, axis=1) >= self._enough
         return answers
 
-    def _rows(self, numbers: Numbers) -> Signatures:
-        rows = np.empty((len(numbers), self._config.permutations), np.uint32)
+    def candidates(self, band: int, numbers: Numbers) -> Iterator[Pairs]:
+        """Places in `numbers` of documents to compare, (earlier, later): some arrays, a later one once in each."""
+        keys, places = self._buckets(band, numbers)
+        if not len(keys):
+            return
+        opens = np.append(True, keys[1:] != keys[:-1])
+        firsts = np.flatnonzero(opens)[np.cumsum(opens) - 1]
+        yield places[firsts[~opens]], places[~opens]
+        for distance in range(1, NEIGHBOURS + 1):
+            same = np.flatnonzero(firsts[distance:] <= np.arange(len(firsts) - distance))
+            if not same.size:
+                return
+            yield places[same], places[same + distance]
+
+    def _buckets(self, band: int, numbers: Numbers) -> tuple[Hashes, Numbers]:
+        """The documents that agree in this band with others: keys in ascending order, for equal keys places in
+        `numbers` in ascending order. Both are sorted as one integer, the key in its high bits."""
+        place_bits = np.uint64(len(numbers).bit_length())
+        packed = np.empty(len(numbers), np.uint64)
+        filled = 0
+        columns = slice(band * self._rows, (band + 1) * self._rows)
+        for at in range(0, len(numbers), BLOCK):
+            rows = self._read(numbers[at : at + BLOCK], columns)
+            present = np.flatnonzero((rows != EMPTY).any(axis=1))
+            keys = _keys(rows[present]) >> place_bits << place_bits
+            packed[filled : filled + len(present)] = keys | (present + at).astype(np.uint64)
+            filled += len(present)
+        packed = packed[:filled]
+        packed.sort()
+        same = packed[1:] ^ packed[:-1] < np.uint64(1) << place_bits
+        shared = np.zeros(filled, bool)
+        shared[1:] |= same
+        shared[:-1] |= same
+        packed = packed[shared]
+        return packed >> place_bits, _low(packed, place_bits)
+
+    def _read(self, numbers: Numbers, columns: slice) -> Signatures:
+        rows = np.empty((len(numbers), columns.stop - columns.start), np.uint32)
         owners = np.searchsorted(self._starts, numbers, side="right") - 1
         for owner in np.unique(owners).tolist():
             chosen = owners == owner
-            rows[chosen] = self._parts[owner][numbers[chosen] - self._starts[owner]]
+            rows[chosen] = self._parts[owner][:, columns][numbers[chosen] - self._starts[owner]]
         return rows
 
 
@@ -125,13 +143,40 @@ def _keys(rows: Signatures) -> Hashes:
     return keys
 
 
-def _join(roots: Numbers, first: Numbers, second: Numbers) -> None:
-    """Link roots; `roots` names for each document the lowest number of its cluster, before and after."""
-    while first.size:
-        low, high = np.minimum(first, second), np.maximum(first, second)
-        np.minimum.at(roots, high, low)
-        while not np.array_equal(above := roots[roots], roots):
-            roots[:] = above
-        first, second = roots[first], roots[second]
-        apart = first != second
-        first, second = first[apart], second[apart]
+def _lowest_alike(corpus: _Corpus, everyone: Numbers) -> Numbers:
+    """For each document the lowest number of those alike, kept or not; its own if all of them are higher."""
+    lowest = everyone.copy()
+    for band in range(corpus.bands):
+        for earlier, later in corpus.candidates(band, everyone):
+            better = earlier < lowest[later]
+            earlier, later = earlier[better], later[better]
+            alike = corpus.alike(earlier, later)
+            lowest[later[alike]] = earlier[alike]
+    return lowest
+
+
+def _decided_in_order(corpus: _Corpus, pool: Numbers, waiting: npt.NDArray[np.bool_]) -> Numbers:
+    """For documents whose lowest alike is itself a copy: the lowest alike in `pool` that is kept, as places in it.
+
+    Whether those alike them are kept is known only one after another, so here all pairs are held.
+    """
+    place_bits = np.uint64(len(pool).bit_length())
+    links = np.empty(0, np.uint64)
+    for band in range(corpus.bands):
+        found = [links]
+        for earlier, later in corpus.candidates(band, pool):
+            earlier, later = earlier[waiting[later]], later[waiting[later]]
+            alike = corpus.alike(pool[earlier], pool[later])
+            found.append(later[alike].astype(np.uint64) << place_bits | earlier[alike].astype(np.uint64))
+        links = np.unique(np.concatenate(found))
+    kept = np.ones(len(pool), bool)
+    originals = np.arange(len(pool))
+    for high, low in zip(links >> place_bits, _low(links, place_bits), strict=True):
+        if kept[high] and kept[low]:
+            kept[high] = False
+            originals[high] = low
+    return originals
+
+
+def _low(packed: Hashes, bits: np.uint64) -> Numbers:
+    return (packed & ((np.uint64(1) << bits) - np.uint64(1))).astype(np.int64)

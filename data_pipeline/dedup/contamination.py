@@ -1,7 +1,7 @@
 """Text of benchmarks found in training documents: any run of `n` words that stands in both (13 in Brown et al. 2020).
 
-Words are those of words.py: case and punctuation do not matter. Only hashes of the runs are kept, as one sorted array that
-worker processes map from a file; what was found is told in the words of the training document.
+Words are those of words.py: case and punctuation do not matter. Only hashes of the runs are kept, as one sorted array
+that worker processes map from a file; what was found is told in the words of the training document.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipeline.dedup.words import Hashes, fold, ngrams, split
+from data_pipeline.dedup.words import Hashes, fold, ngrams, readable, split
 from data_pipeline.durable import write_durably
 from data_pipeline.errors import DataError
 
@@ -62,9 +62,10 @@ class HeldOutNgrams:
         remedy = "make it anew from the held-out texts"
         try:
             stored = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError) as error:
             raise DataError(f"{path}: held-out runs of words cannot be read ({error}); {remedy}") from None
-        if stored.dtype != np.uint64 or stored.ndim != 1 or len(stored) < _HEAD or stored[0] != _FORMAT:
+        is_plain = isinstance(stored, np.ndarray) and stored.dtype == np.uint64 and stored.ndim == 1
+        if not is_plain or len(stored) < _HEAD or stored[0] != _FORMAT:
             raise DataError(f"{path}: does not hold the runs of words of held-out texts; {remedy}")
         return cls(stored)
 
@@ -91,8 +92,7 @@ class HeldOutNgrams:
         if not hits:
             return None
         place, length = min(hits)
-        found = folded[words.starts[place] : words.ends[place + length - 1]].decode()
-        return " ".join(found.split())
+        return readable(folded[words.starts[place] : words.ends[place + length - 1]])
 
     def _places(self, runs: Hashes) -> list[int]:
         """Where the first of `runs` stands that is held out: one place or none."""
