@@ -1,0 +1,153 @@
+"""Gopher's repetition rules: how much of the document says again what it said before?"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from data_pipeline.cleaning.page import Page
+from data_pipeline.cleaning.step import GOPHER, Rule, SettingError, Share, Step
+from data_pipeline.cleaning.words import Hashes, Words
+
+_PARAGRAPH_END = re.compile(r"\n{2,}")
+_LINE_END = re.compile(r"\n+")
+TOP_SIZES, DUPLICATE_SIZES = range(2, 5), range(5, 11)
+
+
+def _published(*shares: float, first: int) -> dict[int, float]:
+    return dict(enumerate(shares, first))
+
+
+@dataclass(frozen=True, kw_only=True)
+class GopherRepetition(Step):
+    """Decides as datatrove 0.10.1 does, given the same words."""
+
+    max_duplicate_paragraphs: Share | None = 0.3
+    max_duplicate_paragraph_chars: Share | None = 0.2
+    max_duplicate_lines: Share | None = 0.3
+    max_duplicate_line_chars: Share | None = 0.2
+    max_top_ngram_chars: Mapping[int, Share] = field(default_factory=lambda: _published(0.2, 0.18, 0.16, first=2))
+    """By n: share of the characters that are in the most frequent sequence of n words."""
+    max_duplicate_ngram_chars: Mapping[int, Share] = field(
+        default_factory=lambda: _published(0.15, 0.14, 0.13, 0.12, 0.11, 0.1, first=5)
+    )
+    """By n: share of the characters that are in repeated sequences of n words, none counted twice."""
+
+    name = "gopher_repetition"
+    version = 1
+    rules = (
+        Rule("empty", "no text at all", None, GOPHER),
+        Rule("duplicate_paragraphs", "more of the paragraphs are repeats", "max_duplicate_paragraphs", GOPHER),
+        Rule("duplicate_paragraph_chars", "more of the characters", "max_duplicate_paragraph_chars", GOPHER),
+        Rule("duplicate_lines", "more of the lines are repeats", "max_duplicate_lines", GOPHER),
+        Rule("duplicate_line_chars", "more of the characters", "max_duplicate_line_chars", GOPHER),
+        *(Rule(f"top_{n}_gram", f"the top {n}-gram holds more", "max_top_ngram_chars", GOPHER) for n in TOP_SIZES),
+        *(
+            Rule(f"duplicate_{n}_grams", f"repeated {n}-grams hold more", "max_duplicate_ngram_chars", GOPHER)
+            for n in DUPLICATE_SIZES
+        ),
+    )
+
+    def __post_init__(self) -> None:
+        for key, sizes in (("max_top_ngram_chars", TOP_SIZES), ("max_duplicate_ngram_chars", DUPLICATE_SIZES)):
+            wrong = [n for n in getattr(self, key) if n not in sizes]
+            if wrong:
+                raise SettingError(f"{key}.{wrong[0]}", f"n must be {sizes[0]} to {sizes[-1]}")
+
+    def apply(self, page: Page) -> str | None:
+        text = page.text
+        if not text:
+            return "empty"
+        return self._by_blocks(text) or self._by_top(page.words, len(text)) or self._by_repeats(page.words, len(text))
+
+    def _by_blocks(self, text: str) -> str | None:
+        for name, blocks, max_blocks, max_chars in (
+            (
+                "paragraph",
+                _PARAGRAPH_END.split(text.strip()),
+                self.max_duplicate_paragraphs,
+                self.max_duplicate_paragraph_chars,
+            ),
+            ("line", _LINE_END.split(text), self.max_duplicate_lines, self.max_duplicate_line_chars),
+        ):
+            repeats, chars = repeated(blocks)
+            if max_blocks is not None and repeats / len(blocks) > max_blocks:
+                return f"duplicate_{name}s"
+            if max_chars is not None and chars / len(text) > max_chars:
+                return f"duplicate_{name}_chars"
+        return None
+
+    def _by_top(self, words: Words, num_chars: int) -> str | None:
+        hashes = words.hashes
+        for n in TOP_SIZES:
+            if len(words) < n:
+                break
+            hashes = words.sequence_hashes(hashes)
+            limit = self.max_top_ngram_chars.get(n)
+            if limit is not None and _top_chars(words, hashes, n) / num_chars > limit:
+                return f"top_{n}_gram"
+        return None
+
+    def _by_repeats(self, words: Words, num_chars: int) -> str | None:
+        hashes = words.hashes
+        for n in range(2, DUPLICATE_SIZES[-1] + 1):
+            if len(words) < n:
+                break
+            hashes = words.joined_hashes(hashes)
+            limit = self.max_duplicate_ngram_chars.get(n)
+            if limit is not None and _repeated_chars(words, hashes, n) / num_chars > limit:
+                return f"duplicate_{n}_grams"
+        return None
+
+
+def repeated(blocks: Sequence[str]) -> tuple[int, int]:
+    """How many of these texts occurred before, and their characters."""
+    if len(set(blocks)) == len(blocks):
+        return 0, 0
+    seen: set[str] = set()
+    count = chars = 0
+    for block in blocks:
+        if block in seen:
+            count += 1
+            chars += len(block)
+        else:
+            seen.add(block)
+    return count, chars
+
+
+def _top_chars(words: Words, hashes: Hashes, n: int) -> int:
+    """Characters of the most frequent n-gram, one space between its words; of equally frequent ones, the first."""
+    ordered = np.sort(hashes)
+    starts = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1])))
+    counts = np.diff(starts, append=len(ordered))
+    most = int(counts.max())
+    first = 0
+    if most > 1:
+        first = int(np.argmax(np.isin(hashes, ordered[starts[counts == most]])))
+    return most * (int(words.bounds[first + n] - words.bounds[first]) + n - 1)
+
+
+def _repeated_chars(words: Words, hashes: Hashes, n: int) -> int:
+    """Characters of the n-grams that occurred before, from left to right, none overlapping the last counted.
+
+    N-grams are compared as text without spaces. Hashes only find those worth a look, so that none is wrongly counted.
+    """
+    ordered = np.sort(hashes)
+    again = ordered[1:] == ordered[:-1]
+    if not again.any():
+        return 0
+    places = np.flatnonzero(np.isin(hashes, ordered[1:][again]))
+    begins, ends = words.bounds[places].tolist(), words.bounds[places + n].tolist()
+    seen: set[str] = set()
+    chars = free = 0
+    for place, begin, end in zip(places.tolist(), begins, ends, strict=True):
+        if place < free:
+            continue
+        text = words.joined[begin:end]
+        if text in seen:
+            chars += end - begin
+            free = place + n
+        else:
+            seen.add(text)
+    return chars
