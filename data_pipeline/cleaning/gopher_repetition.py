@@ -1,17 +1,15 @@
 """Gopher's repetition rules: how much of the document says again what it said before?"""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 
 from data_pipeline.cleaning.page import Page
 from data_pipeline.cleaning.step import GOPHER, Rule, SettingError, Share, Step
 from data_pipeline.cleaning.words import Hashes, Words
 
-_PARAGRAPH_END = re.compile(r"\n{2,}")
-_LINE_END = re.compile(r"\n+")
 TOP_SIZES, DUPLICATE_SIZES = range(2, 5), range(5, 11)
 
 
@@ -65,11 +63,11 @@ class GopherRepetition(Step):
         for name, blocks, max_blocks, max_chars in (
             (
                 "paragraph",
-                _PARAGRAPH_END.split(text.strip()),
+                paragraphs_of(text),
                 self.max_duplicate_paragraphs,
                 self.max_duplicate_paragraph_chars,
             ),
-            ("line", _LINE_END.split(text), self.max_duplicate_lines, self.max_duplicate_line_chars),
+            ("line", lines_of(text), self.max_duplicate_lines, self.max_duplicate_line_chars),
         ):
             repeats, chars = repeated(blocks)
             if max_blocks is not None and repeats / len(blocks) > max_blocks:
@@ -96,7 +94,7 @@ class GopherRepetition(Step):
                 break
             hashes = words.joined_hashes(hashes)
             limit = self.max_duplicate_ngram_chars.get(n)
-            if limit is not None and _repeated_chars(words, hashes, n) / num_chars > limit:
+            if limit is not None and _repeats_exceed(words, hashes, n, limit, num_chars):
                 return f"duplicate_{n}_grams"
         return None
 
@@ -116,6 +114,17 @@ def repeated(blocks: Sequence[str]) -> tuple[int, int]:
     return count, chars
 
 
+def paragraphs_of(text: str) -> list[str]:
+    """Parts between two or more newlines."""
+    return [part for part in (piece.lstrip("\n") for piece in text.strip().split("\n\n")) if part] or [""]
+
+
+def lines_of(text: str) -> list[str]:
+    """Parts between one or more newlines; what stands before or after the outermost ones is a line, even if empty."""
+    lines = [line for line in text.split("\n") if line]
+    return [""] * text.startswith("\n") + lines + [""] * text.endswith("\n")
+
+
 def _top_chars(words: Words, hashes: Hashes, n: int) -> int:
     """Characters of the most frequent n-gram, one space between its words; of equally frequent ones, the first."""
     ordered = np.sort(hashes)
@@ -124,30 +133,54 @@ def _top_chars(words: Words, hashes: Hashes, n: int) -> int:
     most = int(counts.max())
     first = 0
     if most > 1:
-        first = int(np.argmax(np.isin(hashes, ordered[starts[counts == most]])))
+        tied = ordered[starts[counts == most]]
+        nearest = np.minimum(np.searchsorted(tied, hashes), len(tied) - 1)
+        first = int(np.argmax(tied[nearest] == hashes))
     return most * (int(words.bounds[first + n] - words.bounds[first]) + n - 1)
 
 
-def _repeated_chars(words: Words, hashes: Hashes, n: int) -> int:
-    """Characters of the n-grams that occurred before, from left to right, none overlapping the last counted.
+def _repeats_exceed(words: Words, hashes: Hashes, n: int, share: float, num_chars: int) -> bool:
+    """Whether n-grams that occurred before hold a larger share, taken from left to right without overlap.
 
     N-grams are compared as text without spaces. Hashes only find those worth a look, so that none is wrongly counted.
     """
     ordered = np.sort(hashes)
-    again = ordered[1:] == ordered[:-1]
-    if not again.any():
-        return 0
-    places = np.flatnonzero(np.isin(hashes, ordered[1:][again]))
+    again = ordered[1:][ordered[1:] == ordered[:-1]]
+    if not len(again):
+        return False
+    places = _places(hashes, again)
+    if _covered_chars(words, places, n) / num_chars <= share:
+        return False
     begins, ends = words.bounds[places].tolist(), words.bounds[places + n].tolist()
+    joined = words.joined
     seen: set[str] = set()
     chars = free = 0
-    for place, begin, end in zip(places.tolist(), begins, ends, strict=True):
-        if place < free:
+    for begin, end in zip(begins, ends, strict=True):
+        if begin < free:
             continue
-        text = words.joined[begin:end]
+        text = joined[begin:end]
         if text in seen:
             chars += end - begin
-            free = place + n
+            free = end
+            if chars / num_chars > share:
+                return True
         else:
             seen.add(text)
-    return chars
+    return False
+
+
+def _places(hashes: Hashes, wanted: Hashes) -> npt.NDArray[np.intp]:
+    """Where one of these hashes stands; a few other places with them."""
+    bits = (16 * len(hashes)).bit_length()
+    shift = np.uint64(64 - bits)
+    marked = np.zeros(1 << bits, bool)
+    marked[wanted >> shift] = True
+    return np.flatnonzero(marked[hashes >> shift])
+
+
+def _covered_chars(words: Words, places: npt.NDArray[np.intp], n: int) -> int:
+    """Characters in the n-grams that begin at these places."""
+    steps = np.zeros(len(words) + 1, np.int64)
+    steps[places] = 1
+    steps[places + n] -= 1
+    return int(words.lengths[np.cumsum(steps)[:-1] > 0].sum())

@@ -15,6 +15,15 @@ _MAILBOX_MARKS = frozenset("._+-%'~")
 _MAILBOX_CHARS = 64
 
 
+def apart(spans: Spans) -> Spans:
+    """In order, without those that begin within an earlier one."""
+    kept: Spans = []
+    for begin, end in sorted(spans):
+        if not kept or begin >= kept[-1][1]:
+            kept.append((begin, end))
+    return kept
+
+
 def emails(text: str) -> Spans:
     """Of any script; the domain must end in letters. The mailbox is read backwards from the @ sign."""
     spans: Spans = []
@@ -30,10 +39,9 @@ def emails(text: str) -> Spans:
     return spans
 
 
-_IP = re.compile(
-    r"(?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?!\w|\.\d)"
-    r"|(?<![\w:.])[23][0-9A-Fa-f]{3}(?::[0-9A-Fa-f]{0,4}){2,7}(?![\w:])"
-)
+# Each pattern begins with what it consumes and looks back from there: so `re` skips quickly to the next candidate.
+_IPV4 = re.compile(r"[0-9](?<![\w.].)[0-9]{0,2}\.(?:[0-9]{1,3}\.){2}[0-9]{1,3}(?!\w|\.\d)", re.DOTALL)
+_IPV6 = re.compile(r"[23](?<![\w:.].)[0-9A-Fa-f]{3}(?::[0-9A-Fa-f]{0,4}){2,7}(?![\w:])", re.DOTALL)
 _VERSION_BEFORE = re.compile(
     r"(?:\b(?:v|ver|version|release|rev|revision|build)[.:]?\s{0,2}|[^\W\d_]-|[=<>~]=\s?)$", re.I
 )
@@ -43,16 +51,16 @@ VERSION_PART = 32
 
 def ip_addresses(text: str) -> Spans:
     """IPv4 and IPv6, only public ones: the others name no person. Versions such as 3.11.7.1 are left alone."""
-    return [match.span() for match in _IP.finditer(text) if _is_address(match.group(), text, match.start())]
+    v4 = [match.span() for match in _IPV4.finditer(text) if _is_address(text, *match.span())]
+    v6 = [match.span() for match in _IPV6.finditer(text) if _is_public(match.group())]
+    return sorted(v4 + v6)
 
 
-def _is_address(written: str, text: str, begin: int) -> bool:
-    if ":" not in written:
-        if all(int(part) < VERSION_PART for part in written.split(".")):
-            return False
-        if _VERSION_BEFORE.search(text[max(0, begin - 12) : begin]):
-            return False
-    return _is_public(written)
+def _is_address(text: str, begin: int, end: int) -> bool:
+    written = text[begin:end]
+    if all(int(part) < VERSION_PART for part in written.split(".")):
+        return False
+    return not _VERSION_BEFORE.search(text[max(0, begin - 12) : begin]) and _is_public(written)
 
 
 @functools.lru_cache(1 << 12)
@@ -63,19 +71,24 @@ def _is_public(written: str) -> bool:
         return False
 
 
-_PHONE = re.compile(
-    r"(?<![\w+])\+\d(?:[ .()/-]{0,2}\d){7,14}(?![\w-])"
-    r"|(?<![\w.+/-])(?:1[ .-])?(?:\([2-9]\d\d\) ?|[2-9]\d\d[ .-])[2-9]\d\d[ .-]\d{4}(?![\w-]|\.\d)"
+_PHONE_ABROAD = re.compile(r"\+(?<![\w+].)[0-9](?:[ .()/-]{0,2}[0-9]){7,14}(?![\w-])", re.DOTALL)
+_PHONE_NANP = re.compile(
+    r"[1-9(](?<![\w.+/-].)(?:(?<=1)[ .-](?:\([2-9][0-9]{2}\) ?|[2-9][0-9]{2}[ .-])"
+    r"|(?<=\()[2-9][0-9]{2}\) ?|(?<=[2-9])[0-9]{2}[ .-])[2-9][0-9]{2}[ .-][0-9]{4}(?![\w-]|\.\d)",
+    re.DOTALL,
 )
 
 
 def phones(text: str) -> Spans:
     """Numbers with a country code (+49 30 1234567), and North American ones in their usual writing."""
-    return [match.span() for match in _PHONE.finditer(text)]
+    spans = [match.span() for pattern in (_PHONE_ABROAD, _PHONE_NANP) for match in pattern.finditer(text)]
+    return apart(spans)
 
 
 _CARD = re.compile(
-    r"(?<![\w.+-])(?:[2-6]\d{12,18}|[2-6]\d{3}([ -])\d{4}\1\d{4}\1\d{1,7}|3[47]\d\d([ -])\d{6}\2\d{5})(?![\w-]|\.\d)"
+    r"[2-6](?<![\w.+-].)(?:[0-9]{12,18}|[0-9]{3}([ -])[0-9]{4}\1[0-9]{4}\1[0-9]{1,7}"
+    r"|[47][0-9]{2}([ -])[0-9]{6}\2[0-9]{5})(?![\w-]|\.\d)",
+    re.DOTALL,
 )
 
 

@@ -2,7 +2,7 @@
 
 import re
 
-from data_pipeline.cleaning.personal import Spans
+from data_pipeline.cleaning.personal import Spans, apart
 
 _NO_WORD = r"(?<![\w-])"
 _BODY = r"(?:[\w\s+/=\\:,.()@\"']|-(?!----))"
@@ -19,7 +19,7 @@ _KEYS = tuple(
         ),
         ("AKIA", _NO_WORD + r"AKIA[0-9A-Z]{16}(?!\w)"),
         ("ASIA", _NO_WORD + r"ASIA[0-9A-Z]{16}(?!\w)"),
-        ("gh", _NO_WORD + r"gh[pousr]_[A-Za-z0-9]{36,255}(?!\w)"),
+        *((mark, _NO_WORD + mark + r"[A-Za-z0-9]{36,255}(?!\w)") for mark in ("ghp_", "gho_", "ghu_", "ghs_", "ghr_")),
         ("github_pat_", _NO_WORD + r"github_pat_\w{22,255}(?!\w)"),
         ("glpat-", _NO_WORD + r"glpat-[\w-]{20,255}(?![\w-])"),
         ("hf_", _NO_WORD + r"hf_[A-Za-z0-9]{34}(?!\w)"),
@@ -34,9 +34,4 @@ _KEYS = tuple(
 
 def secret_keys(text: str) -> Spans:
     """Private key blocks, JSON web tokens, and keys of services whose writing gives them away."""
-    spans = sorted(match.span() for mark, key in _KEYS if mark in text for match in key.finditer(text))
-    apart: Spans = []
-    for begin, end in spans:
-        if not apart or begin >= apart[-1][1]:
-            apart.append((begin, end))
-    return apart
+    return apart([match.span() for mark, key in _KEYS if mark in text for match in key.finditer(text)])

@@ -24,7 +24,8 @@ _CORE = rf"[^\s{_MARKS}/-]++"
 _CLITIC = r"['’](?:[smdtSMDT]|re|ve|ll|RE|VE|LL)\b"
 _INNER = rf"(?:[/:<>=,-](?![^\W\d_])|(?!{_CLITIC})['’]|[!\"#$%&()*.;?\[\]_`{{}}“”])++"
 # Possessive throughout: each character is looked at a bounded number of times, whatever the text.
-_WORD = re.compile(rf"(?:(?<!\S)[/-]++)?+{_CORE}(?:{_INNER}{_CORE})*+|{_CLITIC}|\.\.++|[/-]++|\S")
+_TAIL = rf"{_CORE}(?:{_INNER}{_CORE})*+"
+_WORD = re.compile(rf"{_TAIL}|(?<!\S)[/-]++{_TAIL}|{_CLITIC}|\.\.++|[/-]++|\S")
 
 
 def split_words(text: str) -> list[str]:
@@ -55,7 +56,13 @@ def _is_punctuation(word: str) -> bool:
 
 _BASE = 0x9E3779B97F4A7C15
 _MIX = np.uint64(0xD6E8FEB86659FD93)
-_SHORT_POWERS = np.cumprod(np.full(1 << 12, _BASE, np.uint64))
+
+
+def _powers(count: int) -> Hashes:
+    return np.multiply.accumulate(np.full(count, _BASE, np.uint64))
+
+
+_SHORT_POWERS = _powers(1 << 12)
 
 
 class Words:
@@ -95,13 +102,15 @@ class Words:
         return np.bitwise_or.reduceat(kinds()[self._codes], self.bounds[:-1])
 
     @functools.cached_property
-    def _powers(self) -> Hashes:
-        """The hash's base to the power of each length."""
+    def _power_table(self) -> Hashes:
+        """Powers of the hash's base, from the first on."""
         longest = int(self.lengths.max(initial=0))
-        table = _SHORT_POWERS
-        if longest > len(table):
-            table = np.cumprod(np.full(longest, _BASE, np.uint64))
-        return table[self.lengths - 1]
+        return _SHORT_POWERS if longest <= len(_SHORT_POWERS) else _powers(longest)
+
+    @functools.cached_property
+    def _shifts(self) -> Hashes:
+        """The base to the power of each length."""
+        return self._power_table[self.lengths - 1]
 
     @functools.cached_property
     def hashes(self) -> Hashes:
@@ -109,13 +118,12 @@ class Words:
         if not self.list:
             return np.zeros(0, np.uint64)
         places = np.arange(len(self._codes)) - np.repeat(self.bounds[:-1], self.lengths)
-        longest = int(self.lengths.max())
-        table = _SHORT_POWERS if longest <= len(_SHORT_POWERS) else np.cumprod(np.full(longest, _BASE, np.uint64))
-        return np.add.reduceat((self._codes.astype(np.uint64) + np.uint64(1)) * table[places], self.bounds[:-1])
+        values = (self._codes.astype(np.uint64) + np.uint64(1)) * self._power_table[places]
+        return np.add.reduceat(values, self.bounds[:-1])
 
     def joined_hashes(self, last: Hashes) -> Hashes:
         """Of n words written without space, from those of n - 1 words: equal text, equal hash."""
-        return self.hashes[: len(last) - 1] + self._powers[: len(last) - 1] * last[1:]
+        return self.hashes[: len(last) - 1] + self._shifts[: len(last) - 1] * last[1:]
 
     def sequence_hashes(self, last: Hashes) -> Hashes:
         """Of n words in sequence, from those of n - 1 words: equal words, equal hash."""
