@@ -1,0 +1,37 @@
+"""Text that was decoded by the wrong table, as in "schÃ¶n", repaired by ftfy."""
+
+import importlib.metadata
+import importlib.util
+from dataclasses import dataclass
+
+from data_pipeline.cleaning.page import Page
+from data_pipeline.cleaning.step import Edit, MissingPackage, Rule, Step
+
+PACKAGE = "ftfy"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ftfy(Step):
+    """Touches only lines that ftfy's own measure calls bad; quotes, ligatures and line ends stay. Not for code."""
+
+    name = "ftfy"
+    version = 1
+    rules = (Rule("encoding", "line that was decoded by the wrong table", None, "ftfy", changes=True),)
+
+    def __post_init__(self) -> None:
+        if importlib.util.find_spec(PACKAGE) is None:
+            raise MissingPackage(PACKAGE)
+
+    def foundation(self) -> str:
+        return importlib.metadata.version(PACKAGE)
+
+    def apply(self, page: Page) -> Edit | None:
+        from ftfy import fix_encoding
+        from ftfy.badness import is_bad
+
+        if page.text.isascii() or not is_bad(page.text):
+            return None
+        lines = page.text.splitlines(keepends=True)
+        fixed = [fix_encoding(line) if is_bad(line) else line for line in lines]
+        count = sum(a != b for a, b in zip(lines, fixed, strict=True))
+        return Edit("".join(fixed), {"encoding": count}) if count else None

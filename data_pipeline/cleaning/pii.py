@@ -1,0 +1,65 @@
+"""Personal data and secrets: masked by a placeholder, or reason to drop the document."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from data_pipeline.cleaning.page import Page
+from data_pipeline.cleaning.personal import Spans, cards, emails, ip_addresses, phones
+from data_pipeline.cleaning.secret_keys import secret_keys
+from data_pipeline.cleaning.step import Edit, Rule, Step, Treatment
+
+# In this order: a card number would else be read as a telephone number.
+_FINDERS: tuple[tuple[str, Callable[[str], Spans]], ...] = (
+    ("key", secret_keys),
+    ("email", emails),
+    ("card", cards),
+    ("ip", ip_addresses),
+    ("phone", phones),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pii(Step):
+    """Each kind is left alone (off), replaced by its name as in <email> (mask), or drops the document (drop)."""
+
+    email: Treatment = "mask"
+    ip: Treatment = "mask"
+    """Public addresses only."""
+    phone: Treatment = "off"
+    card: Treatment = "mask"
+    key: Treatment = "mask"
+    """Private keys, access tokens."""
+
+    name = "pii"
+    version = 1
+    rules = tuple(
+        rule
+        for kind, says in (
+            ("email", "e-mail address"),
+            ("ip", "public IPv4 or IPv6 address"),
+            ("phone", "telephone number"),
+            ("card", "payment card number (Luhn)"),
+            ("key", "private key, access token"),
+        )
+        for rule in (Rule(kind, f"{says}: drop", kind), Rule(kind, f"{says}: mask", kind, changes=True))
+    )
+
+    def apply(self, page: Page) -> str | Edit | None:
+        text = page.text
+        for kind, find in _FINDERS:
+            if getattr(self, kind) == "drop" and find(text):
+                return kind
+        changes: dict[str, int] = {}
+        for kind, find in _FINDERS:
+            if getattr(self, kind) == "mask" and (spans := find(text)):
+                text = _masked(text, spans, f"<{kind}>")
+                changes[kind] = len(spans)
+        return Edit(text, changes) if changes else None
+
+
+def _masked(text: str, spans: Spans, placeholder: str) -> str:
+    parts, done = [], 0
+    for begin, end in spans:
+        parts += [text[done:begin], placeholder]
+        done = end
+    return "".join([*parts, text[done:]])
