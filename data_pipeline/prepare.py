@@ -23,10 +23,13 @@ from data_pipeline.shards.reader import PackedDataset, check_sizes
 from data_pipeline.shards.writer import SplitWriter
 from data_pipeline.sources.corpus import Corpus
 from data_pipeline.staging import recover, stage
-from data_pipeline.tokenizer import Tokenizer, train_tokenizer
+from data_pipeline.tokenizers.base import Tokenizer
+from data_pipeline.tokenizers.loading import load_tokenizer, store_tokenizer, warn_where_text_changes
+from data_pipeline.tokenizers.sentencepiece_model import SentencePieceTokenizer
+from data_pipeline.tokenizers.training import train_tokenizer
 
 logger = logging.getLogger(__name__)
-TOKENIZER_FILE = "tokenizer.model"
+TOKENIZER_FILE = SentencePieceTokenizer.file_name
 TOKENIZER_KEY_FILE = "tokenizer.key"
 INPUTS_FILE = "inputs.json"  # beside the manifest, not in it: times of files say nothing about the data
 BATCH_BYTES = 8 << 20
@@ -90,7 +93,7 @@ def _settings(data: DataConfig, tokenizer: TokenizerConfig, seq_length: int) -> 
         settings |= {f"tokenizer.{key}": value for key, value in dataclasses.asdict(tokenizer).items()}
     else:
         settings["tokenizer.path"] = tokenizer.path
-        settings["fingerprint of tokenizer.path"] = Tokenizer.load(Path(tokenizer.path)).fingerprint
+        settings["fingerprint of tokenizer.path"] = load_tokenizer(Path(tokenizer.path), eod=tokenizer.eod).fingerprint
     decoded: dict[str, Any] = json.loads(json.dumps(settings))
     return decoded
 
@@ -140,7 +143,7 @@ def _untouched(folder: Path, corpus: Corpus) -> bool:
 
 
 def _check_whole(folder: Path, manifest: Manifest, every_byte: bool) -> None:
-    Tokenizer.load(folder / manifest.tokenizer.file, manifest.tokenizer.fingerprint)
+    load_tokenizer(folder / manifest.tokenizer.file, manifest.tokenizer.fingerprint)
     for split in ("train", "validation"):
         check_sizes(folder, manifest.splits[split])
         if every_byte:
@@ -189,8 +192,8 @@ def _build(
             dropped=scan.dropped,
         ),
         tokenizer=TokenizerRecord(
-            file=TOKENIZER_FILE,
-            kind=tokenizer_config.kind if tokenizer_config.path is None else "given",
+            file=tokenizer.file_name,
+            kind=tokenizer_config.kind if tokenizer_config.path is None else tokenizer.kind,
             vocab_size=tokenizer.vocab_size,
             eod_id=tokenizer.eod_id,
             fingerprint=tokenizer.fingerprint,
@@ -206,10 +209,11 @@ def _build(
 
 def _obtain_tokenizer(staged: Path, scan: Scan, config: TokenizerConfig) -> Tokenizer:
     """Copy the given one, take over the one an interrupted run left for the same sample, or train it."""
-    path = staged / TOKENIZER_FILE
     if config.path is not None:
-        write_durably(path, Path(config.path).read_bytes())
-        return Tokenizer.load(path)
+        given = store_tokenizer(Path(config.path), staged, config.eod)
+        warn_where_text_changes(given, scan.sample, f"tokenizer.path={config.path}")
+        return given
+    path = staged / TOKENIZER_FILE
     sample = hashlib.sha256(repr(config).encode())
     for text in scan.sample:
         sample.update(content_hash(text))
@@ -218,7 +222,7 @@ def _obtain_tokenizer(staged: Path, scan: Scan, config: TokenizerConfig) -> Toke
         key = sample.hexdigest() + hashlib.sha256(path.read_bytes()).hexdigest()
         if key_path.read_text() == key:
             logger.info("tokenizer: taken over from an interrupted run")
-            return Tokenizer.load(path)
+            return load_tokenizer(path)
     num_bytes = sum(len(text.encode()) for text in scan.sample)
     logger.info("tokenizer: training %s, %d pieces, on %.1f MB", config.kind, config.vocab_size, num_bytes / 1e6)
     if not scan.sample:
@@ -229,7 +233,7 @@ def _obtain_tokenizer(staged: Path, scan: Scan, config: TokenizerConfig) -> Toke
     model = train_tokenizer(lambda: scan.sample, config)
     write_durably(path, model)
     write_durably(key_path, (sample.hexdigest() + hashlib.sha256(model).hexdigest()).encode())
-    return Tokenizer.load(path)
+    return load_tokenizer(path)
 
 
 def _encode(

@@ -11,6 +11,7 @@ from data_pipeline.sources.corpus import Corpus
 
 logger = logging.getLogger(__name__)
 PIECES_WHEN_FEW = 64
+GIVEN_TOKENIZER_SAMPLE_BYTES = 1 << 20  # to see whether it gives text back
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,8 @@ def scan_corpus(corpus: Corpus, data: DataConfig, tokenizer: TokenizerConfig) ->
 
 
 def _select(corpus: Corpus, document_bytes: int, data: DataConfig, tokenizer: TokenizerConfig) -> Selector:
-    selector = Selector(data, 0 if tokenizer.path else tokenizer.sample_bytes, tokenizer.seed)
+    sample_bytes = GIVEN_TOKENIZER_SAMPLE_BYTES if tokenizer.path else tokenizer.sample_bytes
+    selector = Selector(data, sample_bytes, tokenizer.seed)
     with show_progress("reading", corpus.disk_bytes) as update:
         for document in corpus.documents(document_bytes):
             selector.add(document)
