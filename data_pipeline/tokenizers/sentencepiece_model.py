@@ -28,13 +28,15 @@ class SentencePieceTokenizer:
     def __init__(self, model: bytes, name: str = "tokenizer", settings: TokenizerSettings | None = None) -> None:
         try:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+            self.vocab_size: int = self._processor.get_piece_size()
         except RuntimeError:
+            self.vocab_size = 0
+        if not self.vocab_size:
             raise DataError(
                 f"{name}: is not a SentencePiece model (nor a Hugging Face tokenizer.json or a tiktoken file), or is "
                 "cut short"
-            ) from None
+            )
         self.settings = settings or TokenizerSettings()
-        self.vocab_size: int = self._processor.get_piece_size()
         self.eod_id: int = self._find_eod(name)
         """Follows each document: unless told otherwise the piece that SentencePiece calls end of sentence."""
         self._mark_ids = self._byte_ids(SPACE_MARK)

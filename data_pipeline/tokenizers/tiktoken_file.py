@@ -24,8 +24,9 @@ from data_pipeline.tokenizers.base import (
 )
 from data_pipeline.tokenizers.encodings import ENCODINGS, PATTERNS
 
-LONG_BLANKS = re.compile(r"\s{20000}(?=\s)")
-"""Longer runs overflow the stack of its regular expressions; they are cut here."""
+LONGEST_BLANKS = 20_000
+"""Longer runs overflow the stack of its regular expressions; they are cut into such."""
+LONG_BLANKS = re.compile(rf"(?<!\s)\s{{{LONGEST_BLANKS},}}")
 
 
 class TiktokenTokenizer:
@@ -85,7 +86,8 @@ class TiktokenTokenizer:
 
     def _encode(self, text: str) -> Ids:
         refuse_surrogates(text)
-        cuts = [0, *(found.end() for found in LONG_BLANKS.finditer(text)), len(text)]
+        runs = (range(run.start() + LONGEST_BLANKS, run.end(), LONGEST_BLANKS) for run in LONG_BLANKS.finditer(text))
+        cuts = [0, *itertools.chain.from_iterable(runs), len(text)]
         parts = [self._encode_part(text[start:end]) for start, end in itertools.pairwise(cuts)]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
