@@ -82,15 +82,19 @@ class Selector:
 
     def add(self, document: Document) -> None:
         content = content_hash(document.text)
-        self._digest.update(content)
-        self.num_documents += 1
-        self.num_bytes += document.num_bytes
-        key = hash_key(content, SPLIT_PURPOSE)
-        if key < self._fraction_key:
-            self._fraction_bytes += document.num_bytes
-        self._lowest.add(key, document.num_bytes)
+        self.add_content(content, document.num_bytes)
         if self._sample_bytes:
             self._sample.add(hash_key(content, self._sample_purpose), document.num_bytes, document.text)
+
+    def add_content(self, content: bytes, num_bytes: int) -> None:
+        """A document that is known by its hash alone: it can train no tokenizer."""
+        self._digest.update(content)
+        self.num_documents += 1
+        self.num_bytes += num_bytes
+        key = hash_key(content, SPLIT_PURPOSE)
+        if key < self._fraction_key:
+            self._fraction_bytes += num_bytes
+        self._lowest.add(key, num_bytes)
 
     @property
     def digest(self) -> str:

@@ -53,6 +53,15 @@ def stage(folder: Path, keep: Set[str] = frozenset()) -> Iterator[Path]:
         raise DataError(f"data.path={folder}: cannot be written ({error})") from None
 
 
+@contextmanager
+def stage_new(folder: Path) -> Iterator[Path]:
+    """As `stage`, for a folder that must not be there yet."""
+    if folder.exists() or folder.is_symlink():
+        raise DataError(f"{folder}: is there already, and nothing is overwritten; name another folder")
+    with stage(folder) as staged:
+        yield staged
+
+
 def recover(folder: Path) -> None:
     """Undo or finish a replacement that was interrupted between its two renames."""
     staged, replaced = folder.with_name(folder.name + ".partial"), folder.with_name(folder.name + ".replaced")
