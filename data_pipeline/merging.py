@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from data_pipeline.errors import DataError
 from data_pipeline.progress import show_progress
@@ -17,6 +18,8 @@ from data_pipeline.shards.stream import PARTS_KEY, samples_of
 from data_pipeline.shards.writer import MemberWriter
 from data_pipeline.staging import stage_new
 from data_pipeline.tokenizers.loading import load_tokenizer, store_tokenizer
+
+SHARD_BYTES_KEY = "data.shard_bytes"
 
 
 def merge(folders: Sequence[Path], target: Path) -> Manifest:
@@ -50,7 +53,10 @@ def merge(folders: Sequence[Path], target: Path) -> Manifest:
             samples_per_member=first.samples_per_member,
             splits=splits,
             validation_share=splits["validation"].num_text_bytes / max(1, sum(corpus.num_bytes for corpus in corpora)),
-            settings={PARTS_KEY: [part for manifest in parts.values() for part in _parts_of(manifest)]},
+            settings={
+                PARTS_KEY: [part for manifest in parts.values() for part in _parts_of(manifest)],
+                SHARD_BYTES_KEY: first.settings[SHARD_BYTES_KEY],
+            },
         )
         manifest.save(staged)
     return manifest
@@ -96,9 +102,7 @@ def _parts_of(manifest: Manifest) -> list[dict[str, Any]]:
 def _join(split: str, parts: dict[Path, Manifest], staged: Path) -> SplitRecord:
     records = [manifest.splits[split] for manifest in parts.values()]
     first = next(iter(parts.values()))
-    # Shards as large as the largest there are: the setting that made them is not in every manifest.
-    shard_bytes = max(shard.bytes for record in records for shard in record.shards)
-    writer = MemberWriter(staged, split, dtype=first.dtype, shard_bytes=shard_bytes)
+    writer = MemberWriter(staged, split, dtype=first.dtype, shard_bytes=first.settings[SHARD_BYTES_KEY])
     try:
         with show_progress(f"joining {split}", sum(shard.bytes for r in records for shard in r.shards)) as update:
             done = 0
@@ -127,9 +131,9 @@ def _samples(split: Any, parts: dict[Path, Manifest]) -> Iterator[Tokens]:
             yield from samples_of(dataset, 0, dataset.num_samples)
 
 
-def _members(stretches: Iterator[Tokens], size: int) -> Iterator[Tokens]:
+def _members(stretches: Iterator[Tokens], size: int) -> Iterator[npt.NDArray[Any]]:
     """The same rows, `size` at a time."""
-    kept: list[Tokens] = []
+    kept: list[npt.NDArray[Any]] = []
     num_kept = 0
     for stretch in stretches:
         kept.append(stretch)

@@ -24,8 +24,8 @@ MERGE_HELP = """
 Writes the samples of all parts, in the order given, into a new dataset. Every byte is read, compared with its checksum
 and written once more: it takes the time of a copy, and its space. Parts must have one tokenizer and one sample length;
 the same text twice (by the digest of the whole corpus) is refused. Single documents cannot be seen: one that trains in
-one part and is held out in another stays in both, unless the parts were prepared with the same data.validation_fraction
-and data.validation_min_bytes=0, when equal text falls on the same side.
+one part and is held out in another stays in both, unless `pretrain prepare` made the parts with the same
+data.validation_fraction and data.validation_min_bytes=0, when equal text falls on the same side.
 """
 
 
