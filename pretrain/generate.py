@@ -76,7 +76,8 @@ def continuations(config: GenerateConfig, run: Path, used: RunConfig, tokenizer:
         prompt = list(tokenizer.encode(config.prompt)) or [tokenizer.eod_id]
         return [
             config.prompt
-            + tokenizer.decode(
+            + text_after(
+                prompt,
                 continue_tokens(
                     engine.logits,
                     prompt,
@@ -84,10 +85,17 @@ def continuations(config: GenerateConfig, run: Path, used: RunConfig, tokenizer:
                     max_context=used.model.seq_length,
                     end_token=tokenizer.eod_id,
                     generator=generator,
-                )
+                ),
+                tokenizer,
             )
             for _ in range(config.num_samples)
         ]
+
+
+def text_after(prompt: list[int], tokens: list[int], tokenizer: Tokenizer) -> str:
+    """Text of tokens that follow a prompt; alone, some tokenizers would drop the space that they begin with."""
+    before, whole = tokenizer.decode(prompt), tokenizer.decode(prompt + tokens)
+    return whole.removeprefix(before) if whole.startswith(before) else tokenizer.decode(tokens)
 
 
 def for_generation(trained: RunConfig, config: GenerateConfig, world_size: int) -> RunConfig:

@@ -27,12 +27,34 @@ def test_damage_is_named_with_exit_code_1(place, tmp_path):
     )
 
 
+def test_a_dataset_goes_to_megatron_and_back_and_is_joined(place, tmp_path):
+    out, back, both = (str(tmp_path / name) for name in ("out", "back", "both"))
+    written = place.command("data", "convert", str(place.dataset), out, "--to", "megatron")
+    train = json.loads(written.stdout)["train"]
+    assert written.returncode == 0 and (tmp_path / "out" / "train.bin").stat().st_size == 2 * train["tokens"]
+    settings = (f"tokenizer.path={out}/tokenizer.model", "model.seq_length=32", "data.validation_min_bytes=3000")
+    packed = place.command("data", "convert", f"{out}/train", back, "--to", "packed", *settings)
+    splits = json.loads(packed.stdout)["splits"]
+    assert sum(split["documents"] for split in splits.values()) == train["documents"]
+    merged = place.command("data", "merge", str(place.dataset), back, "--into", both)
+    assert (
+        merged.returncode == 0 and json.loads(merged.stdout)["splits"]["train"]["samples"] > splits["train"]["samples"]
+    )
+    again = place.command("data", "convert", str(place.dataset), out, "--to", "megatron", "data.name=x")
+    assert again.returncode == 2 and "data.name=x: --to megatron takes all it needs" in again.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["verify", "nowhere"], "nowhere: not prepared"),
         (["inspect", "nowhere", "--samples", "0"], "'0' is not a number above 0"),
         (["look", "nowhere"], "invalid choice: 'look'"),
+        (["merge", "nowhere", "--into", "x"], "nowhere: not prepared"),
+        (
+            ["convert", "nowhere", "x", "--to", "packed", "tokenizer.path=t"],
+            "nowhere.bin: cannot be read (No such file",
+        ),
         (["stats", "nowhere", "data.name=x"], "unrecognized arguments: data.name=x"),
     ],
 )

@@ -11,6 +11,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.tokenizers.loading import load_tokenizer
 from data_pipeline.tokenizers.sentencepiece_model import SEGMENT_CHARS, SentencePieceTokenizer
 from data_pipeline.tokenizers.training import train_tokenizer
+from pretrain.generate import text_after
 from tests.support.corpus import make_texts, tokenizer_config
 
 KINDS = ["bpe", "unigram"]
@@ -157,4 +158,5 @@ def test_models_made_elsewhere_are_not_cut_where_that_would_change_ids(tmp_path)
     tokenizer = load_tokenizer(tmp_path / "m.model")
     text = "\n".join(make_texts(200, seed=5))
     assert len(text) > SEGMENT_CHARS
+    assert text_after(tokenizer.encode("ba"), tokenizer.encode("ba"), tokenizer) == " ba", "the space was dropped"
     assert tokenizer.encode(text) == tokenizer._processor.encode(text, out_type=int)
