@@ -89,6 +89,11 @@ def _settings(data: DataConfig, tokenizer: TokenizerConfig, seq_length: int) -> 
     settings: dict[str, Any] = {"model.seq_length": seq_length}
     not_of_it = ("path", *MIXTURE_KEYS)
     settings |= {f"data.{key}": value for key, value in dataclasses.asdict(data).items() if key not in not_of_it}
+    if tokenizer.path is None and tokenizer.eod is not None:
+        raise DataError(
+            f"tokenizer.eod={tokenizer.eod}: is for an existing tokenizer (tokenizer.path); one that is trained here ends "
+            "documents with </s>"
+        )
     if tokenizer.path is None:
         settings |= {f"tokenizer.{key}": value for key, value in dataclasses.asdict(tokenizer).items()}
     else:
@@ -209,11 +214,12 @@ def _build(
 
 def _obtain_tokenizer(staged: Path, scan: Scan, config: TokenizerConfig) -> Tokenizer:
     """Copy the given one, take over the one an interrupted run left for the same sample, or train it."""
+    path = staged / TOKENIZER_FILE
     if config.path is not None:
+        path.unlink(missing_ok=True)
         given = store_tokenizer(Path(config.path), staged, config.eod)
         warn_where_text_changes(given, scan.sample, f"tokenizer.path={config.path}")
         return given
-    path = staged / TOKENIZER_FILE
     sample = hashlib.sha256(repr(config).encode())
     for text in scan.sample:
         sample.update(content_hash(text))

@@ -5,6 +5,8 @@ import shutil
 
 import pytest
 
+from pretrain.cli import main
+
 
 def test_a_dataset_is_shown_counted_and_found_whole(place):
     shown = place.command("data", "inspect", str(place.dataset), "--samples", "2", "--split", "validation")
@@ -27,21 +29,21 @@ def test_damage_is_named_with_exit_code_1(place, tmp_path):
     )
 
 
-def test_a_dataset_goes_to_megatron_and_back_and_is_joined(place, tmp_path):
-    out, back, both = (str(tmp_path / name) for name in ("out", "back", "both"))
-    written = place.command("data", "convert", str(place.dataset), out, "--to", "megatron")
+def test_a_dataset_goes_to_megatron(place, tmp_path):
+    written = place.command("data", "convert", str(place.dataset), str(tmp_path / "out"), "--to", "megatron")
     train = json.loads(written.stdout)["train"]
     assert written.returncode == 0 and (tmp_path / "out" / "train.bin").stat().st_size == 2 * train["tokens"]
-    settings = (f"tokenizer.path={out}/tokenizer.model", "model.seq_length=32", "data.validation_min_bytes=3000")
-    packed = place.command("data", "convert", f"{out}/train", back, "--to", "packed", *settings)
-    splits = json.loads(packed.stdout)["splits"]
-    assert sum(split["documents"] for split in splits.values()) == train["documents"]
-    merged = place.command("data", "merge", str(place.dataset), back, "--into", both)
-    assert (
-        merged.returncode == 0 and json.loads(merged.stdout)["splits"]["train"]["samples"] > splits["train"]["samples"]
-    )
-    again = place.command("data", "convert", str(place.dataset), out, "--to", "megatron", "data.name=x")
-    assert again.returncode == 2 and "data.name=x: --to megatron takes all it needs" in again.stderr
+
+
+def test_overrides_of_convert_are_taken_before_and_after_its_option(capsys, tmp_path):
+    words = ["data", "convert", "nowhere", str(tmp_path / "x"), "model.seq_length=32", "--to", "packed"]
+    for name, wanted in (
+        ("tokenizer.path=t.json", "nowhere.bin: cannot be read"),
+        ("no.key=1", "there is no such key"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            main([*words, name])
+        assert end.value.code == 2 and wanted in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -52,8 +54,8 @@ def test_a_dataset_goes_to_megatron_and_back_and_is_joined(place, tmp_path):
         (["look", "nowhere"], "invalid choice: 'look'"),
         (["merge", "nowhere", "--into", "x"], "nowhere: not prepared"),
         (
-            ["convert", "nowhere", "x", "--to", "packed", "tokenizer.path=t"],
-            "nowhere.bin: cannot be read (No such file",
+            ["convert", "nowhere", "x", "--to", "megatron", "data.name=x"],
+            "data.name=x: --to megatron takes all it needs",
         ),
         (["stats", "nowhere", "data.name=x"], "unrecognized arguments: data.name=x"),
     ],
