@@ -86,7 +86,7 @@ MIXTURE_KEYS = ("mixture", "mixture_max_epochs", "mixture_later")
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerConfig:
-    """A SentencePiece tokenizer: trained from the corpus, or an existing one."""
+    """A SentencePiece tokenizer trained from the corpus, or an existing one of any kind."""
 
     kind: Literal["bpe", "unigram"]
     """The SentencePiece algorithm."""
@@ -95,7 +95,10 @@ class TokenizerConfig:
     sample_bytes: int
     """At most this many bytes of whole documents, chosen by seeded hash, train the tokenizer."""
     path: str | None
-    """An existing SentencePiece .model to use instead of training one."""
+    """An existing tokenizer to use instead of training one: a SentencePiece .model, a Hugging Face tokenizer.json, or a
+    tiktoken file."""
+    eod: str | None
+    """Special token of the existing tokenizer that ends a document; null: one with a usual name, as <|endoftext|>."""
     seed: int
     """Chooses the documents of the sample."""
 

@@ -14,7 +14,8 @@ from data_pipeline.order import sample_at
 from data_pipeline.progress import show_progress
 from data_pipeline.shards.manifest import FileRecord, Manifest
 from data_pipeline.shards.reader import PackedDataset, check_sizes, fault_of_sizes
-from data_pipeline.tokenizer import Tokenizer
+from data_pipeline.tokenizers.base import Tokenizer
+from data_pipeline.tokenizers.loading import load_tokenizer
 
 Split = Literal["train", "validation"]
 SPLITS: tuple[Split, ...] = ("train", "validation")
@@ -124,7 +125,7 @@ def stats(folder: Path) -> dict[str, Any]:
 
 
 def _tokenizer(folder: Path, manifest: Manifest) -> Tokenizer:
-    return Tokenizer.load(folder / manifest.tokenizer.file, manifest.tokenizer.fingerprint)
+    return load_tokenizer(folder / manifest.tokenizer.file, manifest.tokenizer.fingerprint)
 
 
 def _checksum_fault(folder: Path, record: FileRecord, advance: Callable[[int], None]) -> str | None:

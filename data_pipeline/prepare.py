@@ -28,10 +28,12 @@ from data_pipeline.shards.reader import PackedDataset, check_sizes
 from data_pipeline.shards.writer import SplitWriter
 from data_pipeline.sources.corpus import Corpus
 from data_pipeline.staging import recover, stage, working
-from data_pipeline.tokenizer import Tokenizer, train_tokenizer
+from data_pipeline.tokenizers.base import Tokenizer
+from data_pipeline.tokenizers.loading import load_tokenizer, store_tokenizer, warn_where_text_changes
+from data_pipeline.tokenizers.sentencepiece_model import SentencePieceTokenizer
+from data_pipeline.tokenizers.training import train_tokenizer
 
 logger = logging.getLogger(__name__)
-TOKENIZER_FILE = "tokenizer.model"
 MODEL = ".model"
 INPUTS_FILE = "inputs.json"  # beside the manifest, not in it: times of files say nothing about the data
 
@@ -96,11 +98,16 @@ def _settings(data: DataConfig, tokenizer: TokenizerConfig, seq_length: int) -> 
     settings: dict[str, Any] = {"model.seq_length": seq_length}
     not_of_it = ("path", *MIXTURE_KEYS)
     settings |= {f"data.{key}": value for key, value in dataclasses.asdict(data).items() if key not in not_of_it}
+    if tokenizer.path is None and tokenizer.eod is not None:
+        raise DataError(
+            f"tokenizer.eod={tokenizer.eod}: is for an existing tokenizer (tokenizer.path); one trained here ends "
+            "documents with </s>"
+        )
     if tokenizer.path is None:
         settings |= {f"tokenizer.{key}": value for key, value in dataclasses.asdict(tokenizer).items()}
     else:
         settings["tokenizer.path"] = tokenizer.path
-        settings["fingerprint of tokenizer.path"] = Tokenizer.load(Path(tokenizer.path)).fingerprint
+        settings["fingerprint of tokenizer.path"] = load_tokenizer(Path(tokenizer.path), eod=tokenizer.eod).fingerprint
     decoded: dict[str, Any] = json.loads(json.dumps(settings))
     return decoded
 
@@ -150,7 +157,7 @@ def _untouched(folder: Path, corpus: Corpus) -> bool:
 
 
 def _check_whole(folder: Path, manifest: Manifest, every_byte: bool) -> None:
-    Tokenizer.load(folder / manifest.tokenizer.file, manifest.tokenizer.fingerprint)
+    load_tokenizer(folder / manifest.tokenizer.file, manifest.tokenizer.fingerprint)
     for split in ("train", "validation"):
         check_sizes(folder, manifest.splits[split])
         if every_byte:
@@ -169,7 +176,7 @@ def _build(
 ) -> Manifest:
     tokenizer = _obtain_tokenizer(staged, scan, tokenizer_config, work)
     dtype = dtype_for(tokenizer.vocab_size)
-    encoding = Encoding(staged / TOKENIZER_FILE, tokenizer.fingerprint, dtype, scan.split)
+    encoding = Encoding(staged / tokenizer.file_name, tokenizer.fingerprint, dtype, scan.split)
     keys = [encoding.key(piece.key, piece.kept) for piece in scan.pieces]
     pieces = dict(zip(keys, scan.pieces, strict=True))
     tasks = {key: (piece.key, piece.kept, encoding) for key, piece in pieces.items()}
@@ -210,8 +217,8 @@ def _build(
             changed=scan.changed,
         ),
         tokenizer=TokenizerRecord(
-            file=TOKENIZER_FILE,
-            kind=tokenizer_config.kind if tokenizer_config.path is None else "given",
+            file=tokenizer.file_name,
+            kind=tokenizer_config.kind if tokenizer_config.path is None else tokenizer.kind,
             vocab_size=tokenizer.vocab_size,
             eod_id=tokenizer.eod_id,
             fingerprint=tokenizer.fingerprint,
@@ -231,10 +238,11 @@ def _build(
 
 def _obtain_tokenizer(staged: Path, scan: Scan, config: TokenizerConfig, work: WorkFolder) -> Tokenizer:
     """Copy the given one, take over the one an interrupted run left for the same sample, or train it."""
-    path = staged / TOKENIZER_FILE
+    path = staged / SentencePieceTokenizer.file_name
     if config.path is not None:
-        write_durably(path, Path(config.path).read_bytes())
-        return Tokenizer.load(path)
+        given = store_tokenizer(Path(config.path), staged, config.eod)
+        warn_where_text_changes(given, scan.sample, f"tokenizer.path={config.path}")
+        return given
     if not scan.sample:
         raise DataError(
             "data.validation_fraction and data.validation_min_bytes hold out all text, none is left for training; "
@@ -250,7 +258,7 @@ def _obtain_tokenizer(staged: Path, scan: Scan, config: TokenizerConfig, work: W
     else:
         logger.info("tokenizer: taken over from an interrupted run")
     write_durably(path, work.file(key, MODEL).read_bytes())
-    return Tokenizer.load(path)
+    return load_tokenizer(path)
 
 
 def _check_enough(name: str, split: SplitRecord, seq_length: int) -> None:

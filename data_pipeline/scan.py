@@ -33,6 +33,7 @@ from data_pipeline.sources.corpus import Corpus, Piece
 logger = logging.getLogger(__name__)
 PIECE_BYTES = 8 << 20
 PIECES_WHEN_FEW = 64
+GIVEN_TOKENIZER_SAMPLE_BYTES = 1 << 20  # to see whether it gives text back
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +152,8 @@ def _choose(
     tokenizer: TokenizerConfig,
     work: WorkFolder,
 ) -> tuple[list[ScannedPiece], Selector]:
-    selector = Selector(data, 0 if tokenizer.path else tokenizer.sample_bytes, tokenizer.seed)
+    sample_bytes = GIVEN_TOKENIZER_SAMPLE_BYTES if tokenizer.path else tokenizer.sample_bytes
+    selector = Selector(data, sample_bytes, tokenizer.seed)
     found = []
     for key, named_by, kept in zip(keys, given, duplicates.kept, strict=True):
         table = documents(work, key)

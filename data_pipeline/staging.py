@@ -89,6 +89,15 @@ def _tidied(folder: Path) -> Iterator[None]:
         raise
 
 
+@contextmanager
+def stage_new(folder: Path) -> Iterator[Path]:
+    """As `stage`, for a folder that must not be there yet."""
+    if folder.exists() or folder.is_symlink():
+        raise DataError(f"{folder}: is there already, and nothing is overwritten; name another folder")
+    with stage(folder) as staged:
+        yield staged
+
+
 def recover(folder: Path) -> None:
     """Undo or finish a replacement that was interrupted between its two renames."""
     staged, replaced = folder.with_name(folder.name + ".partial"), folder.with_name(folder.name + ".replaced")

@@ -7,17 +7,16 @@
 """
 
 import argparse
-import json
 import logging
 import os
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from textwrap import dedent
 
 from data_pipeline.errors import UserError
+from pretrain import data_verb
 from pretrain.config.errors import ConfigError, TrainingDiverged
 from pretrain.layout.failures import RankFailed
 
@@ -77,38 +76,6 @@ def _generate(given: argparse.Namespace) -> int:
     return 0
 
 
-def _data(given: argparse.Namespace) -> int:
-    from data_pipeline import inspection
-
-    if given.action == "verify":
-        faults = inspection.verify(given.path)
-        sys.stdout.write("".join(f"{fault}\n" for fault in faults) or f"{given.path}: whole\n")
-        return EXIT_FAILED if faults else 0
-    if given.action == "stats":
-        sys.stdout.write(json.dumps(inspection.stats(given.path), indent=2, ensure_ascii=False) + "\n")
-        return 0
-    samples = inspection.inspect(given.path, given.split, given.first, given.samples, shuffled_by=given.seed)
-    for text in samples:
-        sys.stdout.write(f"{text}\n")
-    return 0
-
-
-def _data_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("action", choices=("inspect", "verify", "stats"))
-    parser.add_argument("path", type=Path, metavar="PATH", help="folder of a prepared dataset")
-    parser.add_argument("--split", choices=("train", "validation"), default="train", help="inspect: default train")
-    parser.add_argument("--first", type=_count, default=0, metavar="N", help="inspect: number of the first sample")
-    parser.add_argument("--samples", type=_positive(int), default=3, metavar="N", help="inspect: how many, default 3")
-    help_ = "inspect: in the order of a run with this run.seed, --first being a position in it"
-    parser.add_argument("--seed", type=_count, metavar="SEED", help=help_)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
-    return int(text)
-
-
 def _show_config(given: argparse.Namespace) -> int:
     from pretrain.config.load import load_run_config, to_yaml
 
@@ -161,19 +128,23 @@ VERBS = {
         _prepare,
     ),
     "data": Verb(
-        "look into a prepared dataset",
+        "look into prepared datasets, convert and join them",
         """
         inspect shows samples as text, verify compares every file, offset and token with the manifest and exits with 1
-        where something differs, stats prints the figures as JSON.
+        where something differs, stats prints the figures as JSON, convert makes a dataset of Megatron-LM's .bin and
+        .idx or the other way round, merge joins several into one. `pretrain data ACTION --help` explains each.
 
         examples:
           pretrain data inspect data/mine --samples 2
           pretrain data inspect data/mine --seed 1234 --first 80000
           pretrain data verify data/mine
           pretrain data stats data/mine
+          pretrain data convert old/corpus_text_document data/mine --to packed tokenizer.path=tokenizer.json
+          pretrain data convert data/mine data/mine-megatron --to megatron
+          pretrain data merge data/mine data/yours --into data/ours
         """,
-        _data,
-        _data_options,
+        data_verb.run,
+        data_verb.add_options,
         takes_overrides=False,
     ),
     "train": Verb(
@@ -291,7 +262,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = _parser()
     given, rest = parser.parse_known_args(arguments)
     unknown = [word for word in rest if word.startswith("-")]
-    if not VERBS[given.verb].takes_overrides:
+    if not hasattr(given, "overrides"):
         unknown = rest
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")

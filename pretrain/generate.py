@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from data_pipeline.config import dataset_folders
 from data_pipeline.shards.manifest import Manifest
-from data_pipeline.tokenizer import Tokenizer
+from data_pipeline.tokenizers.base import Tokenizer
+from data_pipeline.tokenizers.loading import load_tokenizer
 from pretrain.config.errors import ConfigError, Problem, RunError
 from pretrain.config.layout_checks import data_parallel_size, layout_problems
 from pretrain.config.load import read_run_config
@@ -26,7 +27,7 @@ def generate(config: GenerateConfig) -> None:
     check(config)
     run = Path(config.run)
     trained = read_run_config(run / "config.yaml")
-    tokenizer = load_tokenizer(trained)
+    tokenizer = tokenizer_of(trained)
     rank, world_size, _ = world_from_environment()
     used = for_generation(trained, config, world_size)
     texts = list(continuations(config, run, used, tokenizer))
@@ -75,7 +76,8 @@ def continuations(config: GenerateConfig, run: Path, used: RunConfig, tokenizer:
         prompt = list(tokenizer.encode(config.prompt)) or [tokenizer.eod_id]
         return [
             config.prompt
-            + tokenizer.decode(
+            + text_after(
+                prompt,
                 continue_tokens(
                     engine.logits,
                     prompt,
@@ -83,10 +85,17 @@ def continuations(config: GenerateConfig, run: Path, used: RunConfig, tokenizer:
                     max_context=used.model.seq_length,
                     end_token=tokenizer.eod_id,
                     generator=generator,
-                )
+                ),
+                tokenizer,
             )
             for _ in range(config.num_samples)
         ]
+
+
+def text_after(prompt: list[int], tokens: list[int], tokenizer: Tokenizer) -> str:
+    """Text of tokens that follow a prompt; alone, some tokenizers would drop the space that they begin with."""
+    before, whole = tokenizer.decode(prompt), tokenizer.decode(prompt + tokens)
+    return whole.removeprefix(before) if whole.startswith(before) else tokenizer.decode(tokens)
 
 
 def for_generation(trained: RunConfig, config: GenerateConfig, world_size: int) -> RunConfig:
@@ -121,11 +130,11 @@ def find_checkpoint(folder: Path, name: str) -> "Checkpoint":
     return checkpoint
 
 
-def load_tokenizer(trained: RunConfig) -> Tokenizer:
+def tokenizer_of(trained: RunConfig) -> Tokenizer:
     """The tokenizer beside the shards that the run was trained on."""
     folder = next(iter(dataset_folders(trained.data).values()))
     record = Manifest.load(folder).tokenizer
-    return Tokenizer.load(folder / record.file, record.fingerprint)
+    return load_tokenizer(folder / record.file, record.fingerprint)
 
 
 def check(config: GenerateConfig) -> None:

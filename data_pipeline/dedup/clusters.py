@@ -13,7 +13,7 @@ those pages do not have the rest of the pair's text, so in other bands the two m
 All this depends on the order of documents in the whole corpus alone, so pieces may be cut anywhere.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt

@@ -13,7 +13,7 @@ from data_pipeline.pieces.cleaned import batches, texts
 from data_pipeline.pieces.work import WorkFolder, every, key_of
 from data_pipeline.selection import Split
 from data_pipeline.shards.layout import DTYPES
-from data_pipeline.tokenizer import Tokenizer
+from data_pipeline.tokenizers.loading import load_tokenizer
 
 LENGTHS = np.dtype([("tokens", "<i8"), ("num_bytes", "<i8")])
 BATCH_BYTES = 4 << 20
@@ -39,7 +39,7 @@ class Encoding:
 
 def encode_piece(work: WorkFolder, key: str, cleaned_key: str, kept: npt.NDArray[np.bool_], encoding: Encoding) -> None:
     """Write the tokens of each split, end-of-document tokens included, and the lengths of its documents."""
-    tokenizer = Tokenizer.load(encoding.tokenizer, encoding.fingerprint)
+    tokenizer = load_tokenizer(encoding.tokenizer, encoding.fingerprint)
     end = np.array([tokenizer.eod_id], dtype=np.int32)
     lengths: dict[str, list[tuple[int, int]]] = {split: [] for split in SPLITS}
     due, done = every(SECONDS_BETWEEN_NEWS, time.monotonic), 0

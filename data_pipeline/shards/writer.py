@@ -12,8 +12,56 @@ from data_pipeline.shards.layout import DTYPES, TAR_BLOCK, npy_header, tar_membe
 from data_pipeline.shards.manifest import FileRecord, ShardRecord, SplitRecord
 
 
+class MemberWriter:
+    """Writes samples as the members of one split's shards."""
+
+    def __init__(self, folder: Path, split: str, *, dtype: str, shard_bytes: int) -> None:
+        self._folder = folder
+        self._split = split
+        self._descr = DTYPES[dtype]
+        self._shard_bytes = shard_bytes
+        self._shard: _ShardFile | None = None
+        self._shards: list[ShardRecord] = []
+        self._offsets: list[int] = []
+
+    def write(self, rows: npt.NDArray[Any]) -> None:
+        """One member: samples [n, seq_length + 1]; every one but the last must have `samples_per_member` of them."""
+        content = npy_header(rows.shape, self._descr) + rows.tobytes()
+        if self._shard is not None and self._shard.member_bytes + tar_member_bytes(len(content)) > self._shard_bytes:
+            self._close_shard()
+        if self._shard is None:
+            self._shard = _ShardFile(self._folder / f"{self._split}-{len(self._shards):05d}.tar")
+        self._offsets.append(self._shard.member_bytes + TAR_BLOCK)
+        self._shard.write(f"{self._split}-{len(self._offsets) - 1:08d}", content, len(rows))
+
+    def close(self) -> tuple[tuple[ShardRecord, ...], FileRecord]:
+        """Write the index; the records of the shards and of it."""
+        self._close_shard()
+        return tuple(self._shards), self._write_index()
+
+    def abort(self) -> None:
+        """Close the file without finishing it."""
+        if self._shard is not None:
+            self._shard.file.file.close()
+            self._shard = None
+
+    def _close_shard(self) -> None:
+        if self._shard is not None:
+            self._shards.append(self._shard.close())
+            self._shard = None
+
+    def _write_index(self) -> FileRecord:
+        path = self._folder / f"{self._split}.index.npy"
+        content = npy_header((len(self._offsets),), "<i8") + np.array(self._offsets, dtype="<i8").tobytes()
+        with path.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        return FileRecord(file=path.name, bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+
+
 class SplitWriter:
-    """Writes one split; `close` returns its record.
+    """Packs the documents of one split and writes it; `close` returns its record.
 
     Sample i holds tokens i * seq_length to (i + 1) * seq_length inclusive of the split's one long row: neighbours share
     a token, so that each token but the first is predicted exactly once.
@@ -22,18 +70,12 @@ class SplitWriter:
     def __init__(
         self, folder: Path, split: str, *, seq_length: int, dtype: str, samples_per_member: int, shard_bytes: int
     ) -> None:
-        self._folder = folder
-        self._split = split
+        self._members = MemberWriter(folder, split, dtype=dtype, shard_bytes=shard_bytes)
         self._seq_length = seq_length
-        self._descr = DTYPES[dtype]
         self._samples_per_member = samples_per_member
-        self._shard_bytes = shard_bytes
         # Exactly one member's tokens, its last one shared with the next member.
-        self._pending = np.empty(samples_per_member * seq_length + 1, dtype=self._descr)
+        self._pending = np.empty(samples_per_member * seq_length + 1, dtype=DTYPES[dtype])
         self._filled = 0
-        self._shard: _ShardFile | None = None
-        self._shards: list[ShardRecord] = []
-        self._offsets: list[int] = []
         self._num_documents = self._num_tokens = self._num_text_bytes = 0
 
     def add(self, tokens: npt.NDArray[Any], num_text_bytes: int) -> None:
@@ -56,11 +98,11 @@ class SplitWriter:
         samples = max(0, self._filled - 1) // self._seq_length
         if samples:
             self._write_member(samples)
-        self._close_shard()
-        num_samples = sum(shard.samples for shard in self._shards)
+        shards, index = self._members.close()
+        num_samples = sum(shard.samples for shard in shards)
         return SplitRecord(
-            shards=tuple(self._shards),
-            index=self._write_index(),
+            shards=shards,
+            index=index,
             num_samples=num_samples,
             num_documents=self._num_documents,
             num_tokens=self._num_tokens,
@@ -70,36 +112,16 @@ class SplitWriter:
 
     def abort(self) -> None:
         """Close the file without finishing it."""
-        if self._shard is not None:
-            self._shard.file.file.close()
-            self._shard = None
+        self._members.abort()
 
     def _write_member(self, samples: int) -> None:
-        shape = (samples, self._seq_length + 1)
         rows = np.lib.stride_tricks.as_strided(
-            self._pending, shape, (self._seq_length * self._pending.itemsize, self._pending.itemsize), writeable=False
+            self._pending,
+            (samples, self._seq_length + 1),
+            (self._seq_length * self._pending.itemsize, self._pending.itemsize),
+            writeable=False,
         )
-        content = npy_header(shape, self._descr) + rows.tobytes()
-        if self._shard is not None and self._shard.member_bytes + tar_member_bytes(len(content)) > self._shard_bytes:
-            self._close_shard()
-        if self._shard is None:
-            self._shard = _ShardFile(self._folder / f"{self._split}-{len(self._shards):05d}.tar")
-        self._offsets.append(self._shard.member_bytes + TAR_BLOCK)
-        self._shard.write(f"{self._split}-{len(self._offsets) - 1:08d}", content, samples)
-
-    def _close_shard(self) -> None:
-        if self._shard is not None:
-            self._shards.append(self._shard.close())
-            self._shard = None
-
-    def _write_index(self) -> FileRecord:
-        path = self._folder / f"{self._split}.index.npy"
-        content = npy_header((len(self._offsets),), "<i8") + np.array(self._offsets, dtype="<i8").tobytes()
-        with path.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        return FileRecord(file=path.name, bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+        self._members.write(rows)
 
 
 class _HashingFile:

@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from data_pipeline.shards.reader import PackedDataset
-from data_pipeline.tokenizer import Tokenizer
+from data_pipeline.shards.stream import rows_of
+from data_pipeline.tokenizers.loading import load_tokenizer
 from pretrain.config.load import read_run_config
 
 
@@ -24,9 +25,8 @@ def split_text(folder: Path, split: str) -> bytes:
     """The documents of a split joined; only the tail that fills no sample is missing."""
     dataset = PackedDataset.open(folder, split)  # type: ignore[arg-type]
     record = dataset.manifest.tokenizer
-    tokenizer = Tokenizer.load(folder / record.file, record.fingerprint)
-    samples = dataset.read(np.arange(dataset.num_samples))
-    tokens = np.concatenate([samples[:, :-1].ravel(), samples[-1:, -1]])
+    tokenizer = load_tokenizer(folder / record.file, record.fingerprint)
+    tokens = np.concatenate([tokens for row in rows_of(dataset) for tokens in row])
     documents = np.split(tokens, np.flatnonzero(tokens == tokenizer.eod_id))
     return "".join(tokenizer.decode([int(t) for t in d if t != tokenizer.eod_id]) for d in documents).encode()
 

@@ -5,6 +5,8 @@ import shutil
 
 import pytest
 
+from pretrain.cli import main
+
 
 def test_a_dataset_is_shown_counted_and_found_whole(place):
     shown = place.command("data", "inspect", str(place.dataset), "--samples", "2", "--split", "validation")
@@ -27,12 +29,34 @@ def test_damage_is_named_with_exit_code_1(place, tmp_path):
     )
 
 
+def test_a_dataset_goes_to_megatron(place, tmp_path):
+    written = place.command("data", "convert", str(place.dataset), str(tmp_path / "out"), "--to", "megatron")
+    train = json.loads(written.stdout)["train"]
+    assert written.returncode == 0 and (tmp_path / "out" / "train.bin").stat().st_size == 2 * train["tokens"]
+
+
+def test_overrides_of_convert_are_taken_before_and_after_its_option(capsys, tmp_path):
+    words = ["data", "convert", "nowhere", str(tmp_path / "x"), "model.seq_length=32", "--to", "packed"]
+    for name, wanted in (
+        ("tokenizer.path=t.json", "nowhere.bin: cannot be read"),
+        ("no.key=1", "there is no such key"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            main([*words, name])
+        assert end.value.code == 2 and wanted in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["verify", "nowhere"], "nowhere: not prepared"),
         (["inspect", "nowhere", "--samples", "0"], "'0' is not a number above 0"),
         (["look", "nowhere"], "invalid choice: 'look'"),
+        (["merge", "nowhere", "--into", "x"], "nowhere: not prepared"),
+        (
+            ["convert", "nowhere", "x", "--to", "megatron", "data.name=x"],
+            "data.name=x: --to megatron takes all it needs",
+        ),
         (["stats", "nowhere", "data.name=x"], "unrecognized arguments: data.name=x"),
     ],
 )

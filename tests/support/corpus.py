@@ -72,7 +72,14 @@ def data_config(path: Path, inputs: Sequence[Path | str], **changes: object) -> 
 
 def tokenizer_config(**changes: object) -> TokenizerConfig:
     """A small BPE tokenizer."""
-    defaults: dict[str, object] = {"kind": "bpe", "vocab_size": 420, "sample_bytes": 1 << 20, "path": None, "seed": 1}
+    defaults: dict[str, object] = {
+        "kind": "bpe",
+        "vocab_size": 420,
+        "sample_bytes": 1 << 20,
+        "path": None,
+        "eod": None,
+        "seed": 1,
+    }
     return TokenizerConfig(**{**defaults, **changes})  # type: ignore[arg-type]
 
 

@@ -17,7 +17,7 @@ from data_pipeline.loader import train_batches
 from data_pipeline.shards.layout import NPY_HEADER_BYTES
 from data_pipeline.shards.manifest import Manifest
 from data_pipeline.shards.reader import PackedDataset
-from data_pipeline.tokenizer import Tokenizer
+from data_pipeline.tokenizers.loading import load_tokenizer
 from tests.support.corpus import make_texts, prepare_synthetic, write_jsonl
 
 TEXTS = make_texts(60)
@@ -39,7 +39,7 @@ def dataset(prepared: Path, tmp_path: Path) -> Path:
 def test_the_tokens_of_a_split_are_its_documents_with_a_mark_after_each(prepared: Path) -> None:
     dataset = PackedDataset.open(prepared, "train")
     rows = dataset.read(np.arange(dataset.num_samples)).astype(np.int64)
-    tokenizer = Tokenizer.load(prepared / "tokenizer.model")
+    tokenizer = load_tokenizer(prepared / "tokenizer.model")
     *documents, tail = as_text(np.append(rows[0, 0], rows[:, 1:].ravel()), tokenizer).split(f"\n{END_OF_DOCUMENT}\n")
     held_out = as_text(
         PackedDataset.open(prepared, "validation").read(np.array([0])).astype(np.int64)[0], tokenizer
@@ -51,7 +51,7 @@ def test_the_tokens_of_a_split_are_its_documents_with_a_mark_after_each(prepared
 
 
 def test_samples_are_shown_by_number_with_their_text(prepared: Path) -> None:
-    dataset, tokenizer = PackedDataset.open(prepared, "train"), Tokenizer.load(prepared / "tokenizer.model")
+    dataset, tokenizer = PackedDataset.open(prepared, "train"), load_tokenizer(prepared / "tokenizer.model")
     for number, block in zip((3, 4), inspect(prepared, "train", 3, 2), strict=True):
         ids = dataset.read(np.array([number])).astype(np.int64)[0]
         head, text = block.split("\n", 1)

@@ -19,7 +19,7 @@ from data_pipeline.prepare import report
 from data_pipeline.shards.manifest import Manifest
 from data_pipeline.shards.reader import PackedDataset
 from data_pipeline.staging import stage
-from data_pipeline.tokenizer import Tokenizer
+from data_pipeline.tokenizers.loading import load_tokenizer
 from tests.support.corpus import make_texts, prepare_synthetic, tokenizer_config, write_folder, write_jsonl
 
 TEXTS = [*make_texts(60), "日本語 🙂\u2581\u2585 </s>\r\n"]
@@ -48,7 +48,7 @@ def documents_of(folder, split):
     dataset = PackedDataset.open(folder, split)
     samples = dataset.read(np.arange(dataset.num_samples))
     row = [int(samples[0, 0]), *samples[:, 1:].ravel().tolist()]
-    tokenizer = Tokenizer.load(folder / "tokenizer.model", dataset.manifest.tokenizer.fingerprint)
+    tokenizer = load_tokenizer(folder / "tokenizer.model", dataset.manifest.tokenizer.fingerprint)
     documents, current = [], []
     for token in row:
         if token == tokenizer.eod_id:
@@ -259,7 +259,7 @@ def test_a_place_that_cannot_be_written_is_named(source, tmp_path):
 KILLED = """
 import os, signal, sys
 from tests.support.corpus import prepare_synthetic
-import pathlib, data_pipeline.shards.manifest as manifest, data_pipeline.tokenizer
+import pathlib, data_pipeline.shards.manifest as manifest, data_pipeline.tokenizers.loading
 writes = 0
 real = os.fsync
 def fsync(descriptor):

@@ -8,7 +8,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.errors import DataError
-from data_pipeline.tokenizer import SEGMENT_CHARS, Tokenizer, train_tokenizer
+from data_pipeline.tokenizers.loading import load_tokenizer
+from data_pipeline.tokenizers.sentencepiece_model import SEGMENT_CHARS, SentencePieceTokenizer
+from data_pipeline.tokenizers.training import train_tokenizer
+from pretrain.generate import text_after
 from tests.support.corpus import make_texts, tokenizer_config
 
 KINDS = ["bpe", "unigram"]
@@ -17,7 +20,7 @@ KINDS = ["bpe", "unigram"]
 @functools.cache
 def trained(kind):
     texts = [*make_texts(60, seed=3), "日本語の文章 and emoji 🙂🙂 \u2581 \u2585 </s> <unk> <0x41>\r\n\x00" * 20]
-    return Tokenizer(train_tokenizer(lambda: texts, tokenizer_config(kind=kind)))
+    return SentencePieceTokenizer(train_tokenizer(lambda: texts, tokenizer_config(kind=kind)))
 
 
 AWKWARD = [
@@ -89,14 +92,14 @@ def test_training_again_gives_equal_bytes(kind):
     texts = make_texts(40, seed=9)
     first, second = (train_tokenizer(lambda: iter(texts), tokenizer_config(kind=kind)) for _ in range(2))
     assert first == second
-    assert Tokenizer(first).fingerprint == Tokenizer(second).fingerprint
+    assert SentencePieceTokenizer(first).fingerprint == SentencePieceTokenizer(second).fingerprint
     other = train_tokenizer(lambda: texts[1:], tokenizer_config(kind=kind))
-    assert Tokenizer(other).fingerprint != Tokenizer(first).fingerprint
+    assert SentencePieceTokenizer(other).fingerprint != SentencePieceTokenizer(first).fingerprint
 
 
 def test_pieces_learn_newlines_digits_apart_and_no_character_is_lost():
     texts = [*make_texts(20), "if x:\n    return 12\n" * 50, "é\u2585\n" * 3]
-    tokenizer = Tokenizer(train_tokenizer(lambda: texts, tokenizer_config(vocab_size=400)))
+    tokenizer = SentencePieceTokenizer(train_tokenizer(lambda: texts, tokenizer_config(vocab_size=400)))
     pieces = [tokenizer._processor.id_to_piece(index) for index in range(tokenizer.vocab_size)]
     assert pieces[:2] == ["<unk>", "</s>"] and tokenizer.eod_id == 1
     assert any("\n" in piece and len(piece) > 1 for piece in pieces)
@@ -106,13 +109,13 @@ def test_pieces_learn_newlines_digits_apart_and_no_character_is_lost():
 
 def test_long_documents_train_the_tokenizer():
     text = "unmistakable " * 2000
-    tokenizer = Tokenizer(train_tokenizer(lambda: [text], tokenizer_config(vocab_size=290)))
+    tokenizer = SentencePieceTokenizer(train_tokenizer(lambda: [text], tokenizer_config(vocab_size=290)))
     assert len(tokenizer.encode(" unmistakable")) == 1
 
 
 def test_rare_characters_fall_back_to_bytes_when_there_are_too_many():
     text = "common words again and again\n" * 3000 + "".join(map(chr, range(0x4E00, 0x4E00 + 1000)))
-    tokenizer = Tokenizer(train_tokenizer(lambda: [text], tokenizer_config(vocab_size=400)))
+    tokenizer = SentencePieceTokenizer(train_tokenizer(lambda: [text], tokenizer_config(vocab_size=400)))
     assert tokenizer.decode(tokenizer.encode(text)) == text
     assert len(tokenizer.encode(" again")) == 1, "characters left no room for words"
 
@@ -123,7 +126,10 @@ def test_vocabulary_that_does_not_fit_names_the_bound(kind):
     with pytest.raises(DataError, match=r"tokenizer.vocab_size=100000: the text yields at most (\d+) pieces; set") as e:
         train_tokenizer(lambda: texts, tokenizer_config(kind=kind, vocab_size=100000))
     bound = int(str(e.value).split("at most ")[1].split()[0])
-    assert Tokenizer(train_tokenizer(lambda: texts, tokenizer_config(kind=kind, vocab_size=bound))).vocab_size == bound
+    assert (
+        SentencePieceTokenizer(train_tokenizer(lambda: texts, tokenizer_config(kind=kind, vocab_size=bound))).vocab_size
+        == bound
+    )
     with pytest.raises(DataError, match=r"tokenizer.vocab_size=100: too small .* more than \d+"):
         train_tokenizer(lambda: texts, tokenizer_config(kind=kind, vocab_size=100))
 
@@ -135,13 +141,13 @@ def test_lone_surrogate_is_refused_and_named():
 
 def test_files_that_are_no_tokenizer_are_named(tmp_path):
     with pytest.raises(DataError, match=r"missing.model: tokenizer cannot be read \(No such file or directory\)"):
-        Tokenizer.load(tmp_path / "missing.model")
+        load_tokenizer(tmp_path / "missing.model")
     (tmp_path / "junk.model").write_bytes(b"junk")
     with pytest.raises(DataError, match=r"junk.model: is not a SentencePiece model"):
-        Tokenizer.load(tmp_path / "junk.model")
+        load_tokenizer(tmp_path / "junk.model")
     (tmp_path / "good.model").write_bytes(train_tokenizer(lambda: ["abc abc"], tokenizer_config(vocab_size=262)))
     with pytest.raises(DataError, match=r"good.model: is not the tokenizer that the dataset's manifest names"):
-        Tokenizer.load(tmp_path / "good.model", fingerprint="0" * 64)
+        load_tokenizer(tmp_path / "good.model", fingerprint="0" * 64)
 
 
 def test_models_made_elsewhere_are_not_cut_where_that_would_change_ids(tmp_path):
@@ -149,7 +155,8 @@ def test_models_made_elsewhere_are_not_cut_where_that_would_change_ids(tmp_path)
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(texts), model_prefix=str(tmp_path / "m"), vocab_size=300, minloglevel=3
     )  # SentencePiece's defaults: a space before the text, runs of spaces squeezed
-    tokenizer = Tokenizer.load(tmp_path / "m.model")
+    tokenizer = load_tokenizer(tmp_path / "m.model")
     text = "\n".join(make_texts(200, seed=5))
     assert len(text) > SEGMENT_CHARS
+    assert text_after(tokenizer.encode("ba"), tokenizer.encode("ba"), tokenizer) == " ba", "the space was dropped"
     assert tokenizer.encode(text) == tokenizer._processor.encode(text, out_type=int)

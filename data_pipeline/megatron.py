@@ -1,0 +1,152 @@
+"""Megatron-LM's indexed datasets: the tokens in PREFIX.bin, where each sequence and document lies in PREFIX.idx.
+
+The index: nine bytes of magic, version, code of the number type, number of sequences, length of the document list; then
+the sizes of the sequences (int32), the bytes at which they begin (int64), and the sequences at which documents begin,
+with their number at its end (int64). All little-endian.
+"""
+
+import itertools
+import os
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from data_pipeline.errors import DataError
+
+MAGIC = b"MMIDIDX\x00\x00"
+VERSION = 1
+HEADER = struct.Struct("<9sQBQQ")
+TYPES = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
+FLOATS = {6: "float64", 7: "float32"}
+MAX_SEQUENCE = (1 << 31) - 1
+Tokens = npt.NDArray[np.integer[Any]]
+
+
+def paths_of(prefix: Path) -> tuple[Path, Path]:
+    """The two files; either of them may be given in place of what their names share."""
+    name = prefix.name.removesuffix(".bin").removesuffix(".idx")
+    return prefix.with_name(f"{name}.bin"), prefix.with_name(f"{name}.idx")
+
+
+class IndexedDataset:
+    """Documents by number, memory-mapped. Raises DataError unless index and tokens fit each other to the byte."""
+
+    def __init__(self, prefix: Path) -> None:
+        self.bin_path, self.idx_path = paths_of(prefix)
+        try:
+            self.num_bytes = self.bin_path.stat().st_size
+            with self.idx_path.open("rb") as file:
+                head, idx_bytes = file.read(HEADER.size), self.idx_path.stat().st_size
+        except OSError as error:
+            raise DataError(f"{error.filename}: cannot be read ({error.strerror})") from None
+        self.dtype, num_sequences, num_bounds = self._read_header(head, idx_bytes)
+        index = np.memmap(self.idx_path, mode="r")
+        self._sizes = np.frombuffer(index, "<i4", num_sequences, HEADER.size)
+        self._starts = np.frombuffer(index, "<i8", num_sequences, HEADER.size + 4 * num_sequences)
+        self._bounds = np.frombuffer(index, "<i8", num_bounds, HEADER.size + 12 * num_sequences)
+        self._check()
+        self.num_documents = len(self._bounds) - 1
+        self.num_tokens = self.num_bytes // self.dtype.itemsize
+        self._content = np.memmap(self.bin_path, mode="r")
+
+    def __iter__(self) -> Iterator[Tokens]:
+        """The tokens of each document, its sequences joined."""
+        for first, last in itertools.pairwise(self._bounds):
+            pieces = [self._sequence(number) for number in range(int(first), int(last))]
+            yield pieces[0] if len(pieces) == 1 else np.concatenate([np.empty(0, self.dtype), *pieces])
+
+    def _sequence(self, number: int) -> Tokens:
+        return np.frombuffer(self._content, self.dtype, int(self._sizes[number]), int(self._starts[number]))
+
+    def _read_header(self, head: bytes, idx_bytes: int) -> tuple[np.dtype[Any], int, int]:
+        if len(head) < HEADER.size or not head.startswith(MAGIC):
+            raise DataError(f"{self.idx_path}: is not the index of a Megatron-LM dataset (it begins {head[:9]!r})")
+        _, version, code, num_sequences, num_bounds = HEADER.unpack(head)
+        if version != VERSION:
+            raise DataError(f"{self.idx_path}: has format version {version}, this program reads {VERSION}")
+        if code not in TYPES:
+            kind = FLOATS.get(code, f"of code {code}")
+            raise DataError(f"{self.idx_path}: its numbers are {kind}; tokens must be whole numbers")
+        expected = HEADER.size + 12 * num_sequences + 8 * num_bounds
+        if idx_bytes == expected + num_sequences and num_sequences:
+            raise DataError(f"{self.idx_path}: has modes, so it holds more than text; only text can be converted")
+        if idx_bytes != expected:
+            raise DataError(
+                f"{self.idx_path}: has {idx_bytes} bytes, its header says {expected}; it is cut short or damaged"
+            )
+        return np.dtype(TYPES[code]), num_sequences, num_bounds
+
+    def _check(self) -> None:
+        sizes, starts, bounds = self._sizes.astype(np.int64), self._starts, self._bounds
+        ordered = len(bounds) > 0 and bounds[0] == 0 and bounds[-1] == len(sizes) and bool((np.diff(bounds) >= 0).all())
+        if not ordered:
+            raise DataError(f"{self.idx_path}: its documents do not divide its {len(sizes)} sequences; it is damaged")
+        if (sizes < 0).any() or (starts < 0).any():
+            raise DataError(f"{self.idx_path}: has a size or place below 0; it is damaged")
+        room = (self.num_bytes - starts) // self.dtype.itemsize  # no sum that could overflow
+        beyond = np.flatnonzero(sizes > room)
+        if len(beyond):
+            number = int(beyond[0])
+            raise DataError(
+                f"{self.bin_path}: has {self.num_bytes} bytes, but {self.idx_path.name} places sequence {number} of "
+                f"{sizes[number]} tokens at byte {starts[number]}; it is cut short, or the two do not belong together"
+            )
+        used = int(sizes.sum()) * self.dtype.itemsize
+        if used != self.num_bytes:
+            raise DataError(
+                f"{self.bin_path}: has {self.num_bytes} bytes, {self.idx_path.name} tells of {used}; the two do not "
+                "belong together"
+            )
+        if not used:
+            raise DataError(f"{self.bin_path}: holds no token")
+
+
+class IndexedWriter:
+    """Writes such a pair, each document as one sequence."""
+
+    def __init__(self, prefix: Path, dtype: str) -> None:
+        self._bin_path, self._idx_path = paths_of(prefix)
+        self._code = next(code for code, name in TYPES.items() if name == dtype)
+        self._dtype = np.dtype(dtype)
+        self._file = self._bin_path.open("wb")
+        self._ends: list[npt.NDArray[np.int64]] = []
+        self.num_tokens = 0
+
+    def add(self, tokens: Tokens, ends: npt.NDArray[np.int64]) -> None:
+        """Append tokens; a document ends before each of these places in them, their number being the last possible."""
+        self._file.write(tokens.astype(self._dtype).tobytes())
+        self._ends.append(self.num_tokens + ends)
+        self.num_tokens += len(tokens)
+
+    def close(self) -> int:
+        """Write the index; the number of documents. Tokens after the last end are one more."""
+        _sync_and_close(self._file)
+        ends = np.concatenate([np.zeros(1, np.int64), *self._ends])
+        if ends[-1] != self.num_tokens:
+            ends = np.append(ends, self.num_tokens)
+        sizes = np.diff(ends)
+        if len(sizes) and sizes.max() > MAX_SEQUENCE:
+            raise DataError(
+                f"{self._bin_path.name}: a document of {sizes.max()} tokens is longer than the format allows"
+            )
+        with self._idx_path.open("wb") as file:
+            file.write(HEADER.pack(MAGIC, VERSION, self._code, len(sizes), len(sizes) + 1))
+            file.write(sizes.astype("<i4").tobytes())
+            file.write((ends[:-1] * self._dtype.itemsize).astype("<i8").tobytes())
+            file.write(np.arange(len(sizes) + 1, dtype="<i8").tobytes())
+            _sync_and_close(file)
+        return len(sizes)
+
+    def abort(self) -> None:
+        """Close the file without finishing it."""
+        self._file.close()
+
+
+def _sync_and_close(file: Any) -> None:
+    with file:
+        file.flush()
+        os.fsync(file.fileno())

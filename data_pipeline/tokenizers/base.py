@@ -1,0 +1,143 @@
+"""What the rest of the pipeline asks of a tokenizer, and what all kinds of them share."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from data_pipeline.errors import DataError
+
+Ids = npt.NDArray[np.int32]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+USUAL_ENDS = (
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "</s>",
+    "<eos>",
+    "<|eos|>",
+    "<｜end▁of▁sentence｜>",
+    "<|eot_id|>",
+    "[EOS]",
+)
+"""Special tokens that end a document, by name; those that end a turn of a talk come late."""
+NAMES_TOLD = 20
+
+
+class Tokenizer(Protocol):
+    """Text to token ids and back. Text is only ever text: what looks like a special token in it is spelt out."""
+
+    kind: ClassVar[str]
+    file_name: ClassVar[str]
+    """Under which it is stored beside the shards."""
+    vocab_size: int
+    """Above every id, those of added tokens included."""
+    eod_id: int
+    """Follows each document; no text has it among its ids."""
+    settings: "TokenizerSettings"
+    """What must be stored beside the file to load it again as it is."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of what decides the ids; the file itself may differ where that does not."""
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text; nothing is added before or after it."""
+
+    def encode_batch(self, texts: Sequence[str], num_threads: int) -> list[Ids]:
+        """Ids of each text; the result does not depend on the number of threads."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids; special tokens give nothing, bytes that are not UTF-8 give U+FFFD."""
+
+
+@dataclass(frozen=True)
+class TokenizerSettings:
+    """What a tokenizer's file does not say; stored beside it as `NAME.settings.json`."""
+
+    eod: str | None = None
+    """Special token that ends a document; null: one of the usual names."""
+    pattern: str | None = None
+    """How text is cut before merging, as a regular expression or the name of a known encoding (tiktoken files)."""
+    special_tokens: Mapping[str, int] = field(default_factory=dict)
+    """Ids of special tokens by name (tiktoken files)."""
+
+    @classmethod
+    def beside(cls, tokenizer: Path) -> "TokenizerSettings":
+        """Those of a tokenizer's file; none where there is no such file."""
+        path = settings_path(tokenizer)
+        try:
+            stored = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return cls()
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path}: cannot be read ({error})") from None
+        keys = [field.name for field in dataclasses.fields(cls)]
+        if not isinstance(stored, dict) or not stored.keys() <= set(keys):
+            raise DataError(f"{path}: must be a JSON object with none but the keys {', '.join(keys)}")
+        for key in ("eod", "pattern"):
+            if not isinstance(stored.get(key), str | None):
+                raise DataError(f"{path}: {key} is {stored[key]!r}, must be text")
+        special = stored.get("special_tokens", {})
+        if not isinstance(special, dict) or not all(type(index) is int and index >= 0 for index in special.values()):
+            raise DataError(f'{path}: special_tokens must give ids by name, as in {{"<|endoftext|>": 50256}}')
+        return cls(**stored)
+
+    def to_json(self) -> bytes:
+        """The content of the file, without what is not set; empty: no file is needed."""
+        values = {key: value for key, value in dataclasses.asdict(self).items() if value}
+        return (json.dumps(values, indent=1, ensure_ascii=False) + "\n").encode() if values else b""
+
+
+def settings_path(tokenizer: Path) -> Path:
+    return tokenizer.with_name(f"{tokenizer.stem}.settings.json")
+
+
+def find_eod(name: str, ids: Mapping[str, int], wanted: str | None, remedy: str) -> str:
+    """The token that ends documents: the one wanted, or the first of the usual ones; `ids`: all that may."""
+    candidates = USUAL_ENDS if wanted is None else (wanted,)
+    found = next((token for token in candidates if token in ids), None)
+    if found is None:
+        told = ", ".join([*list(ids)[:NAMES_TOLD], *(["..."] if len(ids) > NAMES_TOLD else [])])
+        fault = "has no special token with a usual name to end documents with"
+        if wanted is not None:
+            fault = f"has no special token {wanted!r} to end documents with"
+        raise DataError(f"{name}: {fault}; it has {told or 'none at all'}; {remedy}")
+    return found
+
+
+def in_threads(function: Callable[[Item], Result], items: Iterable[Item], num_threads: int) -> list[Result]:
+    """The results in order; the functions given here do their work outside of Python's lock."""
+    if num_threads <= 1:
+        return [function(item) for item in items]
+    with ThreadPoolExecutor(num_threads) as pool:
+        return list(pool.map(function, items))
+
+
+def refuse_surrogates(text: str) -> None:
+    """Raises DataError for characters that UTF-8 does not have; tokenizers replace them or fail."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"text cannot be encoded: character {error.start} is a lone surrogate ({text[error.start]!r}), "
+            "which UTF-8 does not have; remove it"
+        ) from None
+
+
+def missing_package(name: str, package: str) -> DataError:
+    return DataError(f"{name}: needs the package {package}; install it with pip install 'pretrain[tokenizers]'")
+
+
+def first_difference(text: str, back: str) -> tuple[str, str]:
+    """Where two texts part, a little of each."""
+    pairs: Any = enumerate(zip(text, back, strict=False))
+    start = max(0, next((at for at, (a, b) in pairs if a != b), min(len(text), len(back))) - 10)
+    return text[start : start + 40], back[start : start + 40]

@@ -1,0 +1,131 @@
+"""Tokenizers in Hugging Face's tokenizer.json."""
+
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from data_pipeline.errors import DataError
+from data_pipeline.tokenizers.base import (
+    USUAL_ENDS,
+    Ids,
+    TokenizerSettings,
+    find_eod,
+    in_threads,
+    missing_package,
+    refuse_surrogates,
+)
+
+
+class HuggingFaceTokenizer:
+    """A tokenizer.json; only its normalizer, pre-tokenizer, model and added tokens are used."""
+
+    kind: ClassVar = "huggingface"
+    file_name: ClassVar = "tokenizer.json"
+
+    def __init__(self, content: bytes, name: str = "tokenizer", settings: TokenizerSettings | None = None) -> None:
+        # Read by the package at each call; its own threads would take every core, whatever num_threads says.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        try:
+            import tokenizers
+        except ImportError:
+            raise missing_package(name, "tokenizers") from None
+        self._record = _parse(content, name)
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(self._record))
+        except Exception as error:
+            raise DataError(f"{name}: is not a tokenizer.json that the package tokenizers reads ({error})") from None
+        self._tokenizer.encode_special_tokens = True  # what looks like one in the text is text
+        vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
+        self.vocab_size: int = max(vocabulary.values(), default=-1) + 1
+        special = {token["content"]: int(token["id"]) for token in self._record["added_tokens"]}
+        wanted = (settings or TokenizerSettings()).eod
+        # Some files have the token in the vocabulary alone.
+        plain = {
+            token: vocabulary[token] for token in (*USUAL_ENDS, wanted) if token is not None and token in vocabulary
+        }
+        eod = find_eod(name, special | plain, wanted, "name one as tokenizer.eod")
+        self.settings = TokenizerSettings(eod=eod)
+        self.eod_id: int = vocabulary[eod]
+        unknown = _unknown_id(self._record["model"], vocabulary)
+        self._reserved = {self.eod_id} | {
+            int(token["id"])
+            for token in self._record["added_tokens"]
+            if token.get("special") and token["id"] != unknown
+        }
+        self._reserved_ids = np.array(sorted(self._reserved), dtype=np.int32)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of what decides the ids, in a form that does not depend on who wrote the file."""
+        model = {key: value for key, value in self._record["model"].items() if value is not None and value is not False}
+        if "merges" in model:  # older files join the two sides of a merge by a space
+            model["merges"] = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
+        decisive = {
+            "model": model,
+            "normalizer": self._record.get("normalizer"),
+            "pre_tokenizer": self._record.get("pre_tokenizer"),
+            "added_tokens": sorted(self._record["added_tokens"], key=lambda token: int(token["id"])),
+            "vocab_size": self.vocab_size,
+            "eod_id": self.eod_id,
+        }
+        return hashlib.sha256(json.dumps(decisive, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text; nothing is added before or after it."""
+        ids: list[int] = self._encode(text).tolist()
+        return ids
+
+    def encode_batch(self, texts: Sequence[str], num_threads: int) -> list[Ids]:
+        """Ids of each text; the result does not depend on the number of threads."""
+        return in_threads(self._encode, texts, num_threads)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids; special tokens give nothing, bytes that are not UTF-8 give U+FFFD."""
+        kept = [int(index) for index in ids if int(index) not in self._reserved]
+        return self._tokenizer.decode(kept, skip_special_tokens=True)
+
+    def _encode(self, text: str) -> Ids:
+        refuse_surrogates(text)
+        (encoding,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
+        ids = np.array(encoding.ids, dtype=np.int32)
+        return self._encode_in_pieces(text) if np.isin(ids, self._reserved_ids).any() else ids
+
+    def _encode_in_pieces(self, text: str) -> Ids:
+        """Ids of a text of which a stretch would become a special token (a unigram model may hold `</s>` as a piece):
+        that stretch is cut in two."""
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        cuts = [0]
+        for index, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
+            if index in self._reserved:
+                if end - start < 2:
+                    raise DataError(
+                        f"text cannot be encoded: this tokenizer makes its special token {index} of {text[start:end]!r}"
+                    )
+                cuts.append(start + 1)
+        cuts.append(len(text))
+        return np.concatenate([self._encode(text[start:end]) for start, end in itertools.pairwise(cuts)])
+
+
+def _parse(content: bytes, name: str) -> dict[str, Any]:
+    """The file's record, without what would make ids random, cut texts short or add to them."""
+    try:
+        record = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{name}: is not whole JSON ({error})") from None
+    if not isinstance(record, dict) or not isinstance(record.get("model"), dict):
+        raise DataError(f'{name}: is JSON, but not a Hugging Face tokenizer.json (it has no "model")')
+    record["model"]["dropout"] = None
+    record |= {"truncation": None, "padding": None, "post_processor": None}
+    record["added_tokens"] = record.get("added_tokens") or []
+    return record
+
+
+def _unknown_id(model: dict[str, Any], vocabulary: dict[str, int]) -> int | None:
+    """The id that stands for text which the model cannot spell: special, yet made from text."""
+    index = model.get("unk_id")
+    return int(index) if index is not None else vocabulary.get(str(model.get("unk_token")))

@@ -1,0 +1,136 @@
+"""SentencePiece models: text to token ids and back without loss, what SentencePiece drops silently mended."""
+
+import hashlib
+import re
+import struct
+from collections.abc import Iterator, Sequence
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import sentencepiece
+
+from data_pipeline.errors import DataError
+from data_pipeline.tokenizers.base import TokenizerSettings, find_eod, refuse_surrogates
+
+SPACE_MARK = "\u2581"  # stands for a space inside SentencePiece, so that the character itself would come back as one
+SEGMENT_CHARS = 1 << 16
+# No piece has a space after another character, so text may be cut there without changing any id.
+SAFE_CUT = re.compile(r"(?<=[^ ])(?= )")
+
+
+class SentencePieceTokenizer:
+    """A SentencePiece model; `decode(encode(text)) == text` for every text if `train_tokenizer` made it."""
+
+    kind: ClassVar = "sentencepiece"
+    file_name: ClassVar = "tokenizer.model"
+
+    def __init__(self, model: bytes, name: str = "tokenizer", settings: TokenizerSettings | None = None) -> None:
+        try:
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+            self.vocab_size: int = self._processor.get_piece_size()
+        except RuntimeError:
+            self.vocab_size = 0
+        if not self.vocab_size:
+            raise DataError(
+                f"{name}: is not a SentencePiece model (nor a Hugging Face tokenizer.json or a tiktoken file), or is "
+                "cut short"
+            )
+        self.settings = settings or TokenizerSettings()
+        self.eod_id: int = self._find_eod(name)
+        """Follows each document: unless told otherwise the piece that SentencePiece calls end of sentence."""
+        self._mark_ids = self._byte_ids(SPACE_MARK)
+        self._segments = self._cuts_safely()
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of pieces, scores and kinds; the file itself may differ where these do not."""
+        digest = hashlib.sha256(struct.pack("<ii", self.vocab_size, self.eod_id))
+        for index in range(self.vocab_size):
+            piece = self._processor.id_to_piece(index).encode()
+            kind = (
+                self._processor.is_control(index),
+                self._processor.is_unknown(index),
+                self._processor.is_byte(index),
+            )
+            digest.update(struct.pack("<If???", len(piece), self._processor.get_score(index), *kind))
+            digest.update(piece)
+        return digest.hexdigest()
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text; no piece is added before or after it."""
+        ids: list[int] = self.encode_batch([text], num_threads=1)[0].tolist()
+        return ids
+
+    def encode_batch(self, texts: Sequence[str], num_threads: int) -> list[npt.NDArray[np.int32]]:
+        """Ids of each text; the result does not depend on the number of threads."""
+        parts: list[str] = []
+        plans = [self._plan(text, parts) for text in texts]
+        try:
+            # Arrays, not lists: building lists would hold the other threads up.
+            encoded = self._processor.encode(parts, return_type="numpy", num_threads=num_threads)
+        except (RuntimeError, TypeError):  # which one depends on its version
+            for text in texts:
+                refuse_surrogates(text)
+            raise
+        return [self._join(plan, encoded) for plan in plans]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids; end-of-document pieces give nothing, bytes that are not UTF-8 give U+FFFD."""
+        text: str = self._processor.decode([int(index) for index in ids])
+        return text
+
+    def _find_eod(self, name: str) -> int:
+        found: int = self._processor.eos_id()
+        if self.settings.eod is not None:
+            pieces = range(self.vocab_size)
+            control = {
+                self._processor.id_to_piece(index): index for index in pieces if self._processor.is_control(index)
+            }
+            return control[find_eod(name, control, self.settings.eod, "give one of them as tokenizer.eod")]
+        if found < 0:
+            raise DataError(f"{name}: has no end-of-sentence piece to end documents with; train it with eos_id >= 0")
+        return found
+
+    def _plan(self, text: str, parts: list[str]) -> list[int | None]:
+        """Add the pieces of work of one text to `parts`; their numbers in order, None where U+2581 stands between."""
+        plan: list[int | None] = []
+        for number, stretch in enumerate(text.split(SPACE_MARK) if self._mark_ids else [text]):
+            if number:
+                plan.append(None)
+            for segment in _cut(stretch) if self._segments else [stretch]:
+                plan.append(len(parts))
+                parts.append(segment)
+        return plan
+
+    def _join(self, plan: list[int | None], encoded: list[npt.NDArray[np.int32]]) -> npt.NDArray[np.int32]:
+        if len(plan) == 1 and plan[0] is not None:
+            return encoded[plan[0]]
+        mark = np.array(self._mark_ids, dtype=np.int32)
+        return np.concatenate([mark if number is None else encoded[number] for number in plan])
+
+    def _byte_ids(self, text: str) -> list[int]:
+        """Byte pieces of a text; empty if the model has none."""
+        ids = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in text.encode()]
+        return ids if all(self._processor.is_byte(index) for index in ids) else []
+
+    def _cuts_safely(self) -> bool:
+        """Whether encoding the two sides of a SAFE_CUT gives the ids of the whole; models made elsewhere may not."""
+        if any(SPACE_MARK in self._processor.id_to_piece(index).lstrip(SPACE_MARK) for index in range(self.vocab_size)):
+            return False
+        # Comes back only if nothing is normalised; its sides differ from the whole if a space is put before each text.
+        probe = " \n  ﬁ\t e\u0301 "
+        whole, left, right = self._processor.encode([probe, probe[:2], probe[2:]], out_type=int)
+        return bool(whole == left + right and self._processor.decode(whole) == probe)
+
+
+def _cut(text: str) -> Iterator[str]:
+    """A long text in segments, so that one document can use several threads and little memory."""
+    start = 0
+    while len(text) - start > SEGMENT_CHARS:
+        found = SAFE_CUT.search(text, start + SEGMENT_CHARS)
+        if found is None:
+            break
+        yield text[start : found.start()]
+        start = found.start()
+    yield text[start:] if start else text

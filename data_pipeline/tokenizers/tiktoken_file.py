@@ -1,0 +1,143 @@
+"""Tokenizers in tiktoken's files: lines of a token in base64 and its rank."""
+
+import base64
+import binascii
+import hashlib
+import itertools
+import re
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from data_pipeline.errors import DataError
+from data_pipeline.tokenizers.base import (
+    Ids,
+    TokenizerSettings,
+    find_eod,
+    in_threads,
+    missing_package,
+    refuse_surrogates,
+    settings_path,
+)
+from data_pipeline.tokenizers.encodings import ENCODINGS, PATTERNS
+
+LONGEST_BLANKS = 20_000
+"""Longer runs overflow the stack of its regular expressions; they are cut into such."""
+LONG_BLANKS = re.compile(rf"(?<!\s)\s{{{LONGEST_BLANKS},}}")
+
+
+class TiktokenTokenizer:
+    """Ranks of a .tiktoken file; pattern and special tokens are those of the published encoding whose file it is, or
+    stand in its settings."""
+
+    kind: ClassVar = "tiktoken"
+    file_name: ClassVar = "tokenizer.tiktoken"
+
+    def __init__(self, content: bytes, name: str = "tokenizer", settings: TokenizerSettings | None = None) -> None:
+        try:
+            import tiktoken
+        except ImportError:
+            raise missing_package(name, "tiktoken") from None
+        ranks = _read_ranks(content, name)
+        pattern, special = _missing_parts(content, name, settings or TokenizerSettings())
+        taken = set(ranks.values())
+        for token, index in special.items():
+            if index in taken:
+                raise DataError(f"{name}: the special token {token!r} has the id {index}, which another token has too")
+            taken.add(index)
+        remedy = (
+            f"give its id as special_tokens in {settings_path(Path(name))}, as in "
+            f'{{"<|endoftext|>": {max(taken) + 1}}}, and its name as tokenizer.eod if it is another'
+        )
+        eod = find_eod(name, special, settings.eod if settings else None, remedy)
+        self.settings = TokenizerSettings(eod=eod, pattern=pattern, special_tokens=special)
+        self.vocab_size: int = max(taken) + 1
+        self.eod_id: int = special[eod]
+        self._tokens = {index: token for token, index in ranks.items()}
+        try:
+            self._encoding = tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
+        except ValueError as error:
+            raise DataError(f"{name}: its pattern {pattern!r} is not a regular expression ({error})") from None
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of what decides the ids: pattern, tokens, ranks, end of document."""
+        pattern = str(self.settings.pattern).encode()
+        digest = hashlib.sha256(struct.pack("<iii", self.vocab_size, self.eod_id, len(pattern)) + pattern)
+        for index, token in sorted(self._tokens.items()):
+            digest.update(struct.pack("<ii", index, len(token)) + token)
+        return digest.hexdigest()
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text; nothing is added before or after it."""
+        ids: list[int] = self._encode(text).tolist()
+        return ids
+
+    def encode_batch(self, texts: Sequence[str], num_threads: int) -> list[Ids]:
+        """Ids of each text; the result does not depend on the number of threads."""
+        return in_threads(self._encode, texts, num_threads)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids; special tokens give nothing, bytes that are not UTF-8 give U+FFFD."""
+        return b"".join(self._tokens.get(int(index), b"") for index in ids).decode(errors="replace")
+
+    def _encode(self, text: str) -> Ids:
+        refuse_surrogates(text)
+        runs = (range(run.start() + LONGEST_BLANKS, run.end(), LONGEST_BLANKS) for run in LONG_BLANKS.finditer(text))
+        cuts = [0, *itertools.chain.from_iterable(runs), len(text)]
+        parts = [self._encode_part(text[start:end]) for start, end in itertools.pairwise(cuts)]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _encode_part(self, text: str) -> Ids:
+        try:
+            # No special token is allowed and none disallowed: all are ordinary text.
+            return self._encoding.encode_to_numpy(text, allowed_special=set(), disallowed_special=()).astype(np.int32)
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":  # of Rust, and no Exception
+                raise
+            raise DataError(
+                f"text of {len(text)} characters from {text[:40]!r} on: tiktoken failed on it ({error})"
+            ) from None
+
+
+def _missing_parts(content: bytes, name: str, settings: TokenizerSettings) -> tuple[str, dict[str, int]]:
+    """Pattern and special tokens."""
+    digest = hashlib.sha256(content).hexdigest()
+    known = next((encoding for encoding in ENCODINGS.values() if encoding.sha256 == digest), None)
+    special = dict(settings.special_tokens) or (known.special_tokens if known else {})
+    if settings.pattern is not None:
+        return PATTERNS.get(settings.pattern, settings.pattern), special
+    if known is not None:
+        return known.pattern, special
+    stem = Path(name).stem
+    unlike = f" (it has the name of {stem}, but its content is not that one's)" if stem in ENCODINGS else ""
+    raise DataError(
+        f"{name}: is a tiktoken file of no published encoding{unlike}, and how it cuts text is not said; put "
+        f'{settings_path(Path(name)).name} beside it, as in {{"pattern": "cl100k_base", "special_tokens": '
+        f'{{"<|endoftext|>": 100257}}}}; pattern: {", ".join(PATTERNS)} or a regular expression'
+    )
+
+
+def _read_ranks(content: bytes, name: str) -> dict[bytes, int]:
+    ranks: dict[bytes, int] = {}
+    for number, line in enumerate(content.splitlines(), start=1):
+        if not line:
+            continue
+        try:
+            encoded, rank = line.split()
+            token = base64.b64decode(encoded, validate=True)
+            index = int(rank)
+        except (ValueError, binascii.Error):
+            raise DataError(f"{name}, line {number}: is not a token in base64 and its rank: {line[:40]!r}") from None
+        if not token or index < 0 or token in ranks:
+            raise DataError(f"{name}, line {number}: the token {token!r} is empty, stands twice or has a rank below 0")
+        ranks[token] = index
+    if len(set(ranks.values())) != len(ranks):
+        raise DataError(f"{name}: two tokens have the same rank")
+    missing = [byte for byte in range(256) if bytes([byte]) not in ranks]
+    if missing:
+        raise DataError(f"{name}: has no token for the byte {missing[0]}; it is cut short, or no byte-level vocabulary")
+    return ranks

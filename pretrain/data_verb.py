@@ -1,0 +1,143 @@
+"""`pretrain data`: prepared datasets shown, checked, counted, converted, joined."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from textwrap import dedent
+
+FAULTS_FOUND = 1
+Action = Callable[[argparse.Namespace], int]
+
+CONVERT_HELP = """
+--to packed: SOURCE is what the names of a Megatron-LM .bin and .idx pair share, TARGET the folder of a new dataset.
+tokenizer.path (and tokenizer.eod) name the tokenizer that made the tokens, model.seq_length and data.validation_* are
+those of `pretrain prepare`: documents are kept whole, held out by a hash of their tokens, and get an end-of-document
+token where they have none.
+
+--to megatron: SOURCE is a prepared dataset, TARGET a new folder for train.bin, train.idx, validation.bin,
+validation.idx and the tokenizer. Documents stand in stored order, each with its end-of-document token; the last one of
+a split lacks the tokens that filled no sample.
+"""
+MERGE_HELP = """
+Writes the samples of all parts, in the order given, into a new dataset. Every byte is read, compared with its checksum
+and written once more: it takes the time of a copy, and its space. Parts must have one tokenizer and one sample length;
+the same text twice (by the digest of the whole corpus) is refused. Single documents cannot be seen: one that trains in
+one part and is held out in another stays in both, unless `pretrain prepare` made the parts with the same
+data.validation_fraction and data.validation_min_bytes=0, when equal text falls on the same side.
+"""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    inspect = _action(actions, "inspect", "show samples as text", _inspect)
+    _path(inspect)
+    inspect.add_argument("--split", choices=("train", "validation"), default="train", help="default train")
+    inspect.add_argument("--first", type=_count, default=0, metavar="N", help="number of the first sample")
+    inspect.add_argument("--samples", type=_positive, default=3, metavar="N", help="how many, default 3")
+    help_ = "in the order of a run with this run.seed, --first being a position in it"
+    inspect.add_argument("--seed", type=_count, metavar="SEED", help=help_)
+    _path(_action(actions, "verify", "compare every file, offset and token with the manifest", _verify))
+    _path(_action(actions, "stats", "print the figures as JSON", _stats))
+    convert = _action(actions, "convert", "to and from Megatron-LM's .bin and .idx", _convert, CONVERT_HELP)
+    convert.add_argument("source", type=Path, metavar="SOURCE", help="prefix of .bin and .idx, or a prepared dataset")
+    convert.add_argument("target", type=Path, metavar="TARGET", help="folder to make")
+    convert.add_argument("--to", choices=("packed", "megatron"), required=True, help="what to make")
+    convert.add_argument("overrides", nargs="*", metavar="key=value", help="--to packed: as for `pretrain prepare`")
+    merge = _action(actions, "merge", "join prepared datasets into one", _merge, MERGE_HELP)
+    merge.add_argument("parts", type=Path, nargs="+", metavar="PART", help="folder of a prepared dataset")
+    merge.add_argument("--into", type=Path, required=True, metavar="TARGET", help="folder to make")
+
+
+def run(given: argparse.Namespace) -> int:
+    action: Action = given.run_action
+    return action(given)
+
+
+def _action(
+    actions: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    name: str,
+    summary: str,
+    run: Action,
+    details: str = "",
+) -> argparse.ArgumentParser:
+    parser = actions.add_parser(
+        name,
+        help=summary,
+        description=f"{summary[0].upper()}{summary[1:]}.",
+        epilog=dedent(details).strip(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run_action=run)
+    return parser
+
+
+def _path(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", type=Path, metavar="PATH", help="folder of a prepared dataset")
+
+
+def _inspect(given: argparse.Namespace) -> int:
+    from data_pipeline.inspection import inspect
+
+    for text in inspect(given.path, given.split, given.first, given.samples, shuffled_by=given.seed):
+        sys.stdout.write(f"{text}\n")
+    return 0
+
+
+def _verify(given: argparse.Namespace) -> int:
+    from data_pipeline.inspection import verify
+
+    faults = verify(given.path)
+    sys.stdout.write("".join(f"{fault}\n" for fault in faults) or f"{given.path}: whole\n")
+    return FAULTS_FOUND if faults else 0
+
+
+def _stats(given: argparse.Namespace) -> int:
+    from data_pipeline.inspection import stats
+
+    _print(stats(given.path))
+    return 0
+
+
+def _convert(given: argparse.Namespace) -> int:
+    from data_pipeline import conversion, inspection
+    from pretrain.config.checks import check_prepare
+    from pretrain.config.errors import ConfigError
+    from pretrain.config.load import load_run_config
+
+    if given.to == "megatron":
+        if given.overrides:
+            raise ConfigError([f"{given.overrides[0]}: --to megatron takes all it needs from the dataset's manifest"])
+        _print(conversion.to_megatron(given.source, given.target))
+        return 0
+    config = load_run_config(given.overrides)
+    check_prepare(config)
+    seq_length = config.model.seq_length
+    conversion.to_packed(given.source, given.target, config.data, config.tokenizer, seq_length=seq_length)
+    _print(inspection.stats(given.target))
+    return 0
+
+
+def _merge(given: argparse.Namespace) -> int:
+    from data_pipeline import inspection, merging
+
+    merging.merge(given.parts, given.into)
+    _print(inspection.stats(given.into))
+    return 0
+
+
+def _print(figures: object) -> None:
+    sys.stdout.write(json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
+    return int(text)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return int(text)
