@@ -91,7 +91,7 @@ def _settings(data: DataConfig, tokenizer: TokenizerConfig, seq_length: int) -> 
     settings |= {f"data.{key}": value for key, value in dataclasses.asdict(data).items() if key not in not_of_it}
     if tokenizer.path is None and tokenizer.eod is not None:
         raise DataError(
-            f"tokenizer.eod={tokenizer.eod}: is for an existing tokenizer (tokenizer.path); one that is trained here ends "
+            f"tokenizer.eod={tokenizer.eod}: is for an existing tokenizer (tokenizer.path); one trained here ends "
             "documents with </s>"
         )
     if tokenizer.path is None:
