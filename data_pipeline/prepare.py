@@ -217,7 +217,7 @@ def _obtain_tokenizer(staged: Path, scan: Scan, config: TokenizerConfig) -> Toke
     path = staged / TOKENIZER_FILE
     if config.path is not None:
         path.unlink(missing_ok=True)
-        given = store_tokenizer(Path(config.path), staged, config.eod)
+        given = store_tokenizer(Path(config.path), staged, eod=config.eod)
         warn_where_text_changes(given, scan.sample, f"tokenizer.path={config.path}")
         return given
     sample = hashlib.sha256(repr(config).encode())
