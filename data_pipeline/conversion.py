@@ -21,7 +21,7 @@ from data_pipeline.shards.stream import rows_of
 from data_pipeline.shards.writer import SplitWriter
 from data_pipeline.staging import stage_new
 from data_pipeline.tokenizers.base import Tokenizer
-from data_pipeline.tokenizers.loading import load_tokenizer, store_tokenizer
+from data_pipeline.tokenizers.loading import store_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ def to_packed(
         raise DataError("tokenizer.path=null: the tokenizer that made these tokens is needed; give its file")
     source = IndexedDataset(prefix)
     with stage_new(target) as staged:
-        tokenizer = store_tokenizer(Path(tokenizer_config.path), staged, tokenizer_config.eod)
+        tokenizer = store_tokenizer(Path(tokenizer_config.path), staged, eod=tokenizer_config.eod)
         survey = _survey(source, tokenizer, data)
         writers = {
             name: SplitWriter(
@@ -128,9 +128,8 @@ def to_megatron(folder: Path, target: Path) -> dict[str, dict[str, int]]:
     """
     figures = {}
     manifest = Manifest.load(folder)
-    load_tokenizer(folder / manifest.tokenizer.file, manifest.tokenizer.fingerprint)
     with stage_new(target) as staged:
-        store_tokenizer(folder / manifest.tokenizer.file, staged)
+        store_tokenizer(folder / manifest.tokenizer.file, staged, manifest.tokenizer.fingerprint)
         for split in ("train", "validation"):
             with closing(PackedDataset.open(folder, split)) as dataset:
                 dataset.verify()

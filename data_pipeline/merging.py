@@ -17,7 +17,7 @@ from data_pipeline.shards.reader import PackedDataset, Tokens
 from data_pipeline.shards.stream import PARTS_KEY, samples_of
 from data_pipeline.shards.writer import MemberWriter
 from data_pipeline.staging import stage_new
-from data_pipeline.tokenizers.loading import load_tokenizer, store_tokenizer
+from data_pipeline.tokenizers.loading import store_tokenizer
 
 SHARD_BYTES_KEY = "data.shard_bytes"
 
@@ -32,9 +32,8 @@ def merge(folders: Sequence[Path], target: Path) -> Manifest:
     _check(folders, parts)
     first_folder, first = next(iter(parts.items()))
     record = first.tokenizer
-    load_tokenizer(first_folder / record.file, record.fingerprint)
     with stage_new(target) as staged:
-        store_tokenizer(first_folder / record.file, staged)
+        store_tokenizer(first_folder / record.file, staged, record.fingerprint)
         splits = {split: _join(split, parts, staged) for split in ("train", "validation")}
         corpora = [manifest.corpus for manifest in parts.values()]
         manifest = Manifest(

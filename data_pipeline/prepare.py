@@ -240,7 +240,7 @@ def _obtain_tokenizer(staged: Path, scan: Scan, config: TokenizerConfig, work: W
     """Copy the given one, take over the one an interrupted run left for the same sample, or train it."""
     path = staged / SentencePieceTokenizer.file_name
     if config.path is not None:
-        given = store_tokenizer(Path(config.path), staged, config.eod)
+        given = store_tokenizer(Path(config.path), staged, eod=config.eod)
         warn_where_text_changes(given, scan.sample, f"tokenizer.path={config.path}")
         return given
     if not scan.sample:

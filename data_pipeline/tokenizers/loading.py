@@ -41,14 +41,14 @@ def load_tokenizer(path: Path, fingerprint: str | None = None, *, eod: str | Non
     return tokenizer
 
 
-def store_tokenizer(path: Path, folder: Path, eod: str | None = None) -> Tokenizer:
-    """Copy a tokenizer's file as it is into `folder`, with its settings beside it, and load it from there."""
-    given = load_tokenizer(path, eod=eod)
+def store_tokenizer(path: Path, folder: Path, fingerprint: str | None = None, *, eod: str | None = None) -> Tokenizer:
+    """As `load_tokenizer`; its file is copied as it is into `folder`, with its settings beside it."""
+    given = load_tokenizer(path, fingerprint, eod=eod)
     stored = folder / given.file_name
     write_durably(stored, path.read_bytes())
     if settings := given.settings.to_json():
         write_durably(settings_path(stored), settings)
-    return load_tokenizer(stored, given.fingerprint)
+    return given
 
 
 def warn_where_text_changes(tokenizer: Tokenizer, texts: Sequence[str], name: str) -> None:

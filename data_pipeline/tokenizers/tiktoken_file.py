@@ -58,7 +58,8 @@ class TiktokenTokenizer:
         self.eod_id: int = special[eod]
         self._tokens = {index: token for token, index in ranks.items()}
         try:
-            self._encoding = tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
+            # Told of no special tokens, it finds none in a text.
+            self._encoding = tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
         except ValueError as error:
             raise DataError(f"{name}: its pattern {pattern!r} is not a regular expression ({error})") from None
 
@@ -93,8 +94,7 @@ class TiktokenTokenizer:
 
     def _encode_part(self, text: str) -> Ids:
         try:
-            # No special token is allowed and none disallowed: all are ordinary text.
-            return self._encoding.encode_to_numpy(text, allowed_special=set(), disallowed_special=()).astype(np.int32)
+            return self._encoding.encode_to_numpy(text).astype(np.int32)
         except BaseException as error:
             if type(error).__name__ != "PanicException":  # of Rust, and no Exception
                 raise
