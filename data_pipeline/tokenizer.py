@@ -44,9 +44,15 @@ class Tokenizer:
     def load(cls, path: Path, fingerprint: str | None = None) -> "Tokenizer":
         """Read a SentencePiece .model; DataError if its fingerprint is not the one given."""
         try:
-            tokenizer = cls(path.read_bytes(), str(path))
+            model = path.read_bytes()
         except OSError as error:
             raise DataError(f"{path}: tokenizer cannot be read ({error.strerror})") from None
+        return cls.parse(model, str(path), fingerprint)
+
+    @classmethod
+    def parse(cls, model: bytes, path: str, fingerprint: str | None) -> "Tokenizer":
+        """As `load`, of what was read at `path`."""
+        tokenizer = cls(model, path)
         if fingerprint is not None and tokenizer.fingerprint != fingerprint:
             raise DataError(
                 f"{path}: is not the tokenizer that the dataset's manifest names (fingerprint "

@@ -14,7 +14,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from textwrap import dedent
 
 from data_pipeline.errors import UserError
@@ -35,7 +34,6 @@ class Verb:
     details: str
     run: Callable[[argparse.Namespace], int]
     add_options: Callable[[argparse.ArgumentParser], None] | None = None
-    takes_overrides: bool = True
 
 
 def _prepare(given: argparse.Namespace) -> int:
@@ -79,15 +77,23 @@ def _generate(given: argparse.Namespace) -> int:
 
 def _data(given: argparse.Namespace) -> int:
     from data_pipeline import inspection
+    from data_pipeline.folders import open_folder
+    from pretrain.config.checks import check_prepare
+    from pretrain.config.load import load_run_config
 
+    if others := [word for word in given.overrides if not word.startswith("data.cache.")]:
+        raise ConfigError([f"{word}: of the configuration only data.cache. can be set here" for word in others])
+    config = load_run_config(given.overrides)
+    check_prepare(config)
+    folder = open_folder(given.path, config.data.cache)
     if given.action == "verify":
-        faults = inspection.verify(given.path)
-        sys.stdout.write("".join(f"{fault}\n" for fault in faults) or f"{given.path}: whole\n")
+        faults = inspection.verify(folder)
+        sys.stdout.write("".join(f"{fault}\n" for fault in faults) or f"{folder}: whole\n")
         return EXIT_FAILED if faults else 0
     if given.action == "stats":
-        sys.stdout.write(json.dumps(inspection.stats(given.path), indent=2, ensure_ascii=False) + "\n")
+        sys.stdout.write(json.dumps(inspection.stats(folder), indent=2, ensure_ascii=False) + "\n")
         return 0
-    samples = inspection.inspect(given.path, given.split, given.first, given.samples, shuffled_by=given.seed)
+    samples = inspection.inspect(folder, given.split, given.first, given.samples, shuffled_by=given.seed)
     for text in samples:
         sys.stdout.write(f"{text}\n")
     return 0
@@ -95,7 +101,7 @@ def _data(given: argparse.Namespace) -> int:
 
 def _data_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", choices=("inspect", "verify", "stats"))
-    parser.add_argument("path", type=Path, metavar="PATH", help="folder of a prepared dataset")
+    parser.add_argument("path", metavar="PATH", help="folder of a prepared dataset, or its URL")
     parser.add_argument("--split", choices=("train", "validation"), default="train", help="inspect: default train")
     parser.add_argument("--first", type=_count, default=0, metavar="N", help="inspect: number of the first sample")
     parser.add_argument("--samples", type=_positive(int), default=3, metavar="N", help="inspect: how many, default 3")
@@ -171,10 +177,10 @@ VERBS = {
           pretrain data inspect data/mine --seed 1234 --first 80000
           pretrain data verify data/mine
           pretrain data stats data/mine
+          pretrain data verify s3://bucket/mine data.cache.dir=/scratch/cache
         """,
         _data,
         _data_options,
-        takes_overrides=False,
     ),
     "train": Verb(
         "train a model, or go on training it",
@@ -291,8 +297,6 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = _parser()
     given, rest = parser.parse_known_args(arguments)
     unknown = [word for word in rest if word.startswith("-")]
-    if not VERBS[given.verb].takes_overrides:
-        unknown = rest
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     if rest:
@@ -315,8 +319,7 @@ def _parser() -> argparse.ArgumentParser:
             epilog=dedent(verb.details).strip(),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        if verb.takes_overrides:
-            sub.add_argument("overrides", nargs="*", metavar="key=value", help="Hydra overrides of the configuration")
         if verb.add_options is not None:
             verb.add_options(sub)
+        sub.add_argument("overrides", nargs="*", metavar="key=value", help="Hydra overrides of the configuration")
     return parser

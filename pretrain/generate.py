@@ -6,8 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_pipeline.config import dataset_folders
-from data_pipeline.shards.manifest import Manifest
+from data_pipeline.folders import dataset_folders
 from data_pipeline.tokenizer import Tokenizer
 from pretrain.config.errors import ConfigError, Problem, RunError
 from pretrain.config.layout_checks import data_parallel_size, layout_problems
@@ -124,8 +123,7 @@ def find_checkpoint(folder: Path, name: str) -> "Checkpoint":
 def load_tokenizer(trained: RunConfig) -> Tokenizer:
     """The tokenizer beside the shards that the run was trained on."""
     folder = next(iter(dataset_folders(trained.data).values()))
-    record = Manifest.load(folder).tokenizer
-    return Tokenizer.load(folder / record.file, record.fingerprint)
+    return folder.tokenizer(folder.manifest())
 
 
 def check(config: GenerateConfig) -> None:

@@ -33,7 +33,7 @@ def test_damage_is_named_with_exit_code_1(place, tmp_path):
         (["verify", "nowhere"], "nowhere: not prepared"),
         (["inspect", "nowhere", "--samples", "0"], "'0' is not a number above 0"),
         (["look", "nowhere"], "invalid choice: 'look'"),
-        (["stats", "nowhere", "data.name=x"], "unrecognized arguments: data.name=x"),
+        (["stats", "nowhere", "data.name=x"], "data.name=x: of the configuration only data.cache. can be set here"),
     ],
 )
 def test_mistakes_are_told_with_exit_code_2(place, words, message):

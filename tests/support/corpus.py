@@ -5,7 +5,7 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_pipeline.config import DataConfig, PrepareConfig, TokenizerConfig
+from data_pipeline.config import CacheConfig, DataConfig, PrepareConfig, TokenizerConfig
 from data_pipeline.prepare import prepare
 from data_pipeline.shards.manifest import Manifest
 
@@ -60,8 +60,22 @@ def data_config(path: Path, inputs: Sequence[Path | str], **changes: object) -> 
         "mixture": None,
         "mixture_max_epochs": None,
         "mixture_later": (),
+        "cache": cache_config(path.parent / "cache"),
     }
     return DataConfig(**{**defaults, **changes})  # type: ignore[arg-type]
+
+
+def cache_config(folder: Path | str, **changes: object) -> CacheConfig:
+    """A cache that has room, and little patience."""
+    defaults: dict[str, object] = {
+        "dir": str(folder),
+        "max_bytes": 1 << 30,
+        "retries": 2,
+        "retry_seconds": 0.01,
+        "timeout_seconds": 5.0,
+        "allow_pipe": False,
+    }
+    return CacheConfig(**{**defaults, **changes})  # type: ignore[arg-type]
 
 
 def tokenizer_config(**changes: object) -> TokenizerConfig:
