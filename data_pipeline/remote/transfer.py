@@ -62,8 +62,8 @@ def blocks(
         began_at = position
         try:
             with closing(connect(url, position, config.timeout_seconds)) as stream:
-                version, size = version or stream.version, stream.size if size is None else size
-                if stream.version not in (None, version):
+                size = stream.size if size is None else size
+                if version is not None and stream.version not in (None, version):
                     raise DataError(f"{shown(url)}: was changed while it was read; run the same command again")
                 if stream.size not in (None, size):
                     raise Interrupted(f"has {stream.size:,} bytes, must have {size:,}")

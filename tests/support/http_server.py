@@ -22,8 +22,9 @@ class Served:
         self.ranges: list[str] = []
         """The Range headers, in order."""
         self.faults: dict[str, list[Fault]] = {}
-        """By file name: of its first request, of its second, and so on; the last one stays if `lasting`."""
+        """By file name: of its first request, of its second, and so on."""
         self.lasting: dict[str, Fault] = {}
+        """By file name: of every further request."""
         self.takes_ranges = True
         self.released = threading.Event()
         """Set at the end, for those who hang."""
@@ -54,8 +55,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if fault is None or not fault(self, content):
             self.answer(content)
 
-    def answer(self, content: bytes, length: int | None = None, flip: bool = False) -> None:
-        """The right answer; `length`: only so many bytes of what was announced; `flip`: one bit of it."""
+    def answer(self, content: bytes, half: bool = False, flip: bool = False) -> None:
+        """The right answer; `half`: not all of what was announced; `flip`: but for one bit."""
         start, status = 0, 200
         if (asked := self.headers["Range"]) is not None:
             self.served.ranges.append(asked)
@@ -73,7 +74,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         if flip:
             body[len(body) // 2] ^= 1
-        self.wfile.write(body[:length])
+        self.wfile.write(body[: len(body) // 2] if half else body)
 
     def log_message(self, *_: object) -> None:
         pass
@@ -103,7 +104,7 @@ def hangs(handler: Handler, content: bytes) -> bool:
 
 
 def hangs_in_the_middle(handler: Handler, content: bytes) -> bool:
-    handler.answer(content, len(content) // 2)
+    handler.answer(content, half=True)
     return hangs(handler, content)
 
 
@@ -122,7 +123,7 @@ def closes(handler: Handler, content: bytes) -> bool:
 
 def cut(handler: Handler, content: bytes) -> bool:
     """Announces everything, sends half."""
-    handler.answer(content, len(content) // 2)
+    handler.answer(content, half=True)
     handler.close_connection = True
     return True
 
