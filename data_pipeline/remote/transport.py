@@ -12,6 +12,7 @@ import urllib.error
 import urllib.request
 from typing import Any, Protocol
 
+from data_pipeline.errors import DataError
 from data_pipeline.remote.addresses import PIPE, is_http
 
 BLOCK_BYTES = 1 << 20
@@ -157,7 +158,7 @@ def vendor_errors() -> Any:
     """Whatever a file system raises, as Interrupted or Refused; its own types are as many as there are of them."""
     try:
         yield
-    except (Interrupted, Refused):
+    except (Interrupted, Refused, DataError):
         raise
     except FileNotFoundError:
         raise Refused("no such file") from None

@@ -20,7 +20,7 @@ class Corpus:
 
     def __init__(self, data: DataConfig) -> None:
         self._data = data
-        self.files = find_files(data.inputs, data.include)
+        self.files = find_files(data.inputs, data.include, data.cache)
         self.disk_bytes = sum(file.num_bytes for file in self.files)
         self.dropped: collections.Counter[str] = collections.Counter()
         """By reason, of the latest pass."""
@@ -34,7 +34,7 @@ class Corpus:
         """Names, sizes and times of all files: if equal, nothing was touched."""
         digest = hashlib.sha256()
         for file in self.files:
-            digest.update(f"{file.path.resolve()}\0{file.num_bytes}\0{file.modified_ns}\n".encode(errors="replace"))
+            digest.update(f"{file.identity}\n".encode(errors="replace"))
         return digest.hexdigest()
 
     def documents(self, document_bytes: int) -> Iterator[Document]:
@@ -43,11 +43,7 @@ class Corpus:
         self.num_cut_files = self.disk_position = 0
         for file in self.files:
             before = self.disk_position
-            try:
-                raw = file.path.open("rb")
-            except OSError as error:
-                raise DataError(f"{file.name}: cannot be read ({error.strerror})") from None
-            with closing(raw):
+            with closing(file.open()) as raw:
                 position, items = self._read(raw, file, document_bytes)
                 for number, item in enumerate(items):
                     self.disk_position = before + position()

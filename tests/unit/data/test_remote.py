@@ -463,7 +463,7 @@ def test_a_command_is_read_without_a_shell(folder, cache, tmp_path):
 )
 def test_commands_that_fail_are_named(cache, command, message):
     allowed = dataclasses.replace(
-        cache, allow_pipe=True, timeout_seconds=0.5 if "printed" in message else 5.0, retries=1
+        cache, allow_pipe=True, timeout_seconds=0.2 if "printed" in message else 5.0, retries=1
     )
     with pytest.raises(DataError, match=message):
         PackedDataset.open(RemoteFolder(command, allowed), "train")
