@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from textwrap import dedent
 
-from data_pipeline.errors import UserError
+from data_pipeline.errors import DataError, UserError
 from pretrain.config.errors import ConfigError, TrainingDiverged
 from pretrain.layout.failures import RankFailed
 
@@ -90,6 +90,14 @@ def _data(given: argparse.Namespace) -> int:
         faults = inspection.verify(folder)
         sys.stdout.write("".join(f"{fault}\n" for fault in faults) or f"{folder}: whole\n")
         return EXIT_FAILED if faults else 0
+    if given.action == "fetch":
+        from data_pipeline.remote.ahead import fetch_all
+        from data_pipeline.remote.folder import RemoteFolder
+
+        if not isinstance(folder, RemoteFolder):
+            raise DataError(f"{folder}: lies here already; fetch takes a URL")
+        sys.stdout.write(f"{fetch_all(folder)}\n")
+        return 0
     if given.action == "stats":
         sys.stdout.write(json.dumps(inspection.stats(folder), indent=2, ensure_ascii=False) + "\n")
         return 0
@@ -100,7 +108,7 @@ def _data(given: argparse.Namespace) -> int:
 
 
 def _data_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("action", choices=("inspect", "verify", "stats"))
+    parser.add_argument("action", choices=("inspect", "verify", "stats", "fetch"))
     parser.add_argument("path", metavar="PATH", help="folder of a prepared dataset, or its URL")
     parser.add_argument("--split", choices=("train", "validation"), default="train", help="inspect: default train")
     parser.add_argument("--first", type=_count, default=0, metavar="N", help="inspect: number of the first sample")
@@ -170,14 +178,15 @@ VERBS = {
         "look into a prepared dataset",
         """
         inspect shows samples as text, verify compares every file, offset and token with the manifest and exits with 1
-        where something differs, stats prints the figures as JSON.
+        where something differs, stats prints the figures as JSON, fetch brings a dataset at a URL into this node's
+        cache before a run needs it.
 
         examples:
           pretrain data inspect data/mine --samples 2
           pretrain data inspect data/mine --seed 1234 --first 80000
           pretrain data verify data/mine
           pretrain data stats data/mine
-          pretrain data verify s3://bucket/mine data.cache.dir=/scratch/cache
+          pretrain data fetch s3://bucket/mine data.cache.dir=/scratch/cache
         """,
         _data,
         _data_options,

@@ -1,15 +1,19 @@
 """The shards of a run, fetched in the order in which it will need them, while it trains on those that are there."""
 
+import itertools
 import logging
+import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import numpy as np
 
 from data_pipeline.errors import DataError
 from data_pipeline.mixture import TrainingData
+from data_pipeline.progress import show_progress
 from data_pipeline.remote.folder import RemoteFolder
 from data_pipeline.remote.transfer import Stopped
 from data_pipeline.shards.manifest import FileRecord
@@ -27,6 +31,26 @@ def check_cache_holds(datasets: Sequence[PackedDataset]) -> None:
     remote = [(dataset.folder.cache, dataset) for dataset in datasets if isinstance(dataset.folder, RemoteFolder)]
     if remote:
         remote[0][0].check_holds(record for _, dataset in remote for record in dataset.record.files)
+
+
+def fetch_all(folder: RemoteFolder) -> str:
+    """Bring all of a dataset into the cache, as before a run; returns what is there then, for people."""
+    records = [record for split in folder.manifest().splits.values() for record in split.files]
+    folder.cache.check_holds(records)
+    num_bytes = sum(record.bytes for record in records)
+
+    def fetch(record: FileRecord) -> int:
+        os.close(folder.open(record))
+        return record.bytes
+
+    pool = ThreadPoolExecutor(NUM_FETCHERS)
+    try:
+        with show_progress("fetching", num_bytes) as update:
+            for done in itertools.accumulate(pool.map(fetch, records)):
+                update(done)
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return f"{folder}: {len(records)} files, {num_bytes / 1e6:.1f} MB, in {folder.cache.folder}"
 
 
 @contextmanager
@@ -66,6 +90,7 @@ class _Fetching:
 
     def __init__(self, needs: Iterator[Need], shards: Sequence[FileRecord], stop: threading.Event) -> None:
         self._needs, self._stop = needs, stop
+        self._left_to_others: list[Need] = []
         self._num_shards, self._num_bytes = len(shards), sum(shard.bytes for shard in shards)
         self._lock = threading.Lock()
         self._shards_done = self._bytes_done = 0
@@ -75,11 +100,18 @@ class _Fetching:
         while not self._stop.is_set():
             with self._lock:
                 need = next(self._needs, None)
+                wait = need is None
+                if wait and self._left_to_others:
+                    need = self._left_to_others.pop()
             if need is None:
                 return
             folder, record = need
             try:
-                folder.cache.fetch(record, folder.address(record.file), self._stop)
+                if wait:  # it may be here by now, or have lost the one that fetched it
+                    os.close(folder.open(record, self._stop))
+                elif not folder.cache.fetch(record, folder.address(record.file), self._stop):
+                    self._left_to_others.append(need)
+                    continue
             except Stopped:
                 return
             except DataError as error:

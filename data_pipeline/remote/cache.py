@@ -51,13 +51,14 @@ class Cache:
             if stop.wait(SECONDS_BETWEEN_LOOKS):  # another one fetches it
                 raise Stopped
 
-    def fetch(self, record: FileRecord, url: str, stop: threading.Event) -> None:
-        """See that the file is here, or on its way by another process."""
+    def fetch(self, record: FileRecord, url: str, stop: threading.Event) -> bool:
+        """See that the file is here; False if another process is still at it."""
         descriptor = self._find(record)
         if descriptor is None:
             descriptor = self._fetch(record, url, stop)
         if descriptor is not None:
             os.close(descriptor)
+        return descriptor is not None
 
     def check_holds(self, records: Iterable[FileRecord]) -> None:
         """Raise DataError unless all these files can be here at once: a shuffled order needs each of them all the time.

@@ -1,5 +1,6 @@
 """A prepared dataset at a URL: shards and index come through the node's cache, small files straight."""
 
+import functools
 import re
 import threading
 from collections.abc import Iterator
@@ -36,6 +37,10 @@ class RemoteFolder:
         return join(self._url, name)
 
     def manifest(self) -> Manifest:
+        return self._manifest
+
+    @functools.cached_property
+    def _manifest(self) -> Manifest:
         manifest = Manifest.parse(read_small(self.address(MANIFEST_FILE), self._config), self.locate(MANIFEST_FILE))
         records = [record for split in manifest.splits.values() for record in split.files]
         for name in (manifest.tokenizer.file, *(record.file for record in records)):

@@ -3,9 +3,12 @@
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from data_pipeline.errors import DataError
+from data_pipeline.folders import dataset_folders
+from data_pipeline.remote.ahead import fetch_all
 from pretrain.cli import main
 from pretrain.config.checks import check_prepare, check_run
 from pretrain.config.errors import ConfigError
@@ -14,7 +17,7 @@ from pretrain.generate import load_tokenizer
 from pretrain.plan import plan
 from pretrain.train import open_datasets
 from tests.support.corpus import make_texts, prepare_synthetic, write_jsonl
-from tests.support.http_server import serving
+from tests.support.http_server import serving, status
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +43,24 @@ def test_a_run_opens_the_same_datasets_tokenizer_and_vocabulary(prepared, tmp_pa
         assert plan(there, 1, None).replace(f"{served.url}/set", "X") == plan(here, 1, None).replace(f"{prepared}", "X")
 
 
+def test_what_is_fetched_before_a_run_is_not_asked_for_again(prepared, tmp_path):
+    with serving(prepared.parent) as served:
+        config = run_config(f"{served.url}/set", tmp_path)
+        fetch_all(dataset_folders(config.data)["files"])
+        asked = served.requests.copy()
+        for dataset in (open_datasets(config)[0], open_datasets(config)[1]["files"]):
+            dataset.read(np.arange(dataset.num_samples))
+        assert served.requests - asked == {"manifest.json": 2}
+
+
+def test_a_file_that_cannot_be_fetched_before_a_run_is_named(prepared, tmp_path):
+    with serving(prepared.parent) as served:
+        served.lasting["validation-00000.tar"] = status(404)
+        config = run_config(f"{served.url}/set", tmp_path)
+        with pytest.raises(DataError, match=r"validation-00000.tar: cannot be read: HTTP status 404"):
+            fetch_all(dataset_folders(config.data)["files"])
+
+
 def test_a_run_is_refused_where_the_cache_cannot_hold_its_data(prepared, tmp_path):
     with serving(prepared.parent) as served, pytest.raises(DataError, match=r"data.cache.max_bytes=20,000: the shards"):
         open_datasets(run_config(f"{served.url}/set", tmp_path, "data.cache.max_bytes=20000"))
@@ -52,6 +73,7 @@ def test_the_data_verb_takes_urls_and_the_caches_settings(prepared, tmp_path, ca
             (["stats", f"{served.url}/set", cache], '"train"'),
             (["inspect", f"{served.url}/set", "--samples", "1", cache], "--- train sample 0"),
             (["verify", f"{served.url}/set", cache], f"{served.url}/set: whole\n"),
+            (["fetch", f"{served.url}/set", cache], f" MB, in {tmp_path / 'cache'}\n"),
         ):
             with pytest.raises(SystemExit) as end:
                 main(["data", *words])
