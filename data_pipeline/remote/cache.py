@@ -74,7 +74,7 @@ class Cache:
             )
         with self._faults():
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            here = {path.name: path.stat().st_size for path in self.folder.iterdir()}
+            here = {path.name: size for _, size, path in self._entries()}
             status = os.statvfs(self.folder)
         others = sum(size for name, size in here.items() if name not in sizes)
         missing = sum(size for name, size in sizes.items() if name not in here)
@@ -142,11 +142,7 @@ class Cache:
 
     def _evict(self, limit: int) -> bool:
         """Remove the least recently used files until at most `limit` bytes are here; whether that was possible."""
-        entries = []
-        for path in self.folder.iterdir():
-            with contextlib.suppress(FileNotFoundError):
-                status = path.stat()
-                entries.append((status.st_mtime_ns, status.st_size, path))
+        entries = self._entries()
         total = sum(size for _, size, _ in entries)
         for _, size, path in sorted(entries):
             if total <= limit:
@@ -159,6 +155,15 @@ class Cache:
                     path.unlink()
                 total -= size
         return total <= limit
+
+    def _entries(self) -> list[tuple[int, int, Path]]:
+        """Time of the latest use, length and path of what is here; others come and go meanwhile."""
+        entries = []
+        for path in self.folder.iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                status = path.stat()
+                entries.append((status.st_mtime_ns, status.st_size, path))
+        return entries
 
     def _path(self, record: FileRecord) -> Path:
         assert _SHA256.fullmatch(record.sha256), "checked when the manifest was read"

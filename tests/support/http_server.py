@@ -2,6 +2,7 @@
 
 import collections
 import http.server
+import os
 import re
 import threading
 import zlib
@@ -85,6 +86,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 @contextmanager
 def serving(folder: Path) -> Iterator[Served]:
     """The folder at a URL of this machine."""
+    os.environ.setdefault("no_proxy", "127.0.0.1")
     handler = type("OfFolder", (Handler,), {"folder": folder})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         handler.served = served = Served(server.server_address[1])  # type: ignore[attr-defined]

@@ -10,7 +10,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import zstandard
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.config import CacheConfig
@@ -167,6 +167,7 @@ CONTENT = bytes(range(256)) * 400
 STEP = st.tuples(st.sampled_from(["seek", "ahead", "end"]), st.integers(0, len(CONTENT)), st.integers(0, 30_000))
 
 
+@settings(max_examples=40)
 @given(steps=st.lists(STEP, max_size=8))
 def test_a_file_is_read_from_any_place(steps):
     fsspec.filesystem("memory").pipe_file("/any", CONTENT)
