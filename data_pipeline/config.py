@@ -1,7 +1,6 @@
 """What the data pipeline can be told: plain frozen records, nothing heavy imported."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from data_pipeline.dedup.minhash import NearDedupConfig
@@ -30,15 +29,34 @@ class DecontaminateConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CacheConfig:
+    """How files that lie elsewhere are read, and where shards of them are kept on this node."""
+
+    dir: str | None
+    """A folder on a disk of the node; null: with the user's other caches (XDG_CACHE_HOME, ~/.cache)."""
+    max_bytes: int
+    """Bound of the folder; the least recently used shards go first."""
+    retries: int
+    """How often a file is tried for again: after no answer in time, broken connections, a server's own faults, short
+    answers, wrong checksums."""
+    retry_seconds: float
+    """Before the first of them; twice as long before each further one, in the mean."""
+    timeout_seconds: float
+    """To wait for a server's, or a command's, next bytes."""
+    allow_pipe: bool
+    """Take `pipe:COMMAND` for data.path: the command, run without a shell, prints {file}."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Where text comes from and how it becomes a packed dataset."""
 
     name: str
     """Name of the corpus, for the manifest, logs and reports."""
     path: str
-    """Folder of the prepared dataset: `prepare` writes it, `train` reads it."""
+    """Folder of the prepared dataset: `prepare` writes it, `train` reads it, also at a URL such as s3://bucket/set."""
     inputs: tuple[str, ...]
-    """Files, folders, or `stdlib:` for the standard library of the running Python."""
+    """Files, folders, their URLs, or `stdlib:` for the standard library of the running Python."""
     include: tuple[str, ...]
     """File name patterns taken from folders among the inputs; files named directly are always taken."""
     text_key: str
@@ -72,15 +90,11 @@ class DataConfig:
     named has no end."""
     mixture_later: tuple[MixturePhase, ...]
     """Weights that replace the first ones later, in order, as in [{after_tokens: 9e9, weights: {books: 1}}]."""
+    cache: CacheConfig
+    """Used where data.path or data.inputs are URLs."""
 
 
-def dataset_folders(data: DataConfig) -> dict[str, Path]:
-    """The prepared datasets that a run reads, by name: all of a mixture, else the one."""
-    path = Path(data.path)
-    return {data.name: path} if data.mixture is None else {name: path.parent / name for name in data.mixture}
-
-
-MIXTURE_KEYS = ("mixture", "mixture_max_epochs", "mixture_later")
+KEYS_OF_READING = ("mixture", "mixture_max_epochs", "mixture_later", "cache")
 """What says nothing of a prepared dataset."""
 
 

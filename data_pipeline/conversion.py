@@ -93,6 +93,7 @@ def to_packed(
                 vocab_size=tokenizer.vocab_size,
                 eod_id=tokenizer.eod_id,
                 fingerprint=tokenizer.fingerprint,
+                settings_file=tokenizer.settings.file_name(tokenizer.file_name),
             ),
             seq_length=seq_length,
             dtype=dtype_for(tokenizer.vocab_size),

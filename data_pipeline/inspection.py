@@ -12,25 +12,27 @@ import numpy.typing as npt
 from data_pipeline.errors import DataError
 from data_pipeline.order import sample_at
 from data_pipeline.progress import show_progress
+from data_pipeline.shards.folder import READ_BYTES, DatasetFolder, as_folder
 from data_pipeline.shards.manifest import FileRecord, Manifest
-from data_pipeline.shards.reader import PackedDataset, check_sizes, fault_of_sizes
+from data_pipeline.shards.reader import PackedDataset, check_sizes
 from data_pipeline.tokenizers.base import Tokenizer
-from data_pipeline.tokenizers.loading import load_tokenizer
 
 Split = Literal["train", "validation"]
 SPLITS: tuple[Split, ...] = ("train", "validation")
 END_OF_DOCUMENT = "<|end of document|>"
-READ_BYTES = 16 << 20
 
 
-def inspect(folder: Path, split: Split, first: int, count: int, *, shuffled_by: int | None = None) -> Iterator[str]:
+def inspect(
+    place: Path | DatasetFolder, split: Split, first: int, count: int, *, shuffled_by: int | None = None
+) -> Iterator[str]:
     """`count` samples from number `first` on as text, a block each; `shuffled_by`: a run's seed, `first` then being a
     position in its order.
 
     Raises DataError where there is no such sample.
     """
+    folder = as_folder(place)
     dataset = PackedDataset.open(folder, split)
-    tokenizer = _tokenizer(folder, dataset.manifest)
+    tokenizer = folder.tokenizer(dataset.manifest)
     positions = np.arange(first, first + count, dtype=np.int64)
     if shuffled_by is not None:
         numbers = sample_at(positions, dataset.num_samples, shuffled_by)
@@ -55,17 +57,18 @@ def as_text(ids: npt.NDArray[np.int64], tokenizer: Tokenizer) -> str:
     return f"\n{END_OF_DOCUMENT}\n".join(texts)
 
 
-def verify(folder: Path) -> list[str]:
+def verify(place: Path | DatasetFolder) -> list[str]:
     """Every fault of a dataset, each naming its file; none: it is whole, to the last byte.
 
     Checked are the manifest's own checksum, the tokenizer's fingerprint, length and SHA-256 of every file, the header
     of every member at its saved offset, and that every token is one of the tokenizer's. A manifest that cannot be read
     is a DataError: without it there is nothing to compare with.
     """
-    manifest = Manifest.load(folder)
+    folder = as_folder(place)
+    manifest = folder.manifest()
     faults: list[str] = []
     try:
-        _tokenizer(folder, manifest)
+        folder.tokenizer(manifest)
     except DataError as error:
         faults.append(str(error))
     files = [(split, record) for split in SPLITS for record in manifest.splits[split].files]
@@ -80,7 +83,7 @@ def verify(folder: Path) -> list[str]:
             update(done)
 
         for split, record in files:
-            fault = fault_of_sizes(folder, record) or _checksum_fault(folder, record, advance)
+            fault = folder.fault(record) or _checksum_fault(folder, record, advance)
             if fault is not None:
                 faults.append(fault)
                 damaged.add(split)
@@ -90,9 +93,10 @@ def verify(folder: Path) -> list[str]:
     return faults
 
 
-def stats(folder: Path) -> dict[str, Any]:
+def stats(place: Path | DatasetFolder) -> dict[str, Any]:
     """Figures of a dataset, for people and programs."""
-    manifest = Manifest.load(folder)
+    folder = as_folder(place)
+    manifest = folder.manifest()
     for split in SPLITS:
         check_sizes(folder, manifest.splits[split])
     splits = {
@@ -124,25 +128,20 @@ def stats(folder: Path) -> dict[str, Any]:
     }
 
 
-def _tokenizer(folder: Path, manifest: Manifest) -> Tokenizer:
-    return load_tokenizer(folder / manifest.tokenizer.file, manifest.tokenizer.fingerprint)
-
-
-def _checksum_fault(folder: Path, record: FileRecord, advance: Callable[[int], None]) -> str | None:
-    digest, path = hashlib.sha256(), folder / record.file
+def _checksum_fault(folder: DatasetFolder, record: FileRecord, advance: Callable[[int], None]) -> str | None:
+    digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
-            while block := file.read(READ_BYTES):
-                digest.update(block)
-                advance(len(block))
-    except OSError as error:
-        return f"{path}: cannot be read ({error.strerror})"
+        for block in folder.blocks(record):
+            digest.update(block)
+            advance(len(block))
+    except DataError as error:
+        return str(error)
     if digest.hexdigest() == record.sha256:
         return None
-    return f"{path}: its content differs from what was written (sha256 does not fit)"
+    return f"{folder.locate(record.file)}: its content differs from what was written (sha256 does not fit)"
 
 
-def _token_faults(folder: Path, manifest: Manifest, split: Split, advance: Callable[[int], None]) -> list[str]:
+def _token_faults(folder: DatasetFolder, manifest: Manifest, split: Split, advance: Callable[[int], None]) -> list[str]:
     """Faults of members and tokens; files of right length and checksum may still have been written wrong."""
     dataset = PackedDataset.open(folder, split)
     sample_bytes = (manifest.seq_length + 1) * (2 if manifest.dtype == "uint16" else 4)

@@ -6,7 +6,6 @@ any other size continues the same order.
 
 import contextlib
 import hashlib
-import queue
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,8 +14,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from data_pipeline.ahead import read_ahead
 from data_pipeline.errors import DataError
 from data_pipeline.mixture import TrainingData
+from data_pipeline.remote.ahead import fetch_ahead
 from data_pipeline.shards.reader import PackedDataset, Tokens
 
 MAX_WINDOW_BATCHES = 64
@@ -47,7 +48,17 @@ def train_batches(
 ) -> Iterator[Batch]:
     """Endless shuffled batches from a global position on, read ahead by a thread that ends with the iterator."""
     assert 0 <= rank < size and global_batch_size % size == 0 and position >= 0
-    return _read_ahead(_train_windows(dataset, seed, global_batch_size, rank, size, position))
+    return _stream(dataset, seed, global_batch_size, rank, size, position)
+
+
+def _stream(
+    dataset: TrainingData, seed: int, global_batch_size: int, rank: int, size: int, position: int
+) -> Iterator[Batch]:
+    stop = threading.Event()
+    windows = _train_windows(dataset, seed, global_batch_size, rank, size, position, stop)
+    with fetch_ahead(dataset, seed, position, stop), contextlib.closing(read_ahead(windows, stop)) as ready:
+        for window in ready:
+            yield from window
 
 
 def evaluation_batches(
@@ -75,7 +86,13 @@ def evaluation_batches(
 
 
 def _train_windows(
-    dataset: TrainingData, seed: int, global_batch_size: int, rank: int, size: int, position: int
+    dataset: TrainingData,
+    seed: int,
+    global_batch_size: int,
+    rank: int,
+    size: int,
+    position: int,
+    stop: threading.Event,
 ) -> Iterator[list[Batch]]:
     """Coming batches, several at a time: read in the order of the files, handed out in the order of the batches."""
     per_rank = global_batch_size // size
@@ -94,7 +111,7 @@ def _train_windows(
         in_file_order = np.argsort(samples, kind="stable")
         places = np.empty_like(in_file_order)
         places[in_file_order] = np.arange(len(places))
-        tokens = dataset.read(samples[in_file_order])
+        tokens = dataset.read(samples[in_file_order], stop)
         window = []
         for start, row_positions, rows in zip(starts.tolist(), positions, places.reshape(positions.shape), strict=True):
             batch_tokens = tokens[rows]
@@ -121,40 +138,3 @@ def _digest(positions: npt.NDArray[np.int64], tokens: Tokens) -> int:
         total += int.from_bytes(sample.digest(), "little")
     total %= 1 << 64
     return total - (1 << 64) if total >> 63 else total
-
-
-def _read_ahead(windows: Iterator[list[Batch]]) -> Iterator[Batch]:
-    """Produce windows in a thread, one ahead; its exception is raised here, and closing this ends it."""
-    ready: queue.Queue[list[Batch] | BaseException] = queue.Queue(maxsize=1)
-    stop = threading.Event()
-
-    def hand_over(item: list[Batch] | BaseException) -> bool:
-        while not stop.is_set():
-            try:
-                ready.put(item, timeout=0.1)
-            except queue.Full:
-                continue
-            return True
-        return False
-
-    def produce() -> None:
-        try:
-            for window in windows:
-                if not hand_over(window) or stop.is_set():
-                    return
-        except BaseException as error:
-            hand_over(error)
-
-    thread = threading.Thread(target=produce, name="read-ahead", daemon=True)
-    thread.start()
-    try:
-        while True:
-            item = ready.get()
-            if isinstance(item, BaseException):
-                raise item
-            yield from item
-    finally:
-        stop.set()
-        with contextlib.suppress(queue.Empty):  # makes room, so that the thread need not wait to see the sign
-            ready.get_nowait()
-        thread.join()

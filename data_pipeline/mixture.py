@@ -10,7 +10,8 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,8 @@ import numpy.typing as npt
 
 from data_pipeline.errors import DataError
 from data_pipeline.order import Positions, sample_at
+from data_pipeline.shards.folder import DatasetFolder
+from data_pipeline.shards.manifest import ShardRecord
 from data_pipeline.shards.reader import PackedDataset, Tokens
 
 UNITS = 1 << 20
@@ -169,52 +172,61 @@ class MixedDataset:
     """Training splits of several prepared datasets, read as one stream."""
 
     def __init__(self, datasets: Mapping[str, PackedDataset], mixture: Mixture) -> None:
-        self.datasets, self.mixture = tuple(datasets.values()), mixture
+        self.parts, self.mixture = tuple(datasets.values()), mixture
         self.names, self.end = tuple(datasets), mixture.end
-        self.manifest = self.datasets[0].manifest
+        self.manifest = self.parts[0].manifest
         """Of the first: all have its tokenizer and sample length."""
         self.seq_length = self.manifest.seq_length
-        self._bases = np.cumsum([0, *(dataset.num_samples for dataset in self.datasets)], dtype=np.int64)
+        self._bases = np.cumsum([0, *(dataset.num_samples for dataset in self.parts)], dtype=np.int64)
+        self.num_samples = int(self._bases[-1])
 
     @property
     def described(self) -> str:
         """For messages."""
-        return "the mixture of " + ", ".join(str(dataset.folder) for dataset in self.datasets)
+        return "the mixture of " + ", ".join(str(dataset.folder) for dataset in self.parts)
 
     @property
     def num_train_tokens(self) -> int:
-        return sum(dataset.num_train_tokens for dataset in self.datasets)
+        return sum(dataset.num_train_tokens for dataset in self.parts)
 
     def samples_at(self, positions: Positions, seed: int) -> npt.NDArray[np.int64]:
         """Numbers of the samples at these positions, counted through all datasets."""
         which, index = self.mixture.locate(positions)
         numbers = np.empty_like(index)
-        for item, dataset in enumerate(self.datasets):
+        for item, dataset in enumerate(self.parts):
             chosen = which == item
             if chosen.any():
                 own_seed = seed_of(seed, self.names[item])
                 numbers[chosen] = self._bases[item] + sample_at(index[chosen], dataset.num_samples, own_seed)
         return numbers
 
-    def read(self, numbers: npt.NDArray[np.int64]) -> Tokens:
-        """Tokens [n, seq_length + 1] of these samples, in the order asked for."""
+    def shards_of(self, numbers: npt.NDArray[np.int64]) -> Iterator[tuple[int, DatasetFolder, ShardRecord]]:
+        """The shards that these samples lie in, each with the place in `numbers` where it is first needed."""
         which = np.searchsorted(self._bases, numbers, side="right") - 1
-        tokens: Tokens = np.empty((len(numbers), self.seq_length + 1), dtype=self.datasets[0].dtype)
-        for item, dataset in enumerate(self.datasets):
+        for item, dataset in enumerate(self.parts):
+            chosen = np.flatnonzero(which == item)
+            for place, folder, record in dataset.shards_of(numbers[chosen] - self._bases[item]):
+                yield int(chosen[place]), folder, record
+
+    def read(self, numbers: npt.NDArray[np.int64], stop: threading.Event | None = None) -> Tokens:
+        """Tokens [n, seq_length + 1] of these samples, in the order asked for; `stop`: as a dataset's."""
+        which = np.searchsorted(self._bases, numbers, side="right") - 1
+        tokens: Tokens = np.empty((len(numbers), self.seq_length + 1), dtype=self.parts[0].dtype)
+        for item, dataset in enumerate(self.parts):
             chosen = np.flatnonzero(which == item)
             if len(chosen):
-                tokens[chosen] = dataset.read(numbers[chosen] - self._bases[item])
+                tokens[chosen] = dataset.read(numbers[chosen] - self._bases[item], stop)
         return tokens
 
     def epoch_at(self, position: int) -> int:
         """Whole passes over the dataset that was passed over most often."""
         taken = self.mixture.taken(position)
-        return max(count // dataset.num_samples for count, dataset in zip(taken, self.datasets, strict=True))
+        return max(count // dataset.num_samples for count, dataset in zip(taken, self.parts, strict=True))
 
     def digest_before(self, position: int) -> str:
         """Names all that decides the samples before a position: later weights may change, earlier ones not."""
         content = [
-            [[name, dataset.manifest.digest] for name, dataset in zip(self.names, self.datasets, strict=True)],
+            [[name, dataset.manifest.digest] for name, dataset in zip(self.names, self.parts, strict=True)],
             self.mixture.before(position),
         ]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
@@ -239,7 +251,7 @@ class Plan:
     """From which number of training tokens on which weights hold instead."""
 
 
-def mix(plan: Plan, folders: Mapping[str, Path]) -> MixedDataset:
+def mix(plan: Plan, folders: Mapping[str, Path] | Mapping[str, DatasetFolder]) -> MixedDataset:
     """The datasets in these folders, mixed by their names.
 
     Raises DataError where one is missing, or they differ in tokenizer or sample length.
@@ -247,6 +259,7 @@ def mix(plan: Plan, folders: Mapping[str, Path]) -> MixedDataset:
     datasets = {name: PackedDataset.open(folder, "train") for name, folder in folders.items()}
     (first_name, first), *others = datasets.items()
     for name, dataset in others:
+        its_tokenizer = first.folder.locate(first.manifest.tokenizer.file)
         for what, there, here in (
             ("tokenizer (fingerprint)", first.manifest.tokenizer.fingerprint, dataset.manifest.tokenizer.fingerprint),
             ("model.seq_length", first.seq_length, dataset.seq_length),
@@ -254,7 +267,7 @@ def mix(plan: Plan, folders: Mapping[str, Path]) -> MixedDataset:
             if there != here:
                 raise DataError(
                     f"data.mixture: {folders[name]} has another {what} than {folders[first_name]} ({here}, {there}); "
-                    f"prepare it again with that one's (tokenizer.path={first.folder / first.manifest.tokenizer.file})"
+                    f"prepare it again with that one's (tokenizer.path={its_tokenizer})"
                 )
     ingredients = [
         Ingredient(name, dataset.num_samples, _cap(plan.max_epochs.get(name), dataset.num_samples))

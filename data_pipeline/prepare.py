@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipeline.config import MIXTURE_KEYS, DataConfig, PrepareConfig, TokenizerConfig
+from data_pipeline.config import KEYS_OF_READING, DataConfig, PrepareConfig, TokenizerConfig
 from data_pipeline.document import content_hash
 from data_pipeline.durable import write_durably
 from data_pipeline.errors import DataError
@@ -21,7 +21,9 @@ from data_pipeline.pieces.encoded import Encoding, encode_piece, encoded_documen
 from data_pipeline.pieces.executors import open_executor, run_all
 from data_pipeline.pieces.work import WorkFolder, key_of
 from data_pipeline.prepare_report import write_prepare_report
+from data_pipeline.remote.addresses import is_url, shown
 from data_pipeline.scan import Scan, scan_corpus
+from data_pipeline.shards.folder import LocalFolder
 from data_pipeline.shards.layout import dtype_for
 from data_pipeline.shards.manifest import CorpusRecord, Manifest, SourceRecord, SplitRecord, TokenizerRecord
 from data_pipeline.shards.reader import PackedDataset, check_sizes
@@ -43,6 +45,10 @@ def prepare(data: DataConfig, tokenizer: TokenizerConfig, prepare: PrepareConfig
 
     Every fault of the input is a DataError. Nothing stands under `data.path` before it is whole.
     """
+    if is_url(data.path):
+        raise DataError(
+            f"data.path={shown(data.path)}: `prepare` writes to a disk; give a folder, copy it there when it is done"
+        )
     folder = Path(data.path)
     recover(folder)
     corpus = Corpus(data)
@@ -96,7 +102,7 @@ def report(manifest: Manifest) -> dict[str, Any]:
 def _settings(data: DataConfig, tokenizer: TokenizerConfig, seq_length: int) -> dict[str, Any]:
     """Everything that decides what is written, by dotted key, as JSON gives it back."""
     settings: dict[str, Any] = {"model.seq_length": seq_length}
-    not_of_it = ("path", *MIXTURE_KEYS)
+    not_of_it = ("path", *KEYS_OF_READING)
     settings |= {f"data.{key}": value for key, value in dataclasses.asdict(data).items() if key not in not_of_it}
     if tokenizer.path is None and tokenizer.eod is not None:
         raise DataError(
@@ -159,7 +165,7 @@ def _untouched(folder: Path, corpus: Corpus) -> bool:
 def _check_whole(folder: Path, manifest: Manifest, every_byte: bool) -> None:
     load_tokenizer(folder / manifest.tokenizer.file, manifest.tokenizer.fingerprint)
     for split in ("train", "validation"):
-        check_sizes(folder, manifest.splits[split])
+        check_sizes(LocalFolder(folder), manifest.splits[split])
         if every_byte:
             PackedDataset.open(folder, split).verify()
 
@@ -222,6 +228,7 @@ def _build(
             vocab_size=tokenizer.vocab_size,
             eod_id=tokenizer.eod_id,
             fingerprint=tokenizer.fingerprint,
+            settings_file=tokenizer.settings.file_name(tokenizer.file_name),
         ),
         seq_length=seq_length,
         dtype=dtype,

@@ -35,6 +35,7 @@ class Verb:
     run: Callable[[argparse.Namespace], int]
     add_options: Callable[[argparse.ArgumentParser], None] | None = None
     takes_overrides: bool = True
+    """Else `add_options` asks for them where they may stand."""
 
 
 def _prepare(given: argparse.Namespace) -> int:
@@ -132,7 +133,8 @@ VERBS = {
         """
         inspect shows samples as text, verify compares every file, offset and token with the manifest and exits with 1
         where something differs, stats prints the figures as JSON, convert makes a dataset of Megatron-LM's .bin and
-        .idx or the other way round, merge joins several into one. `pretrain data ACTION --help` explains each.
+        .idx or the other way round, merge joins several into one, fetch brings a dataset at a URL into this node's
+        cache before a run needs it. `pretrain data ACTION --help` explains each.
 
         examples:
           pretrain data inspect data/mine --samples 2
@@ -142,6 +144,7 @@ VERBS = {
           pretrain data convert old/corpus_text_document data/mine --to packed tokenizer.path=tokenizer.json
           pretrain data convert data/mine data/mine-megatron --to megatron
           pretrain data merge data/mine data/yours --into data/ours
+          pretrain data fetch s3://bucket/mine data.cache.dir=/scratch/cache
         """,
         data_verb.run,
         data_verb.add_options,
@@ -286,8 +289,8 @@ def _parser() -> argparse.ArgumentParser:
             epilog=dedent(verb.details).strip(),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        if verb.takes_overrides:
-            sub.add_argument("overrides", nargs="*", metavar="key=value", help="Hydra overrides of the configuration")
         if verb.add_options is not None:
             verb.add_options(sub)
+        if verb.takes_overrides:
+            sub.add_argument("overrides", nargs="*", metavar="key=value", help="Hydra overrides of the configuration")
     return parser

@@ -6,6 +6,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from textwrap import dedent
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from data_pipeline.shards.folder import DatasetFolder
 
 FAULTS_FOUND = 1
 Action = Callable[[argparse.Namespace], int]
@@ -40,6 +44,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     inspect.add_argument("--seed", type=_count, metavar="SEED", help=help_)
     _path(_action(actions, "verify", "compare every file, offset and token with the manifest", _verify))
     _path(_action(actions, "stats", "print the figures as JSON", _stats))
+    _path(_action(actions, "fetch", "bring a dataset at a URL into this node's cache", _fetch))
     convert = _action(actions, "convert", "to and from Megatron-LM's .bin and .idx", _convert, CONVERT_HELP)
     convert.add_argument("source", type=Path, metavar="SOURCE", help="prefix of .bin and .idx, or a prepared dataset")
     convert.add_argument("target", type=Path, metavar="TARGET", help="folder to make")
@@ -74,13 +79,39 @@ def _action(
 
 
 def _path(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", type=Path, metavar="PATH", help="folder of a prepared dataset")
+    parser.add_argument("path", metavar="PATH", help="folder of a prepared dataset, or its URL")
+    parser.add_argument("overrides", nargs="*", metavar="data.cache.KEY=VALUE", help="where and how a URL is kept")
+
+
+def _folder(given: argparse.Namespace) -> "DatasetFolder":
+    from data_pipeline.folders import open_folder
+    from pretrain.config.checks import check_prepare
+    from pretrain.config.errors import ConfigError
+    from pretrain.config.load import load_run_config
+
+    if others := [word for word in given.overrides if not word.startswith("data.cache.")]:
+        raise ConfigError([f"{word}: of the configuration only data.cache. can be set here" for word in others])
+    config = load_run_config(given.overrides)
+    check_prepare(config)
+    return open_folder(given.path, config.data.cache)
+
+
+def _fetch(given: argparse.Namespace) -> int:
+    from data_pipeline.errors import DataError
+    from data_pipeline.remote.ahead import fetch_all
+    from data_pipeline.remote.folder import RemoteFolder
+
+    folder = _folder(given)
+    if not isinstance(folder, RemoteFolder):
+        raise DataError(f"{folder}: lies here already; fetch takes a URL")
+    sys.stdout.write(f"{fetch_all(folder)}\n")
+    return 0
 
 
 def _inspect(given: argparse.Namespace) -> int:
     from data_pipeline.inspection import inspect
 
-    for text in inspect(given.path, given.split, given.first, given.samples, shuffled_by=given.seed):
+    for text in inspect(_folder(given), given.split, given.first, given.samples, shuffled_by=given.seed):
         sys.stdout.write(f"{text}\n")
     return 0
 
@@ -88,15 +119,16 @@ def _inspect(given: argparse.Namespace) -> int:
 def _verify(given: argparse.Namespace) -> int:
     from data_pipeline.inspection import verify
 
-    faults = verify(given.path)
-    sys.stdout.write("".join(f"{fault}\n" for fault in faults) or f"{given.path}: whole\n")
+    folder = _folder(given)
+    faults = verify(folder)
+    sys.stdout.write("".join(f"{fault}\n" for fault in faults) or f"{folder}: whole\n")
     return FAULTS_FOUND if faults else 0
 
 
 def _stats(given: argparse.Namespace) -> int:
     from data_pipeline.inspection import stats
 
-    _print(stats(given.path))
+    _print(stats(_folder(given)))
     return 0
 
 

@@ -6,10 +6,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_pipeline.config import dataset_folders
-from data_pipeline.shards.manifest import Manifest
+from data_pipeline.folders import dataset_folders
 from data_pipeline.tokenizers.base import Tokenizer
-from data_pipeline.tokenizers.loading import load_tokenizer
 from pretrain.config.errors import ConfigError, Problem, RunError
 from pretrain.config.layout_checks import data_parallel_size, layout_problems
 from pretrain.config.load import read_run_config
@@ -133,8 +131,7 @@ def find_checkpoint(folder: Path, name: str) -> "Checkpoint":
 def tokenizer_of(trained: RunConfig) -> Tokenizer:
     """The tokenizer beside the shards that the run was trained on."""
     folder = next(iter(dataset_folders(trained.data).values()))
-    record = Manifest.load(folder).tokenizer
-    return load_tokenizer(folder / record.file, record.fingerprint)
+    return folder.tokenizer(folder.manifest())
 
 
 def check(config: GenerateConfig) -> None:

@@ -7,8 +7,9 @@ import itertools
 import os
 from collections.abc import Iterable, Sequence
 
-from data_pipeline.config import dataset_folders
-from data_pipeline.shards.manifest import MANIFEST_FILE, Manifest
+from data_pipeline.folders import dataset_folders
+from data_pipeline.shards.folder import LocalFolder
+from data_pipeline.shards.manifest import MANIFEST_FILE
 from pretrain.config.checks import check_run
 from pretrain.config.errors import ConfigError
 from pretrain.config.layout_checks import data_parallel_size, micro_batches
@@ -69,8 +70,8 @@ def _ranks_from_environment() -> int:
 def _vocabulary(config: RunConfig) -> tuple[int, str]:
     """Its size and where that is known from: of the prepared dataset, if there is one."""
     folder = next(iter(dataset_folders(config.data).values()))
-    if (folder / MANIFEST_FILE).exists():
-        return Manifest.load(folder).tokenizer.vocab_size, f"of the dataset in {folder}"
+    if not isinstance(folder, LocalFolder) or (folder.path / MANIFEST_FILE).exists():
+        return folder.manifest().tokenizer.vocab_size, f"of the dataset in {folder}"
     return config.tokenizer.vocab_size, f"tokenizer.vocab_size; {folder} is not prepared"
 
 

@@ -7,8 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_pipeline.config import dataset_folders
+from data_pipeline.folders import dataset_folders
 from data_pipeline.mixture import Plan, TrainingData, mix
+from data_pipeline.remote.ahead import check_cache_holds
 from data_pipeline.shards.reader import PackedDataset
 from pretrain.config.checks import check_run, tokens_per_step, total_steps
 from pretrain.config.errors import ConfigError, Problem, RunError
@@ -178,7 +179,7 @@ def open_datasets(config: RunConfig) -> tuple[TrainingData, dict[str, PackedData
     data, folders = config.data, dataset_folders(config.data)
     dataset: TrainingData
     if data.mixture is None:
-        dataset = PackedDataset.open(Path(data.path), "train")
+        dataset = PackedDataset.open(folders[data.name], "train")
     else:
         later = [(phase.after_tokens, phase.weights) for phase in data.mixture_later]
         dataset = mix(Plan(data.mixture, data.mixture_max_epochs or {}, later), folders)
@@ -187,7 +188,9 @@ def open_datasets(config: RunConfig) -> tuple[TrainingData, dict[str, PackedData
         rule = f"the dataset in data.path={str(next(iter(folders.values())))!r} was packed for {packed} tokens"
         remedy = f"set model.seq_length={packed}, or prepare again with model.seq_length={wanted} and another data.path"
         raise ConfigError([Problem("model.seq_length", wanted, rule, remedy)])
-    return dataset, {name: PackedDataset.open(path, "validation") for name, path in folders.items()}
+    validation = {name: PackedDataset.open(folder, "validation") for name, folder in folders.items()}
+    check_cache_holds([*dataset.parts, *validation.values()])
+    return dataset, validation
 
 
 def check_enough_data(config: RunConfig, dataset: TrainingData) -> None:

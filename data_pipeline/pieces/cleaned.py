@@ -72,9 +72,7 @@ class CleanedPiece:
 
 def cleaned_key(piece: Piece, treatment_digest: str) -> str:
     """Names the content of a piece, as far as its files can be trusted to be untouched, and all that is done to it."""
-    files = [(span.file, span.start, span.end) for span in piece]
-    spans = [[str(file.path.resolve()), file.name, file.num_bytes, file.modified_ns, *ends] for file, *ends in files]
-    return key_of(spans, treatment_digest)
+    return key_of([[span.file.identity, span.file.name, span.start, span.end] for span in piece], treatment_digest)
 
 
 def clean_piece(work: WorkFolder, key: str, piece: Piece, treatment: Treatment) -> None:
@@ -211,10 +209,6 @@ class _Examples:
 
 
 def _check_untouched(file: InputFile) -> None:
-    try:
-        status = file.path.stat()
-        untouched = (status.st_size, status.st_mtime_ns) == (file.num_bytes, file.modified_ns)
-    except OSError:
-        untouched = False
-    if not untouched:
+    """One at a URL tells by itself when its version changes."""
+    if file.is_touched():
         raise DataError(f"{file.name}: was changed while it was read; run `pretrain prepare` again")

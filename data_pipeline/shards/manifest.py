@@ -65,6 +65,8 @@ class TokenizerRecord:
     eod_id: int
     fingerprint: str
     """Over pieces and scores, so that it is the same wherever the tokenizer was trained."""
+    settings_file: str
+    """What the file does not say of the tokenizer; empty where there is no such."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,15 +130,22 @@ class Manifest:
         """Read and check `folder/manifest.json`; every fault is a DataError that names the file."""
         path = folder / MANIFEST_FILE
         try:
-            stored = json.loads(path.read_text(encoding="utf-8"))
+            content = path.read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             raise DataError(
                 f"data.path={folder}: not prepared (no {MANIFEST_FILE}): run `pretrain prepare` with the same settings"
             ) from None
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{path}: not whole JSON ({error}); {_REMEDY}") from None
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+        return cls.parse(content, str(path))
+
+    @classmethod
+    def parse(cls, content: bytes, path: str) -> "Manifest":
+        """Check the content of a manifest; `path` is for messages."""
+        try:
+            stored = json.loads(content.decode())
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path}: not whole JSON ({error}); {_REMEDY}") from None
         if not isinstance(stored, dict) or stored.get("format") != FORMAT:
             raise DataError(f"{path}: is not the manifest of a {FORMAT}; {_REMEDY}")
         if stored.get("version") != VERSION:
@@ -146,7 +155,7 @@ class Manifest:
         body = stored.get("manifest")
         if stored.get("checksum") != _hash(body):
             raise DataError(f"{path}: was changed after it was written (its checksum does not fit); {_REMEDY}")
-        return _build(cls, body, path.name)
+        return _build(cls, body, MANIFEST_FILE)
 
     def save(self, folder: Path) -> None:
         """Write `folder/manifest.json` so that it is either absent or whole, also after a power cut."""

@@ -4,6 +4,7 @@ import collections
 import hashlib
 import os
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -12,8 +13,9 @@ import numpy.typing as npt
 
 from data_pipeline.errors import DataError
 from data_pipeline.order import Positions, sample_at
+from data_pipeline.shards.folder import DatasetFolder, as_folder
 from data_pipeline.shards.layout import DTYPES, NPY_HEADER_BYTES, npy_header
-from data_pipeline.shards.manifest import FileRecord, Manifest, SplitRecord
+from data_pipeline.shards.manifest import Manifest, ShardRecord, SplitRecord
 
 MAX_OPEN_FILES = 64
 Tokens = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
@@ -22,7 +24,7 @@ Tokens = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 class PackedDataset:
     """One split of a prepared dataset; safe to use from several threads."""
 
-    def __init__(self, folder: Path, manifest: Manifest, split: str, offsets: npt.NDArray[np.int64]) -> None:
+    def __init__(self, folder: DatasetFolder, manifest: Manifest, split: str, offsets: npt.NDArray[np.int64]) -> None:
         self.folder = folder
         self.manifest = manifest
         self.split = split
@@ -40,11 +42,17 @@ class PackedDataset:
         self._lock = threading.Lock()
 
     @classmethod
-    def open(cls, path: Path, split: Literal["train", "validation"]) -> "PackedDataset":
+    def open(cls, place: Path | DatasetFolder, split: Literal["train", "validation"]) -> "PackedDataset":
         """Open a split; a missing or truncated file is a DataError that names it. Contents: see `verify`."""
-        manifest = Manifest.load(path)
-        check_sizes(path, manifest.splits[split])
-        return cls(path, manifest, split, _load_offsets(path, manifest, split))
+        folder = as_folder(place)
+        manifest = folder.manifest()
+        check_sizes(folder, manifest.splits[split])
+        return cls(folder, manifest, split, _load_offsets(folder, manifest, split))
+
+    @property
+    def parts(self) -> "tuple[PackedDataset, ...]":
+        """The datasets that it is made of."""
+        return (self,)
 
     @property
     def described(self) -> str:
@@ -67,8 +75,17 @@ class PackedDataset:
         """Names all that decides, with the seed, the samples before a position."""
         return self.manifest.digest
 
-    def read(self, indices: npt.NDArray[np.int64]) -> Tokens:
-        """Tokens [n, seq_length + 1] of these samples, in the order asked for (cheapest when sorted)."""
+    def shards_of(self, numbers: npt.NDArray[np.int64]) -> Iterator[tuple[int, DatasetFolder, ShardRecord]]:
+        """The shards that these samples lie in, each with the place in `numbers` where it is first needed."""
+        shards = np.searchsorted(self._shard_starts, numbers, side="right") - 1
+        for shard, place in zip(*(found.tolist() for found in np.unique(shards, return_index=True)), strict=True):
+            yield place, self.folder, self.record.shards[shard]
+
+    def read(self, indices: npt.NDArray[np.int64], stop: threading.Event | None = None) -> Tokens:
+        """Tokens [n, seq_length + 1] of these samples, in the order asked for (cheapest when sorted).
+
+        Where shards must be fetched first, `stop` ends the waiting for them, by an exception.
+        """
         width = self.seq_length + 1
         tokens = np.empty((len(indices), width), dtype=self.dtype)
         if not len(indices):
@@ -83,7 +100,7 @@ class PackedDataset:
             for row, (shard, member, offset) in enumerate(
                 zip(shards.tolist(), members.tolist(), offsets.tolist(), strict=True)
             ):
-                descriptor = self._descriptor(shard)
+                descriptor = self._descriptor(shard, stop)
                 if not self._checked_members[member]:
                     self._check_member(descriptor, shard, member)
                 target = targets[row * sample_bytes : (row + 1) * sample_bytes]
@@ -94,12 +111,14 @@ class PackedDataset:
     def verify(self) -> None:
         """Read every byte and compare the checksums; DataError names the first file that differs."""
         for record in self.record.files:
-            with (self.folder / record.file).open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != record.sha256:
-                    raise DataError(
-                        f"{self.folder / record.file}: its content differs from what `prepare` wrote "
-                        "(sha256 does not fit); restore it, or prepare again with prepare.overwrite=true"
-                    )
+            digest = hashlib.sha256()
+            for block in self.folder.blocks(record):
+                digest.update(block)
+            if digest.hexdigest() != record.sha256:
+                raise DataError(
+                    f"{self.folder.locate(record.file)}: its content differs from what `prepare` wrote "
+                    "(sha256 does not fit); restore it, or prepare again with prepare.overwrite=true"
+                )
 
     def close(self) -> None:
         """Close the files; the next read opens them again."""
@@ -107,7 +126,7 @@ class PackedDataset:
             while self._open_files:
                 os.close(self._open_files.popitem()[1])
 
-    def _descriptor(self, shard: int) -> int:
+    def _descriptor(self, shard: int, stop: threading.Event | None) -> int:
         descriptor = self._open_files.get(shard)
         if descriptor is not None:
             self._open_files.move_to_end(shard)
@@ -115,7 +134,7 @@ class PackedDataset:
         if len(self._open_files) >= MAX_OPEN_FILES:
             os.close(self._open_files.popitem(last=False)[1])
         try:
-            descriptor = os.open(self.folder / self.record.shards[shard].file, os.O_RDONLY)
+            descriptor = self.folder.open(self.record.shards[shard], stop)
         except OSError as error:
             raise self._fault(shard, f"cannot be opened ({error.strerror})") from None
         self._open_files[shard] = descriptor
@@ -130,37 +149,28 @@ class PackedDataset:
         self._checked_members[member] = 1
 
     def _fault(self, shard: int, what: str) -> DataError:
-        name = self.folder / self.record.shards[shard].file
+        name = self.folder.locate(self.record.shards[shard].file)
         return DataError(f"{name}: {what}; restore the shard, or prepare again with prepare.overwrite=true")
 
     def __del__(self) -> None:
         self.close()
 
 
-def check_sizes(folder: Path, split: SplitRecord) -> None:
+def check_sizes(folder: DatasetFolder, split: SplitRecord) -> None:
     """Every file of a split is there and has the length that the manifest states."""
     for record in split.files:
-        fault = fault_of_sizes(folder, record)
+        fault = folder.fault(record)
         if fault is not None:
             raise DataError(f"{fault}; restore it, or prepare again with prepare.overwrite=true")
 
 
-def fault_of_sizes(folder: Path, record: FileRecord) -> str | None:
-    """What is wrong with a file's presence or length; None: nothing."""
-    path = folder / record.file
-    try:
-        size = path.stat().st_size
-    except OSError as error:
-        return f"{path}: missing ({error.strerror})"
-    return None if size == record.bytes else f"{path}: has {size} bytes, the manifest says {record.bytes}"
-
-
-def _load_offsets(folder: Path, manifest: Manifest, split: str) -> npt.NDArray[np.int64]:
-    record = manifest.splits[split]
-    content = (folder / record.index.file).read_bytes()
-    if hashlib.sha256(content).hexdigest() != record.index.sha256:
+def _load_offsets(folder: DatasetFolder, manifest: Manifest, split: str) -> npt.NDArray[np.int64]:
+    record = manifest.splits[split].index
+    with os.fdopen(folder.open(record), "rb") as file:
+        content = os.pread(file.fileno(), record.bytes, 0)
+    if hashlib.sha256(content).hexdigest() != record.sha256:
         raise DataError(
-            f"{folder / record.index.file}: its content differs from what `prepare` wrote (sha256 does not fit); "
+            f"{folder.locate(record.file)}: its content differs from what `prepare` wrote (sha256 does not fit); "
             "restore it, or prepare again with prepare.overwrite=true"
         )
     return np.frombuffer(content, dtype="<i8", offset=NPY_HEADER_BYTES)

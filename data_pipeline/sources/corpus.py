@@ -40,7 +40,8 @@ class Corpus:
     def __init__(self, data: DataConfig, piece: Piece | None = None) -> None:
         self._data = data
         if piece is None:
-            piece = tuple(Span(file, 0, None, file.num_bytes) for file in find_files(data.inputs, data.include))
+            found = find_files(data.inputs, data.include, data.cache)
+            piece = tuple(Span(file, 0, None, file.num_bytes) for file in found)
         self.spans = piece
         self.files = [span.file for span in piece]
         self.disk_bytes = sum(span.num_bytes for span in piece)
@@ -56,7 +57,7 @@ class Corpus:
         """Names, sizes and times of all files: if equal, nothing was touched."""
         digest = hashlib.sha256()
         for file in self.files:
-            digest.update(f"{file.path.resolve()}\0{file.num_bytes}\0{file.modified_ns}\n".encode(errors="replace"))
+            digest.update(f"{file.identity}\n".encode(errors="replace"))
         return digest.hexdigest()
 
     def documents(self, document_bytes: int) -> Iterator[Document]:
@@ -65,11 +66,7 @@ class Corpus:
         self.num_cut_files = self.disk_position = 0
         for span in self.spans:
             before, file = self.disk_position, span.file
-            try:
-                raw = file.path.open("rb")
-            except OSError as error:
-                raise DataError(f"{file.name}: cannot be read ({error.strerror})") from None
-            with closing(raw):
+            with closing(file.open()) as raw:
                 position, items = self._read(raw, span, document_bytes)
                 for number, item in enumerate(items):
                     self.disk_position = before + position()
@@ -148,7 +145,7 @@ def _cut(span: Span, piece_bytes: int) -> Iterator[Span]:
 def _row_groups(span: Span, piece_bytes: int) -> Iterator[Span]:
     from data_pipeline.sources.parquet import row_group_bytes
 
-    with span.file.path.open("rb") as raw:
+    with closing(span.file.open()) as raw:
         sizes: Sequence[int] = row_group_bytes(raw, span.file.name)
     first = num_bytes = 0
     for number, size in enumerate(sizes):

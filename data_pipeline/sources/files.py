@@ -5,27 +5,63 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
+from data_pipeline.config import CacheConfig
 from data_pipeline.errors import DataError
+from data_pipeline.remote.addresses import is_url
 from data_pipeline.sources import stdlib
 
 
 @dataclass(frozen=True)
 class InputFile:
-    """A file to read."""
+    """A file to read, here or elsewhere."""
 
-    path: Path
+    location: str
+    """Path or URL."""
     name: str
-    """For messages and records: the path as given, or relative to the parent of the folder given."""
+    """For messages and records: the path or URL as given, or relative to the parent of the folder given."""
     num_bytes: int
     """On the disk, compressed or not."""
-    modified_ns: int
+    version: str | None
+    """What changes with the content: the time of the last change, or the name that a server has for it."""
     given: str
     """The entry of the inputs that named it."""
+    cache: CacheConfig
+
+    @property
+    def identity(self) -> str:
+        """Equal for as long as nobody touched the file."""
+        place = self.location if is_url(self.location) else Path(self.location).resolve()
+        return f"{place}\0{self.num_bytes}\0{self.version}"
+
+    def is_touched(self) -> bool:
+        """Whether a file of this machine is another one now; those elsewhere are watched while they are read."""
+        if is_url(self.location):
+            return False
+        try:
+            status = Path(self.location).stat()
+        except OSError:
+            return True
+        return (status.st_size, str(status.st_mtime_ns)) != (self.num_bytes, self.version)
+
+    def open(self) -> BinaryIO:
+        """To be read from any place on; DataError where it cannot be."""
+        if is_url(self.location):
+            from data_pipeline.remote.file import open_remote
+
+            return open_remote(self.location, self.num_bytes, self.version, self.cache)
+        try:
+            return Path(self.location).open("rb")
+        except OSError as error:
+            raise DataError(f"{self.name}: cannot be read ({error.strerror})") from None
 
 
-def find_files(inputs: Sequence[str], include: Sequence[str]) -> list[InputFile]:
-    """Files named directly, and those in folders whose names match a pattern, sorted within each folder."""
+def find_files(inputs: Sequence[str], include: Sequence[str], cache: CacheConfig) -> list[InputFile]:
+    """Files named directly, and those in folders whose names match a pattern, sorted within each folder.
+
+    `cache`: how URLs are read.
+    """
     if not inputs:
         raise DataError(
             "data.inputs=[]: names no text; name files or folders, as in data.inputs=[my.txt], or take data=stdlib"
@@ -33,11 +69,17 @@ def find_files(inputs: Sequence[str], include: Sequence[str]) -> list[InputFile]
     files: list[InputFile] = []
     for given in inputs:
         if given == stdlib.INPUT:
-            files += _in_folder(stdlib.stdlib_folder(), "stdlib", given, include, stdlib.EXCLUDED_FOLDERS)
+            files += _in_folder(stdlib.stdlib_folder(), "stdlib", given, include, stdlib.EXCLUDED_FOLDERS, cache)
+            continue
+        if is_url(given):
+            from data_pipeline.remote.listing import list_remote
+
+            entries = list_remote(given, include, cache)
+            files += [InputFile(entry.url, entry.name, entry.size, entry.version, given, cache) for entry in entries]
             continue
         path = Path(given).expanduser()
         if path.is_dir():
-            found = list(_in_folder(path, path.resolve().name, given, include, frozenset()))
+            found = list(_in_folder(path, path.resolve().name, given, include, frozenset(), cache))
             if not found:
                 raise DataError(
                     f"data.inputs: folder {given} has no file that matches data.include={list(include)}; "
@@ -45,14 +87,14 @@ def find_files(inputs: Sequence[str], include: Sequence[str]) -> list[InputFile]
                 )
             files += found
         elif path.exists():
-            files.append(_input_file(path, given, given))
+            files.append(_input_file(path, given, given, cache))
         else:
             raise DataError(f"data.inputs: {given} does not exist; name files, folders or {stdlib.INPUT}")
     return files
 
 
 def _in_folder(
-    folder: Path, name: str, given: str, include: Sequence[str], excluded: frozenset[str]
+    folder: Path, name: str, given: str, include: Sequence[str], excluded: frozenset[str], cache: CacheConfig
 ) -> Iterator[InputFile]:
     relative: list[Path] = []
     for parent, folders, names in os.walk(folder):
@@ -64,9 +106,9 @@ def _in_folder(
         ]
     for path in sorted(relative, key=lambda path: path.parts):
         if (folder / path).is_file():  # not a socket, nor a link to nowhere
-            yield _input_file(folder / path, f"{name}/{path.as_posix()}", given)
+            yield _input_file(folder / path, f"{name}/{path.as_posix()}", given, cache)
 
 
-def _input_file(path: Path, name: str, given: str) -> InputFile:
+def _input_file(path: Path, name: str, given: str, cache: CacheConfig) -> InputFile:
     status = path.stat()
-    return InputFile(path, name, status.st_size, status.st_mtime_ns, given)
+    return InputFile(str(path), name, status.st_size, str(status.st_mtime_ns), given, cache)

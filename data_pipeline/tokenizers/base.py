@@ -74,10 +74,18 @@ class TokenizerSettings:
         """Those of a tokenizer's file; none where there is no such file."""
         path = settings_path(tokenizer)
         try:
-            stored = json.loads(path.read_text(encoding="utf-8"))
+            return cls.parse(path.read_bytes(), str(path))
         except FileNotFoundError:
             return cls()
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error})") from None
+
+    @classmethod
+    def parse(cls, content: bytes, path: str) -> "TokenizerSettings":
+        """Of what was read at `path`."""
+        try:
+            stored = json.loads(content)
+        except ValueError as error:
             raise DataError(f"{path}: cannot be read ({error})") from None
         keys = [field.name for field in dataclasses.fields(cls)]
         if not isinstance(stored, dict) or not stored.keys() <= set(keys):
@@ -89,6 +97,10 @@ class TokenizerSettings:
         if not isinstance(special, dict) or not all(type(index) is int and index >= 0 for index in special.values()):
             raise DataError(f'{path}: special_tokens must give ids by name, as in {{"<|endoftext|>": 50256}}')
         return cls(**stored)
+
+    def file_name(self, tokenizer: str) -> str:
+        """The name of their file beside that of the tokenizer; empty: no file is needed."""
+        return settings_path(Path(tokenizer)).name if self.to_json() else ""
 
     def to_json(self) -> bytes:
         """The content of the file, without what is not set; empty: no file is needed."""

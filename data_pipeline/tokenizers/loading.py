@@ -31,7 +31,12 @@ def load_tokenizer(path: Path, fingerprint: str | None = None, *, eod: str | Non
     settings = TokenizerSettings.beside(path)
     if eod is not None:
         settings = dataclasses.replace(settings, eod=eod)
-    tokenizer = _recognise(content)(content, str(path), settings)
+    return parse_tokenizer(content, str(path), settings, fingerprint)
+
+
+def parse_tokenizer(content: bytes, path: str, settings: TokenizerSettings, fingerprint: str | None) -> Tokenizer:
+    """As `load_tokenizer`, of what was read at `path` and beside it."""
+    tokenizer = _recognise(content)(content, path, settings)
     if fingerprint is not None and tokenizer.fingerprint != fingerprint:
         raise DataError(
             f"{path}: is not the tokenizer that the dataset's manifest names (fingerprint "

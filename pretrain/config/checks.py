@@ -108,13 +108,19 @@ _BELOW_ONE = {"model": "hidden_dropout attention_dropout", "optim": "beta1 beta2
 
 Bound = tuple[Mapping[str, str], str, Callable[[float], bool]]
 
+_CACHE_BOUNDS: tuple[Bound, ...] = (
+    ({"data.cache": "max_bytes timeout_seconds"}, "must be greater than 0", lambda value: value > 0),
+    ({"data.cache": "retries retry_seconds"}, "must not be negative", lambda value: value >= 0),
+)
 _BOUNDS: tuple[Bound, ...] = (
+    *_CACHE_BOUNDS,
     (_POSITIVE, "must be greater than 0", lambda value: value > 0),
     (_NOT_NEGATIVE, "must not be negative", lambda value: value >= 0),
     (_SHARE, "must be between 0 and 1", lambda value: 0 <= value <= 1),
     (_BELOW_ONE, "must be at least 0 and less than 1", lambda value: 0 <= value < 1),
 )
 _DATA_BOUNDS: tuple[Bound, ...] = (
+    *_CACHE_BOUNDS,
     (
         {
             "model": "seq_length",

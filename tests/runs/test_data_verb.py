@@ -57,7 +57,7 @@ def test_overrides_of_convert_are_taken_before_and_after_its_option(capsys, tmp_
             ["convert", "nowhere", "x", "--to", "megatron", "data.name=x"],
             "data.name=x: --to megatron takes all it needs",
         ),
-        (["stats", "nowhere", "data.name=x"], "unrecognized arguments: data.name=x"),
+        (["stats", "nowhere", "data.name=x"], "data.name=x: of the configuration only data.cache. can be set here"),
     ],
 )
 def test_mistakes_are_told_with_exit_code_2(place, words, message):

@@ -6,7 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
-from data_pipeline.config import DataConfig, DecontaminateConfig, PrepareConfig, SlurmConfig, TokenizerConfig
+from data_pipeline.config import (
+    CacheConfig,
+    DataConfig,
+    DecontaminateConfig,
+    PrepareConfig,
+    SlurmConfig,
+    TokenizerConfig,
+)
 from data_pipeline.dedup.minhash import DEFAULT
 from data_pipeline.prepare import prepare
 from data_pipeline.shards.manifest import Manifest
@@ -66,8 +73,22 @@ def data_config(path: Path, inputs: Sequence[Path | str], **changes: object) -> 
         "mixture": None,
         "mixture_max_epochs": None,
         "mixture_later": (),
+        "cache": cache_config(path.parent / "cache"),
     }
     return DataConfig(**{**defaults, **changes})  # type: ignore[arg-type]
+
+
+def cache_config(folder: Path | str, **changes: object) -> CacheConfig:
+    """A cache that has room, and little patience."""
+    defaults: dict[str, object] = {
+        "dir": str(folder),
+        "max_bytes": 1 << 30,
+        "retries": 2,
+        "retry_seconds": 0.01,
+        "timeout_seconds": 5.0,
+        "allow_pipe": False,
+    }
+    return CacheConfig(**{**defaults, **changes})  # type: ignore[arg-type]
 
 
 def tokenizer_config(**changes: object) -> TokenizerConfig:

@@ -46,7 +46,9 @@ def write(folder, documents=DOCUMENTS, seq_length=8, dtype="uint16", samples_per
             dropped={"empty": 2},
             changed={},
         ),
-        tokenizer=TokenizerRecord(file="tokenizer.model", kind="bpe", vocab_size=420, eod_id=1, fingerprint="f"),
+        tokenizer=TokenizerRecord(
+            file="tokenizer.model", kind="bpe", vocab_size=420, eod_id=1, fingerprint="f", settings_file=""
+        ),
         seq_length=seq_length,
         dtype=dtype,
         samples_per_member=samples_per_member,

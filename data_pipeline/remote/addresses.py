@@ -1,0 +1,36 @@
+"""What a URL is, and the addresses that follow from one."""
+
+import re
+
+PIPE = "pipe:"
+FILE_MARK = "{file}"
+
+
+def is_url(address: str) -> bool:
+    """Whether this is a place reached through a network or a command, rather than a path of this machine."""
+    return "://" in address or address.startswith(PIPE)
+
+
+def is_http(url: str) -> bool:
+    return url.startswith(("http://", "https://"))
+
+
+def join(url: str, name: str) -> str:
+    """The file of this name in a folder; for `pipe:` the command that prints it."""
+    if url.startswith(PIPE):
+        return url.replace(FILE_MARK, name)
+    place, mark, query = url.partition("?") if is_http(url) else (url, "", "")
+    return f"{place.rstrip('/')}/{name}{mark}{query}"
+
+
+def sibling(url: str, name: str) -> str:
+    """The folder of this name that lies beside the folder `url`."""
+    place, mark, query = url.partition("?") if is_http(url) else (url, "", "")
+    return f"{place.rstrip('/').rpartition('/')[0]}/{name}{mark}{query}"
+
+
+def shown(url: str) -> str:
+    """For messages and logs: without password and signature."""
+    if url.startswith(PIPE):
+        return url
+    return re.sub(r"(?<=://)[^/@]*@", "", url).partition("?")[0]

@@ -1,0 +1,83 @@
+"""A prepared dataset at a URL: shards and index come through the node's cache, small files straight."""
+
+import functools
+import re
+import threading
+from collections.abc import Iterator
+
+from data_pipeline.config import CacheConfig
+from data_pipeline.errors import DataError
+from data_pipeline.remote.addresses import FILE_MARK, PIPE, join, shown
+from data_pipeline.remote.cache import Cache
+from data_pipeline.remote.transfer import blocks, read_small
+from data_pipeline.shards.manifest import MANIFEST_FILE, FileRecord, Manifest
+from data_pipeline.tokenizers.base import Tokenizer, TokenizerSettings
+from data_pipeline.tokenizers.loading import parse_tokenizer
+
+_PLAIN_NAME = re.compile(r"\w[\w.-]*", re.ASCII)
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+class RemoteFolder:
+    """The same as a folder of this machine, to those who read a dataset."""
+
+    def __init__(self, url: str, config: CacheConfig) -> None:
+        if url.startswith(PIPE):
+            _check_pipe(url, config)
+        self._url, self._config = url, config
+        self.cache = Cache(config)
+
+    def __str__(self) -> str:
+        return shown(self._url)
+
+    def locate(self, name: str) -> str:
+        return shown(self.address(name))
+
+    def address(self, name: str) -> str:
+        """The URL of a file."""
+        return join(self._url, name)
+
+    def manifest(self) -> Manifest:
+        return self._manifest
+
+    @functools.cached_property
+    def _manifest(self) -> Manifest:
+        manifest = Manifest.parse(read_small(self.address(MANIFEST_FILE), self._config), self.locate(MANIFEST_FILE))
+        records = [record for split in manifest.splits.values() for record in split.files]
+        of_tokenizer = [name for name in (manifest.tokenizer.file, manifest.tokenizer.settings_file) if name]
+        for name in (*of_tokenizer, *(record.file for record in records)):
+            if not _PLAIN_NAME.fullmatch(name):  # it becomes part of URLs and commands
+                raise DataError(f"{self.locate(MANIFEST_FILE)}: {name!r} is no name of a file beside it; prepare again")
+        for record in records:
+            if not _SHA256.fullmatch(record.sha256):  # and this a file's name in the cache
+                raise DataError(f"{self.locate(MANIFEST_FILE)}: {record.sha256!r} is no sha256; prepare again")
+        return manifest
+
+    def tokenizer(self, manifest: Manifest) -> Tokenizer:
+        record = manifest.tokenizer
+        model = read_small(self.address(record.file), self._config)
+        settings = TokenizerSettings()
+        if record.settings_file:
+            content = read_small(self.address(record.settings_file), self._config)
+            settings = TokenizerSettings.parse(content, self.locate(record.settings_file))
+        return parse_tokenizer(model, self.locate(record.file), settings, record.fingerprint)
+
+    def open(self, record: FileRecord, stop: threading.Event | None = None) -> int:
+        return self.cache.open(record, self.address(record.file), stop)
+
+    def fault(self, record: FileRecord) -> str | None:
+        return None  # a length is known when the file is fetched: one question for each of thousands takes minutes
+
+    def blocks(self, record: FileRecord) -> Iterator[bytes]:
+        return blocks(self.address(record.file), self._config, size=record.bytes)
+
+
+def _check_pipe(url: str, config: CacheConfig) -> None:
+    if not config.allow_pipe:
+        raise DataError(
+            f"data.path={url}: is a command to run; set data.cache.allow_pipe=true if you trust it, or give a URL"
+        )
+    if FILE_MARK not in url:
+        raise DataError(
+            f"data.path={url}: must name the file to print as {FILE_MARK}, as in 'pipe:cat set/{FILE_MARK}'"
+        )

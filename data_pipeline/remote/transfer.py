@@ -1,0 +1,121 @@
+"""Bytes of a file that lies elsewhere, however often the way there breaks; what stays broken is one DataError."""
+
+import hashlib
+import logging
+import random
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from typing import IO
+
+from data_pipeline.config import CacheConfig
+from data_pipeline.errors import DataError
+from data_pipeline.remote.addresses import shown
+from data_pipeline.remote.transport import BLOCK_BYTES, Interrupted, Refused, connect
+from data_pipeline.shards.manifest import FileRecord
+
+logger = logging.getLogger(__name__)
+LONGEST_DELAY = 60.0
+MAX_SMALL_BYTES = 1 << 28
+
+
+class Stopped(Exception):
+    """Nobody waits for these bytes any more."""
+
+
+class Attempts:
+    """How often a file was tried for: waits before the next time, gives up after the last."""
+
+    def __init__(self, url: str, config: CacheConfig, stop: threading.Event) -> None:
+        self._url, self._config, self._stop = url, config, stop
+        self.failures = 0
+
+    def failed(self, what: str, remedy: str) -> None:
+        """Sleep, for longer each time and never in step with others; DataError if this was the last attempt."""
+        self.failures += 1
+        if self.failures > self._config.retries:
+            raise DataError(f"{shown(self._url)}: {what}, tried {self.failures} times; {remedy}")
+        delay = min(self._config.retry_seconds * 2 ** (self.failures - 1), LONGEST_DELAY) * random.uniform(0.5, 1.5)
+        numbers = self.failures, self._config.retries
+        logger.warning("%s: %s; trying again in %.1f s (%d of %d)", shown(self._url), what, delay, *numbers)
+        if self._stop.wait(delay):
+            raise Stopped
+
+
+def blocks(
+    url: str,
+    config: CacheConfig,
+    *,
+    start: int = 0,
+    size: int | None = None,
+    version: str | None = None,
+    stop: threading.Event | None = None,
+) -> Iterator[bytes]:
+    """The bytes from `start` to the end, going on where a connection broke.
+
+    DataError where the file cannot be read, has not `size` bytes, or is no longer of this `version`; Stopped soon after
+    `stop` is set.
+    """
+    stop = stop or threading.Event()
+    attempts, position = Attempts(url, config, stop), start
+    while size is None or position < size:
+        began_at = position
+        try:
+            with closing(connect(url, position, config.timeout_seconds)) as stream:
+                size = stream.size if size is None else size
+                if version is not None and stream.version not in (None, version):
+                    raise DataError(f"{shown(url)}: was changed while it was read; run the same command again")
+                if stream.size not in (None, size):
+                    raise Interrupted(f"has {stream.size:,} bytes, must have {size:,}")
+                passed_over = position - stream.start
+                if passed_over:
+                    logger.warning("%s: cannot be entered at a byte: its first %d are read again", shown(url), position)
+                while block := stream.read():
+                    if stop.is_set():
+                        raise Stopped
+                    block, passed_over = block[passed_over:], max(0, passed_over - len(block))
+                    if size is not None and position + len(block) > size:
+                        raise Interrupted(f"gives more than its {size:,} bytes")
+                    position += len(block)
+                    if block:
+                        yield block
+                if size is None or position == size:
+                    return
+                raise Interrupted(f"ended after {position:,} of {size:,} bytes")
+        except Refused as error:
+            remedy = "check the address, and who may read it"
+            raise DataError(f"{shown(url)}: cannot be read: {error}; {remedy}") from None
+        except Interrupted as error:
+            if position - began_at >= BLOCK_BYTES:
+                attempts.failures = 0  # it gets on
+            attempts.failed(
+                f"cannot be read: {error}",
+                "mend the file or the way to it, or give it more time (data.cache.retries, data.cache.timeout_seconds)",
+            )
+
+
+def fetch(url: str, record: FileRecord, file: IO[bytes], config: CacheConfig, stop: threading.Event) -> None:
+    """Write a file of a dataset into `file`, its length and checksum found right while it is written."""
+    attempts = Attempts(url, config, stop)
+    while True:
+        digest = hashlib.sha256()
+        file.seek(0)
+        for block in blocks(url, config, size=record.bytes, stop=stop):
+            digest.update(block)
+            file.write(block)
+        if digest.hexdigest() == record.sha256:
+            return
+        attempts.failed(
+            "its content differs from what `prepare` wrote (sha256 does not fit)",
+            "restore the file there, or prepare again",
+        )
+
+
+def read_small(url: str, config: CacheConfig) -> bytes:
+    """A whole file that is held in memory."""
+    content = bytearray()
+    for block in blocks(url, config):
+        content += block
+        if len(content) > MAX_SMALL_BYTES:
+            raise DataError(f"{shown(url)}: has more than {MAX_SMALL_BYTES:,} bytes; is this what was meant?")
+    return bytes(content)

@@ -1,0 +1,212 @@
+"""One attempt to read a file that lies elsewhere: over HTTP, through fsspec, or from a command's output."""
+
+import contextlib
+import http.client
+import re
+import select
+import shlex
+import ssl
+import subprocess
+import tempfile
+import urllib.error
+import urllib.request
+from typing import Any, Protocol
+
+from data_pipeline.errors import DataError
+from data_pipeline.remote.addresses import PIPE, is_http
+
+BLOCK_BYTES = 1 << 20
+REQUEST_BYTES = 8 << 20
+"""Of one request of fsspec, whose file systems ask for range after range."""
+EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
+
+
+class Interrupted(Exception):
+    """May go well the next time: a timeout, a broken connection, a server's own fault, a short answer."""
+
+
+class Refused(Exception):
+    """Asking again would change nothing."""
+
+
+class Stream(Protocol):
+    """The bytes of a file in order, once."""
+
+    start: int
+    """Where in the file the first byte lies: 0 instead of what was asked where only whole files can be had."""
+    size: int | None
+    """Of the whole file, if it is told."""
+    version: str | None
+    """Another one means another content; None: not told."""
+
+    def read(self) -> bytes:
+        """The next bytes, b"" at the end, also at one that comes too early: a client takes a cut connection for it."""
+
+    def close(self) -> None: ...
+
+
+def connect(url: str, start: int, timeout: float) -> Stream:
+    """Begin to read at byte `start`; raises Interrupted or Refused."""
+    if url.startswith(PIPE):
+        return _PipeStream(url, timeout)
+    return _HttpStream(url, start, timeout) if is_http(url) else _FsspecStream(url, start)
+
+
+class _HttpStream:
+    """The standard library's client: its answers are seen whole, status and length, and it needs no event loop."""
+
+    def __init__(self, url: str, start: int, timeout: float) -> None:
+        headers = {"Range": f"bytes={start}-"} if start else {}
+        try:
+            self._answer = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=timeout)
+        except urllib.error.HTTPError as error:
+            with error:
+                raise _of_status(error.code, start) from None
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise _of_connection(error) from None
+        head = self._answer.headers
+        self.version = head["ETag"] or head["Last-Modified"]
+        self.start, self.size = 0, _number(head["Content-Length"])
+        if start and self._answer.status == 206:
+            found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", head["Content-Range"] or "")
+            if found is None or int(found[1]) != start:
+                self.close()
+                raise Interrupted(f"answered with another range than from byte {start:,} on")
+            self.start, self.size = start, _number(found[2])
+        elif self._answer.status != 200:
+            self.close()
+            raise Refused(f"HTTP status {self._answer.status}")
+
+    def read(self) -> bytes:
+        try:
+            block: bytes = self._answer.read(BLOCK_BYTES)
+        except (OSError, http.client.HTTPException) as error:
+            raise _of_connection(error) from None
+        return block
+
+    def close(self) -> None:
+        self._answer.close()
+
+
+def _of_status(code: int, start: int) -> Exception:
+    if code == 416:
+        return Interrupted(f"has no byte {start:,}")
+    what = f"HTTP status {code} ({http.client.responses.get(code, 'unknown')})"
+    return Interrupted(what) if code >= 500 or code in (408, 429) else Refused(what)
+
+
+def _of_connection(error: Exception) -> Exception:
+    cause = error.reason if isinstance(error, urllib.error.URLError) else error
+    if isinstance(cause, TimeoutError):
+        return Interrupted("no answer in time")
+    what = str(cause) or type(cause).__name__
+    final = (ssl.SSLCertVerificationError, http.client.InvalidURL, ValueError)
+    return Refused(what) if isinstance(cause, final) else Interrupted(what)
+
+
+def _number(text: str | None) -> int | None:
+    return int(text) if text is not None and text.isdecimal() else None
+
+
+class _FsspecStream:
+    def __init__(self, url: str, start: int) -> None:
+        self.start = start
+        with vendor_errors():
+            system, path = file_system(url)
+            details = system.info(path)
+            if details.get("type") == "directory":
+                raise IsADirectoryError("is a folder")
+            self.size, self.version = details.get("size"), version_of(details)
+            self._file = system.open(path, "rb", block_size=REQUEST_BYTES, cache_type="none")
+            self._file.seek(start)
+
+    def read(self) -> bytes:
+        with vendor_errors():
+            block: bytes = self._file.read(REQUEST_BYTES)
+            return block
+
+    def close(self) -> None:
+        with contextlib.suppress(Exception):
+            self._file.close()
+
+
+def file_system(url: str) -> tuple[Any, str]:
+    """fsspec's file system of a URL and the path in it."""
+    import fsspec.core
+
+    scheme = url.partition("://")[0]
+    try:
+        system, path = fsspec.core.url_to_fs(url)
+    except ImportError as error:
+        remedy = f"pip install 'pretrain[{EXTRAS[scheme]}]'" if scheme in EXTRAS else "install it"
+        raise Refused(f"{scheme}:// needs a package that is not installed ({error}): {remedy}") from None
+    except ValueError as error:
+        raise Refused(str(error)) from None
+    return system, path
+
+
+def version_of(details: dict[str, Any]) -> str | None:
+    """What changes with a file's content, under the name that its file system has for it."""
+    for key in ("ETag", "etag", "md5Hash", "mtime", "LastModified", "last_modified", "updated", "created"):
+        if details.get(key) is not None:
+            return str(details[key])
+    return None
+
+
+@contextlib.contextmanager
+def vendor_errors() -> Any:
+    """Whatever a file system raises, as Interrupted or Refused; its own types are as many as there are of them."""
+    try:
+        yield
+    except (Interrupted, Refused, DataError):
+        raise
+    except FileNotFoundError:
+        raise Refused("no such file") from None
+    except (PermissionError, IsADirectoryError, NotADirectoryError) as error:
+        raise Refused(str(error) or type(error).__name__) from None
+    except Exception as error:
+        raise Interrupted(f"{type(error).__name__}: {' '.join(str(error).split())}") from None
+
+
+class _PipeStream:
+    """What a command prints; without a shell, so that nothing in a name is more than a name."""
+
+    def __init__(self, url: str, timeout: float) -> None:
+        self.start = 0
+        self.size: int | None = None
+        self.version: str | None = None
+        self._timeout = timeout
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115, closed with the stream
+        try:
+            arguments = shlex.split(url.removeprefix(PIPE))
+            self._process = subprocess.Popen(
+                arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self._errors, bufsize=0
+            )
+        except (OSError, ValueError, IndexError) as error:
+            self._errors.close()
+            raise Refused(f"the command cannot be started ({error})") from None
+
+    def read(self) -> bytes:
+        output = self._process.stdout
+        assert output is not None
+        if not select.select([output], [], [], self._timeout)[0]:
+            raise Interrupted("the command printed nothing in time")
+        block: bytes = output.read(BLOCK_BYTES)
+        if not block and (code := self._wait()) != 0:
+            self._errors.seek(0)
+            words = self._errors.read().decode(errors="replace").strip().splitlines()
+            raise Interrupted(f"the command ended with exit code {code}" + (f" ({words[-1]})" if words else ""))
+        return block
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+        self._errors.close()
+
+    def _wait(self) -> int:
+        try:
+            return self._process.wait(self._timeout)
+        except subprocess.TimeoutExpired:
+            raise Interrupted("the command did not end in time") from None

@@ -1,0 +1,78 @@
+"""Where the files of a prepared dataset lie: a folder of this machine, or whatever else offers the same."""
+
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+from data_pipeline.errors import DataError
+from data_pipeline.shards.manifest import FileRecord, Manifest
+from data_pipeline.tokenizers.base import Tokenizer
+from data_pipeline.tokenizers.loading import load_tokenizer
+
+READ_BYTES = 16 << 20
+
+
+class DatasetFolder(Protocol):
+    """What a dataset is read from; as text it is its name for messages."""
+
+    def locate(self, name: str) -> str:
+        """The place of a file, for messages."""
+
+    def manifest(self) -> Manifest: ...
+
+    def tokenizer(self, manifest: Manifest) -> Tokenizer: ...
+
+    def open(self, record: FileRecord, stop: threading.Event | None = None) -> int:
+        """A descriptor of a file; where that must be fetched first, `stop` ends the waiting by an exception."""
+
+    def fault(self, record: FileRecord) -> str | None:
+        """What is wrong with a file's presence or length, as far as is known without reading it; None: nothing."""
+
+    def blocks(self, record: FileRecord) -> Iterator[bytes]:
+        """Every byte of a file as it lies there now."""
+
+
+class LocalFolder:
+    """A folder of this machine: files are read where they are."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def locate(self, name: str) -> str:
+        return str(self.path / name)
+
+    def manifest(self) -> Manifest:
+        return Manifest.load(self.path)
+
+    def tokenizer(self, manifest: Manifest) -> Tokenizer:
+        return load_tokenizer(self.path / manifest.tokenizer.file, manifest.tokenizer.fingerprint)
+
+    def open(self, record: FileRecord, stop: threading.Event | None = None) -> int:
+        return os.open(self.path / record.file, os.O_RDONLY)
+
+    def fault(self, record: FileRecord) -> str | None:
+        path = self.path / record.file
+        try:
+            size = path.stat().st_size
+        except OSError as error:
+            return f"{path}: missing ({error.strerror})"
+        return None if size == record.bytes else f"{path}: has {size} bytes, the manifest says {record.bytes}"
+
+    def blocks(self, record: FileRecord) -> Iterator[bytes]:
+        path = self.path / record.file
+        try:
+            with path.open("rb") as file:
+                while block := file.read(READ_BYTES):
+                    yield block
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def as_folder(place: Path | DatasetFolder) -> DatasetFolder:
+    """A path is a folder of this machine."""
+    return LocalFolder(place) if isinstance(place, Path) else place

@@ -1,0 +1,143 @@
+"""A folder served over HTTP by a thread, with the faults that real servers and networks have."""
+
+import collections
+import http.server
+import os
+import re
+import threading
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+Fault = Callable[["Handler", bytes], bool]
+"""Does something instead of a right answer and returns True, or returns False for the right one."""
+
+
+class Served:
+    """What a test sees of the server."""
+
+    def __init__(self, port: int) -> None:
+        self.url = f"http://127.0.0.1:{port}"
+        self.requests: collections.Counter[str] = collections.Counter()
+        """By file name."""
+        self.ranges: list[str] = []
+        """The Range headers, in order."""
+        self.faults: dict[str, list[Fault]] = {}
+        """By file name: of its first request, of its second, and so on."""
+        self.lasting: dict[str, Fault] = {}
+        """By file name: of every further request."""
+        self.takes_ranges = True
+        self.released = threading.Event()
+        """Set at the end, for those who hang."""
+
+    def fault(self, name: str, *faults: Fault) -> None:
+        """The first requests for a file go wrong, one after another."""
+        self.faults[name] = list(faults)
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Files of a folder, in whole or from a byte on."""
+
+    folder: Path
+    served: Served
+    lock = threading.Lock()
+
+    def do_GET(self) -> None:
+        name = self.path.rpartition("/")[2].partition("?")[0]
+        with self.lock:
+            self.served.requests[name] += 1
+            waiting = self.served.faults.get(name)
+            fault = waiting.pop(0) if waiting else self.served.lasting.get(name)
+        path = self.folder / self.path.partition("?")[0].lstrip("/")
+        if not path.is_file():
+            self.send_error(404)
+            return
+        content = path.read_bytes()
+        self.tag = f'"{zlib.crc32(content)}"'
+        if fault is None or not fault(self, content):
+            self.answer(content)
+
+    def answer(self, content: bytes, half: bool = False, flip: bool = False) -> None:
+        """The right answer; `half`: not all of what was announced; `flip`: but for one bit."""
+        start, status = 0, 200
+        if (asked := self.headers["Range"]) is not None:
+            self.served.ranges.append(asked)
+            if self.served.takes_ranges:
+                start, status = int(re.fullmatch(r"bytes=(\d+)-", asked)[1]), 206  # type: ignore[index]
+                if start >= len(content):
+                    self.send_error(416)
+                    return
+        body = bytearray(content[start:])
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("ETag", self.tag)
+        if status == 206:
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        self.end_headers()
+        if flip:
+            body[len(body) // 2] ^= 1
+        self.wfile.write(body[: len(body) // 2] if half else body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[Served]:
+    """The folder at a URL of this machine."""
+    os.environ.setdefault("no_proxy", "127.0.0.1")
+    handler = type("OfFolder", (Handler,), {"folder": folder})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        handler.served = served = Served(server.server_address[1])  # type: ignore[attr-defined]
+        server.handle_error = lambda *_: None  # type: ignore[method-assign]  # clients that went away
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+        thread.start()
+        try:
+            yield served
+        finally:
+            served.released.set()
+            server.shutdown()
+            thread.join()
+
+
+def hangs(handler: Handler, content: bytes) -> bool:
+    handler.served.released.wait(10)
+    handler.close_connection = True
+    return True
+
+
+def hangs_in_the_middle(handler: Handler, content: bytes) -> bool:
+    handler.answer(content, half=True)
+    return hangs(handler, content)
+
+
+def status(code: int) -> Fault:
+    def answer(handler: Handler, content: bytes) -> bool:
+        handler.send_error(code)
+        return True
+
+    return answer
+
+
+def closes(handler: Handler, content: bytes) -> bool:
+    handler.close_connection = True
+    return True
+
+
+def cut(handler: Handler, content: bytes) -> bool:
+    """Announces everything, sends half."""
+    handler.answer(content, half=True)
+    handler.close_connection = True
+    return True
+
+
+def short(handler: Handler, content: bytes) -> bool:
+    """Announces half, and sends it."""
+    handler.answer(content[: len(content) // 2])
+    return True
+
+
+def flipped(handler: Handler, content: bytes) -> bool:
+    handler.answer(content, flip=True)
+    return True
