@@ -9,7 +9,6 @@ for signatures and for clusters (one of each per repeat), numbers of the documen
 import importlib.metadata
 import json
 import re
-import resource
 import sys
 import tempfile
 import time
@@ -20,8 +19,10 @@ from typing import Any
 Timed = tuple[float, float, list[int]]
 
 
-def peak_bytes() -> int:
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def memory_bytes(key: str) -> int:
+    """VmRSS: now; VmHWM: the most since this program began (what getrusage says includes its parent's)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
 
 
 def datasketch(task: dict[str, Any]) -> Timed:
@@ -77,9 +78,9 @@ PEERS: dict[str, Callable[[dict[str, Any]], Timed]] = {"datasketch": datasketch,
 def main(name: str, file: str) -> None:
     task = json.loads(Path(file).read_text())
     PEERS[name]({**task, "texts": task["texts"][:10]})  # imports and tables are not counted
-    before = peak_bytes()
+    before = memory_bytes("VmRSS")
     first = PEERS[name](task)
-    growth = peak_bytes() - before
+    growth = memory_bytes("VmHWM") - before
     runs = [first] + [PEERS[name](task) for _ in range(task["repeats"] - 1)]
     result = {
         "version": importlib.metadata.version(name),
