@@ -27,7 +27,7 @@ STEPS = ("gopher_quality", "gopher_repetition", "c4", "fineweb", "pii")
 
 
 def library_texts(megabytes: float) -> list[str]:
-    """Sources, every so many of the files by name, as much as asked for."""
+    """Sources in the order of their names, up to the size asked for."""
     files = sorted(stdlib_folder().glob("*.py")) + sorted(stdlib_folder().glob("[a-z]*/*.py"))
     texts, size = [], 0
     for path in files:

@@ -89,7 +89,18 @@ def test_telephone_numbers_are_found(number):
 
 
 @pytest.mark.parametrize(
-    "text", ["1 + 2345678", "2024-10-11", "555-2671", "1234567890", "a+12345678", "192.168.100.2000"]
+    "text",
+    [
+        "1 + 2345678",
+        "2024-10-11",
+        "555-2671",
+        "1234567890",
+        "a+12345678",
+        "192.168.100.2000",
+        "+0123456789",
+        "384 768 1536",
+        "+1.12345679",
+    ],
 )
 def test_other_numbers_are_no_telephones(text):
     assert found(phones, text) == []
