@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from data_pipeline.cleaning.page import Page
 from data_pipeline.cleaning.step import C4 as PAPER
-from data_pipeline.cleaning.step import CODE, Count, Edit, Positive, Rule, Step
+from data_pipeline.cleaning.step import C4_CODE, DATATROVE, Count, Edit, Positive, Rule, Step
 from data_pipeline.cleaning.words import count_sentences, split_words
 
 _CITATION = re.compile(r"\[(?:\d*|edit|citation needed)\]")
@@ -37,16 +37,18 @@ class C4(Step):
     name = "c4"
     version = 1
     rules = (
-        Rule("long_word", "line with a longer word", "max_word_chars", CODE, changes=True),
-        Rule("citation", "citation mark", "citations", CODE, changes=True),
+        Rule("long_word", "line with a longer word", "max_word_chars", C4_CODE, changes=True),
+        Rule("citation", "citation mark", "citations", C4_CODE, changes=True),
         Rule("no_terminal_punctuation", "line does not end a sentence", "terminal_punctuation", PAPER, changes=True),
-        Rule("few_line_words", "line of fewer words", "min_line_words", PAPER, changes=True),
+        Rule("few_line_words", "line of fewer words", "min_line_words", f"{PAPER}; {DATATROVE}", changes=True),
         Rule("javascript", "line with the word", "javascript", PAPER, changes=True),
-        Rule("policy", "line about cookies, privacy, terms", "policy", CODE, changes=True),
-        Rule("whitespace", "spaces around a line, an empty line, line ends other than \\n", None, CODE, changes=True),
+        Rule("policy", "line about cookies, privacy, terms", "policy", C4_CODE, changes=True),
+        Rule(
+            "whitespace", "spaces around a line, an empty line, line ends other than \\n", None, C4_CODE, changes=True
+        ),
         Rule("lorem_ipsum", "a line with these words", "lorem_ipsum", PAPER),
         Rule("curly_bracket", "a line with {", "curly_bracket", PAPER),
-        Rule("too_few_sentences", "fewer sentences stay", "min_sentences", PAPER),
+        Rule("too_few_sentences", "fewer sentences stay", "min_sentences", f"{PAPER}; {DATATROVE}"),
     )
 
     def apply(self, page: Page) -> str | Edit | None:

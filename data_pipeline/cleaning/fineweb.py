@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from data_pipeline.cleaning.characters import TERMINAL
 from data_pipeline.cleaning.gopher_repetition import repeated
 from data_pipeline.cleaning.page import Page
-from data_pipeline.cleaning.step import FINEWEB, Count, Rule, Share, Size, Step
+from data_pipeline.cleaning.step import DATATROVE, FINEWEB, Count, Rule, Share, Size, Step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,11 +24,16 @@ class FineWeb(Step):
     name = "fineweb"
     version = 1
     rules = (
-        Rule("empty", "no line with text", None, FINEWEB),
+        Rule("empty", "no line with text", None, DATATROVE),
         Rule("few_punctuated_lines", "fewer of the lines end a sentence", "min_punctuated_lines", FINEWEB),
         Rule("short_lines", "more of the lines are short", "max_short_lines", FINEWEB),
-        Rule("duplicate_line_chars", "more of the characters are repeats", "max_duplicate_line_chars", FINEWEB),
-        Rule("newlines", "more newlines for each word", "max_newlines_per_word", FINEWEB),
+        Rule(
+            "duplicate_line_chars",
+            "more of the characters are repeats",
+            "max_duplicate_line_chars",
+            f"{FINEWEB}; {DATATROVE}",
+        ),
+        Rule("newlines", "more newlines for each word", "max_newlines_per_word", DATATROVE),
     )
 
     def apply(self, page: Page) -> str | None:

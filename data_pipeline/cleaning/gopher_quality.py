@@ -6,7 +6,7 @@ import numpy as np
 
 from data_pipeline.cleaning.characters import ALPHA, SOLID
 from data_pipeline.cleaning.page import Page
-from data_pipeline.cleaning.step import GOPHER, Count, Rule, Share, Size, Step, check_order
+from data_pipeline.cleaning.step import GOPHER_QUALITY, Count, Rule, Share, Size, Step, check_order
 from data_pipeline.cleaning.words import Words
 
 
@@ -32,16 +32,16 @@ class GopherQuality(Step):
     name = "gopher_quality"
     version = 1
     rules = (
-        Rule("too_few_words", "fewer words", "min_words", GOPHER),
-        Rule("too_many_words", "more words", "max_words", GOPHER),
-        Rule("words_too_short", "lower mean word length", "min_mean_word_chars", GOPHER),
-        Rule("words_too_long", "higher mean word length", "max_mean_word_chars", GOPHER),
-        Rule("too_many_hashes", "more # for each word", "max_symbols_per_word", GOPHER),
-        Rule("too_many_ellipses", "more ellipses for each word", "max_symbols_per_word", GOPHER),
-        Rule("too_many_bullet_lines", "more of the lines begin with a bullet", "max_bullet_lines", GOPHER),
-        Rule("too_many_ellipsis_lines", "more of the lines end with an ellipsis", "max_ellipsis_lines", GOPHER),
-        Rule("too_few_alpha_words", "fewer of the words have a letter", "min_alpha_words", GOPHER),
-        Rule("too_few_stop_words", "fewer different stop words", "min_stop_words", GOPHER),
+        Rule("too_few_words", "fewer words", "min_words", GOPHER_QUALITY),
+        Rule("too_many_words", "more words", "max_words", GOPHER_QUALITY),
+        Rule("words_too_short", "lower mean word length", "min_mean_word_chars", GOPHER_QUALITY),
+        Rule("words_too_long", "higher mean word length", "max_mean_word_chars", GOPHER_QUALITY),
+        Rule("too_many_hashes", "more # for each word", "max_symbols_per_word", GOPHER_QUALITY),
+        Rule("too_many_ellipses", "more ellipses for each word", "max_symbols_per_word", GOPHER_QUALITY),
+        Rule("too_many_bullet_lines", "more of the lines begin with a bullet", "max_bullet_lines", GOPHER_QUALITY),
+        Rule("too_many_ellipsis_lines", "more of the lines end with an ellipsis", "max_ellipsis_lines", GOPHER_QUALITY),
+        Rule("too_few_alpha_words", "fewer of the words have a letter", "min_alpha_words", GOPHER_QUALITY),
+        Rule("too_few_stop_words", "fewer different stop words", "min_stop_words", GOPHER_QUALITY),
     )
 
     def __post_init__(self) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_pipeline.cleaning.page import Page
-from data_pipeline.cleaning.step import GOPHER, Rule, SettingError, Share, Step
+from data_pipeline.cleaning.step import DATATROVE, GOPHER_REPETITION, Rule, SettingError, Share, Step
 from data_pipeline.cleaning.words import Hashes, Words
 
 TOP_SIZES, DUPLICATE_SIZES = range(2, 5), range(5, 11)
@@ -35,23 +35,30 @@ class GopherRepetition(Step):
     name = "gopher_repetition"
     version = 1
     rules = (
-        Rule("empty", "no text at all", None, GOPHER),
-        Rule("duplicate_paragraphs", "more of the paragraphs are repeats", "max_duplicate_paragraphs", GOPHER),
-        Rule("duplicate_paragraph_chars", "more of the characters", "max_duplicate_paragraph_chars", GOPHER),
-        Rule("duplicate_lines", "more of the lines are repeats", "max_duplicate_lines", GOPHER),
-        Rule("duplicate_line_chars", "more of the characters", "max_duplicate_line_chars", GOPHER),
-        *(Rule(f"top_{n}_gram", f"the top {n}-gram holds more", "max_top_ngram_chars", GOPHER) for n in TOP_SIZES),
+        Rule("empty", "no text at all", None, DATATROVE),
+        Rule(
+            "duplicate_paragraphs", "more of the paragraphs are repeats", "max_duplicate_paragraphs", GOPHER_REPETITION
+        ),
+        Rule("duplicate_paragraph_chars", "more of the characters", "max_duplicate_paragraph_chars", GOPHER_REPETITION),
+        Rule("duplicate_lines", "more of the lines are repeats", "max_duplicate_lines", GOPHER_REPETITION),
+        Rule("duplicate_line_chars", "more of the characters", "max_duplicate_line_chars", GOPHER_REPETITION),
         *(
-            Rule(f"duplicate_{n}_grams", f"repeated {n}-grams hold more", "max_duplicate_ngram_chars", GOPHER)
+            Rule(f"top_{n}_gram", f"the top {n}-gram holds more", "max_top_ngram_chars", GOPHER_REPETITION)
+            for n in TOP_SIZES
+        ),
+        *(
+            Rule(
+                f"duplicate_{n}_grams", f"repeated {n}-grams hold more", "max_duplicate_ngram_chars", GOPHER_REPETITION
+            )
             for n in DUPLICATE_SIZES
         ),
     )
 
     def __post_init__(self) -> None:
         for key, sizes in (("max_top_ngram_chars", TOP_SIZES), ("max_duplicate_ngram_chars", DUPLICATE_SIZES)):
-            wrong = [n for n in getattr(self, key) if n not in sizes]
-            if wrong:
-                raise SettingError(f"{key}.{wrong[0]}", f"n must be {sizes[0]} to {sizes[-1]}")
+            for n, share in getattr(self, key).items():
+                if n not in sizes:
+                    raise SettingError(f"{key}.{n}", share, f"n must be {sizes[0]} to {sizes[-1]}")
 
     def apply(self, page: Page) -> str | None:
         text = page.text
@@ -122,7 +129,7 @@ def paragraphs_of(text: str) -> list[str]:
 def lines_of(text: str) -> list[str]:
     """Parts between one or more newlines; what stands before or after the outermost ones is a line, even if empty."""
     lines = [line for line in text.split("\n") if line]
-    return [""] * text.startswith("\n") + lines + [""] * text.endswith("\n")
+    return [""] * text.startswith("\n") + lines + [""] * text.endswith("\n") or [""]
 
 
 def _top_chars(words: Words, hashes: Hashes, n: int) -> int:

@@ -45,11 +45,11 @@ class Language(Step):
 
     def __post_init__(self) -> None:
         if not self.keep:
-            raise SettingError("keep", "must name at least one language")
+            raise SettingError("keep", list(self.keep), "must name at least one language")
         known = _known_languages()
         for number, code in enumerate(self.keep):
             if code not in known:
-                raise SettingError(f"keep[{number}]", "must be one of " + ", ".join(sorted(known)))
+                raise SettingError(f"keep[{number}]", code, "must be one of " + ", ".join(sorted(known)))
 
     def foundation(self) -> str:
         return importlib.metadata.version(PACKAGE)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from data_pipeline.cleaning.page import Page
 from data_pipeline.cleaning.step import C4 as PAPER
-from data_pipeline.cleaning.step import CODE, Edit, Positive, Rule, SettingError, Step
+from data_pipeline.cleaning.step import C4_CODE, Edit, Positive, Rule, SettingError, Step
 
 _NOTICES = {
     "javascript": ("javascript",),
@@ -33,8 +33,8 @@ class Lines(Step):
     version = 1
     rules = (
         Rule("javascript", "line with the word", "javascript", PAPER, changes=True),
-        Rule("cookies", "line about cookies", "cookies", CODE, changes=True),
-        Rule("policy", "line about privacy policy, terms of use", "policy", CODE, changes=True),
+        Rule("cookies", "line about cookies", "cookies", C4_CODE, changes=True),
+        Rule("policy", "line about privacy policy, terms of use", "policy", C4_CODE, changes=True),
         Rule("repeated", "line that occurred so often before", "max_repeats", changes=True),
         Rule("pattern", "line with one of the patterns", "patterns", changes=True),
     )
@@ -44,7 +44,7 @@ class Lines(Step):
             try:
                 re.compile(pattern)
             except (re.error, OverflowError, RecursionError) as error:
-                raise SettingError(f"patterns[{number}]", f"must be a regular expression ({error})") from None
+                raise SettingError(f"patterns[{number}]", pattern, f"must be a regular expression ({error})") from None
 
     def apply(self, page: Page) -> Edit | None:
         lowered = page.text.lower()

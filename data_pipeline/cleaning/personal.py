@@ -71,10 +71,10 @@ def _is_public(written: str) -> bool:
         return False
 
 
-_PHONE_ABROAD = re.compile(r"\+(?<![\w+].)[0-9](?:[ .()/-]{0,2}[0-9]){7,14}(?![\w-])", re.DOTALL)
+_PHONE_ABROAD = re.compile(r"\+(?<![\w+].)[1-9](?:[ ()/-]{0,2}[0-9]){7,14}(?![\w-]|\.\d)", re.DOTALL)
 _PHONE_NANP = re.compile(
     r"[1-9(](?<![\w.+/-].)(?:(?<=1)[ .-](?:\([2-9][0-9]{2}\) ?|[2-9][0-9]{2}[ .-])"
-    r"|(?<=\()[2-9][0-9]{2}\) ?|(?<=[2-9])[0-9]{2}[ .-])[2-9][0-9]{2}[ .-][0-9]{4}(?![\w-]|\.\d)",
+    r"|(?<=\()[2-9][0-9]{2}\) ?|(?<=[2-9])[0-9]{2}[ .-])[2-9][0-9]{2}[.-][0-9]{4}(?![\w-]|\.\d)",
     re.DOTALL,
 )
 
@@ -94,7 +94,7 @@ _CARD = re.compile(
 
 def cards(text: str) -> Spans:
     """Payment cards: an issuer's prefix and length, and the check digit (Luhn)."""
-    return [match.span() for match in _CARD.finditer(text) if is_card(re.sub("[ -]", "", match.group()))]
+    return [match.span() for match in _CARD.finditer(text) if is_card(match.group().replace(" ", "").replace("-", ""))]
 
 
 def is_card(digits: str) -> bool:
@@ -114,6 +114,8 @@ def _has_issuer(digits: str) -> bool:
     return 16 <= length <= 19 and (two in (62, 65) or four == 6011 or 644 <= three <= 649 or 3528 <= four <= 3589)
 
 
+_DOUBLED = {str(digit): sum(divmod(2 * digit, 10)) for digit in range(10)}
+
+
 def _luhn(digits: str) -> bool:
-    values = [int(digit) for digit in reversed(digits)]
-    return (sum(values[::2]) + sum(sum(divmod(2 * value, 10)) for value in values[1::2])) % 10 == 0
+    return (sum(map(int, digits[::-2])) + sum(map(_DOUBLED.__getitem__, digits[-2::-2]))) % 10 == 0

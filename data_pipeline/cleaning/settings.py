@@ -19,44 +19,31 @@ def build_step(written: object, known: Mapping[str, type[Step]], where: str) -> 
     `where` names it in the DataError that any mistake raises.
     """
     if not isinstance(written, Mapping):
-        raise DataError(
-            f"{where}={written!r}: must be a mapping with a step's name, such as {{step: pii, phone: mask}}"
-        )
+        raise DataError(f"{where}={written!r}: must be a mapping such as {{step: pii, phone: mask}}")
     if "step" not in written:
         raise DataError(f"{where}: has no key `step`; it must be one of {_listed(known)}")
     name = written["step"]
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise DataError(f"{where}.step={name!r}: there is no such step; {_nearest(name, known)}")
     kind = known[name]
     hints = typing.get_type_hints(kind, include_extras=True)
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    values = {}
-    for key, value in written.items():
-        if key == "step":
-            continue
+    given = {key: value for key, value in written.items() if key != "step"}
+    for key, value in given.items():
         if key not in fields:
             raise DataError(f"{where}.{key}={value!r}: step {name} has no such setting; {_nearest(key, fields)}")
-        try:
-            values[key] = _checked(value, hints[key], key)
-        except SettingError as error:
-            raise _refused(where, values | {key: value}, error) from None
     for key, field in fields.items():
-        if key not in values and field.default is field.default_factory is dataclasses.MISSING:
+        if key not in given and field.default is field.default_factory is dataclasses.MISSING:
             raise DataError(f"{where}.{key}: a value must be given for step {name}")
     try:
-        return kind(**values)
+        return kind(**{key: _checked(value, hints[key], key) for key, value in given.items()})
     except SettingError as error:
-        raise _refused(where, values, error) from None
+        raise DataError(f"{where}.{error.field}={error.value!r}: {error.rule}") from None
     except MissingPackage as error:
         package = error.args[0]
         raise DataError(
             f"{where}: step {name} needs the package {package}, which is not installed; pip install '{EXTRA}'"
         ) from None
-
-
-def _refused(where: str, values: Mapping[str, Any], error: SettingError) -> DataError:
-    value = values.get(error.field)
-    return DataError(f"{where}.{error.field}{'' if value is None else f'={value!r}'}: {error.rule}")
 
 
 def _listed(names: Iterable[object]) -> str:
@@ -76,17 +63,18 @@ def _checked(value: object, hint: Any, key: str) -> Any:
         return None if value is None else _checked(value, arguments[0], key)
     if origin is typing.Annotated:
         number = _checked(value, arguments[0], key)
-        _check_bounds(number, arguments[1], key)
+        if not _within(number, arguments[1]):
+            raise SettingError(key, value, f"must be at least {_limits(arguments[1])}")
         return number
     if origin is typing.Literal:
         # YAML reads a bare `off` as false.
         value = "off" if value is False and "off" in arguments else value
         if value not in arguments:
-            raise SettingError(key, "must be " + ", ".join(map(str, arguments[:-1])) + f" or {arguments[-1]}")
+            raise SettingError(key, value, "must be " + ", ".join(map(str, arguments[:-1])) + f" or {arguments[-1]}")
         return value
     if origin is tuple:
         if not isinstance(value, Sequence) or isinstance(value, str | bytes):
-            raise SettingError(key, "must be a list such as [a, b]")
+            raise SettingError(key, value, "must be a list such as [a, b]")
         return tuple(_checked(item, arguments[0], f"{key}[{number}]") for number, item in enumerate(value))
     if origin is Mapping:
         return _checked_table(value, arguments[1], key)
@@ -94,7 +82,7 @@ def _checked(value: object, hint: Any, key: str) -> Any:
         return float(value)
     if type(value) is not hint:
         quoted = " (YAML reads a bare no, yes, on, off as a truth value: quote it)" if value in (True, False) else ""
-        raise SettingError(key, f"must be {_WORDS[hint]}{quoted if hint is str else ''}")
+        raise SettingError(key, value, f"must be {_WORDS[hint]}{quoted if hint is str else ''}")
     return value
 
 
@@ -104,15 +92,16 @@ _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: 
 def _checked_table(value: object, hint: Any, key: str) -> dict[int, Any]:
     """Keys of a mapping may be written as text: JSON has no others."""
     if not isinstance(value, Mapping):
-        raise SettingError(key, "must be a mapping such as {5: 0.15}")
+        raise SettingError(key, value, "must be a mapping such as {5: 0.15}")
     for n in value:
         if not (type(n) is int or (isinstance(n, str) and n.isdecimal())):
-            raise SettingError(f"{key}.{n}", "the key must be a whole number")
+            raise SettingError(f"{key}.{n}", value[n], "the key must be a whole number")
     return {int(n): _checked(item, hint, f"{key}.{n}") for n, item in value.items()}
 
 
-def _check_bounds(number: float, bounds: Bounds, key: str) -> None:
-    if number >= bounds.low and (bounds.high is None or number <= bounds.high):
-        return
-    most = "" if bounds.high is None else f" and at most {bounds.high:g}"
-    raise SettingError(key, f"must be at least {bounds.low:g}{most}")
+def _within(number: float, bounds: Bounds) -> bool:
+    return number >= bounds.low and (bounds.high is None or number <= bounds.high)
+
+
+def _limits(bounds: Bounds) -> str:
+    return f"{bounds.low:g}" if bounds.high is None else f"{bounds.low:g} and at most {bounds.high:g}"

@@ -7,10 +7,12 @@ from typing import Annotated, ClassVar, Literal
 
 from data_pipeline.cleaning.page import Page
 
-GOPHER = "Rae et al. 2021 (Gopher), table A1"
+GOPHER_QUALITY = "Rae et al. 2021 (Gopher), appendix A1.1"
+GOPHER_REPETITION = "Rae et al. 2021 (Gopher), table A1"
 C4 = "Raffel et al. 2020 (C4), section 2.2"
-CODE = "C4's published code"
-FINEWEB = "Penedo et al. 2024 (FineWeb), section 3"
+C4_CODE = "C4's published code"
+FINEWEB = "Penedo et al. 2024 (FineWeb)"
+DATATROVE = "datatrove 0.10.1"
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class Rule:
     setting: str | None = None
     """The field that holds its threshold or switches it."""
     source: str = ""
-    """The paper that published rule and threshold."""
+    """Who published rule and threshold; where two are named, the threshold is the second one's."""
     changes: bool = False
     """It changes the text; else it drops the document."""
 
@@ -68,11 +70,11 @@ class Step(ABC):
 
 
 class SettingError(Exception):
-    """A value that no type can refuse: the field, and what it must be."""
+    """A value that a step refuses: which field, the value, what it must be."""
 
-    def __init__(self, field: str, rule: str) -> None:
-        super().__init__(field, rule)
-        self.field, self.rule = field, rule
+    def __init__(self, field: str, value: object, rule: str) -> None:
+        super().__init__(field, value, rule)
+        self.field, self.value, self.rule = field, value, rule
 
 
 class MissingPackage(Exception):
@@ -87,4 +89,4 @@ def check_order(step: Step, low: str, high: str) -> None:
     """Refuse limits that no document can meet."""
     least, most = getattr(step, low), getattr(step, high)
     if least is not None and most is not None and least > most:
-        raise SettingError(low, f"must not be above {high} ({most})")
+        raise SettingError(low, least, f"must not be above {high} ({most})")
