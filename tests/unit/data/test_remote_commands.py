@@ -39,7 +39,7 @@ def test_a_run_opens_the_same_datasets_tokenizer_and_vocabulary(prepared, tmp_pa
         (local, local_held_out), (remote, remote_held_out) = open_datasets(here), open_datasets(there)
         assert remote.manifest == local.manifest
         assert remote_held_out.keys() == local_held_out.keys() == {"files"}
-        assert tokenizer_of(there).fingerprint == load_tokenizer(here).fingerprint
+        assert tokenizer_of(there).fingerprint == tokenizer_of(here).fingerprint
         assert plan(there, 1, None).replace(f"{served.url}/set", "X") == plan(here, 1, None).replace(f"{prepared}", "X")
 
 
