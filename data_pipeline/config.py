@@ -49,6 +49,9 @@ class DataConfig:
     named has no end."""
     mixture_later: tuple[MixturePhase, ...]
     """Weights that replace the first ones later, in order, as in [{after_tokens: 9e9, weights: {books: 1}}]."""
+    document_mask: bool
+    """A token attends to its own document only, and positions begin at 0 in each; false: to all earlier tokens of its
+    sample. Either way the first token of a document is predicted, at the end of the one before it, and counts."""
 
 
 def dataset_folders(data: DataConfig) -> dict[str, Path]:
@@ -57,7 +60,7 @@ def dataset_folders(data: DataConfig) -> dict[str, Path]:
     return {data.name: path} if data.mixture is None else {name: path.parent / name for name in data.mixture}
 
 
-MIXTURE_KEYS = ("mixture", "mixture_max_epochs", "mixture_later")
+TRAINING_KEYS = ("mixture", "mixture_max_epochs", "mixture_later", "document_mask")
 """What says nothing of a prepared dataset."""
 
 

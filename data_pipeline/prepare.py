@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipeline.config import MIXTURE_KEYS, DataConfig, PrepareConfig, TokenizerConfig
+from data_pipeline.config import TRAINING_KEYS, DataConfig, PrepareConfig, TokenizerConfig
 from data_pipeline.document import Document, content_hash
 from data_pipeline.durable import write_durably
 from data_pipeline.errors import DataError
@@ -84,7 +84,7 @@ def report(manifest: Manifest) -> dict[str, Any]:
 def _settings(data: DataConfig, tokenizer: TokenizerConfig, seq_length: int) -> dict[str, Any]:
     """Everything that decides what is written, by dotted key, as JSON gives it back."""
     settings: dict[str, Any] = {"model.seq_length": seq_length}
-    not_of_it = ("path", *MIXTURE_KEYS)
+    not_of_it = ("path", *TRAINING_KEYS)
     settings |= {f"data.{key}": value for key, value in dataclasses.asdict(data).items() if key not in not_of_it}
     if tokenizer.path is None:
         settings |= {f"tokenizer.{key}": value for key, value in dataclasses.asdict(tokenizer).items()}

@@ -4,7 +4,7 @@ Megatron asks a model for `config`, `model_type` and `set_input_tensor`, and an 
 thin handle stands between, one for each chunk of this rank.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor, nn
+from torch.nn import functional
 
 from pretrain.model.gpt import Chunk, Stage
 
@@ -32,8 +33,9 @@ class ChunkHandle(nn.Module):
     chunk: Chunk
     call: Callable[..., Tensor]
 
-    def __init__(self, chunk: Chunk, call: Callable[..., Tensor]) -> None:
+    def __init__(self, chunk: Chunk, call: Callable[..., Tensor], document_end: int | None) -> None:
         super().__init__()
+        self.document_end = document_end
         self.config = chunk.config
         self.model_type = chunk.model_type
         self.vp_stage = chunk.vp_stage
@@ -47,21 +49,39 @@ class ChunkHandle(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """tokens [b, s + 1] -> on the last stage loss of each token [b, s], fp32; else hidden states."""
         inputs, labels = tokens[:, :-1], tokens[:, 1:]
-        return self.call(inputs, positions_of(inputs), None, labels=labels)
+        return self.call(inputs, *self._places(inputs), labels=labels)
 
     def logits(self, tokens: Tensor) -> Tensor:
         """tokens [b, s] -> on the last stage logits [b, s, v / tp]; else hidden states."""
-        return self.call(tokens, positions_of(tokens), None)
+        return self.call(tokens, *self._places(tokens))
+
+    def _places(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Position ids, and what attention is told of documents: every stage has the tokens, so nothing is sent."""
+        if self.document_end is None:
+            return positions_of(tokens), None
+        positions = positions_in_documents(tokens, self.document_end)
+        return positions, positions
 
 
-def chunk_handles(stage: Stage, call: Callable[..., Tensor]) -> list[ChunkHandle]:
-    """A handle for each chunk; `call` takes the number of the chunk first."""
-    return [ChunkHandle(chunk, partial(call, i)) for i, chunk in enumerate(stage.chunks)]  # type: ignore[arg-type]
+def chunk_handles(stage: Stage, call: Callable[..., Tensor], document_end: int | None) -> list[ChunkHandle]:
+    """A handle for each chunk; `call` takes the number of the chunk first.
+
+    `document_end`: the token that ends a document, where documents are kept apart.
+    """
+    chunks: Iterable[Any] = stage.chunks
+    return [ChunkHandle(chunk, partial(call, i), document_end) for i, chunk in enumerate(chunks)]
 
 
 def positions_of(tokens: Tensor) -> Tensor:
     """Position ids [b, s] of whole samples."""
     return torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape[0], -1)
+
+
+def positions_in_documents(tokens: Tensor, document_end: int) -> Tensor:
+    """Position ids [b, s] of tokens [b, s] within their documents; one that a sample cuts begins anew with it."""
+    positions = positions_of(tokens)
+    begins = functional.pad(tokens[:, :-1] == document_end, (1, 0))  # the token after an end
+    return positions - torch.where(begins, positions, 0).cummax(1).values
 
 
 def run_schedule(handles: list[ChunkHandle], batches: list[MicroBatch], *, forward_only: bool) -> Tensor:

@@ -45,10 +45,14 @@ class ZeroEngine:
         hold_parameters: bool,
         vocab_size: int,
         micro_batch_size: int,
+        document_end: int | None,
         groups: ProcessGroups,
         device: torch.device,
     ) -> None:
-        """`hold_parameters`: ZeRO-3 gathers a stage's parameters once a step and keeps them."""
+        """`hold_parameters`: ZeRO-3 gathers a stage's parameters once a step and keeps them.
+
+        `document_end`: the token after which attention begins anew; None: it spans whole samples.
+        """
         deepspeed = import_deepspeed(device)
         self.stage, self.model, self.vocab_size, self.groups, self.device = stage, model, vocab_size, groups, device
         self.zero, self.precision, self.clip = engine.zero_stage, engine.precision, optim.clip_grad_norm
@@ -86,7 +90,7 @@ class ZeroEngine:
             self._begin_backward_ready()
         if self.precision == "fp16":
             stage.config.grad_scale_func = self._scale_loss
-        self.handles = chunk_handles(stage, self._forward)
+        self.handles = chunk_handles(stage, self._forward, document_end)
 
     def train_step(self, tokens: Tensor, lr: float) -> StepResult:
         started = time.perf_counter()

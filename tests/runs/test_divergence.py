@@ -92,8 +92,11 @@ def run_poisoned(here: Any, config: RunConfig, folder: Path, bad: frozenset[int]
     dataset = PackedDataset.open(folder, "train")
     batch = config.train.global_batch_size
     batches = train_batches(dataset, seed=1, global_batch_size=batch, rank=here.rank, size=here.world_size, position=0)
-    vocab_size = dataset.manifest.tokenizer.vocab_size
-    engine = Poisoned(build_engine(config, vocab_size, groups, here.device), bad)
+    tokenizer = dataset.manifest.tokenizer
+    engine = Poisoned(
+        build_engine(config, tokenizer.vocab_size, groups, here.device, eod_id=tokenizer.eod_id),
+        bad,
+    )
     records: list[dict[str, Any]] = []
     try:
         _, outcome = run_loop(
@@ -104,7 +107,7 @@ def run_poisoned(here: Any, config: RunConfig, folder: Path, bad: frozenset[int]
             total_steps=6,
             lr_at=lambda step: 1e-3,
             samples_counted_here=True,
-            clock=StepClock(token_flops(config.model, vocab_size), here.world_size, None),
+            clock=StepClock(token_flops(config.model, tokenizer.vocab_size), here.world_size, None),
             record=lambda kind, step, values: records.append({"kind": kind, "step": step, **values}),
             evaluate=lambda max_samples: {"loss": 0.0},
             save=lambda state: None,

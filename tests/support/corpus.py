@@ -60,6 +60,7 @@ def data_config(path: Path, inputs: Sequence[Path | str], **changes: object) -> 
         "mixture": None,
         "mixture_max_epochs": None,
         "mixture_later": (),
+        "document_mask": False,
     }
     return DataConfig(**{**defaults, **changes})  # type: ignore[arg-type]
 
