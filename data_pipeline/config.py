@@ -41,6 +41,9 @@ class DataConfig:
     """Packed samples stored in one tar member."""
     shard_bytes: int
     """Size at which a new shard is begun."""
+    packing: Literal["stream", "best_fit"]
+    """How documents become samples: cut out of one long row of all; or put side by side so that only those longer than
+    a sample are cut, the rest of a sample being filled with tokens that count in no loss (but as trained tokens)."""
     mixture: dict[str, float] | None
     """Train on several prepared datasets, those that lie beside data.path under these names, in shares of the tokens
     by these weights, as in {web: 0.7, code: 0.3}; null: on data.path alone."""

@@ -23,8 +23,8 @@ class MicroBatch:
 
     tokens: Tensor
     """[b, s + 1]: inputs and, one further, labels."""
-    mask: Tensor | None
-    """[b]: 1 for samples that count, 0 for padding; None: all count."""
+    weights: Tensor | None
+    """[b, s]: of each target in the loss, 1 on average where gradients are taken; None: all 1."""
 
 
 class ChunkHandle(nn.Module):
@@ -78,16 +78,19 @@ def positions_of(tokens: Tensor) -> Tensor:
 
 
 def positions_in_documents(tokens: Tensor, document_end: int) -> Tensor:
-    """Position ids [b, s] of tokens [b, s] within their documents; one that a sample cuts begins anew with it."""
-    positions = positions_of(tokens)
-    begins = functional.pad(tokens[:, :-1] == document_end, (1, 0))  # the token after an end
+    """Position ids [b, s] of tokens [b, s] within their documents; one that a sample cuts begins anew with it.
+
+    Ends that follow an end, which are padding, belong to the same document.
+    """
+    positions, ends = positions_of(tokens), tokens == document_end
+    begins = functional.pad(ends[:, :-1] & ~ends[:, 1:], (1, 0))
     return positions - torch.where(begins, positions, 0).cummax(1).values
 
 
 def run_schedule(handles: list[ChunkHandle], batches: list[MicroBatch], *, forward_only: bool) -> Tensor:
     """Run all micro-batches, leaving gradients of their mean loss.
 
-    Returns the sum of losses and of tokens, fp64 [2]; zeros on all stages but the last.
+    Returns the sum of weighted losses and of weights, fp64 [2]; zeros on all stages but the last.
     """
     tokens = batches[0].tokens
     collected = _schedule(handles, batches, _forward_step, tokens.shape[0], tokens.shape[1] - 1, forward_only)
@@ -131,17 +134,17 @@ def _schedule(
 
 def _forward_step(batches: Iterator[MicroBatch], handle: ChunkHandle) -> tuple[Tensor, Callable[[Tensor], Any]]:
     batch = next(batches)
-    return handle(batch.tokens), partial(_reduce_loss, batch.mask)
+    return handle(batch.tokens), partial(_reduce_loss, batch.weights)
 
 
 def _logits_step(batches: Iterator[MicroBatch], handle: ChunkHandle) -> tuple[Tensor, Callable[..., Tensor]]:
     return handle.logits(next(batches).tokens), lambda logits, non_loss_data: logits
 
 
-def _reduce_loss(mask: Tensor | None, losses: Tensor) -> tuple[Tensor, Tensor]:
+def _reduce_loss(weights: Tensor | None, losses: Tensor) -> tuple[Tensor, Tensor]:
     """The micro-batch's mean for the backward pass, and [sum, count] for the record."""
-    per_sample = losses.sum(1)
-    counted = per_sample.detach().double()
-    weights = torch.ones_like(counted) if mask is None else mask.double()
-    record = torch.stack([(counted * weights).sum(), weights.sum() * losses.shape[1]])
-    return losses.mean(), record
+    if weights is not None:
+        losses = losses * weights
+    total = losses.detach().sum(1).double().sum()
+    count = total.new_tensor(losses.numel()) if weights is None else weights.double().sum()
+    return losses.mean(), torch.stack([total, count])

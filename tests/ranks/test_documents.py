@@ -20,7 +20,7 @@ FULL, ATTENTION = (f"engine.recompute.granularity={granularity}" for granularity
 
 def test_positions_begin_anew_after_each_end_and_in_each_sample() -> None:
     tokens = torch.tensor([[5, 9, 5, 5, 9, 9, 5, 9], [9, 5, 5, 5, 5, 5, 5, 5], [5, 5, 5, 5, 5, 5, 5, 5]])
-    positions = [[0, 1, 0, 1, 2, 0, 0, 1], [0, 0, 1, 2, 3, 4, 5, 6], [0, 1, 2, 3, 4, 5, 6, 7]]
+    positions = [[0, 1, 0, 1, 2, 3, 0, 1], [0, 0, 1, 2, 3, 4, 5, 6], [0, 1, 2, 3, 4, 5, 6, 7]]
     assert positions_in_documents(tokens, 9).tolist() == positions
 
 
@@ -58,7 +58,7 @@ def test_equals_one_process_given_each_document_alone(layout: Layout) -> None:
 def validation_losses(here: Runtime, config: RunConfig) -> tuple[float, float]:
     """By the engine and, on one rank, by plain torch."""
     engine, batch = start(here, config), own_batch(here, config, 0)
-    total, count = engine.evaluate(batch, torch.ones(len(batch))).tolist()
+    total, count = engine.evaluate(batch, torch.ones(len(batch), config.model.seq_length)).tolist()
     if here.world_size > 1:
         return total / count, 0.0
     with torch.no_grad():

@@ -85,8 +85,9 @@ def documents_of(tokens: Tensor) -> list[Tensor]:
     """Samples [n, s + 1] cut into documents, each with the token that follows it, those of one length together."""
     by_length: dict[int, list[Tensor]] = {}
     for sample in tokens:
-        ends = (sample[:-1] == EOD_ID).nonzero().flatten().tolist()
-        borders = sorted({0, *(end + 1 for end in ends), len(sample) - 1})
+        ends = sample[:-1] == EOD_ID
+        last = (ends[:-1] & ~ends[1:]).nonzero().flatten().tolist()
+        borders = [0, *(end + 1 for end in last), len(sample) - 1]
         for first, last in itertools.pairwise(borders):
             by_length.setdefault(last - first, []).append(sample[first : last + 1])
     return [torch.stack(documents) for documents in by_length.values()]

@@ -58,10 +58,10 @@ class Poisoned:
 
         self.engine.stage.chunks[-1].register_forward_hook(poison)
 
-    def train_step(self, tokens: Any, lr: float) -> StepResult:
+    def train_step(self, tokens: Any, lr: float, mask: Any = None) -> StepResult:
         self.step += 1
         before = self._state()
-        result: StepResult = self.engine.train_step(tokens, lr)
+        result: StepResult = self.engine.train_step(tokens, lr, mask)
         after = self._state()
         self.unchanged[self.step] = all(np.array_equal(before[name], after[name]) for name in after)
         return result

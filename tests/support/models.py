@@ -54,7 +54,7 @@ def run_config(model: str = "gpt", *overrides: str, **values: Any) -> RunConfig:
 def batch_of(step: int, num_samples: int, config: RunConfig) -> np.ndarray:
     """Samples [n, s + 1] of the global batch of `step`; the same on every call.
 
-    Where documents are kept apart there are some: of a few tokens, of one, and cut at both ends of a sample.
+    Where documents are kept apart there are some: of a few tokens, cut at both ends of a sample, ended several times.
     """
     random = np.random.default_rng(step)
     tokens = random.integers(0, VOCAB_SIZE, (num_samples, config.model.seq_length + 1))
