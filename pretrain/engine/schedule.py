@@ -146,5 +146,5 @@ def _reduce_loss(weights: Tensor | None, losses: Tensor) -> tuple[Tensor, Tensor
     if weights is not None:
         losses = losses * weights
     total = losses.detach().sum(1).double().sum()
-    count = total.new_tensor(losses.numel()) if weights is None else weights.double().sum()
-    return losses.mean(), torch.stack([total, count])
+    record = torch.stack([total, total.new_tensor(losses.numel()) if weights is None else weights.double().sum()])
+    return losses.mean(), record
