@@ -82,6 +82,9 @@ class DataConfig:
     """Packed samples stored in one tar member."""
     shard_bytes: int
     """Size at which a new shard is begun."""
+    packing: Literal["stream", "best_fit"]
+    """How documents become samples: cut out of one long row of all; or put side by side so that only those longer than
+    a sample are cut, the rest of a sample being filled with tokens that count in no loss (but as trained tokens)."""
     mixture: dict[str, float] | None
     """Train on several prepared datasets, those that lie beside data.path under these names, in shares of the tokens
     by these weights, as in {web: 0.7, code: 0.3}; null: on data.path alone."""
@@ -90,11 +93,14 @@ class DataConfig:
     named has no end."""
     mixture_later: tuple[MixturePhase, ...]
     """Weights that replace the first ones later, in order, as in [{after_tokens: 9e9, weights: {books: 1}}]."""
+    document_mask: bool
+    """A token attends to its own document only, and positions begin at 0 in each; false: to all earlier tokens of its
+    sample. Either way the first token of a document is predicted, at the end of the one before it, and counts."""
     cache: CacheConfig
     """Used where data.path or data.inputs are URLs."""
 
 
-KEYS_OF_READING = ("mixture", "mixture_max_epochs", "mixture_later", "cache")
+KEYS_OF_READING = ("mixture", "mixture_max_epochs", "mixture_later", "document_mask", "cache")
 """What says nothing of a prepared dataset."""
 
 

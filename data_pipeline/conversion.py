@@ -60,6 +60,8 @@ def to_packed(
                 dtype=dtype_for(tokenizer.vocab_size),
                 samples_per_member=data.samples_per_member,
                 shard_bytes=data.shard_bytes,
+                packing=data.packing,
+                eod_id=tokenizer.eod_id,
             )
             for name in ("train", "validation")
         }
@@ -98,6 +100,7 @@ def to_packed(
             seq_length=seq_length,
             dtype=dtype_for(tokenizer.vocab_size),
             samples_per_member=data.samples_per_member,
+            packing=data.packing,
             splits=splits,
             validation_share=splits["validation"].num_text_bytes / max(1, survey.num_bytes),
             sources=(
@@ -115,6 +118,7 @@ def to_packed(
                 "data.validation_min_bytes": data.validation_min_bytes,
                 "data.samples_per_member": data.samples_per_member,
                 "data.shard_bytes": data.shard_bytes,
+                "data.packing": data.packing,
             },
         )
         manifest.save(staged)
@@ -129,6 +133,11 @@ def to_megatron(folder: Path, target: Path) -> dict[str, dict[str, int]]:
     """
     figures = {}
     manifest = Manifest.load(folder)
+    if manifest.packing != "stream":
+        raise DataError(
+            f"{folder}: was packed with data.packing={manifest.packing}, which parts long documents for good; prepare "
+            "the text with data.packing=stream to convert it"
+        )
     with stage_new(target) as staged:
         store_tokenizer(folder / manifest.tokenizer.file, staged, manifest.tokenizer.fingerprint)
         for split in ("train", "validation"):

@@ -14,6 +14,7 @@ from data_pipeline.order import sample_at
 from data_pipeline.progress import show_progress
 from data_pipeline.shards.folder import READ_BYTES, DatasetFolder, as_folder
 from data_pipeline.shards.manifest import FileRecord, Manifest
+from data_pipeline.shards.packing import num_padding_tokens
 from data_pipeline.shards.reader import PackedDataset, check_sizes
 from data_pipeline.tokenizers.base import Tokenizer
 
@@ -43,11 +44,13 @@ def inspect(
                 f"{folder}: the {split} split has samples 0 to {dataset.num_samples - 1:,}; "
                 f"{first:,} to {first + count - 1:,} were asked for"
             )
-    for number, tokens in zip(numbers.tolist(), dataset.read(numbers), strict=True):
-        ids = tokens.astype(np.int64)
+    samples = dataset.read(numbers)
+    padding = num_padding_tokens(samples, tokenizer.eod_id).tolist() if dataset.is_padded else [0] * count
+    for number, tokens, filling in zip(numbers.tolist(), samples, padding, strict=True):
+        ids = tokens[: len(tokens) - filling].astype(np.int64)
         ends = int((ids == tokenizer.eod_id).sum())
-        documents = f"{ends} document end{'' if ends == 1 else 's'}"
-        yield f"--- {split} sample {number:,}: {len(ids)} tokens, {documents}\n{as_text(ids, tokenizer)}"
+        documents = f"{ends} document end{'' if ends == 1 else 's'}" + (f", {filling} of padding" if filling else "")
+        yield f"--- {split} sample {number:,}: {len(tokens)} tokens, {documents}\n{as_text(ids, tokenizer)}"
 
 
 def as_text(ids: npt.NDArray[np.int64], tokenizer: Tokenizer) -> str:
@@ -108,6 +111,7 @@ def stats(place: Path | DatasetFolder) -> dict[str, Any]:
             "tokens_per_document": round(record.num_tokens / record.num_documents, 1) if record.num_documents else None,
             "samples": record.num_samples,
             "tail_tokens_left_out": record.num_tail_tokens,
+            "padding_tokens": record.num_padding_tokens,
             "shards": len(record.shards),
             "bytes_on_disk": sum(file.bytes for file in record.files),
         }
@@ -118,6 +122,7 @@ def stats(place: Path | DatasetFolder) -> dict[str, Any]:
         "digest": manifest.digest,
         "corpus_digest": manifest.corpus.digest,
         "seq_length": manifest.seq_length,
+        "packing": manifest.packing,
         "dtype": manifest.dtype,
         "tokenizer": {"kind": manifest.tokenizer.kind, "vocab_size": manifest.tokenizer.vocab_size},
         "dropped_documents": manifest.corpus.dropped,

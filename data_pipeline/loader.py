@@ -18,6 +18,7 @@ from data_pipeline.ahead import read_ahead
 from data_pipeline.errors import DataError
 from data_pipeline.mixture import TrainingData
 from data_pipeline.remote.ahead import fetch_ahead
+from data_pipeline.shards.packing import targets_that_count
 from data_pipeline.shards.reader import PackedDataset, Tokens
 
 MAX_WINDOW_BATCHES = 64
@@ -30,8 +31,8 @@ class Batch:
 
     tokens: torch.Tensor
     """int64 [n, seq_length + 1]: inputs and, one place on, targets."""
-    mask: torch.Tensor
-    """float32 [n]: 1 for a sample that counts, 0 for padding."""
+    mask: torch.Tensor | None
+    """bool [n, seq_length]: which targets count, not being padding of a sample or of the batch; None: all."""
     position: int
     """Global position of the first sample of the global batch."""
     next_position: int
@@ -67,7 +68,7 @@ def evaluation_batches(
     """The first samples of a dataset (all if max_samples is None) in their own order, once.
 
     `batch_size` is this rank's. Every rank gets the same number of batches; what is missing at the end is filled up
-    with repeated samples whose mask is 0.
+    with repeated samples that do not count.
     """
     assert 0 <= rank < size and batch_size > 0
     num_samples = dataset.num_samples if max_samples is None else min(max_samples, dataset.num_samples)
@@ -75,9 +76,11 @@ def evaluation_batches(
         positions = np.arange(start + rank * batch_size, start + (rank + 1) * batch_size)
         counts = positions < num_samples
         tokens = dataset.read(positions % num_samples)
+        mask = _mask(dataset, tokens)
+        whole = torch.from_numpy(counts)[:, None].expand(-1, dataset.seq_length)
         yield Batch(
             tokens=torch.from_numpy(tokens.astype(np.int64)),
-            mask=torch.from_numpy(counts.astype(np.float32)),
+            mask=whole if mask is None else whole & mask,
             position=start,
             next_position=min(start + batch_size * size, num_samples),
             epoch=0,
@@ -118,7 +121,7 @@ def _train_windows(
             window.append(
                 Batch(
                     tokens=torch.from_numpy(batch_tokens.astype(np.int64)),
-                    mask=torch.ones(per_rank),
+                    mask=_mask(dataset, batch_tokens),
                     position=start,
                     next_position=start + global_batch_size,
                     epoch=dataset.epoch_at(start),
@@ -128,6 +131,13 @@ def _train_windows(
         yield window
         position += global_batch_size * num_batches
         num_batches = min(2 * num_batches, largest)
+
+
+def _mask(dataset: TrainingData, tokens: Tokens) -> torch.Tensor | None:
+    """Which targets count, where the dataset has some that don't."""
+    if not dataset.is_padded:
+        return None
+    return torch.from_numpy(targets_that_count(tokens, dataset.manifest.tokenizer.eod_id))
 
 
 def _digest(positions: npt.NDArray[np.int64], tokens: Tokens) -> int:

@@ -51,6 +51,7 @@ def merge(folders: Sequence[Path], target: Path) -> Manifest:
             seq_length=first.seq_length,
             dtype=first.dtype,
             samples_per_member=first.samples_per_member,
+            packing=first.packing,
             splits=splits,
             validation_share=splits["validation"].num_text_bytes / max(1, sum(corpus.num_bytes for corpus in corpora)),
             sources=tuple(source for manifest in parts.values() for source in manifest.sources),
@@ -78,11 +79,13 @@ def _check(folders: Sequence[Path], parts: dict[Path, Manifest]) -> None:
             ("tokenizer (fingerprint)", first.tokenizer.fingerprint, manifest.tokenizer.fingerprint),
             ("model.seq_length", first.seq_length, manifest.seq_length),
             ("type of tokens", first.dtype, manifest.dtype),
+            ("data.packing", first.packing, manifest.packing),
         ):
             if there != here:
                 raise DataError(
                     f"{folder}: has another {what} than {first_folder} ({here}, {there}); prepare it again with that "
-                    f"one's (tokenizer.path={first_folder / first.tokenizer.file} model.seq_length={first.seq_length})"
+                    f"one's (tokenizer.path={first_folder / first.tokenizer.file} model.seq_length={first.seq_length} "
+                    f"data.packing={first.packing})"
                 )
         for part in _parts_of(manifest):
             other = text_of.setdefault(part["corpus digest"], folder)
@@ -126,6 +129,7 @@ def _join(split: str, parts: dict[Path, Manifest], staged: Path) -> SplitRecord:
         num_tokens=sum(record.num_tokens for record in records),
         num_text_bytes=sum(record.num_text_bytes for record in records),
         num_tail_tokens=sum(record.num_tail_tokens for record in records),
+        num_padding_tokens=sum(record.num_padding_tokens for record in records),
     )
 
 

@@ -186,6 +186,11 @@ class MixedDataset:
         return "the mixture of " + ", ".join(str(dataset.folder) for dataset in self.parts)
 
     @property
+    def is_padded(self) -> bool:
+        """Whether targets may be padding, which no loss counts."""
+        return any(dataset.is_padded for dataset in self.datasets)
+
+    @property
     def num_train_tokens(self) -> int:
         return sum(dataset.num_train_tokens for dataset in self.parts)
 

@@ -95,6 +95,7 @@ def report(manifest: Manifest) -> dict[str, Any]:
         "left out, by reason": manifest.corpus.dropped or "nothing",
         "changed, by rule": manifest.corpus.changed or "nothing",
         **{f"{name} tail tokens left out": split.num_tail_tokens for name, split in splits.items()},
+        **{f"{name} padding tokens": split.num_padding_tokens for name, split in splits.items()},
         "corpus digest": manifest.corpus.digest,
     }
 
@@ -196,6 +197,8 @@ def _build(
             dtype=dtype,
             samples_per_member=data.samples_per_member,
             shard_bytes=data.shard_bytes,
+            packing=data.packing,
+            eod_id=tokenizer.eod_id,
         )
         for name in ("train", "validation")
     }
@@ -233,6 +236,7 @@ def _build(
         seq_length=seq_length,
         dtype=dtype,
         samples_per_member=data.samples_per_member,
+        packing=data.packing,
         splits=splits,
         validation_share=splits["validation"].num_text_bytes / scan.num_bytes,
         sources=tuple(

@@ -67,7 +67,7 @@ def continuations(config: GenerateConfig, run: Path, used: RunConfig, tokenizer:
         groups = build_groups(layout, config.seed, here.group_timeout_minutes, here.device, vp=parallel.vp)
         store = CheckpointStore(run, groups=groups, keep_last=1, keep_every=0)
         vocab_size = int(checkpoint.manifest["vocab_size"])
-        engine = build_engine(used, vocab_size, groups, here.device)
+        engine = build_engine(used, vocab_size, groups, here.device, eod_id=tokenizer.eod_id)
         store.restore_weights(checkpoint, engine)
         generator = torch.Generator().manual_seed(config.seed)
         # An empty prompt begins a new document, which in training follows the end of another.

@@ -69,7 +69,7 @@ def run_loop(
             batch = next(batches)
         step = state.step + 1
         lr = lr_at(step)
-        result = engine.train_step(batch.tokens, lr)
+        result = engine.train_step(batch.tokens, lr, batch.mask)
         clock.add("forward_backward", result.seconds_forward_backward)
         clock.add("optimizer", result.seconds_optimizer)
         batch_tokens = (batch.next_position - batch.position) * config.model.seq_length

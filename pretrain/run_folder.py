@@ -37,7 +37,7 @@ FREE_TO_CHANGE = (
 )
 """Keys that a resumed run may change: they say where, how fast and what is recorded, not what is computed. Data and
 tokenizer are held to the digests in the checkpoint instead."""
-BOUND = ("run.seed", "engine.precision")
+BOUND = ("run.seed", "engine.precision", "data.document_mask")
 
 
 @contextlib.contextmanager

@@ -89,7 +89,7 @@ def run(
         runtime(config.engine, layout=layout, stop_requested=stop_requested) as here,
     ):
         groups = build_groups(layout, config.run.seed, here.group_timeout_minutes, here.device, vp=parallel.vp)
-        engine = build_engine(config, vocab_size, groups, here.device)
+        engine = build_engine(config, vocab_size, groups, here.device, eod_id=manifest.tokenizer.eod_id)
         store = CheckpointStore(
             folder,
             groups=groups,

@@ -49,6 +49,8 @@ class SplitRecord:
     """UTF-8 bytes of all its documents."""
     num_tail_tokens: int
     """Tokens at the end that fill no sample and are left out."""
+    num_padding_tokens: int
+    """End-of-document tokens that fill the rest of samples, beside those of documents."""
 
     @property
     def files(self) -> tuple[FileRecord, ...]:
@@ -110,6 +112,9 @@ class Manifest:
     dtype: str
     samples_per_member: int
     """Every member holds this many samples, the last one of a split perhaps fewer."""
+    packing: str
+    """`stream`: samples of one long row, neighbours sharing a token. `best_fit`: samples of whole documents, or of one
+    piece as long as they are; in a run of ends at a sample's end the first is a document's, the others are padding."""
     splits: dict[str, SplitRecord]
     validation_share: float
     """Bytes held out, as a share of all."""

@@ -60,6 +60,11 @@ class PackedDataset:
         return str(self.folder)
 
     @property
+    def is_padded(self) -> bool:
+        """Whether targets may be padding, which no loss counts."""
+        return self.manifest.packing == "best_fit"
+
+    @property
     def num_train_tokens(self) -> int:
         return self.record.num_tokens
 

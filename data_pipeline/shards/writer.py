@@ -1,4 +1,4 @@
-"""Packs a split's tokens into fixed samples and writes them as WebDataset shards, byte-identical when made again."""
+"""Writes a split's samples as WebDataset shards, byte-identical when made again."""
 
 import hashlib
 import os
@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from data_pipeline.shards.layout import DTYPES, TAR_BLOCK, npy_header, tar_member_bytes
 from data_pipeline.shards.manifest import FileRecord, ShardRecord, SplitRecord
+from data_pipeline.shards.packing import Packing, make_packer, num_padding_tokens
 
 
 class MemberWriter:
@@ -61,45 +62,48 @@ class MemberWriter:
 
 
 class SplitWriter:
-    """Packs the documents of one split and writes it; `close` returns its record.
-
-    Sample i holds tokens i * seq_length to (i + 1) * seq_length inclusive of the split's one long row: neighbours share
-    a token, so that each token but the first is predicted exactly once.
-    """
+    """Packs the documents of one split and writes it; `close` returns its record."""
 
     def __init__(
-        self, folder: Path, split: str, *, seq_length: int, dtype: str, samples_per_member: int, shard_bytes: int
+        self,
+        folder: Path,
+        split: str,
+        *,
+        seq_length: int,
+        dtype: str,
+        samples_per_member: int,
+        shard_bytes: int,
+        packing: Packing,
+        eod_id: int,
     ) -> None:
         self._members = MemberWriter(folder, split, dtype=dtype, shard_bytes=shard_bytes)
         self._seq_length = seq_length
-        self._samples_per_member = samples_per_member
-        # Exactly one member's tokens, its last one shared with the next member.
-        self._pending = np.empty(samples_per_member * seq_length + 1, dtype=DTYPES[dtype])
+        self._packing = packing
+        self._eod_id = eod_id
+        self._packer = make_packer(packing, seq_length + 1, DTYPES[dtype], eod_id)
+        self._member = np.empty((samples_per_member, seq_length + 1), dtype=DTYPES[dtype])
         self._filled = 0
-        self._num_documents = self._num_tokens = self._num_text_bytes = 0
+        self._num_documents = self._num_tokens = self._num_text_bytes = self._num_padding_tokens = 0
 
     def add(self, tokens: npt.NDArray[Any], num_text_bytes: int) -> None:
         """Append one document: its tokens, the end-of-document token included."""
         self._num_documents += 1
         self._num_tokens += len(tokens)
         self._num_text_bytes += num_text_bytes
-        while len(tokens):
-            taken = min(len(tokens), len(self._pending) - self._filled)
-            self._pending[self._filled : self._filled + taken] = tokens[:taken]
-            self._filled += taken
-            tokens = tokens[taken:]
-            if self._filled == len(self._pending):
-                self._write_member(self._samples_per_member)
-                self._pending[0] = self._pending[-1]
-                self._filled = 1
+        for samples in self._packer.add(tokens):
+            self._write(samples)
 
     def close(self) -> SplitRecord:
-        """Write what is left, except the tail that fills no sample, and the index."""
-        samples = max(0, self._filled - 1) // self._seq_length
-        if samples:
-            self._write_member(samples)
+        """Write what is left, except a tail that fills no sample, and the index."""
+        for samples in self._packer.close():
+            self._write(samples)
+        if self._filled:
+            self._write_member()
         shards, index = self._members.close()
         num_samples = sum(shard.samples for shard in shards)
+        num_held = num_samples * (self._seq_length + 1) - self._num_padding_tokens
+        if self._packing == "stream" and num_samples:
+            num_held -= num_samples - 1  # tokens that neighbours share
         return SplitRecord(
             shards=shards,
             index=index,
@@ -107,21 +111,28 @@ class SplitWriter:
             num_documents=self._num_documents,
             num_tokens=self._num_tokens,
             num_text_bytes=self._num_text_bytes,
-            num_tail_tokens=self._num_tokens - (num_samples * self._seq_length + 1 if num_samples else 0),
+            num_tail_tokens=self._num_tokens - num_held,
+            num_padding_tokens=self._num_padding_tokens,
         )
 
     def abort(self) -> None:
         """Close the file without finishing it."""
         self._members.abort()
 
-    def _write_member(self, samples: int) -> None:
-        rows = np.lib.stride_tricks.as_strided(
-            self._pending,
-            (samples, self._seq_length + 1),
-            (self._seq_length * self._pending.itemsize, self._pending.itemsize),
-            writeable=False,
-        )
-        self._members.write(rows)
+    def _write(self, samples: npt.NDArray[Any]) -> None:
+        if self._packing == "best_fit":
+            self._num_padding_tokens += int(num_padding_tokens(samples, self._eod_id).sum())
+        while len(samples):
+            taken = min(len(samples), len(self._member) - self._filled)
+            self._member[self._filled : self._filled + taken] = samples[:taken]
+            self._filled += taken
+            samples = samples[taken:]
+            if self._filled == len(self._member):
+                self._write_member()
+
+    def _write_member(self) -> None:
+        samples, self._filled = self._member[: self._filled], 0
+        self._members.write(samples)
 
 
 class _HashingFile:

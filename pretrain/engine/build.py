@@ -24,8 +24,13 @@ with megatron_imports():
 log = logging.getLogger(__name__)
 
 
-def build_engine(config: RunConfig, vocab_size: int, groups: ProcessGroups, device: torch.device) -> Engine:
-    """The model's part on this rank's device, inside its engine; process groups must exist."""
+def build_engine(
+    config: RunConfig, vocab_size: int, groups: ProcessGroups, device: torch.device, *, eod_id: int
+) -> Engine:
+    """The model's part on this rank's device, inside its engine; process groups must exist.
+
+    `eod_id`: the token that ends a document.
+    """
     zero = config.engine.zero_stage
     import_deepspeed(device)
     modes = choose_modes(config, vocab_size, groups.layout.world_size, smallest_memory(device, groups.control))
@@ -58,6 +63,7 @@ def build_engine(config: RunConfig, vocab_size: int, groups: ProcessGroups, devi
         hold_parameters=zero == 3 and modes.gather == "per_step",
         vocab_size=vocab_size,
         micro_batch_size=config.train.micro_batch_size,
+        document_end=eod_id if config.data.document_mask else None,
         groups=groups,
         device=device,
     )

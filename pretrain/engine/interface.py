@@ -12,7 +12,7 @@ class StepResult:
     """One optimizer step, the same on every rank."""
 
     loss: float
-    """Mean over the tokens of the global batch, in nats."""
+    """Mean over the targets of the global batch that count, in nats."""
     grad_norm: float
     """Global norm before clipping; inf where the step was skipped."""
     applied: bool
@@ -43,12 +43,15 @@ class StateShard:
 class Engine(Protocol):
     """A model with its optimizer, spread over ranks; every method is called on all ranks together."""
 
-    def train_step(self, tokens: Tensor, lr: float) -> StepResult:
-        """Forward, backward and update on this rank's samples [n, s + 1] of one global batch."""
+    def train_step(self, tokens: Tensor, lr: float, mask: Tensor | None = None) -> StepResult:
+        """Forward, backward and update on this rank's samples [n, s + 1] of one global batch.
+
+        `mask` [n, s]: which targets count; None: all. It is given on all ranks or on none.
+        """
         ...
 
     def evaluate(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """Sum of the losses in nats and number of tokens, fp64 [2], over all ranks; samples with mask 0 don't count."""
+        """Sum of the losses in nats and number of the targets that `mask` [n, s] counts, fp64 [2], over all ranks."""
         ...
 
     def logits(self, tokens: Tensor) -> Tensor:

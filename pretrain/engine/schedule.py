@@ -4,7 +4,7 @@ Megatron asks a model for `config`, `model_type` and `set_input_tensor`, and an 
 thin handle stands between, one for each chunk of this rank.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor, nn
+from torch.nn import functional
 
 from pretrain.model.gpt import Chunk, Stage
 
@@ -22,8 +23,8 @@ class MicroBatch:
 
     tokens: Tensor
     """[b, s + 1]: inputs and, one further, labels."""
-    mask: Tensor | None
-    """[b]: 1 for samples that count, 0 for padding; None: all count."""
+    weights: Tensor | None
+    """[b, s]: of each target in the loss, 1 on average where gradients are taken; None: all 1."""
 
 
 class ChunkHandle(nn.Module):
@@ -32,8 +33,9 @@ class ChunkHandle(nn.Module):
     chunk: Chunk
     call: Callable[..., Tensor]
 
-    def __init__(self, chunk: Chunk, call: Callable[..., Tensor]) -> None:
+    def __init__(self, chunk: Chunk, call: Callable[..., Tensor], document_end: int | None) -> None:
         super().__init__()
+        self.document_end = document_end
         self.config = chunk.config
         self.model_type = chunk.model_type
         self.vp_stage = chunk.vp_stage
@@ -47,16 +49,27 @@ class ChunkHandle(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """tokens [b, s + 1] -> on the last stage loss of each token [b, s], fp32; else hidden states."""
         inputs, labels = tokens[:, :-1], tokens[:, 1:]
-        return self.call(inputs, positions_of(inputs), None, labels=labels)
+        return self.call(inputs, *self._places(inputs), labels=labels)
 
     def logits(self, tokens: Tensor) -> Tensor:
         """tokens [b, s] -> on the last stage logits [b, s, v / tp]; else hidden states."""
-        return self.call(tokens, positions_of(tokens), None)
+        return self.call(tokens, *self._places(tokens))
+
+    def _places(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Position ids, and what attention is told of documents: every stage has the tokens, so nothing is sent."""
+        if self.document_end is None:
+            return positions_of(tokens), None
+        positions = positions_in_documents(tokens, self.document_end)
+        return positions, positions
 
 
-def chunk_handles(stage: Stage, call: Callable[..., Tensor]) -> list[ChunkHandle]:
-    """A handle for each chunk; `call` takes the number of the chunk first."""
-    return [ChunkHandle(chunk, partial(call, i)) for i, chunk in enumerate(stage.chunks)]  # type: ignore[arg-type]
+def chunk_handles(stage: Stage, call: Callable[..., Tensor], document_end: int | None) -> list[ChunkHandle]:
+    """A handle for each chunk; `call` takes the number of the chunk first.
+
+    `document_end`: the token that ends a document, where documents are kept apart.
+    """
+    chunks: Iterable[Any] = stage.chunks
+    return [ChunkHandle(chunk, partial(call, i), document_end) for i, chunk in enumerate(chunks)]
 
 
 def positions_of(tokens: Tensor) -> Tensor:
@@ -64,10 +77,20 @@ def positions_of(tokens: Tensor) -> Tensor:
     return torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape[0], -1)
 
 
+def positions_in_documents(tokens: Tensor, document_end: int) -> Tensor:
+    """Position ids [b, s] of tokens [b, s] within their documents; one that a sample cuts begins anew with it.
+
+    Ends that follow an end, which are padding, belong to the same document.
+    """
+    positions, ends = positions_of(tokens), tokens == document_end
+    begins = functional.pad(ends[:, :-1] & ~ends[:, 1:], (1, 0))
+    return positions - torch.where(begins, positions, 0).cummax(1).values
+
+
 def run_schedule(handles: list[ChunkHandle], batches: list[MicroBatch], *, forward_only: bool) -> Tensor:
     """Run all micro-batches, leaving gradients of their mean loss.
 
-    Returns the sum of losses and of tokens, fp64 [2]; zeros on all stages but the last.
+    Returns the sum of weighted losses and of weights, fp64 [2]; zeros on all stages but the last.
     """
     tokens = batches[0].tokens
     collected = _schedule(handles, batches, _forward_step, tokens.shape[0], tokens.shape[1] - 1, forward_only)
@@ -111,17 +134,17 @@ def _schedule(
 
 def _forward_step(batches: Iterator[MicroBatch], handle: ChunkHandle) -> tuple[Tensor, Callable[[Tensor], Any]]:
     batch = next(batches)
-    return handle(batch.tokens), partial(_reduce_loss, batch.mask)
+    return handle(batch.tokens), partial(_reduce_loss, batch.weights)
 
 
 def _logits_step(batches: Iterator[MicroBatch], handle: ChunkHandle) -> tuple[Tensor, Callable[..., Tensor]]:
     return handle.logits(next(batches).tokens), lambda logits, non_loss_data: logits
 
 
-def _reduce_loss(mask: Tensor | None, losses: Tensor) -> tuple[Tensor, Tensor]:
+def _reduce_loss(weights: Tensor | None, losses: Tensor) -> tuple[Tensor, Tensor]:
     """The micro-batch's mean for the backward pass, and [sum, count] for the record."""
-    per_sample = losses.sum(1)
-    counted = per_sample.detach().double()
-    weights = torch.ones_like(counted) if mask is None else mask.double()
-    record = torch.stack([(counted * weights).sum(), weights.sum() * losses.shape[1]])
+    if weights is not None:
+        losses = losses * weights
+    total = losses.detach().sum(1).double().sum()
+    record = torch.stack([total, total.new_tensor(losses.numel()) if weights is None else weights.double().sum()])
     return losses.mean(), record

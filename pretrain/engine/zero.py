@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn import functional
 
 from pretrain.config.engine import EngineConfig
 from pretrain.config.model import ModelConfig
@@ -45,10 +46,14 @@ class ZeroEngine:
         hold_parameters: bool,
         vocab_size: int,
         micro_batch_size: int,
+        document_end: int | None,
         groups: ProcessGroups,
         device: torch.device,
     ) -> None:
-        """`hold_parameters`: ZeRO-3 gathers a stage's parameters once a step and keeps them."""
+        """`hold_parameters`: ZeRO-3 gathers a stage's parameters once a step and keeps them.
+
+        `document_end`: the token after which attention begins anew; None: it spans whole samples.
+        """
         deepspeed = import_deepspeed(device)
         self.stage, self.model, self.vocab_size, self.groups, self.device = stage, model, vocab_size, groups, device
         self.zero, self.precision, self.clip = engine.zero_stage, engine.precision, optim.clip_grad_norm
@@ -86,9 +91,9 @@ class ZeroEngine:
             self._begin_backward_ready()
         if self.precision == "fp16":
             stage.config.grad_scale_func = self._scale_loss
-        self.handles = chunk_handles(stage, self._forward)
+        self.handles = chunk_handles(stage, self._forward, document_end)
 
-    def train_step(self, tokens: Tensor, lr: float) -> StepResult:
+    def train_step(self, tokens: Tensor, lr: float, mask: Tensor | None = None) -> StepResult:
         started = time.perf_counter()
         self.engine.train()
         for group in self.optimizer.param_groups:
@@ -96,7 +101,9 @@ class ZeroEngine:
         forget_gradients(self.optimizer, self.zero)
         if self.hold_parameters:
             hold(self.stage.parameters())
-        micro_batches = [MicroBatch(part, None) for part in tokens.to(self.device).split(self.micro_batch_size)]
+        parts = tokens.to(self.device).split(self.micro_batch_size)
+        weights = [None] * len(parts) if mask is None else self._weights(mask).split(self.micro_batch_size)
+        micro_batches = [MicroBatch(*pair) for pair in zip(parts, weights, strict=True)]
         with self.engine.coalesce_grad_reduction() if self._reduce_per_step else contextlib.nullcontext():
             totals = self._over_all_ranks(run_schedule(self.handles, micro_batches, forward_only=False))
         loss = (totals[0] / totals[1]).item()
@@ -116,7 +123,8 @@ class ZeroEngine:
     @torch.no_grad()
     def evaluate(self, tokens: Tensor, mask: Tensor) -> Tensor:
         self.engine.eval()
-        parts = zip(*(t.to(self.device).split(self.micro_batch_size) for t in (tokens, mask)), strict=True)
+        both = (tokens.to(self.device), mask.to(self.device, torch.float32))
+        parts = zip(*(tensor.split(self.micro_batch_size) for tensor in both), strict=True)
         batches = [MicroBatch(*part) for part in self._whole_turns(list(parts))]
         totals = self._over_all_ranks(run_schedule(self.handles, batches, forward_only=True))
         self._let_go()
@@ -127,7 +135,7 @@ class ZeroEngine:
         self.engine.eval()
         length, tp = tokens.shape[1], self.groups.layout.tp
         # Sequence parallelism cuts the sequence in equal parts; what is added at its end, no earlier token sees.
-        padded = torch.nn.functional.pad(tokens.to(self.device), (0, -length % tp))
+        padded = functional.pad(tokens.to(self.device), (0, -length % tp))
         own = run_logits(self.handles, padded)  # [b, s, v / tp]
         self._let_go()
         return self._whole_logits(own, padded.shape)[:, :length, : self.vocab_size]
@@ -168,6 +176,13 @@ class ZeroEngine:
         if self.zero == 3:
             self.optimizer.empty_partition_cache()
 
+    def _weights(self, mask: Tensor) -> Tensor:
+        """[n, s] such that the mean over the global batch is that of the targets that count, wherever they lie."""
+        weights = mask.to(self.device, torch.float64)
+        mean = weights.mean() / self.groups.layout.dp
+        dist.all_reduce(mean, group=self.groups.data_parallel)
+        return (weights / mean).float()
+
     def _over_all_ranks(self, totals: Tensor) -> Tensor:
         """Sum over data-parallel ranks of what the last stage has, once for all tensor-parallel ranks."""
         if self.groups.tp_rank:
@@ -181,7 +196,7 @@ class ZeroEngine:
         if tokens.shape != parts[0][0].shape:  # all micro-batches of a pipeline have one shape
             missing = parts[0][0].shape[0] - tokens.shape[0]
             tokens = torch.cat([tokens, tokens[:1].expand(missing, -1)])
-            parts[-1] = (tokens, torch.cat([mask, mask.new_zeros(missing)]))
+            parts[-1] = (tokens, functional.pad(mask, (0, 0, 0, missing)))
         if len(self.handles) > 1:
             parts += [(tokens, torch.zeros_like(parts[-1][1]))] * (-len(parts) % self.groups.layout.pp)
         return parts

@@ -29,11 +29,13 @@ def evaluate(
     """
     started = time.perf_counter()
     values: dict[str, float] = {}
-    whole, num_bytes = torch.zeros(2, dtype=torch.float64), 0.0
+    whole, num_bytes, samples = torch.zeros(2, dtype=torch.float64), 0.0, 0
     for name, dataset in datasets.items():
         totals = torch.zeros(2, dtype=torch.float64)
         for batch in evaluation_batches(dataset, batch_size=batch_size, rank=rank, size=size, max_samples=max_samples):
+            assert batch.mask is not None, "given for every evaluation"
             totals += engine.evaluate(batch.tokens, batch.mask).cpu()
+            samples += batch.next_position - batch.position
         # Of the text that was read: the split's bytes, by the share of its tokens.
         bytes_read = totals[1].item() * dataset.record.num_text_bytes / dataset.record.num_tokens
         if len(datasets) > 1:
@@ -43,7 +45,7 @@ def evaluate(
     return {
         **_figures(whole, num_bytes),
         **values,
-        "samples": int(whole[1].item()) // next(iter(datasets.values())).seq_length,
+        "samples": samples,
         "seconds": time.perf_counter() - started,
     }
 

@@ -19,7 +19,7 @@ class TokenFlops:
 
 
 def token_flops(model: ModelConfig, vocab_size: int) -> TokenFlops:
-    """Operations per token of a sequence of `model.seq_length`."""
+    """Operations per token of a sequence of `model.seq_length`, as one document: kept apart, several take fewer."""
     count = count_parameters(model, vocab_size)
     six_n = 6.0 * (count.layers + count.final_norm + vocab_size * model.hidden_size)
     attention = 6.0 * model.num_layers * model.num_heads * model.head_size * model.seq_length

@@ -74,6 +74,7 @@ def describe_run(
             "dataset_digest": ", ".join(source.digest for source in sources),
             "tokenizer": f"{manifest.tokenizer.kind}, {manifest.tokenizer.vocab_size} pieces",
             "tokenizer_fingerprint": manifest.tokenizer.fingerprint,
+            "document_mask": config.data.document_mask,
             "train_tokens": dataset.num_train_tokens,
             "validation_bytes": sum(split.record.num_text_bytes for split in validation),
         },

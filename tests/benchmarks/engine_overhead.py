@@ -121,7 +121,7 @@ def run_both(config: RunConfig, dataset: PackedDataset, folder: Path) -> Pace:
     vocab_size = dataset.manifest.tokenizer.vocab_size
     with runtime(config.engine) as here:
         groups = build_groups(ParallelLayout(1), config.run.seed, 5, here.device)
-        engine = build_engine(config, vocab_size, groups, here.device)
+        engine = build_engine(config, vocab_size, groups, here.device, eod_id=dataset.manifest.tokenizer.eod_id)
         sinks = build_sinks(config, folder, 0, config.train.max_steps or 0, {})
         pace = Pace(plain_steps(config, dataset, groups, here.device))
         peak = device_peak(config.tracking.peak_tflops, None, config.engine.precision)

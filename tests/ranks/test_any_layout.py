@@ -56,7 +56,7 @@ def seen(here: Runtime, config: RunConfig) -> Seen:
     layout = ParallelLayout(here.world_size, config.parallel.tp, config.parallel.pp)
     dp_rank = engine.groups.dp_rank
     samples = 14 * layout.dp
-    mask = torch.zeros(samples, dtype=torch.int64)
+    mask = torch.zeros(samples, config.model.seq_length, dtype=torch.int64)
     mask[:13] = 1
     batch = torch.from_numpy(batch_of(9, samples, config))
     batch[:13] = torch.from_numpy(batch_of(8, 13, config))

@@ -78,7 +78,7 @@ def draw_cuts(draw: random.Random, chunks: int) -> str:
 
 
 def draw_model(draw: random.Random, layout: Settings) -> Settings:
-    """A small model of either family or between them, whose number of layers mostly fits the layout."""
+    """A small model of either family or between them, whose number of layers mostly fits the layout, and its data."""
     cuts, chunks = layout["parallel.pp_layout"], layout["parallel.pp"] * layout["parallel.vp"]
     layers = cuts.count("t") if cuts else chunks * draw.randint(1, max(1, 4 // chunks))
     heads, head_size = draw.choice((1, 2, 3, 4, 4, 5, 6, 8, 8)), draw.choice((4, 5, 6, 8))
@@ -98,6 +98,7 @@ def draw_model(draw: random.Random, layout: Settings) -> Settings:
         "model.tie_embeddings": draw.random() < 0.5,
         "model.qk_norm": draw.random() < 0.3,
         "model.bias": draw.random() < 0.5,
+        "data.document_mask": draw.random() < 0.5,
     }
 
 

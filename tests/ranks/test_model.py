@@ -305,7 +305,7 @@ def evaluated(here: Runtime, config: RunConfig) -> list[list[float]]:
     """Totals over three samples, with and without a fourth that does not count, split over the ranks."""
     engine = start(here, config)
     batch = torch.from_numpy(batch_of(0, 4, config))
-    mask = torch.tensor([1, 1, 1, 0])
+    mask = torch.tensor([1, 1, 1, 0])[:, None].expand(-1, config.model.seq_length)
     other = batch.clone()
     other[3] = 0
     own = slice(here.rank, None, here.world_size)

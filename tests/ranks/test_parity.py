@@ -1,19 +1,25 @@
-"""The engine computes what one process of plain torch computes, in any layout: loss, gradient norm and parameters."""
+"""The engine computes what one process of plain torch computes, in any layout: loss, gradient norm and parameters.
+
+Where documents are kept apart (data.document_mask), what it computes for each document alone.
+"""
 
 import functools
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from pretrain.config.run import RunConfig
 from pretrain.engine.schedule import positions_of
 from pretrain.layout.runtime import Runtime
+from pretrain.model.gpt import Stage
 from pretrain.model.init import VOCABULARY_TABLES
 from pretrain.model.parameters import logical_parts
 from pretrain.optim.param_groups import decay_groups
-from tests.support.models import VOCAB_SIZE, batch_of, batches, run_config
+from tests.support.models import EOD_ID, VOCAB_SIZE, batch_of, batches, run_config
 from tests.support.ranks import run_ranks
 from tests.support.training import LR, gathered, plain_stage, start, train, whole_state
 
@@ -46,7 +52,7 @@ def engine_run(here: Runtime, config: RunConfig) -> Run:
 
 
 def plain_run(here: Runtime, config: RunConfig) -> Run:
-    """The reference: no DeepSpeed, no schedule, no accumulation, whole batches."""
+    """The reference: no DeepSpeed, no schedule, no accumulation, whole batches, and no masks for documents."""
     stage, model, optim = plain_stage(here, config), config.model, config.optim
     adamw = torch.optim.AdamW(
         decay_groups(stage.named(), optim.weight_decay), lr=LR, betas=(optim.beta1, optim.beta2), eps=optim.eps
@@ -54,8 +60,7 @@ def plain_run(here: Runtime, config: RunConfig) -> Run:
     losses, norms = [], []
     for step in STEPS:
         tokens = torch.from_numpy(batch_of(step, config.train.global_batch_size, config))
-        inputs = tokens[:, :-1]
-        loss = stage(0, inputs, positions_of(inputs), None, labels=tokens[:, 1:]).mean()
+        loss = plain_loss(stage, tokens, config)
         adamw.zero_grad()
         loss.backward()
         norms.append(torch.nn.utils.clip_grad_norm_(stage.parameters(), optim.clip_grad_norm).item())
@@ -69,10 +74,29 @@ def plain_run(here: Runtime, config: RunConfig) -> Run:
     return Run(np.array(losses), np.array(norms), weights)
 
 
+def plain_loss(stage: Stage, tokens: Tensor, config: RunConfig) -> Tensor:
+    """Mean over all tokens of samples [n, s + 1]."""
+    parts = documents_of(tokens) if config.data.document_mask else [tokens]
+    losses = [stage(0, part[:, :-1], positions_of(part[:, :-1]), None, labels=part[:, 1:]) for part in parts]
+    return torch.cat([loss.flatten() for loss in losses]).mean()
+
+
+def documents_of(tokens: Tensor) -> list[Tensor]:
+    """Samples [n, s + 1] cut into documents, each with the token that follows it, those of one length together."""
+    by_length: dict[int, list[Tensor]] = {}
+    for sample in tokens:
+        ends = sample[:-1] == EOD_ID
+        last = (ends[:-1] & ~ends[1:]).nonzero().flatten().tolist()
+        borders = [0, *(end + 1 for end in last), len(sample) - 1]
+        for first, last in itertools.pairwise(borders):
+            by_length.setdefault(last - first, []).append(sample[first : last + 1])
+    return [torch.stack(documents) for documents in by_length.values()]
+
+
 @functools.cache
-def reference(model: str, num_layers: int) -> Run:
+def reference(model: str, num_layers: int, *data: str) -> Run:
     layers = f"model.num_layers={num_layers}"
-    (run,) = run_ranks(plain_run, 1, run_config(model, *SETTINGS, layers, *batches(1, 1, SAMPLES)))
+    (run,) = run_ranks(plain_run, 1, run_config(model, *SETTINGS, layers, *batches(1, 1, SAMPLES), *data))
     return run
 
 
@@ -161,7 +185,8 @@ def test_equals_one_process_of_plain_torch(layout: Layout) -> None:
 
 
 def assert_parity(layout: Layout) -> None:
-    expected = reference(layout.model, layout.num_layers)
+    data = [override for override in layout.overrides if override.startswith("data.")]
+    expected = reference(layout.model, layout.num_layers, *data)
     assert (expected.norms > CLIP).all(), "clipping must bite for this test to see it"
     for run in run_ranks(engine_run, layout.world_size, layout.config):
         np.testing.assert_allclose(run.losses, expected.losses, rtol=1e-6)

@@ -185,7 +185,7 @@ def evaluation_between_steps(here: Runtime, config: RunConfig, evaluate: bool) -
     for step in range(4):
         if evaluate:
             batch = own_batch(here, config, 100 + step)
-            engine.evaluate(batch, torch.ones(len(batch)))
+            engine.evaluate(batch, torch.ones(len(batch), config.model.seq_length))
         losses += [result.loss for result in train(here, config, engine, [step])]
     return losses
 

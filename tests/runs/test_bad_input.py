@@ -138,13 +138,13 @@ def test_a_run_goes_on_with_the_data_that_it_began_with(shared, finished_run, pl
 
 def test_a_run_folder_made_by_another_configuration_is_refused(shared, finished_run):
     before = {name: (finished_run / name).stat().st_mtime_ns for name in files_below(finished_run)}
-    done = shared.train("finished", "optim.lr=1e-3", "model.num_layers=3", "evaluation.every_steps=1")
+    done = shared.train("finished", "optim.lr=1e-3", "data.document_mask=true", "evaluation.every_steps=1")
     message = user_error(done)
     assert "run.dir='runs/finished' was made by another configuration:" in message
     changed = [line.strip() for line in message.splitlines()[1:-1]]
     assert changed == [
+        "data.document_mask: False there, True now",
         "model.hidden_dropout: 0.1 there, 0.0 now",
-        "model.num_layers: 2 there, 3 now",
         "optim.lr: 0.003 there, 0.001 now",
     ]
     assert "or go on with the new values by run.on_config_change=accept" in message

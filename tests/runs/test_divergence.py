@@ -58,10 +58,10 @@ class Poisoned:
 
         self.engine.stage.chunks[-1].register_forward_hook(poison)
 
-    def train_step(self, tokens: Any, lr: float) -> StepResult:
+    def train_step(self, tokens: Any, lr: float, mask: Any = None) -> StepResult:
         self.step += 1
         before = self._state()
-        result: StepResult = self.engine.train_step(tokens, lr)
+        result: StepResult = self.engine.train_step(tokens, lr, mask)
         after = self._state()
         self.unchanged[self.step] = all(np.array_equal(before[name], after[name]) for name in after)
         return result
@@ -92,8 +92,11 @@ def run_poisoned(here: Any, config: RunConfig, folder: Path, bad: frozenset[int]
     dataset = PackedDataset.open(folder, "train")
     batch = config.train.global_batch_size
     batches = train_batches(dataset, seed=1, global_batch_size=batch, rank=here.rank, size=here.world_size, position=0)
-    vocab_size = dataset.manifest.tokenizer.vocab_size
-    engine = Poisoned(build_engine(config, vocab_size, groups, here.device), bad)
+    tokenizer = dataset.manifest.tokenizer
+    engine = Poisoned(
+        build_engine(config, tokenizer.vocab_size, groups, here.device, eod_id=tokenizer.eod_id),
+        bad,
+    )
     records: list[dict[str, Any]] = []
     try:
         _, outcome = run_loop(
@@ -104,7 +107,7 @@ def run_poisoned(here: Any, config: RunConfig, folder: Path, bad: frozenset[int]
             total_steps=6,
             lr_at=lambda step: 1e-3,
             samples_counted_here=True,
-            clock=StepClock(token_flops(config.model, vocab_size), here.world_size, None),
+            clock=StepClock(token_flops(config.model, tokenizer.vocab_size), here.world_size, None),
             record=lambda kind, step, values: records.append({"kind": kind, "step": step, **values}),
             evaluate=lambda max_samples: {"loss": 0.0},
             save=lambda state: None,

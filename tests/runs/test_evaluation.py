@@ -36,7 +36,8 @@ def evaluate_twice(here: Any, config: RunConfig, folder: Path, batch_size: int) 
     from tests.support.training import join
 
     validation = PackedDataset.open(folder, "validation")
-    engine = build_engine(config, validation.manifest.tokenizer.vocab_size, join(here, config), here.device)
+    tokenizer = validation.manifest.tokenizer
+    engine = build_engine(config, tokenizer.vocab_size, join(here, config), here.device, eod_id=tokenizer.eod_id)
     return [
         evaluate(
             engine, {"one": validation}, batch_size=batch_size, rank=here.rank, size=here.world_size, max_samples=None

@@ -70,9 +70,11 @@ def data_config(path: Path, inputs: Sequence[Path | str], **changes: object) -> 
         "validation_min_bytes": 2000,
         "samples_per_member": 4,
         "shard_bytes": 20_000,
+        "packing": "stream",
         "mixture": None,
         "mixture_max_epochs": None,
         "mixture_later": (),
+        "document_mask": False,
         "cache": cache_config(path.parent / "cache"),
     }
     return DataConfig(**{**defaults, **changes})  # type: ignore[arg-type]

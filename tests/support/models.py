@@ -10,6 +10,7 @@ from pretrain.config.run import RunConfig
 
 VOCAB_SIZE = 91
 """Padded to 96 in both models: five rows that must not matter."""
+EOD_ID = 2
 
 _SMALL = ("num_layers=2", "hidden_size=32", "seq_length=16", "vocab_multiple_of=32")
 MODELS = {
@@ -51,9 +52,15 @@ def run_config(model: str = "gpt", *overrides: str, **values: Any) -> RunConfig:
 
 
 def batch_of(step: int, num_samples: int, config: RunConfig) -> np.ndarray:
-    """Samples [n, s + 1] of the global batch of `step`; the same on every call."""
-    shape = (num_samples, config.model.seq_length + 1)
-    return np.random.default_rng(step).integers(0, VOCAB_SIZE, shape)
+    """Samples [n, s + 1] of the global batch of `step`; the same on every call.
+
+    Where documents are kept apart there are some: of a few tokens, cut at both ends of a sample, ended several times.
+    """
+    random = np.random.default_rng(step)
+    tokens = random.integers(0, VOCAB_SIZE, (num_samples, config.model.seq_length + 1))
+    if config.data.document_mask:
+        tokens[random.random(tokens.shape) < 0.2] = EOD_ID
+    return tokens
 
 
 def batches(dp: int, micro_batches: int = 4, samples: int = 24) -> tuple[str, ...]:

@@ -41,6 +41,8 @@ OVERFLOW = "tests/ranks/test_precision_of_layouts.py::test_an_overflow_in_one_st
 SEEN = "tests/ranks/test_any_layout.py::test_validation_and_logits_do_not_depend_on_the_layout"
 DROPOUT = "tests/ranks/test_recompute.py::test_dropout_is_alike_on_replicas_and_differs_elsewhere"
 RECOMPUTED = "tests/ranks/test_recompute.py::test_recomputed_activations_change_no_bit"
+APART = "tests/ranks/test_documents.py::test_equals_one_process_given_each_document_alone"
+MEAN = "tests/ranks/test_loss_mask.py::test_the_mean_is_over_the_targets_that_count"
 COUNTED = "tests/runs/test_data_parallel.py::test_tensor_parallel_processes_count_their_batch_once"
 
 GRADIENTS, ZERO = "pretrain/engine/gradients.py", "pretrain/engine/zero.py"
@@ -349,5 +351,30 @@ MUTATIONS = (
         "samples_counted_here=groups.tp_rank == groups.pp_rank == 0",
         "samples_counted_here=True",
         (COUNTED,),
+    ),
+    # What a target sees, and how much it counts.
+    Mutation(
+        "documents-apart",
+        "documents get positions of their own and see each other all the same",
+        "pretrain/engine/schedule.py",
+        "return positions, positions",
+        "return positions, None",
+        (f"{APART}[llama-zero2-pp2-m3-document_mask=true-recompute.granularity=full]",),
+    ),
+    Mutation(
+        "documents-positions",
+        "documents are kept apart and learned positions run through all of a sample",
+        "pretrain/engine/schedule.py",
+        "return positions, positions",
+        "return positions_of(tokens), positions",
+        (f"{APART}[gpt-zero1-tp2-sp-m3-document_mask=true]",),
+    ),
+    Mutation(
+        "mask-of-ranks",
+        "targets count more on a data-parallel rank with more padding",
+        ZERO,
+        "dist.all_reduce(mean, group=self.groups.data_parallel)",
+        "mean *= self.groups.layout.dp",
+        (f"{MEAN}[gpt-zero2-dp3-m4]",),
     ),
 )

@@ -15,7 +15,7 @@ from pretrain.layout.grid import ParallelLayout
 from pretrain.layout.groups import ProcessGroups, build_groups
 from pretrain.layout.runtime import Runtime
 from pretrain.layout.vendor_imports import megatron_imports
-from tests.support.models import VOCAB_SIZE, batch_of
+from tests.support.models import EOD_ID, VOCAB_SIZE, batch_of
 
 with megatron_imports():
     from pretrain.model.gpt import Stage, build_stage
@@ -32,7 +32,7 @@ def join(here: Runtime, config: RunConfig) -> ProcessGroups:
 
 def start(here: Runtime, config: RunConfig) -> Engine:
     """The engine of `config` on this rank."""
-    return build_engine(config, VOCAB_SIZE, join(here, config), here.device)
+    return build_engine(config, VOCAB_SIZE, join(here, config), here.device, eod_id=EOD_ID)
 
 
 def plain_stage(here: Runtime, config: RunConfig, vocab_size: int = VOCAB_SIZE) -> Stage:

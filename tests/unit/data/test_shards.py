@@ -20,7 +20,15 @@ from data_pipeline.shards.writer import SplitWriter
 DOCUMENTS = [np.random.default_rng(n).integers(0, 420, size=1 + 37 * n % 200) for n in range(60)]
 
 
-def write(folder, documents=DOCUMENTS, seq_length=8, dtype="uint16", samples_per_member=4, shard_bytes=12_000):
+def write(
+    folder,
+    documents=DOCUMENTS,
+    seq_length=8,
+    dtype="uint16",
+    samples_per_member=4,
+    shard_bytes=12_000,
+    packing="stream",
+):
     folder.mkdir(parents=True, exist_ok=True)
     splits = {}
     for split, rows in (("train", documents), ("validation", documents[:5])):
@@ -31,6 +39,8 @@ def write(folder, documents=DOCUMENTS, seq_length=8, dtype="uint16", samples_per
             dtype=dtype,
             samples_per_member=samples_per_member,
             shard_bytes=shard_bytes,
+            packing=packing,
+            eod_id=1,
         )
         for row in rows:
             writer.add(row, 3 * len(row))
@@ -52,6 +62,7 @@ def write(folder, documents=DOCUMENTS, seq_length=8, dtype="uint16", samples_per
         seq_length=seq_length,
         dtype=dtype,
         samples_per_member=samples_per_member,
+        packing=packing,
         splits=splits,
         validation_share=0.1,
         sources=(),
@@ -93,6 +104,7 @@ def test_every_token_is_predicted_once(tmp_path_factory, lengths, seq_length, sa
     assert record.num_tail_tokens == len(row) - covered
     assert (record.num_tokens, record.num_text_bytes) == (len(row), 3 * len(row))
     assert record.num_documents == len(lengths)
+    assert record.num_padding_tokens == 0 and not dataset.is_padded
     dataset.verify()
 
 

@@ -1,0 +1,148 @@
+"""How documents become samples of `width` tokens: cut out of one long row, or whole documents put side by side.
+
+The second way is best-fit packing (Ding et al. 2024, "Fewer Truncations Improve Language Modeling"). Only documents
+longer than a sample are cut; what is left free in a sample is filled with end-of-document tokens. No document is empty,
+so the first end in a run of them at a sample's end is a document's own and the others are filling: the tokens
+themselves say what counts, in samples of either kind.
+"""
+
+import bisect
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+BLOCK_SAMPLES = 64
+WINDOW_TOKENS = 1 << 22
+Packing = Literal["stream", "best_fit"]
+Tokens = npt.NDArray[Any]
+
+
+class Packer(Protocol):
+    """Takes documents, gives samples; what it yields [n, width] is good until it is asked for more."""
+
+    def add(self, tokens: Tokens) -> Iterator[Tokens]:
+        """Take one document, its end included; yields samples that are finished."""
+        ...
+
+    def close(self) -> Iterator[Tokens]:
+        """Samples that were waiting for more documents."""
+        ...
+
+
+def make_packer(packing: Packing, width: int, descr: str, end: int) -> Packer:
+    """`descr`: numpy's type of the samples; `end`: the token that ends a document."""
+    return StreamPacker(width, descr) if packing == "stream" else BestFitPacker(width, descr, end)
+
+
+class StreamPacker:
+    """Sample i holds tokens i * (width - 1) to (i + 1) * (width - 1) inclusive of one long row: neighbours share a
+    token, so that each token but the first is predicted exactly once."""
+
+    def __init__(self, width: int, descr: str) -> None:
+        self._step = width - 1
+        # A block of samples, whose last token is the first of the next block.
+        self._pending = np.empty(BLOCK_SAMPLES * self._step + 1, dtype=descr)
+        self._filled = 0
+
+    def add(self, tokens: Tokens) -> Iterator[Tokens]:
+        while len(tokens):
+            taken = min(len(tokens), len(self._pending) - self._filled)
+            self._pending[self._filled : self._filled + taken] = tokens[:taken]
+            self._filled += taken
+            tokens = tokens[taken:]
+            if self._filled == len(self._pending):
+                yield self._samples(BLOCK_SAMPLES)
+                self._pending[0] = self._pending[-1]
+                self._filled = 1
+
+    def close(self) -> Iterator[Tokens]:
+        if self._filled > self._step:
+            yield self._samples((self._filled - 1) // self._step)
+
+    def _samples(self, count: int) -> Tokens:
+        size = self._pending.itemsize
+        strides = (self._step * size, size)
+        return np.lib.stride_tricks.as_strided(self._pending, (count, self._step + 1), strides, writeable=False)
+
+
+class BestFitPacker:
+    """Packs the pieces of a window of documents at once, so that memory stays bounded whatever the corpus."""
+
+    def __init__(self, width: int, descr: str, end: int, window_tokens: int = WINDOW_TOKENS) -> None:
+        self._width, self._end = width, end
+        self._tokens = np.empty(window_tokens + width, dtype=descr)
+        self._window = window_tokens
+        self._lengths: list[int] = []
+        self._filled = 0
+
+    def add(self, tokens: Tokens) -> Iterator[Tokens]:
+        for first in range(0, len(tokens), self._width):
+            piece = tokens[first : first + self._width]
+            self._tokens[self._filled : self._filled + len(piece)] = piece
+            self._filled += len(piece)
+            self._lengths.append(len(piece))
+            if self._filled >= self._window:
+                yield from self.close()
+
+    def close(self) -> Iterator[Tokens]:
+        ends = np.cumsum(self._lengths).tolist()
+        chosen = best_fit(self._lengths, self._width)
+        for first in range(0, len(chosen), BLOCK_SAMPLES):
+            block = chosen[first : first + BLOCK_SAMPLES]
+            samples = np.full((len(block), self._width), self._end, dtype=self._tokens.dtype)
+            for sample, pieces in zip(samples, block, strict=True):
+                filled = 0
+                for piece in pieces:
+                    length = self._lengths[piece]
+                    sample[filled : filled + length] = self._tokens[ends[piece] - length : ends[piece]]
+                    filled += length
+            yield samples
+        self._lengths, self._filled = [], 0
+
+
+def best_fit(lengths: Sequence[int], width: int) -> list[list[int]]:
+    """Numbers of the pieces in each sample: the longest first, each where it leaves the least room.
+
+    Samples, and the pieces in them, then stand in the order in which they came.
+    """
+    samples: list[list[int]] = []
+    with_room: dict[int, list[int]] = {}  # numbers of samples by their free tokens
+    rooms: list[int] = []  # the keys, ascending
+    for piece in sorted(range(len(lengths)), key=lambda piece: -lengths[piece]):
+        length = lengths[piece]
+        at = bisect.bisect_left(rooms, length)
+        if at < len(rooms):
+            room = rooms[at]
+            number = with_room[room].pop()
+            if not with_room[room]:
+                del with_room[room], rooms[at]
+            left = room - length
+        else:
+            number = len(samples)
+            samples.append([])
+            # An end that a cut left alone looks like filling after another one: it gets no such company.
+            left = width - length if length > 1 else 0
+        samples[number].append(piece)
+        if left and left not in with_room:
+            with_room[left] = []
+            bisect.insort(rooms, left)
+        if left:
+            with_room[left].append(number)
+    for pieces in samples:
+        pieces.sort(key=lambda piece: (lengths[piece] > 1, piece))  # for the same reason lone ends go first
+    return sorted(samples, key=min)
+
+
+def num_padding_tokens(samples: Tokens, end: int) -> npt.NDArray[np.int64]:
+    """Of each sample [n, width], how many tokens at its end are filling."""
+    others = samples[:, ::-1] != end
+    run = np.where(others.any(axis=1), others.argmax(axis=1), samples.shape[1])
+    return np.maximum(run - 1, 0).astype(np.int64)
+
+
+def targets_that_count(samples: Tokens, end: int) -> npt.NDArray[np.bool_]:
+    """Which of the targets [n, width - 1] of samples [n, width] are not filling."""
+    width = samples.shape[1]
+    return np.arange(1, width) < (width - num_padding_tokens(samples, end))[:, None]

@@ -1,0 +1,93 @@
+"""Targets that don't count have no part in loss, gradients and validation, wherever in a global batch they lie."""
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from pretrain.config.run import RunConfig
+from pretrain.engine.schedule import positions_of
+from pretrain.layout.runtime import Runtime
+from pretrain.optim.param_groups import decay_groups
+from tests.ranks.test_parity import Layout
+from tests.support.models import batch_of
+from tests.support.ranks import run_ranks
+from tests.support.training import LR, own_batch, plain_stage, start
+
+STEPS = range(3)
+HELD_OUT = 9
+
+
+@dataclass(frozen=True)
+class Figures:
+    losses: list[float]
+    norms: list[float]
+    totals: list[float]
+    """Of a validation before the first step: sum of losses, number of targets."""
+
+
+def mask_of(step: int, config: RunConfig) -> Tensor:
+    """[n, s] of the global batch: the first sample has no target that counts, later ones more and more."""
+    samples, length = config.train.global_batch_size, config.model.seq_length
+    share = np.linspace(0, 1, samples)[:, None]
+    return torch.from_numpy(np.random.default_rng(step).random((samples, length)) < share)
+
+
+def by_engine(here: Runtime, config: RunConfig) -> Figures:
+    engine = start(here, config)
+    layout, rank = engine.groups.layout, engine.groups.dp_rank
+    masks = [mask_of(step, config)[rank :: layout.dp] for step in range(HELD_OUT + 1)]
+    totals = engine.evaluate(own_batch(here, config, HELD_OUT), masks[HELD_OUT]).tolist()
+    results = [engine.train_step(own_batch(here, config, step), LR, masks[step]) for step in STEPS]
+    return Figures([result.loss for result in results], [result.grad_norm for result in results], totals)
+
+
+def by_plain_torch(here: Runtime, config: RunConfig) -> Figures:
+    stage, optim = plain_stage(here, config), config.optim
+    adamw = torch.optim.AdamW(
+        decay_groups(stage.named(), optim.weight_decay), lr=LR, betas=(optim.beta1, optim.beta2), eps=optim.eps
+    )
+
+    def counted(step: int) -> Tensor:
+        tokens = torch.from_numpy(batch_of(step, config.train.global_batch_size, config))
+        losses = stage(0, tokens[:, :-1], positions_of(tokens[:, :-1]), None, labels=tokens[:, 1:])
+        return losses[mask_of(step, config)]
+
+    with torch.no_grad():
+        held_out = counted(HELD_OUT)
+    losses, norms = [], []
+    for step in STEPS:
+        loss = counted(step).mean()
+        adamw.zero_grad()
+        loss.backward()
+        norms.append(torch.nn.utils.clip_grad_norm_(stage.parameters(), optim.clip_grad_norm).item())
+        adamw.step()
+        losses.append(loss.item())
+    return Figures(losses, norms, [held_out.double().sum().item(), float(held_out.numel())])
+
+
+@functools.cache
+def expected(num_layers: int) -> Figures:
+    alone = Layout("gpt", 0, micro_batches=1, overrides=(f"model.num_layers={num_layers}",))
+    return run_ranks(by_plain_torch, 1, alone.config)[0]
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        Layout("gpt", 0),
+        Layout("gpt", 1, tp=2, sp=True),
+        Layout("gpt", 2, dp=3, micro_batches=4),
+        Layout("gpt", 3, pp=2, vp=2, dp=2, micro_batches=2),
+    ],
+    ids=str,
+)
+def test_the_mean_is_over_the_targets_that_count(layout: Layout) -> None:
+    alone = expected(layout.num_layers)
+    for found in run_ranks(by_engine, layout.world_size, layout.config):
+        np.testing.assert_allclose(found.losses, alone.losses, rtol=1e-6)
+        np.testing.assert_allclose(found.norms, alone.norms, rtol=2e-6)
+        np.testing.assert_allclose(found.totals, alone.totals, rtol=1e-6)
