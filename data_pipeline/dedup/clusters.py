@@ -36,7 +36,7 @@ _MIX = np.uint64(0x9E3779B97F4A7C15)
 def near_duplicates(parts: Sequence[Signatures], config: NearDedupConfig) -> Numbers:
     """For each document, counted through all parts, the number of the one kept in its place: its own if it is kept.
 
-    Takes 40 bytes a document besides the signatures, which may be memory maps, 140 where most documents share bands, and
+    Takes 40 bytes a document besides the signatures, which may be memory maps, 140 where most of them share bands, and
     8 for each pair that is alike among those left to `_decided_in_order`.
     """
     corpus = _Corpus(parts, config)

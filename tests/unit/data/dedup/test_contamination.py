@@ -33,6 +33,11 @@ def test_one_word_less_than_a_run_is_not_found():
     assert held_out.found_in("") is None
 
 
+@pytest.mark.parametrize("held_out", [[], [words(7)], [words(13, 1)]])
+def test_other_text_is_not_found_however_few_runs_are_held_out(held_out):
+    assert HeldOutNgrams.of(held_out, 13).found_in(words(3000)) is None
+
+
 def test_a_short_text_is_one_run_and_a_shorter_one_is_counted():
     held_out = HeldOutNgrams.of([words(8, 1), words(12, 2), words(7, 3), "", words(13, 4)], 13)
     assert (held_out.num_texts, held_out.num_too_short, held_out.num_ngrams) == (5, 2, 3)
