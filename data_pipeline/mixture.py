@@ -188,7 +188,7 @@ class MixedDataset:
     @property
     def is_padded(self) -> bool:
         """Whether targets may be padding, which no loss counts."""
-        return any(dataset.is_padded for dataset in self.datasets)
+        return any(dataset.is_padded for dataset in self.parts)
 
     @property
     def num_train_tokens(self) -> int:
