@@ -1,6 +1,7 @@
 """The second work on a piece: its documents that are kept, as tokens, for each split."""
 
 import dataclasses
+import functools
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,9 +38,13 @@ class Encoding:
         )
 
 
+# What a tokenizer remembers of one piece serves the next one in the same process.
+_tokenizer = functools.lru_cache(maxsize=1)(load_tokenizer)
+
+
 def encode_piece(work: WorkFolder, key: str, cleaned_key: str, kept: npt.NDArray[np.bool_], encoding: Encoding) -> None:
     """Write the tokens of each split, end-of-document tokens included, and the lengths of its documents."""
-    tokenizer = load_tokenizer(encoding.tokenizer, encoding.fingerprint)
+    tokenizer = _tokenizer(encoding.tokenizer, encoding.fingerprint)
     end = np.array([tokenizer.eod_id], dtype=np.int32)
     lengths: dict[str, list[tuple[int, int]]] = {split: [] for split in SPLITS}
     due, done = every(SECONDS_BETWEEN_NEWS, time.monotonic), 0

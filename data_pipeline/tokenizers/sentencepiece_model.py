@@ -1,6 +1,7 @@
 """SentencePiece models: text to token ids and back without loss, what SentencePiece drops silently mended."""
 
 import hashlib
+import itertools
 import re
 import struct
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,11 @@ SPACE_MARK = "\u2581"  # stands for a space inside SentencePiece, so that the ch
 SEGMENT_CHARS = 1 << 16
 # No piece has a space after another character, so text may be cut there without changing any id.
 SAFE_CUT = re.compile(r"(?<=[^ ])(?= )")
+WORD = re.compile(r" *[^ ]+| +")
+"""What lies between safe cuts."""
+REMEMBERED_CHARS = 32
+"""Longer words are rare, and some texts are one word."""
+REMEMBERED_WORDS = 1 << 20
 
 
 class SentencePieceTokenizer:
@@ -41,6 +47,9 @@ class SentencePieceTokenizer:
         """Follows each document: unless told otherwise the piece that SentencePiece calls end of sentence."""
         self._mark_ids = self._byte_ids(SPACE_MARK)
         self._segments = self._cuts_safely()
+        # A unigram model adds scores up along the text, and may decide near-ties otherwise in a part of it.
+        self._remembers = self._segments and self._is_bpe()
+        self._words: dict[str, list[int]] = {}
 
     @property
     def fingerprint(self) -> str:
@@ -67,13 +76,41 @@ class SentencePieceTokenizer:
         parts: list[str] = []
         plans = [self._plan(text, parts) for text in texts]
         try:
-            # Arrays, not lists: building lists would hold the other threads up.
-            encoded = self._processor.encode(parts, return_type="numpy", num_threads=num_threads)
+            encoded = self._by_words(parts) if self._remembers else self._whole(parts, num_threads)
         except (RuntimeError, TypeError):  # which one depends on its version
             for text in texts:
                 refuse_surrogates(text)
             raise
         return [self._join(plan, encoded) for plan in plans]
+
+    def _whole(self, parts: list[str], num_threads: int) -> list[npt.NDArray[np.int32]]:
+        # Arrays, not lists: building lists would hold the other threads up.
+        encoded: list[npt.NDArray[np.int32]] = self._processor.encode(
+            parts, return_type="numpy", num_threads=num_threads
+        )
+        return encoded
+
+    def _by_words(self, parts: list[str]) -> list[npt.NDArray[np.int32]]:
+        """The same ids, faster: text repeats its words, and what was encoded before is remembered."""
+        words = [WORD.findall(part) for part in parts]
+        known = self._words
+        new = list({word for of_part in words for word in of_part if word not in known})
+        known.update(zip(new, self._processor.encode(new, out_type=int), strict=True))
+        ids = [
+            np.fromiter(itertools.chain.from_iterable(map(known.__getitem__, of_part)), dtype=np.int32)
+            for of_part in words
+        ]
+        for word in new:
+            if len(word) > REMEMBERED_CHARS:
+                del known[word]
+        if len(known) > REMEMBERED_WORDS:
+            known.clear()
+        return ids
+
+    def _is_bpe(self) -> bool:
+        """Scores of BPE pieces are their ranks; those of unigram pieces are logarithms."""
+        scores = [self._processor.get_score(index) for index in range(self.vocab_size)]
+        return min(scores) < 0 and all(score == int(score) for score in scores)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids; end-of-document pieces give nothing, bytes that are not UTF-8 give U+FFFD."""

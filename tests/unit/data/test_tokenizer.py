@@ -8,8 +8,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.errors import DataError
+from data_pipeline.tokenizers import sentencepiece_model
 from data_pipeline.tokenizers.loading import load_tokenizer
-from data_pipeline.tokenizers.sentencepiece_model import SEGMENT_CHARS, SentencePieceTokenizer
+from data_pipeline.tokenizers.sentencepiece_model import SEGMENT_CHARS, SPACE_MARK, SentencePieceTokenizer
 from data_pipeline.tokenizers.training import train_tokenizer
 from pretrain.generate import text_after
 from tests.support.corpus import make_texts, tokenizer_config
@@ -85,6 +86,25 @@ def test_segments_and_threads_do_not_change_ids(kind):
     assert trained(kind).encode(text) == plain
     batch = trained(kind).encode_batch([text, "", text], num_threads=3)
     assert [ids.tolist() for ids in batch] == [plain, [], plain]
+
+
+@settings(max_examples=150, deadline=None)
+@given(texts=st.lists(st.one_of(st.text(), st.text(alphabet=" \n\tab=\u2581日"), st.sampled_from(AWKWARD)), max_size=6))
+def test_what_is_remembered_of_words_gives_the_ids_of_the_whole(texts):
+    tokenizer = trained("bpe")
+    assert tokenizer._remembers and not trained("unigram")._remembers
+    parts = [part for text in texts for part in text.split(SPACE_MARK)]
+    for _ in range(2):
+        found = tokenizer._by_words(parts)
+        assert [ids.tolist() for ids in found] == [ids.tolist() for ids in tokenizer._whole(parts, 1)]
+
+
+def test_memory_of_words_is_bounded(monkeypatch):
+    monkeypatch.setattr(sentencepiece_model, "REMEMBERED_WORDS", 50)
+    tokenizer = SentencePieceTokenizer(train_tokenizer(lambda: make_texts(60), tokenizer_config()))
+    for text in make_texts(30, seed=9):
+        tokenizer.encode(text + " " + "x" * 1000)
+        assert len(tokenizer._words) <= 50 and max(map(len, tokenizer._words), default=0) <= 32
 
 
 @pytest.mark.parametrize("kind", KINDS)
