@@ -3,12 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-import numpy.typing as npt
-
+from data_pipeline.cleaning.ngrams import frequent_size, repeated_size
 from data_pipeline.cleaning.page import Page
 from data_pipeline.cleaning.step import DATATROVE, GOPHER_REPETITION, Rule, SettingError, Share, Step
-from data_pipeline.cleaning.words import Hashes, Words
+from data_pipeline.cleaning.words import Words
 
 TOP_SIZES, DUPLICATE_SIZES = range(2, 5), range(5, 11)
 
@@ -64,7 +62,7 @@ class GopherRepetition(Step):
         text = page.text
         if not text:
             return "empty"
-        return self._by_blocks(text) or self._by_top(page.words, len(text)) or self._by_repeats(page.words, len(text))
+        return self._by_blocks(text) or self._by_ngrams(page.words, len(text))
 
     def _by_blocks(self, text: str) -> str | None:
         for name, blocks, max_blocks, max_chars in (
@@ -83,26 +81,11 @@ class GopherRepetition(Step):
                 return f"duplicate_{name}_chars"
         return None
 
-    def _by_top(self, words: Words, num_chars: int) -> str | None:
-        hashes = words.hashes
-        for n in TOP_SIZES:
-            if len(words) < n:
-                break
-            hashes = words.sequence_hashes(hashes)
-            limit = self.max_top_ngram_chars.get(n)
-            if limit is not None and _top_chars(words, hashes, n) / num_chars > limit:
-                return f"top_{n}_gram"
-        return None
-
-    def _by_repeats(self, words: Words, num_chars: int) -> str | None:
-        hashes = words.hashes
-        for n in range(2, DUPLICATE_SIZES[-1] + 1):
-            if len(words) < n:
-                break
-            hashes = words.joined_hashes(hashes)
-            limit = self.max_duplicate_ngram_chars.get(n)
-            if limit is not None and _repeats_exceed(words, hashes, n, limit, num_chars):
-                return f"duplicate_{n}_grams"
+    def _by_ngrams(self, words: Words, num_chars: int) -> str | None:
+        if n := frequent_size(words, self.max_top_ngram_chars, num_chars):
+            return f"top_{n}_gram"
+        if n := repeated_size(words, self.max_duplicate_ngram_chars, num_chars):
+            return f"duplicate_{n}_grams"
         return None
 
 
@@ -130,64 +113,3 @@ def lines_of(text: str) -> list[str]:
     """Parts between one or more newlines; what stands before or after the outermost ones is a line, even if empty."""
     lines = [line for line in text.split("\n") if line]
     return [""] * text.startswith("\n") + lines + [""] * text.endswith("\n") or [""]
-
-
-def _top_chars(words: Words, hashes: Hashes, n: int) -> int:
-    """Characters of the most frequent n-gram, one space between its words; of equally frequent ones, the first."""
-    ordered = np.sort(hashes)
-    starts = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1])))
-    counts = np.diff(starts, append=len(ordered))
-    most = int(counts.max())
-    first = 0
-    if most > 1:
-        tied = ordered[starts[counts == most]]
-        nearest = np.minimum(np.searchsorted(tied, hashes), len(tied) - 1)
-        first = int(np.argmax(tied[nearest] == hashes))
-    return most * (int(words.bounds[first + n] - words.bounds[first]) + n - 1)
-
-
-def _repeats_exceed(words: Words, hashes: Hashes, n: int, share: float, num_chars: int) -> bool:
-    """Whether n-grams that occurred before hold a larger share, taken from left to right without overlap.
-
-    N-grams are compared as text without spaces. Hashes only find those worth a look, so that none is wrongly counted.
-    """
-    ordered = np.sort(hashes)
-    again = ordered[1:][ordered[1:] == ordered[:-1]]
-    if not len(again):
-        return False
-    places = _places(hashes, again)
-    if _covered_chars(words, places, n) / num_chars <= share:
-        return False
-    begins, ends = words.bounds[places].tolist(), words.bounds[places + n].tolist()
-    joined = words.joined
-    seen: set[str] = set()
-    chars = free = 0
-    for begin, end in zip(begins, ends, strict=True):
-        if begin < free:
-            continue
-        text = joined[begin:end]
-        if text in seen:
-            chars += end - begin
-            free = end
-            if chars / num_chars > share:
-                return True
-        else:
-            seen.add(text)
-    return False
-
-
-def _places(hashes: Hashes, wanted: Hashes) -> npt.NDArray[np.intp]:
-    """Where one of these hashes stands; a few other places with them."""
-    bits = (16 * len(hashes)).bit_length()
-    shift = np.uint64(64 - bits)
-    marked = np.zeros(1 << bits, bool)
-    marked[wanted >> shift] = True
-    return np.flatnonzero(marked[hashes >> shift])
-
-
-def _covered_chars(words: Words, places: npt.NDArray[np.intp], n: int) -> int:
-    """Characters in the n-grams that begin at these places."""
-    steps = np.zeros(len(words) + 1, np.int64)
-    steps[places] = 1
-    steps[places + n] -= 1
-    return int(words.lengths[np.cumsum(steps)[:-1] > 0].sum())

@@ -79,6 +79,10 @@ class Words:
         return np.fromiter(map(len, self.list), np.int64, len(self.list))
 
     @functools.cached_property
+    def longest(self) -> int:
+        return int(self.lengths.max(initial=0))
+
+    @functools.cached_property
     def bounds(self) -> npt.NDArray[np.int64]:
         """Where each word begins in `joined`, and the end."""
         bounds = np.zeros(len(self.list) + 1, np.int64)
@@ -104,8 +108,7 @@ class Words:
     @functools.cached_property
     def _power_table(self) -> Hashes:
         """Powers of the hash's base, from the first on."""
-        longest = int(self.lengths.max(initial=0))
-        return _SHORT_POWERS if longest <= len(_SHORT_POWERS) else _powers(longest)
+        return _SHORT_POWERS if self.longest <= len(_SHORT_POWERS) else _powers(self.longest)
 
     @functools.cached_property
     def _shifts(self) -> Hashes:

@@ -1,6 +1,6 @@
 """Speed of the cleaning steps on one core, and, with `--datatrove`, of datatrove's filters on the same documents.
 
-    python -m tests.benchmarks.cleaning [--megabytes 3] [--datatrove PYTHON]
+    python -m tests.benchmarks.cleaning [--megabytes 3] [--chars 1000] [--datatrove PYTHON]
 
 Text: sources of the running Python's standard library. Ours by step: the step alone on every document, words not yet
 split; `words`: the split, which the steps of one document share. `in sequence`: every step on every document, nothing
@@ -156,6 +156,7 @@ def _medians(rounds: Sequence[dict[str, float]]) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=float, default=3)
+    parser.add_argument("--chars", type=int, help="cut the text into documents of so many characters")
     parser.add_argument("--datatrove", type=Path, metavar="PYTHON")
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -163,6 +164,8 @@ def main() -> None:
         serve(json.loads(arguments.serve.read_text()))
         return
     texts = library_texts(arguments.megabytes)
+    if size := arguments.chars:
+        texts = [text[start : start + size] for text in texts for start in range(0, len(text), size)]
     megabytes = sum(len(text.encode()) for text in texts) / 1e6
     ours, theirs, versions = measure(texts, arguments.datatrove)
     print(f"{len(texts)} documents, {megabytes:.1f} MB; Python {platform.python_version()}; {', '.join(versions)}")

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_pipeline.cleaning.characters import ALPHA, SOLID, SYMBOLS
-from data_pipeline.cleaning.gopher_repetition import GopherRepetition, lines_of, paragraphs_of, repeated
-from data_pipeline.cleaning.page import Page
+from data_pipeline.cleaning.gopher_repetition import lines_of, paragraphs_of, repeated
+from data_pipeline.cleaning.ngrams import frequent_size, repeated_size
 from data_pipeline.cleaning.words import Words, count_sentences, split_words
 
 ANY = st.text(st.one_of(st.characters(exclude_categories=()), st.sampled_from("ab.'’-/ \n_x(")), max_size=60)
@@ -61,43 +61,39 @@ def test_hashes_are_equal_just_where_the_text_is(words):
         assert len(np.unique(hashes)) == len(set(keys)) == len(set(zip(hashes.tolist(), keys, strict=True)))
 
 
-def plain_repetition(text):
-    """Gopher's n-gram rules as one would write them down."""
-    words = split_words(text)
-    for n, share in {2: 0.2, 3: 0.18, 4: 0.16}.items():
-        grams = [" ".join(words[i : i + n]) for i in range(len(words) - n + 1)]
-        if grams:
-            top = max(dict.fromkeys(grams), key=grams.count)
-            if len(top) * grams.count(top) / len(text) > share:
-                return f"top_{n}_gram"
-    for n, share in enumerate((0.15, 0.14, 0.13, 0.12, 0.11, 0.1), 5):
-        seen, chars, place = set(), 0, 0
-        while place <= len(words) - n:
-            gram = "".join(words[place : place + n])
-            chars += len(gram) * (gram in seen)
-            place += n if gram in seen else 1
-            seen.add(gram)
-        if chars / len(text) > share:
-            return f"duplicate_{n}_grams"
-    return None
+def top_chars(words, n):
+    grams = [" ".join(words[i : i + n]) for i in range(len(words) - n + 1)]
+    top = max(dict.fromkeys(grams), key=grams.count)
+    return len(top) * grams.count(top)
+
+
+def repeated_chars(words, n):
+    seen, chars, place = set(), 0, 0
+    while place <= len(words) - n:
+        gram = "".join(words[place : place + n])
+        chars += len(gram) * (gram in seen)
+        place += n if gram in seen else 1
+        seen.add(gram)
+    return chars
+
+
+PIECES = (["a"], ["b"], ["ab"], ["ba"], list("cdefg"), ["fg", "h"], ["x" * 5000])
 
 
 @given(
-    st.lists(st.integers(0, 120), min_size=1, max_size=200),
-    st.lists(st.sampled_from(["a", "b", "ab", "ba", "c d e f g", "f g h", "x" * 40]), max_size=8),
+    numbers=st.lists(st.integers(0, 120), max_size=200),
+    more=st.lists(st.sampled_from(PIECES), max_size=8),
 )
-def test_repetition_by_hashes_decides_as_the_plain_loop(numbers, more):
+def test_ngrams_hold_what_plain_loops_count(numbers, more):
     words = [f"w{number}" for number in numbers]
     for item in more:
-        words[len(words) // 2 :: 7] = [item] * len(words[len(words) // 2 :: 7])
-    text = " ".join(words + more)
-    only_grams = GopherRepetition(
-        max_duplicate_lines=None,
-        max_duplicate_paragraphs=None,
-        max_duplicate_line_chars=None,
-        max_duplicate_paragraph_chars=None,
-    )
-    assert only_grams.apply(Page(text)) == plain_repetition(text)
+        words[len(words) // 2 :: 7] = (item * len(words))[: len(words[len(words) // 2 :: 7])]
+        words += item
+    for find, count, sizes in ((frequent_size, top_chars, range(2, 5)), (repeated_size, repeated_chars, range(5, 11))):
+        for n in sizes:
+            chars = count(words, n) if len(words) >= n else 0
+            assert find(Words(words), {n: chars / 9999}, 9999) is None
+            assert not chars or find(Words(words), {n: (chars - 1) / 9999}, 9999) == n
 
 
 @given(st.text(st.sampled_from("ab\n\n\n \t"), max_size=30))
