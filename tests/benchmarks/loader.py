@@ -1,0 +1,135 @@
+"""Speed of the loader, and its time to the first batch.
+
+    python -m tests.benchmarks.loader [--folder FOLDER]
+
+48,000 samples of 2,048 + 1 tokens in 12 shards, batches of 8 in shuffled order to torch int64, in one process, the page
+cache warm; against one fancy index over one flat memory map of the same samples, and against plain webdataset on the
+same shards (64 samples in a member, a shuffle buffer of 1,000). Medians of five rounds, in turn. Ours also hashes every
+sample for the record of its batch; the figure without that is the loader's own. Then what it takes to open a dataset of
+10,000 shards (its validation split has as many), to its first batch, and to one in its middle; and a place in the order
+of 10^12 tokens.
+"""
+
+import argparse
+import importlib.metadata
+import io
+import itertools
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import torch
+
+from data_pipeline import loader
+from data_pipeline.loader import train_batches
+from data_pipeline.order import sample_at
+from data_pipeline.shards.reader import PackedDataset
+from tests.unit.data.test_shards import write
+
+ROUNDS = 5
+SEQ_LENGTH, BATCH, SAMPLES, SHARDS = 2048, 8, 48_000, 12
+TIMED_BATCHES = 2_000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, help="default: the system's for temporary files")
+    options = parser.parse_args()
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "numpy", "webdataset"))
+    print(f"Python {platform.python_version()}, {versions}")
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        throughput(Path(folder))
+        first_batches(Path(folder) / "many")
+    positions = np.arange(1024, dtype=np.int64) + 10**9
+    took = median_seconds(lambda: sample_at(positions, 10**12 // SEQ_LENGTH, 1))
+    print(f"1,024 positions in the order of 10^12 tokens: {took * 1e3:.2f} ms")
+
+
+def throughput(folder: Path) -> None:
+    rows = np.random.default_rng(0).integers(0, 50_000, SAMPLES * SEQ_LENGTH + 1, dtype=np.uint16)
+    shard_bytes = (SAMPLES // SHARDS) * (SEQ_LENGTH + 1) * 2 + (1 << 20)
+    write(folder / "set", [rows], seq_length=SEQ_LENGTH, samples_per_member=64, shard_bytes=shard_bytes)
+    flat = folder / "flat.bin"
+    starts = np.arange(SAMPLES) * SEQ_LENGTH
+    np.lib.stride_tricks.sliding_window_view(rows, SEQ_LENGTH + 1)[starts].tofile(flat)
+    dataset = PackedDataset.open(folder / "set", "train")
+
+    def ours() -> Iterator[torch.Tensor]:
+        for batch in train_batches(dataset, seed=1, global_batch_size=BATCH, rank=0, size=1, position=0):
+            yield batch.tokens
+
+    def ours_without_hashes() -> Iterator[torch.Tensor]:
+        with mock.patch.object(loader, "_digest", lambda *_: 0):
+            yield from ours()
+
+    def memory_map() -> Iterator[torch.Tensor]:
+        samples = np.memmap(flat, dtype=np.uint16, mode="r").reshape(SAMPLES, SEQ_LENGTH + 1)
+        order = np.random.default_rng(1).permutation(SAMPLES)
+        for start in itertools.cycle(range(0, SAMPLES, BATCH)):
+            yield torch.from_numpy(samples[order[start : start + BATCH]].astype(np.int64))
+
+    def plain_webdataset() -> Iterator[torch.Tensor]:
+        import webdataset
+
+        shards = [str(folder / "set" / shard.file) for shard in dataset.record.shards]
+        stream = webdataset.WebDataset(shards, shardshuffle=False).to_tuple("npy").repeat()
+
+        def single() -> Iterator[np.ndarray]:
+            for (content,) in stream:
+                yield from np.load(io.BytesIO(content), allow_pickle=False)
+
+        shuffled = webdataset.filters.shuffle(1000)(single())
+        while True:
+            yield torch.from_numpy(np.stack(list(itertools.islice(shuffled, BATCH))).astype(np.int64))
+
+    readers = [memory_map, ours_without_hashes, ours, plain_webdataset]
+    times: dict[str, list[float]] = {reader.__name__: [] for reader in readers}
+    for _ in range(ROUNDS):
+        for reader in readers:
+            stream = reader()
+            for _ in range(200):
+                next(stream)
+            begin = time.perf_counter()
+            for _ in range(TIMED_BATCHES):
+                next(stream)
+            times[reader.__name__].append(time.perf_counter() - begin)
+            stream.close()  # type: ignore[attr-defined]
+    tokens = TIMED_BATCHES * BATCH * SEQ_LENGTH
+    best = statistics.median(times["memory_map"])
+    for name, seconds in times.items():
+        median = statistics.median(seconds)
+        print(f"{name:20} {tokens / median / 1e6:8.0f} M tokens/s   {best / median:5.2f} x memory_map")
+
+
+def first_batches(folder: Path) -> None:
+    rows = np.zeros(10_000 * 4 * 64 + 1, dtype=np.uint16)
+    write(folder, [rows], seq_length=64, samples_per_member=4, shard_bytes=1)
+    print(f"open 10,000 shards: {median_seconds(lambda: PackedDataset.open(folder, 'train')) * 1e3:.1f} ms")
+    dataset = PackedDataset.open(folder, "train")
+    for name, position in (("first batch", 0), ("first batch in the middle", 5_000 * 4)):
+
+        def begin(position: int = position) -> None:
+            stream = train_batches(dataset, seed=1, global_batch_size=BATCH, rank=0, size=1, position=position)
+            next(stream)
+            stream.close()
+            dataset.close()
+
+        print(f"{name} of it: {median_seconds(begin) * 1e3:.1f} ms")
+
+
+def median_seconds(work: Callable[[], object]) -> float:
+    times = []
+    for _ in range(ROUNDS):
+        begin = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - begin)
+    return statistics.median(times)
+
+
+if __name__ == "__main__":
+    main()
