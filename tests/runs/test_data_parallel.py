@@ -1,5 +1,7 @@
 """Two processes under torchrun train the same model on the same batches as one."""
 
+import signal
+
 import pytest
 
 from tests.support.runs import Workplace, train_records, validation_records
@@ -70,3 +72,28 @@ def test_tensor_parallel_processes_count_their_batch_once(place, plain_run):
     ones, twos = train_records(plain_run), train_records(place.run_dir("split"))
     assert list(twos) == [1, 2]
     assert all(record["batch_hash"] == ones[step]["batch_hash"] for step, record in twos.items())
+
+
+def test_a_run_stopped_on_4_ranks_goes_on_on_2_and_then_3_with_the_batches_of_one(place):
+    """No sample is lost or seen twice: the hash of each global batch names its samples and their places."""
+    settings = (
+        "train.global_batch_size=12",
+        "train.micro_batch_size=1",
+        "train.max_steps=30",
+        "evaluation.every_steps=0",
+    )
+    sizes = []
+    for num_ranks in (4, 2):
+        with place.training("moved", *settings, num_ranks=num_ranks) as run:
+            run.wait_for_step(max(sizes, default=0) + 3)
+            run.process.send_signal(signal.SIGTERM)
+            assert run.end() != 0
+        sizes.append(max(train_records(place.run_dir("moved"))))
+    done = place.torchrun(3, "moved", *settings)
+    assert done.returncode == 0, done.stderr
+    assert 3 <= sizes[0] < sizes[1] < 30, "each number of ranks took some of the steps"
+    done = place.train("still", *settings)
+    assert done.returncode == 0, done.stderr
+    moved, still = train_records(place.run_dir("moved")), train_records(place.run_dir("still"))
+    assert list(moved) == list(still) == list(range(1, 31))
+    assert [record["batch_hash"] for record in moved.values()] == [record["batch_hash"] for record in still.values()]
