@@ -7,3 +7,7 @@ class UserError(Exception):
 
 class DataError(UserError):
     """Text, a tokenizer or a prepared dataset that cannot be used as it is."""
+
+
+class WorkInterrupted(DataError):
+    """Work that stopped through nobody's mistake, and goes on where it was."""

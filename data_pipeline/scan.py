@@ -95,7 +95,6 @@ def scan_corpus(
         records = [cleaned(work, key) for key in keys]
         if not selector.num_documents:
             dropped = _total([*(record.dropped for record in records), duplicates.dropped])
-            work.remove()
             raise DataError(
                 f"data.inputs={list(data.inputs)}: no text in {len(corpus.files)} files"
                 f"{f' (left out: {dropped})' if dropped else ''}; "

@@ -11,10 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from data_pipeline.durable import sync_folder
-from data_pipeline.errors import DataError
+from data_pipeline.errors import DataError, WorkInterrupted
 from data_pipeline.pieces.work import WorkFolder
 
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+SECONDS_OF_WORK = 60.0
 logger = logging.getLogger(__name__)
 
 
@@ -47,17 +48,19 @@ def stage(folder: Path) -> Iterator[Path]:
 def working(folder: Path) -> Iterator[WorkFolder]:
     """Gives the folder of finished pieces for `folder`, with those that an interrupted attempt left.
 
-    It is removed when the block ends well, and if the block raises before any piece is finished.
+    It is removed when the block ends well; when it raises too, unless it was interrupted or has more than
+    SECONDS_OF_WORK in it: a mistake in the settings must not cost hours, nor leave crumbs behind.
     """
     work = WorkFolder(folder.with_name(folder.name + ".work"))
     with _faults(folder), _tidied(work.path), _locked(work.path):
         try:
             yield work
         except BaseException as error:
-            if not work.has_any():
-                work.remove()
-            elif isinstance(error, Exception):
+            interrupted = isinstance(error, WorkInterrupted) or not isinstance(error, Exception)
+            if work.age() > (0 if interrupted else SECONDS_OF_WORK):
                 logger.info("%s: holds the finished pieces, from which the next run goes on", work.path)
+            else:
+                work.remove()
             raise
         work.remove()
 

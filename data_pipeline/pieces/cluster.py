@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.config import SlurmConfig
-from data_pipeline.errors import DataError
+from data_pipeline.errors import DataError, WorkInterrupted
 
 SECONDS_TO_CONNECT = 30
 
@@ -65,12 +65,12 @@ def _faults(distributed: Any) -> Iterator[None]:
     try:
         yield
     except distributed.KilledWorker as error:
-        raise DataError(
+        raise WorkInterrupted(
             f"prepare: workers were killed again and again at the same piece ({error.task}), as happens when memory "
             "runs out; the finished pieces are kept: run the same command again, with more memory for each worker"
         ) from None
     except (distributed.comm.CommClosedError, TimeoutError) as error:
-        raise DataError(f"prepare: the connection to Dask's scheduler was lost ({error}); run again") from None
+        raise WorkInterrupted(f"prepare: the connection to Dask's scheduler was lost ({error}); run again") from None
 
 
 def _require(package: str) -> Any:

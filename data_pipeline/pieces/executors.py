@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from data_pipeline.config import PrepareConfig
-from data_pipeline.errors import DataError
+from data_pipeline.errors import DataError, WorkInterrupted
 from data_pipeline.pieces.work import WorkFolder
 from data_pipeline.progress import show_progress
 
@@ -109,7 +109,7 @@ def run_all(
                     done += size_of[running.pop(future)]
                 update(done + sum(min(work.told(key), size_of[key]) for key in running.values()))
         except BrokenProcessPool:
-            raise DataError(
+            raise WorkInterrupted(
                 f"{title}: a worker process was killed, as the system does when memory runs out; the finished pieces "
                 "are kept: run the same command again, with fewer prepare.num_workers if memory was short"
             ) from None

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -72,8 +73,10 @@ class WorkFolder:
         except (OSError, ValueError):
             return 0
 
-    def has_any(self) -> bool:
-        return any(self.path.glob(f"*{RECORD}"))
+    def age(self) -> float:
+        """Seconds since the first piece was finished; 0: none is."""
+        finished = [path.stat().st_mtime for path in self.path.glob(f"*{RECORD}")]
+        return max(time.time() - min(finished), 1e-9) if finished else 0.0
 
     def remove(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)

@@ -166,7 +166,7 @@ def small_disk(tmp_path):
 def test_prepare_on_a_full_disk_keeps_nothing(place, small_disk, tmp_path):
     source = write_jsonl(tmp_path / "in.jsonl", make_texts(200))
     done = place.prepare(f"data.inputs=[{source}]", f"data.path={small_disk}/sets/dataset")
-    refused(done, place, f"data.path={small_disk}/sets/dataset: no space left on the disk, nothing was kept")
+    refused(done, place, f"data.path={small_disk}/sets/dataset: no space left on the disk, nothing unfinished was kept")
     assert not list(small_disk.iterdir())
 
 

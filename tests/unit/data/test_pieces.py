@@ -15,7 +15,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from data_pipeline import scan
+from data_pipeline import scan, staging
 from data_pipeline.errors import DataError
 from data_pipeline.pieces import cleaned
 from data_pipeline.pieces import cluster as cluster_module
@@ -84,6 +84,7 @@ def test_the_same_file_given_twice_counts_twice(tmp_path):
 def test_a_finished_piece_is_not_made_again_and_another_setting_makes_it_anew(tmp_path, monkeypatch):
     source = write_jsonl(tmp_path / "in.jsonl", TEXTS)
     monkeypatch.setattr(scan, "PIECE_BYTES", 5_000)
+    monkeypatch.setattr(staging, "SECONDS_OF_WORK", 0.0)
     made = []
     real = cleaned.clean_piece
     monkeypatch.setattr(scan, "clean_piece", lambda *arguments: (made.append(arguments[1]), real(*arguments)))
@@ -116,7 +117,7 @@ RUN = """
 import pathlib, sys
 from tests.support.corpus import prepare_synthetic
 if __name__ == "__main__":
-    from data_pipeline import scan
+    from data_pipeline import scan, staging
     scan.PIECE_BYTES = 4000
     prepare_synthetic(pathlib.Path(sys.argv[1]), [sys.argv[2]], num_workers=2)
 """
@@ -219,6 +220,7 @@ def test_a_scheduler_that_is_not_there_is_told(tmp_path, monkeypatch, scheduler,
 
 def test_one_bad_document_ends_the_run_and_leaves_the_work_of_the_others(tmp_path, monkeypatch):
     monkeypatch.setattr(scan, "PIECE_BYTES", 5_000)
+    monkeypatch.setattr(staging, "SECONDS_OF_WORK", 0.0)
     source = write_jsonl(tmp_path / "in.jsonl", TEXTS)
     whole = source.read_bytes()
     source.write_bytes(whole + b"{broken\n")

@@ -169,8 +169,7 @@ def test_a_failed_overwrite_keeps_the_old(prepared, source):
     with pytest.raises(DataError, match=r"tokenizer.vocab_size=99999"):
         prepare_synthetic(prepared, [source], overwrite=True, tokenizer=tokenizer_config(vocab_size=99999))
     assert contents(prepared) == before
-    assert sorted(entry.name for entry in prepared.parent.iterdir()) == ["set", "set.work"]
-    assert prepare_synthetic(prepared, [source]) == Manifest.load(prepared), "the work is not taken for a dataset"
+    assert [entry.name for entry in prepared.parent.iterdir()] == ["set"]
 
 
 def test_damaged_dataset_is_not_called_prepared(source, tmp_path):
@@ -230,13 +229,11 @@ def test_given_tokenizer_is_used_and_its_change_noticed(prepared, source, tmp_pa
         ),
     ],
 )
-def test_text_that_cannot_be_prepared_leaves_no_dataset(tmp_path, texts, changes, message):
+def test_text_that_cannot_be_prepared_leaves_nothing(tmp_path, texts, changes, message):
     source = write_jsonl(tmp_path / "in.jsonl", texts)
-    folder = tmp_path / "data" / "deep" / "set"
     with pytest.raises(DataError, match=message):
-        prepare_synthetic(folder, [source], **changes)
-    left = {entry.name for entry in folder.parent.iterdir()} if folder.parent.exists() else set()
-    assert left == ({"set.work"} if any(texts) else set()), "finished pieces stay for the next run, where there are any"
+        prepare_synthetic(tmp_path / "data" / "deep" / "set", [source], **changes)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["in.jsonl"]
 
 
 def test_no_space_left_is_one_clear_error(source, tmp_path):
