@@ -135,10 +135,15 @@ def test_a_stream_that_is_left_ends_its_fetching_at_once(folder, served, cache):
     for record in dataset.record.shards:
         served.lasting[record.file] = faulty.status(503)
     stream = train_batches(dataset, seed=3, global_batch_size=8, rank=0, size=1, position=0)
+    # What a shell starts in the background ignores the signal.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
     started = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
-        next(stream)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            next(stream)
+    finally:
+        signal.signal(signal.SIGINT, before)
     stream.close()
     assert time.monotonic() - started < 5
     assert not [thread for thread in threading.enumerate() if thread.name in ("fetch", "read-ahead")]
