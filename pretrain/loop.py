@@ -31,6 +31,19 @@ class Evaluator(Protocol):
     def __call__(self, *, max_samples: int | None) -> Values: ...
 
 
+class Checkpoints(Protocol):
+    """Decides when to save, and saves."""
+
+    def due_by_clock(self) -> int:
+        """What should be saved now, as far as this rank's clock says."""
+
+    def after_step(self, state: RunState, by_clock: int, *, last: bool) -> None:
+        """Save if it is time; called on all ranks with the same values. The `last` one is on the disk on return."""
+
+    def last_name(self) -> str:
+        """The newest one, for messages."""
+
+
 @dataclass(frozen=True)
 class Agreement:
     """What all ranks know of a step besides its result."""
@@ -38,7 +51,8 @@ class Agreement:
     batch_hash: str
     """Names the samples of the global batch, whatever the number of ranks."""
     stop: bool
-    save: bool
+    save: int
+    """What rank 0's clock says is due."""
 
 
 def run_loop(
@@ -53,17 +67,16 @@ def run_loop(
     clock: StepClock,
     record: Recorder,
     evaluate: Evaluator,
-    save: Callable[[RunState], object],
+    checkpoints: Checkpoints,
     stop_requested: Callable[[], bool],
     control: dist.ProcessGroup,
-    last_checkpoint: Callable[[], str],
 ) -> tuple[RunState, str]:
     """Train until `total_steps` or until asked to stop; returns the state and `finished` or `stopped`.
 
     `samples_counted_here`: true on one of the ranks that share a batch, so that the batch's hash counts it once.
     """
-    every_evaluation, every_save = config.evaluation.every_steps, config.checkpoint.every_steps
-    saved_at, began = time.monotonic(), time.monotonic() - state.train_seconds
+    every_evaluation = config.evaluation.every_steps
+    began = time.monotonic() - state.train_seconds
     while state.step < total_steps:
         with clock.part("data"):
             batch = next(batches)
@@ -73,8 +86,8 @@ def run_loop(
         clock.add("forward_backward", result.seconds_forward_backward)
         clock.add("optimizer", result.seconds_optimizer)
         batch_tokens = (batch.next_position - batch.position) * config.model.seq_length
-        save_due = 0 < config.checkpoint.every_minutes * 60 <= time.monotonic() - saved_at
-        agreed = agree(batch.digest if samples_counted_here else 0, stop_requested(), save_due, control)
+        digest = batch.digest if samples_counted_here else 0
+        agreed = agree(digest, stop_requested(), checkpoints.due_by_clock(), control)
         state = replace(
             state,
             step=step,
@@ -84,7 +97,7 @@ def run_loop(
             train_seconds=time.monotonic() - began,
         )
         clock.end_step(batch_tokens)
-        refuse_divergence(state, result, batch, config.train.max_bad_steps, last_checkpoint)
+        refuse_divergence(state, result, batch, config.train.max_bad_steps, checkpoints.last_name)
 
         finished = step == total_steps
         if step % config.tracking.log_every_steps == 0 or finished or not result.applied:
@@ -93,23 +106,20 @@ def run_loop(
             with clock.outside():
                 limit = config.evaluation.final_max_samples if finished else config.evaluation.max_samples
                 record("validation", step, evaluate(max_samples=limit))
-        if finished or agreed.stop or agreed.save or (every_save and step % every_save == 0):
-            with clock.outside():
-                save(state)
-            saved_at = time.monotonic()
+        with clock.outside():
+            checkpoints.after_step(state, agreed.save, last=finished or agreed.stop)
         if agreed.stop and not finished:
             return state, "stopped"
     return state, "finished"
 
 
-def agree(digest: int, stop: bool, save: bool, control: dist.ProcessGroup) -> Agreement:
+def agree(digest: int, stop: bool, save: int, control: dist.ProcessGroup) -> Agreement:
     """One small message among all ranks, on the CPU: whoever is asked to stop stops all, rank 0's clock saves."""
-    save_counts = save and dist.get_rank() == 0
-    shared = torch.tensor([digest, int(stop), int(save_counts)], dtype=torch.int64)
+    shared = torch.tensor([digest, int(stop), save if dist.get_rank() == 0 else 0], dtype=torch.int64)
     dist.all_reduce(shared, group=control)
     # A data-parallel sum mod 2**64: int64 addition wraps around.
-    total, stops, saves = shared.tolist()
-    return Agreement(batch_hash=f"{total % 2**64:016x}", stop=stops > 0, save=saves > 0)
+    total, stops, due = shared.tolist()
+    return Agreement(batch_hash=f"{total % 2**64:016x}", stop=stops > 0, save=due)
 
 
 def is_bad(result: StepResult, precision: str) -> bool:

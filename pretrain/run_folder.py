@@ -5,6 +5,7 @@ import fcntl
 import json
 import logging
 import os
+import secrets
 import shutil
 import socket
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from pretrain.config.run import RunConfig
 
 CONFIG_FILE = "config.yaml"
 LOCK_FILE = "run.lock"
+RUN_ID_FILE = "run_id"
 
 FREE_TO_CHANGE = (
     "run.",
@@ -85,6 +87,14 @@ def check_same_config(folder: Path, config: RunConfig) -> None:
             f"run.dir={str(folder)!r} was made by another configuration:{''.join(changes)}\n"
             "choose another run.name or run.dir, or go on with the new values by run.on_config_change=accept"
         )
+
+
+def run_id(folder: Path) -> str:
+    """A name for the run that no other has, made with its folder; called where the folder is held."""
+    path = folder / RUN_ID_FILE
+    if not path.exists():
+        write_durably(path, secrets.token_hex(8).encode())
+    return path.read_text(encoding="utf-8").strip()
 
 
 def write_config(folder: Path, config: RunConfig) -> None:

@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from pretrain.layout.grid import ParallelLayout, world_from_environment
 from pretrain.model.flops import token_flops
 from pretrain.model.size import checkpoint_bytes
 from pretrain.optim.learning_rate import lr_at
-from pretrain.run_folder import check_same_config, check_space, hold_run_folder, log_to_file, write_config
+from pretrain.run_folder import check_same_config, check_space, hold_run_folder, log_to_file, run_id, write_config
 from pretrain.run_state import RunState
 from pretrain.signals import stop_on_signals
 from pretrain.tracking.provenance import describe_checkpoint, describe_run, write_description
@@ -69,7 +69,7 @@ def run(
     """Build every part, restore the newest checkpoint, hand all to the loop."""
     # Not at the top: torch, DeepSpeed and Megatron take seconds to import, which a typing mistake need not wait for.
     from data_pipeline.loader import train_batches
-    from pretrain.checkpoint.store import CheckpointStore
+    from pretrain.checkpoint.saver import Saver, levels_of, open_mirror
     from pretrain.evaluation.perplexity import evaluate
     from pretrain.layout.groups import build_groups
     from pretrain.layout.runtime import runtime
@@ -90,13 +90,10 @@ def run(
     ):
         groups = build_groups(layout, config.run.seed, here.group_timeout_minutes, here.device, vp=parallel.vp)
         engine = build_engine(config, vocab_size, groups, here.device, eod_id=manifest.tokenizer.eod_id)
-        store = CheckpointStore(
-            folder,
-            groups=groups,
-            keep_last=config.checkpoint.keep_last,
-            keep_every=config.checkpoint.keep_every,
-        )
-        state = restore_newest(store, engine, dataset)
+        node = (here.local_rank, here.local_size)
+        levels = levels_of(config.checkpoint, folder, groups, node, lambda: run_id(folder))
+        mirror = open_mirror(config.checkpoint, levels[0].store)
+        state = restore_newest([level.store for level in levels], engine, dataset)
         if state.step >= steps:
             log.info("%s is finished: step %d of %d; nothing to do", folder, state.step, steps)
             return "finished"
@@ -110,6 +107,15 @@ def run(
             write_description(folder, description)
             sinks.open(build_sinks(config, folder, state.step, steps, description))
         closing.callback(sinks.close)
+        of_run = describe_checkpoint(config, manifest)
+        saver = Saver(
+            engine,
+            levels,
+            describe=lambda at: {**of_run, "dataset_digest": dataset.digest_before(at.position)},
+            in_background=config.checkpoint.async_,
+            group=groups.saving,
+            mirror=mirror,
+        )
         state, sinks.outcome = run_loop(
             config=config,
             engine=engine,
@@ -145,11 +151,11 @@ def run(
                 rank=groups.dp_rank,
                 size=layout.dp,
             ),
-            save=partial(save, store, engine, describe_checkpoint(config, manifest), dataset),
+            checkpoints=saver,
             stop_requested=stop_requested,
             control=groups.control,
-            last_checkpoint=store.last_name,
         )
+        saver.close()
     if sinks.outcome == "stopped":
         log.info("stopped after step %d of %d, saved; the same command goes on from there", state.step, steps)
     return sinks.outcome
@@ -203,22 +209,18 @@ def check_enough_data(config: RunConfig, dataset: TrainingData) -> None:
         raise ConfigError([Problem("data.mixture_max_epochs", config.data.mixture_max_epochs, rule, remedy)])
 
 
-def restore_newest(store: "CheckpointStore", engine: "Engine", dataset: TrainingData) -> RunState:
+def restore_newest(stores: Sequence["CheckpointStore"], engine: "Engine", dataset: TrainingData) -> RunState:
     """Load the newest whole checkpoint, if there is one; returns where the run stands."""
-    newest = store.newest()
-    if newest is None:
+    from pretrain.checkpoint.store import newest_of
+
+    found = newest_of(stores, engine)
+    if found is None:
         return RunState()
+    store, newest = found
     check_same_data(newest.manifest, dataset, newest.folder)
     state = store.restore(newest, engine)
     log.info("resumed from %s: step %d, sample %d", newest.folder, state.step, state.position)
     return state
-
-
-def save(
-    store: "CheckpointStore", engine: "Engine", description: Mapping[str, Any], dataset: TrainingData, state: RunState
-) -> None:
-    of_data = {"dataset_digest": dataset.digest_before(state.position)}
-    log.info("saved %s", store.save(engine, state, {**description, **of_data}))
 
 
 def check_same_data(saved: Mapping[str, Any], dataset: TrainingData, folder: Path) -> None:

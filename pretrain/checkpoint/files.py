@@ -2,13 +2,14 @@
 
 import hashlib
 import json
+import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
-from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
@@ -20,34 +21,92 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from data_pipeline.durable import write_durably
+from pretrain.checkpoint.tensors import Chunk
 
 INDEX = "tensors.json"
 """Which tensor lies where: DCP's metadata, which DCP itself would pickle."""
 
+# The manifest has SHA-256 of every file; torch's own check sum in each tensor would take as long as writing it.
+torch.serialization.set_crc32_options(False)
 
-class JsonIndexWriter(FileSystemWriter):
-    """DCP's writer with a JSON index."""
 
-    def finish(self, metadata: Metadata, results: Any) -> None:
-        places = {result.index: result.storage_data for part in results for result in part}
-        tensors: dict[str, Any] = {}
-        for name, tensor in metadata.state_dict_metadata.items():
-            assert isinstance(tensor, TensorStorageMetadata)
-            chunks = []
-            for chunk in tensor.chunks:
-                place = places[MetadataIndex(name, chunk.offsets)]
-                chunks.append(
-                    {
-                        "offsets": list(chunk.offsets),
-                        "sizes": list(chunk.sizes),
-                        "file": place.relative_path,
-                        "begin": place.offset,
-                        "bytes": place.length,
-                    }
-                )
-            dtype = str(tensor.properties.dtype).removeprefix("torch.")
-            tensors[name] = {"shape": list(tensor.size), "dtype": dtype, "chunks": chunks}
-        write_durably(Path(self.path) / INDEX, json.dumps(tensors).encode())
+def write_tensors(folder: Path, rank: int, chunks: Iterable[Chunk], read: Callable[[], None]) -> str:
+    """Write chunks as a data file of DCP's and its index beside it; returns the data file's name.
+
+    `read` is called as soon as no tensor is needed any more: what the disk still lacks then, the system holds.
+    """
+    data, index = f"__{rank}_0.distcp", f"tensors-{rank:05d}.json"
+    tensors: dict[str, Any] = {}
+    try:
+        with (folder / data).open("wb") as file:
+            for chunk in chunks:
+                begin = file.tell()
+                held = chunk.data.detach().cpu()
+                if held.untyped_storage().nbytes() != held.nbytes:
+                    held = held.clone()  # a bucket of memory: a view would be saved with all that it is a view of
+                _save(held, file)
+                dtype = str(chunk.data.dtype).removeprefix("torch.")
+                entry = tensors.setdefault(chunk.name, {"shape": list(chunk.shape), "dtype": dtype, "chunks": []})
+                place = {"file": data, "begin": begin, "bytes": file.tell() - begin}
+                entry["chunks"].append({"offsets": list(chunk.offsets), "sizes": list(chunk.sizes), **place})
+            file.flush()
+            read()
+            os.fsync(file.fileno())
+    finally:
+        read()
+    write_durably(folder / index, json.dumps(tensors).encode())
+    return data
+
+
+class _Telling:
+    """A file for torch.save, whose own error does not say why a write failed."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.error: OSError | None = None
+
+    def write(self, content: Any) -> int:
+        try:
+            return self.file.write(content)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        """At the end, once for all tensors."""
+
+
+def _save(tensor: torch.Tensor, file: BinaryIO) -> None:
+    telling = _Telling(file)
+    try:
+        torch.save(tensor, telling)  # type: ignore[arg-type]  # it writes, and asks for no more
+    except RuntimeError:
+        if telling.error is None:
+            raise
+        raise telling.error from None
+
+
+def merge_indices(folder: Path) -> str:
+    """One index of all the data files in the folder out of those of its ranks; returns its name."""
+    merged: dict[str, Any] = {}
+    for path in sorted(folder.glob("tensors-*.json")):
+        for name, tensor in json.loads(path.read_bytes()).items():
+            chunks = merged.setdefault(name, {**tensor, "chunks": {}})["chunks"]
+            for chunk in tensor["chunks"]:
+                chunks.setdefault(tuple(chunk["offsets"]), chunk)
+        path.unlink()
+    whole = {name: {**tensor, "chunks": list(tensor["chunks"].values())} for name, tensor in merged.items()}
+    write_durably(folder / INDEX, json.dumps(whole).encode())
+    return INDEX
+
+
+def read_index(folder: Path) -> dict[str, set[tuple[tuple[int, ...], tuple[int, ...]]]]:
+    """Offsets and sizes of the chunks of each tensor."""
+    tensors = json.loads((folder / INDEX).read_bytes())
+    return {
+        name: {(tuple(chunk["offsets"]), tuple(chunk["sizes"])) for chunk in tensor["chunks"]}
+        for name, tensor in tensors.items()
+    }
 
 
 class JsonIndexReader(FileSystemReader):

@@ -1,6 +1,6 @@
-"""Checkpoints of a run: saved whole or not at all, found again, checked, pruned.
+"""The checkpoints in one folder: saved whole or not at all, found again, checked, pruned.
 
-<run>/checkpoints/step-00000500/
+<folder>/step-00000500/
     manifest.json     what it is: step, config, versions, layout, digests of all other files (written last)
     tensors.json      which part of which tensor lies where
     __0_0.distcp      tensors of rank 0, and so on
@@ -9,11 +9,13 @@
 
 import json
 import logging
+import secrets
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch.distributed as dist
 from safetensors.torch import load_file
@@ -21,14 +23,17 @@ from safetensors.torch import save as safetensors_bytes
 from torch.distributed import checkpoint as dcp
 
 from data_pipeline.durable import sync_folder, write_durably
+from pretrain.checkpoint.agreement import together
 from pretrain.checkpoint.files import (
     JsonIndexReader,
-    JsonIndexWriter,
     damage,
     digest_of,
+    merge_indices,
+    read_index,
     remove_folder,
+    write_tensors,
 )
-from pretrain.checkpoint.tensors import state_dict_of
+from pretrain.checkpoint.tensors import Chunk, chunks_of, own_chunks, state_dict_of
 from pretrain.config.errors import RunError
 from pretrain.engine.interface import Engine
 from pretrain.layout.groups import ProcessGroups
@@ -37,11 +42,8 @@ from pretrain.run_state import RunState
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
-ALMOST_NOTHING = 1 << 20
-"""Bytes: a disk with less is called full."""
 
 log = logging.getLogger(__name__)
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -56,39 +58,119 @@ class Checkpoint:
         return int(self.manifest["state"]["step"])
 
 
-class CheckpointStore:
-    """The checkpoints in one run folder; `save`, `newest` and `restore` are called on all ranks together."""
+@dataclass(frozen=True)
+class Snapshot:
+    """What one rank saves of a step: small things copied, tensors where they are, until the next update."""
 
-    def __init__(self, run_dir: Path, *, groups: ProcessGroups, keep_last: int, keep_every: int) -> None:
+    step: int
+    chunks: list[Chunk]
+    random_states: bytes
+    manifest: Mapping[str, Any]
+    """All but the digests of the files."""
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(chunk.data.nbytes for chunk in self.chunks)
+
+
+class CheckpointStore:
+    """The checkpoints in one folder; its methods are called on all ranks together.
+
+    A shared folder is completed by rank 0. Where each node has a folder on a disk of its own (`node`: this rank's
+    number on it, and how many ranks it has), the first rank of the node completes it, and each rank writes all that it
+    holds, so that the same layout goes on without the disks of other nodes.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        groups: ProcessGroups,
+        keep_last: int,
+        keep_every: int = 0,
+        node: tuple[int, int] | None = None,
+    ) -> None:
         self.folder, self.layout = run_dir / "checkpoints", asdict(groups.layout)
         self.control, self.keep_last, self.keep_every = groups.control, keep_last, keep_every
-        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        self.rank, self.on_node = dist.get_rank(), node is not None
+        self.place, self.sharing = node or (self.rank, dist.get_world_size())
 
     def save(self, engine: Engine, state: RunState, description: Mapping[str, Any]) -> Path:
         """Write the checkpoint of `state.step`; raises RunError on every rank if any rank could not write."""
-        final = self.folder / f"step-{state.step:08d}"
-        partial = final.with_name(final.name + ".partial")
-        self._together("prepare", lambda: self._make_place(partial) if self.rank == 0 else None)
-        self._together("write", lambda: self._write_own_part(partial, engine))
-        digests = self._together("check", lambda: self._digests_of_own_files(partial))
+        return self.write(self.snapshot(engine, state, description), self.control)
+
+    def snapshot(self, engine: Engine, state: RunState, description: Mapping[str, Any]) -> Snapshot:
+        """What `write` takes: tensors are not copied, so it is good until the engine's next update."""
+        chunks = chain.from_iterable(map(chunks_of if self.on_node else own_chunks, engine.state_shards()))
         manifest = {
             "format_version": FORMAT_VERSION,
             "state": state.to_json(),
             "counters": engine.counters(),
             "layout": self.layout,
-            "files": {name: digest for part in digests for name, digest in part.items()},
             **description,
         }
-        self._together("complete", lambda: self._complete(partial, final, manifest) if self.rank == 0 else None)
+        return Snapshot(state.step, list(chunks), safetensors_bytes(random_states()), manifest)
+
+    def write(
+        self, snapshot: Snapshot, group: dist.ProcessGroup, tensors_read: Callable[[], None] = lambda: None
+    ) -> Path:
+        """Write a snapshot; `tensors_read` is called, whatever happens, once its tensors are not needed any more."""
+        final = self.folder / f"step-{snapshot.step:08d}"
+        partial = final.with_name(final.name + ".partial")
+        folder, completes = self.folder, self.place == 0
+        try:
+            # One name for what all ranks write now: after a crash a node may hold another save of the same step.
+            names = together(
+                "begin", folder, group, lambda: self._make_place(partial) if completes else secrets.token_hex(8)
+            )
+            digests = together("write", folder, group, lambda: self._write_part(partial, snapshot, tensors_read))
+        finally:
+            tensors_read()
+        manifest = {**snapshot.manifest, "save_id": names[0]}
+        files = {name: digest for part in digests for name, digest in part.items()}
+        # In two steps: no node shows the checkpoint before all have everything on their disks.
+        together("describe", folder, group, lambda: self._describe(partial, manifest, files) if completes else None)
+        together("complete", folder, group, lambda: self._complete(partial, final) if completes else None)
+        together("prune", folder, group, lambda: self._prune() if completes else None)
         return final
 
     def newest(self) -> Checkpoint | None:
         """The newest whole checkpoint; damaged ones are named loudly and passed over."""
-        found: list[Checkpoint | None] = [None]
-        if self.rank == 0:
-            found = [newest_whole(self.folder)]
-        dist.broadcast_object_list(found, src=0, group=self.control)
-        return found[0]
+        for name in self.names():
+            checkpoint = self.checked(name)
+            if checkpoint is not None:
+                return checkpoint
+        return None
+
+    def names(self) -> list[str]:
+        """Names of the complete checkpoints that all nodes have, the newest first."""
+        listed = [path.name for path in complete_ones(self.folder)] if self.on_node or self.rank == 0 else []
+        seen = together("list", self.folder, self.control, lambda: listed)
+        return sorted(set(seen[0]).intersection(*seen) if self.on_node else seen[0], reverse=True)
+
+    def checked(self, name: str) -> Checkpoint | None:
+        """A checkpoint, its files read by all ranks together; None, and loudly, where something is wrong."""
+        path = self.folder / name
+        try:
+            manifests = together("read", self.folder, self.control, lambda: read_manifest(path))
+            if len({manifest["save_id"] for manifest in manifests}) > 1:
+                raise RunError(f"{path} is not the same save on all nodes")
+            share = dict(list(manifests[self.rank]["files"].items())[self.place :: self.sharing])
+            together("read", self.folder, self.control, lambda: refuse_damage(path, share))
+        except RunError as error:
+            if self.rank == 0:
+                log.warning("%s; trying the one before", error)
+            return None
+        return Checkpoint(path, manifests[self.rank])
+
+    def serves(self, checkpoint: Checkpoint, engine: Engine) -> bool:
+        """Whether each rank finds all it needs on its node."""
+        layout = checkpoint.manifest["layout"]
+        everything = sum(name.endswith(".distcp") for name in checkpoint.manifest["files"]) == layout["world_size"]
+        index = {} if everything else read_index(checkpoint.folder)
+        wanted = [] if everything else chain.from_iterable(map(chunks_of, engine.state_shards()))
+        found = everything or all((chunk.offsets, chunk.sizes) in index.get(chunk.name, ()) for chunk in wanted)
+        return all(together("read", self.folder, self.control, lambda: found))
 
     def restore(self, checkpoint: Checkpoint, engine: Engine) -> RunState:
         """Load parameters, optimizer, counters and random states; returns the state to go on from."""
@@ -114,66 +196,58 @@ class CheckpointStore:
 
     def last_name(self) -> str:
         """The newest complete checkpoint by its name, or `none`."""
-        return str(max(self._complete_ones(), default="none"))
+        return str(max(complete_ones(self.folder), default="none"))
 
-    def _complete_ones(self) -> list[Path]:
-        return sorted(path for path in self.folder.glob("step-*") if path.suffix == "")
-
-    def _write_own_part(self, partial: Path, engine: Engine) -> None:
-        writer = JsonIndexWriter(partial)
-        dcp.save(state_dict_of(engine.state_shards()), storage_writer=writer, process_group=self.control)
-        write_durably(partial / _random_file(self.rank), safetensors_bytes(random_states()))
-
-    def _make_place(self, partial: Path) -> None:
+    def _make_place(self, partial: Path) -> str:
         # What a killed or failed save or deletion left; before writing, as the disk may be full of it.
         for leftover in [*self.folder.glob("step-*.partial"), *self.folder.glob("step-*.deleting")]:
             shutil.rmtree(leftover)
         partial.mkdir(parents=True)
+        return secrets.token_hex(8)
 
-    def _digests_of_own_files(self, partial: Path) -> dict[str, Any]:
-        names = [path.name for path in partial.glob(f"__{self.rank}_*")] + [_random_file(self.rank)]
-        if self.rank == 0:
-            names.append("tensors.json")
-        return {name: digest_of(partial / name) for name in sorted(names)}
+    def _write_part(self, partial: Path, snapshot: Snapshot, read: Callable[[], None]) -> dict[str, Any]:
+        data = write_tensors(partial, self.rank, snapshot.chunks, read)
+        write_durably(partial / _random_file(self.rank), snapshot.random_states)
+        return {name: digest_of(partial / name) for name in (data, _random_file(self.rank))}
 
-    def _complete(self, partial: Path, final: Path, manifest: Mapping[str, Any]) -> None:
-        write_durably(partial / MANIFEST, json.dumps(manifest, indent=1).encode())
+    def _describe(self, partial: Path, manifest: Mapping[str, Any], files: Mapping[str, Any]) -> None:
+        here = {name: digest for name, digest in files.items() if not self.on_node or (partial / name).exists()}
+        index = merge_indices(partial)
+        content = {**manifest, "files": {**here, index: digest_of(partial / index)}}
+        write_durably(partial / MANIFEST, json.dumps(content, indent=1).encode())
+
+    def _complete(self, partial: Path, final: Path) -> None:
         if final.exists():  # the same step saved again, after a resume from an older one
             remove_folder(final)
         partial.rename(final)
         sync_folder(self.folder)
-        self._prune()
 
     def _prune(self) -> None:
-        for path in self._complete_ones()[: -self.keep_last]:
+        for path in complete_ones(self.folder)[: -self.keep_last]:
             if not (self.keep_every and int(path.name.removeprefix("step-")) % self.keep_every == 0):
                 remove_folder(path)
 
-    def _together(self, what: str, action: Callable[[], Result]) -> list[Result]:
-        """Run `action` on all ranks; every rank learns of every failure, so that none waits for one that failed."""
-        result, fault = None, None
-        try:
-            result = action()
-        except (OSError, dcp.CheckpointException) as error:
-            # Torch's writer does not say why a write failed.
-            full = self.folder.exists() and shutil.disk_usage(self.folder).free < ALMOST_NOTHING
-            fault = f"rank {self.rank}: {'no space left on the disk' if full else _first_cause(error)}"
-        outcomes: list[Any] = [None] * self.world_size
-        dist.all_gather_object(outcomes, (fault, result), group=self.control)
-        faults = [fault for fault, _ in outcomes if fault]
-        if faults:
-            raise RunError(
-                f"could not {what} a checkpoint in {self.folder}: {faults[0]}; earlier checkpoints are untouched, "
-                "make room or mend the disk and run the same command again"
-            )
-        return [result for _, result in outcomes]
+
+def newest_of(stores: Sequence[CheckpointStore], engine: Engine) -> tuple[CheckpointStore, Checkpoint] | None:
+    """The newest whole checkpoint that serves these ranks, wherever it lies; of two of a step, the later store's."""
+    candidates = [(name, number, store) for number, store in enumerate(stores) for name in store.names()]
+    for name, _, store in sorted(candidates, key=lambda candidate: candidate[:2], reverse=True):
+        checkpoint = store.checked(name)
+        if checkpoint is not None and store.serves(checkpoint, engine):
+            return store, checkpoint
+        if checkpoint is not None and dist.get_rank() == 0:
+            log.warning("%s: parts for the new layout lie on other nodes; trying the one before", checkpoint.folder)
+    return None
+
+
+def complete_ones(folder: Path) -> list[Path]:
+    """Folders of complete checkpoints, the oldest first."""
+    return sorted(path for path in folder.glob("step-*") if not path.suffix)  # .partial, .deleting
 
 
 def newest_whole(folder: Path) -> Checkpoint | None:
     """The newest checkpoint in `folder` whose files are all as its manifest says."""
-    for path in sorted(folder.glob("step-*"), reverse=True):
-        if path.suffix:
-            continue  # .partial, .deleting
+    for path in reversed(complete_ones(folder)):
         try:
             return read_checkpoint(path)
         except RunError as error:
@@ -183,19 +257,30 @@ def newest_whole(folder: Path) -> Checkpoint | None:
 
 def read_checkpoint(path: Path) -> Checkpoint:
     """Open one checkpoint, its files checked against its manifest; raises RunError naming what is wrong."""
+    manifest = read_manifest(path)
+    refuse_damage(path, manifest["files"])
+    return Checkpoint(path, manifest)
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """What a checkpoint says of itself; raises RunError where it cannot be read."""
     try:
-        manifest = json.loads((path / MANIFEST).read_bytes())
-        version, files = manifest["format_version"], manifest["files"]
+        manifest: dict[str, Any] = json.loads((path / MANIFEST).read_bytes())
+        version, _ = manifest["format_version"], manifest["files"]
     except FileNotFoundError:
         raise RunError(f"{path} is no checkpoint: it has no {MANIFEST}") from None
     except (ValueError, KeyError, TypeError) as error:
         raise RunError(f"{path / MANIFEST} is damaged: {error}") from None
     if version != FORMAT_VERSION:
         raise RunError(f"{path} has format version {version}, this program reads version {FORMAT_VERSION}")
+    return manifest
+
+
+def refuse_damage(path: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise RunError naming the first file that is not as the manifest says."""
     fault = damage(path, files)
     if fault:
         raise RunError(fault)
-    return Checkpoint(path, manifest)
 
 
 def _say(layout: Mapping[str, int]) -> str:
@@ -204,11 +289,3 @@ def _say(layout: Mapping[str, int]) -> str:
 
 def _random_file(rank: int) -> str:
     return f"random-{rank:05d}.safetensors"
-
-
-def _first_cause(error: BaseException) -> str:
-    """The plain reason in what DCP wraps."""
-    if isinstance(error, dcp.CheckpointException):
-        failures = [failure[0] if isinstance(failure, tuple) else failure for failure in error.failures.values()]
-        return str(failures[0])
-    return str(error)

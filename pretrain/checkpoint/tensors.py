@@ -1,20 +1,22 @@
-"""Flat ranges as boxes, so that torch.distributed.checkpoint (DCP) can write and re-cut them.
+"""Flat ranges as boxes, so that torch.distributed.checkpoint (DCP) can re-cut them.
 
 A ZeRO shard is a flat row-major range of a tensor-parallel rank's part of a tensor. Such a range is at most a few
 boxes, and a box is what DCP knows as a chunk: each rank writes its own, and any other cut of the same tensor can be
 read back.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
-from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex
 
 from pretrain.engine.interface import StateShard
+
+BUCKET_BYTES = 64 << 20
+"""The largest piece of a tensor that is written, or read, at once."""
 
 
 @dataclass(frozen=True)
@@ -63,54 +65,70 @@ def _cut(shape: tuple[int, ...], start: int, length: int, prefix: tuple[int, ...
         _cut(shape[1:], 0, length, (*prefix, start // row), done, out)
 
 
-class ShardedTensor(Tensor):
-    """A tensor of which this rank holds some flat ranges; DCP sees its global shape and the boxes held here."""
+@dataclass(frozen=True)
+class Chunk:
+    """A box of a tensor whose data is here."""
 
-    shards: list[StateShard]
-    chunks: dict[tuple[int, ...], tuple[Box, Tensor]]
+    name: str
+    shape: tuple[int, ...]
+    """Of the whole tensor."""
+    offsets: tuple[int, ...]
+    sizes: tuple[int, ...]
+    data: Tensor
+    """A view of the live tensor, shaped as `sizes`."""
+
+
+def chunks_of(shard: StateShard, first: int = 0, last: int | None = None) -> Iterator[Chunk]:
+    """The boxes of elements `first` to `last` of a shard's range, none above a bucket's size."""
+    end = shard.data.numel() if last is None else last
+    bucket, row = BUCKET_BYTES // shard.data.element_size(), torch.Size(shard.part_shape[1:]).numel()
+    most = bucket // row * row or bucket  # whole rows where it holds some: a broken row is a box more
+    while first < end:
+        border = ((shard.start + first) // most + 1) * most - shard.start
+        length = min(border, end) - first
+        for box in boxes_of_range(shard.part_shape, shard.start + first, length):
+            begin = first + box.start
+            view = shard.data[begin : begin + box.numel].view(box.sizes)
+            offsets = tuple(map(sum, zip(shard.origin, box.offsets, strict=True)))
+            yield Chunk(shard.name, shard.shape, offsets, box.sizes, view)
+        first += length
+
+
+def own_chunks(shard: StateShard) -> Iterator[Chunk]:
+    """What this rank writes: of what several hold alike, its equal part."""
+    numel = shard.data.numel()
+    return chunks_of(shard, numel * shard.copy // shard.copies, numel * (shard.copy + 1) // shard.copies)
+
+
+class ShardedTensor(Tensor):
+    """A tensor of which this rank holds some chunks, to be read into; DCP sees its global shape and them."""
+
+    chunks: dict[tuple[int, ...], Chunk]
 
     @staticmethod
     def __new__(cls: type["ShardedTensor"], shards: list[StateShard]) -> "ShardedTensor":
         data = shards[0].data
         tensor = torch.Tensor._make_wrapper_subclass(cls, shards[0].shape, dtype=data.dtype, device=data.device)
-        tensor.chunks = {}
-        for shard in shards:
-            for inner in boxes_of_range(shard.part_shape, shard.start, shard.data.numel()):
-                view = shard.data[inner.start : inner.start + inner.numel].view(inner.sizes)
-                offsets = tuple(map(sum, zip(shard.origin, inner.offsets, strict=True)))
-                tensor.chunks[offsets] = (Box(offsets, inner.sizes, inner.start), view)
+        tensor.chunks = {chunk.offsets: chunk for shard in shards for chunk in chunks_of(shard)}
         return tensor
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         raise RuntimeError(f"{func} on a tensor of which only parts are here")
 
-    def __create_write_items__(self, name: str, _: Any) -> list[WriteItem]:
-        return [
-            WriteItem(
-                index=MetadataIndex(name, torch.Size(offsets)),
-                type=WriteItemType.SHARD,
-                tensor_data=TensorWriteData(
-                    chunk=_chunk(box), properties=TensorProperties(dtype=self.dtype), size=self.size()
-                ),
-            )
-            for offsets, (box, _) in self.chunks.items()
-        ]
-
     def __create_chunk_list__(self) -> list[ChunkStorageMetadata]:
-        return [_chunk(box) for box, _ in self.chunks.values()]
+        return [
+            ChunkStorageMetadata(offsets=torch.Size(chunk.offsets), sizes=torch.Size(chunk.sizes))
+            for chunk in self.chunks.values()
+        ]
 
     def __get_tensor_shard__(self, index: MetadataIndex) -> Tensor:
         assert index.offset is not None
-        return self.chunks[tuple(index.offset)][1]
-
-
-def _chunk(box: Box) -> ChunkStorageMetadata:
-    return ChunkStorageMetadata(offsets=torch.Size(box.offsets), sizes=torch.Size(box.sizes))
+        return self.chunks[tuple(index.offset)].data
 
 
 def state_dict_of(shards: Iterable[StateShard]) -> dict[str, ShardedTensor]:
-    """DCP's state dict: one sharded tensor a name."""
+    """DCP's state dict to read into: one sharded tensor a name."""
     by_name: dict[str, list[StateShard]] = {}
     for shard in shards:
         by_name.setdefault(shard.name, []).append(shard)

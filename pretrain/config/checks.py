@@ -88,6 +88,7 @@ _POSITIVE = {
     "optim": "lr eps",
     "evaluation": "max_samples final_max_samples micro_batch_size",
     "checkpoint": "keep_last",
+    "checkpoint.local": "keep_last",
     "tracking": "log_every_steps peak_tflops",
     "engine": "cpu_threads timeout_minutes",
     "engine.loss_scale": "window minimum hysteresis",
@@ -101,6 +102,7 @@ _NOT_NEGATIVE = {
     "lr_schedule": "warmup_steps warmup_tokens",
     "evaluation": "every_steps",
     "checkpoint": "every_steps every_minutes keep_every",
+    "checkpoint.local": "every_steps every_minutes",
 }
 _SHARE = {"lr_schedule": "final_ratio decay_fraction"}
 _BELOW_ONE = {"model": "hidden_dropout attention_dropout", "optim": "beta1 beta2"}

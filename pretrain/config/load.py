@@ -6,9 +6,10 @@ Hydra, OmegaConf and pydantic are known to this file only.
 import dataclasses
 import difflib
 import json
+import keyword
 import re
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -65,7 +66,23 @@ def read_run_config(path: Path) -> RunConfig:
 
 def to_yaml(config: RunConfig | GenerateConfig) -> str:
     """The configuration as YAML that `read_run_config` takes back unchanged."""
-    return yaml.safe_dump(json.loads(json.dumps(dataclasses.asdict(config))), sort_keys=False, allow_unicode=True)
+    values = json.loads(json.dumps(dataclasses.asdict(config)))
+    return yaml.safe_dump(_renamed(values, _yaml_key), sort_keys=False, allow_unicode=True)
+
+
+def _record_key(key: str) -> str:
+    """A word that Python reserves, such as `async`, has a line at its end in the record."""
+    return f"{key}_" if keyword.iskeyword(key) else key
+
+
+def _yaml_key(key: str) -> str:
+    return key[:-1] if keyword.iskeyword(key[:-1]) and key.endswith("_") else key
+
+
+def _renamed(values: Any, rule: Callable[[str], str]) -> Any:
+    if isinstance(values, Mapping):
+        return {rule(str(key)): _renamed(value, rule) for key, value in values.items()}
+    return values
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -136,7 +153,7 @@ def _sections(record: type) -> Iterator[tuple[str, type | None]]:
 
 def _record_keys(record: type, prefix: str = "") -> Iterator[str]:
     for name, section in _sections(record):
-        yield prefix + name
+        yield prefix + _yaml_key(name)
         if section is not None:
             yield from _record_keys(section, f"{prefix}{name}.")
 
@@ -157,14 +174,14 @@ def _to_record(values: object, record: type[Record], where: str = "") -> Record:
         raise ConfigError([Problem(where + key, "???", "a value must be given", f"add {key}=...") for key in missing])
     try:
         # Strict JSON: "8" is no integer and 0.5 no step count, while a list may become a tuple.
-        return adapter.validate_json(json.dumps(values), strict=True)
+        return adapter.validate_json(json.dumps(_renamed(values, _record_key)), strict=True)
     except ValidationError as error:
         known = list(_record_keys(record))
         raise ConfigError([_problem(fault, known, where) for fault in error.errors()]) from None
 
 
 def _problem(fault: Any, known: Sequence[str], where: str) -> Problem:
-    key = ".".join(str(part) for part in fault["loc"])
+    key = ".".join(_yaml_key(str(part)) for part in fault["loc"])
     if fault["type"] == "unexpected_keyword_argument":
         near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
         return Problem(

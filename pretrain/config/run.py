@@ -55,6 +55,17 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LocalCheckpointConfig:
+    """Checkpoints in between, on each node's own disk."""
+
+    path: str | None
+    """Folder on every node, not shared; null: none."""
+    every_steps: int
+    every_minutes: float
+    keep_last: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
     """When to save and what to keep."""
 
@@ -66,6 +77,11 @@ class CheckpointConfig:
     """Newest checkpoints to keep."""
     keep_every: int
     """Checkpoints at multiples of this step are kept for ever; 0: none."""
+    async_: bool
+    """Whether training goes on while a checkpoint is written."""
+    local: LocalCheckpointConfig
+    mirror: str | None
+    """URL of a folder that complete checkpoints are copied to; a run that finds a newer one there goes on from it."""
 
 
 @dataclass(frozen=True, kw_only=True)

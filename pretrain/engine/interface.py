@@ -1,6 +1,6 @@
 """What the loop, the evaluator and the checkpoint ask of an engine, and what they get."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -38,6 +38,9 @@ class StateShard:
     start: int
     """Where the range begins in the flat part."""
     data: Tensor
+    copy: int = 0
+    """Which of its copies this is: what several ranks hold alike, each of them writes a part of."""
+    copies: int = 1
 
 
 class Engine(Protocol):
@@ -60,6 +63,10 @@ class Engine(Protocol):
 
     def state_shards(self, *, weights_only: bool = False) -> Iterator[StateShard]:
         """Master weights (`weight/...`) and Adam moments (`exp_avg/...`, `exp_avg_sq/...`), all fp32."""
+        ...
+
+    def before_next_update(self, wait: Callable[[], None]) -> None:
+        """Call `wait` before the state changes: somebody is reading the shards meanwhile."""
         ...
 
     def counters(self) -> dict[str, float]:

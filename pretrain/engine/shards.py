@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pretrain.engine.interface import StateShard
 from pretrain.engine.swap import in_memory, on_disk
 from pretrain.layout.groups import ProcessGroups
-from pretrain.model.parameters import LogicalPart
+from pretrain.model.parameters import LocalParameter, LogicalPart
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -30,7 +30,23 @@ class FlatPiece:
     """One-dimensional views of equal length."""
 
 
-def logical_shards(piece: FlatPiece, parts: Iterable[LogicalPart]) -> Iterator[StateShard]:
+def copies_of(local: LocalParameter, groups: ProcessGroups, *, replicated: bool) -> tuple[int, int]:
+    """Which copy of a parameter's share this rank has, of how many; `replicated`: over data-parallel ranks too."""
+    layout = groups.layout
+    copy, copies = 0, 1
+    for held_alike, rank, size in (
+        (local.split is None, groups.tp_rank, layout.tp),
+        (local.tied, int(local.is_copy), 2),
+        (replicated, groups.dp_rank, layout.dp),
+    ):
+        if held_alike:
+            copy, copies = copy * size + rank, copies * size
+    return copy, copies
+
+
+def logical_shards(
+    piece: FlatPiece, parts: Iterable[LogicalPart], copy: int = 0, copies: int = 1
+) -> Iterator[StateShard]:
     """The piece cut at the borders of the logical tensors in its parameter; vocabulary padding falls away."""
     end = piece.start + piece.states["weight"].numel()
     for logical in parts:
@@ -41,7 +57,7 @@ def logical_shards(piece: FlatPiece, parts: Iterable[LogicalPart]) -> Iterator[S
                 held = data[first - piece.start : last - piece.start]
                 where = first - logical.offset
                 name = f"{kind}/{logical.name}"
-                yield StateShard(name, logical.shape, logical.origin, logical.part_shape, where, held)
+                yield StateShard(name, logical.shape, logical.origin, logical.part_shape, where, held, copy, copies)
 
 
 def flat_pieces(

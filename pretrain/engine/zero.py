@@ -7,7 +7,7 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from pretrain.engine.gathering import BackwardCounts, fetch_without_traces, hold
 from pretrain.engine.gradients import complete, forget_gradients, global_norm, hand_norm_to_deepspeed, pieces_of
 from pretrain.engine.interface import StateShard, StepResult
 from pretrain.engine.schedule import MicroBatch, chunk_handles, run_logits, run_schedule
-from pretrain.engine.shards import MOMENTS, adam_steps, flat_pieces, logical_shards, set_adam_steps
+from pretrain.engine.shards import MOMENTS, adam_steps, copies_of, flat_pieces, logical_shards, set_adam_steps
 from pretrain.engine.swap import is_on_disk, on_disk, write_parameters
 from pretrain.layout.groups import DeepSpeedGroups, ProcessGroups
 from pretrain.layout.vendor_imports import without_compiler
@@ -59,6 +59,7 @@ class ZeroEngine:
         self.zero, self.precision, self.clip = engine.zero_stage, engine.precision, optim.clip_grad_norm
         self.hold_parameters, self.micro_batch_size = hold_parameters, micro_batch_size
         self._norm = math.nan
+        self._readers: list[Callable[[], None]] = []
         named = stage.named()
         tied = {parameter for parameter, local in stage.local.items() if local.tied}
         optimizer_groups = [
@@ -108,6 +109,8 @@ class ZeroEngine:
             totals = self._over_all_ranks(run_schedule(self.handles, micro_batches, forward_only=False))
         loss = (totals[0] / totals[1]).item()
         ran = time.perf_counter()
+        while self._readers:
+            self._readers.pop()()
         loss_scale = self._loss_scale()
         self.engine.step()
         applied = bool(self.engine.was_step_applied())
@@ -140,18 +143,18 @@ class ZeroEngine:
         self._let_go()
         return self._whole_logits(own, padded.shape)[:, :length, : self.vocab_size]
 
+    def before_next_update(self, wait: Callable[[], None]) -> None:
+        self._readers.append(wait)
+
     def state_shards(self, *, weights_only: bool = False) -> Iterator[StateShard]:
         kinds = () if weights_only else MOMENTS
         layout = self.groups.layout
         for piece in flat_pieces(self.optimizer, self.zero, self.precision, self.groups, kinds):
+            local = self.stage.local[piece.parameter]
             parts = logical_parts(
-                self.stage.local[piece.parameter],
-                model=self.model,
-                vocab_size=self.vocab_size,
-                tp=layout.tp,
-                tp_rank=self.groups.tp_rank,
+                local, model=self.model, vocab_size=self.vocab_size, tp=layout.tp, tp_rank=self.groups.tp_rank
             )
-            yield from logical_shards(piece, parts)
+            yield from logical_shards(piece, parts, *copies_of(local, self.groups, replicated=self.zero == 0))
 
     def counters(self) -> dict[str, float]:
         return {"adam_steps": adam_steps(self._basic_optimizer), **self._scaler_counters()}

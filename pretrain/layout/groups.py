@@ -27,6 +27,8 @@ class ProcessGroups:
     world: dist.ProcessGroup
     control: dist.ProcessGroup
     """All ranks, on the CPU: small messages that must not wait for the GPU."""
+    saving: dist.ProcessGroup
+    """All ranks, on the CPU: for the thread that writes checkpoints, and nobody else."""
 
 
 def build_groups(
@@ -63,6 +65,7 @@ def build_groups(
         embedding=parallel_state.get_embedding_group() if at_an_end else None,
         world=world,
         control=control,
+        saving=dist.new_group(backend="gloo"),
     )
 
 

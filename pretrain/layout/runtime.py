@@ -32,6 +32,8 @@ class Runtime:
     rank: int
     world_size: int
     local_rank: int
+    local_size: int
+    """Ranks on this machine."""
     device: torch.device
     group_timeout_minutes: float
     """For every process group."""
@@ -112,7 +114,7 @@ def runtime(
             world_size=world_size,
             timeout=timedelta(minutes=minutes),
         )
-        yield Runtime(rank, world_size, local_rank, device, minutes, sentinel)
+        yield Runtime(rank, world_size, local_rank, _local_size(), device, minutes, sentinel)
         dist.destroy_process_group()
 
 
@@ -120,7 +122,11 @@ def _threads_per_process() -> int:
     """The usable cores shared among this machine's processes, unless OMP_NUM_THREADS says otherwise."""
     if "OMP_NUM_THREADS" in os.environ:
         return int(os.environ["OMP_NUM_THREADS"])
-    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return max(1, len(os.sched_getaffinity(0)) // _local_size())
+
+
+def _local_size() -> int:
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def _complete_environment(rank: int, world_size: int, local_rank: int) -> None:

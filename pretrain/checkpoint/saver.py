@@ -1,0 +1,217 @@
+"""When to save and where to; in the background, so that training goes on while a checkpoint is written.
+
+Tensors are not copied. From the end of one optimizer step to the next update they stay as they are: a thread writes
+them during the forward and backward passes in between, and the update waits for what is left (as in DataStates-LLM,
+Maurya et al. 2024). What the system then still holds of the files goes to the disk, is digested and completed while
+later steps run.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch.distributed as dist
+
+from pretrain.checkpoint.agreement import together
+from pretrain.checkpoint.mirror import Mirror
+from pretrain.checkpoint.store import CheckpointStore, Snapshot
+from pretrain.config.errors import RunError
+from pretrain.config.run import CheckpointConfig
+from pretrain.engine.interface import Engine
+from pretrain.layout.groups import ProcessGroups
+from pretrain.run_state import RunState
+
+RETRY_SECONDS = 60.0
+
+log = logging.getLogger(__name__)
+
+
+class Interval(Protocol):
+    """0: never."""
+
+    @property
+    def every_steps(self) -> int: ...
+
+    @property
+    def every_minutes(self) -> float: ...
+
+
+class Level:
+    """A store with the times at which it is written."""
+
+    def __init__(self, store: CheckpointStore, interval: Interval) -> None:
+        self.store, self.interval = store, interval
+        self.due_at = self._next()
+
+    def is_due_at(self, step: int) -> bool:
+        return self.interval.every_steps > 0 and step % self.interval.every_steps == 0
+
+    def is_due_now(self) -> bool:
+        return time.monotonic() >= self.due_at
+
+    def begun(self) -> None:
+        self.due_at = self._next()
+
+    def failed(self) -> None:
+        self.due_at = time.monotonic() + RETRY_SECONDS
+
+    def _next(self) -> float:
+        return time.monotonic() + (self.interval.every_minutes * 60 or float("inf"))
+
+
+def levels_of(
+    config: CheckpointConfig, run_dir: Path, groups: ProcessGroups, node: tuple[int, int], run_id: Callable[[], str]
+) -> list[Level]:
+    """The shared level and, if there is one, that on the nodes' disks; raises RunError where that has no place.
+
+    `node`: this rank's number on its node, and how many ranks it has; `run_id` is called on one rank.
+    """
+    shared = CheckpointStore(run_dir, groups=groups, keep_last=config.keep_last, keep_every=config.keep_every)
+    if config.local.path is None:
+        return [Level(shared, config)]
+    disk = Path(config.local.path)
+    is_main = dist.get_rank() == 0
+    names = together("name", disk, groups.control, lambda: run_id() if is_main else "")
+    folder = disk / names[0]  # another run of the same name must not find it
+    together("make room for", disk, groups.control, lambda: folder.mkdir(parents=True, exist_ok=True))
+    on_node = CheckpointStore(folder, groups=groups, keep_last=config.local.keep_last, node=node)
+    return [Level(shared, config), Level(on_node, config.local)]
+
+
+def open_mirror(config: CheckpointConfig, shared: CheckpointStore) -> Mirror | None:
+    """The mirror of the configuration; what it has that is newer than all in the shared folder is fetched first."""
+    if config.mirror is None:
+        return None
+    mirror = Mirror(config.mirror, config.keep_last)
+    is_main = dist.get_rank() == 0
+    fetch = lambda: mirror.fetch_newer(shared.folder) if is_main else None  # noqa: E731
+    together("fetch", shared.folder, shared.control, fetch)
+    return mirror
+
+
+class Saver:
+    """Saves what the engine holds; every method but `due_by_clock` is called on all ranks together.
+
+    The first level is the shared folder; a second may lie on each node's own disk.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        levels: list[Level],
+        *,
+        describe: Callable[[RunState], Mapping[str, Any]],
+        in_background: bool,
+        group: dist.ProcessGroup,
+        mirror: Mirror | None = None,
+    ) -> None:
+        """`describe`: what a manifest says besides the state; `group`: for this alone, as a thread talks over it."""
+        self.engine, self.levels, self.describe = engine, levels, describe
+        self.in_background, self.group, self.mirror = in_background, group, mirror
+        self._running: tuple[Level, _Save] | None = None
+
+    def due_by_clock(self) -> int:
+        """A bit for each level whose time has come; ranks must agree on whose clock counts."""
+        return sum(level.is_due_now() << number for number, level in enumerate(self.levels))
+
+    def after_step(self, state: RunState, by_clock: int, *, last: bool) -> None:
+        """Save if it is time for it; the `last` time in any case, and then it is on the disk on return.
+
+        A save that failed is told and tried again a minute later; only the last one raises RunError.
+        """
+        due = [
+            level
+            for number, level in enumerate(self.levels)
+            if by_clock >> number & 1 or level.is_due_at(state.step) or (last and number == 0)
+        ]
+        if self._running is not None and (due or self._running[1].done.is_set()):
+            self.wait()
+        if not due:
+            return
+        for level in due:
+            level.begun()
+        store = due[0].store  # what is in the shared folder need not be on the node too
+        save = _Save(store, store.snapshot(self.engine, state, self.describe(state)), self.group)
+        self._running = (due[0], save)
+        if last:
+            fault = self._end()
+            if fault is not None:
+                remedy = "earlier checkpoints are untouched; make room or mend the disk and run the same command again"
+                raise RunError(f"{fault}; {remedy}")
+        elif not self.in_background:
+            self.wait()
+        else:
+            self.engine.before_next_update(save.wait_until_read)
+
+    def wait(self) -> None:
+        """Until nothing is being written; a failure is told."""
+        fault = self._end()
+        if fault is not None and dist.get_rank() == 0:
+            advice = f"training goes on and tries again in {RETRY_SECONDS:.0f} s; make room or mend the disk"
+            log.error("NOT saved: %s; earlier checkpoints are untouched, %s", fault, advice)
+
+    def _end(self) -> RunError | None:
+        """Wait for the save that is running; returns why it failed, if it did."""
+        if self._running is None:
+            return None
+        (level, save), self._running = self._running, None
+        save.done.wait()
+        if isinstance(save.outcome, RunError):
+            level.failed()
+            return save.outcome
+        if save.outcome is not None:
+            raise save.outcome
+        log.info("%s", save)
+        if self.mirror is not None and level is self.levels[0]:
+            self.mirror.send(save.folder)
+        return None
+
+    def last_name(self) -> str:
+        """The newest complete checkpoint of the shared folder, or `none`."""
+        self.wait()
+        return self.levels[0].store.last_name()
+
+    def close(self) -> None:
+        """Until all that was saved is where it belongs."""
+        self.wait()
+        if self.mirror is not None:
+            self.mirror.close()
+
+
+class _Save:
+    """One save on its way, in a thread of its own."""
+
+    def __init__(self, store: CheckpointStore, snapshot: Snapshot, group: dist.ProcessGroup) -> None:
+        self.store, self.snapshot, self.group = store, snapshot, group
+        self.done, self._read = threading.Event(), threading.Event()
+        self.outcome: BaseException | None = None
+        self.folder = store.folder
+        self._began, self._waited, self._seconds = time.perf_counter(), 0.0, 0.0
+        # A daemon: after a failure elsewhere nobody waits for it.
+        threading.Thread(target=self._write, name="save", daemon=True).start()
+
+    def wait_until_read(self) -> None:
+        """Hold up the update until the tensors are not needed any more."""
+        began = time.perf_counter()
+        self._read.wait()
+        self._waited = time.perf_counter() - began
+
+    def __str__(self) -> str:
+        size = self.snapshot.num_bytes / 1e6
+        return (
+            f"saved {self.folder} in {self._seconds:.2f} s ({size:.1f} MB by this rank, {size / self._seconds:.0f} "
+            f"MB/s); the update waited {self._waited:.3f} s"
+        )
+
+    def _write(self) -> None:
+        try:
+            self.folder = self.store.write(self.snapshot, self.group, self._read.set)
+        except BaseException as error:
+            self.outcome = error
+        finally:
+            self._seconds = time.perf_counter() - self._began
+            self._read.set()
+            self.done.set()
