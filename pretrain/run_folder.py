@@ -113,12 +113,23 @@ def check_space(folder: Path, needed: int) -> None:
         )
 
 
+class _LogFile(logging.FileHandler):
+    """Loses lines where the disk is full or gone, not the run."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        pass
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            super().close()
+
+
 @contextlib.contextmanager
 def log_to_file(folder: Path, rank: int) -> Iterator[None]:
     """All ranks write their log into the run folder; rank 0 alone also speaks to the console."""
     logs = folder / "logs"
     logs.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(logs / f"rank-{rank:05d}.log", encoding="utf-8")
+    handler = _LogFile(logs / f"rank-{rank:05d}.log", encoding="utf-8")
     handler.setFormatter(logging.Formatter(f"%(asctime)s [rank {rank}] %(levelname)s %(message)s"))
     root = logging.getLogger()
     root.addHandler(handler)

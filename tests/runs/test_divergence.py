@@ -81,6 +81,19 @@ class Seen:
     unchanged: dict[int, bool]
 
 
+class NoCheckpoints:
+    """Saves nothing."""
+
+    def due_by_clock(self) -> int:
+        return 0
+
+    def after_step(self, state: RunState, by_clock: int, *, last: bool) -> None:
+        pass
+
+    def last_name(self) -> str:
+        return "none"
+
+
 def run_poisoned(here: Any, config: RunConfig, folder: Path, bad: frozenset[int]) -> Seen:
     """The product's loop over real batches and a poisoned engine."""
     from pretrain.engine.build import build_engine
@@ -110,10 +123,9 @@ def run_poisoned(here: Any, config: RunConfig, folder: Path, bad: frozenset[int]
             clock=StepClock(token_flops(config.model, tokenizer.vocab_size), here.world_size, None),
             record=lambda kind, step, values: records.append({"kind": kind, "step": step, **values}),
             evaluate=lambda max_samples: {"loss": 0.0},
-            save=lambda state: None,
+            checkpoints=NoCheckpoints(),
             stop_requested=lambda: False,
             control=groups.control,
-            last_checkpoint=lambda: "none",
         )
     except TrainingDiverged as error:
         outcome = str(error)
