@@ -116,7 +116,7 @@ def check_space(folder: Path, needed: int) -> None:
 class _LogFile(logging.FileHandler):
     """Loses lines where the disk is full or gone, not the run."""
 
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+    def handleError(self, record: logging.LogRecord) -> None:
         pass
 
     def close(self) -> None:

@@ -189,7 +189,7 @@ class _Save:
         self.done, self._read = threading.Event(), threading.Event()
         self.outcome: BaseException | None = None
         self.folder = store.folder
-        self._began, self._waited, self._seconds = time.perf_counter(), 0.0, 0.0
+        self._began, self.waited, self.seconds = time.perf_counter(), 0.0, 0.0
         # A daemon: after a failure elsewhere nobody waits for it.
         threading.Thread(target=self._write, name="save", daemon=True).start()
 
@@ -197,13 +197,13 @@ class _Save:
         """Hold up the update until the tensors are not needed any more."""
         began = time.perf_counter()
         self._read.wait()
-        self._waited = time.perf_counter() - began
+        self.waited = time.perf_counter() - began
 
     def __str__(self) -> str:
         size = self.snapshot.num_bytes / 1e6
         return (
-            f"saved {self.folder} in {self._seconds:.2f} s ({size:.1f} MB by this rank, {size / self._seconds:.0f} "
-            f"MB/s); the update waited {self._waited:.3f} s"
+            f"saved {self.folder} in {self.seconds:.2f} s ({size:.1f} MB by this rank, {size / self.seconds:.0f} "
+            f"MB/s); the update waited {self.waited:.3f} s"
         )
 
     def _write(self) -> None:
@@ -212,6 +212,6 @@ class _Save:
         except BaseException as error:
             self.outcome = error
         finally:
-            self._seconds = time.perf_counter() - self._began
+            self.seconds = time.perf_counter() - self._began
             self._read.set()
             self.done.set()
