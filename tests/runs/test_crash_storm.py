@@ -10,6 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.support.runs import DATA, ROOT, SHAPE, TRAINING, environment, train_records
 
 STEPS, RANKS = 170, 4
@@ -49,6 +51,7 @@ def train(folder: Path, dataset: Path, kills: int, seed: int) -> tuple[Path, int
     return run, int(done.stdout.split()[-1])
 
 
+@pytest.mark.timeout(1200)
 def test_a_storm_of_kills_leaves_no_trace_in_the_run(tmp_path: Path, dataset: Path) -> None:
     kills = int(os.environ.get("PRETRAIN_STORM_KILLS", "30"))
     seed = int(os.environ.get("PRETRAIN_STORM_SEED", random.SystemRandom().randrange(10**6)))
