@@ -1,9 +1,6 @@
 """Checkpoint files on disk: DCP's data files with their index as JSON, whole or not there at all."""
 
-import hashlib
 import json
-import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +17,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from data_pipeline.durable import write_durably
-
-INDEX = "tensors.json"
-"""Which tensor lies where: DCP's metadata, which DCP itself would pickle."""
+from pretrain.checkpoint.index import INDEX
 
 
 class JsonIndexWriter(FileSystemWriter):
@@ -67,30 +62,3 @@ class JsonIndexReader(FileSystemReader):
             for chunk, entry in zip(chunks, tensor["chunks"], strict=True):
                 places[MetadataIndex(name, chunk.offsets)] = _StorageInfo(entry["file"], entry["begin"], entry["bytes"])
         return Metadata(state_dict_metadata=index, storage_data=places, storage_meta=StorageMeta(load_id=self.load_id))
-
-
-def digest_of(path: Path) -> dict[str, Any]:
-    """Size and SHA-256 of a file, as the manifest holds them."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"bytes": path.stat().st_size, "sha256": digest}
-
-
-def damage(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """The first thing wrong with the files of a checkpoint, or None."""
-    for name, expected in files.items():
-        path = folder / name
-        if not path.is_file():
-            return f"{path} is missing"
-        if path.stat().st_size != expected["bytes"]:
-            return f"{path} has {path.stat().st_size} bytes instead of {expected['bytes']}"
-        if digest_of(path)["sha256"] != expected["sha256"]:
-            return f"{path} is damaged: its SHA-256 differs from the manifest's"
-    return None
-
-
-def remove_folder(folder: Path) -> None:
-    """Delete a checkpoint; renamed first, so that a half deleted one is never taken for whole."""
-    doomed = folder.with_name(folder.name + ".deleting")
-    folder.rename(doomed)
-    shutil.rmtree(doomed)

@@ -21,11 +21,13 @@ from safetensors.torch import save as safetensors_bytes
 from torch.distributed import checkpoint as dcp
 
 from data_pipeline.durable import sync_folder, write_durably
-from pretrain.checkpoint.files import (
-    JsonIndexReader,
-    JsonIndexWriter,
-    damage,
+from pretrain.checkpoint.files import JsonIndexReader, JsonIndexWriter
+from pretrain.checkpoint.manifest import (
+    FORMAT_VERSION,
+    MANIFEST,
     digest_of,
+    file_faults,
+    read_manifest,
     remove_folder,
 )
 from pretrain.checkpoint.tensors import state_dict_of
@@ -35,8 +37,6 @@ from pretrain.layout.groups import ProcessGroups
 from pretrain.layout.random_state import random_states, restore_random_states
 from pretrain.run_state import RunState
 
-FORMAT_VERSION = 1
-MANIFEST = "manifest.json"
 ALMOST_NOTHING = 1 << 20
 """Bytes: a disk with less is called full."""
 
@@ -183,17 +183,8 @@ def newest_whole(folder: Path) -> Checkpoint | None:
 
 def read_checkpoint(path: Path) -> Checkpoint:
     """Open one checkpoint, its files checked against its manifest; raises RunError naming what is wrong."""
-    try:
-        manifest = json.loads((path / MANIFEST).read_bytes())
-        version, files = manifest["format_version"], manifest["files"]
-    except FileNotFoundError:
-        raise RunError(f"{path} is no checkpoint: it has no {MANIFEST}") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{path / MANIFEST} is damaged: {error}") from None
-    if version != FORMAT_VERSION:
-        raise RunError(f"{path} has format version {version}, this program reads version {FORMAT_VERSION}")
-    fault = damage(path, files)
-    if fault:
+    manifest = read_manifest(path)
+    for fault in file_faults(path, manifest["files"], digests=True):
         raise RunError(fault)
     return Checkpoint(path, manifest)
 
