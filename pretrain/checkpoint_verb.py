@@ -19,16 +19,16 @@ A row for each folder: whole or what is wrong with it, and which one the next re
 manifest by their sizes; a resume reads all of them, as --digests does.
 """
 INSPECT_HELP = """
-Of a run, the newest checkpoint that is whole. Norm, least and greatest value are those of the finite values of a tensor;
-they are read chunk by chunk, so that memory holds one chunk.
+Of a run, the newest checkpoint that is whole. Norm, least and greatest are those of the finite values of a tensor, which
+is read chunk by chunk: memory holds one chunk.
 """
 VERIFY_HELP = """
-Of a run, every checkpoint in it. Says one line for each fault, or that all is whole; exit code 1 where there is a fault.
+Of a run, every checkpoint in it. Says a line for each fault, or that all is whole; exit code 1 where there is a fault.
 """
 PRUNE_HELP = """
-Deletes what unfinished saves and deletions left, and whole checkpoints but the newest N and those at multiples of M. The
-newest one that is whole, which is proved by its digests, always stays, and so do damaged ones. Refuses while a live
-process holds the run folder.
+Deletes what unfinished saves and deletions left, and all whole checkpoints but the newest N and those at multiples of
+M steps. The newest whole one, proved by its digests, always stays, and so do damaged ones. Refuses while a live process
+holds the run folder.
 """
 DIFF_HELP = """
 A and B are checkpoints, or runs, of which the newest whole one is taken. Tensors are compared bit for bit, whatever
@@ -93,7 +93,7 @@ def _inspect(given: argparse.Namespace) -> int:
 
     def rows() -> Iterator[dict[str, Any]]:
         for tensor in tensors:
-            row = {"name": tensor.name, "shape": list(tensor.shape), "dtype": tensor.dtype}
+            row: dict[str, Any] = {"name": tensor.name, "shape": list(tensor.shape), "dtype": tensor.dtype}
             row |= {"chunks": len(tensor.chunks), "files": len(tensor.files)}
             if not given.no_values:
                 from pretrain.checkpoint.values import figures_of

@@ -182,8 +182,8 @@ VERBS = {
         "list, inspect, verify, compare and prune checkpoints",
         """
         list says what is there and which one the next resume takes, inspect what a checkpoint is and what each tensor
-        holds, verify compares every file and chunk, diff compares two checkpoints of whatever layouts, prune deletes old
-        ones. Nothing in them is executed. `pretrain checkpoint ACTION --help` explains each.
+        holds, verify compares every file and chunk with what they must be, diff compares two checkpoints of whatever
+        layouts, prune deletes old ones. Nothing in them is executed. `pretrain checkpoint ACTION --help` explains each.
 
         examples:
           pretrain checkpoint list runs/quickstart

@@ -81,8 +81,8 @@ def describing_lines(facts: Facts) -> list[str]:
     """The same, a line a subject; nothing where the checkpoint does not say it."""
     lines = [
         facts["folder"],
-        f"  saved        {facts['saved_at'] or UNSAID} by {layout_text(facts['layout'])}; format {facts['format_version']},"
-        f" {facts['files']} files, {size_text(facts['bytes'])}",
+        f"  saved        {facts['saved_at'] or UNSAID} by {layout_text(facts['layout'])}; "
+        f"format {facts['format_version']}, {facts['files']} files, {size_text(facts['bytes'])}",
     ]
     for name in ("run", "state", "counters", "model", "optim", "lr_schedule", "train", "data", "versions", "git"):
         values = facts[name]

@@ -1,4 +1,4 @@
-"""The checkpoints of a run as a reader finds them: whole, damaged, or left over; without torch, so it is quick to ask."""
+"""The checkpoints of a run as a reader finds them: whole, damaged, or left over; without torch, to be quick."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -75,7 +75,7 @@ def next_resume(found: Sequence[Found]) -> Found | None:
 
 
 def open_one(path: Path) -> Found:
-    """The checkpoint at `path`, or the newest whole one of the run there, by sizes; raises RunError if there is none."""
+    """The checkpoint at `path`, or the newest whole one (by sizes) of the run there; raises RunError without one."""
     found = find_all(path)
     if folder_of_checkpoints(path) is None:
         if not found[0].is_whole:

@@ -1,4 +1,4 @@
-"""What a checkpoint folder says of itself, and whether its files are as it says; without torch, so it is quick to ask.
+"""What a checkpoint folder says of itself, and whether its files are as it says; without torch, to be quick.
 
 The manifest's keys: format_version, state, counters, layout, files; and from `describe_checkpoint` config, environment,
 parameters, vocab_size, tokenizer_fingerprint, dataset_digest, saved_at, which tell people where a checkpoint is from.
