@@ -19,8 +19,8 @@ A row for each folder: whole or what is wrong with it, and which one the next re
 manifest by their sizes; a resume reads all of them, as --digests does.
 """
 INSPECT_HELP = """
-Of a run, the newest checkpoint that is whole. Norm, least and greatest are those of the finite values of a tensor, which
-is read chunk by chunk: memory holds one chunk.
+Of a run, the newest checkpoint that is whole. Norm, least and greatest are those of the finite values. Tensors
+are read chunk by chunk: memory holds one chunk.
 """
 VERIFY_HELP = """
 Of a run, every checkpoint in it. Says a line for each fault, or that all is whole; exit code 1 where there is a fault.
@@ -132,15 +132,13 @@ def _prune(given: argparse.Namespace) -> int:
     from pretrain.checkpoint.describing import size_text
     from pretrain.checkpoint.pruning import prune
 
-    freed = 0
+    freed, verb = 0, "would delete" if given.dry_run else "deleted"
     settings = {"keep_last": given.keep_last, "keep_every": given.keep_every, "dry_run": given.dry_run}
     for each in prune(given.path, **settings):
         name, status = each.found.folder.name, each.found.status
         if each.deleted:
             freed += each.bytes
-            _print_lines(
-                [f"{'would delete' if given.dry_run else 'deleted'} {name} ({status}, {size_text(each.bytes)})"]
-            )
+            _print_lines([f"{verb} {name} ({status}, {size_text(each.bytes)})"])
         else:
             _print_lines([f"kept {name} ({status})"])
     _print_lines([f"{size_text(freed)} {'would be freed' if given.dry_run else 'freed'}"])

@@ -249,14 +249,14 @@ def check_same_data(
     said = {"tokenizer": "tokenizer fingerprint", "data": "dataset digest"}
     differences = ", ".join(f"{said[change.key]} {change.before} there, {change.now} now" for change in changes)
     remedy = (
-        f"another tokenizer is accepted with as many pieces only: {before} there, {now} now"
+        f"another tokenizer can be accepted with as many pieces only: {before} there, {now} now"
         if before != now
-        else f"go on with other data by {to_accept(accepted, refused)}"
+        else f"to go on with other data, add {to_accept(accepted, refused)}"
     )
     raise RunError(
         f"{folder}: {differences} in {dataset.described}: the run was trained on other data; point data.path to the "
-        "old dataset (data.mixture to the old datasets and weights; later weights may change), choose another run.name, "
-        f"or {remedy}"
+        "old dataset (data.mixture to the old datasets and weights; later weights may change), or choose another "
+        f"run.name; {remedy}"
     )
 
 
