@@ -34,7 +34,10 @@ class Found:
     def status(self) -> str:
         if self.is_leftover:
             return f"left over: {LEFTOVERS[self.folder.suffix]}"
-        return "whole" if self.is_whole else self.faults[0]
+        if self.is_whole:
+            return "whole"
+        more = f" (and {len(self.faults) - 1} more)" if len(self.faults) > 1 else ""
+        return self.faults[0].removeprefix(f"{self.folder}/") + more
 
 
 def folder_of_checkpoints(path: Path) -> Path | None:

@@ -147,7 +147,10 @@ def test_a_run_folder_made_by_another_configuration_is_refused(shared, finished_
         "model.hidden_dropout: 0.1 there, 0.0 now",
         "optim.lr: 0.003 there, 0.001 now",
     ]
-    assert "or go on with the new values by run.on_config_change=accept" in message
+    assert (
+        "or go on with the new values by run.accept_changes=[data.document_mask,model.hidden_dropout,optim.lr]"
+        in message
+    )
     assert {name: (finished_run / name).stat().st_mtime_ns for name in files_below(finished_run)} == before
 
 

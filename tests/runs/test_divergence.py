@@ -27,7 +27,7 @@ def test_a_run_that_diverges_stops_with_its_place_and_the_last_checkpoint(finish
     done = place.train(
         "finished",
         "model.hidden_dropout=0.1",
-        "run.on_config_change=accept",
+        "run.accept_changes=[optim.lr]",
         "optim.lr=1e30",
         "train.max_steps=24",
         "train.max_bad_steps=2",
