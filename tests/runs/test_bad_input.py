@@ -133,7 +133,17 @@ def test_a_run_goes_on_with_the_data_that_it_began_with(shared, finished_run, pl
     message = user_error(done)
     assert "checkpoints/step-00000016: tokenizer fingerprint" in message
     assert "the run was trained on other data; point data.path to the old dataset (" in message
+    assert message.endswith("to go on with other data, add run.accept_changes=[data,tokenizer]")
     assert files_below(run) == before
+
+    accepted = ("run.accept_changes=[data,tokenizer]", "train.max_steps=17")
+    done = place.train("finished", "model.hidden_dropout=0.1", f"data.path={other.dataset}", *accepted)
+    assert done.returncode == 0, done.stderr
+    changes = json.loads((run / "changes.jsonl").read_text())
+    assert changes["step"] == 16 and {"data", "tokenizer", "data.path"} <= changes["changes"].keys()
+    assert f"changed after step 16: data: {changes['changes']['data'][0]!r} there" in done.stderr
+    manifest = json.loads((run / "checkpoints/step-00000017/manifest.json").read_text())
+    assert manifest["dataset_digest"] == changes["changes"]["data"][1]
 
 
 def test_a_run_folder_made_by_another_configuration_is_refused(shared, finished_run):
