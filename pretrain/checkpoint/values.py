@@ -12,7 +12,7 @@ from torch import Tensor
 from pretrain.checkpoint.index import StoredChunk, StoredTensor
 from pretrain.config.errors import RunError
 
-AT_ONCE = 1 << 20
+AT_ONCE = 1 << 18
 """Elements widened to fp64 at once: the figures take no memory to speak of beside the chunk."""
 
 
@@ -34,6 +34,10 @@ class Figures:
         """In the order of a table; None where no value is finite."""
         ends = (self.least, self.greatest) if self.least <= self.greatest else (None, None)
         return {"norm": self.norm, "min": ends[0], "max": ends[1], "nan": self.nans, "inf": self.infinities}
+
+    def add_all(self, values: Tensor) -> None:
+        for piece in values.view(-1).split(AT_ONCE):
+            self.add(piece.double())
 
     def add(self, values: Tensor) -> None:
         finite = values[values.isfinite()]
@@ -63,6 +67,10 @@ class Difference:
             return 0.0
         return math.sqrt(self.squares / self.reference_squares) if self.reference_squares else math.inf
 
+    def add_all(self, one: Tensor, other: Tensor) -> None:
+        for piece, facing in _pieces(one, other):
+            self.add(piece, facing)
+
     def add(self, one: Tensor, other: Tensor) -> None:
         if one.dtype == other.dtype:
             self.differing += int((_bits(one) != _bits(other)).sum())
@@ -81,8 +89,7 @@ class Difference:
 def figures_of(folder: Path, tensor: StoredTensor) -> Figures:
     figures = Figures()
     for chunk in tensor.chunks:
-        for piece in read_chunk(folder, tensor, chunk).view(-1).split(AT_ONCE):
-            figures.add(piece.double())
+        figures.add_all(read_chunk(folder, tensor, chunk))  # kept by no name here: gone before the next is read
     return figures
 
 
@@ -100,8 +107,8 @@ def difference_of(one_folder: Path, one: StoredTensor, other_folder: Path, other
             if held is None or held[0] is not facing:
                 held = None  # let go before the next is read
                 held = facing, read_chunk(other_folder, other, facing)
-            for a, b in _pieces(mine[_within(first, last, chunk)], held[1][_within(first, last, facing)]):
-                found.add(a, b)
+            found.add_all(mine[_within(first, last, chunk)], held[1][_within(first, last, facing)])
+        del mine  # before the next is read
     return found
 
 
