@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from textwrap import dedent
 
 from data_pipeline.errors import UserError
-from pretrain import data_verb
+from pretrain import checkpoint_verb, data_verb
 from pretrain.config.errors import ConfigError, TrainingDiverged
 from pretrain.layout.failures import RankFailed
 
@@ -177,6 +177,24 @@ VERBS = {
         """,
         _plan,
         _plan_options,
+    ),
+    "checkpoint": Verb(
+        "list, inspect, verify, compare and prune checkpoints",
+        """
+        list says what is there and which one the next resume takes, inspect what a checkpoint is and what each tensor
+        holds, verify compares every file and chunk with what they must be, diff compares two checkpoints of whatever
+        layouts, prune deletes old ones. Nothing in them is executed. `pretrain checkpoint ACTION --help` explains each.
+
+        examples:
+          pretrain checkpoint list runs/quickstart
+          pretrain checkpoint inspect runs/quickstart --match 'weight/*norm*'
+          pretrain checkpoint verify runs/quickstart
+          pretrain checkpoint diff runs/one/checkpoints/step-00000500 runs/other
+          pretrain checkpoint prune runs/quickstart --keep-last 2 --keep-every 1000 --dry-run
+        """,
+        checkpoint_verb.run,
+        checkpoint_verb.add_options,
+        takes_overrides=False,
     ),
     "generate": Verb(
         "continue a prompt with a trained model",

@@ -8,13 +8,15 @@ import os
 import secrets
 import shutil
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from data_pipeline.durable import write_durably
+from pretrain.config.changes import Change, changes_between, refusal
 from pretrain.config.errors import RunError
 from pretrain.config.load import flatten, to_yaml
 from pretrain.config.run import RunConfig
@@ -23,23 +25,9 @@ CONFIG_FILE = "config.yaml"
 LOCK_FILE = "run.lock"
 RUN_ID_FILE = "run_id"
 
-FREE_TO_CHANGE = (
-    "run.",
-    "data.",
-    "tokenizer.",
-    "prepare.",
-    "parallel.",
-    "engine.",
-    "evaluation.",
-    "checkpoint.",
-    "tracking.",
-    "train.micro_batch_size",
-    "train.max_bad_steps",
-    "model.name",
-)
-"""Keys that a resumed run may change: they say where, how fast and what is recorded, not what is computed. Data and
-tokenizer are held to the digests in the checkpoint instead."""
-BOUND = ("run.seed", "engine.precision", "data.document_mask")
+CHANGES_FILE = "changes.jsonl"
+
+log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -68,25 +56,10 @@ def hold_run_folder(folder: Path) -> Iterator[None]:
 
 
 def check_same_config(folder: Path, config: RunConfig) -> None:
-    """Raise RunError listing the keys in which `config` differs from the one that made the folder."""
-    path = folder / CONFIG_FILE
-    if not path.exists() or config.run.on_config_change == "accept":
-        return
-    try:
-        saved = flatten(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (yaml.YAMLError, AttributeError, UnicodeDecodeError):
-        raise RunError(f"{path}: not readable as a configuration; restore it or choose another run.dir") from None
-    now = flatten(yaml.safe_load(to_yaml(config)))
-    changes = [
-        f"\n  {key}: {saved.get(key)!r} there, {now.get(key)!r} now"
-        for key in sorted({*saved, *now})
-        if saved.get(key) != now.get(key) and not _is_free(key)
-    ]
-    if changes:
-        raise RunError(
-            f"run.dir={str(folder)!r} was made by another configuration:{''.join(changes)}\n"
-            "choose another run.name or run.dir, or go on with the new values by run.on_config_change=accept"
-        )
+    """Raise RunError listing the keys that differ from the configuration of the folder and may not, unless accepted."""
+    refused = refusal(_changes(folder, config), config.run.accept_changes)
+    if refused:
+        raise RunError(f"run.dir={str(folder)!r} was made by another configuration:{refused}")
 
 
 def run_id(folder: Path) -> str:
@@ -97,8 +70,18 @@ def run_id(folder: Path) -> str:
     return path.read_text(encoding="utf-8").strip()
 
 
-def write_config(folder: Path, config: RunConfig) -> None:
-    """Store the resolved configuration; what `generate` and a resume read."""
+def record_config(folder: Path, config: RunConfig, step: int, other_data: Sequence[Change] = ()) -> None:
+    """Store the resolved configuration, which `generate` and a resume read; what has changed since the last start is
+    told, and kept in changes.jsonl, a line a resume."""
+    changes = [*_changes(folder, config), *other_data]
+    for change in changes:
+        log.info("changed after step %d: %s", step, change)
+    if changes:
+        values = {change.key: [change.before, change.now] for change in changes}
+        line = {"step": step, "time": round(time.time(), 3), "changes": values}
+        path = folder / CHANGES_FILE
+        before = path.read_bytes() if path.exists() else b""
+        write_durably(path, before + json.dumps(line, ensure_ascii=False).encode() + b"\n")
     write_durably(folder / CONFIG_FILE, to_yaml(config).encode())
 
 
@@ -140,8 +123,16 @@ def log_to_file(folder: Path, rank: int) -> Iterator[None]:
         handler.close()
 
 
-def _is_free(key: str) -> bool:
-    return key.startswith(FREE_TO_CHANGE) and key not in BOUND
+def _changes(folder: Path, config: RunConfig) -> list[Change]:
+    """From the configuration that the folder was last used with; none in a new folder."""
+    path = folder / CONFIG_FILE
+    if not path.exists():
+        return []
+    try:
+        saved = flatten(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (yaml.YAMLError, AttributeError, UnicodeDecodeError):
+        raise RunError(f"{path}: not readable as a configuration; restore it or choose another run.dir") from None
+    return changes_between(saved, flatten(yaml.safe_load(to_yaml(config))))
 
 
 def _holder(text: str) -> str:

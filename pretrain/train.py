@@ -3,6 +3,7 @@
 import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from data_pipeline.folders import dataset_folders
 from data_pipeline.mixture import Plan, TrainingData, mix
 from data_pipeline.remote.ahead import check_cache_holds
 from data_pipeline.shards.reader import PackedDataset
+from pretrain.config.changes import Change, to_accept
 from pretrain.config.checks import check_run, tokens_per_step, total_steps
 from pretrain.config.errors import ConfigError, Problem, RunError
 from pretrain.config.run import RunConfig
@@ -18,7 +20,14 @@ from pretrain.layout.grid import ParallelLayout, world_from_environment
 from pretrain.model.flops import token_flops
 from pretrain.model.size import checkpoint_bytes
 from pretrain.optim.learning_rate import lr_at
-from pretrain.run_folder import check_same_config, check_space, hold_run_folder, log_to_file, run_id, write_config
+from pretrain.run_folder import (
+    check_same_config,
+    check_space,
+    hold_run_folder,
+    log_to_file,
+    record_config,
+    run_id,
+)
 from pretrain.run_state import RunState
 from pretrain.signals import stop_on_signals
 from pretrain.tracking.provenance import describe_checkpoint, describe_run, write_description
@@ -93,7 +102,8 @@ def run(
         node = (here.local_rank, here.local_size)
         levels = levels_of(config.checkpoint, folder, groups, node, lambda: run_id(folder))
         mirror = open_mirror(config.checkpoint, levels[0].store)
-        state = restore_newest([level.store for level in levels], engine, dataset)
+        stores = [level.store for level in levels]
+        state, other_data = restore_newest(stores, engine, dataset, config.run.accept_changes)
         if state.step >= steps:
             log.info("%s is finished: step %d of %d; nothing to do", folder, state.step, steps)
             return "finished"
@@ -103,7 +113,7 @@ def run(
         say_start(config, description, state, steps)
         sinks = Sinks()
         if here.is_main:
-            write_config(folder, config)
+            record_config(folder, config, state.step, other_data)
             write_description(folder, description)
             sinks.open(build_sinks(config, folder, state.step, steps, description))
         closing.callback(sinks.close)
@@ -111,7 +121,11 @@ def run(
         saver = Saver(
             engine,
             levels,
-            describe=lambda at: {**of_run, "dataset_digest": dataset.digest_before(at.position)},
+            describe=lambda at: {
+                **of_run,
+                "dataset_digest": dataset.digest_before(at.position),
+                "saved_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            },
             in_background=config.checkpoint.async_,
             group=groups.saving,
             mirror=mirror,
@@ -209,33 +223,52 @@ def check_enough_data(config: RunConfig, dataset: TrainingData) -> None:
         raise ConfigError([Problem("data.mixture_max_epochs", config.data.mixture_max_epochs, rule, remedy)])
 
 
-def restore_newest(stores: Sequence["CheckpointStore"], engine: "Engine", dataset: TrainingData) -> RunState:
-    """Load the newest whole checkpoint, if there is one; returns where the run stands."""
+def restore_newest(
+    stores: Sequence["CheckpointStore"], engine: "Engine", dataset: TrainingData, accepted: Sequence[str]
+) -> tuple[RunState, list[Change]]:
+    """Load the newest whole checkpoint, if there is one; returns where the run stands, and what data changed there."""
     from pretrain.checkpoint.store import newest_of
 
     found = newest_of(stores, engine)
     if found is None:
-        return RunState()
+        return RunState(), []
     store, newest = found
-    check_same_data(newest.manifest, dataset, newest.folder)
+    other_data = check_same_data(newest.manifest, dataset, newest.folder, accepted)
     state = store.restore(newest, engine)
     log.info("resumed from %s: step %d, sample %d", newest.folder, state.step, state.position)
-    return state
+    return state, other_data
 
 
-def check_same_data(saved: Mapping[str, Any], dataset: TrainingData, folder: Path) -> None:
-    """Raise RunError where a checkpoint was trained on other tokens, up to its position, than the data holds."""
-    position = int(saved["state"]["position"])
-    for what, there, now in (
-        ("tokenizer fingerprint", saved["tokenizer_fingerprint"], dataset.manifest.tokenizer.fingerprint),
-        ("dataset digest", saved["dataset_digest"], dataset.digest_before(position)),
-    ):
-        if there != now:
-            raise RunError(
-                f"{folder}: {what} {there} there, {now} in {dataset.described}: the run was trained on other data; "
-                "point data.path to the old dataset (data.mixture to the old datasets and weights; later weights may "
-                "change), or choose another run.name"
-            )
+def check_same_data(
+    saved: Mapping[str, Any], dataset: TrainingData, folder: Path, accepted: Sequence[str]
+) -> list[Change]:
+    """How the data differs from that of a checkpoint up to its position; raises RunError where that is not accepted, or
+    another tokenizer has another number of pieces."""
+    tokenizer, position = dataset.manifest.tokenizer, int(saved["state"]["position"])
+    changes = [
+        change
+        for change in (
+            Change("tokenizer", saved["tokenizer_fingerprint"], tokenizer.fingerprint),
+            Change("data", saved["dataset_digest"], dataset.digest_before(position)),
+        )
+        if change.before != change.now
+    ]
+    refused = [change for change in changes if change.key not in accepted]
+    before, now = saved["vocab_size"], tokenizer.vocab_size
+    if before == now and not refused:
+        return changes
+    said = {"tokenizer": "tokenizer fingerprint", "data": "dataset digest"}
+    differences = ", ".join(f"{said[change.key]} {change.before} there, {change.now} now" for change in changes)
+    remedy = (
+        f"another tokenizer can be accepted with as many pieces only: {before} there, {now} now"
+        if before != now
+        else f"to go on with other data, add {to_accept(accepted, refused)}"
+    )
+    raise RunError(
+        f"{folder}: {differences} in {dataset.described}: the run was trained on other data; point data.path to the "
+        "old dataset (data.mixture to the old datasets and weights; later weights may change), or choose another "
+        f"run.name; {remedy}"
+    )
 
 
 def say_start(config: RunConfig, description: Mapping[str, Any], state: RunState, steps: int) -> None:

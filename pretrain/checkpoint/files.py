@@ -1,10 +1,8 @@
 """Checkpoint files on disk: DCP's data files with their index as JSON, whole or not there at all."""
 
-import hashlib
 import json
 import os
-import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,10 +19,8 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from data_pipeline.durable import write_durably
+from pretrain.checkpoint.index import INDEX
 from pretrain.checkpoint.tensors import Chunk
-
-INDEX = "tensors.json"
-"""Which tensor lies where: DCP's metadata, which DCP itself would pickle."""
 
 # The manifest has SHA-256 of every file; torch's own check sum in each tensor would take as long as writing it.
 torch.serialization.set_crc32_options(False)
@@ -100,15 +96,6 @@ def merge_indices(folder: Path) -> str:
     return INDEX
 
 
-def read_index(folder: Path) -> dict[str, set[tuple[tuple[int, ...], tuple[int, ...]]]]:
-    """Offsets and sizes of the chunks of each tensor."""
-    tensors = json.loads((folder / INDEX).read_bytes())
-    return {
-        name: {(tuple(chunk["offsets"]), tuple(chunk["sizes"])) for chunk in tensor["chunks"]}
-        for name, tensor in tensors.items()
-    }
-
-
 class JsonIndexReader(FileSystemReader):
     """DCP's reader of a JSON index; tensors themselves are read with weights_only, so nothing is unpickled."""
 
@@ -126,30 +113,3 @@ class JsonIndexReader(FileSystemReader):
             for chunk, entry in zip(chunks, tensor["chunks"], strict=True):
                 places[MetadataIndex(name, chunk.offsets)] = _StorageInfo(entry["file"], entry["begin"], entry["bytes"])
         return Metadata(state_dict_metadata=index, storage_data=places, storage_meta=StorageMeta(load_id=self.load_id))
-
-
-def digest_of(path: Path) -> dict[str, Any]:
-    """Size and SHA-256 of a file, as the manifest holds them."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"bytes": path.stat().st_size, "sha256": digest}
-
-
-def damage(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """The first thing wrong with the files of a checkpoint, or None."""
-    for name, expected in files.items():
-        path = folder / name
-        if not path.is_file():
-            return f"{path} is missing"
-        if path.stat().st_size != expected["bytes"]:
-            return f"{path} has {path.stat().st_size} bytes instead of {expected['bytes']}"
-        if digest_of(path)["sha256"] != expected["sha256"]:
-            return f"{path} is damaged: its SHA-256 differs from the manifest's"
-    return None
-
-
-def remove_folder(folder: Path) -> None:
-    """Delete a checkpoint; renamed first, so that a half deleted one is never taken for whole."""
-    doomed = folder.with_name(folder.name + ".deleting")
-    folder.rename(doomed)
-    shutil.rmtree(doomed)

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch.distributed as dist
 
-from pretrain.checkpoint.files import remove_folder
-from pretrain.checkpoint.store import MANIFEST, complete_ones, read_checkpoint, read_manifest
+from pretrain.checkpoint.manifest import MANIFEST, read_manifest, remove_folder
+from pretrain.checkpoint.store import complete_ones, read_checkpoint
 from pretrain.config.errors import ConfigError, Problem, RunError
 
 ATTEMPTS, FIRST_PAUSE, PATIENCE = 4, 2.0, 3600.0

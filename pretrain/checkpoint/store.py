@@ -24,14 +24,15 @@ from torch.distributed import checkpoint as dcp
 
 from data_pipeline.durable import sync_folder, write_durably
 from pretrain.checkpoint.agreement import together
-from pretrain.checkpoint.files import (
-    JsonIndexReader,
-    damage,
+from pretrain.checkpoint.files import JsonIndexReader, merge_indices, write_tensors
+from pretrain.checkpoint.index import read_index
+from pretrain.checkpoint.manifest import (
+    FORMAT_VERSION,
+    MANIFEST,
     digest_of,
-    merge_indices,
-    read_index,
+    file_faults,
+    read_manifest,
     remove_folder,
-    write_tensors,
 )
 from pretrain.checkpoint.tensors import Chunk, chunks_of, own_chunks, state_dict_of
 from pretrain.config.errors import RunError
@@ -39,9 +40,6 @@ from pretrain.engine.interface import Engine
 from pretrain.layout.groups import ProcessGroups
 from pretrain.layout.random_state import random_states, restore_random_states
 from pretrain.run_state import RunState
-
-FORMAT_VERSION = 1
-MANIFEST = "manifest.json"
 
 log = logging.getLogger(__name__)
 
@@ -153,7 +151,7 @@ class CheckpointStore:
         path = self.folder / name
         try:
             manifests = together("read", self.folder, self.control, lambda: read_manifest(path))
-            if len({manifest["save_id"] for manifest in manifests}) > 1:
+            if len({manifest.get("save_id") for manifest in manifests}) > 1:
                 raise RunError(f"{path} is not the same save on all nodes")
             share = dict(list(manifests[self.rank]["files"].items())[self.place :: self.sharing])
             together("read", self.folder, self.control, lambda: refuse_damage(path, share))
@@ -167,10 +165,17 @@ class CheckpointStore:
         """Whether each rank finds all it needs on its node."""
         layout = checkpoint.manifest["layout"]
         everything = sum(name.endswith(".distcp") for name in checkpoint.manifest["files"]) == layout["world_size"]
-        index = {} if everything else read_index(checkpoint.folder)
-        wanted = [] if everything else chain.from_iterable(map(chunks_of, engine.state_shards()))
-        found = everything or all((chunk.offsets, chunk.sizes) in index.get(chunk.name, ()) for chunk in wanted)
+        found = everything or self._holds_own_chunks(checkpoint, engine)
         return all(together("read", self.folder, self.control, lambda: found))
+
+    def _holds_own_chunks(self, checkpoint: Checkpoint, engine: Engine) -> bool:
+        places = {
+            (tensor.name, chunk.offsets, chunk.sizes)
+            for tensor in read_index(checkpoint.folder).values()
+            for chunk in tensor.chunks
+        }
+        wanted = chain.from_iterable(map(chunks_of, engine.state_shards()))
+        return all((chunk.name, chunk.offsets, chunk.sizes) in places for chunk in wanted)
 
     def restore(self, checkpoint: Checkpoint, engine: Engine) -> RunState:
         """Load parameters, optimizer, counters and random states; returns the state to go on from."""
@@ -262,24 +267,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(path, manifest)
 
 
-def read_manifest(path: Path) -> dict[str, Any]:
-    """What a checkpoint says of itself; raises RunError where it cannot be read."""
-    try:
-        manifest: dict[str, Any] = json.loads((path / MANIFEST).read_bytes())
-        version, _ = manifest["format_version"], manifest["files"]
-    except FileNotFoundError:
-        raise RunError(f"{path} is no checkpoint: it has no {MANIFEST}") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{path / MANIFEST} is damaged: {error}") from None
-    if version != FORMAT_VERSION:
-        raise RunError(f"{path} has format version {version}, this program reads version {FORMAT_VERSION}")
-    return manifest
-
-
 def refuse_damage(path: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
     """Raise RunError naming the first file that is not as the manifest says."""
-    fault = damage(path, files)
-    if fault:
+    for fault in file_faults(path, files, digests=True):
         raise RunError(fault)
 
 

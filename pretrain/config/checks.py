@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from data_pipeline.config import DataConfig
+from pretrain.config.changes import accept_problems
 from pretrain.config.engine import EngineConfig
 from pretrain.config.errors import ConfigError, Problem
 from pretrain.config.layout_checks import (
@@ -35,6 +36,7 @@ def check_run(config: RunConfig, world_size: int) -> None:
         *_modes(config.engine),
         *_offload(config.engine),
         *_mixture(config.data),
+        *accept_problems(config),
     ]
     if layout:
         near = nearest_layouts(config, world_size)

@@ -127,7 +127,7 @@ def _unreadable(overrides: Sequence[str]) -> Iterator[str]:
 
 
 def _unknown_keys(overrides: Sequence[str], conf_dir: Path, record: type) -> Iterator[Problem]:
-    known = set(_record_keys(record))
+    known = set(record_keys(record))
     groups = {path.name for path in conf_dir.iterdir() if path.is_dir()}
     for override in overrides:
         name, separator, value = override.partition("=")
@@ -151,11 +151,12 @@ def _sections(record: type) -> Iterator[tuple[str, type | None]]:
         yield field.name, hint if dataclasses.is_dataclass(hint) else None  # type: ignore[misc]
 
 
-def _record_keys(record: type, prefix: str = "") -> Iterator[str]:
+def record_keys(record: type, prefix: str = "") -> Iterator[str]:
+    """Dotted keys of a record, those of its sections themselves included."""
     for name, section in _sections(record):
         yield prefix + _yaml_key(name)
         if section is not None:
-            yield from _record_keys(section, f"{prefix}{name}.")
+            yield from record_keys(section, f"{prefix}{name}.")
 
 
 def _record_types(record: type) -> Iterator[type]:
@@ -176,7 +177,7 @@ def _to_record(values: object, record: type[Record], where: str = "") -> Record:
         # Strict JSON: "8" is no integer and 0.5 no step count, while a list may become a tuple.
         return adapter.validate_json(json.dumps(_renamed(values, _record_key)), strict=True)
     except ValidationError as error:
-        known = list(_record_keys(record))
+        known = list(record_keys(record))
         raise ConfigError([_problem(fault, known, where) for fault in error.errors()]) from None
 
 

@@ -20,8 +20,9 @@ class RunSection:
     """Run folder: config, logs, metrics, plots, checkpoints."""
     seed: int
     """Initial weights, data order and dropout all follow from it."""
-    on_config_change: Literal["refuse", "accept"]
-    """What to do when the run folder was made by another configuration."""
+    accept_changes: tuple[str, ...]
+    """Keys that a resumed run takes with other values than it was made with, as in [optim.lr,train.global_batch_size];
+    `data` and `tokenizer` for other data, `tokenizer` with a vocabulary of the same size only."""
 
 
 @dataclass(frozen=True, kw_only=True)

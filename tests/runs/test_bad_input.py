@@ -133,7 +133,17 @@ def test_a_run_goes_on_with_the_data_that_it_began_with(shared, finished_run, pl
     message = user_error(done)
     assert "checkpoints/step-00000016: tokenizer fingerprint" in message
     assert "the run was trained on other data; point data.path to the old dataset (" in message
+    assert message.endswith("to go on with other data, add run.accept_changes=[data,tokenizer]")
     assert files_below(run) == before
+
+    accepted = ("run.accept_changes=[data,tokenizer]", "train.max_steps=17")
+    done = place.train("finished", "model.hidden_dropout=0.1", f"data.path={other.dataset}", *accepted)
+    assert done.returncode == 0, done.stderr
+    changes = json.loads((run / "changes.jsonl").read_text())
+    assert changes["step"] == 16 and {"data", "tokenizer", "data.path"} <= changes["changes"].keys()
+    assert f"changed after step 16: data: {changes['changes']['data'][0]!r} there" in done.stderr
+    manifest = json.loads((run / "checkpoints/step-00000017/manifest.json").read_text())
+    assert manifest["dataset_digest"] == changes["changes"]["data"][1]
 
 
 def test_a_run_folder_made_by_another_configuration_is_refused(shared, finished_run):
@@ -147,7 +157,10 @@ def test_a_run_folder_made_by_another_configuration_is_refused(shared, finished_
         "model.hidden_dropout: 0.1 there, 0.0 now",
         "optim.lr: 0.003 there, 0.001 now",
     ]
-    assert "or go on with the new values by run.on_config_change=accept" in message
+    assert (
+        "or go on with the new values by run.accept_changes=[data.document_mask,model.hidden_dropout,optim.lr]"
+        in message
+    )
     assert {name: (finished_run / name).stat().st_mtime_ns for name in files_below(finished_run)} == before
 
 

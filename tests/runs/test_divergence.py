@@ -1,5 +1,6 @@
 """What a run does about losses that are not numbers."""
 
+import json
 import math
 import shutil
 from dataclasses import dataclass, field
@@ -27,7 +28,7 @@ def test_a_run_that_diverges_stops_with_its_place_and_the_last_checkpoint(finish
     done = place.train(
         "finished",
         "model.hidden_dropout=0.1",
-        "run.on_config_change=accept",
+        "run.accept_changes=[optim.lr]",
         "optim.lr=1e30",
         "train.max_steps=24",
         "train.max_bad_steps=2",
@@ -37,6 +38,16 @@ def test_a_run_that_diverges_stops_with_its_place_and_the_last_checkpoint(finish
     assert "step 20: loss nan, gradient norm inf; batch of samples 152 to 159; 3 bad steps so far" in message
     assert "train.max_bad_steps=2 allowed; last good checkpoint: runs/finished/checkpoints/step-00000016" in message
     assert "lower optim.lr, look at that batch, or allow more bad steps" in message
+    # The rate was accepted by name, the length needs no leave; both are told, and stay known.
+    assert "changed after step 16: optim.lr: 0.003 there, 1e+30 now" in done.stderr
+    assert "changed after step 16: train.max_steps: 16 there, 24 now" in done.stderr
+    (changes,) = [json.loads(line) for line in (run / "changes.jsonl").read_text().splitlines()]
+    assert changes["step"] == 16
+    assert changes["changes"] == {
+        "optim.lr": [0.003, 1e30],
+        "train.max_bad_steps": [0, 2],
+        "train.max_steps": [16, 24],
+    }
     records = train_records(run)
     assert [records[step]["bad_steps"] for step in (17, 18, 19)] == [0, 1, 2] and 20 not in records
     assert math.isnan(records[19]["loss"])

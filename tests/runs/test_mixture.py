@@ -32,11 +32,11 @@ def test_a_mixture_trains_resumes_with_other_later_weights_and_refuses_another_p
     )
     assert f"dataset {first['loss/dataset']:.4f}, other {first['loss/other']:.4f}" in done.stderr
 
-    longer = ("train.max_steps=12", "run.on_config_change=accept")
-    refused = mixing.train("mixed", "data.mixture={dataset: 3, other: 1}", *longer)
+    longer = "train.max_steps=12"
+    refused = mixing.train("mixed", "data.mixture={dataset: 3, other: 1}", longer)
     assert refused.returncode == 2 and "the run was trained on other data" in refused.stderr
     later = "data.mixture_later=[{after_tokens: 2048, weights: {dataset: 1}}]"  # 8 steps of 8 samples of 32 tokens
-    done = mixing.train("mixed", HALF, later, *longer)
+    done = mixing.train("mixed", HALF, later, longer)
     assert done.returncode == 0, done.stderr
 
     # The batches after the change are those that a run has which knew of it from the beginning.

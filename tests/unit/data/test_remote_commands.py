@@ -97,9 +97,9 @@ def test_settings_of_the_cache_are_checked(override, message, tmp_path):
 
 
 def test_where_the_data_lies_is_free_to_change_between_runs(prepared, tmp_path):
-    from pretrain.run_folder import check_same_config, write_config
+    from pretrain.run_folder import check_same_config, record_config
 
     here = run_config(prepared, tmp_path)
-    write_config(tmp_path, here)
+    record_config(tmp_path, here, 0)
     there = dataclasses.replace(here, data=dataclasses.replace(here.data, path="s3://bucket/set"))
     check_same_config(tmp_path, there)

@@ -1,0 +1,113 @@
+"""The checkpoints of a run as a reader finds them: whole, damaged, or left over; without torch, to be quick."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pretrain.checkpoint.index import StoredTensor, index_faults, read_index
+from pretrain.checkpoint.manifest import MANIFEST, Manifest, file_faults, read_manifest
+from pretrain.config.errors import RunError
+
+LEFTOVERS = {".partial": "unfinished save", ".deleting": "unfinished deletion"}
+
+
+@dataclass(frozen=True)
+class Found:
+    """One folder of a run's checkpoints."""
+
+    folder: Path
+    manifest: Manifest | None
+    """None: it has none that can be used."""
+    faults: Sequence[str]
+
+    @property
+    def is_leftover(self) -> bool:
+        """Of a save or a deletion that was cut short; no resume takes it."""
+        return self.folder.suffix in LEFTOVERS
+
+    @property
+    def is_whole(self) -> bool:
+        return self.manifest is not None and not self.faults
+
+    @property
+    def status(self) -> str:
+        if self.is_leftover:
+            return f"left over: {LEFTOVERS[self.folder.suffix]}"
+        if self.is_whole:
+            return "whole"
+        more = f" (and {len(self.faults) - 1} more)" if len(self.faults) > 1 else ""
+        return self.faults[0].removeprefix(f"{self.folder}/") + more
+
+
+def folder_of_checkpoints(path: Path) -> Path | None:
+    """Where the checkpoints of a run lie, `path` being its folder or that one; None: it is a single checkpoint.
+
+    Raises RunError where it is none of them.
+    """
+    for folder in (path / "checkpoints", path):
+        if folder.is_dir() and (folder.name == "checkpoints" or any(_folders(folder))):
+            return folder
+    if not path.exists():
+        raise RunError(f"{path}: no such folder; give a run's folder, such as runs/NAME, or a checkpoint in it")
+    if not (path / MANIFEST).exists() and not path.name.startswith("step-"):
+        raise RunError(
+            f"{path}: neither a run's folder (it has no checkpoints/) nor a checkpoint (it has no {MANIFEST})"
+        )
+    return None
+
+
+def find_all(path: Path, *, digests: bool = False) -> list[Found]:
+    """Every checkpoint folder of a run, oldest first, or the one at `path`; files checked by size, or by digest."""
+    folder = folder_of_checkpoints(path)
+    return [look_at(each, digests=digests) for each in ([path] if folder is None else sorted(_folders(folder)))]
+
+
+def look_at(folder: Path, *, digests: bool = False) -> Found:
+    """One folder, its files compared with its manifest."""
+    try:
+        manifest = read_manifest(folder)
+    except RunError as error:
+        return Found(folder, None, [str(error)])
+    return Found(folder, manifest, list(file_faults(folder, manifest["files"], digests=digests)))
+
+
+def next_resume(found: Sequence[Found]) -> Found | None:
+    """The one that a resume takes, as far as its files were checked."""
+    return next((each for each in reversed(found) if each.is_whole and not each.is_leftover), None)
+
+
+def open_one(path: Path) -> Found:
+    """The checkpoint at `path`, or the newest whole one (by sizes) of the run there; raises RunError without one."""
+    found = find_all(path)
+    if folder_of_checkpoints(path) is None:
+        if not found[0].is_whole:
+            raise RunError(found[0].faults[0])
+        return found[0]
+    newest = next_resume(found)
+    if newest is None:
+        raise RunError(f"{path}: it has no whole checkpoint; `pretrain checkpoint list {path}` says what is there")
+    return newest
+
+
+def tensors_of(found: Found) -> dict[str, StoredTensor]:
+    """The index, proved to cover every tensor exactly within the checkpoint's own files; raises RunError if not."""
+    tensors = read_index(found.folder)
+    for fault in index_faults(found.folder, tensors, sizes_in(found)):
+        raise RunError(fault)
+    return tensors
+
+
+def sizes_in(found: Found) -> Mapping[str, int]:
+    """Bytes of each file, as the manifest has them."""
+    files: Mapping[str, Mapping[str, Any]] = found.manifest["files"] if found.manifest else {}
+    return {name: record["bytes"] for name, record in files.items()}
+
+
+def bytes_below(folder: Path) -> int:
+    """What a folder takes on the disk, as far as sizes tell."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _folders(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.glob("step-*") if path.suffix in ("", *LEFTOVERS) and path.is_dir())

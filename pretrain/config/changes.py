@@ -1,0 +1,105 @@
+"""What may change between the parts of one run: kinds of keys, and what differs between two configurations."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pretrain.config.errors import Problem
+from pretrain.config.load import record_keys
+from pretrain.config.run import RunConfig
+
+SAFE = (
+    "run.name",
+    "run.dir",
+    "data.",
+    "tokenizer.",
+    "prepare.",
+    "parallel.",
+    "engine.",
+    "evaluation.",
+    "checkpoint.",
+    "tracking.",
+    "train.micro_batch_size",
+    "train.max_steps",
+    "train.max_tokens",
+    "train.max_bad_steps",
+    "model.name",
+)
+"""Where, how fast, how long, and what is recorded. Data and tokenizer are held to the digests in the checkpoint: see
+DATA."""
+BOUND = ("data.document_mask",)
+"""Unsafe all the same."""
+SHAPE = frozenset(
+    f"model.{name}"
+    for name in (
+        *("num_layers", "hidden_size", "num_heads", "num_query_groups", "head_dim", "ffn_hidden_size", "seq_length"),
+        *("position", "norm", "qk_norm", "activation", "bias", "tie_embeddings"),
+    )
+)
+"""What the saved tensors are: with another value they have other names, shapes or meanings."""
+DATA = frozenset({"data", "tokenizer"})
+"""What is accepted by these names, though no key: other tokens than those which the checkpoint was trained on."""
+
+Kind = Literal["safe", "unsafe", "shape"]
+
+
+@dataclass(frozen=True)
+class Change:
+    """A key with its values, before and now."""
+
+    key: str
+    before: Any
+    now: Any
+
+    @property
+    def kind(self) -> Kind:
+        if self.key in SHAPE:
+            return "shape"
+        return "safe" if self.key.startswith(SAFE) and self.key not in BOUND else "unsafe"
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.before!r} there, {self.now!r} now"
+
+
+def changes_between(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
+    """Of two flat configurations, in order of the keys; what is accepted is no property of a run."""
+    return [
+        Change(key, before.get(key), now.get(key))
+        for key in sorted({*before, *now} - {"run.accept_changes"})
+        if before.get(key) != now.get(key)
+    ]
+
+
+def refusal(changes: Sequence[Change], accepted: Sequence[str]) -> str | None:
+    """What a resume with these changes is told, None: nothing stands against it."""
+    shape = [change for change in changes if change.kind == "shape"]
+    unsafe = [change for change in changes if change.kind == "unsafe" and change.key not in accepted]
+    if not shape and not unsafe:
+        return None
+    lines = [
+        f"\n  {change}" + ("; never accepted" if change in shape else "")
+        for change in sorted((*shape, *unsafe), key=lambda change: change.key)
+    ]
+    if shape:
+        remedy = "the checkpoints' tensors are others than this model's: choose another run.name or run.dir"
+    else:
+        remedy = f"choose another run.name or run.dir, or go on with the new values by {to_accept(accepted, unsafe)}"
+    return f"{''.join(lines)}\n{remedy}"
+
+
+def to_accept(accepted: Sequence[str], more: Sequence[Change]) -> str:
+    """The override that accepts `more` too."""
+    return f"run.accept_changes=[{','.join(sorted({*accepted, *(change.key for change in more)}))}]"
+
+
+def accept_problems(config: RunConfig) -> Iterator[Problem]:
+    """Names in run.accept_changes that say nothing, or too much."""
+    keys = set(record_keys(RunConfig))
+    single = {key for key in keys if not any(other.startswith(f"{key}.") for other in keys)}
+    for name in config.run.accept_changes:
+        if name in SHAPE:
+            rule = f"{name} is part of the model's shape, a checkpoint's tensors fit no other"
+            yield Problem("run.accept_changes", name, rule, "choose another run.name to train another model")
+        elif name not in single | DATA:
+            remedy = "name single keys, as in [optim.lr], or data, or tokenizer"
+            yield Problem("run.accept_changes", name, "there is no such key", remedy)

@@ -1,0 +1,72 @@
+"""Checkpoints made of plain tensors, cut as wanted, and runs made of the golden one: without an engine, in no time."""
+
+import io
+import itertools
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pretrain.checkpoint.index import INDEX
+from pretrain.checkpoint.manifest import MANIFEST, digest_of
+from pretrain.checkpoint.tensors import boxes_of_range
+from tests.golden.make_checkpoint import CHECKPOINT
+
+Cut = Sequence[int]
+"""Where the flat row-major tensor is cut in ranges."""
+
+
+def write_checkpoint(folder: Path, tensors: Mapping[str, Tensor], cuts: Mapping[str, Cut], **about: Any) -> Path:
+    """A checkpoint in the product's format, each range of a tensor in the file of a rank of its own."""
+    folder.mkdir(parents=True)
+    index: dict[str, Any] = {}
+    content: dict[str, io.BytesIO] = {}
+    for name, tensor in tensors.items():
+        chunks = []
+        ends = [0, *cuts.get(name, ()), tensor.numel()]
+        for rank, (first, last) in enumerate(itertools.pairwise(ends)):
+            for box in boxes_of_range(tuple(tensor.shape), first, last - first):
+                stream = content.setdefault(f"__{rank}_0.distcp", io.BytesIO())
+                begin = stream.tell()
+                held = tensor.reshape(-1)[first + box.start : first + box.start + box.numel]
+                torch.save(held.view(box.sizes).clone(), stream)
+                place = {"file": f"__{rank}_0.distcp", "begin": begin, "bytes": stream.tell() - begin}
+                chunks.append({"offsets": list(box.offsets), "sizes": list(box.sizes), **place})
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        index[name] = {"shape": list(tensor.shape), "dtype": dtype, "chunks": chunks}
+    for file, stream in content.items():
+        (folder / file).write_bytes(stream.getvalue())
+    (folder / INDEX).write_text(json.dumps(index))
+    files = {path.name: digest_of(path) for path in sorted(folder.iterdir())}
+    manifest = {"format_version": 1, "state": {"step": 1}, "counters": {}, "layout": {}, "files": files, **about}
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    return folder
+
+
+def make_run(folder: Path, *steps: int) -> Path:
+    """A run's folder with the golden checkpoint as that of each step."""
+    for step in steps:
+        made = Path(shutil.copytree(CHECKPOINT, checkpoint_of(folder, step)))
+        change_json(made / MANIFEST, lambda manifest, step=step: manifest["state"].update(step=step))
+    return folder
+
+
+def checkpoint_of(run: Path, step: int) -> Path:
+    return run / "checkpoints" / f"step-{step:08d}"
+
+
+def change_json(path: Path, change: Callable[[Any], object]) -> None:
+    values = json.loads(path.read_bytes())
+    change(values)
+    path.write_text(json.dumps(values))
+
+
+def flip_a_bit(path: Path) -> None:
+    """Sizes stay as they are."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
