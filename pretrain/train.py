@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,14 +21,17 @@ from pretrain.optim.learning_rate import lr_at
 from pretrain.run_folder import check_same_config, check_space, hold_run_folder, log_to_file, write_config
 from pretrain.run_state import RunState
 from pretrain.signals import stop_on_signals
+from pretrain.tracking.circumstances import facts_now
 from pretrain.tracking.provenance import describe_checkpoint, describe_run, write_description
 from pretrain.tracking.sinks import Sink, build_sinks
 from pretrain.tracking.speed import StepClock, device_peak
 from pretrain.tracking.wandb_sink import check_wandb_login
 
 if TYPE_CHECKING:
-    from pretrain.checkpoint.store import CheckpointStore
+    from data_pipeline.loader import Batch
+    from pretrain.checkpoint.store import Checkpoint, CheckpointStore
     from pretrain.engine.interface import Engine
+    from pretrain.layout.groups import ProcessGroups
 
 log = logging.getLogger(__name__)
 
@@ -68,13 +71,13 @@ def run(
 ) -> str:
     """Build every part, restore the newest checkpoint, hand all to the loop."""
     # Not at the top: torch, DeepSpeed and Megatron take seconds to import, which a typing mistake need not wait for.
-    from data_pipeline.loader import train_batches
     from pretrain.checkpoint.store import CheckpointStore
     from pretrain.evaluation.perplexity import evaluate
     from pretrain.layout.groups import build_groups
     from pretrain.layout.runtime import runtime
     from pretrain.layout.vendor_imports import megatron_imports
     from pretrain.loop import run_loop
+    from pretrain.resume_proof import begin_proof
 
     with megatron_imports():
         from pretrain.engine.build import build_engine
@@ -96,7 +99,8 @@ def run(
             keep_last=config.checkpoint.keep_last,
             keep_every=config.checkpoint.keep_every,
         )
-        state = restore_newest(store, engine, dataset)
+        newest = store.newest()
+        state = RunState() if newest is None else restore(newest, store, engine, dataset)
         if state.step >= steps:
             log.info("%s is finished: step %d of %d; nothing to do", folder, state.step, steps)
             return "finished"
@@ -104,38 +108,25 @@ def run(
         peak = device_peak(config.tracking.peak_tflops, here.gpu_name, config.engine.precision)
         description = describe_run(config, dataset, list(validation.values()), layout, peak)
         say_start(config, description, state, steps)
+        now = facts_now(config, layout, description)
+        proof = begin_proof(folder, newest, dataset, now, groups, seed=config.run.seed)
         sinks = Sinks()
         if here.is_main:
             write_config(folder, config)
             write_description(folder, description)
             sinks.open(build_sinks(config, folder, state.step, steps, description))
         closing.callback(sinks.close)
+        closing.callback(proof.close)
         state, sinks.outcome = run_loop(
             config=config,
             engine=engine,
-            batches=here.count_steps(
-                train_batches(
-                    dataset,
-                    seed=config.run.seed,
-                    global_batch_size=config.train.global_batch_size,
-                    rank=groups.dp_rank,
-                    size=layout.dp,
-                    position=state.position,
-                ),
-                state.step,
-            ),
+            batches=here.count_steps(batches_from(state.position, config, dataset, groups), state.step),
             state=state,
             total_steps=steps,
-            lr_at=partial(
-                lr_at,
-                peak=config.optim.lr,
-                schedule=config.lr_schedule,
-                total_steps=steps,
-                tokens_per_step=tokens_per_step(config),
-            ),
+            lr_at=lr_of(config),
             samples_counted_here=groups.tp_rank == groups.pp_rank == 0,
             clock=StepClock(token_flops(config.model, vocab_size), here.world_size, peak),
-            record=sinks.record,
+            record=proof.watching(sinks.record),
             evaluate=partial(
                 evaluate,
                 engine,
@@ -203,11 +194,33 @@ def check_enough_data(config: RunConfig, dataset: TrainingData) -> None:
         raise ConfigError([Problem("data.mixture_max_epochs", config.data.mixture_max_epochs, rule, remedy)])
 
 
-def restore_newest(store: "CheckpointStore", engine: "Engine", dataset: TrainingData) -> RunState:
-    """Load the newest whole checkpoint, if there is one; returns where the run stands."""
-    newest = store.newest()
-    if newest is None:
-        return RunState()
+def batches_from(position: int, config: RunConfig, dataset: TrainingData, groups: "ProcessGroups") -> Iterator["Batch"]:
+    """This rank's training batches from a position on."""
+    from data_pipeline.loader import train_batches
+
+    return train_batches(
+        dataset,
+        seed=config.run.seed,
+        global_batch_size=config.train.global_batch_size,
+        rank=groups.dp_rank,
+        size=groups.layout.dp,
+        position=position,
+    )
+
+
+def lr_of(config: RunConfig) -> Callable[[int], float]:
+    """The learning rate of each step."""
+    return partial(
+        lr_at,
+        peak=config.optim.lr,
+        schedule=config.lr_schedule,
+        total_steps=total_steps(config),
+        tokens_per_step=tokens_per_step(config),
+    )
+
+
+def restore(newest: "Checkpoint", store: "CheckpointStore", engine: "Engine", dataset: TrainingData) -> RunState:
+    """Load a checkpoint; returns where the run stands."""
     check_same_data(newest.manifest, dataset, newest.folder)
     state = store.restore(newest, engine)
     log.info("resumed from %s: step %d, sample %d", newest.folder, state.step, state.position)
