@@ -49,8 +49,10 @@ def train(config: RunConfig) -> str:
     folder = Path(config.run.dir)
     check_same_config(folder, config)
     check_space(folder, checkpoint_bytes(config.model, dataset.manifest.tokenizer.vocab_size))
+    initial = None
     if rank == 0:
         check_wandb_login(config.tracking)
+        initial = open_initial(config, dataset)
     from pretrain.layout.runtime import choose_device
 
     choose_device(config.engine.device, local_rank)
@@ -59,7 +61,7 @@ def train(config: RunConfig) -> str:
             stack.enter_context(hold_run_folder(folder))
         stop_requested = stack.enter_context(stop_on_signals())
         stack.enter_context(log_to_file(folder, rank))
-        return run(config, folder, dataset, validation, stop_requested)
+        return run(config, folder, dataset, validation, initial, stop_requested)
 
 
 def run(
@@ -67,10 +69,12 @@ def run(
     folder: Path,
     dataset: TrainingData,
     validation: Mapping[str, PackedDataset],
+    initial: "Checkpoint | None",
     stop_requested: Callable[[], bool],
 ) -> str:
-    """Build every part, restore the newest checkpoint, hand all to the loop."""
+    """Build every part, restore the newest checkpoint (or the weights of `initial`), hand all to the loop."""
     # Not at the top: torch, DeepSpeed and Megatron take seconds to import, which a typing mistake need not wait for.
+    from pretrain.checkpoint.initial import load_initial, origin_of
     from pretrain.checkpoint.store import CheckpointStore
     from pretrain.evaluation.perplexity import evaluate
     from pretrain.layout.groups import build_groups
@@ -100,13 +104,16 @@ def run(
             keep_every=config.checkpoint.keep_every,
         )
         newest = store.newest()
-        state = RunState() if newest is None else restore(newest, store, engine, dataset)
+        if newest is None:
+            state, origin = RunState(), load_initial(store, engine, config.run.init_from, initial)
+        else:
+            state, origin = restore(newest, store, engine, dataset), origin_of(newest)
         if state.step >= steps:
             log.info("%s is finished: step %d of %d; nothing to do", folder, state.step, steps)
             return "finished"
 
         peak = device_peak(config.tracking.peak_tflops, here.gpu_name, config.engine.precision)
-        description = describe_run(config, dataset, list(validation.values()), layout, peak)
+        description = describe_run(config, dataset, list(validation.values()), layout, peak) | origin
         say_start(config, description, state, steps)
         now = facts_now(config, layout, description)
         proof = begin_proof(folder, newest, dataset, now, groups, seed=config.run.seed)
@@ -136,7 +143,9 @@ def run(
                 rank=groups.dp_rank,
                 size=layout.dp,
             ),
-            save=partial(save, store, engine, describe_checkpoint(config, manifest), dataset),
+            save=partial(
+                save, store, engine, describe_checkpoint(config, manifest) | {"init_from": init_from}, dataset
+            ),
             stop_requested=stop_requested,
             control=groups.control,
             last_checkpoint=store.last_name,
@@ -182,6 +191,15 @@ def open_datasets(config: RunConfig) -> tuple[TrainingData, dict[str, PackedData
     validation = {name: PackedDataset.open(folder, "validation") for name, folder in folders.items()}
     check_cache_holds([*dataset.parts, *validation.values()])
     return dataset, validation
+
+
+def open_initial(config: RunConfig, dataset: TrainingData) -> "Checkpoint | None":
+    """The checkpoint that run.init_from names, if the run has none of its own, checked against model and tokenizer."""
+    if config.run.init_from is None:
+        return None
+    from pretrain.checkpoint.initial import find_initial
+
+    return find_initial(config.run.init_from, Path(config.run.dir), config.model, dataset.manifest.tokenizer)
 
 
 def check_enough_data(config: RunConfig, dataset: TrainingData) -> None:

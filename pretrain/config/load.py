@@ -69,7 +69,10 @@ def run_config_of(values: object, where: str) -> RunConfig:
 
 
 def with_overrides(config: RunConfig, overrides: Sequence[str], may_change: tuple[str, ...]) -> RunConfig:
-    """The configuration of a run with a few keys set anew, which begin as in `may_change`; ConfigError for others."""
+    """The configuration of a run with a few keys set anew, which begin as in `may_change`.
+
+    Raises ConfigError, with every fault, for others and for wrong values.
+    """
     mistakes: list[Problem | str] = [*_unreadable(overrides)]
     if mistakes:
         raise ConfigError(mistakes)

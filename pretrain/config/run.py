@@ -22,6 +22,8 @@ class RunSection:
     """Initial weights, data order and dropout all follow from it."""
     on_config_change: Literal["refuse", "accept"]
     """What to do when the run folder was made by another configuration."""
+    init_from: str | None = None
+    """Run folder or checkpoint whose weights the run begins with, and with nothing else of it; null: random weights."""
 
 
 @dataclass(frozen=True, kw_only=True)

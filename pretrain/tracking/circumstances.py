@@ -124,7 +124,7 @@ def _facts(config: Mapping[str, Any], layout: Mapping[str, int], environment: Ma
         },
         **{name: versions[name] for name in ("torch", "deepspeed", "megatron-core") if name in versions},
         **{name: environment[name] for name in ("device", "threads") if name in environment},
-        **({"source revision": environment["git"]["revision"]} if environment.get("git") else {}),
+        **({"source revision": environment["git"]["revision"][:12]} if environment.get("git") else {}),
     }
 
 
