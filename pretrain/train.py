@@ -143,9 +143,7 @@ def run(
                 rank=groups.dp_rank,
                 size=layout.dp,
             ),
-            save=partial(
-                save, store, engine, describe_checkpoint(config, manifest) | {"init_from": init_from}, dataset
-            ),
+            save=partial(save, store, engine, describe_checkpoint(config, manifest) | origin, dataset),
             stop_requested=stop_requested,
             control=groups.control,
             last_checkpoint=store.last_name,
