@@ -41,17 +41,18 @@ class ResumeProof:
 
     def close(self) -> None:
         """Say what was found, unless it was said; a run that ends early has repeated a part."""
-        if self._said or not self._pairs:
-            return
+        if self._pairs and not self._said:
+            missing = sum(step > self._pairs[-1].step for step in self._earlier)
+            self._say(f"; stopped before {missing} more")
+
+    def _say(self, ending: str = "") -> None:
         self._said = True
         verdict = judge(self._pairs, self._checkpoint_step, self._excuse)
-        last = self._pairs[-1].step
-        missing = sum(step > last for step in self._earlier)
-        still = f"; stopped before {missing} more" if missing else ""
         if verdict.kind == "parts":
             log.warning("RESUME NOT VERIFIED: the run goes on otherwise than the attempt before: %s", verdict)
         else:
-            log.info("resume verified: %d steps repeated, %s%s", verdict.num_steps, verdict, still)
+            steps = f"{verdict.num_steps} step{'s' if verdict.num_steps > 1 else ''}"
+            log.info("resume verified: %s repeated, %s%s", steps, verdict, ending)
 
     def _take(self, step: int, values: Values) -> None:
         parted = False
@@ -59,8 +60,8 @@ class ResumeProof:
             pair = Pair(step, self._earlier[step], values)
             self._pairs.append(pair)
             parted = judge([pair], self._checkpoint_step, self._excuse).kind == "parts"
-        if parted or step >= max(self._earlier):
-            self.close()
+        if self._pairs and (parted or step >= max(self._earlier)):
+            self._say()
 
 
 def begin_proof(

@@ -81,10 +81,8 @@ def with_overrides(config: RunConfig, overrides: Sequence[str], may_change: tupl
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         key = override.get_key_element()
         if key not in known or not key.startswith(may_change):
-            rule = (
-                f"here only {', '.join(name + '...' if name.endswith('.') else name for name in may_change)} can be set"
-            )
-            mistakes.append(f"{override.input_line}: {rule}; all else is the run's")
+            settable = ", ".join(name + "*" if name.endswith(".") else name for name in may_change)
+            mistakes.append(f"{override.input_line}: here only {settable} can be set; all else is the run's")
             continue
         *sections, name = key.split(".")
         place = values

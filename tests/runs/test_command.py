@@ -10,7 +10,7 @@ from pretrain.config.load import load_run_config, read_run_config
 from tests.support.runs import environment, train_records, validation_records
 
 
-@pytest.mark.parametrize("verb", ["prepare", "data", "train", "plan", "generate", "show-config"])
+@pytest.mark.parametrize("verb", ["prepare", "data", "train", "plan", "generate", "verify-resume", "show-config"])
 def test_help_of_a_verb_explains_it_with_an_example(place, verb):
     done = place.command(verb, "--help")
     assert done.returncode == 0 and not done.stderr
@@ -19,7 +19,9 @@ def test_help_of_a_verb_explains_it_with_an_example(place, verb):
 
 def test_help_names_all_verbs(place):
     text = place.command("--help").stdout
-    assert all(verb in text for verb in ("prepare", "data", "train", "plan", "generate", "show-config"))
+    assert all(
+        verb in text for verb in ("prepare", "data", "train", "plan", "generate", "verify-resume", "show-config")
+    )
 
 
 def test_shown_configuration_loads_back_the_same_from_either_command(place):

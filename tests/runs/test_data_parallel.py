@@ -54,6 +54,14 @@ def test_a_checkpoint_of_two_processes_serves_one(two_then_one):
     assert "was saved by 2 process(es) as tp1 pp1, now there are 1 process(es) as tp1 pp1: random states" in resumed
 
 
+def test_steps_that_one_repeats_after_two_are_equal_for_a_reason(two_then_one):
+    _, by_two, _, resumed = two_then_one
+    steps = f"{by_two - 8} step{'s' if by_two > 9 else ''}"
+    (line,) = [line for line in resumed.splitlines() if "resume verified: " in line]
+    assert f"resume verified: {steps} repeated, equal within 1e-0" in line
+    assert "because engine.zero_stage 3 then, 1 now; layout 2 process(es) as tp1 pp1 then, 1 process(es)" in line
+
+
 def test_a_mistake_is_told_once_for_all_ranks(place):
     done = place.torchrun(2, "refused", "train.micro_batch_size=8")
     assert done.returncode != 0
