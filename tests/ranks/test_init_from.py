@@ -22,9 +22,8 @@ State = dict[str, np.ndarray]
 
 
 def config_of(dp: int, **layout: Any) -> RunConfig:
-    return run_config(
-        "gpt", "model.num_layers=3", "optim.clip_grad_norm=0.2", "optim.eps=1e-4", *batches(dp, 2), **layout
-    )
+    settings = ("model.num_layers=3", "optim.clip_grad_norm=0.2", "optim.eps=1e-4")
+    return run_config("gpt", *settings, *batches(dp, 2), **layout)
 
 
 def store_of(engine: object, folder: Path) -> CheckpointStore:

@@ -55,8 +55,6 @@ def test_another_layout_is_equal_within_rounding_and_a_changed_record_is_found(s
 
 
 def test_what_cannot_be_repeated_is_one_clear_line(shared, finished_run):
-    message = user_error(shared.command("verify-resume", "runs/nowhere"))
-    assert message == "runs/nowhere/config.yaml: no such file; is runs/nowhere the folder of a run?"
     message = user_error(shared.command("verify-resume", "runs/finished", "--steps", "90"))
     assert message.startswith("runs/finished: no 90 steps are recorded after a whole checkpoint")
 
@@ -75,14 +73,12 @@ def test_a_run_begins_with_the_weights_of_another_and_remembers_it(shared, plain
     assert json.loads((run / "description.json").read_text())["init_from"] == origin
 
     # Without its last checkpoint it goes on from its own, and not from the other's weights.
-    recorded = train_records(run)
+    losses = [record["loss"] for record in train_records(run).values()]
     shutil.rmtree(run / "checkpoints/step-00000008")
     again = shared.train("next", *llama, "run.init_from=runs/plain", "engine.zero_stage=3")
     assert again.returncode == 0, again.stderr
     assert "resume verified: 4 steps repeated, exact" in again.stderr and "weights of" not in again.stderr
-    assert [record["loss"] for record in train_records(run).values()] == [
-        record["loss"] for record in recorded.values()
-    ]
+    assert [record["loss"] for record in train_records(run).values()] == losses
     manifest = json.loads((run / "checkpoints/step-00000008/manifest.json").read_text())
     assert manifest["init_from"] == json.loads((run / "description.json").read_text())["init_from"] == origin
 
