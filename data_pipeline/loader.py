@@ -7,7 +7,7 @@ any other size continues the same order.
 import contextlib
 import hashlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,7 +46,7 @@ class Batch:
 
 def train_batches(
     dataset: TrainingData, *, seed: int, global_batch_size: int, rank: int, size: int, position: int
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Endless shuffled batches from a global position on, read ahead by a thread that ends with the iterator."""
     assert 0 <= rank < size and global_batch_size % size == 0 and position >= 0
     return _stream(dataset, seed, global_batch_size, rank, size, position)
@@ -54,7 +54,7 @@ def train_batches(
 
 def _stream(
     dataset: TrainingData, seed: int, global_batch_size: int, rank: int, size: int, position: int
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     stop = threading.Event()
     windows = _train_windows(dataset, seed, global_batch_size, rank, size, position, stop)
     with fetch_ahead(dataset, seed, position, stop), contextlib.closing(read_ahead(windows, stop)) as ready:
@@ -64,7 +64,7 @@ def _stream(
 
 def evaluation_batches(
     dataset: PackedDataset, *, batch_size: int, rank: int, size: int, max_samples: int | None
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """The first samples of a dataset (all if max_samples is None) in their own order, once.
 
     `batch_size` is this rank's. Every rank gets the same number of batches; what is missing at the end is filled up

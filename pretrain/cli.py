@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from textwrap import dedent
 
 from data_pipeline.errors import UserError
-from pretrain import checkpoint_verb, data_verb
+from pretrain import checkpoint_verb, data_verb, verify_verb
 from pretrain.config.errors import ConfigError, TrainingDiverged
 from pretrain.layout.failures import RankFailed
 
@@ -206,6 +206,23 @@ VERBS = {
           pretrain generate run=runs/quickstart prompt="import os" temperature=0 max_new_tokens=64
         """,
         _generate,
+    ),
+    "verify-resume": Verb(
+        "compute recorded steps of a run again from a checkpoint and compare",
+        """
+        Repeats the steps that were recorded after the newest checkpoint that has some, in memory: the run folder is
+        only read, and the run may be training. Batch hash, loss, gradient norm, learning rate and loss scale are
+        compared with metrics.jsonl. Says `exact`, or `equal within 1e-x because ...`, or where they part (exit code 1).
+        Layout and engine may be others: parallel. and engine. keys, train.micro_batch_size; data that has moved is
+        found by data.path.
+
+        examples:
+          pretrain verify-resume runs/quickstart
+          pretrain verify-resume runs/quickstart --checkpoint 800 --steps 50 --json
+          torchrun --nproc-per-node 2 -m pretrain verify-resume runs/quickstart parallel.tp=2 engine.zero_stage=1
+        """,
+        verify_verb.run,
+        verify_verb.add_options,
     ),
     "show-config": Verb(
         "print the whole configuration that overrides give",

@@ -39,7 +39,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     _path(inspect)
     inspect.add_argument("--split", choices=("train", "validation"), default="train", help="default train")
     inspect.add_argument("--first", type=_count, default=0, metavar="N", help="number of the first sample")
-    inspect.add_argument("--samples", type=_positive, default=3, metavar="N", help="how many, default 3")
+    inspect.add_argument("--samples", type=positive, default=3, metavar="N", help="how many, default 3")
     help_ = "in the order of a run with this run.seed, --first being a position in it"
     inspect.add_argument("--seed", type=_count, metavar="SEED", help=help_)
     _path(_action(actions, "verify", "compare every file, offset and token with the manifest", _verify))
@@ -169,7 +169,8 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """An option that counts."""
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
     return int(text)

@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -30,14 +30,17 @@ from pretrain.run_folder import (
 )
 from pretrain.run_state import RunState
 from pretrain.signals import stop_on_signals
+from pretrain.tracking.circumstances import facts_now
 from pretrain.tracking.provenance import describe_checkpoint, describe_run, write_description
 from pretrain.tracking.sinks import Sink, build_sinks
 from pretrain.tracking.speed import StepClock, device_peak
 from pretrain.tracking.wandb_sink import check_wandb_login
 
 if TYPE_CHECKING:
-    from pretrain.checkpoint.store import CheckpointStore
+    from data_pipeline.loader import Batch
+    from pretrain.checkpoint.store import Checkpoint, CheckpointStore
     from pretrain.engine.interface import Engine
+    from pretrain.layout.groups import ProcessGroups
 
 log = logging.getLogger(__name__)
 
@@ -55,8 +58,10 @@ def train(config: RunConfig) -> str:
     folder = Path(config.run.dir)
     check_same_config(folder, config)
     check_space(folder, checkpoint_bytes(config.model, dataset.manifest.tokenizer.vocab_size))
+    initial = None
     if rank == 0:
         check_wandb_login(config.tracking)
+        initial = open_initial(config, dataset)
     from pretrain.layout.runtime import choose_device
 
     choose_device(config.engine.device, local_rank)
@@ -65,7 +70,7 @@ def train(config: RunConfig) -> str:
             stack.enter_context(hold_run_folder(folder))
         stop_requested = stack.enter_context(stop_on_signals())
         stack.enter_context(log_to_file(folder, rank))
-        return run(config, folder, dataset, validation, stop_requested)
+        return run(config, folder, dataset, validation, initial, stop_requested)
 
 
 def run(
@@ -73,17 +78,20 @@ def run(
     folder: Path,
     dataset: TrainingData,
     validation: Mapping[str, PackedDataset],
+    initial: "Checkpoint | None",
     stop_requested: Callable[[], bool],
 ) -> str:
-    """Build every part, restore the newest checkpoint, hand all to the loop."""
+    """Build every part, restore the newest checkpoint (or the weights of `initial`), hand all to the loop."""
     # Not at the top: torch, DeepSpeed and Megatron take seconds to import, which a typing mistake need not wait for.
-    from data_pipeline.loader import train_batches
+    from pretrain.checkpoint.initial import load_initial, origin_of
     from pretrain.checkpoint.saver import Saver, levels_of, open_mirror
+    from pretrain.checkpoint.store import newest_of
     from pretrain.evaluation.perplexity import evaluate
     from pretrain.layout.groups import build_groups
     from pretrain.layout.runtime import runtime
     from pretrain.layout.vendor_imports import megatron_imports
     from pretrain.loop import run_loop
+    from pretrain.resume_proof import begin_proof
 
     with megatron_imports():
         from pretrain.engine.build import build_engine
@@ -102,22 +110,32 @@ def run(
         node = (here.local_rank, here.local_size)
         levels = levels_of(config.checkpoint, folder, groups, node, lambda: run_id(folder))
         mirror = open_mirror(config.checkpoint, levels[0].store)
-        stores = [level.store for level in levels]
-        state, other_data = restore_newest(stores, engine, dataset, config.run.accept_changes)
+        found = newest_of([level.store for level in levels], engine)
+        changes: list[Change] = []
+        if found is None:
+            newest = None
+            state, origin = RunState(), load_initial(levels[0].store, engine, config.run.init_from, initial)
+        else:
+            store, newest = found
+            changes = check_same_data(newest.manifest, dataset, newest.folder, config.run.accept_changes)
+            state, origin = restore(newest, store, engine), origin_of(newest)
         if state.step >= steps:
             log.info("%s is finished: step %d of %d; nothing to do", folder, state.step, steps)
             return "finished"
 
         peak = device_peak(config.tracking.peak_tflops, here.gpu_name, config.engine.precision)
-        description = describe_run(config, dataset, list(validation.values()), layout, peak)
+        description = describe_run(config, dataset, list(validation.values()), layout, peak) | origin
         say_start(config, description, state, steps)
+        now = facts_now(config, layout, description)
+        proof = begin_proof(folder, newest, dataset, now, groups, seed=config.run.seed)
         sinks = Sinks()
         if here.is_main:
-            record_config(folder, config, state.step, other_data)
+            record_config(folder, config, state.step, changes)
             write_description(folder, description)
             sinks.open(build_sinks(config, folder, state.step, steps, description))
         closing.callback(sinks.close)
-        of_run = describe_checkpoint(config, manifest)
+        closing.callback(proof.close)
+        of_run = describe_checkpoint(config, manifest) | origin
         saver = Saver(
             engine,
             levels,
@@ -133,29 +151,13 @@ def run(
         state, sinks.outcome = run_loop(
             config=config,
             engine=engine,
-            batches=here.count_steps(
-                train_batches(
-                    dataset,
-                    seed=config.run.seed,
-                    global_batch_size=config.train.global_batch_size,
-                    rank=groups.dp_rank,
-                    size=layout.dp,
-                    position=state.position,
-                ),
-                state.step,
-            ),
+            batches=here.count_steps(batches_from(state.position, config, dataset, groups), state.step),
             state=state,
             total_steps=steps,
-            lr_at=partial(
-                lr_at,
-                peak=config.optim.lr,
-                schedule=config.lr_schedule,
-                total_steps=steps,
-                tokens_per_step=tokens_per_step(config),
-            ),
+            lr_at=lr_of(config),
             samples_counted_here=groups.tp_rank == groups.pp_rank == 0,
             clock=StepClock(token_flops(config.model, vocab_size), here.world_size, peak),
-            record=sinks.record,
+            record=proof.watching(sinks.record),
             evaluate=partial(
                 evaluate,
                 engine,
@@ -213,6 +215,15 @@ def open_datasets(config: RunConfig) -> tuple[TrainingData, dict[str, PackedData
     return dataset, validation
 
 
+def open_initial(config: RunConfig, dataset: TrainingData) -> "Checkpoint | None":
+    """The checkpoint that run.init_from names, if the run has none of its own, checked against model and tokenizer."""
+    if config.run.init_from is None:
+        return None
+    from pretrain.checkpoint.initial import find_initial
+
+    return find_initial(config.run.init_from, Path(config.run.dir), config.model, dataset.manifest.tokenizer)
+
+
 def check_enough_data(config: RunConfig, dataset: TrainingData) -> None:
     """Raise ConfigError where a mixture whose datasets have an end is shorter than the run."""
     end = dataset.end
@@ -223,20 +234,36 @@ def check_enough_data(config: RunConfig, dataset: TrainingData) -> None:
         raise ConfigError([Problem("data.mixture_max_epochs", config.data.mixture_max_epochs, rule, remedy)])
 
 
-def restore_newest(
-    stores: Sequence["CheckpointStore"], engine: "Engine", dataset: TrainingData, accepted: Sequence[str]
-) -> tuple[RunState, list[Change]]:
-    """Load the newest whole checkpoint, if there is one; returns where the run stands, and what data changed there."""
-    from pretrain.checkpoint.store import newest_of
+def batches_from(position: int, config: RunConfig, dataset: TrainingData, groups: "ProcessGroups") -> Iterator["Batch"]:
+    """This rank's training batches from a position on."""
+    from data_pipeline.loader import train_batches
 
-    found = newest_of(stores, engine)
-    if found is None:
-        return RunState(), []
-    store, newest = found
-    other_data = check_same_data(newest.manifest, dataset, newest.folder, accepted)
+    return train_batches(
+        dataset,
+        seed=config.run.seed,
+        global_batch_size=config.train.global_batch_size,
+        rank=groups.dp_rank,
+        size=groups.layout.dp,
+        position=position,
+    )
+
+
+def lr_of(config: RunConfig) -> Callable[[int], float]:
+    """The learning rate of each step."""
+    return partial(
+        lr_at,
+        peak=config.optim.lr,
+        schedule=config.lr_schedule,
+        total_steps=total_steps(config),
+        tokens_per_step=tokens_per_step(config),
+    )
+
+
+def restore(newest: "Checkpoint", store: "CheckpointStore", engine: "Engine") -> RunState:
+    """Load a checkpoint; returns where the run stands."""
     state = store.restore(newest, engine)
     log.info("resumed from %s: step %d, sample %d", newest.folder, state.step, state.position)
-    return state, other_data
+    return state
 
 
 def check_same_data(

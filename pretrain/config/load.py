@@ -64,6 +64,37 @@ def read_run_config(path: Path) -> RunConfig:
     return _to_record(values, RunConfig, where=f"{path}: ")
 
 
+def run_config_of(values: object, where: str) -> RunConfig:
+    """The configuration that a record of a run holds; `where` it stands is told with what is wrong in it."""
+    return _to_record(values, RunConfig, where=f"{where}: ")
+
+
+def with_overrides(config: RunConfig, overrides: Sequence[str], may_change: tuple[str, ...]) -> RunConfig:
+    """The configuration of a run with a few keys set anew, which begin as in `may_change`.
+
+    Raises ConfigError, with every fault, for others and for wrong values.
+    """
+    mistakes: list[Problem | str] = [*_unreadable(overrides)]
+    if mistakes:
+        raise ConfigError(mistakes)
+    values = dataclasses.asdict(config)
+    known = set(record_keys(RunConfig))
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        key = override.get_key_element()
+        if key not in known or not key.startswith(may_change):
+            settable = ", ".join(name + "*" if name.endswith(".") else name for name in may_change)
+            mistakes.append(f"{override.input_line}: here only {settable} can be set; all else is the run's")
+            continue
+        *sections, name = key.split(".")
+        place = values
+        for section in sections:
+            place = place[section]
+        place[name] = override.value()
+    if mistakes:
+        raise ConfigError(mistakes)
+    return _to_record(values, RunConfig)
+
+
 def to_yaml(config: RunConfig | GenerateConfig) -> str:
     """The configuration as YAML that `read_run_config` takes back unchanged."""
     values = json.loads(json.dumps(dataclasses.asdict(config)))

@@ -23,6 +23,8 @@ class RunSection:
     accept_changes: tuple[str, ...]
     """Keys that a resumed run takes with other values than it was made with, as in [optim.lr,train.global_batch_size];
     `data` and `tokenizer` for other data, `tokenizer` with a vocabulary of the same size only."""
+    init_from: str | None = None
+    """Run folder or checkpoint whose weights the run begins with, and with nothing else of it; null: random weights."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,7 +33,7 @@ class JsonlSink:
 
     def log(self, kind: Kind, step: int, values: Values) -> None:
         record: dict[str, float | int | str] = {"kind": kind, "step": step, "time": round(time.time(), 3)}
-        record |= {name: _strict(value) for name, value in values.items()}
+        record |= {name: strict(value) for name, value in values.items()}
         self._waiting += json.dumps(record, allow_nan=False).encode() + b"\n"
         self._write()
 
@@ -62,18 +62,24 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
 
     A line that is torn, as while another process writes, is left out; without a file the list is empty.
     """
-    path = run_dir / METRICS_FILE
     records: dict[tuple[str, int], dict[str, Any]] = {}
+    for record in all_records(run_dir):
+        key = (record["kind"], record["step"])
+        records.pop(key, None)
+        records[key] = record
+    return list(records.values())
+
+
+def all_records(run_dir: Path) -> Iterator[dict[str, Any]]:
+    """As `read_metrics`, with all records of a kind and step."""
+    path = run_dir / METRICS_FILE
     for line in path.read_bytes().splitlines() if path.exists() else []:
         record = _parse(line)
         if record is not None:
             for name, value in record.items():
                 if isinstance(value, str) and value in _NOT_FINITE:
                     record[name] = _NOT_FINITE[value]
-            key = (record["kind"], record["step"])
-            records.pop(key, None)
-            records[key] = record
-    return list(records.values())
+            yield record
 
 
 def _drop_lines_after(path: Path, resume_step: int) -> None:
@@ -96,7 +102,7 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     return record if whole else None
 
 
-def _strict(value: float | int | str) -> float | int | str:
+def strict(value: float | int | str) -> float | int | str:
     """JSON has no NaN and no infinity: they become the strings "nan", "inf" and "-inf"."""
     if isinstance(value, int | str):
         return value

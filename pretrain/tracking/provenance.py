@@ -37,7 +37,7 @@ _PACKAGES = (
 
 
 def describe_environment() -> dict[str, Any]:
-    """Git revision (None outside a checkout), versions, host, device and cores, ready for JSON."""
+    """Git revision (None outside a checkout), versions, host, device, cores and threads, ready for JSON."""
     return {
         "git": _git_state(_SOURCE),
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
@@ -45,6 +45,7 @@ def describe_environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "device": _device_name(),
         "cores": os.cpu_count(),
+        "threads": _num_threads(),
     }
 
 
@@ -125,6 +126,13 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
+
+
+def _num_threads() -> int:
+    """Of this process, as far as it has set them: sums in other parts are rounded in another way."""
+    import torch
+
+    return torch.get_num_threads()
 
 
 def _device_name() -> str:

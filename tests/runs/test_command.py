@@ -9,8 +9,10 @@ import pytest
 from pretrain.config.load import load_run_config, read_run_config
 from tests.support.runs import environment, train_records, validation_records
 
+VERBS = ("prepare", "data", "train", "plan", "generate", "verify-resume", "show-config")
 
-@pytest.mark.parametrize("verb", ["prepare", "data", "train", "plan", "generate", "show-config"])
+
+@pytest.mark.parametrize("verb", VERBS)
 def test_help_of_a_verb_explains_it_with_an_example(place, verb):
     done = place.command(verb, "--help")
     assert done.returncode == 0 and not done.stderr
@@ -19,7 +21,7 @@ def test_help_of_a_verb_explains_it_with_an_example(place, verb):
 
 def test_help_names_all_verbs(place):
     text = place.command("--help").stdout
-    assert all(verb in text for verb in ("prepare", "data", "train", "plan", "generate", "show-config"))
+    assert all(verb in text for verb in VERBS)
 
 
 def test_shown_configuration_loads_back_the_same_from_either_command(place):

@@ -75,6 +75,19 @@ def test_final_checkpoints_are_equal_bit_for_bit(finished_run, interrupted_run):
     assert states[0]["state"] == states[1]["state"] and states[0]["counters"] == states[1]["counters"]
 
 
+def test_each_resume_says_what_it_proved(interrupted_run):
+    log = (interrupted_run / "logs/rank-00000.log").read_text()
+    lines = re.findall(r"(?:resumed|resume verified|RESUME NOT VERIFIED).*", log)
+    resumed, proved = lines[::2], lines[1::2]
+    assert len(resumed) == len(proved) == 3, lines
+    # After two kills steps are repeated, the second time perhaps not all before the run is stopped again.
+    assert all(re.match(r"resume verified: \d+ steps? repeated, exact", line) for line in proved[:2]), lines
+    stopped = int(re.search(r"step (\d+), sample", resumed[2]).group(1))
+    last = train_records(interrupted_run)[stopped]["batch_hash"]
+    said = f"resume verified: the last batch before the checkpoint reads the same (hash {last}); 3 files of"
+    assert proved[2].startswith(said), lines
+
+
 def test_what_a_killed_save_left_is_cleaned_up(interrupted_run):
     assert all(name.startswith("step-") and name[5:].isdigit() for name in names(interrupted_run / "checkpoints"))
 

@@ -1,0 +1,97 @@
+"""Continued pretraining: a new run begins with the weights of another, and with nothing else of it."""
+
+import hashlib
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from data_pipeline.shards.manifest import TokenizerRecord
+from pretrain.checkpoint.store import MANIFEST, Checkpoint, CheckpointStore, newest_whole, read_checkpoint
+from pretrain.config.errors import ConfigError, Problem, RunError
+from pretrain.config.model import ModelConfig
+from pretrain.engine.interface import Engine
+
+_FREE = ("name", "rope_base", "hidden_dropout", "attention_dropout", "init_std", "vocab_multiple_of")
+"""Of the model, what may be otherwise in the new run; and `seq_length` without learned positions."""
+
+log = logging.getLogger(__name__)
+
+
+def find_initial(init_from: str, run_dir: Path, model: ModelConfig, tokenizer: TokenizerRecord) -> Checkpoint | None:
+    """The checkpoint whose weights a new run begins with, its files checked; None where the run has one of its own.
+
+    Raises UserError where there is none, or the model or tokenizer is another.
+    """
+    if any(path.suffix == "" for path in (run_dir / "checkpoints").glob("step-*")):
+        return None
+    path = Path(init_from)
+    if not path.is_dir():
+        raise ConfigError([Problem("run.init_from", init_from, "no such folder", "give a run folder or a checkpoint")])
+    found = read_checkpoint(path) if (path / MANIFEST).exists() else newest_whole(path / "checkpoints")
+    if found is None:
+        rule = "holds no whole checkpoint"
+        raise ConfigError([Problem("run.init_from", init_from, rule, "give a run folder or a checkpoint")])
+    problems: list[Problem | str] = [*_other_shape(found, model), *_other_tokenizer(found, tokenizer)]
+    if problems:
+        raise ConfigError(problems)
+    return found
+
+
+def load_initial(
+    store: CheckpointStore, engine: Engine, init_from: str | None, found: Checkpoint | None
+) -> dict[str, Any]:
+    """On all ranks, with what rank 0 found: load the weights; returns where they came from, for the record."""
+    if init_from is None:
+        return {"init_from": None}
+    shared = [found]
+    dist.broadcast_object_list(shared, src=0, group=store.control)
+    (checkpoint,) = shared
+    if checkpoint is None:
+        raise RunError(
+            f"{store.folder}: no checkpoint in it is whole; run.init_from={init_from!r} is for a run that has none: "
+            "remove them to begin anew, or choose another run.name"
+        )
+    store.restore_weights(checkpoint, engine)
+    log.info("weights of %s (step %d); optimizer, data and steps begin anew", checkpoint.folder, checkpoint.step)
+    digest = hashlib.sha256((checkpoint.folder / MANIFEST).read_bytes()).hexdigest()
+    return {"init_from": {"checkpoint": str(checkpoint.folder), "step": checkpoint.step, "manifest_sha256": digest}}
+
+
+def origin_of(own: Checkpoint) -> dict[str, Any]:
+    """Where the weights of a run came from that goes on from a checkpoint of its own."""
+    return {"init_from": own.manifest.get("init_from")}
+
+
+def _other_shape(found: Checkpoint, model: ModelConfig) -> Iterator[Problem]:
+    there, here = _shape(found.manifest["config"]["model"]), _shape(asdict(model))
+    free = _FREE if model.position == "learned" else (*_FREE, "seq_length")
+    for key in here:
+        if key not in free and there.get(key) != here[key]:
+            rule = f"the weights in {found.folder} are of a model with {key}={there.get(key)!r}"
+            yield Problem(f"model.{key}", here[key], rule, "set the same, or train without run.init_from")
+
+
+def _shape(model: Mapping[str, Any]) -> dict[str, Any]:
+    """With what null stands for."""
+    heads = model["num_heads"]
+    return {
+        **model,
+        "num_query_groups": model["num_query_groups"] or heads,
+        "head_dim": model["head_dim"] or model["hidden_size"] // heads,
+    }
+
+
+def _other_tokenizer(found: Checkpoint, tokenizer: TokenizerRecord) -> Iterator[str]:
+    manifest = found.manifest
+    there = f"run.init_from: the weights in {found.folder} were trained with"
+    data = manifest["config"]["data"]["path"]
+    remedy = f"prepare this text into another data.path with tokenizer.path= that tokenizer, which lies in {data}"
+    if manifest["vocab_size"] != tokenizer.vocab_size:
+        yield f"{there} a vocabulary of {manifest['vocab_size']}, the data has {tokenizer.vocab_size}; {remedy}"
+    elif manifest["tokenizer_fingerprint"] != tokenizer.fingerprint:
+        fingerprint = manifest["tokenizer_fingerprint"]
+        yield f"{there} tokenizer {fingerprint}, the data with {tokenizer.fingerprint}; {remedy}"
