@@ -22,7 +22,7 @@ from data_pipeline.shards.packing import targets_that_count
 from data_pipeline.shards.reader import PackedDataset, Tokens
 
 MAX_WINDOW_BATCHES = 128
-WINDOW_BYTES = 32 << 20  # of int64 tokens; about three windows are alive at once, and one as long as a batch of it is
+WINDOW_BYTES = 8 << 20  # about three windows are alive at once
 ORDER_SAMPLES = 1 << 14
 
 
@@ -64,7 +64,7 @@ def _stream(
     windows = _train_windows(dataset, seed, global_batch_size, rank, size, position, stop)
     with fetch_ahead(dataset, seed, position, stop), contextlib.closing(read_ahead(windows, stop)) as ready:
         for window in ready:
-            yield from window
+            yield from window.batches(global_batch_size)
 
 
 def evaluation_batches(
@@ -99,10 +99,10 @@ def _train_windows(
     size: int,
     position: int,
     stop: threading.Event,
-) -> Iterator[list[Batch]]:
+) -> Iterator["_Window"]:
     """Coming batches, several at a time: read in the order of the files, handed out in the order of the batches."""
     per_rank = global_batch_size // size
-    largest = max(1, min(MAX_WINDOW_BATCHES, WINDOW_BYTES // (per_rank * (dataset.seq_length + 1) * 8)))
+    largest = max(1, min(MAX_WINDOW_BATCHES, WINDOW_BYTES // (per_rank * (dataset.seq_length + 1) * dataset.dtype.itemsize)))
     longest = max(largest, ORDER_SAMPLES // per_rank)  # of a stretch whose order is computed at once
     num_batches = 1  # grows, so that the first batch does not wait for all of that
     while True:
@@ -116,44 +116,46 @@ def _train_windows(
         samples = dataset.samples_at(positions.ravel(), seed).reshape(positions.shape)
         for first in range(0, num_batches, largest):
             window = slice(first, first + largest)
-            yield _read_window(dataset, global_batch_size, starts[window], positions[window], samples[window], stop)
+            yield _Window(dataset, starts[window], positions[window], samples[window], stop)
         position += global_batch_size * num_batches
         num_batches = min(2 * num_batches, longest)
 
 
-def _read_window(
-    dataset: TrainingData,
-    global_batch_size: int,
-    starts: npt.NDArray[np.int64],
-    positions: npt.NDArray[np.int64],
-    samples: npt.NDArray[np.int64],
-    stop: threading.Event,
-) -> list[Batch]:
-    """The batches that begin at `starts`, of `samples` [b, n] at `positions` [b, n]."""
-    num_batches, per_rank = positions.shape
-    skipped = np.zeros(positions.size, dtype=bool) if dataset.skips_bad_shards else None
-    tokens = dataset.read(samples.ravel(), stop, skipped)
-    hashes = _hashes(positions.ravel(), tokens)
-    mask = _mask(dataset, tokens, None if skipped is None else ~skipped)
-    if skipped is not None:
-        hashes = [0 if skip else value for value, skip in zip(hashes, skipped.tolist(), strict=True)]
-    whole = torch.from_numpy(tokens.astype(np.int64))  # cast at once: several times as fast as batch by batch
-    return [
-        Batch(
-            tokens=whole[rows],
-            mask=None if mask is None else mask[rows],
-            position=start,
-            next_position=start + global_batch_size,
-            epoch=dataset.epoch_at(start),
-            digest=_digest(hashes[rows]),
-            num_skipped=0 if skipped is None else int(skipped[rows].sum()),
-        )
-        for start, rows in zip(
-            starts.tolist(),
-            (slice(number * per_rank, (number + 1) * per_rank) for number in range(num_batches)),
-            strict=True,
-        )
-    ]
+class _Window:
+    """Batches that begin at `starts`, of `samples` [b, n] at `positions` [b, n], read in the thread that makes it."""
+
+    def __init__(
+        self,
+        dataset: TrainingData,
+        starts: npt.NDArray[np.int64],
+        positions: npt.NDArray[np.int64],
+        samples: npt.NDArray[np.int64],
+        stop: threading.Event,
+    ) -> None:
+        self._starts, self._per_rank = starts.tolist(), positions.shape[1]
+        self._epochs = [dataset.epoch_at(start) for start in self._starts]
+        self._skipped = np.zeros(positions.size, dtype=bool) if dataset.skips_bad_shards else None
+        self._tokens = dataset.read(samples.ravel(), stop, self._skipped)
+        self._hashes = _hashes(positions.ravel(), self._tokens)
+        self._mask = _mask(dataset, self._tokens, None if self._skipped is None else ~self._skipped)
+
+    def batches(self, global_batch_size: int) -> Iterator[Batch]:
+        """Cast one by one, while the next window is read: a whole one would not stay in the processor's cache."""
+        for number, (start, epoch) in enumerate(zip(self._starts, self._epochs, strict=True)):
+            rows = slice(number * self._per_rank, (number + 1) * self._per_rank)
+            hashes, num_skipped = self._hashes[rows], 0
+            if self._skipped is not None:
+                hashes = [value for value, skip in zip(hashes, self._skipped[rows].tolist(), strict=True) if not skip]
+                num_skipped = self._per_rank - len(hashes)
+            yield Batch(
+                tokens=torch.from_numpy(self._tokens[rows].astype(np.int64)),
+                mask=None if self._mask is None else self._mask[rows],
+                position=start,
+                next_position=start + global_batch_size,
+                epoch=epoch,
+                digest=_digest(hashes),
+                num_skipped=num_skipped,
+            )
 
 
 def _mask(dataset: TrainingData, tokens: Tokens, counts: npt.NDArray[np.bool_] | None) -> torch.Tensor | None:

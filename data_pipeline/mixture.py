@@ -176,7 +176,7 @@ class MixedDataset:
         self.names, self.end = tuple(datasets), mixture.end
         self.manifest = self.parts[0].manifest
         """Of the first: all have its tokenizer and sample length."""
-        self.seq_length = self.manifest.seq_length
+        self.seq_length, self.dtype = self.manifest.seq_length, self.parts[0].dtype
         self._bases = np.cumsum([0, *(dataset.num_samples for dataset in self.parts)], dtype=np.int64)
         self.num_samples = int(self._bases[-1])
 
@@ -226,7 +226,7 @@ class MixedDataset:
     ) -> Tokens:
         """Tokens [n, seq_length + 1] of these samples, in the order asked for; `stop`, `skipped`: as a dataset's."""
         which = np.searchsorted(self._bases, numbers, side="right") - 1
-        tokens: Tokens = np.empty((len(numbers), self.seq_length + 1), dtype=self.parts[0].dtype)
+        tokens: Tokens = np.empty((len(numbers), self.seq_length + 1), dtype=self.dtype)
         for item, dataset in enumerate(self.parts):
             chosen = np.flatnonzero(which == item)
             if len(chosen):
