@@ -33,8 +33,8 @@ class Batch:
     tokens: torch.Tensor
     """int64 [n, seq_length + 1]: inputs and, one place on, targets."""
     mask: torch.Tensor | None
-    """bool [n, seq_length]: which targets count, not being padding of a sample or of the batch, nor of a sample that was
-    skipped; None: all. It is there in every batch of a dataset or in none."""
+    """bool [n, seq_length]: which targets count, not being padding of a sample or of the batch, nor of a sample that
+    was skipped; None: all. Every batch of a stream has one or none has."""
     position: int
     """Global position of the first sample of the global batch."""
     next_position: int
@@ -102,7 +102,9 @@ def _train_windows(
 ) -> Iterator["_Window"]:
     """Coming batches, several at a time: read in the order of the files, handed out in the order of the batches."""
     per_rank = global_batch_size // size
-    largest = max(1, min(MAX_WINDOW_BATCHES, WINDOW_BYTES // (per_rank * (dataset.seq_length + 1) * dataset.dtype.itemsize)))
+    largest = max(
+        1, min(MAX_WINDOW_BATCHES, WINDOW_BYTES // (per_rank * (dataset.seq_length + 1) * dataset.dtype.itemsize))
+    )
     longest = max(largest, ORDER_SAMPLES // per_rank)  # of a stretch whose order is computed at once
     num_batches = 1  # grows, so that the first batch does not wait for all of that
     while True:

@@ -46,7 +46,8 @@ class PackedDataset:
         # Samples before each shard, and after the last one.
         self._shard_starts = np.cumsum([0, *(shard.samples for shard in self.record.shards)], dtype=np.int64)
         self._is_checked = np.zeros(len(offsets), dtype=bool)  # of each member
-        self._bad_shards: set[int] = set()
+        self._bad_shards: dict[int, str] = {}  # what is wrong with each, by its number
+        self._named_shards: set[int] = set()
         self._open_files: collections.OrderedDict[int, int] = collections.OrderedDict()
         self._lock = threading.Lock()
 
@@ -56,7 +57,7 @@ class PackedDataset:
     ) -> "PackedDataset":
         """Open a split; a missing or truncated file is a DataError that names it. Contents: see `verify`.
 
-        `skip_bad_shards`: shards that are bad, now or later, are only named in the log, unless all are.
+        `skip_bad_shards`: shards that are bad, now or later, are only told of in the log, unless all are.
         """
         folder = as_folder(place)
         manifest = folder.manifest()
@@ -169,7 +170,7 @@ class PackedDataset:
     ) -> None:
         """Samples at these offsets of one shard into these of the targets."""
         if shard in self._bad_shards:
-            raise self._fault(shard, "is bad, as was said before")
+            raise BadFile(self._bad_shards[shard])
         sample_bytes = targets[0].nbytes
         descriptor = self._descriptor(shard, stop)
         try:
@@ -187,14 +188,19 @@ class PackedDataset:
         for shard, record in enumerate(self.record.shards):
             fault = self.folder.fault(record)
             if fault is not None:
-                self._give_up(shard, fault)
-        if self._bad_shards and len(self._bad_shards) == len(self.record.shards):
-            raise DataError(f"{self.folder}: none of its shards for {self.split} can be used; see the log")
+                self._bad_shards[shard] = fault
+        if self._bad_shards:
+            first = next(iter(self._bad_shards.values()))
+            counts = f"{len(self._bad_shards)} of {len(self.record.shards)} shards for {self.split}"
+            if len(self._bad_shards) == len(self.record.shards):
+                raise DataError(f"{self.folder}: {counts} cannot be used, as {first}; restore them")
+            logger.warning("%s: %s cannot be used, as %s", self.folder, counts, first)
 
     def _give_up(self, shard: int, fault: str) -> None:
-        """Name it, once."""
-        if shard not in self._bad_shards:
-            self._bad_shards.add(shard)
+        """From now on; named once, when the first of its samples is asked for."""
+        self._bad_shards[shard] = fault
+        if shard not in self._named_shards:
+            self._named_shards.add(shard)
             count = self.record.shards[shard].samples
             logger.error("%s; its %d samples are skipped and counted (data.on_bad_shard=skip)", fault, count)
 
