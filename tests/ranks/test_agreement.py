@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import pytest
 import torch
 
 from data_pipeline.loader import Batch

@@ -166,7 +166,7 @@ def test_what_is_wrong_with_this_machine_is_no_bad_shard(written, tmp_path):
         )
         shutil.rmtree(tmp_path / "cache")
         (tmp_path / "cache").write_text("in the way")
-        with pytest.raises(DataError, match="data.cache.dir"):
+        with pytest.raises(DataError, match=r"data\.cache\.dir"):
             take(dataset)
 
 
@@ -184,10 +184,10 @@ def test_ranks_together_skip_what_one_skips(folder):
 def test_index_manifest_and_validation_stay_strict(folder):
     (folder / "validation-00000.tar").unlink()
     PackedDataset.open(folder, "train", skip_bad_shards=True)
-    with pytest.raises(DataError, match="validation-00000.tar: missing"):
+    with pytest.raises(DataError, match=r"validation-00000\.tar: missing"):
         PackedDataset.open(folder, "validation")
     truncate(folder / "train.index.npy")
-    with pytest.raises(DataError, match="train.index.npy: has"):
+    with pytest.raises(DataError, match=r"train\.index\.npy: has"):
         PackedDataset.open(folder, "train", skip_bad_shards=True)
 
 
