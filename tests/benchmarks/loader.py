@@ -98,10 +98,9 @@ def throughput(folder: Path, peers_python: str | None) -> None:
     times: dict[str, list[float]] = {reader.__name__: [] for reader in readers}
     if peers_python is not None:
         for peer in ("litdata", "streaming"):
-            command = [peers_python, str(Path(__file__).with_name("loader_peers.py")), peer, str(flat), str(SEQ_LENGTH)]
-            done = subprocess.run(
-                [*command, str(BATCH), str(TIMED_BATCHES), str(ROUNDS)], capture_output=True, text=True
-            )
+            script, sizes = Path(__file__).with_name("loader_peers.py"), (SEQ_LENGTH, BATCH, TIMED_BATCHES, ROUNDS)
+            command = [peers_python, str(script), peer, str(flat), *map(str, sizes)]
+            done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
                 print(f"{peer}: left out ({(done.stderr.strip() or 'no reason given').splitlines()[-1]})")
             else:
@@ -127,9 +126,8 @@ def throughput(folder: Path, peers_python: str | None) -> None:
 def first_batches(folder: Path) -> None:
     rows = np.zeros(10_000 * 4 * 64 + 1, dtype=np.uint16)
     write(folder, [rows], seq_length=64, samples_per_member=4, shard_bytes=1)
-    print(
-        f"open the train split of 10,000 shards: {median_seconds(lambda: PackedDataset.open(folder, 'train')) * 1e3:.1f} ms"
-    )
+    train_alone = median_seconds(lambda: PackedDataset.open(folder, "train"))
+    print(f"open the train split of 10,000 shards: {train_alone * 1e3:.1f} ms")
 
     def both() -> None:
         place = LocalFolder(folder)
