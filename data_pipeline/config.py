@@ -96,11 +96,14 @@ class DataConfig:
     document_mask: bool
     """A token attends to its own document only, and positions begin at 0 in each; false: to all earlier tokens of its
     sample. Either way the first token of a document is predicted, at the end of the one before it, and counts."""
+    on_bad_shard: Literal["stop", "skip"]
+    """A shard for training that stays missing, unreadable or damaged: stop and name it, or name it, leave its samples
+    out (the others keep their places in the order) and count them."""
     cache: CacheConfig
     """Used where data.path or data.inputs are URLs."""
 
 
-KEYS_OF_READING = ("mixture", "mixture_max_epochs", "mixture_later", "document_mask", "cache")
+KEYS_OF_READING = ("mixture", "mixture_max_epochs", "mixture_later", "document_mask", "on_bad_shard", "cache")
 """What says nothing of a prepared dataset."""
 
 

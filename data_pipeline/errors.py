@@ -9,5 +9,9 @@ class DataError(UserError):
     """Text, a tokenizer or a prepared dataset that cannot be used as it is."""
 
 
+class BadFile(DataError):
+    """One file of a dataset that stays missing, unreadable or damaged, whatever was tried; others may be whole."""
+
+
 class WorkInterrupted(DataError):
     """Work that stopped through nobody's mistake, and goes on where it was."""

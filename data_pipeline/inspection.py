@@ -101,7 +101,7 @@ def stats(place: Path | DatasetFolder) -> dict[str, Any]:
     folder = as_folder(place)
     manifest = folder.manifest()
     for split in SPLITS:
-        check_sizes(folder, manifest.splits[split])
+        check_sizes(folder, manifest.splits[split].files)
     splits = {
         name: {
             "documents": record.num_documents,

@@ -5,7 +5,6 @@ any other size continues the same order.
 """
 
 import contextlib
-import hashlib
 import threading
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
+from xxhash import xxh3_64_intdigest
 
 from data_pipeline.ahead import read_ahead
 from data_pipeline.errors import DataError
@@ -21,8 +21,9 @@ from data_pipeline.remote.ahead import fetch_ahead
 from data_pipeline.shards.packing import targets_that_count
 from data_pipeline.shards.reader import PackedDataset, Tokens
 
-MAX_WINDOW_BATCHES = 64
-WINDOW_BYTES = 32 << 20  # of int64 tokens; about three windows are alive at once
+MAX_WINDOW_BATCHES = 128
+WINDOW_BYTES = 8 << 20  # about three windows are alive at once
+ORDER_SAMPLES = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,8 @@ class Batch:
     tokens: torch.Tensor
     """int64 [n, seq_length + 1]: inputs and, one place on, targets."""
     mask: torch.Tensor | None
-    """bool [n, seq_length]: which targets count, not being padding of a sample or of the batch; None: all."""
+    """bool [n, seq_length]: which targets count, not being padding of a sample or of the batch, nor of a sample that
+    was skipped; None: all. Every batch of a stream has one or none has."""
     position: int
     """Global position of the first sample of the global batch."""
     next_position: int
@@ -40,8 +42,11 @@ class Batch:
     epoch: int
     """Passes over the dataset (of a mixture: over the one passed over most often) that were complete at `position`."""
     digest: int
-    """Sum of the hashes of this rank's samples that count, mod 2**64, as signed int64: summed over ranks with the same
-    wrap-around it names the global batch, whatever the number of ranks."""
+    """Sum of the hashes (XXH3, 64 bits, of the stored bytes, the position as seed) of this rank's samples that count,
+    mod 2**64, as signed int64: summed over ranks with the same wrap-around it names the global batch, whatever the
+    number of ranks."""
+    num_skipped: int = 0
+    """This rank's samples that don't count because their shard is bad."""
 
 
 def train_batches(
@@ -59,7 +64,7 @@ def _stream(
     windows = _train_windows(dataset, seed, global_batch_size, rank, size, position, stop)
     with fetch_ahead(dataset, seed, position, stop), contextlib.closing(read_ahead(windows, stop)) as ready:
         for window in ready:
-            yield from window
+            yield from window.batches(global_batch_size)
 
 
 def evaluation_batches(
@@ -76,15 +81,13 @@ def evaluation_batches(
         positions = np.arange(start + rank * batch_size, start + (rank + 1) * batch_size)
         counts = positions < num_samples
         tokens = dataset.read(positions % num_samples)
-        mask = _mask(dataset, tokens)
-        whole = torch.from_numpy(counts)[:, None].expand(-1, dataset.seq_length)
         yield Batch(
             tokens=torch.from_numpy(tokens.astype(np.int64)),
-            mask=whole if mask is None else whole & mask,
+            mask=_mask(dataset, tokens, counts),
             position=start,
             next_position=min(start + batch_size * size, num_samples),
             epoch=0,
-            digest=_digest(positions[counts], tokens[counts]),
+            digest=_digest(_hashes(positions[counts], tokens[counts])),
         )
 
 
@@ -96,55 +99,81 @@ def _train_windows(
     size: int,
     position: int,
     stop: threading.Event,
-) -> Iterator[list[Batch]]:
+) -> Iterator["_Window"]:
     """Coming batches, several at a time: read in the order of the files, handed out in the order of the batches."""
     per_rank = global_batch_size // size
-    batch_bytes = per_rank * (dataset.seq_length + 1) * 8
-    largest = max(1, min(MAX_WINDOW_BATCHES, WINDOW_BYTES // batch_bytes))
-    num_batches = 1  # grows, so that the first batch does not wait for a whole window
+    largest = max(
+        1, min(MAX_WINDOW_BATCHES, WINDOW_BYTES // (per_rank * (dataset.seq_length + 1) * dataset.dtype.itemsize))
+    )
+    longest = max(largest, ORDER_SAMPLES // per_rank)  # of a stretch whose order is computed at once
+    num_batches = 1  # grows, so that the first batch does not wait for all of that
     while True:
         if dataset.end is not None:
-            # Windows reach ahead of what is asked for, and not beyond a mixture's end.
+            # Stretches reach ahead of what is asked for, and not beyond a mixture's end.
             num_batches = min(num_batches, (dataset.end - position) // global_batch_size)
             if not num_batches:
                 raise DataError(f"{dataset.described}: used up after {position:,} samples; see data.mixture_max_epochs")
         starts = position + global_batch_size * np.arange(num_batches, dtype=np.int64)
         positions = starts[:, None] + rank * per_rank + np.arange(per_rank)
-        samples = dataset.samples_at(positions.ravel(), seed)
-        in_file_order = np.argsort(samples, kind="stable")
-        places = np.empty_like(in_file_order)
-        places[in_file_order] = np.arange(len(places))
-        tokens = dataset.read(samples[in_file_order], stop)
-        window = []
-        for start, row_positions, rows in zip(starts.tolist(), positions, places.reshape(positions.shape), strict=True):
-            batch_tokens = tokens[rows]
-            window.append(
-                Batch(
-                    tokens=torch.from_numpy(batch_tokens.astype(np.int64)),
-                    mask=_mask(dataset, batch_tokens),
-                    position=start,
-                    next_position=start + global_batch_size,
-                    epoch=dataset.epoch_at(start),
-                    digest=_digest(row_positions, batch_tokens),
-                )
-            )
-        yield window
+        samples = dataset.samples_at(positions.ravel(), seed).reshape(positions.shape)
+        for first in range(0, num_batches, largest):
+            window = slice(first, first + largest)
+            yield _Window(dataset, starts[window], positions[window], samples[window], stop)
         position += global_batch_size * num_batches
-        num_batches = min(2 * num_batches, largest)
+        num_batches = min(2 * num_batches, longest)
 
 
-def _mask(dataset: TrainingData, tokens: Tokens) -> torch.Tensor | None:
-    """Which targets count, where the dataset has some that don't."""
+class _Window:
+    """Batches that begin at `starts`, of `samples` [b, n] at `positions` [b, n], read in the thread that makes it."""
+
+    def __init__(
+        self,
+        dataset: TrainingData,
+        starts: npt.NDArray[np.int64],
+        positions: npt.NDArray[np.int64],
+        samples: npt.NDArray[np.int64],
+        stop: threading.Event,
+    ) -> None:
+        self._starts, self._per_rank = starts.tolist(), positions.shape[1]
+        self._epochs = [dataset.epoch_at(start) for start in self._starts]
+        self._skipped = np.zeros(positions.size, dtype=bool) if dataset.skips_bad_shards else None
+        self._tokens = dataset.read(samples.ravel(), stop, self._skipped)
+        self._hashes = _hashes(positions.ravel(), self._tokens)
+        self._mask = _mask(dataset, self._tokens, None if self._skipped is None else ~self._skipped)
+
+    def batches(self, global_batch_size: int) -> Iterator[Batch]:
+        """Cast one by one, while the next window is read: a whole one would not stay in the processor's cache."""
+        for number, (start, epoch) in enumerate(zip(self._starts, self._epochs, strict=True)):
+            rows = slice(number * self._per_rank, (number + 1) * self._per_rank)
+            hashes, num_skipped = self._hashes[rows], 0
+            if self._skipped is not None:
+                hashes = [value for value, skip in zip(hashes, self._skipped[rows].tolist(), strict=True) if not skip]
+                num_skipped = self._per_rank - len(hashes)
+            yield Batch(
+                tokens=torch.from_numpy(self._tokens[rows].astype(np.int64)),
+                mask=None if self._mask is None else self._mask[rows],
+                position=start,
+                next_position=start + global_batch_size,
+                epoch=epoch,
+                digest=_digest(hashes),
+                num_skipped=num_skipped,
+            )
+
+
+def _mask(dataset: TrainingData, tokens: Tokens, counts: npt.NDArray[np.bool_] | None) -> torch.Tensor | None:
+    """Which targets count, where some may not: those of samples that count, as far as they are no padding."""
+    whole = None if counts is None else torch.from_numpy(counts)[:, None].expand(-1, dataset.seq_length)
     if not dataset.is_padded:
-        return None
-    return torch.from_numpy(targets_that_count(tokens, dataset.manifest.tokenizer.eod_id))
+        return whole
+    mask = torch.from_numpy(targets_that_count(tokens, dataset.manifest.tokenizer.eod_id))
+    return mask if whole is None else whole & mask
 
 
-def _digest(positions: npt.NDArray[np.int64], tokens: Tokens) -> int:
-    total = 0
-    for position, row in zip(positions.tolist(), tokens, strict=True):
-        sample = hashlib.blake2b(position.to_bytes(8, "little"), digest_size=8)
-        sample.update(row)
-        total += int.from_bytes(sample.digest(), "little")
-    total %= 1 << 64
+def _hashes(positions: npt.NDArray[np.int64], tokens: Tokens) -> list[int]:
+    """Of each sample at its position."""
+    return [xxh3_64_intdigest(row, position) for row, position in zip(tokens, positions.tolist(), strict=True)]
+
+
+def _digest(hashes: list[int]) -> int:
+    total = sum(hashes) % (1 << 64)
     return total - (1 << 64) if total >> 63 else total

@@ -176,7 +176,7 @@ class MixedDataset:
         self.names, self.end = tuple(datasets), mixture.end
         self.manifest = self.parts[0].manifest
         """Of the first: all have its tokenizer and sample length."""
-        self.seq_length = self.manifest.seq_length
+        self.seq_length, self.dtype = self.manifest.seq_length, self.parts[0].dtype
         self._bases = np.cumsum([0, *(dataset.num_samples for dataset in self.parts)], dtype=np.int64)
         self.num_samples = int(self._bases[-1])
 
@@ -184,6 +184,11 @@ class MixedDataset:
     def described(self) -> str:
         """For messages."""
         return "the mixture of " + ", ".join(str(dataset.folder) for dataset in self.parts)
+
+    @property
+    def skips_bad_shards(self) -> bool:
+        """Whether samples of bad shards are left out of training and counted."""
+        return self.parts[0].skips_bad_shards
 
     @property
     def is_padded(self) -> bool:
@@ -213,14 +218,22 @@ class MixedDataset:
             for place, folder, record in dataset.shards_of(numbers[chosen] - self._bases[item]):
                 yield int(chosen[place]), folder, record
 
-    def read(self, numbers: npt.NDArray[np.int64], stop: threading.Event | None = None) -> Tokens:
-        """Tokens [n, seq_length + 1] of these samples, in the order asked for; `stop`: as a dataset's."""
+    def read(
+        self,
+        numbers: npt.NDArray[np.int64],
+        stop: threading.Event | None = None,
+        skipped: npt.NDArray[np.bool_] | None = None,
+    ) -> Tokens:
+        """Tokens [n, seq_length + 1] of these samples, in the order asked for; `stop`, `skipped`: as a dataset's."""
         which = np.searchsorted(self._bases, numbers, side="right") - 1
-        tokens: Tokens = np.empty((len(numbers), self.seq_length + 1), dtype=self.parts[0].dtype)
+        tokens: Tokens = np.empty((len(numbers), self.seq_length + 1), dtype=self.dtype)
         for item, dataset in enumerate(self.parts):
             chosen = np.flatnonzero(which == item)
             if len(chosen):
-                tokens[chosen] = dataset.read(numbers[chosen] - self._bases[item], stop)
+                its_skipped = None if skipped is None else np.zeros(len(chosen), dtype=bool)
+                tokens[chosen] = dataset.read(numbers[chosen] - self._bases[item], stop, its_skipped)
+                if skipped is not None:
+                    skipped[chosen] = its_skipped
         return tokens
 
     def epoch_at(self, position: int) -> int:
@@ -256,12 +269,16 @@ class Plan:
     """From which number of training tokens on which weights hold instead."""
 
 
-def mix(plan: Plan, folders: Mapping[str, Path] | Mapping[str, DatasetFolder]) -> MixedDataset:
-    """The datasets in these folders, mixed by their names.
+def mix(
+    plan: Plan, folders: Mapping[str, Path] | Mapping[str, DatasetFolder], *, skip_bad_shards: bool = False
+) -> MixedDataset:
+    """The datasets in these folders, mixed by their names; `skip_bad_shards`: as in PackedDataset.open.
 
     Raises DataError where one is missing, or they differ in tokenizer or sample length.
     """
-    datasets = {name: PackedDataset.open(folder, "train") for name, folder in folders.items()}
+    datasets = {
+        name: PackedDataset.open(folder, "train", skip_bad_shards=skip_bad_shards) for name, folder in folders.items()
+    }
     (first_name, first), *others = datasets.items()
     for name, dataset in others:
         its_tokenizer = first.folder.locate(first.manifest.tokenizer.file)

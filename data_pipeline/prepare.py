@@ -166,7 +166,7 @@ def _untouched(folder: Path, corpus: Corpus) -> bool:
 def _check_whole(folder: Path, manifest: Manifest, every_byte: bool) -> None:
     load_tokenizer(folder / manifest.tokenizer.file, manifest.tokenizer.fingerprint)
     for split in ("train", "validation"):
-        check_sizes(LocalFolder(folder), manifest.splits[split])
+        check_sizes(LocalFolder(folder), manifest.splits[split].files)
         if every_byte:
             PackedDataset.open(folder, split).verify()
 

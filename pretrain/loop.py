@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from data_pipeline.loader import Batch
-from pretrain.config.errors import TrainingDiverged
+from pretrain.config.errors import RunError, TrainingDiverged
 from pretrain.config.run import RunConfig
 from pretrain.engine.interface import Engine, StepResult
 from pretrain.run_state import RunState
@@ -50,6 +50,8 @@ class Agreement:
 
     batch_hash: str
     """Names the samples of the global batch, whatever the number of ranks."""
+    skipped_samples: int
+    """Of the global batch."""
     stop: bool
     save: int
     """What rank 0's clock says is due."""
@@ -86,14 +88,14 @@ def run_loop(
         clock.add("forward_backward", result.seconds_forward_backward)
         clock.add("optimizer", result.seconds_optimizer)
         batch_tokens = (batch.next_position - batch.position) * config.model.seq_length
-        digest = batch.digest if samples_counted_here else 0
-        agreed = agree(digest, stop_requested(), checkpoints.due_by_clock(), control)
+        agreed = agree(batch, samples_counted_here, stop_requested(), checkpoints.due_by_clock(), control)
         state = replace(
             state,
             step=step,
             position=batch.next_position,
             tokens=state.tokens + batch_tokens,
             bad_steps=state.bad_steps + is_bad(result, config.engine.precision),
+            skipped_samples=state.skipped_samples + agreed.skipped_samples,
             train_seconds=time.monotonic() - began,
         )
         clock.end_step(batch_tokens)
@@ -113,13 +115,23 @@ def run_loop(
     return state, "finished"
 
 
-def agree(digest: int, stop: bool, save: int, control: dist.ProcessGroup) -> Agreement:
-    """One small message among all ranks, on the CPU: whoever is asked to stop stops all, rank 0's clock saves."""
-    shared = torch.tensor([digest, int(stop), save if dist.get_rank() == 0 else 0], dtype=torch.int64)
+def agree(batch: Batch, counted_here: bool, stop: bool, save: int, control: dist.ProcessGroup) -> Agreement:
+    """One small message among all ranks, on the CPU: whoever is asked to stop stops all, rank 0's clock saves.
+
+    Raises RunError where ranks that share a batch were given different ones.
+    """
+    of_batch = (batch.digest, batch.num_skipped, 1) if counted_here else (0, 0, 0)
+    due_here = save if dist.get_rank() == 0 else 0
+    shared = torch.tensor([*of_batch, batch.digest, int(stop), due_here], dtype=torch.int64)
     dist.all_reduce(shared, group=control)
-    # A data-parallel sum mod 2**64: int64 addition wraps around.
-    total, stops, due = shared.tolist()
-    return Agreement(batch_hash=f"{total % 2**64:016x}", stop=stops > 0, save=due)
+    # Sums mod 2**64: int64 addition wraps around.
+    total, skipped, num_counted, total_of_all, stops, due = shared.tolist()
+    if (total * (dist.get_world_size() // num_counted) - total_of_all) % 2**64:
+        raise RunError(
+            f"batch of samples {batch.position} to {batch.next_position - 1}: ranks that share it read different ones; "
+            "a shard is bad on some nodes and whole on others: the logs of the ranks name it; restore it there"
+        )
+    return Agreement(batch_hash=f"{total % 2**64:016x}", skipped_samples=skipped, stop=stops > 0, save=due)
 
 
 def is_bad(result: StepResult, precision: str) -> bool:
@@ -154,5 +166,6 @@ def train_record(
         "epoch": batch.epoch,
         "loss_scale": result.loss_scale,
         "bad_steps": state.bad_steps,
+        "skipped_samples": state.skipped_samples,
         "batch_hash": agreed.batch_hash,
     }

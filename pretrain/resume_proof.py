@@ -106,7 +106,7 @@ def _compare_batch(
     batch = next(batches)
     batches.close()
     counted_here = groups.tp_rank == groups.pp_rank == 0 and (size == dp or groups.dp_rank == 0)
-    found = agree(batch.digest if counted_here else 0, False, False, groups.control).batch_hash
+    found = agree(batch, counted_here, False, 0, groups.control).batch_hash
     if dist.get_rank():
         return
     if found == record["batch_hash"]:

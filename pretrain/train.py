@@ -172,6 +172,12 @@ def run(
             control=groups.control,
         )
         saver.close()
+    if state.skipped_samples:
+        log.warning(
+            "%s of %s samples did not count: the log names their shards (data.on_bad_shard=skip)",
+            f"{state.skipped_samples:,}",
+            f"{state.position:,}",
+        )
     if sinks.outcome == "stopped":
         log.info("stopped after step %d of %d, saved; the same command goes on from there", state.step, steps)
     return sinks.outcome
@@ -200,11 +206,12 @@ def open_datasets(config: RunConfig) -> tuple[TrainingData, dict[str, PackedData
     """What is trained on, checked against the model, and the validation split of each dataset by its name."""
     data, folders = config.data, dataset_folders(config.data)
     dataset: TrainingData
+    skip = data.on_bad_shard == "skip"
     if data.mixture is None:
-        dataset = PackedDataset.open(folders[data.name], "train")
+        dataset = PackedDataset.open(folders[data.name], "train", skip_bad_shards=skip)
     else:
         later = [(phase.after_tokens, phase.weights) for phase in data.mixture_later]
-        dataset = mix(Plan(data.mixture, data.mixture_max_epochs or {}, later), folders)
+        dataset = mix(Plan(data.mixture, data.mixture_max_epochs or {}, later), folders, skip_bad_shards=skip)
     packed, wanted = dataset.manifest.seq_length, config.model.seq_length
     if packed != wanted:
         rule = f"the dataset in data.path={str(next(iter(folders.values())))!r} was packed for {packed} tokens"

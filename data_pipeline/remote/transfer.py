@@ -1,4 +1,4 @@
-"""Bytes of a file that lies elsewhere, however often the way there breaks; what stays broken is one DataError."""
+"""Bytes of a file that lies elsewhere, however often the way there breaks; what stays broken is one BadFile."""
 
 import hashlib
 import logging
@@ -9,7 +9,7 @@ from contextlib import closing
 from typing import IO
 
 from data_pipeline.config import CacheConfig
-from data_pipeline.errors import DataError
+from data_pipeline.errors import BadFile, DataError
 from data_pipeline.remote.addresses import shown
 from data_pipeline.remote.transport import BLOCK_BYTES, Interrupted, Refused, connect
 from data_pipeline.shards.manifest import FileRecord
@@ -31,10 +31,10 @@ class Attempts:
         self.failures = 0
 
     def failed(self, what: str, remedy: str) -> None:
-        """Sleep, for longer each time and never in step with others; DataError if this was the last attempt."""
+        """Sleep, for longer each time and never in step with others; BadFile if this was the last attempt."""
         self.failures += 1
         if self.failures > self._config.retries:
-            raise DataError(f"{shown(self._url)}: {what}, tried {self.failures} times; {remedy}")
+            raise BadFile(f"{shown(self._url)}: {what}, tried {self.failures} times; {remedy}")
         delay = min(self._config.retry_seconds * 2 ** (self.failures - 1), LONGEST_DELAY) * random.uniform(0.5, 1.5)
         numbers = self.failures, self._config.retries
         logger.warning("%s: %s; trying again in %.1f s (%d of %d)", shown(self._url), what, delay, *numbers)
@@ -84,7 +84,7 @@ def blocks(
                 raise Interrupted(f"ended after {position:,} of {size:,} bytes")
         except Refused as error:
             remedy = "check the address, and who may read it"
-            raise DataError(f"{shown(url)}: cannot be read: {error}; {remedy}") from None
+            raise BadFile(f"{shown(url)}: cannot be read: {error}; {remedy}") from None
         except Interrupted as error:
             if position - began_at >= BLOCK_BYTES:
                 attempts.failures = 0  # it gets on

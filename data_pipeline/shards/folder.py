@@ -1,5 +1,6 @@
 """Where the files of a prepared dataset lie: a folder of this machine, or whatever else offers the same."""
 
+import functools
 import os
 import threading
 from collections.abc import Iterator
@@ -47,6 +48,10 @@ class LocalFolder:
         return str(self.path / name)
 
     def manifest(self) -> Manifest:
+        return self._manifest
+
+    @functools.cached_property
+    def _manifest(self) -> Manifest:
         return Manifest.load(self.path)
 
     def tokenizer(self, manifest: Manifest) -> Tokenizer:

@@ -1,23 +1,29 @@
 """Samples of a prepared dataset by their number, read straight out of the shards through the saved offsets."""
 
 import collections
+import errno
 import hashlib
+import itertools
+import logging
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from data_pipeline.errors import DataError
+from data_pipeline.errors import BadFile, DataError
 from data_pipeline.order import Positions, sample_at
 from data_pipeline.shards.folder import DatasetFolder, as_folder
 from data_pipeline.shards.layout import DTYPES, NPY_HEADER_BYTES, npy_header
-from data_pipeline.shards.manifest import Manifest, ShardRecord, SplitRecord
+from data_pipeline.shards.manifest import FileRecord, Manifest, ShardRecord, SplitRecord
 
+logger = logging.getLogger(__name__)
 MAX_OPEN_FILES = 64
+SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+"""What keeps a file from being opened and is not its fault."""
 Tokens = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 
 
@@ -33,21 +39,34 @@ class PackedDataset:
         self.num_samples = self.record.num_samples
         self.end: int | None = None
         """Position at which the stream of it ends: nowhere."""
+        self.skips_bad_shards = False
+        """Whether samples of bad shards are left out of training and counted."""
         self.dtype = np.dtype(DTYPES[manifest.dtype])
         self._offsets = offsets
         # Samples before each shard, and after the last one.
         self._shard_starts = np.cumsum([0, *(shard.samples for shard in self.record.shards)], dtype=np.int64)
-        self._checked_members = bytearray(len(offsets))
+        self._is_checked = np.zeros(len(offsets), dtype=bool)  # of each member
+        self._bad_shards: dict[int, str] = {}  # what is wrong with each, by its number
+        self._named_shards: set[int] = set()
         self._open_files: collections.OrderedDict[int, int] = collections.OrderedDict()
         self._lock = threading.Lock()
 
     @classmethod
-    def open(cls, place: Path | DatasetFolder, split: Literal["train", "validation"]) -> "PackedDataset":
-        """Open a split; a missing or truncated file is a DataError that names it. Contents: see `verify`."""
+    def open(
+        cls, place: Path | DatasetFolder, split: Literal["train", "validation"], *, skip_bad_shards: bool = False
+    ) -> "PackedDataset":
+        """Open a split; a missing or truncated file is a DataError that names it. Contents: see `verify`.
+
+        `skip_bad_shards`: shards that are bad, now or later, are only told of in the log, unless all are.
+        """
         folder = as_folder(place)
         manifest = folder.manifest()
-        check_sizes(folder, manifest.splits[split])
-        return cls(folder, manifest, split, _load_offsets(folder, manifest, split))
+        record = manifest.splits[split]
+        check_sizes(folder, [record.index] if skip_bad_shards else record.files)
+        dataset = cls(folder, manifest, split, _load_offsets(folder, manifest, split))
+        if skip_bad_shards:
+            dataset._skip_bad_shards()
+        return dataset
 
     @property
     def parts(self) -> "tuple[PackedDataset, ...]":
@@ -86,31 +105,40 @@ class PackedDataset:
         for shard, place in zip(*(found.tolist() for found in np.unique(shards, return_index=True)), strict=True):
             yield place, self.folder, self.record.shards[shard]
 
-    def read(self, indices: npt.NDArray[np.int64], stop: threading.Event | None = None) -> Tokens:
-        """Tokens [n, seq_length + 1] of these samples, in the order asked for (cheapest when sorted).
+    def read(
+        self,
+        indices: npt.NDArray[np.int64],
+        stop: threading.Event | None = None,
+        skipped: npt.NDArray[np.bool_] | None = None,
+    ) -> Tokens:
+        """Tokens [n, seq_length + 1] of these samples, in the order asked for; the files are read in theirs.
 
-        Where shards must be fetched first, `stop` ends the waiting for them, by an exception.
+        Where shards must be fetched first, `stop` ends the waiting for them, by an exception. `skipped` [n]: set for
+        samples of bad shards, which then hold ends of documents; without it such a shard is a BadFile error.
         """
         width = self.seq_length + 1
         tokens = np.empty((len(indices), width), dtype=self.dtype)
         if not len(indices):
             return tokens
-        assert np.min(indices) >= 0 and np.max(indices) < self.num_samples, "sample number out of range"
-        members, rows = np.divmod(np.asarray(indices, dtype=np.int64), self.manifest.samples_per_member)
-        shards = np.searchsorted(self._shard_starts, indices, side="right") - 1
-        sample_bytes = width * self.dtype.itemsize
-        offsets = self._offsets[members] + NPY_HEADER_BYTES + rows * sample_bytes
-        targets = memoryview(tokens.data).cast("B")
+        places = np.argsort(indices, kind="stable")
+        numbers = np.asarray(indices, dtype=np.int64)[places]
+        assert numbers[0] >= 0 and numbers[-1] < self.num_samples, "sample number out of range"
+        members, rows = np.divmod(numbers, self.manifest.samples_per_member)
+        offsets = self._offsets[members] + NPY_HEADER_BYTES + rows * (width * self.dtype.itemsize)
+        shards = np.searchsorted(self._shard_starts, numbers, side="right") - 1
+        targets = list(tokens)
+        borders = [0, *(np.flatnonzero(np.diff(shards)) + 1).tolist(), len(numbers)]
         with self._lock:
-            for row, (shard, member, offset) in enumerate(
-                zip(shards.tolist(), members.tolist(), offsets.tolist(), strict=True)
-            ):
-                descriptor = self._descriptor(shard, stop)
-                if not self._checked_members[member]:
-                    self._check_member(descriptor, shard, member)
-                target = targets[row * sample_bytes : (row + 1) * sample_bytes]
-                if os.preadv(descriptor, [target], offset) != sample_bytes:
-                    raise self._fault(shard, "ends too early")
+            for first, last in itertools.pairwise(borders):
+                shard, here = int(shards[first]), places[first:last]
+                try:
+                    self._read_shard(shard, members[first:last], offsets[first:last], targets, here, stop)
+                except BadFile as error:
+                    if skipped is None:
+                        raise
+                    self._give_up(shard, str(error))
+                    tokens[here] = self.manifest.tokenizer.eod_id
+                    skipped[here] = True
         return tokens
 
     def verify(self) -> None:
@@ -131,6 +159,51 @@ class PackedDataset:
             while self._open_files:
                 os.close(self._open_files.popitem()[1])
 
+    def _read_shard(
+        self,
+        shard: int,
+        members: npt.NDArray[np.int64],
+        offsets: npt.NDArray[np.int64],
+        targets: Sequence[Tokens],
+        places: npt.NDArray[np.intp],
+        stop: threading.Event | None,
+    ) -> None:
+        """Samples at these offsets of one shard into these of the targets."""
+        if shard in self._bad_shards:
+            raise BadFile(self._bad_shards[shard])
+        sample_bytes = targets[0].nbytes
+        descriptor = self._descriptor(shard, stop)
+        try:
+            if not self._is_checked[members].all():
+                for member in np.unique(members).tolist():
+                    self._check_member(descriptor, shard, member)
+            for place, offset in zip(places.tolist(), offsets.tolist(), strict=True):
+                if os.preadv(descriptor, (targets[place],), offset) != sample_bytes:
+                    raise self._fault(shard, "ends too early")
+        except OSError as error:
+            raise self._fault(shard, f"cannot be read ({error.strerror})") from None
+
+    def _skip_bad_shards(self) -> None:
+        self.skips_bad_shards = True
+        for shard, record in enumerate(self.record.shards):
+            fault = self.folder.fault(record)
+            if fault is not None:
+                self._bad_shards[shard] = fault
+        if self._bad_shards:
+            first = next(iter(self._bad_shards.values()))
+            counts = f"{len(self._bad_shards)} of {len(self.record.shards)} shards for {self.split}"
+            if len(self._bad_shards) == len(self.record.shards):
+                raise DataError(f"{self.folder}: {counts} cannot be used, as {first}; restore them")
+            logger.warning("%s: %s cannot be used, as %s", self.folder, counts, first)
+
+    def _give_up(self, shard: int, fault: str) -> None:
+        """From now on; named once, when the first of its samples is asked for."""
+        self._bad_shards[shard] = fault
+        if shard not in self._named_shards:
+            self._named_shards.add(shard)
+            count = self.record.shards[shard].samples
+            logger.error("%s; its %d samples are skipped and counted (data.on_bad_shard=skip)", fault, count)
+
     def _descriptor(self, shard: int, stop: threading.Event | None) -> int:
         descriptor = self._open_files.get(shard)
         if descriptor is not None:
@@ -141,7 +214,8 @@ class PackedDataset:
         try:
             descriptor = self.folder.open(self.record.shards[shard], stop)
         except OSError as error:
-            raise self._fault(shard, f"cannot be opened ({error.strerror})") from None
+            fault = self._fault(shard, f"cannot be opened ({error.strerror})")
+            raise (DataError(str(fault)) if error.errno in SHORTAGES else fault) from None
         self._open_files[shard] = descriptor
         return descriptor
 
@@ -151,19 +225,19 @@ class PackedDataset:
         expected = npy_header((samples, self.seq_length + 1), self.dtype.str)
         if os.pread(descriptor, NPY_HEADER_BYTES, int(self._offsets[member])) != expected:
             raise self._fault(shard, f"member {member} does not begin with the header that `prepare` wrote")
-        self._checked_members[member] = 1
+        self._is_checked[member] = True
 
-    def _fault(self, shard: int, what: str) -> DataError:
+    def _fault(self, shard: int, what: str) -> BadFile:
         name = self.folder.locate(self.record.shards[shard].file)
-        return DataError(f"{name}: {what}; restore the shard, or prepare again with prepare.overwrite=true")
+        return BadFile(f"{name}: {what}; restore the shard, or prepare again with prepare.overwrite=true")
 
     def __del__(self) -> None:
         self.close()
 
 
-def check_sizes(folder: DatasetFolder, split: SplitRecord) -> None:
-    """Every file of a split is there and has the length that the manifest states."""
-    for record in split.files:
+def check_sizes(folder: DatasetFolder, records: Iterable[FileRecord]) -> None:
+    """Every one of these files is there and has the length that the manifest states."""
+    for record in records:
         fault = folder.fault(record)
         if fault is not None:
             raise DataError(f"{fault}; restore it, or prepare again with prepare.overwrite=true")

@@ -107,7 +107,8 @@ class ZeroEngine:
         micro_batches = [MicroBatch(*pair) for pair in zip(parts, weights, strict=True)]
         with self.engine.coalesce_grad_reduction() if self._reduce_per_step else contextlib.nullcontext():
             totals = self._over_all_ranks(run_schedule(self.handles, micro_batches, forward_only=False))
-        loss = (totals[0] / totals[1]).item()
+        total, count = totals.tolist()
+        loss = total / count if count else 0.0
         ran = time.perf_counter()
         while self._readers:
             self._readers.pop()()
@@ -184,7 +185,7 @@ class ZeroEngine:
         weights = mask.to(self.device, torch.float64)
         mean = weights.mean() / self.groups.layout.dp
         dist.all_reduce(mean, group=self.groups.data_parallel)
-        return (weights / mean).float()
+        return (weights / mean.clamp_min(torch.finfo(torch.float64).tiny)).float()  # where none counts, all 0
 
     def _over_all_ranks(self, totals: Tensor) -> Tensor:
         """Sum over data-parallel ranks of what the last stage has, once for all tensor-parallel ranks."""

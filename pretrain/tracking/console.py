@@ -43,6 +43,7 @@ class PlainConsole:
         yield from _number(values, "grad_norm", "grad norm {:.3g}")
         yield from _number(values, "lr", "lr {:.3e}")
         yield from _speed(values)
+        yield from _skipped(values)
         yield from _number(values, "mfu_6n_6lhs", "MFU {:.1%}")
         yield f"ETA {self._progress.remaining(step, values)}"
 
@@ -91,6 +92,7 @@ class LiveConsole:
         yield f"step {step}/{total} ({step / max(total, 1):.0%})"
         yield from _number(values, "loss", "loss {:.4f}")
         yield from _speed(values)
+        yield from _skipped(values)
         yield f"ETA {self._progress.remaining(step, values)}"
 
 
@@ -182,3 +184,8 @@ def _number(values: Values, name: str, form: str) -> Iterator[str]:
 def _speed(values: Values) -> Iterator[str]:
     if "tokens_per_second" in values:
         yield f"{short_number(float(values['tokens_per_second']))} tokens/s"
+
+
+def _skipped(values: Values) -> Iterator[str]:
+    if values.get("skipped_samples"):
+        yield f"{values['skipped_samples']:,} samples of bad shards skipped"

@@ -89,6 +89,8 @@ def _tiles(records: Sequence[Mapping[str, Any]], description: Mapping[str, Any])
         yield "steps", f"{train[-1]['step']:,}"
         if "tokens" in train[-1]:
             yield "tokens", short_number(train[-1]["tokens"])
+        if train[-1].get("skipped_samples"):
+            yield "samples of bad shards skipped", f"{train[-1]['skipped_samples']:,}"
     for key, label, form in (
         ("loss", "validation loss", "{:.4f}"),
         ("perplexity", "perplexity", "{:.2f}"),

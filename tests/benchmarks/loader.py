@@ -1,13 +1,15 @@
 """Speed of the loader, and its time to the first batch.
 
-    python -m tests.benchmarks.loader [--folder FOLDER]
+    python -m tests.benchmarks.loader [--folder FOLDER] [--peers] [--peers-python PYTHON]
 
 48,000 samples of 2,048 + 1 tokens in 12 shards, batches of 8 in shuffled order to torch int64, in one process, the page
 cache warm; against one fancy index over one flat memory map of the same samples, and against plain webdataset on the
 same shards (64 samples in a member, a shuffle buffer of 1,000). Medians of five rounds, in turn. Ours also hashes every
-sample for the record of its batch; the figure without that is the loader's own. Then what it takes to open a dataset of
-10,000 shards (its validation split has as many), to its first batch, and to one in its middle; and a place in the order
-of 10^12 tokens.
+sample for the record of its batch; the figure without that is the loader's own. With --peers, litdata and
+mosaicml-streaming read the same samples in formats of their own, shuffled by themselves, in this interpreter or in
+PYTHON (which may have other versions of numpy), their rounds before the others; one that cannot be imported is left
+out. Then what it takes to open a dataset of 10,000 shards (its validation split has as many), both splits as a run
+does it and one alone, to its first batch, and to one in its middle; and a place in the order of 10^12 tokens.
 """
 
 import argparse
@@ -16,6 +18,8 @@ import io
 import itertools
 import platform
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -28,6 +32,7 @@ import torch
 from data_pipeline import loader
 from data_pipeline.loader import train_batches
 from data_pipeline.order import sample_at
+from data_pipeline.shards.folder import LocalFolder
 from data_pipeline.shards.reader import PackedDataset
 from tests.unit.data.test_shards import write
 
@@ -39,18 +44,20 @@ TIMED_BATCHES = 2_000
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, help="default: the system's for temporary files")
+    parser.add_argument("--peers", action="store_true", help="also litdata and mosaicml-streaming")
+    parser.add_argument("--peers-python", default=sys.executable, metavar="PYTHON", help="interpreter that has them")
     options = parser.parse_args()
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "numpy", "webdataset"))
     print(f"Python {platform.python_version()}, {versions}")
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        throughput(Path(folder))
+        throughput(Path(folder), options.peers_python if options.peers else None)
         first_batches(Path(folder) / "many")
     positions = np.arange(1024, dtype=np.int64) + 10**9
     took = median_seconds(lambda: sample_at(positions, 10**12 // SEQ_LENGTH, 1))
     print(f"1,024 positions in the order of 10^12 tokens: {took * 1e3:.2f} ms")
 
 
-def throughput(folder: Path) -> None:
+def throughput(folder: Path, peers_python: str | None) -> None:
     rows = np.random.default_rng(0).integers(0, 50_000, SAMPLES * SEQ_LENGTH + 1, dtype=np.uint16)
     shard_bytes = (SAMPLES // SHARDS) * (SEQ_LENGTH + 1) * 2 + (1 << 20)
     write(folder / "set", [rows], seq_length=SEQ_LENGTH, samples_per_member=64, shard_bytes=shard_bytes)
@@ -64,7 +71,7 @@ def throughput(folder: Path) -> None:
             yield batch.tokens
 
     def ours_without_hashes() -> Iterator[torch.Tensor]:
-        with mock.patch.object(loader, "_digest", lambda *_: 0):
+        with mock.patch.object(loader, "_hashes", lambda positions, _: [0] * len(positions)):
             yield from ours()
 
     def memory_map() -> Iterator[torch.Tensor]:
@@ -89,6 +96,16 @@ def throughput(folder: Path) -> None:
 
     readers = [memory_map, ours_without_hashes, ours, plain_webdataset]
     times: dict[str, list[float]] = {reader.__name__: [] for reader in readers}
+    if peers_python is not None:
+        for peer in ("litdata", "streaming"):
+            script, sizes = Path(__file__).with_name("loader_peers.py"), (SEQ_LENGTH, BATCH, TIMED_BATCHES, ROUNDS)
+            command = [peers_python, str(script), peer, str(flat), *map(str, sizes)]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                print(f"{peer}: left out ({(done.stderr.strip() or 'no reason given').splitlines()[-1]})")
+            else:
+                name, *seconds = done.stdout.splitlines()[-1].split(",")
+                times[name] = [float(each) for each in seconds]
     for _ in range(ROUNDS):
         for reader in readers:
             stream = reader()
@@ -103,13 +120,20 @@ def throughput(folder: Path) -> None:
     best = statistics.median(times["memory_map"])
     for name, seconds in times.items():
         median = statistics.median(seconds)
-        print(f"{name:20} {tokens / median / 1e6:8.0f} M tokens/s   {best / median:5.2f} x memory_map")
+        print(f"{name:26} {tokens / median / 1e6:8.0f} M tokens/s   {best / median:5.2f} x memory_map")
 
 
 def first_batches(folder: Path) -> None:
     rows = np.zeros(10_000 * 4 * 64 + 1, dtype=np.uint16)
     write(folder, [rows], seq_length=64, samples_per_member=4, shard_bytes=1)
-    print(f"open 10,000 shards: {median_seconds(lambda: PackedDataset.open(folder, 'train')) * 1e3:.1f} ms")
+    train_alone = median_seconds(lambda: PackedDataset.open(folder, "train"))
+    print(f"open the train split of 10,000 shards: {train_alone * 1e3:.1f} ms")
+
+    def both() -> None:
+        place = LocalFolder(folder)
+        PackedDataset.open(place, "train"), PackedDataset.open(place, "validation")
+
+    print(f"open both splits, 10,000 shards each: {median_seconds(both) * 1e3:.1f} ms")
     dataset = PackedDataset.open(folder, "train")
     for name, position in (("first batch", 0), ("first batch in the middle", 5_000 * 4)):
 

@@ -91,3 +91,17 @@ def test_the_mean_is_over_the_targets_that_count(layout: Layout) -> None:
         np.testing.assert_allclose(found.losses, alone.losses, rtol=1e-6)
         np.testing.assert_allclose(found.norms, alone.norms, rtol=2e-6)
         np.testing.assert_allclose(found.totals, alone.totals, rtol=1e-6)
+
+
+def without_targets(here: Runtime, config: RunConfig) -> tuple[float, float, bool, float]:
+    engine = start(here, config)
+    tokens = own_batch(here, config, 0)
+    nothing = engine.train_step(tokens, LR, torch.zeros(tokens.shape[0], tokens.shape[1] - 1, dtype=torch.bool))
+    return nothing.loss, nothing.grad_norm, nothing.applied, engine.train_step(tokens, LR).loss
+
+
+@pytest.mark.parametrize("layout", [Layout("gpt", 0), Layout("gpt", 3, pp=2, vp=2, dp=2, micro_batches=2)], ids=str)
+def test_a_batch_in_which_nothing_counts_has_no_loss_and_no_gradient(layout: Layout) -> None:
+    for loss, norm, applied, next_loss in run_ranks(without_targets, layout.world_size, layout.config):
+        assert (loss, norm, applied) == (0.0, 0.0, True)
+        assert np.isfinite(next_loss) and next_loss > 1

@@ -75,6 +75,7 @@ def data_config(path: Path, inputs: Sequence[Path | str], **changes: object) -> 
         "mixture_max_epochs": None,
         "mixture_later": (),
         "document_mask": False,
+        "on_bad_shard": "stop",
         "cache": cache_config(path.parent / "cache"),
     }
     return DataConfig(**{**defaults, **changes})  # type: ignore[arg-type]

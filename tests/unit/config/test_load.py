@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import re
 from pathlib import Path
 
@@ -42,7 +41,7 @@ def test_every_option_is_taken(group: str, option: str) -> None:
     # An option that only repeats defaults would be a name without a meaning: it must hold what its file says.
     values = yaml.safe_load((CONF_DIR / group / f"{option}.yaml").read_text())
     values.pop("defaults", None)
-    section = json.loads(json.dumps(dataclasses.asdict(getattr(with_option(group, option), group))))  # no tuples
+    section = yaml.safe_load(to_yaml(with_option(group, option)))[group]
     for key, value in values.items():
         if not (isinstance(value, str) and "${" in value):
             assert section[key] == _number(value), key
