@@ -24,7 +24,8 @@ from pretrain.tracking.metrics_file import METRICS_FILE
 from pretrain.tracking.provenance import describe_environment
 from pretrain.tracking.replay import Pair, Values, Verdict, judge, recorded_steps
 from pretrain.tracking.speed import StepClock
-from pretrain.train import batches_from, check_same_data, lr_of, open_datasets
+from pretrain.train import lr_of
+from pretrain.training_data import batches_from, check_same_data, open_datasets
 
 if TYPE_CHECKING:
     from pretrain.checkpoint.store import Checkpoint, CheckpointStore

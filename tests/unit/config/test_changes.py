@@ -16,7 +16,7 @@ from pretrain.config.load import flatten, load_run_config, read_run_config, reco
 from pretrain.config.model import ModelConfig
 from pretrain.config.run import RunConfig
 from pretrain.run_folder import CHANGES_FILE, CONFIG_FILE, check_same_config, record_config
-from pretrain.train import check_same_data
+from pretrain.training_data import check_same_data
 
 
 def leaves() -> set[str]:

@@ -15,7 +15,7 @@ from pretrain.config.errors import ConfigError
 from pretrain.config.load import load_run_config
 from pretrain.generate import tokenizer_of
 from pretrain.plan import plan
-from pretrain.train import open_datasets
+from pretrain.training_data import open_datasets
 from tests.support.corpus import make_texts, prepare_synthetic, write_jsonl
 from tests.support.http_server import serving, status
 
