@@ -1,7 +1,6 @@
 """SentencePiece models: text to token ids and back without loss, what SentencePiece drops silently mended."""
 
 import hashlib
-import itertools
 import re
 import struct
 from collections.abc import Iterator, Sequence
@@ -13,16 +12,12 @@ import sentencepiece
 
 from data_pipeline.errors import DataError
 from data_pipeline.tokenizers.base import TokenizerSettings, find_eod, refuse_surrogates
+from data_pipeline.tokenizers.word_memory import WordMemory
 
 SPACE_MARK = "\u2581"  # stands for a space inside SentencePiece, so that the character itself would come back as one
 SEGMENT_CHARS = 1 << 16
 # No piece has a space after another character, so text may be cut there without changing any id.
 SAFE_CUT = re.compile(r"(?<=[^ ])(?= )")
-WORD = re.compile(r" *[^ ]+| +")
-"""What lies between safe cuts."""
-REMEMBERED_CHARS = 32
-"""Longer words are rare, and some texts are one word."""
-REMEMBERED_WORDS = 1 << 20
 
 
 class SentencePieceTokenizer:
@@ -47,9 +42,7 @@ class SentencePieceTokenizer:
         """Follows each document: unless told otherwise the piece that SentencePiece calls end of sentence."""
         self._mark_ids = self._byte_ids(SPACE_MARK)
         self._segments = self._cuts_safely()
-        # A unigram model adds scores up along the text, and may decide near-ties otherwise in a part of it.
-        self._remembers = self._segments and self._is_bpe()
-        self._words: dict[str, list[int]] = {}
+        self._memory = self._word_memory() if self._mark_ids and self._segments and self._is_bpe() else None
 
     @property
     def fingerprint(self) -> str:
@@ -76,8 +69,8 @@ class SentencePieceTokenizer:
         parts: list[str] = []
         plans = [self._plan(text, parts) for text in texts]
         try:
-            encoded = self._by_words(parts) if self._remembers else self._whole(parts, num_threads)
-        except (RuntimeError, TypeError):  # which one depends on its version
+            encoded = self._memory.encode(parts) if self._memory else self._whole(parts, num_threads)
+        except (RuntimeError, TypeError, UnicodeEncodeError):  # which one depends on its version
             for text in texts:
                 refuse_surrogates(text)
             raise
@@ -90,22 +83,16 @@ class SentencePieceTokenizer:
         )
         return encoded
 
-    def _by_words(self, parts: list[str]) -> list[npt.NDArray[np.int32]]:
-        """The same ids, faster: text repeats its words, and what was encoded before is remembered."""
-        words = [WORD.findall(part) for part in parts]
-        known = self._words
-        new = list({word for of_part in words for word in of_part if word not in known})
-        known.update(zip(new, self._processor.encode(new, out_type=int), strict=True))
-        ids = [
-            np.fromiter(itertools.chain.from_iterable(map(known.__getitem__, of_part)), dtype=np.int32)
-            for of_part in words
-        ]
-        for word in new:
-            if len(word) > REMEMBERED_CHARS:
-                del known[word]
-        if len(known) > REMEMBERED_WORDS:
-            known.clear()
-        return ids
+    def _word_memory(self) -> WordMemory:
+        """Only for BPE: a unigram model adds scores up along the text, and may decide near-ties otherwise in a part."""
+        processor = self._processor
+        never_of_text = (processor.is_control, processor.is_unknown, processor.is_byte)
+        pieces = (
+            processor.id_to_piece(index).replace(SPACE_MARK, " ")
+            for index in range(self.vocab_size)
+            if not any(is_so(index) for is_so in never_of_text)
+        )
+        return WordMemory(pieces, processor.encode)
 
     def _is_bpe(self) -> bool:
         """Scores of BPE pieces are their ranks; those of unigram pieces are logarithms."""
@@ -135,7 +122,7 @@ class SentencePieceTokenizer:
         for number, stretch in enumerate(text.split(SPACE_MARK) if self._mark_ids else [text]):
             if number:
                 plan.append(None)
-            for segment in _cut(stretch) if self._segments else [stretch]:
+            for segment in _cut(stretch) if self._segments and not self._memory else [stretch]:
                 plan.append(len(parts))
                 parts.append(segment)
         return plan
