@@ -142,7 +142,7 @@ def _joined_pairs(pieces: Iterable[str]) -> npt.NDArray[np.bool_]:
     """Whether two bytes may lie in one piece, by the little-endian number that they are together."""
     joined = np.zeros((256, 256), dtype=np.bool_)
     joined[0x80:, 0x80:] = True  # most of these lie in one character
-    for piece in pieces:
-        raw = np.frombuffer(piece.encode(), dtype=np.uint8)
-        joined[raw[1:], raw[:-1]] = True
+    pairs = {pair for piece in map(str.encode, pieces) for pair in zip(piece[1:], piece, strict=False)}
+    for pair in pairs:
+        joined[pair] = True
     return joined.reshape(-1)
