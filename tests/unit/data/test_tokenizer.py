@@ -91,26 +91,30 @@ def test_segments_and_threads_do_not_change_ids(kind):
 WORDS = st.one_of(st.text(), st.text(alphabet=" \n\tab=0日é"), st.sampled_from([*AWKWARD, "ba " * 40, "x" * 300]))
 
 
+def fresh_memory(tokenizer):
+    return SentencePieceTokenizer._memory.func(tokenizer)
+
+
 @pytest.mark.parametrize("small", [False, True])
 @settings(max_examples=100, deadline=None)
 @given(texts=st.lists(WORDS, max_size=6))
 @example(texts=["a", "a\x00", "a\x00\x00", "\x00" * 14, "\x00" * 15, "\x00" * 16, "\x00" * 17])
 def test_what_is_remembered_of_words_gives_the_ids_of_the_whole(small, texts):
     tokenizer = trained("bpe")
-    assert trained("unigram")._memory is None
+    assert tokenizer._remembers and not trained("unigram")._remembers
     parts = [part for text in texts for part in text.split(SPACE_MARK)]
     with pytest.MonkeyPatch.context() as patch:
         if small:  # slots collide, chunks end inside of words, and all is forgotten again and again
             for name, value in {"CHUNK_BYTES": 7, "MAX_WORDS": 20, "MOST_NUMBERS": 28, "SLOTS_LOG2": 5}.items():
                 patch.setattr(word_memory, name, value)
-        memory = tokenizer._word_memory()
+        memory = fresh_memory(tokenizer)
         for _ in range(2):
             found = memory.encode(parts)
             assert [ids.tolist() for ids in found] == [ids.tolist() for ids in tokenizer._whole(parts, 1)]
 
 
 def test_memory_of_words_is_bounded(monkeypatch):
-    memory = trained("bpe")._word_memory()
+    memory = fresh_memory(trained("bpe"))
     memory.encode(make_texts(30, seed=9))
     assert memory._num_words > 50
     monkeypatch.setattr(word_memory, "MAX_WORDS", 50)
