@@ -57,9 +57,9 @@ class SentencePieceTokenizer:
     @functools.cached_property
     def _pieces(self) -> list[tuple[str, float, bool, bool, bool]]:
         """Piece, score, and whether it is a control piece, the unknown one, or a byte."""
-        ask = self._processor
-        questions = (ask.id_to_piece, ask.get_score, ask.is_control, ask.is_unknown, ask.is_byte)
-        return list(zip(*(question(range(self.vocab_size)) for question in questions), strict=True))
+        ask, ids = self._processor, list(range(self.vocab_size))
+        kinds = ask.is_control(ids), ask.is_unknown(ids), ask.is_byte(ids)
+        return list(zip(ask.id_to_piece(ids), ask.get_score(ids), *kinds, strict=True))
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text; no piece is added before or after it."""
