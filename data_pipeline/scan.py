@@ -31,6 +31,9 @@ from data_pipeline.sources.corpus import Corpus, Piece
 
 logger = logging.getLogger(__name__)
 PIECE_BYTES = 8 << 20
+LEAST_PIECE_BYTES = 2 << 20
+PIECES_FOR_ALL_WORKERS = 16
+"""A small corpus is cut into as many, so that no worker waits long for the last one; equal for any number of them."""
 PIECES_WHEN_FEW = 64
 GIVEN_TOKENIZER_SAMPLE_BYTES = 1 << 18  # to see whether it gives text back
 
@@ -86,7 +89,7 @@ def scan_corpus(
     document_bytes = data.max_document_bytes
     while True:
         treatment = Treatment(data, document_bytes, held_out)
-        parts = corpus.pieces(PIECE_BYTES)
+        parts = corpus.pieces(min(PIECE_BYTES, max(LEAST_PIECE_BYTES, corpus.disk_bytes // PIECES_FOR_ALL_WORKERS)))
         keys = _clean(parts, treatment, work, executor)
         duplicates = find_duplicates(work, keys, data)
         given = [part[0].file.given for part in parts]

@@ -19,7 +19,7 @@ from data_pipeline.tokenizers.loading import load_tokenizer
 
 DOCUMENT = np.dtype([("num_tokens", "<i8"), ("num_bytes", "<i8"), ("held_out", "?")])
 ENCODED = ".encoded"
-BATCH_BYTES = 4 << 20
+BATCH_BYTES = 1 << 20
 SECONDS_BETWEEN_NEWS = 2.0
 FORMAT = 2
 SPLITS = ("train", "validation")
