@@ -42,6 +42,7 @@ from data_pipeline.prepare import prepare
 from data_pipeline.shards.reader import PackedDataset
 from data_pipeline.sources.stdlib import stdlib_folder
 from data_pipeline.tokenizers.loading import load_tokenizer
+from data_pipeline.tokenizers.sentencepiece_model import SPACE_MARK
 from tests.support.corpus import data_config, prepare_config, tokenizer_config, write_jsonl
 
 CHUNK = 32
@@ -100,7 +101,7 @@ def library_texts(megabytes: float) -> Iterator[str]:
 
 
 def various_texts(megabytes: float) -> Iterator[str]:
-    """Sources that all differ, as many as there are."""
+    """Sources that all differ, as many as there are, without U+2581."""
     files = sorted({*stdlib_folder().rglob("*.py"), *Path(sysconfig.get_paths()["purelib"]).rglob("*.py")})
     random.Random(0).shuffle(files)
     seen: set[str] = set()
@@ -109,7 +110,7 @@ def various_texts(megabytes: float) -> Iterator[str]:
         text = path.read_text(encoding="utf-8", errors="ignore")
         if size >= megabytes * 1e6:
             return
-        if text and text not in seen:
+        if text and text not in seen and SPACE_MARK not in text:  # plain sentencepiece loses it, ours does not
             seen.add(text)
             size += len(text.encode())
             yield text
