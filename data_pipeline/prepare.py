@@ -17,7 +17,7 @@ from data_pipeline.config import KEYS_OF_READING, DataConfig, PrepareConfig, Tok
 from data_pipeline.document import content_hash
 from data_pipeline.durable import write_durably
 from data_pipeline.errors import DataError
-from data_pipeline.pieces.encoded import Encoding, encode_piece, encoded_documents
+from data_pipeline.pieces.encoded import Encoding, encode_piece, encoded
 from data_pipeline.pieces.executors import open_executor, run_all
 from data_pipeline.pieces.work import WorkFolder, key_of
 from data_pipeline.prepare_report import write_prepare_report
@@ -204,10 +204,10 @@ def _build(
     }
     try:
         for (key, piece), (name, writer) in itertools.product(zip(keys, scan.pieces, strict=True), writers.items()):
-            source = sources[piece.given]
-            for tokens, num_bytes in encoded_documents(work, key, name, dtype):
-                writer.add(tokens, num_bytes)
-                source += (1, num_bytes, len(tokens))
+            tokens, documents = encoded(work, key, name, dtype)
+            num_bytes = int(documents["num_bytes"].sum())
+            writer.add_all(tokens, documents["num_tokens"], num_bytes)
+            sources[piece.given] += (len(documents), num_bytes, len(tokens))
         splits = {name: writer.close() for name, writer in writers.items()}
     finally:
         for writer in writers.values():

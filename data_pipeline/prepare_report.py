@@ -12,7 +12,7 @@ import numpy as np
 
 from data_pipeline.duplicates import Duplicates
 from data_pipeline.durable import write_durably
-from data_pipeline.pieces.cleaned import documents, texts
+from data_pipeline.pieces.cleaned import documents, sources, texts
 from data_pipeline.pieces.work import WorkFolder
 from data_pipeline.scan import Scan
 from data_pipeline.shards.manifest import Manifest
@@ -62,9 +62,10 @@ def _clusters(
     first = 0
     for key, kept_here in zip(keys, duplicates.kept, strict=True):
         if any(first <= number < first + len(kept_here) for number in wanted):
-            for number, document in enumerate(texts(work, key), first):
-                if number in wanted:
-                    found[number] = (document.source, document.text[:EXCERPT_CHARS])
+            shown = np.isin(np.arange(first, first + len(kept_here)), list(wanted))
+            chosen = zip(np.flatnonzero(shown) + first, itertools.compress(sources(work, key), shown), strict=True)
+            for (number, source), text in zip(chosen, texts(work, key, shown), strict=True):
+                found[int(number)] = (source, text[:EXCERPT_CHARS])
         first += len(kept_here)
     for kept, last, size in duplicates.largest:
         yield size, [("kept", *found[kept]), ("left out", *found[last])]

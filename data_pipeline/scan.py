@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import itertools
 import logging
 from collections.abc import Iterator
 from concurrent.futures import Executor
@@ -32,8 +31,11 @@ from data_pipeline.sources.corpus import Corpus, Piece
 
 logger = logging.getLogger(__name__)
 PIECE_BYTES = 8 << 20
+LEAST_PIECE_BYTES = 2 << 20
+PIECES_FOR_ALL_WORKERS = 16
+"""A small corpus is cut into as many, so that no worker waits long for the last one; equal for any number of them."""
 PIECES_WHEN_FEW = 64
-GIVEN_TOKENIZER_SAMPLE_BYTES = 1 << 20  # to see whether it gives text back
+GIVEN_TOKENIZER_SAMPLE_BYTES = 1 << 18  # to see whether it gives text back
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +89,7 @@ def scan_corpus(
     document_bytes = data.max_document_bytes
     while True:
         treatment = Treatment(data, document_bytes, held_out)
-        parts = corpus.pieces(PIECE_BYTES)
+        parts = corpus.pieces(min(PIECE_BYTES, max(LEAST_PIECE_BYTES, corpus.disk_bytes // PIECES_FOR_ALL_WORKERS)))
         keys = _clean(parts, treatment, work, executor)
         duplicates = find_duplicates(work, keys, data)
         given = [part[0].file.given for part in parts]
@@ -171,10 +173,11 @@ def _sampled(work: WorkFolder, pieces: list[ScannedPiece], selector: Selector) -
     """Texts of the pieces that hold any that the tokenizer's sample wants."""
     wanted = selector.sampled_keys()
     for piece in pieces:
-        chosen = (selector.sample_key(content) for content, _ in _rows(documents(work, piece.key), piece.kept))
-        if wanted and not wanted.isdisjoint(chosen):
-            for document in itertools.compress(texts(work, piece.key), piece.kept):
-                yield document.text
+        contents = (content for content, _ in _rows(documents(work, piece.key), piece.kept))
+        chosen = piece.kept.copy()
+        chosen[piece.kept] = [selector.sample_key(content) in wanted for content in contents]
+        if chosen.any():
+            yield from texts(work, piece.key, chosen)
 
 
 def _total(counts: list[dict[str, int]]) -> dict[str, int]:

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import heapq
+import io
 import json
 import time
 from collections.abc import Iterator
@@ -24,14 +25,14 @@ from data_pipeline.sources.corpus import Corpus, Piece
 from data_pipeline.sources.files import InputFile
 
 DOCUMENT = np.dtype([("content", "V16"), ("num_bytes", "<i8")])
-TEXTS, DOCUMENTS, SIGNATURES = ".texts.zst", ".documents", ".signatures"
+TEXTS, DOCUMENTS, SOURCES, SIGNATURES = ".texts.zst", ".documents", ".sources", ".signatures"
 CONTAMINATED = "decontaminate/held_out_ngram"
 EXAMPLES = 3
 """Documents kept for people to read, of each reason and piece."""
 EXCERPT_CHARS = 1000
 BATCH_BYTES = 1 << 20
 SECONDS_BETWEEN_NEWS = 2.0
-FORMAT = 1
+FORMAT = 2
 """Of these files, and of all that decides what is in them beside the settings."""
 
 
@@ -84,10 +85,12 @@ def clean_piece(work: WorkFolder, key: str, piece: Piece, treatment: Treatment) 
         work.writing(key, TEXTS) as file,
         zstandard.ZstdCompressor(level=1).stream_writer(file, closefd=False) as texts,
         work.writing(key, DOCUMENTS) as documents,
+        work.writing(key, SOURCES) as sources,
         work.writing(key, SIGNATURES) as signed,
     ):
         for batch in batches(cleaning.kept(corpus.documents(treatment.document_bytes)), BATCH_BYTES):
-            texts.write(b"".join(json.dumps([one.text, one.source]).encode() + b"\n" for one in batch))
+            texts.write(b"".join(one.text.encode() for one in batch))
+            sources.write(b"".join(json.dumps(one.source).encode() + b"\n" for one in batch))
             rows = [(content_hash(one.text), one.num_bytes) for one in batch]
             documents.write(np.array(rows, dtype=DOCUMENT).tobytes())
             if treatment.data.dedup == "near":
@@ -104,7 +107,7 @@ def clean_piece(work: WorkFolder, key: str, piece: Piece, treatment: Treatment) 
         num_cut_files=corpus.num_cut_files,
         examples=cleaning.examples.chosen(),
     )
-    work.finish(key, dataclasses.asdict(record), (TEXTS, DOCUMENTS, SIGNATURES))
+    work.finish(key, dataclasses.asdict(record), (TEXTS, DOCUMENTS, SOURCES, SIGNATURES))
 
 
 def cleaned(work: WorkFolder, key: str) -> CleanedPiece:
@@ -127,15 +130,21 @@ def signatures_of(work: WorkFolder, key: str, permutations: int) -> npt.NDArray[
     return np.memmap(path, dtype=np.uint32, mode="r").reshape(-1, permutations)
 
 
-def texts(work: WorkFolder, key: str) -> Iterator[Document]:
-    """The documents of a finished piece, in order."""
+def texts(work: WorkFolder, key: str, chosen: npt.NDArray[np.bool_]) -> Iterator[str]:
+    """Those documents of a finished piece that are chosen, in order."""
+    sizes = documents(work, key)["num_bytes"]
     with work.file(key, TEXTS).open("rb") as file, zstandard.ZstdDecompressor().stream_reader(file) as stream:
-        rest = b""
-        while block := stream.read(1 << 20):
-            *lines, rest = (rest + block).split(b"\n")
-            for line in lines:
-                text, source = json.loads(line)
-                yield Document(text, source, len(text.encode()))
+        reader = io.BufferedReader(stream, BATCH_BYTES)
+        for num_bytes, wanted in zip(sizes.tolist(), chosen.tolist(), strict=True):
+            raw = reader.read(num_bytes)
+            if wanted:
+                yield raw.decode()
+
+
+def sources(work: WorkFolder, key: str) -> Iterator[str]:
+    """Where each document of a finished piece came from, in order."""
+    with work.file(key, SOURCES).open("rb") as file:
+        yield from map(json.loads, file)
 
 
 def batches(documents: Iterator[Document], batch_bytes: int) -> Iterator[list[Document]]:

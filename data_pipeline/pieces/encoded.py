@@ -2,24 +2,26 @@
 
 import dataclasses
 import functools
+import itertools
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from data_pipeline.document import content_hash
-from data_pipeline.pieces.cleaned import batches, texts
+from data_pipeline.pieces.cleaned import documents, texts
 from data_pipeline.pieces.work import WorkFolder, every, key_of
 from data_pipeline.selection import Split
 from data_pipeline.shards.layout import DTYPES
 from data_pipeline.tokenizers.loading import load_tokenizer
 
-LENGTHS = np.dtype([("tokens", "<i8"), ("num_bytes", "<i8")])
-BATCH_BYTES = 4 << 20
+DOCUMENT = np.dtype([("num_tokens", "<i8"), ("num_bytes", "<i8"), ("held_out", "?")])
+ENCODED = ".encoded"
+BATCH_BYTES = 1 << 20
 SECONDS_BETWEEN_NEWS = 2.0
-FORMAT = 1
+FORMAT = 2
 SPLITS = ("train", "validation")
 
 
@@ -46,43 +48,43 @@ def encode_piece(work: WorkFolder, key: str, cleaned_key: str, kept: npt.NDArray
     """Write the tokens of each split, end-of-document tokens included, and the lengths of its documents."""
     tokenizer = _tokenizer(encoding.tokenizer, encoding.fingerprint)
     end = np.array([tokenizer.eod_id], dtype=np.int32)
-    lengths: dict[str, list[tuple[int, int]]] = {split: [] for split in SPLITS}
-    due, done = every(SECONDS_BETWEEN_NEWS, time.monotonic), 0
-    chosen = (document for document, keep in zip(texts(work, cleaned_key), kept, strict=True) if keep)
+    due = every(SECONDS_BETWEEN_NEWS, time.monotonic)
+    cleaned = documents(work, cleaned_key)[kept]
+    table = np.empty(len(cleaned), dtype=DOCUMENT)
+    table["num_bytes"] = cleaned["num_bytes"]
+    table["held_out"] = [encoding.split.holds_out(content.tobytes()) for content in cleaned["content"]]
+    chosen = texts(work, cleaned_key, kept)
     with work.writing(key, tokens_of("train")) as train, work.writing(key, tokens_of("validation")) as validation:
-        files = {"train": train, "validation": validation}
-        for batch in batches(chosen, BATCH_BYTES):
-            ids = tokenizer.encode_batch([document.text for document in batch], num_threads=1)
-            for document, document_ids in zip(batch, ids, strict=True):
-                split = "validation" if encoding.split.holds_out(content_hash(document.text)) else "train"
-                tokens = np.concatenate([document_ids, end])
-                files[split].write(tokens.astype(DTYPES[encoding.dtype]).tobytes())
-                lengths[split].append((len(tokens), document.num_bytes))
-                done += document.num_bytes
+        for first, last in _batches(table["num_bytes"]):
+            ids = tokenizer.encode_batch(list(itertools.islice(chosen, last - first)), num_threads=1)
+            table["num_tokens"][first:last] = [len(document_ids) + 1 for document_ids in ids]
+            held_out = table["held_out"][first:last]
+            for file, mine in ((train, ~held_out), (validation, held_out)):
+                if mine.any():
+                    parts = [part for document_ids in itertools.compress(ids, mine) for part in (document_ids, end)]
+                    file.write(np.concatenate(parts).astype(DTYPES[encoding.dtype]).tobytes())
             if due():
-                work.tell(key, done)
-    for split in SPLITS:
-        with work.writing(key, lengths_of(split)) as file:
-            np.save(file, np.array(lengths[split], dtype=LENGTHS))
-    work.finish(key, {}, tuple(suffix(split) for suffix in (tokens_of, lengths_of) for split in SPLITS))
+                work.tell(key, int(table["num_bytes"][:last].sum()))
+    with work.writing(key, ENCODED) as file:
+        file.write(table.tobytes())
+    work.finish(key, {}, (*map(tokens_of, SPLITS), ENCODED))
 
 
-def encoded_documents(
+def encoded(
     work: WorkFolder, key: str, split: str, dtype: str
-) -> Iterator[tuple[npt.NDArray[np.uint16] | npt.NDArray[np.uint32], int]]:
-    """Tokens and text bytes of each document of a finished piece, in order."""
-    lengths = np.load(work.file(key, lengths_of(split)), allow_pickle=False)
+) -> tuple[npt.NDArray[np.uint16] | npt.NDArray[np.uint32], npt.NDArray[Any]]:
+    """Tokens of a finished piece, one document after another, read from the disk when looked at; its documents."""
+    table = np.fromfile(work.file(key, ENCODED), dtype=DOCUMENT)
     path = work.file(key, tokens_of(split))
     tokens = np.memmap(path, dtype=DTYPES[dtype], mode="r") if path.stat().st_size else np.empty(0, DTYPES[dtype])
-    start = 0
-    for length, num_bytes in lengths.tolist():
-        yield tokens[start : start + length], num_bytes
-        start += length
+    return tokens, table[table["held_out"] == (split == "validation")]
 
 
 def tokens_of(split: str) -> str:
     return f".{split}.tokens"
 
 
-def lengths_of(split: str) -> str:
-    return f".{split}.npy"
+def _batches(num_bytes: npt.NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+    """The documents in ranges of about BATCH_BYTES."""
+    ends = np.flatnonzero(np.diff(np.cumsum(num_bytes) // BATCH_BYTES)) + 1
+    return itertools.pairwise([0, *ends.tolist(), len(num_bytes)])

@@ -7,6 +7,7 @@ themselves say what counts, in samples of either kind.
 """
 
 import bisect
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, Protocol
 
@@ -22,8 +23,8 @@ Tokens = npt.NDArray[Any]
 class Packer(Protocol):
     """Takes documents, gives samples; what it yields [n, width] is good until it is asked for more."""
 
-    def add(self, tokens: Tokens) -> Iterator[Tokens]:
-        """Take one document, its end included; yields samples that are finished."""
+    def add(self, tokens: Tokens, lengths: npt.NDArray[np.int64]) -> Iterator[Tokens]:
+        """Take documents of these lengths, their ends included; yields samples that are finished."""
         ...
 
     def close(self) -> Iterator[Tokens]:
@@ -46,7 +47,7 @@ class StreamPacker:
         self._pending = np.empty(BLOCK_SAMPLES * self._step + 1, dtype=descr)
         self._filled = 0
 
-    def add(self, tokens: Tokens) -> Iterator[Tokens]:
+    def add(self, tokens: Tokens, lengths: npt.NDArray[np.int64]) -> Iterator[Tokens]:
         while len(tokens):
             taken = min(len(tokens), len(self._pending) - self._filled)
             self._pending[self._filled : self._filled + taken] = tokens[:taken]
@@ -77,14 +78,16 @@ class BestFitPacker:
         self._lengths: list[int] = []
         self._filled = 0
 
-    def add(self, tokens: Tokens) -> Iterator[Tokens]:
-        for first in range(0, len(tokens), self._width):
-            piece = tokens[first : first + self._width]
-            self._tokens[self._filled : self._filled + len(piece)] = piece
-            self._filled += len(piece)
-            self._lengths.append(len(piece))
-            if self._filled >= self._window:
-                yield from self.close()
+    def add(self, tokens: Tokens, lengths: npt.NDArray[np.int64]) -> Iterator[Tokens]:
+        ends = np.cumsum(lengths).tolist()
+        for start, end in itertools.pairwise([0, *ends]):
+            for first in range(start, end, self._width):
+                piece = tokens[first : min(first + self._width, end)]
+                self._tokens[self._filled : self._filled + len(piece)] = piece
+                self._filled += len(piece)
+                self._lengths.append(len(piece))
+                if self._filled >= self._window:
+                    yield from self.close()
 
     def close(self) -> Iterator[Tokens]:
         ends = np.cumsum(self._lengths).tolist()

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import tarfile
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -87,10 +88,14 @@ class SplitWriter:
 
     def add(self, tokens: npt.NDArray[Any], num_text_bytes: int) -> None:
         """Append one document: its tokens, the end-of-document token included."""
-        self._num_documents += 1
+        self.add_all(tokens, np.array([len(tokens)]), num_text_bytes)
+
+    def add_all(self, tokens: npt.NDArray[Any], lengths: npt.NDArray[np.int64], num_text_bytes: int) -> None:
+        """Append documents of these lengths, which stand one after another."""
+        self._num_documents += len(lengths)
         self._num_tokens += len(tokens)
         self._num_text_bytes += num_text_bytes
-        for samples in self._packer.add(tokens):
+        for samples in self._packer.add(tokens, lengths):
             self._write(samples)
 
     def close(self) -> SplitRecord:
@@ -143,36 +148,38 @@ class _HashingFile:
         self.size = 0
         self.file: BinaryIO = path.open("wb")
 
-    def write(self, block: bytes) -> int:
-        if self.file.closed:
-            return len(block)  # after `abort` the tar writer still writes its end when it is collected
+    def write(self, block: bytes) -> None:
         self.sha256.update(block)
         self.size += len(block)
-        return self.file.write(block)
+        self.file.write(block)
 
 
 class _ShardFile:
-    """A tar being written."""
+    """A tar being written: the bytes that webdataset's TarWriter writes, without its import of torch."""
 
     def __init__(self, path: Path) -> None:
         self.name = path.name
         self.samples = 0
-        self.member_bytes = 0
         self.file = _HashingFile(path)
-        from webdataset.writer import TarWriter  # takes seconds: it imports torch where there is one
 
-        # Owner, mode and time are fixed: they would differ from one writing to the next.
-        self._tar = TarWriter(
-            self.file, user="pretrain", group="pretrain", mode=0o444, mtime=0, encoder=False, compress=False
-        )
+    @property
+    def member_bytes(self) -> int:
+        """Of the members so far."""
+        return self.file.size
 
     def write(self, key: str, content: bytes, samples: int) -> None:
-        self._tar.write({"__key__": key, "npy": content})
-        self.member_bytes += tar_member_bytes(len(content))
+        member = tarfile.TarInfo(f"{key}.npy")
+        member.size = len(content)
+        # Owner, mode and time are fixed: they would differ from one writing to the next.
+        member.mode, member.mtime, member.uname, member.gname = 0o444, 0, "pretrain", "pretrain"
+        self.file.write(member.tobuf(tarfile.USTAR_FORMAT))
+        self.file.write(content)
+        self.file.write(bytes(-len(content) % TAR_BLOCK))
         self.samples += samples
 
     def close(self) -> ShardRecord:
-        self._tar.close()
+        end = 2 * TAR_BLOCK
+        self.file.write(bytes(end + -(self.file.size + end) % tarfile.RECORDSIZE))
         with self.file.file as file:
             file.flush()
             os.fsync(file.fileno())

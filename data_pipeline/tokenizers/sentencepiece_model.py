@@ -1,7 +1,7 @@
 """SentencePiece models: text to token ids and back without loss, what SentencePiece drops silently mended."""
 
+import functools
 import hashlib
-import itertools
 import re
 import struct
 from collections.abc import Iterator, Sequence
@@ -13,16 +13,12 @@ import sentencepiece
 
 from data_pipeline.errors import DataError
 from data_pipeline.tokenizers.base import TokenizerSettings, find_eod, refuse_surrogates
+from data_pipeline.tokenizers.word_memory import WordMemory
 
 SPACE_MARK = "\u2581"  # stands for a space inside SentencePiece, so that the character itself would come back as one
 SEGMENT_CHARS = 1 << 16
 # No piece has a space after another character, so text may be cut there without changing any id.
 SAFE_CUT = re.compile(r"(?<=[^ ])(?= )")
-WORD = re.compile(r" *[^ ]+| +")
-"""What lies between safe cuts."""
-REMEMBERED_CHARS = 32
-"""Longer words are rare, and some texts are one word."""
-REMEMBERED_WORDS = 1 << 20
 
 
 class SentencePieceTokenizer:
@@ -47,24 +43,23 @@ class SentencePieceTokenizer:
         """Follows each document: unless told otherwise the piece that SentencePiece calls end of sentence."""
         self._mark_ids = self._byte_ids(SPACE_MARK)
         self._segments = self._cuts_safely()
-        # A unigram model adds scores up along the text, and may decide near-ties otherwise in a part of it.
-        self._remembers = self._segments and self._is_bpe()
-        self._words: dict[str, list[int]] = {}
+        self._remembers = bool(self._mark_ids) and self._segments and self._is_bpe()
 
-    @property
+    @functools.cached_property
     def fingerprint(self) -> str:
         """Hash of pieces, scores and kinds; the file itself may differ where these do not."""
         digest = hashlib.sha256(struct.pack("<ii", self.vocab_size, self.eod_id))
-        for index in range(self.vocab_size):
-            piece = self._processor.id_to_piece(index).encode()
-            kind = (
-                self._processor.is_control(index),
-                self._processor.is_unknown(index),
-                self._processor.is_byte(index),
-            )
-            digest.update(struct.pack("<If???", len(piece), self._processor.get_score(index), *kind))
-            digest.update(piece)
+        for piece, score, *kind in self._pieces:
+            raw = piece.encode()
+            digest.update(struct.pack("<If???", len(raw), score, *kind) + raw)
         return digest.hexdigest()
+
+    @functools.cached_property
+    def _pieces(self) -> list[tuple[str, float, bool, bool, bool]]:
+        """Piece, score, and whether it is a control piece, the unknown one, or a byte."""
+        ask, ids = self._processor, list(range(self.vocab_size))
+        kinds = ask.is_control(ids), ask.is_unknown(ids), ask.is_byte(ids)
+        return list(zip(ask.id_to_piece(ids), ask.get_score(ids), *kinds, strict=True))
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text; no piece is added before or after it."""
@@ -76,8 +71,8 @@ class SentencePieceTokenizer:
         parts: list[str] = []
         plans = [self._plan(text, parts) for text in texts]
         try:
-            encoded = self._by_words(parts) if self._remembers else self._whole(parts, num_threads)
-        except (RuntimeError, TypeError):  # which one depends on its version
+            encoded = self._memory.encode(parts) if self._remembers else self._whole(parts, num_threads)
+        except (RuntimeError, TypeError, UnicodeEncodeError):  # which one depends on its version
             for text in texts:
                 refuse_surrogates(text)
             raise
@@ -90,26 +85,15 @@ class SentencePieceTokenizer:
         )
         return encoded
 
-    def _by_words(self, parts: list[str]) -> list[npt.NDArray[np.int32]]:
-        """The same ids, faster: text repeats its words, and what was encoded before is remembered."""
-        words = [WORD.findall(part) for part in parts]
-        known = self._words
-        new = list({word for of_part in words for word in of_part if word not in known})
-        known.update(zip(new, self._processor.encode(new, out_type=int), strict=True))
-        ids = [
-            np.fromiter(itertools.chain.from_iterable(map(known.__getitem__, of_part)), dtype=np.int32)
-            for of_part in words
-        ]
-        for word in new:
-            if len(word) > REMEMBERED_CHARS:
-                del known[word]
-        if len(known) > REMEMBERED_WORDS:
-            known.clear()
-        return ids
+    @functools.cached_property
+    def _memory(self) -> WordMemory:
+        """Only for BPE: a unigram model adds scores up along the text, and may decide near-ties otherwise in a part."""
+        pieces = (piece.replace(SPACE_MARK, " ") for piece, _, *never_of_text in self._pieces if not any(never_of_text))
+        return WordMemory(pieces, self._processor.encode)
 
     def _is_bpe(self) -> bool:
         """Scores of BPE pieces are their ranks; those of unigram pieces are logarithms."""
-        scores = [self._processor.get_score(index) for index in range(self.vocab_size)]
+        scores = [score for _, score, *_ in self._pieces]
         return min(scores) < 0 and all(score == int(score) for score in scores)
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -120,10 +104,7 @@ class SentencePieceTokenizer:
     def _find_eod(self, name: str) -> int:
         found: int = self._processor.eos_id()
         if self.settings.eod is not None:
-            pieces = range(self.vocab_size)
-            control = {
-                self._processor.id_to_piece(index): index for index in pieces if self._processor.is_control(index)
-            }
+            control = {piece: index for index, (piece, _, is_control, *_) in enumerate(self._pieces) if is_control}
             return control[find_eod(name, control, self.settings.eod, "give one of them as tokenizer.eod")]
         if found < 0:
             raise DataError(f"{name}: has no end-of-sentence piece to end documents with; train it with eos_id >= 0")
@@ -135,7 +116,7 @@ class SentencePieceTokenizer:
         for number, stretch in enumerate(text.split(SPACE_MARK) if self._mark_ids else [text]):
             if number:
                 plan.append(None)
-            for segment in _cut(stretch) if self._segments else [stretch]:
+            for segment in _cut(stretch) if self._segments and not self._remembers else [stretch]:
                 plan.append(len(parts))
                 parts.append(segment)
         return plan
@@ -153,7 +134,7 @@ class SentencePieceTokenizer:
 
     def _cuts_safely(self) -> bool:
         """Whether encoding the two sides of a SAFE_CUT gives the ids of the whole; models made elsewhere may not."""
-        if any(SPACE_MARK in self._processor.id_to_piece(index).lstrip(SPACE_MARK) for index in range(self.vocab_size)):
+        if any(SPACE_MARK in piece.lstrip(SPACE_MARK) for piece, *_ in self._pieces):
             return False
         # Comes back only if nothing is normalised; its sides differ from the whole if a space is put before each text.
         probe = " \n  ﬁ\t e\u0301 "

@@ -28,7 +28,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        small = write_jsonl(folder / "small.jsonl", library_texts(20))
+        small = write_jsonl(folder / "small.jsonl", list(library_texts(20)))
         peak_of(folder, small, options.workers, [])
         (folder / "set").rename(folder / "tokenizer")
         given = [f"tokenizer.path={folder / 'tokenizer' / 'tokenizer.model'}"]

@@ -25,7 +25,7 @@ def documents_of(lengths):
 
 def pack(documents, width, window_tokens):
     packer = BestFitPacker(width, "<u4", END, window_tokens)
-    blocks = [samples.copy() for document in documents for samples in packer.add(document)]
+    blocks = [samples.copy() for document in documents for samples in packer.add(document, np.array([len(document)]))]
     return np.concatenate([np.empty((0, width), dtype="<u4"), *blocks, *(block.copy() for block in packer.close())])
 
 

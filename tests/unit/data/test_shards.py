@@ -139,6 +139,38 @@ def test_webdataset_and_tar_read_the_shards(written):
     assert len(offsets) == len(members)
 
 
+def test_shards_have_the_bytes_that_webdatasets_own_writer_writes(written, tmp_path):
+    for shard in PackedDataset.open(written, "train").record.shards:
+        path = tmp_path / shard.file
+        fixed = {"user": "pretrain", "group": "pretrain", "mode": 0o444, "mtime": 0}
+        with (
+            tarfile.open(written / shard.file) as tar,
+            webdataset.TarWriter(str(path), encoder=False, **fixed) as writer,
+        ):
+            for member in tar:
+                writer.write({"__key__": member.name.removesuffix(".npy"), "npy": tar.extractfile(member).read()})
+        assert path.read_bytes() == (written / shard.file).read_bytes()
+
+
+@pytest.mark.parametrize("packing", ["stream", "best_fit"])
+def test_documents_given_together_give_the_bytes_of_documents_given_one_by_one(tmp_path, packing):
+    one_by_one = write(tmp_path / "one", packing=packing)
+    together = SplitWriter(
+        tmp_path,
+        "train",
+        seq_length=8,
+        dtype="uint16",
+        samples_per_member=4,
+        shard_bytes=12_000,
+        packing=packing,
+        eod_id=1,
+    )
+    for some in (DOCUMENTS[:7], [], DOCUMENTS[7:]):
+        tokens, lengths = np.concatenate([np.empty(0, np.int64), *some]), np.array([*map(len, some)], dtype=np.int64)
+        together.add_all(tokens, lengths, 3 * len(tokens))
+    assert together.close() == one_by_one.splits["train"]  # with a sha256 of each shard
+
+
 def test_shards_made_again_are_byte_identical(written, tmp_path):
     manifest = write(tmp_path / "again")
     assert manifest == Manifest.load(written)

@@ -1,0 +1,148 @@
+"""Byte-pair merges of each different word of a text once: text repeats its words, and numpy finds them again.
+
+No merge joins two neighbouring bytes that no piece has side by side, so text may be cut between such bytes without
+changing any id. The words between those cuts are short and few. What they were encoded to is looked up, for all words
+of a text at once, in a hash table that compares their bytes.
+"""
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from data_pipeline.tokenizers.base import Ids
+
+KEY_BYTES = 15
+"""A key is two numbers: the bytes of the word, zeros, its length. Longer words are rare, and wait in a dictionary."""
+MAX_WORDS = 1 << 18
+MAX_BYTES = 1 << 24
+"""Of all words. Beyond these everything is forgotten."""
+CHUNK_BYTES = 1 << 18  # what is made of it stays in the processor's cache
+MOST_NUMBERS = MAX_WORDS + CHUNK_BYTES + 1
+SLOTS_LOG2 = 20
+FIRST_BYTES = np.array([(1 << 8 * count) - 1 for count in range(9)], dtype=np.uint64)
+ODD = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F], dtype=np.uint64)
+Numbers = npt.NDArray[np.int64]
+
+
+class WordMemory:
+    """Gives the ids that `encode` gives, if it merges by the given pieces and spells what is none of them in bytes."""
+
+    def __init__(self, pieces: Iterable[str], encode: Callable[[list[str]], Sequence[Sequence[int]]]) -> None:
+        self._encode = encode
+        self._joined = _joined_pairs(pieces)
+        self._clear()
+
+    def encode(self, texts: Sequence[str]) -> list[Ids]:
+        """Ids of each text."""
+        raw = [text.encode() for text in texts]
+        ends = np.cumsum([0, *map(len, raw)])
+        whole = b"".join([*raw, bytes(16)])  # keys are read 16 bytes at a time
+        starts = self._starts(whole, ends)
+        firsts = range(0, int(ends[-1]), CHUNK_BYTES)
+        cuts = [*np.searchsorted(starts, firsts).tolist(), len(starts) - 1]
+        found = [self._ids(whole, starts[first : last + 1]) for first, last in itertools.pairwise(cuts)]
+        ids = np.concatenate([np.empty(0, dtype=np.int32), *(ids for ids, _ in found)])
+        id_ends = np.cumsum(np.concatenate([[0], *(counts for _, counts in found)]))[np.searchsorted(starts, ends)]
+        return [ids[start:end] for start, end in itertools.pairwise(id_ends.tolist())]
+
+    def _clear(self) -> None:
+        self._table = np.zeros(1 << SLOTS_LOG2, dtype=np.int32)  # numbers of words; 0: a free slot
+        self._low, self._high = np.zeros((2, MOST_NUMBERS), dtype=np.uint64)  # keys by number
+        self._firsts, self._counts = np.zeros((2, MOST_NUMBERS), dtype=np.int64)  # where the word's ids are, by number
+        self._ids_of_words = np.empty(1 << 20, dtype=np.int32)
+        self._num_ids = self._num_bytes = 0
+        self._num_words = 1
+        self._long: dict[bytes, int] = {}
+
+    def _starts(self, whole: bytes, ends: Numbers) -> Numbers:
+        """Where words begin, and where the last one ends; one begins wherever a text does."""
+        num_bytes = int(ends[-1])
+        starts = np.empty(num_bytes + 1, dtype=np.bool_)
+        pairs: Any = np.ndarray(num_bytes, dtype="<u2", buffer=whole, strides=(1,))
+        np.logical_not(self._joined[pairs], out=starts[1:])
+        starts[ends] = True
+        return np.flatnonzero(starts)
+
+    def _ids(self, whole: bytes, starts: Numbers) -> tuple[Ids, Numbers]:
+        """Ids of the words between these places, and how many each has."""
+        starts, lengths = starts[:-1], np.diff(starts)
+        windows: Any = np.ndarray(len(whole) - 7, dtype="<u8", buffer=whole, strides=(1,))
+        low = windows[starts] & FIRST_BYTES[np.minimum(lengths, 8)]
+        high = windows[starts + 8] & FIRST_BYTES[np.clip(lengths - 8, 0, 7)]
+        high |= np.minimum(lengths, KEY_BYTES + 1).astype(np.uint64) << np.uint64(56)
+        numbers = self._find(low, high)
+        missing = np.flatnonzero(numbers == 0)
+        if len(missing):
+            spans = zip(starts[missing].tolist(), (starts + lengths)[missing].tolist(), strict=True)
+            words = [whole[start:end] for start, end in spans]
+            numbers[missing] = self._learn(words, low[missing], high[missing])
+        counts = self._counts[numbers]
+        places = np.repeat(self._firsts[numbers] - np.cumsum(counts) + counts, counts)
+        places += np.arange(len(places))
+        ids = self._ids_of_words[places]
+        if self._num_words > MAX_WORDS or self._num_bytes > MAX_BYTES:
+            self._clear()
+        return ids, counts
+
+    def _find(self, low: npt.NDArray[np.uint64], high: npt.NDArray[np.uint64]) -> Numbers:
+        """The number of each word; 0: not in the table."""
+        slots = _slots(low, high)
+        numbers = self._table[slots].astype(np.int64)
+        others = np.flatnonzero((self._low[numbers] != low) | (self._high[numbers] != high))
+        others = others[numbers[others] != 0]
+        while len(others):
+            slots[others] = (slots[others] + 1) % len(self._table)
+            numbers[others] = there = self._table[slots[others]]
+            differ = (self._low[there] != low[others]) | (self._high[there] != high[others])
+            others = others[differ & (there != 0)]
+        return numbers
+
+    def _learn(self, words: list[bytes], low: npt.NDArray[np.uint64], high: npt.NDArray[np.uint64]) -> Numbers:
+        """Numbers of words that are not in the table."""
+        new = [word for word in dict.fromkeys(words) if word not in self._long]
+        self._long.update(zip(new, itertools.count(self._num_words)))
+        numbers = np.fromiter(map(self._long.__getitem__, words), dtype=np.int64, count=len(words))
+        self._remember(new)
+        short = np.array([len(word) <= KEY_BYTES for word in words])
+        self._low[numbers[short]], self._high[numbers[short]] = low[short], high[short]
+        slots, waiting = _slots(low[short], high[short]), numbers[short]
+        while len(waiting):
+            free = self._table[slots] == 0
+            self._table[slots[free]] = waiting[free]
+            lost = self._table[slots] != waiting  # another word got the slot
+            slots, waiting = (slots[lost] + 1) % len(self._table), waiting[lost]
+        for word in new:
+            if len(word) <= KEY_BYTES:
+                del self._long[word]
+        return numbers
+
+    def _remember(self, words: list[bytes]) -> None:
+        """Encode words that get the next numbers."""
+        encoded = self._encode([word.decode() for word in words])
+        counts = np.fromiter(map(len, encoded), dtype=np.int64, count=len(words))
+        ends, own = self._num_ids + np.cumsum(counts), slice(self._num_words, self._num_words + len(words))
+        self._firsts[own], self._counts[own] = ends - counts, counts
+        before, self._num_ids = self._num_ids, self._num_ids + int(counts.sum())
+        if self._num_ids > len(self._ids_of_words):
+            self._ids_of_words = np.resize(self._ids_of_words, 2 * self._num_ids)
+        self._ids_of_words[before : self._num_ids] = list(itertools.chain.from_iterable(encoded))
+        self._num_words += len(words)
+        self._num_bytes += sum(map(len, words))
+
+
+def _slots(low: npt.NDArray[np.uint64], high: npt.NDArray[np.uint64]) -> Numbers:
+    slots: Numbers = ((low * ODD[0] + high * ODD[1]) >> np.uint64(64 - SLOTS_LOG2)).astype(np.int64)
+    return slots
+
+
+def _joined_pairs(pieces: Iterable[str]) -> npt.NDArray[np.bool_]:
+    """Whether two bytes may lie in one piece, by the little-endian number that they are together."""
+    joined = np.zeros((256, 256), dtype=np.bool_)
+    joined[0x80:, 0x80:] = True  # most of these lie in one character
+    pairs = {pair for piece in map(str.encode, pieces) for pair in zip(piece[1:], piece, strict=False)}
+    for pair in pairs:
+        joined[pair] = True
+    return joined.reshape(-1)
