@@ -196,5 +196,5 @@ def test_a_run_goes_on_on_a_full_disk_and_fails_if_its_last_checkpoint_finds_no_
     fault = f"could not write a checkpoint in {run}/checkpoints: rank 0: no space left on the disk; earlier checkpoints"
     assert f"NOT saved: {fault} are untouched, training goes on and tries again in 60 s" in done.stderr
     assert f"{fault} are untouched; make room or mend the disk and run the same command again" in user_error(done)
-    assert "step 12/12" in done.stderr
+    assert "step 16/16" in done.stderr
     assert (run / "checkpoints" / "step-00000002" / "manifest.json").exists()

@@ -16,6 +16,7 @@ def two_then_one(tmp_path_factory, dataset):
     place = Workplace(tmp_path_factory.mktemp("parallel"), dataset)
     with place.training("plain", *LLAMA, "engine.zero_stage=3", num_ranks=2) as run:
         run.wait_for_step(9)
+        run.wait_for(lambda: (place.run_dir("plain") / "checkpoints" / "step-00000008").exists())
         ranks = run.ranks()
         ranks[1].kill()
         assert run.end(30) != 0
