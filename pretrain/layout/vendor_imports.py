@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,11 +14,27 @@ import torch
 def megatron_imports() -> Iterator[None]:
     """Around the first imports of megatron.core (0.16.1), which warns half a dozen times that GPU packages are missing,
     which nobody here asked for.
+
+    wandb is hidden meanwhile: Megatron's inference engine asks for it (and does without it), which takes every rank a
+    second, while only the main one ever speaks to wandb.
     """
     logging.getLogger("megatron").setLevel(logging.WARNING)
     # Recorded, not filtered: modules imported on the way put filters of their own in front.
-    with without_compiler(), warnings.catch_warnings(record=True):
+    with without_compiler(), _hidden("wandb"), warnings.catch_warnings(record=True):
         yield
+
+
+@contextlib.contextmanager
+def _hidden(module: str) -> Iterator[None]:
+    """Importing `module` raises ImportError, unless it was imported before."""
+    if module in sys.modules:
+        yield
+        return
+    sys.modules[module] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[module]
 
 
 @contextlib.contextmanager
