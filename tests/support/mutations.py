@@ -32,6 +32,7 @@ class Mutation:
 
 
 PARITY = "tests/ranks/test_parity.py::test_equals_one_process_of_plain_torch"
+SLOW = "tests/ranks/test_saver.py::test_a_slow_save_holds_the_step_that_it_was_begun_at"
 PADDING = "tests/ranks/test_parity.py::test_padding_of_the_vocabulary_changes_nothing"
 SPARSE = "tests/ranks/test_gathering.py::test_a_stage_that_is_not_held_stands_gathered_in_small_parts"
 HELD = "tests/ranks/test_gathering.py::test_a_held_stage_is_gathered_once"
@@ -113,8 +114,8 @@ MUTATIONS = (
         "replica-norm",
         "at stage 0 the norm counts each data-parallel replica",
         ZERO,
-        "replicated=self.zero == 0",
-        "replicated=False",
+        "self._norm = global_norm(pieces, self.stage.local, self.groups, replicated=self.zero == 0)",
+        "self._norm = global_norm(pieces, self.stage.local, self.groups, replicated=False)",
         (f"{PARITY}[gpt-zero0-dp2-m3]",),
     ),
     Mutation(
@@ -376,5 +377,22 @@ MUTATIONS = (
         "dist.all_reduce(mean, group=self.groups.data_parallel)",
         "mean *= self.groups.layout.dp",
         (f"{MEAN}[gpt-zero2-dp3-m4]",),
+    ),
+    # What is saved while training goes on.
+    Mutation(
+        "update-waits",
+        "an update changes tensors that a save is still reading",
+        "pretrain/checkpoint/saver.py",
+        "self.engine.before_next_update(save.wait_until_read)",
+        "pass",
+        (f"{SLOW}[2-values1]", f"{SLOW}[4-values4]"),
+    ),
+    Mutation(
+        "copies-shared-out",
+        "every data-parallel rank at stage 0 writes all of what all hold",
+        "pretrain/engine/shards.py",
+        "(replicated, groups.dp_rank, layout.dp),",
+        "",
+        ("tests/ranks/test_saver.py::test_everything_is_written_once_and_copies_are_shared_out[3-values0]",),
     ),
 )
