@@ -62,7 +62,9 @@ class WordMemory:
         num_bytes = int(ends[-1])
         starts = np.empty(num_bytes + 1, dtype=np.bool_)
         pairs: Any = np.ndarray(num_bytes, dtype="<u2", buffer=whole, strides=(1,))
-        np.logical_not(self._joined[pairs], out=starts[1:])
+        for first in range(0, num_bytes, CHUNK_BYTES):
+            part = slice(first, first + CHUNK_BYTES)
+            np.logical_not(self._joined[pairs[part]], out=starts[1:][part])
         starts[ends] = True
         return np.flatnonzero(starts)
 
