@@ -10,8 +10,8 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch

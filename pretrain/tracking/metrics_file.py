@@ -97,6 +97,12 @@ def latest_records(run_dir: Path, kind: Kind, count: int) -> list[dict[str, Any]
     return records[-count:]
 
 
+def last_step(run_dir: Path) -> int:
+    """Of the last training record; 0 without one."""
+    records = latest_records(run_dir, "train", 1)
+    return int(records[-1]["step"]) if records else 0
+
+
 def _drop_lines_after(path: Path, resume_step: int) -> None:
     """Keep whole lines of steps that the resumed state has seen; a run that starts at step 0 has seen none."""
     if not path.exists():
