@@ -1,5 +1,6 @@
 """Ranks on several hosts, each host behind one connection (ssh, or what stands for it) with a `launch.host_agent`."""
 
+import contextlib
 import json
 import os
 import queue
@@ -20,6 +21,9 @@ END_SECONDS = 10.0
 LOST = 255
 """Exit code of ranks whose host is not reached any more: ssh's own."""
 
+Events = queue.Queue[tuple[int, bytes | None]]
+"""Lines of the hosts by their places in the hostfile; None: a connection ended."""
+
 
 class HostUnreachable(Exception):
     """A connection that did not come about; the text names the host."""
@@ -28,9 +32,7 @@ class HostUnreachable(Exception):
 class Connection:
     """One host."""
 
-    def __init__(
-        self, host: Host, index: int, ssh: Sequence[str], events: "queue.Queue[tuple[int, bytes | None]]"
-    ) -> None:
+    def __init__(self, host: Host, index: int, ssh: Sequence[str], events: "Events") -> None:
         self.host, self.index = host, index
         here = shlex.join(["cd", str(Path.cwd())])
         agent = shlex.join([sys.executable, "-m", "launch.host_agent"])
@@ -47,19 +49,15 @@ class Connection:
     def say(self, line: bytes) -> None:
         """Silent where the host is gone: that is told by the end of its words."""
         assert self._process.stdin is not None
-        try:
+        with contextlib.suppress(OSError):
             self._process.stdin.write(line + b"\n")
             self._process.stdin.flush()
-        except OSError:
-            pass
 
     def close(self) -> None:
         """End the agent, and with it what is left of its ranks."""
         assert self._process.stdin is not None
-        try:
+        with contextlib.suppress(OSError):
             self._process.stdin.close()
-        except OSError:
-            pass
         try:
             self._process.wait(END_SECONDS)
         except subprocess.TimeoutExpired:
@@ -79,7 +77,7 @@ class Ranks:
     def __init__(self, hosts: Sequence[Host], ssh: Sequence[str]) -> None:
         """Connect to all hosts; raises HostUnreachable."""
         self._hosts = hosts
-        self._events: queue.Queue[tuple[int, bytes | None]] = queue.Queue()
+        self._events: Events = queue.Queue()
         self._connections = [Connection(host, index, ssh, self._events) for index, host in enumerate(hosts)]
         try:
             self.port = self._meet()[0]

@@ -119,7 +119,7 @@ def look_at_gpus(wanted: int) -> list[str]:
 def _ask(what: str, fields: Sequence[str]) -> str:
     command = ["nvidia-smi", f"--query-{what}={','.join(fields)}", "--format=csv,noheader,nounits"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=SMI_SECONDS)
-    # It answers a query that a card or an old driver does not know with an error; of rows and processes that is no fault.
+    # A query that a card or an old driver does not know is answered with an error: of rows and processes no fault.
     if done.returncode and what == "gpu":
         raise subprocess.CalledProcessError(done.returncode, command, done.stdout + done.stderr)
     return "" if done.returncode else done.stdout

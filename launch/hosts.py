@@ -84,7 +84,9 @@ def _preflight(hosts: Sequence[Host], ssh: Sequence[str], run_dir: Path, gpus: i
     ranks = Ranks(each_once, ssh)
     try:
         ranks.start(command, environments(each_once, ranks.port, os.environ))
-        codes = _watch(ranks, asked, lambda rank, text: None if text.startswith(b"{") else _print(text))
+        codes = _watch(
+            ranks, asked, lambda _, text: None if text.startswith(b"{") else _print(text), grace=KILL_SECONDS
+        )
     finally:
         ranks.close()
     if asked:
@@ -136,10 +138,10 @@ def environments(hosts: Sequence[Host], port: int, here: Mapping[str, str]) -> l
             "NODE_NAME": host.address,
             "NODE_NAMES": " ".join(host.address for host in hosts),
         }
-        ranks = range(first, first + host.slots)
-        found.append(
-            {rank: {**forwarded, **of_host, "RANK": str(rank), "LOCAL_RANK": str(rank - first)} for rank in ranks}
-        )
+        of_ranks = {
+            first + local: {"RANK": str(first + local), "LOCAL_RANK": str(local)} for local in range(host.slots)
+        }
+        found.append({rank: {**forwarded, **of_host, **its} for rank, its in of_ranks.items()})
         first += host.slots
     return found
 
@@ -166,7 +168,9 @@ def cause_of(codes: Mapping[int, int], tails: Mapping[int, Sequence[str]], hosts
     return f"rank {failed[0]} on {hosts[failed[0]]} {how}"
 
 
-def _watch(ranks: Ranks, asked: "deque[int]", printed: Callable[[int, bytes], None]) -> dict[int, int]:
+def _watch(
+    ranks: Ranks, asked: "deque[int]", printed: Callable[[int, bytes], None], grace: float = GRACE_SECONDS
+) -> dict[int, int]:
     """Until all ranks ended, or were made to after one failed: exit codes in the order of ending."""
     codes: dict[int, int] = {}
     kill_at = float("inf")
@@ -176,7 +180,7 @@ def _watch(ranks: Ranks, asked: "deque[int]", printed: Callable[[int, bytes], No
             ranks.signal(asked.popleft())
         codes |= ranks.hear(0.2, printed)
         if kill_at == float("inf") and any(code not in (0, EXIT_STOPPED) for code in codes.values()):
-            kill_at = time.monotonic() + GRACE_SECONDS
+            kill_at = time.monotonic() + grace
         if time.monotonic() > kill_at:
             if killed:
                 break

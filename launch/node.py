@@ -76,10 +76,10 @@ def versions() -> dict[str, str]:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             found[package] = "not installed"
-    return found | {"sources of pretrain": source_digest()}
+    return found | {"sources of pretrain": source_digest(Path(__file__).resolve().parents[1])}
 
 
-def source_digest(root: Path = Path(__file__).resolve().parents[1]) -> str:
+def source_digest(root: Path) -> str:
     """Of the program's files: unlike a git revision it also tells of changes that are not committed."""
     digest = hashlib.sha256()
     for folder in SOURCES:

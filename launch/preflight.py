@@ -4,8 +4,8 @@
 2  a mistake that other nodes would not mend: versions differ, the run folder is not shared or full
 3  some nodes are bad; the last line on stdout is {"bad_nodes": ["name", ...]}
 
-The nodes meet in a folder inside the run folder, which thereby is proved to be shared and writable: node 0 makes it, the
-others put their reports there, node 0 reads them, speaks, and removes it.
+The nodes meet in a folder inside the run folder, which thereby is proved to be shared and writable: node 0 makes it,
+the others put their reports there, node 0 reads them, speaks, and removes it.
 """
 
 import argparse
@@ -71,8 +71,8 @@ def _report(meeting: Path, index: int, name: str, gpu_faults: list[str], seconds
     while not meeting.is_dir():
         if time.monotonic() > limit:
             return _mistake(
-                f"{name}: {meeting.parent} is not the folder that node 0 sees: nothing of it came within {seconds:g} s; "
-                "choose a run.dir that all nodes share, and look whether it is mounted here"
+                f"{name}: {meeting.parent} is not the folder that node 0 sees: nothing of it came within {seconds:g} "
+                "s; choose a run.dir that all nodes share, and look whether it is mounted here"
             )
         time.sleep(POLL_SECONDS)
     node = describe_node(index, name, meeting.parent, gpu_faults, time.time())

@@ -67,14 +67,14 @@ def judge(seen: Sequence[Seen], demands: Demands, *, missing: Sequence[str], sec
         )
     if missing and len(seen) == 1 and not shared:
         mistakes.append(
-            f"run folder: none of the {len(missing)} other nodes found it within {seconds:g} s, and it lies on a disk of "
-            f"{seen[0].node.name}; choose a run.dir that all nodes share"
+            f"run folder: none of the {len(missing)} other nodes found it within {seconds:g} s, and it lies on a disk "
+            f"of {seen[0].node.name}; choose a run.dir that all nodes share"
         )
     elif missing:
         for name in missing:
             bad[name] = [
-                f"did not report within {seconds:g} s: it is stuck, or the run folder is not the same there; look at its "
-                "file systems and this step's output"
+                f"did not report within {seconds:g} s: it is stuck, or the run folder is not the same there; look at "
+                "its file systems and this step's output"
             ]
     return Verdict(mistakes, bad)
 
