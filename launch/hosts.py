@@ -84,9 +84,7 @@ def _preflight(hosts: Sequence[Host], ssh: Sequence[str], run_dir: Path, gpus: i
     ranks = Ranks(each_once, ssh)
     try:
         ranks.start(command, environments(each_once, ranks.port, os.environ))
-        codes = _watch(
-            ranks, asked, lambda _, text: None if text.startswith(b"{") else _print(text), grace=KILL_SECONDS
-        )
+        codes = _watch(ranks, asked, _print_words, grace=KILL_SECONDS)
     finally:
         ranks.close()
     if asked:
@@ -187,6 +185,12 @@ def _watch(
             ranks.signal(signal.SIGKILL)
             killed, kill_at = True, time.monotonic() + KILL_SECONDS
     return codes
+
+
+def _print_words(_: int, text: bytes) -> None:
+    """Of the preflight: what is meant for people."""
+    if not text.startswith(b"{"):
+        _print(text)
 
 
 def _print(text: bytes) -> None:
