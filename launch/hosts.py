@@ -84,7 +84,7 @@ def _preflight(hosts: Sequence[Host], ssh: Sequence[str], run_dir: Path, gpus: i
     ranks = Ranks(each_once, ssh)
     try:
         ranks.start(command, environments(each_once, ranks.port, os.environ))
-        codes = _watch(ranks, asked, _print_words, grace=KILL_SECONDS)
+        codes = watch(ranks, asked, _print_words, grace=KILL_SECONDS)
     finally:
         ranks.close()
     if asked:
@@ -116,7 +116,7 @@ def _train(
             tails.setdefault(rank, deque(maxlen=TAIL_LINES)).append(text.decode(errors="replace"))
             _print(b"[%d] %s" % (rank, text))
 
-        codes = _watch(ranks, asked, printed)
+        codes = watch(ranks, asked, printed)
         code = code_of(codes)
         return code, cause_of(codes, tails, {rank: host.address for rank, host in ranks.host_of.items()})
 
@@ -166,7 +166,7 @@ def cause_of(codes: Mapping[int, int], tails: Mapping[int, Sequence[str]], hosts
     return f"rank {failed[0]} on {hosts[failed[0]]} {how}"
 
 
-def _watch(
+def watch(
     ranks: Ranks, asked: "deque[int]", printed: Callable[[int, bytes], None], grace: float = GRACE_SECONDS
 ) -> dict[int, int]:
     """Until all ranks ended, or were made to after one failed: exit codes in the order of ending."""
