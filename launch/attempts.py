@@ -1,0 +1,124 @@
+"""attempts.jsonl in a run's folder: when each attempt (one start of the training step) began, and how it ended."""
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+ATTEMPTS_FILE = "attempts.jsonl"
+
+Outcome = Literal["finished", "stopped", "failed", "mistake", "lost"]
+
+
+@dataclass(frozen=True)
+class Began:
+    """The start of an attempt."""
+
+    time: float
+    job: str | None
+    """Slurm's id of the job; None: no Slurm."""
+    restart: int
+    """How often Slurm had requeued the job."""
+    nodes: tuple[str, ...]
+    ranks: int
+    step: int
+    """The last one that was recorded before."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The end of an attempt."""
+
+    time: float
+    outcome: Outcome
+    """stopped: saved, to be continued. mistake: the user's. lost: nobody saw how it ended."""
+    exit_code: int | None
+    cause: str
+    """One sentence."""
+    step: int
+    node: str | None = None
+    """Whose fault it was, where that is known."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What is known of one; either end may be missing: killed before it was written, or still running."""
+
+    number: int
+    began: Began | None = None
+    ended: Ended | None = None
+
+
+def began(
+    run_dir: Path, attempt: int, *, job: str | None, restart: int, nodes: Sequence[str], ranks: int, step: int
+) -> None:
+    """Note that an attempt starts."""
+    facts = {"job": job, "restart": restart, "nodes": list(nodes), "ranks": ranks, "step": step}
+    _append(run_dir, attempt, "began", facts)
+
+
+def ended(
+    run_dir: Path,
+    attempt: int,
+    *,
+    outcome: Outcome,
+    exit_code: int | None,
+    cause: str,
+    step: int,
+    node: str | None = None,
+) -> None:
+    """Note how an attempt ended."""
+    facts = {"outcome": outcome, "exit_code": exit_code, "cause": " ".join(cause.split()), "step": step, "node": node}
+    _append(run_dir, attempt, "ended", facts)
+
+
+def read_attempts(run_dir: Path) -> list[Attempt]:
+    """All attempts by their numbers; a line that was torn by a kill, or that is none of these, is left out."""
+    path = run_dir / ATTEMPTS_FILE
+    found: dict[int, Attempt] = {}
+    for line in path.read_bytes().splitlines() if path.exists() else []:
+        try:
+            values = json.loads(line)
+            number, event = int(values.pop("attempt")), values.pop("event")
+            before = found.get(number, Attempt(number))
+            if event == "began":
+                values["nodes"] = tuple(values["nodes"])
+                found[number] = Attempt(number, Began(**values), before.ended)
+            elif event == "ended":
+                found[number] = Attempt(number, before.began, Ended(**values))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            continue
+    return [found[number] for number in sorted(found)]
+
+
+def next_attempt(run_dir: Path) -> int:
+    """The number of an attempt that starts now; the first is 1."""
+    return max((attempt.number for attempt in read_attempts(run_dir)), default=0) + 1
+
+
+def log_folder(run_dir: Path, attempt: int) -> Path:
+    """Where the output of an attempt's ranks lies, a file each."""
+    return run_dir / "logs" / f"attempt-{attempt:04d}"
+
+
+def log_name(node: str, rank: int) -> str:
+    """The file of one rank in it."""
+    return f"{node}-rank-{rank:05d}.log"
+
+
+def _append(run_dir: Path, attempt: int, event: str, facts: dict[str, Any]) -> None:
+    """One write at the end of the file, on the disk on return; after a torn line, on a line of its own."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    line = {"attempt": attempt, "event": event, "time": round(time.time(), 3), **facts}
+    path = run_dir / ATTEMPTS_FILE
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        size = os.fstat(descriptor).st_size
+        is_torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+        os.write(descriptor, b"\n" * is_torn + json.dumps(line, ensure_ascii=False).encode() + b"\n")
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
