@@ -1,4 +1,4 @@
-"""What an attempt came to: from exit codes, srun's words and the ranks' logs to an outcome, a cause and maybe a node."""
+"""What an attempt came to: from exit codes, srun's words and the ranks' logs to an outcome, a cause, maybe a node."""
 
 import re
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ from launch.attempts import Outcome
 from launch.step import Failure
 
 EXIT_STOPPED, EXIT_MISTAKE = 75, 2
+LAST_CHECKPOINT = "training goes on from the last checkpoint that was saved"
 TAIL_BYTES = 1 << 16
 
 
@@ -51,13 +52,10 @@ def judge(facts: Facts) -> Ending:
     if facts.rank_0 == EXIT_STOPPED:
         return Ending("stopped", EXIT_STOPPED, f"stopped and saved: {facts.slurm_ends or facts.stop or 'asked to'}")
     if facts.slurm_ends:
-        cause = f"{facts.slurm_ends} before it could save: {_LAST_CHECKPOINT}"
-        return Ending("lost", code, cause)
+        return Ending("lost", code, f"{facts.slurm_ends} before it could save: {LAST_CHECKPOINT}")
     if facts.exit_code is None:
-        cause = (
-            f"{facts.stop}: the save took longer than there was time, {_LAST_CHECKPOINT}; give more by sbatch --signal"
-        )
-        return Ending("lost", None, cause)
+        late = "the save took longer than there was time; give more by sbatch --signal"
+        return Ending("lost", None, f"{facts.stop}: {late}; {LAST_CHECKPOINT}")
     if (words := _mistake_of(facts)) is not None:
         if _IN_USE in words:  # by what is left of an attempt on a node that is out of reach
             return Ending("failed", EXIT_MISTAKE, words)
@@ -131,7 +129,6 @@ def _node_of(log: Path | None) -> str | None:
     return log.name.rpartition("-rank-")[0] if log is not None else None
 
 
-_LAST_CHECKPOINT = "training goes on from the last checkpoint that was saved"
 _IN_USE = "in use by another live process"
 _VERDICT = re.compile(
     r"rank \d+ \(.* failed first.*|rank \d+ \(.* kept the others waiting.*|no rank came on, .*|training diverged: .*"

@@ -1,4 +1,4 @@
-"""Where the ranks of a job meet: an address that all nodes reach, a port that nobody holds, the interface towards it."""
+"""Where ranks of a job meet: an address that all nodes reach, a port that nobody holds, the interface towards it."""
 
 import contextlib
 import errno

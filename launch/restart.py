@@ -51,10 +51,8 @@ def decide(attempts: Sequence[Attempt], job: str, limits: Limits) -> Decision:
     if ended.outcome == "stopped":
         return Decision(True, "stopped, to be continued", exclude=exclude)
     wait = min(limits.backoff_seconds * 2 ** max(0, fruitless - 1), LONGEST_WAIT_SECONDS)
-    why = (
-        f"restart {fruitless} of at most {limits.max_restarts} without a new step" if fruitless else "it made progress"
-    )
-    return Decision(True, why, wait, exclude)
+    counted = f"restart {fruitless} of at most {limits.max_restarts} without a new step"
+    return Decision(True, counted if fruitless else "it made progress", wait, exclude)
 
 
 def _recent(attempts: Sequence[Attempt], job: str, window_seconds: float) -> list[Attempt]:

@@ -20,7 +20,7 @@ from typing import Any
 
 from data_pipeline.errors import UserError
 from launch import attempts, slurm_job
-from launch.ending import EXIT_MISTAKE, Ending, Facts, judge, last_lines, log_of
+from launch.ending import EXIT_MISTAKE, EXIT_STOPPED, LAST_CHECKPOINT, Ending, Facts, judge, last_lines, log_of
 from launch.rendezvous import rendezvous
 from launch.restart import Decision, Limits, decide
 from launch.slurm_job import Job
@@ -44,9 +44,8 @@ def main(words: Sequence[str]) -> int:
 def supervise(words: Sequence[str], signals: "Signals") -> int:
     """One attempt of the run that `words` configure; returns the exit code of the job."""
     job = slurm_job.job_of(os.environ)
-    say(
-        f"== job {job.name} on {len(job.nodes)} node(s): {' '.join(job.nodes)}; {job.ranks} rank(s); restart {job.restarts}"
-    )
+    where = f"{len(job.nodes)} node(s): {' '.join(job.nodes)}"
+    say(f"== job {job.name} on {where}; {job.ranks} rank(s); restart {job.restarts}")
     from pretrain.config.checks import check_run
     from pretrain.config.load import load_run_config
 
@@ -194,7 +193,7 @@ def preflight(job: Job, run_dir: Path, folder: Path) -> Ending | None:
             continue
     outcome: Any = "mistake" if done.returncode == EXIT_MISTAKE else "failed"
     told = [line for line in lines if not line.startswith("{")]
-    return Ending(outcome, done.returncode, f"preflight: {told[-1] if told else 'failed'}", (named or [None])[0])
+    return Ending(outcome, done.returncode, f"preflight: {told[-1] if told else 'failed'}", named[0] if named else None)
 
 
 def settle_last(run_dir: Path, job: Job) -> None:
@@ -206,13 +205,9 @@ def settle_last(run_dir: Path, job: Job) -> None:
     if began.job is not None and began.job != job.name and slurm_job.is_alive(began.job):
         raise UserError(f"run.dir={str(run_dir)!r}: job {began.job} trains it; wait for it, or choose another run.name")
     note = read_note(attempts.log_folder(run_dir, number))
-    saved = note.get("code") == 75
-    cause = (
-        "stopped and saved; the job was ended before it said so"
-        if saved
-        else "its job ended without a word (first node lost, or a grace shorter than a save): training goes on from the "
-        "last checkpoint that was saved"
-    )
+    saved = note.get("code") == EXIT_STOPPED
+    unsaved = "its job ended without a word, with its first node or in a grace shorter than a save"
+    cause = "stopped and saved" if saved else f"{unsaved}: {LAST_CHECKPOINT}"
     attempts.ended(
         run_dir,
         number,
