@@ -43,6 +43,7 @@ class Watched:
 def run_step(
     command: Sequence[str],
     environment: Mapping[str, str],
+    nodes: Sequence[str],
     log: Callable[[], Path | None],
     look: Callable[[], str | None],
 ) -> Watched:
@@ -52,7 +53,7 @@ def run_step(
     """
     watched, told = Watched(), False
     srun = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, errors="replace")
-    reader = threading.Thread(target=_read_errors, args=(srun, watched), daemon=True)
+    reader = threading.Thread(target=_read_errors, args=(srun, nodes, watched), daemon=True)
     reader.start()
     with Follower(log) as follower:
         while srun.poll() is None:
@@ -101,13 +102,15 @@ def wrapping(name: str) -> list[str]:
     return words
 
 
-def failure_in(line: str, now: float) -> Failure | None:
-    """What a line of srun says of a rank or a node."""
+def failure_in(line: str, nodes: Sequence[str], now: float) -> Failure | None:
+    """What a line of srun says of a rank, or of one of the nodes."""
     if match := _TASK.search(line):
         return Failure(match["node"], match["words"].strip(), now, int(match["rank"]))
     for pattern in _NODE:
         if match := pattern.search(line):
             return Failure(match["node"], match["words"].strip(), now)
+    if match := _NUMBER.search(line):
+        return Failure(nodes[int(match["number"])], "Slurm's process for this step there is gone", now)
     return None
 
 
@@ -147,10 +150,10 @@ class Follower:
                 return
 
 
-def _read_errors(srun: "subprocess.Popen[str]", watched: Watched) -> None:
+def _read_errors(srun: "subprocess.Popen[str]", nodes: Sequence[str], watched: Watched) -> None:
     assert srun.stderr is not None
     for line in srun.stderr:
-        failure = failure_in(line, time.time())
+        failure = failure_in(line, nodes, time.time())
         if failure is not None:
             watched.failures.append(failure)
         if not _NOISE.search(line):
@@ -164,4 +167,5 @@ _NODE = (
     re.compile(r"srun: error: .*failed on node (?P<node>[^\s:]+): (?P<words>.*)"),
     re.compile(r"srun: error: (?P<words>[Nn]ode failure) on (?P<node>\S+)"),
 )
+_NUMBER = re.compile(r"srun: error: Cannot communicate with node (?P<number>\d+)")
 _NOISE = re.compile(r"can not load PMIx|got SIGCONT")

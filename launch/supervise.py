@@ -153,7 +153,7 @@ def attempt(
         ["train", *words],
         f"--output={output}/%N-rank-%5t.log",
     )
-    watched = run_step(command, environment, lambda: log_of(folder, 0), lambda: signals.look(job))
+    watched = run_step(command, environment, job.nodes, lambda: log_of(folder, 0), lambda: signals.look(job))
     signals.note_end(job)
     note = read_note(folder)
     stop, first = signals.stop, min((failure.time for failure in watched.failures), default=time.time())
@@ -244,9 +244,10 @@ def tell(run_dir: Path, number: int, ending: Ending, folder: Path) -> None:
     """The end of an attempt, for the end of the job's log."""
     code = "" if ending.exit_code is None else f", exit code {ending.exit_code}"
     say(f"== attempt {number} {ending.outcome}{code}, after step {last_step(run_dir)}: {ending.cause}")
-    if ending.outcome == "failed" and ending.log is not None:
+    shown = last_lines(ending.log, 12) if ending.outcome == "failed" and ending.log is not None else []
+    if shown:
         say(f"   the end of {ending.log}:")
-        for line in last_lines(ending.log, 12):
+        for line in shown:
             say(f"     {line}")
     if ending.outcome not in ("finished", "stopped"):
         say(f"   logs of all ranks: {folder}")
