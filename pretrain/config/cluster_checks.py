@@ -74,7 +74,10 @@ _ONE_LINE = "must be one line of printable characters"
 
 
 def _numbers(cluster: ClusterConfig) -> Iterator[Problem]:
-    for names, rule, lowest in ((_POSITIVE, "must be greater than 0", None), (_NOT_NEGATIVE, "must not be negative", 0)):
+    for names, rule, lowest in (
+        (_POSITIVE, "must be greater than 0", None),
+        (_NOT_NEGATIVE, "must not be negative", 0),
+    ):
         for name in names.split():
             value = getattr(cluster, name)
             if value is not None and not (math.isfinite(value) and (value > 0 or value == lowest)):
@@ -94,7 +97,9 @@ def _texts(cluster: ClusterConfig) -> Iterator[Problem]:
             rule = "must be a name: letters, digits and any of _.@+,:-"
             yield Problem(f"cluster.{name}", value, rule, "write it as `sinfo` and `sacctmgr` do")
     if cluster.memory is not None and not _MEMORY.fullmatch(cluster.memory):
-        yield Problem("cluster.memory", cluster.memory, "must be a number with K, M, G or T", "write 500G, or 0 for all")
+        yield Problem(
+            "cluster.memory", cluster.memory, "must be a number with K, M, G or T", "write 500G, or 0 for all"
+        )
     if cluster.time is not None and not _TIME.fullmatch(cluster.time):
         rule = "must be minutes, hours:minutes:seconds or days-hours"
         yield Problem("cluster.time", cluster.time, rule, "write 24:00:00 or 2-00, in quotes in a file")
@@ -122,7 +127,10 @@ def _flag(flag: str) -> Iterator[Problem]:
     if not is_printable(flag) or not _FLAG.fullmatch(flag):
         rule = "must be --name or --name=value, on one line"
         yield Problem("cluster.sbatch_flags", flag, rule, "give each flag an entry, as in [--exclusive,--nice=10]")
-    elif name in OWN_FLAGS:
-        yield Problem("cluster.sbatch_flags", flag, "would contradict what was checked", f"set {OWN_FLAGS[name]}")
-    elif name in NOT_OURS:
+        return
+    # Slurm takes the beginning of a name for the name.
+    own = next((key for key in OWN_FLAGS if key.startswith(name)), None)
+    if own is not None:
+        yield Problem("cluster.sbatch_flags", flag, "would contradict what was checked", f"set {OWN_FLAGS[own]}")
+    elif any(key.startswith(name) for key in NOT_OURS):
         yield Problem("cluster.sbatch_flags", flag, "`pretrain submit` needs it as it sets it", "leave it out")
