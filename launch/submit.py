@@ -11,6 +11,7 @@ from data_pipeline.errors import UserError
 
 if TYPE_CHECKING:
     from launch.sweep import Member, Sweep
+    from pretrain.config.cluster import ClusterConfig
     from pretrain.config.run import RunConfig
 
 SWEEPS = Path("sweeps")
@@ -50,15 +51,15 @@ def _one(given: argparse.Namespace) -> None:
     logs = run_dir / "logs"
     command = (sys.executable, "-m", "launch.supervise", *given.overrides)
     job = Job(f"pretrain-{config.run.name}", slurm_path(f"{logs}/slurm-") + "%j.log", str(folder), command)
-    number = _submit(given, batch_script(config.cluster, job), run_dir / "job.sh", [said, _place(config)])
+    number = _submit(given, batch_script(config.cluster, job), run_dir / "job.sh", [said, _place(config.cluster)])
     if number is not None:
         _say([f"job {number}: {config.run.dir}", f"  pretrain status {config.run.dir}"])
         _say([f"  tail -F {logs}/slurm-{number}.log"])
 
 
 def _sweep(given: argparse.Namespace) -> None:
-    from launch.sweep import Member, Sweep, names_of
-    from pretrain.config.load import load_run_config, sweep_members
+    from launch.sweep import Sweep, names_of
+    from pretrain.config.load import sweep_members
 
     name = given.name or _free_name()
     folder = SWEEPS / name
@@ -67,12 +68,10 @@ def _sweep(given: argparse.Namespace) -> None:
     if folder.exists():
         raise UserError(f"--name {name}: {folder} is there already: choose another, or go on with --rerun {folder}")
     grid = sweep_members(given.overrides)
-    members = []
-    for index, (run, words) in enumerate(zip(names_of(name, len(grid)), grid, strict=True)):
-        # Before what was given, which wins.
-        overrides = (f"run.name={run}", f"tracking.wandb_group={name}", *words)
-        members.append(Member(index, load_run_config(overrides).run.dir, overrides))
-    _submit_members(given, Sweep(name, tuple(given.overrides), tuple(members)), members)
+    # Before what was given, which wins.
+    ours = [(f"run.name={run}", f"tracking.wandb_group={name}") for run in names_of(name, len(grid))]
+    members, cluster = _check_members({index: (*ours[index], *words) for index, words in enumerate(grid)})
+    _submit_members(given, Sweep(name, tuple(given.overrides), tuple(members)), members, cluster)
 
 
 def _rerun(given: argparse.Namespace) -> None:
@@ -81,69 +80,75 @@ def _rerun(given: argparse.Namespace) -> None:
 
     sweep = read_sweep(given.rerun)
     live = live_members([submitted.job for submitted in sweep.jobs])
-    rest: list[Member] = []
+    rest: dict[int, tuple[str, ...]] = {}
     for member in sweep.members:
         outcome = last_outcome(Path(member.run_dir))
         if member.index in live or outcome == "finished":
             state = "waits or runs" if member.index in live else "finished"
         else:
-            rest.append(type(member)(member.index, member.run_dir, (*member.overrides, *given.overrides)))
+            rest[member.index] = (*member.overrides, *given.overrides)
             state = f"{outcome or 'did not begin'}: again"
         _say([f"member {member.index}, {member.run_dir}: {state}"])
     if rest:
-        _submit_members(given, sweep, rest)
+        _submit_members(given, sweep, *_check_members(rest))
     else:
         _say(["nothing to submit"])
 
 
-def _submit_members(given: argparse.Namespace, sweep: "Sweep", members: "Sequence[Member]") -> None:
-    """As one job array; every one of them is checked before anything is written."""
+def _check_members(rest: dict[int, tuple[str, ...]]) -> "tuple[list[Member], ClusterConfig]":
+    """The members by indexes and overrides, and what they share; raises UserError telling of all that cannot run."""
+    from launch.checking import check_submission
+    from launch.sweep import Member
+    from pretrain.config.load import load_run_config
+
+    configs: dict[int, RunConfig] = {}
+    faults: dict[str, list[int]] = {}
+    for index, overrides in rest.items():
+        try:
+            configs[index] = load_run_config(overrides)
+            check_submission(configs[index], Path.cwd())
+        except UserError as error:
+            faults.setdefault(str(error), []).append(index)
+    if faults:
+        told = (
+            f"\n  member {', '.join(map(str, of))} ({' '.join(rest[of[0]])}): {text}" for text, of in faults.items()
+        )
+        raise UserError("".join(("nothing was submitted:", *told)))
+    clusters = [config.cluster for config in configs.values()]
+    if any(cluster != clusters[0] for cluster in clusters):
+        raise UserError("members of one sweep share one job array: `cluster` must be the same for all of them")
+    folders = [config.run.dir for config in configs.values()]
+    twice = next((folder for folder in folders if folders.count(folder) > 1), None)
+    if twice is not None:
+        raise UserError(f"run.dir={twice}: more than one member would use it; leave run.name and run.dir to the sweep")
+    return [Member(index, config.run.dir, rest[index]) for index, config in configs.items()], clusters[0]
+
+
+def _submit_members(
+    given: argparse.Namespace, sweep: "Sweep", members: "Sequence[Member]", cluster: "ClusterConfig"
+) -> None:
+    """As one job array."""
     from launch.render import Job, batch_script, slurm_path
     from launch.sweep import write_sweep
 
-    config, place = _check_members(members), Path.cwd()
+    place = Path.cwd()
     folder = place / SWEEPS / sweep.name if given.rerun is None else given.rerun.absolute()
     log = slurm_path(f"{folder}/logs/slurm-") + "%A_%a.log"
     command = (sys.executable, "-m", "launch.member", str(folder))
     indexes = tuple(member.index for member in members)
-    script = batch_script(config.cluster, Job(f"pretrain-{sweep.name}", log, str(place), command, indexes))
+    script = batch_script(cluster, Job(f"pretrain-{sweep.name}", log, str(place), command, indexes))
     if not given.dry_run:
         (folder / "logs").mkdir(parents=True, exist_ok=True)
         # Before a task can begin and read it.
         write_sweep(folder, sweep.with_members(members))
-    number = _submit(
-        given, script, folder / "job.sh", [f"{len(members)} runs, each legal", f"each on {_place(config)}"]
-    )
+    number = _submit(given, script, folder / "job.sh", [f"{len(members)} legal runs", f"each on {_place(cluster)}"])
     if number is None:
         return
     write_sweep(folder, sweep.after_job(number, members))
     _say([f"job {number}, tasks {','.join(map(str, indexes))}: {folder / 'sweep.json'}"])
     _say([f"  pretrain status {member.run_dir}" for member in members])
+    _say([f"  tail -F {folder}/logs/slurm-{number}_*.log"])
     _say([f"  pretrain submit --rerun {given.rerun or SWEEPS / sweep.name}   # later: those that failed"])
-
-
-def _check_members(members: "Sequence[Member]") -> "RunConfig":
-    """The configuration of one of them; raises UserError naming each that cannot run, or what they must share."""
-    from launch.checking import check_submission
-    from pretrain.config.load import load_run_config
-
-    configs, faults = [], []
-    for member in members:
-        try:
-            config = load_run_config(member.overrides)
-            check_submission(config, Path.cwd())
-            configs.append(config)
-        except UserError as error:
-            faults.append(f"member {member.index} ({' '.join(member.overrides)}): {error}")
-    if faults:
-        raise UserError("nothing was submitted:\n" + "\n".join(faults))
-    if any(config.cluster != configs[0].cluster for config in configs):
-        raise UserError("members of one sweep share one job array: `cluster` must be the same for all of them")
-    folders = [config.run.dir for config in configs]
-    if len(set(folders)) < len(folders):
-        twice = next(folder for folder in folders if folders.count(folder) > 1)
-        raise UserError(f"run.dir={twice}: more than one member would use it; leave run.name and run.dir to the sweep")
-    return configs[0]
 
 
 def _submit(given: argparse.Namespace, script: str, path: Path, said: Sequence[str]) -> str | None:
@@ -164,8 +169,7 @@ def _submit(given: argparse.Namespace, script: str, path: Path, said: Sequence[s
     return sbatch(path)
 
 
-def _place(config: "RunConfig") -> str:
-    cluster = config.cluster
+def _place(cluster: "ClusterConfig") -> str:
     nodes = f"{cluster.nodes} node{'s' if cluster.nodes > 1 else ''} x {cluster.ranks_per_node}"
     where = f"partition {cluster.partition}" if cluster.partition else "the default partition"
     return f"{nodes} rank{'s' if cluster.ranks_per_node > 1 else ''}, {where}, {cluster.time or 'its time limit'}"

@@ -45,7 +45,7 @@ class ClusterConfig:
     environment: dict[str, str | int] = field(default_factory=dict)
     """Variables of every process, such as NCCL_SOCKET_IFNAME; +cluster.environment.NAME=value adds one."""
     sbatch_flags: tuple[str, ...] = ()
-    """More of them, as in [--exclusive,--constraint=h100]."""
+    """More of them, as in ["--exclusive","--constraint=h100"]."""
     max_restarts: int = 5
     """Attempts that may fail within the window without a step of progress, before the job ends as failed."""
     restart_window_minutes: float = 60.0

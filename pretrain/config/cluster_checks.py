@@ -126,7 +126,8 @@ def _flag(flag: str) -> Iterator[Problem]:
     name = flag.partition("=")[0]
     if not is_printable(flag) or not _FLAG.fullmatch(flag):
         rule = "must be --name or --name=value, on one line"
-        yield Problem("cluster.sbatch_flags", flag, rule, "give each flag an entry, as in [--exclusive,--nice=10]")
+        remedy = """give each flag an entry, as in ["--exclusive","--nice=10"]"""
+        yield Problem("cluster.sbatch_flags", flag, rule, remedy)
         return
     # Slurm takes the beginning of a name for the name.
     own = next((key for key in OWN_FLAGS if key.startswith(name)), None)

@@ -112,7 +112,7 @@ def sweep_members(overrides: Sequence[str]) -> list[tuple[str, ...]]:
             try:
                 given = [f"{key}={value}" for value in override.sweep_string_iterator()]
             except HydraException:
-                mistakes.append(f"{override.input_line}: cannot be counted out; give values, as in {key}=1,2")
+                mistakes.append(f"{override.input_line}: cannot be counted out; give values, as in {key}=A,B")
         options.append(given)
     mistakes += [f"{key}: is given more than once" for key in dict.fromkeys(swept) if keys.count(key) > 1]
     if not mistakes and not swept:
