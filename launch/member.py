@@ -22,7 +22,7 @@ def command_of(words: Sequence[str], environment: Mapping[str, str]) -> list[str
             f"SLURM_ARRAY_TASK_ID={index}: {words[0]} has members 0 to {len(members) - 1}; "
             f"submit with --array=0-{len(members) - 1}"
         )
-    return [sys.executable, "-m", "launch.supervise", *members[index].overrides]
+    return [sys.executable, "-u", "-m", "launch.supervise", *members[index].overrides]
 
 
 def main() -> None:

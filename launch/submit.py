@@ -49,7 +49,7 @@ def _one(given: argparse.Namespace) -> None:
     said = check_submission(config, folder)
     run_dir = folder / config.run.dir
     logs = run_dir / "logs"
-    command = (sys.executable, "-m", "launch.supervise", *given.overrides)
+    command = (sys.executable, "-u", "-m", "launch.supervise", *given.overrides)
     job = Job(f"pretrain-{config.run.name}", slurm_path(f"{logs}/slurm-") + "%j.log", str(folder), command)
     number = _submit(given, batch_script(config.cluster, job), run_dir / "job.sh", [said, _place(config.cluster)])
     if number is not None:
@@ -134,7 +134,7 @@ def _submit_members(
     place = Path.cwd()
     folder = place / SWEEPS / sweep.name if given.rerun is None else given.rerun.absolute()
     log = slurm_path(f"{folder}/logs/slurm-") + "%A_%a.log"
-    command = (sys.executable, "-m", "launch.member", str(folder))
+    command = (sys.executable, "-u", "-m", "launch.member", str(folder))
     indexes = tuple(member.index for member in members)
     script = batch_script(cluster, Job(f"pretrain-{sweep.name}", log, str(place), command, indexes))
     if not given.dry_run:
