@@ -52,7 +52,10 @@ def judge(facts: Facts) -> Ending:
     if facts.rank_0 == EXIT_STOPPED:
         return Ending("stopped", EXIT_STOPPED, f"stopped and saved: {facts.slurm_ends or facts.stop or 'asked to'}")
     if facts.slurm_ends:
-        return Ending("lost", code, f"{facts.slurm_ends} before it could save: {LAST_CHECKPOINT}")
+        gone = next((each for each in facts.failures if each.rank is None), None)
+        told = f" ({gone.node}: {gone.words})" if gone is not None else ""
+        cause = f"{facts.slurm_ends}{told} before it could save: {LAST_CHECKPOINT}"
+        return Ending("lost", code, cause, gone.node if gone is not None else None)
     if facts.exit_code is None:
         late = "the save took longer than there was time; give more by sbatch --signal"
         return Ending("lost", None, f"{facts.stop}: {late}; {LAST_CHECKPOINT}")
@@ -76,7 +79,8 @@ def last_lines(log: Path, count: int) -> list[str]:
             lines = file.read().decode(errors="replace").splitlines()
     except OSError:
         return []
-    return [line for line in lines if line.strip()][-count:]
+    # Addresses in torch's own code tell nobody anything.
+    return [line for line in lines if line.strip() and not line.startswith("frame #")][-count:]
 
 
 def log_of(folder: Path, rank: int) -> Path | None:

@@ -1,7 +1,5 @@
 """The training step: srun over all ranks, watched from the batch script until it ends or has to be given up."""
 
-import json
-import os
 import re
 import signal
 import subprocess
@@ -12,8 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data_pipeline.errors import UserError
 from launch.slurm_job import Job
+from launch.wrapping import command_prefix, rank_python, srun_flags
 
 POLL_SECONDS = 0.2
 LOOK_SECONDS = 20.0
@@ -69,10 +67,8 @@ def run_step(
     return watched
 
 
-def srun_command(
-    job: Job, python: Sequence[str], words: Sequence[str], *flags: str, per_node: bool = False
-) -> list[str]:
-    """srun over all ranks, or one process a node; the first that fails ends all."""
+def srun_command(job: Job, words: Sequence[str], *flags: str, per_node: bool = False) -> list[str]:
+    """srun of a Python on all ranks, or once a node; the first that fails ends all."""
     tasks = [f"--ntasks={len(job.nodes)}", "--ntasks-per-node=1"] if per_node else [f"--ntasks={job.ranks}"]
     if not per_node and len(set(job.tasks_per_node)) == 1:
         tasks.append(f"--ntasks-per-node={job.tasks_per_node[0]}")
@@ -82,24 +78,8 @@ def srun_command(
     gpus = ["--gpu-bind=none"] if job.gpus_per_node else []
     more = ["--overcommit"] if job.overcommit or per_node else []
     ends = ["--kill-on-bad-exit=1", "--wait=0"]
-    return ["srun", *ends, *tasks, *cpus, *gpus, *more, *flags, *wrapping(FLAGS), *wrapping(PREFIX), *python, *words]
-
-
-def rank_python() -> str:
-    """The Python of a rank: this one, where no container has its own."""
-    return os.environ.get(PYTHON) or sys.executable
-
-
-def wrapping(name: str) -> list[str]:
-    """What a batch script puts around the ranks, in a variable: a JSON list of words."""
-    text = os.environ.get(name) or "[]"
-    try:
-        words = json.loads(text)
-    except ValueError:
-        words = None
-    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
-        raise UserError(f'{name}={text}: must be a JSON list of words, as in ["--mpi=none"]')
-    return words
+    around = [*flags, *srun_flags(), *command_prefix(), rank_python(), "-u"]
+    return ["srun", *ends, *tasks, *cpus, *gpus, *more, *around, *words]
 
 
 def failure_in(line: str, nodes: Sequence[str], now: float) -> Failure | None:
@@ -161,7 +141,6 @@ def _read_errors(srun: "subprocess.Popen[str]", nodes: Sequence[str], watched: W
             sys.stdout.flush()
 
 
-FLAGS, PREFIX, PYTHON = "PRETRAIN_SRUN_FLAGS", "PRETRAIN_COMMAND_PREFIX", "PRETRAIN_PYTHON"
 _TASK = re.compile(r"srun: error: (?P<node>[^\s:]+): tasks? (?P<rank>\d+)[-,\d]*: (?P<words>.*)")
 _NODE = (
     re.compile(r"srun: error: .*failed on node (?P<node>[^\s:]+): (?P<words>.*)"),

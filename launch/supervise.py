@@ -5,7 +5,6 @@
 The exit code is that of `pretrain train`; 0 where the job was queued again.
 """
 
-import importlib.util
 import json
 import os
 import re
@@ -16,7 +15,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 from data_pipeline.errors import UserError
 from launch import attempts, slurm_job
@@ -24,13 +22,12 @@ from launch.ending import EXIT_MISTAKE, EXIT_STOPPED, LAST_CHECKPOINT, Ending, F
 from launch.rendezvous import rendezvous
 from launch.restart import Decision, Limits, decide
 from launch.slurm_job import Job
-from launch.step import LOOK_SECONDS, rank_python, run_step, srun_command
+from launch.step import LOOK_SECONDS, run_step, srun_command
 from launch.task import PEER, read_note
+from pretrain.config.cluster import ClusterConfig
 
 MARGIN_SECONDS = 20.0
 """Before the time limit, for queueing the job again."""
-BAD_NODE = 3
-"""Exit code of a preflight that names nodes."""
 
 
 def main(words: Sequence[str]) -> int:
@@ -51,7 +48,7 @@ def supervise(words: Sequence[str], signals: "Signals") -> int:
 
     config = load_run_config(words)
     check_run(config, job.ranks)
-    run_dir, limits = Path(config.run.dir).absolute(), limits_of(config)
+    run_dir, limits = Path(config.run.dir).absolute(), limits_of(config.cluster)
     settle_last(run_dir, job)
     done = attempts.read_attempts(run_dir)
     if job.restarts and done and done[-1].began and done[-1].began.job == job.name:
@@ -62,7 +59,7 @@ def supervise(words: Sequence[str], signals: "Signals") -> int:
     folder = attempts.log_folder(run_dir, number)
     folder.mkdir(parents=True)
     attempts.began(run_dir, number, job=job.name, restart=job.restarts, nodes=job.nodes, ranks=job.ranks, step=before)
-    ending = preflight(job, run_dir, folder) or attempt(words, job, number, folder, run_dir, before, signals)
+    ending = preflight(job, run_dir, folder, signals) or attempt(words, job, number, folder, run_dir, before, signals)
     attempts.ended(
         run_dir,
         number,
@@ -148,10 +145,7 @@ def attempt(
         environment[PEER] = slurm_job.node_address(job.nodes[-1])
     output = str(folder).replace("\\", "\\\\").replace("%", "%%")
     command = srun_command(
-        job,
-        [rank_python(), "-u", "-m", "launch.task", str(folder), "--"],
-        ["train", *words],
-        f"--output={output}/%N-rank-%5t.log",
+        job, ["-m", "launch.task", str(folder), "--", "train", *words], f"--output={output}/%N-rank-%5t.log"
     )
     watched = run_step(command, environment, job.nodes, lambda: log_of(folder, 0), lambda: signals.look(job))
     signals.note_end(job)
@@ -172,28 +166,24 @@ def attempt(
     )
 
 
-def preflight(job: Job, run_dir: Path, folder: Path) -> Ending | None:
+def preflight(job: Job, run_dir: Path, folder: Path, signals: Signals) -> Ending | None:
     """A look at every node; None where all are good."""
-    if importlib.util.find_spec("launch.preflight") is None:
-        return None
     gpus = [f"--gpus={job.gpus_per_node}"] if job.gpus_per_node else []
-    words = ["-m", "launch.preflight", f"--run-dir={run_dir}", *gpus]
-    command = srun_command(job, [rank_python()], words, per_node=True)
+    command = srun_command(job, ["-m", "launch.preflight", f"--run-dir={run_dir}", *gpus], per_node=True)
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
-    sys.stdout.write(done.stdout)
+    lines = done.stdout.splitlines()
+    said = [line for line in lines if not line.startswith(("{", "srun: "))]
+    sys.stdout.write("".join(line + "\n" for line in said))
     if done.returncode == 0:
         return None
     (folder / "preflight.log").write_text(done.stdout, encoding="utf-8")
-    lines = [line for line in done.stdout.splitlines() if line.strip() and not line.startswith("srun: ")]
-    named: list[str] = []
-    for line in lines:
-        try:
-            named += json.loads(line)["bad_nodes"]
-        except (ValueError, KeyError, TypeError):
-            continue
-    outcome: Any = "mistake" if done.returncode == EXIT_MISTAKE else "failed"
-    told = [line for line in lines if not line.startswith("{")]
-    return Ending(outcome, done.returncode, f"preflight: {told[-1] if told else 'failed'}", named[0] if named else None)
+    signals.note_end(job)
+    if signals.slurm_ends:
+        return Ending("lost", done.returncode, f"{signals.slurm_ends} before training began")
+    named = next((line for line in lines if line.startswith('{"bad_nodes": ["')), None)
+    told = [line for line in said if line.startswith("preflight: ")] or lines[-1:] or ["preflight: failed"]
+    outcome: attempts.Outcome = "mistake" if done.returncode == EXIT_MISTAKE else "failed"
+    return Ending(outcome, done.returncode, told[-1], json.loads(named)["bad_nodes"][0] if named else None)
 
 
 def settle_last(run_dir: Path, job: Job) -> None:
@@ -253,11 +243,9 @@ def tell(run_dir: Path, number: int, ending: Ending, folder: Path) -> None:
         say(f"   logs of all ranks: {folder}")
 
 
-def limits_of(config: Any) -> Limits:
-    """From the section `cluster`, where there is one."""
-    cluster = getattr(config, "cluster", None)
-    named = {field.name: getattr(cluster, field.name) for field in fields(Limits)} if cluster is not None else {}
-    return Limits(**named)
+def limits_of(cluster: ClusterConfig) -> Limits:
+    """What the cluster's settings allow."""
+    return Limits(**{field.name: getattr(cluster, field.name) for field in fields(Limits)})
 
 
 def last_step(run_dir: Path) -> int:

@@ -17,7 +17,7 @@ from textwrap import dedent
 
 from data_pipeline.errors import UserError
 from launch import submit
-from pretrain import checkpoint_verb, data_verb, verify_verb
+from pretrain import checkpoint_verb, data_verb, status_verb, verify_verb
 from pretrain.config.errors import ConfigError, TrainingDiverged
 from pretrain.layout.failures import RankFailed
 
@@ -194,6 +194,21 @@ VERBS = {
         """,
         _plan,
         _plan_options,
+    ),
+    "status": Verb(
+        "say where runs stand: jobs, steps, speed, time to go, why the last attempt ended",
+        """
+        Of the given run folders, or of all in runs/. What Slurm knows of the jobs is asked where squeue is there. A
+        table on a terminal, plain lines elsewhere.
+
+        examples:
+          pretrain status
+          pretrain status runs/quickstart
+          pretrain status runs/sweep/* --json
+        """,
+        status_verb.run,
+        status_verb.add_options,
+        takes_overrides=False,
     ),
     "checkpoint": Verb(
         "list, inspect, verify, compare and prune checkpoints",

@@ -11,7 +11,7 @@ import socket
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import yaml
 
@@ -41,18 +41,28 @@ def hold_run_folder(folder: Path) -> Iterator[None]:
             f"run.dir={str(folder)!r}: cannot be written: {error.strerror}; choose another run.dir"
         ) from None
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _lock(lock):
             lock.seek(0)
             raise RunError(
                 f"run.dir={str(folder)!r}: in use by another live process ({_holder(lock.read())}); wait for it, stop "
                 "it, or choose another run.name or run.dir"
-            ) from None
+            )
         lock.truncate(0)
         lock.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
         lock.flush()
         yield  # the lock goes with the file, also when the process is killed
+
+
+def holder(folder: Path) -> str | None:
+    """The live process that holds the folder, in words; None: nobody."""
+    try:
+        with (folder / LOCK_FILE).open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return None
+    except BlockingIOError:
+        return _holder((folder / LOCK_FILE).read_text(encoding="utf-8"))
+    except OSError:
+        return None
 
 
 def check_same_config(folder: Path, config: RunConfig) -> None:
@@ -133,6 +143,17 @@ def _changes(folder: Path, config: RunConfig) -> list[Change]:
     except (yaml.YAMLError, AttributeError, UnicodeDecodeError):
         raise RunError(f"{path}: not readable as a configuration; restore it or choose another run.dir") from None
     return changes_between(saved, flatten(yaml.safe_load(to_yaml(config))))
+
+
+def _lock(lock: TextIO) -> bool:
+    """Whether the lock was to be had; tried twice: someone may only have been looking (`holder`)."""
+    for seconds in (0.2, 0.0):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            time.sleep(seconds)
+    return False
 
 
 def _holder(text: str) -> str:

@@ -88,6 +88,7 @@ def run(
     from pretrain.checkpoint.store import newest_of
     from pretrain.evaluation.perplexity import evaluate
     from pretrain.layout.groups import build_groups
+    from pretrain.layout.link_check import check_links
     from pretrain.layout.runtime import runtime
     from pretrain.layout.vendor_imports import megatron_imports
     from pretrain.loop import run_loop
@@ -106,6 +107,7 @@ def run(
         runtime(config.engine, layout=layout, stop_requested=stop_requested) as here,
     ):
         groups = build_groups(layout, config.run.seed, here.group_timeout_minutes, here.device, vp=parallel.vp)
+        check_links(config.engine.link_check, here, groups.control, folder)
         engine = build_engine(config, vocab_size, groups, here.device, eod_id=manifest.tokenizer.eod_id)
         node = (here.local_rank, here.local_size)
         levels = levels_of(config.checkpoint, folder, groups, node, lambda: run_id(folder))

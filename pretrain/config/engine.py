@@ -74,3 +74,5 @@ class EngineConfig:
     """Threads of each CPU process; null: the machine's cores shared among its processes."""
     timeout_minutes: float
     """A collective that takes longer ends the run."""
+    link_check: bool = True
+    """On several nodes: sums over the network are checked and timed before the model is built."""

@@ -32,6 +32,7 @@ _WITHOUT_EFFECT = (
     "train.max_bad_steps",
     "engine.timeout_minutes",
     "engine.offload.nvme_path",
+    "engine.link_check",
 )
 """Settings that no step's numbers depend on; data is compared by the hashes of its batches."""
 _OF_ROUNDING = (

@@ -15,6 +15,8 @@ Kind = Literal["train", "validation"]
 Values = Mapping[str, float | int | str]
 
 METRICS_FILE = "metrics.jsonl"
+TAIL = 256 * 1024
+"""Bytes: some hundred records."""
 
 _logger = logging.getLogger(__name__)
 _NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
@@ -80,6 +82,25 @@ def all_records(run_dir: Path) -> Iterator[dict[str, Any]]:
                 if isinstance(value, str) and value in _NOT_FINITE:
                     record[name] = _NOT_FINITE[value]
             yield record
+
+
+def latest_records(run_dir: Path, kind: Kind, count: int) -> list[dict[str, Any]]:
+    """The last `count` records of a kind, oldest first; read from the file's end, as far as they lie within TAIL."""
+    path = run_dir / METRICS_FILE
+    if not path.exists():
+        return []
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - TAIL))
+        # A line that begins before the part read is no record.
+        records = [record for record in map(_parse, file.read().splitlines()) if record and record["kind"] == kind]
+    return records[-count:]
+
+
+def last_step(run_dir: Path) -> int:
+    """Of the last training record; 0 without one."""
+    records = latest_records(run_dir, "train", 1)
+    return int(records[-1]["step"]) if records else 0
 
 
 def _drop_lines_after(path: Path, resume_step: int) -> None:
