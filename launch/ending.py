@@ -102,8 +102,7 @@ def _failed(facts: Facts, code: int | None) -> Ending:
     log = log_of(facts.folder, first.rank)
     said = last_lines(log, 1) if log is not None else []
     cause = f"rank {first.rank} on {first.node} failed first: {first.words}" + "".join(f": {line}" for line in said)
-    was_killed = first.words.startswith(("Killed", "Bus error", "Segmentation fault"))
-    return Ending("failed", code, cause, first.node if was_killed else None, log)
+    return Ending("failed", code, cause, first.node if _KILLED.search(first.words) else None, log)
 
 
 def _verdict_in(folder: Path) -> tuple[str, int | None] | None:
@@ -133,6 +132,7 @@ def _node_of(log: Path | None) -> str | None:
     return log.name.rpartition("-rank-")[0] if log is not None else None
 
 
+_KILLED = re.compile(r"Killed|Bus error|Segmentation fault|exit code 13[4-9]$")
 _IN_USE = "in use by another live process"
 _VERDICT = re.compile(
     r"rank \d+ \(.* failed first.*|rank \d+ \(.* kept the others waiting.*|no rank came on, .*|training diverged: .*"

@@ -2,8 +2,10 @@
 
 import contextlib
 import os
+import re
 import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,8 +16,12 @@ ROOT = Path(__file__).resolve().parents[2]
 SANDBOX = "PRETRAIN_SLURM_SANDBOX"
 
 
+# What does not end is killed after twenty seconds; a lost node is seen as soon.
+SETTINGS = "KillWait=20\nSlurmdTimeout=5\nMessageTimeout=5\n"
+
+
 @contextlib.contextmanager
-def running_cluster(nodes: int = 2) -> Iterator[None]:
+def running_cluster(nodes: int = 3) -> Iterator[None]:
     """As long as the context lasts; skips the test, with the reason, where there can be none."""
     if shutil.which("sbatch") is None:
         pytest.skip("no Slurm here: there is no sbatch on the PATH")
@@ -25,16 +31,30 @@ def running_cluster(nodes: int = 2) -> Iterator[None]:
     script = Path(os.environ.get(SANDBOX, ROOT.parent / "shared" / "slurm" / "cluster"))
     if not script.exists():
         pytest.skip(f"no Slurm cluster is running, and {SANDBOX} names no script that starts one")
-    started = subprocess.run([script, "start", str(nodes)], capture_output=True, text=True)
-    assert started.returncode == 0, started.stderr
-    said = subprocess.run([script, "env"], capture_output=True, text=True, check=True).stdout
-    patch = pytest.MonkeyPatch()
-    patch.setenv("SLURM_CONF", said.strip().partition("SLURM_CONF=")[2])
-    try:
-        yield
-    finally:
-        subprocess.run([script, "stop"], capture_output=True)
-        patch.undo()
+    with tempfile.NamedTemporaryFile("w", suffix=".conf") as extra, pytest.MonkeyPatch.context() as patch:
+        extra.write(SETTINGS)
+        extra.flush()
+        patch.setenv("SLURM_SANDBOX_EXTRA", extra.name)
+        # Host names and process ids of their own, where this machine lets them.
+        if (
+            subprocess.run(["unshare", "--uts", "--mount", "--pid", "--fork", "true"], capture_output=True).returncode
+            == 0
+        ):
+            patch.setenv("SLURM_SANDBOX_ISOLATE", "1")
+        started = subprocess.run([script, "start", str(nodes)], capture_output=True, text=True)
+        assert started.returncode == 0, started.stderr
+        said = subprocess.run([script, "env"], capture_output=True, text=True, check=True).stdout
+        patch.setenv("SLURM_CONF", said.strip().partition("SLURM_CONF=")[2])
+        try:
+            yield
+        finally:
+            subprocess.run([script, "stop"], capture_output=True)
+
+
+def is_throw_away() -> bool:
+    """Whether all nodes are on this machine, and may be hurt."""
+    done = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True)
+    return re.search(r"ClusterName\s*=\s*sandbox\b", done.stdout) is not None
 
 
 def facts_of_job(job: str) -> str:
