@@ -39,6 +39,8 @@ class Ended:
     cause: str
     """One sentence."""
     step: int
+    node: str | None = None
+    """Whose fault it was, where that is known."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +60,18 @@ def began(
     _append(run_dir, attempt, "began", facts)
 
 
-def ended(run_dir: Path, attempt: int, *, outcome: Outcome, exit_code: int | None, cause: str, step: int) -> None:
+def ended(
+    run_dir: Path,
+    attempt: int,
+    *,
+    outcome: Outcome,
+    exit_code: int | None,
+    cause: str,
+    step: int,
+    node: str | None = None,
+) -> None:
     """Note how an attempt ended."""
-    facts = {"outcome": outcome, "exit_code": exit_code, "cause": " ".join(cause.split()), "step": step}
+    facts = {"outcome": outcome, "exit_code": exit_code, "cause": " ".join(cause.split()), "step": step, "node": node}
     _append(run_dir, attempt, "ended", facts)
 
 

@@ -22,8 +22,10 @@ check ruff check
 check ruff format --check
 check mypy
 check lint-imports
-# Tests of many processes one at a time, the others two files at a time. Last, so that a summary ends the output; a failed
-# check above shows in the exit code.
+check shellcheck slurm/*.sh
+# Tests of many processes one at a time, the others two files at a time; a failed check shows in the exit code.
 check python -m pytest tests/ranks
-check python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/ranks
+check python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/ranks --ignore tests/slurm
+# Jobs on a Slurm cluster, a throw-away one where PRETRAIN_SLURM_SANDBOX names the script that starts it.
+check python -m pytest tests/slurm
 exit "$status"

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from textwrap import dedent
 
 from data_pipeline.errors import UserError
+from launch import submit
 from pretrain import checkpoint_verb, data_verb, status_verb, verify_verb
 from pretrain.config.errors import ConfigError, TrainingDiverged
 from pretrain.layout.failures import RankFailed
@@ -164,6 +165,22 @@ VERBS = {
         """,
         _train,
         _train_options,
+    ),
+    "submit": Verb(
+        "train on a Slurm cluster: one run, or a grid of them",
+        """
+        Checks what a login node can check (rules, memory, data, run folder), writes a batch script from the settings
+        in `cluster` and gives it to sbatch; what cannot run is refused with its reason. The job trains, and goes on
+        after time limits and crashes, in the run folder. With -m every combination of values is one task of a job
+        array with a run folder and a wandb run of its own, listed in sweeps/NAME/sweep.json.
+
+        examples:
+          pretrain submit cluster=gpu_8x80gb cluster.nodes=4 model=gpt3_1.3b --dry-run
+          pretrain submit -m --name sizes model=gpt3_125m,gpt3_350m optim.lr=1e-4,3e-4
+          pretrain submit --rerun sweeps/sizes
+        """,
+        submit.run,
+        submit.add_options,
     ),
     "plan": Verb(
         "say whether a layout is legal and what it holds, without starting it",

@@ -40,7 +40,7 @@ def plan(config: RunConfig, ranks: int | None, gpu_memory: float | None) -> str:
     """
     world_size = ranks or _ranks_from_environment()
     check_run(config, world_size)
-    vocab_size, source = _vocabulary(config)
+    vocab_size, source = vocabulary(config)
     budget = None if gpu_memory is None else int(gpu_memory * GIB)
     modes = choose_modes(config, vocab_size, world_size, budget)
     stages = all_stages(config.model, config.parallel, vocab_size)
@@ -67,7 +67,7 @@ def _ranks_from_environment() -> int:
     return int(text)
 
 
-def _vocabulary(config: RunConfig) -> tuple[int, str]:
+def vocabulary(config: RunConfig) -> tuple[int, str]:
     """Its size and where that is known from: of the prepared dataset, if there is one."""
     folder = next(iter(dataset_folders(config.data).values()))
     if not isinstance(folder, LocalFolder) or (folder.path / MANIFEST_FILE).exists():

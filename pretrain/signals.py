@@ -11,13 +11,18 @@ log = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[Callable[[], bool]]:
-    """SIGTERM, SIGINT or SIGUSR1 ask for a stop after the current step; the same signal again acts as usual."""
+    """SIGTERM, SIGINT or SIGUSR1 ask for a stop after the current step; SIGINT again acts as usual.
+
+    The others come more than once where nobody is impatient: Slurm sends SIGTERM when a grace begins and when it ends.
+    """
     requested = threading.Event()
 
     def ask(number: int, _: object) -> None:
         if requested.is_set():
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
+            if number == signal.SIGINT:
+                signal.signal(number, signal.SIG_DFL)
+                signal.raise_signal(number)
+            return
         requested.set()
         log.warning("%s: stopping after this step, with a checkpoint", signal.Signals(number).name)
 

@@ -19,6 +19,7 @@ SAFE = (
     "evaluation.",
     "checkpoint.",
     "tracking.",
+    "cluster.",
     "train.micro_batch_size",
     "train.max_steps",
     "train.max_tokens",

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from data_pipeline.config import DataConfig
 from pretrain.config.changes import accept_problems
+from pretrain.config.cluster_checks import cluster_problems
 from pretrain.config.engine import EngineConfig
 from pretrain.config.errors import ConfigError, Problem
 from pretrain.config.layout_checks import (
@@ -36,6 +37,7 @@ def check_run(config: RunConfig, world_size: int) -> None:
         *_modes(config.engine),
         *_offload(config.engine),
         *_mixture(config.data),
+        *cluster_problems(config.cluster),
         *accept_problems(config),
     ]
     if layout:

@@ -5,6 +5,7 @@ Hydra, OmegaConf and pydantic are known to this file only.
 
 import dataclasses
 import difflib
+import itertools
 import json
 import keyword
 import re
@@ -93,6 +94,32 @@ def with_overrides(config: RunConfig, overrides: Sequence[str], may_change: tupl
     if mistakes:
         raise ConfigError(mistakes)
     return _to_record(values, RunConfig)
+
+
+def sweep_members(overrides: Sequence[str]) -> list[tuple[str, ...]]:
+    """The overrides of every combination of what is swept, as in key=a,b or key=range(1,4); the last varies fastest.
+
+    Raises ConfigError where nothing is swept, a key more than once, or without end.
+    """
+    mistakes: list[Problem | str] = [*_unreadable(overrides)]
+    options: list[list[str]] = []
+    swept, keys = [], []
+    for override in [] if mistakes else OverridesParser.create().parse_overrides(list(overrides)):
+        key, given = override.get_key_element(), [str(override.input_line)]
+        keys.append(key)
+        if override.is_sweep_override():
+            swept.append(key)
+            try:
+                given = [f"{key}={value}" for value in override.sweep_string_iterator()]
+            except HydraException:
+                mistakes.append(f"{override.input_line}: cannot be counted out; give values, as in {key}=A,B")
+        options.append(given)
+    mistakes += [f"{key}: is given more than once" for key in dict.fromkeys(swept) if keys.count(key) > 1]
+    if not mistakes and not swept:
+        mistakes.append("nothing is swept: give values with commas, as in optim.lr=1e-4,3e-4, or leave out -m")
+    if mistakes:
+        raise ConfigError(mistakes)
+    return list(itertools.product(*options))
 
 
 def to_yaml(config: RunConfig | GenerateConfig) -> str:

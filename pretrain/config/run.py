@@ -1,9 +1,10 @@
 """The whole configuration of a run, and the sections too small for a file of their own."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from data_pipeline.config import DataConfig, PrepareConfig, TokenizerConfig
+from pretrain.config.cluster import ClusterConfig
 from pretrain.config.engine import EngineConfig
 from pretrain.config.model import ModelConfig
 from pretrain.config.optim import LrScheduleConfig, OptimConfig
@@ -120,6 +121,7 @@ class RunConfig:
     evaluation: EvaluationConfig
     checkpoint: CheckpointConfig
     tracking: TrackingConfig
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,88 @@
+"""Whether a job that ended is started again, when, and where not: a pure function of its attempts."""
+
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from launch.attempts import Attempt
+
+LONGEST_WAIT_SECONDS = 3600.0
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much is tried."""
+
+    max_restarts: int = 5
+    """Attempts that may end without a step of progress and be followed by another one."""
+    restart_window_minutes: float = 60.0
+    """A longer pause between two attempts, as in a queue, lets the first be forgotten."""
+    backoff_seconds: float = 30.0
+    """Wait before the first restart after a failure; doubled for each further one."""
+    exclude_after: int = 2
+    """Failures of a node after which the job runs elsewhere; 0: never."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What to do after an attempt."""
+
+    restart: bool
+    why: str
+    wait_seconds: float = 0.0
+    exclude: tuple[str, ...] = ()
+    """Nodes that failed repeatedly."""
+
+
+def decide(attempts: Sequence[Attempt], job: str, limits: Limits) -> Decision:
+    """After the newest attempt, which has ended."""
+    ended = attempts[-1].ended
+    assert ended is not None
+    if ended.outcome == "finished":
+        return Decision(False, "the run is finished")
+    if ended.outcome == "mistake":
+        return Decision(False, "a mistake in what was given: another attempt would end the same way")
+    recent = _recent(attempts, job, limits.restart_window_minutes * 60)
+    exclude = _bad_nodes(recent, limits.exclude_after)
+    fruitless = _fruitless(recent, _steps_before(attempts, recent))
+    if fruitless > limits.max_restarts:
+        tried = f"{fruitless} attempts in a row" if fruitless > 1 else "an attempt"
+        return Decision(False, f"{tried} without a new step (max_restarts={limits.max_restarts})", exclude=exclude)
+    if ended.outcome == "stopped":
+        return Decision(True, "stopped, to be continued", exclude=exclude)
+    wait = min(limits.backoff_seconds * 2 ** max(0, fruitless - 1), LONGEST_WAIT_SECONDS)
+    counted = f"restart {fruitless} of at most {limits.max_restarts} without a new step"
+    return Decision(True, counted if fruitless else "it made progress", wait, exclude)
+
+
+def _recent(attempts: Sequence[Attempt], job: str, window_seconds: float) -> list[Attempt]:
+    """The newest attempts of this job, up to the first longer pause."""
+    recent: list[Attempt] = []
+    for attempt in reversed(attempts):
+        if attempt.began is None or attempt.began.job != job or attempt.ended is None:
+            break
+        if recent and recent[-1].began is not None and recent[-1].began.time - attempt.ended.time > window_seconds:
+            break
+        recent.append(attempt)
+    return recent[::-1]
+
+
+def _steps_before(attempts: Sequence[Attempt], recent: Collection[Attempt]) -> int:
+    first = attempts[len(attempts) - len(recent) :]
+    return first[0].began.step if first and first[0].began is not None else 0
+
+
+def _fruitless(recent: Sequence[Attempt], step: int) -> int:
+    """How many of the newest attempts came no further than those before them."""
+    count = 0
+    for attempt in recent:
+        assert attempt.ended is not None
+        # A resume takes steps back that were recorded after its checkpoint: making them again is no progress.
+        count = 0 if attempt.ended.step > step else count + 1
+        step = max(step, attempt.ended.step)
+    return count
+
+
+def _bad_nodes(recent: Sequence[Attempt], exclude_after: int) -> tuple[str, ...]:
+    failures = Counter(attempt.ended.node for attempt in recent if attempt.ended is not None and attempt.ended.node)
+    return tuple(sorted(node for node, times in failures.items() if node and times >= exclude_after > 0))

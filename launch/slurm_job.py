@@ -1,0 +1,155 @@
+"""This job: what Slurm says of it in the environment, and what its controller answers."""
+
+import re
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from data_pipeline.errors import UserError
+
+ANSWER_SECONDS = 20
+"""A busy controller takes its time."""
+DRAINING = re.compile(r"drain|maint|reboot", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What does not change while the job runs."""
+
+    name: str
+    """As its owner and Slurm's commands know it: of an array, ARRAY_TASK."""
+    restarts: int
+    """How often it was queued again."""
+    nodes: tuple[str, ...]
+    """In Slurm's order: this script runs on the first, and so does rank 0."""
+    tasks_per_node: tuple[int, ...]
+    cpus_per_task: int | None
+    """None: nobody asked for a number."""
+    gpus_per_node: int
+    overcommit: bool = False
+    """More ranks on a node than CPUs."""
+
+    @property
+    def ranks(self) -> int:
+        return sum(self.tasks_per_node)
+
+
+def job_of(environment: Mapping[str, str]) -> Job:
+    """The job that this process runs in; raises UserError outside of one."""
+    if "SLURM_JOB_ID" not in environment or "SLURM_JOB_NODELIST" not in environment:
+        raise UserError("this runs inside a Slurm job: sbatch slurm/pretrain.sh key=value ...")
+    nodes = tuple(ask("scontrol", "show", "hostnames", environment["SLURM_JOB_NODELIST"]).split())
+    tasks = counts(environment.get("SLURM_TASKS_PER_NODE", "1"))
+    cpus = int(environment["SLURM_CPUS_PER_TASK"]) if "SLURM_CPUS_PER_TASK" in environment else None
+    gpus = int(environment.get("SLURM_GPUS_ON_NODE", "0"))
+    overcommit = False
+    if (
+        gpus > 1 and not {"SLURM_NTASKS", "SLURM_NTASKS_PER_NODE"} & environment.keys()
+    ):  # GPUs were asked for and no tasks: one for each GPU
+        tasks = (gpus,) * len(nodes)
+        cpus_on_node = min(counts(environment.get("SLURM_JOB_CPUS_PER_NODE", "1")))
+        cpus, overcommit = cpus or max(1, cpus_on_node // gpus), cpus_on_node < gpus
+    return Job(
+        name=job_name(environment),
+        restarts=int(environment.get("SLURM_RESTART_COUNT", "0")),
+        nodes=nodes,
+        tasks_per_node=tasks,
+        cpus_per_task=cpus,
+        gpus_per_node=gpus,
+        overcommit=overcommit,
+    )
+
+
+def job_name(environment: Mapping[str, str]) -> str:
+    """The last task of an array has the array's own id as its SLURM_JOB_ID: requeued by that, all tasks would be."""
+    if "SLURM_ARRAY_JOB_ID" in environment:
+        return f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}"
+    return environment["SLURM_JOB_ID"]
+
+
+def counts(text: str) -> tuple[int, ...]:
+    """Slurm's numbers of each node: 2(x3),1 is 2, 2, 2, 1."""
+    found: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
+        if match is None:
+            raise ValueError(f"not a list of counts: {text!r}")
+        found += [int(match[1])] * int(match[2] or 1)
+    return tuple(found)
+
+
+def seconds_of(text: str) -> float | None:
+    """Slurm's D-HH:MM:SS in seconds; None: no limit."""
+    match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", text.strip())
+    if match is None:
+        return None
+    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    return ((days * 24 + hours) * 60 + minutes) * 60.0 + seconds
+
+
+def is_running(job: str) -> bool:
+    """Whether Slurm lets the job go on: not where it was cancelled, preempted, or lost a node, and only ends."""
+    return ask("squeue", "-h", "-j", job, "-o", "%T").strip() in ("RUNNING", "")
+
+
+def is_alive(job: str) -> bool:
+    """Whether a job, maybe not this one, has processes."""
+    return ask("squeue", "-h", "-j", job, "-o", "%T").strip() in ("RUNNING", "COMPLETING", "SUSPENDED", "STOPPED")
+
+
+def seconds_left(job: str) -> float | None:
+    """Until the time limit; None: there is none."""
+    return seconds_of(ask("squeue", "-h", "-j", job, "-o", "%L"))
+
+
+def kill_wait() -> float:
+    """Seconds from SIGTERM to SIGKILL where Slurm ends a job."""
+    found = re.search(r"KillWait\s*=\s*(\d+)", ask("scontrol", "show", "config"))
+    return float(found[1]) if found else 30.0
+
+
+def node_address(node: str) -> str:
+    """The address by which Slurm itself reaches a node: of several, the one that works."""
+    found = re.search(r" NodeAddr=(\S+)", ask("scontrol", "show", "node", "-o", node))
+    return found[1] if found else node
+
+
+def draining(nodes: Sequence[str]) -> list[str]:
+    """Those of `nodes` that their administrator wants emptied."""
+    lines = ask("sinfo", "-h", "-N", "-n", ",".join(nodes), "-o", "%N %T").splitlines()
+    return sorted({node for node, state in (line.split() for line in lines) if DRAINING.search(state)})
+
+
+def can_do_without(job: Job, excluded: Sequence[str]) -> bool:
+    """Whether enough nodes are left in the job's partition."""
+    partition = ask("squeue", "-h", "-j", job.name, "-o", "%P").strip()
+    states = "idle,alloc,mix,comp"
+    up = set(ask("sinfo", "-h", "-N", "-p", partition, "-t", states, "-o", "%N").split()) | set(job.nodes)
+    return len(up - set(excluded)) >= len(job.nodes)
+
+
+def requeue(job: str, *, wait_seconds: float, exclude: Sequence[str]) -> str:
+    """Queue this very job again; returns why that failed, or nothing. To be called last: Slurm ends this process."""
+    # Slurm sends SIGTERM to all that runs here, also to the command that tells it more.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    done = _run("scontrol", "requeue", job)
+    if done.returncode != 0:
+        return (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
+    changes = [f"StartTime=now+{round(wait_seconds)}"] if wait_seconds >= 1 else []
+    changes += [f"ExcNodeList={','.join(exclude)}"] if exclude else []
+    if changes:
+        _run("scontrol", "update", f"JobId={job}", *changes)
+    return ""
+
+
+def ask(*command: str) -> str:
+    """What a Slurm command prints; nothing where it fails."""
+    return _run(*command).stdout
+
+
+def _run(*command: str) -> "subprocess.CompletedProcess[str]":
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_SECONDS)
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(command, 124, "", f"{command[0]}: no answer for {ANSWER_SECONDS} s")

@@ -1,0 +1,278 @@
+"""The batch process of a training job: one attempt, its record, and the decision whether the job is queued again.
+
+    python -m launch.supervise key=value ...      (slurm/pretrain.sh runs it in its own place)
+
+The exit code is that of `pretrain train`; 0 where the job was queued again.
+"""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+
+from data_pipeline.errors import UserError
+from launch import attempts, slurm_job
+from launch.ending import EXIT_MISTAKE, EXIT_STOPPED, LAST_CHECKPOINT, Ending, Facts, judge, last_lines, log_of
+from launch.rendezvous import rendezvous
+from launch.restart import Decision, Limits, decide
+from launch.slurm_job import Job
+from launch.step import LOOK_SECONDS, run_step, srun_command
+from launch.task import PEER, read_note
+from pretrain.config.cluster import ClusterConfig
+
+MARGIN_SECONDS = 20.0
+"""Before the time limit, for queueing the job again."""
+
+
+def main(words: Sequence[str]) -> int:
+    try:
+        return supervise(words, Signals())
+    except UserError as error:
+        say(f"pretrain: error: {error}")
+        return EXIT_MISTAKE
+
+
+def supervise(words: Sequence[str], signals: "Signals") -> int:
+    """One attempt of the run that `words` configure; returns the exit code of the job."""
+    job = slurm_job.job_of(os.environ)
+    where = f"{len(job.nodes)} node(s): {' '.join(job.nodes)}"
+    say(f"== job {job.name} on {where}; {job.ranks} rank(s); restart {job.restarts}")
+    from pretrain.config.checks import check_run
+    from pretrain.config.load import load_run_config
+
+    config = load_run_config(words)
+    check_run(config, job.ranks)
+    run_dir, limits = Path(config.run.dir).absolute(), limits_of(config.cluster)
+    settle_last(run_dir, job)
+    done = attempts.read_attempts(run_dir)
+    if job.restarts and done and done[-1].began and done[-1].began.job == job.name:
+        decision = decide(done, job.name, limits)  # Slurm queues a job again without asking where it lost a node
+        if not decision.restart:
+            return conclude(run_dir, job, decision, done[-1].ended)
+    number, before = attempts.next_attempt(run_dir), last_step(run_dir)
+    folder = attempts.log_folder(run_dir, number)
+    folder.mkdir(parents=True)
+    attempts.began(run_dir, number, job=job.name, restart=job.restarts, nodes=job.nodes, ranks=job.ranks, step=before)
+    ending = preflight(job, run_dir, folder, signals) or attempt(words, job, number, folder, run_dir, before, signals)
+    attempts.ended(
+        run_dir,
+        number,
+        outcome=ending.outcome,
+        exit_code=ending.exit_code,
+        cause=ending.cause,
+        step=last_step(run_dir),
+        node=ending.node,
+    )
+    tell(run_dir, number, ending, folder)
+    if signals.slurm_ends:
+        say("   Slurm ends this job, and queues it again where that is its way")
+        return ending.exit_code or 1
+    decision = decide(attempts.read_attempts(run_dir), job.name, limits)
+    return conclude(run_dir, job, decision, attempts.read_attempts(run_dir)[-1].ended)
+
+
+class Signals:
+    """What Slurm wants of this process."""
+
+    def __init__(self) -> None:
+        self._seen: list[int] = []
+        self._stop: str | None = None
+        self._give_up_at: float | None = None
+        self._look_again = time.monotonic() + LOOK_SECONDS
+        self.slurm_ends: str | None = None
+        """Why Slurm ends the job, if it does."""
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            signal.signal(number, lambda received, _: self._seen.append(received))
+
+    @property
+    def stop(self) -> str | None:
+        """Why the ranks were asked to stop."""
+        return self.slurm_ends or self._stop
+
+    def look(self, job: Job) -> str | None:
+        """stop: the ranks are to save and stop; leave: there is no more time."""
+        if self._seen:
+            received = signal.Signals(self._seen.pop(0))
+            self._heed(received, job)
+        elif self._stop is None and self.slurm_ends is None and time.monotonic() > self._look_again:
+            self._look_again = time.monotonic() + LOOK_SECONDS
+            if leaving := slurm_job.draining(job.nodes):
+                self._ask(f"{' '.join(leaving)}: to be emptied (drained)", job)
+        if self._give_up_at is not None and time.monotonic() > self._give_up_at:
+            return "leave"
+        return "stop" if self._stop is not None else None
+
+    def note_end(self, job: Job) -> None:
+        """The step is over: maybe because Slurm ends the job, which it may not have said yet."""
+        while self._seen:
+            self._heed(signal.Signals(self._seen.pop(0)), job)
+        if self.slurm_ends is None and not slurm_job.is_running(job.name):
+            self.slurm_ends = why_slurm_ends()
+
+    def _heed(self, received: signal.Signals, job: Job) -> None:
+        if received != signal.SIGUSR1 and not slurm_job.is_running(job.name):
+            # The ranks were told by Slurm too.
+            self.slurm_ends = why_slurm_ends()
+            self._give_up_at = time.monotonic() + slurm_job.kill_wait() - 3
+            say(f"== {self.slurm_ends}: waiting for the ranks to save")
+        else:
+            self._ask(f"asked by {received.name}, as before the time limit", job)
+
+    def _ask(self, why: str, job: Job) -> None:
+        if self._stop is not None:
+            return
+        self._stop = why
+        left = slurm_job.seconds_left(job.name)
+        say(f"== {why}: asking the ranks to save and stop" + (f"; {left:.0f} s are left" if left is not None else ""))
+        if left is not None:
+            self._give_up_at = time.monotonic() + max(left - MARGIN_SECONDS, 0)
+
+
+def attempt(
+    words: Sequence[str], job: Job, number: int, folder: Path, run_dir: Path, before: int, signals: Signals
+) -> Ending:
+    """Train on all ranks until that ends, one way or another."""
+    address, port = rendezvous(job.name, number, os.environ, lambda: slurm_job.node_address(job.nodes[0]))
+    say(f"== attempt {number} from step {before}: ranks meet at {address} port {port}; logs in {folder}")
+    environment = {**os.environ, "MASTER_ADDR": address, "MASTER_PORT": str(port)}
+    if len(job.nodes) > 1:
+        environment[PEER] = slurm_job.node_address(job.nodes[-1])
+    output = str(folder).replace("\\", "\\\\").replace("%", "%%")
+    command = srun_command(
+        job, ["-m", "launch.task", str(folder), "--", "train", *words], f"--output={output}/%N-rank-%5t.log"
+    )
+    watched = run_step(command, environment, job.nodes, lambda: log_of(folder, 0), lambda: signals.look(job))
+    signals.note_end(job)
+    note = read_note(folder)
+    stop, first = signals.stop, min((failure.time for failure in watched.failures), default=time.time())
+    if stop is None and note.get("asked") and note["asked"] < first:
+        stop = "its ranks were asked by a signal, as at a preemption"
+    return judge(
+        Facts(
+            folder=folder,
+            exit_code=watched.exit_code,
+            rank_0=note.get("code"),
+            failures=tuple(watched.failures),
+            stop=stop,
+            made_steps=last_step(run_dir) > before,
+            slurm_ends=signals.slurm_ends,
+        )
+    )
+
+
+def preflight(job: Job, run_dir: Path, folder: Path, signals: Signals) -> Ending | None:
+    """A look at every node; None where all are good."""
+    gpus = [f"--gpus={job.gpus_per_node}"] if job.gpus_per_node else []
+    command = srun_command(job, ["-m", "launch.preflight", f"--run-dir={run_dir}", *gpus], per_node=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+    lines = done.stdout.splitlines()
+    said = [line for line in lines if not line.startswith(("{", "srun: "))]
+    sys.stdout.write("".join(line + "\n" for line in said))
+    if done.returncode == 0:
+        return None
+    (folder / "preflight.log").write_text(done.stdout, encoding="utf-8")
+    signals.note_end(job)
+    if signals.slurm_ends:
+        return Ending("lost", done.returncode, f"{signals.slurm_ends} before training began")
+    named = next((line for line in lines if line.startswith('{"bad_nodes": ["')), None)
+    told = [line for line in said if line.startswith("preflight: ")] or lines[-1:] or ["preflight: failed"]
+    outcome: attempts.Outcome = "mistake" if done.returncode == EXIT_MISTAKE else "failed"
+    return Ending(outcome, done.returncode, told[-1], json.loads(named)["bad_nodes"][0] if named else None)
+
+
+def settle_last(run_dir: Path, job: Job) -> None:
+    """Write down the end of an attempt that nobody saw; raises UserError where it goes on in another job."""
+    done = attempts.read_attempts(run_dir)
+    if not done or done[-1].ended is not None or done[-1].began is None:
+        return
+    number, began = done[-1].number, done[-1].began
+    if began.job is not None and began.job != job.name and slurm_job.is_alive(began.job):
+        raise UserError(f"run.dir={str(run_dir)!r}: job {began.job} trains it; wait for it, or choose another run.name")
+    note = read_note(attempts.log_folder(run_dir, number))
+    saved = note.get("code") == EXIT_STOPPED
+    unsaved = "its job ended without a word, with its first node or in a grace shorter than a save"
+    cause = "stopped and saved" if saved else f"{unsaved}: {LAST_CHECKPOINT}"
+    attempts.ended(
+        run_dir,
+        number,
+        outcome="stopped" if saved else "lost",
+        exit_code=note.get("code"),
+        cause=cause,
+        step=last_step(run_dir),
+    )
+    say(f"== attempt {number}: {cause}")
+
+
+def conclude(run_dir: Path, job: Job, decision: Decision, ended: attempts.Ended | None) -> int:
+    """Queue the job again, or not; returns the exit code."""
+    code = 1 if ended is None or ended.exit_code is None else ended.exit_code
+    if not decision.restart:
+        if code:
+            say(f"   not started again: {decision.why}")
+        return code
+    exclude = decision.exclude
+    if exclude and not slurm_job.can_do_without(job, exclude):
+        say(f"   {' '.join(exclude)}: failed repeatedly, but too few nodes would be left without")
+        exclude = ()
+    elsewhere = f", without {' '.join(exclude)}, which failed repeatedly" if exclude else ""
+    after = f" in {decision.wait_seconds:.0f} s" if decision.wait_seconds else ""
+    say(f"   queued again{after}{elsewhere}: {decision.why}")
+    refusal = slurm_job.requeue(job.name, wait_seconds=decision.wait_seconds, exclude=exclude)
+    if refusal:
+        say(f"   Slurm does not queue it again ({refusal}): sbatch the same command to go on")
+        return code
+    return 0
+
+
+def tell(run_dir: Path, number: int, ending: Ending, folder: Path) -> None:
+    """The end of an attempt, for the end of the job's log."""
+    code = "" if ending.exit_code is None else f", exit code {ending.exit_code}"
+    say(f"== attempt {number} {ending.outcome}{code}, after step {last_step(run_dir)}: {ending.cause}")
+    shown = last_lines(ending.log, 12) if ending.outcome == "failed" and ending.log is not None else []
+    if shown:
+        say(f"   the end of {ending.log}:")
+        for line in shown:
+            say(f"     {line}")
+    if ending.outcome not in ("finished", "stopped"):
+        say(f"   logs of all ranks: {folder}")
+
+
+def limits_of(cluster: ClusterConfig) -> Limits:
+    """What the cluster's settings allow."""
+    return Limits(**{field.name: getattr(cluster, field.name) for field in fields(Limits)})
+
+
+def last_step(run_dir: Path) -> int:
+    """The last step on record."""
+    from pretrain.tracking.metrics_file import METRICS_FILE
+
+    for line in reversed(last_lines(run_dir / METRICS_FILE, 20)):
+        try:
+            return int(json.loads(line)["step"])
+        except (ValueError, KeyError, TypeError):
+            continue
+    return 0
+
+
+def why_slurm_ends() -> str:
+    """In Slurm's words, which it writes into this job's log."""
+    own_log = Path("/proc/self/fd/1").resolve()
+    for line in reversed(last_lines(own_log, 50)) if own_log.is_file() else []:
+        if match := re.search(r"\*\*\* JOB \S+ ON \S+ (CANCELLED|FAILED) AT \S+(?: DUE TO (.*?))? \*\*\*", line):
+            return f"Slurm ended the job ({(match[2] or match[1]).lower()})"
+    return "Slurm ended the job"
+
+
+def say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,90 @@
+"""One rank, as srun starts it: `python -m launch.task ATTEMPT_FOLDER -- WORDS` runs `python -m pretrain WORDS`.
+
+It gives the rank its place in the environment and stays beside it: a rank that stopped and saved (75) ends with 0 here,
+so that srun does not cut off the others, who may still be closing; rank 0's own exit code is left in a file.
+"""
+
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.durable import write_durably
+from launch.rendezvous import interface_towards
+from launch.slurm_job import counts
+
+NOTE_FILE = "rank-0.json"
+PEER = "PRETRAIN_PEER"
+"""Address of another node than the first."""
+EXIT_STOPPED = 75
+POLL_SECONDS = 1.0
+
+
+def main(words: Sequence[str]) -> int:
+    folder, dashes, *command = words
+    assert dashes == "--"
+    environment = {**os.environ, **place(os.environ)}
+    asked: list[float] = []
+    # Slurm sends its signals to every process of the step: they are the rank's to act on.
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        signal.signal(number, lambda *_: asked.append(time.time()))
+    parent = os.getppid()
+    child = subprocess.Popen(
+        [sys.executable, "-m", "pretrain", *command],
+        env=environment,
+        preexec_fn=_die_with_parent,  # there is one thread here
+    )
+    while True:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            code = child.wait(POLL_SECONDS)
+            break
+        if os.getppid() != parent:  # Slurm's own process on this node was killed: nobody would end the rank
+            child.kill()
+    code = code if code >= 0 else 128 - code
+    if environment["RANK"] == "0":
+        note = {"code": code, "asked": asked[0] if asked else None}
+        with contextlib.suppress(OSError):  # a full disk: srun's exit code remains
+            write_durably(Path(folder) / NOTE_FILE, json.dumps(note).encode())
+    return 0 if code == EXIT_STOPPED else code
+
+
+def place(slurm: Mapping[str, str]) -> dict[str, str]:
+    """What torch and DeepSpeed ask the environment for, from what srun said."""
+    node = int(slurm["SLURM_NODEID"])
+    of_rank = {
+        "RANK": slurm["SLURM_PROCID"],
+        "WORLD_SIZE": slurm["SLURM_NTASKS"],
+        "LOCAL_RANK": slurm["SLURM_LOCALID"],
+        "LOCAL_WORLD_SIZE": str(counts(slurm["SLURM_STEP_TASKS_PER_NODE"])[node]),
+    }
+    # Gloo would look up this node's own name, which many systems hold to be 127.0.1.1.
+    towards = slurm.get(PEER) if node == 0 else slurm["MASTER_ADDR"]
+    if towards and "GLOO_SOCKET_IFNAME" not in slurm:
+        interface = interface_towards(towards)
+        if interface is not None:
+            of_rank["GLOO_SOCKET_IFNAME"] = interface
+    return of_rank
+
+
+def read_note(folder: Path) -> dict[str, Any]:
+    """What rank 0 left of an attempt: `code`, and `asked`: when it was first asked to stop. Empty: it was killed."""
+    try:
+        return dict(json.loads((folder / NOTE_FILE).read_bytes()))
+    except (OSError, ValueError):
+        return {}
+
+
+def _die_with_parent() -> None:
+    set_death_signal = 1
+    ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

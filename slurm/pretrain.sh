@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Train under Slurm, and go on training after time limits, preemption, crashes and lost nodes:
+#   sbatch slurm/pretrain.sh experiment=quickstart
+#   sbatch --nodes=16 --gpus-per-node=8 --ntasks-per-node=8 --cpus-per-task=12 --time=24:00:00 slurm/pretrain.sh model=...
+# What is set here can be set otherwise on sbatch's command line; the words after the script are those of `pretrain train`.
+# The environment is $PRETRAIN_VENV, the active one, or .venv in the folder of submission.
+#SBATCH --job-name=pretrain
+#SBATCH --output=pretrain-%j.log
+#SBATCH --open-mode=append
+#SBATCH --nodes=1
+#SBATCH --requeue
+# Three minutes before the limit this script alone is told, and tells the ranks: longer than a save takes.
+#SBATCH --signal=B:USR1@180
+set -euo pipefail
+
+python=python3
+for environment in "${PRETRAIN_VENV:-}" "${VIRTUAL_ENV:-}" "$PWD/.venv"; do
+    if [[ -n $environment && -x $environment/bin/python ]]; then
+        python=$environment/bin/python
+        break
+    fi
+done
+# In this shell's place: Slurm's signals are for it.
+exec "$python" -u -m launch.supervise "$@"

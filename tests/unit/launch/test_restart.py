@@ -1,0 +1,70 @@
+"""Whether a job is started again, from its attempts alone."""
+
+import pytest
+
+from launch.attempts import Attempt, Began, Ended, Outcome
+from launch.restart import Limits, decide
+
+LIMITS = Limits(max_restarts=2, restart_window_minutes=10, backoff_seconds=30, exclude_after=2)
+CODES: dict[Outcome, int] = {"finished": 0, "stopped": 75, "failed": 1, "mistake": 2, "lost": 1}
+
+
+def attempts(*ends: tuple[Outcome, int], job: str = "7", pause: float = 60, node: str | None = None) -> list[Attempt]:
+    """Attempts of a minute each: outcome, and the last step on record."""
+    made, step, now = [], 0, 0.0
+    for number, (outcome, after) in enumerate(ends, 1):
+        began = Began(now, job, number - 1, ("a", "b"), 2, step)
+        made.append(Attempt(number, began, Ended(now + 60, outcome, CODES[outcome], "", after, node)))
+        step, now = after, now + 60 + pause
+    return made
+
+
+@pytest.mark.parametrize(
+    ("outcome", "again"),
+    [("finished", False), ("mistake", False), ("stopped", True), ("failed", True), ("lost", True)],
+)
+def test_the_outcome_says_whether_another_attempt_makes_sense(outcome: Outcome, again: bool) -> None:
+    assert decide(attempts((outcome, 10)), "7", LIMITS).restart is again
+
+
+def test_a_stop_is_continued_at_once_and_a_failure_after_a_wait() -> None:
+    assert decide(attempts(("stopped", 10)), "7", LIMITS).wait_seconds == 0
+    assert decide(attempts(("failed", 10)), "7", LIMITS).wait_seconds == 30
+
+
+def test_the_wait_doubles_with_each_failure_without_a_new_step() -> None:
+    waits = [decide(attempts(*[("failed", 0)] * count), "7", LIMITS).wait_seconds for count in (1, 2)]
+    assert waits == [30, 60]
+
+
+def test_max_restarts_attempts_follow_one_that_made_no_step() -> None:
+    assert decide(attempts(*[("failed", 0)] * 2), "7", LIMITS).restart
+    decision = decide(attempts(*[("failed", 0)] * 3), "7", LIMITS)
+    assert not decision.restart and "max_restarts=2" in decision.why
+
+
+def test_steps_that_a_resume_makes_again_are_no_progress() -> None:
+    ends: list[tuple[Outcome, int]] = [("failed", 59), ("failed", 55), ("lost", 59), ("failed", 59)]
+    assert decide(attempts(*ends[:3]), "7", LIMITS).restart
+    assert not decide(attempts(*ends), "7", LIMITS).restart
+    assert decide(attempts(*ends[:3], ("failed", 60)), "7", LIMITS).restart
+
+
+def test_a_stop_that_never_comes_to_a_step_is_counted_too() -> None:
+    assert not decide(attempts(*[("stopped", 0)] * 3), "7", LIMITS).restart
+
+
+def test_failures_of_another_job_and_before_a_long_pause_are_forgotten() -> None:
+    failed: list[tuple[Outcome, int]] = [("failed", 0)] * 5
+    assert not decide(attempts(*failed), "7", LIMITS).restart
+    assert decide(attempts(*failed, pause=601), "7", LIMITS).restart
+    before = attempts(*failed, job="6")
+    last = Attempt(6, Began(1000, "7", 0, ("a",), 1, 0), Ended(1001, "failed", 1, "", 0))
+    assert decide([*before, last], "7", LIMITS).restart
+
+
+def test_a_node_is_left_out_after_its_failures_unless_that_is_switched_off() -> None:
+    history = attempts(("failed", 5), ("failed", 9), node="b")
+    assert decide(history[:1], "7", LIMITS).exclude == ()
+    assert decide(history, "7", LIMITS).exclude == ("b",)
+    assert decide(history, "7", Limits(exclude_after=0)).exclude == ()
