@@ -1,4 +1,4 @@
-"""`pretrain submit` on a real Slurm: scripts that it accepts and reads as they were meant, and a sweep that is mended."""
+"""`pretrain submit` on a real Slurm: scripts that it takes and reads as they were meant, a sweep that is mended."""
 
 import importlib.util
 import json
@@ -14,7 +14,7 @@ from launch.render import Job, batch_script, slurm_path
 from launch.sweep import last_outcome, read_sweep
 from pretrain.config.cluster import ClusterConfig
 from pretrain.config.cluster_checks import cluster_problems
-from pretrain.config.load import load_run_config
+from pretrain.config.load import load_run_config, read_run_config
 from tests.support.runs import Workplace, prepare_dataset
 from tests.support.slurm import ROOT, facts_of_job, wait_until
 
@@ -73,9 +73,8 @@ def outcomes(place: Workplace, number: int) -> list[str | None]:
 
 
 def is_live(job: str) -> bool:
-    return (
-        job in subprocess.run(["squeue", "-h", "-o", "%F"], capture_output=True, text=True, check=True).stdout.split()
-    )
+    done = subprocess.run(["squeue", "-h", "-o", "%F"], capture_output=True, text=True, check=True)
+    return job in done.stdout.split()
 
 
 @pytest.mark.slow
@@ -103,7 +102,9 @@ def test_a_sweep_of_three_with_one_that_fails_is_mended_by_a_rerun(tmp_path: Pat
     assert [submitted.members for submitted in sweep.jobs] == [(0, 1, 2), (1,)]
     wait_until(lambda: not is_live(sweep.jobs[1].job), 240, "the end of the rerun")
     assert outcomes(place, 3) == ["finished"] * 3
-    assert len({(place.run_dir(f"grid-{index}") / "run_id").read_text() for index in range(3)}) == 3
+    configs = [read_run_config(place.run_dir(f"grid-{index}") / "config.yaml") for index in range(3)]
+    assert [config.optim.lr for config in configs] == [1e-3, 1e-3, 2e-3]
+    assert {config.tracking.wandb_group for config in configs} == {"grid"}
     attempts = (place.run_dir("grid-0") / "attempts.jsonl").read_text()
     assert [json.loads(line)["event"] for line in attempts.splitlines()] == ["began", "ended"]
 
