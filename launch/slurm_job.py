@@ -10,7 +10,9 @@ from data_pipeline.errors import UserError
 
 ANSWER_SECONDS = 20
 """A busy controller takes its time."""
-DRAINING = re.compile(r"drain|maint|reboot", re.IGNORECASE)
+DRAINING = re.compile(r"drain", re.IGNORECASE)
+RUNNING = ("RUNNING", "SIGNALING", "RESIZING", "CONFIGURING", "")
+"""What squeue says of a job that goes on; nothing, where it could not be asked."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ def seconds_of(text: str) -> float | None:
 
 def is_running(job: str) -> bool:
     """Whether Slurm lets the job go on: not where it was cancelled, preempted, or lost a node, and only ends."""
-    return ask("squeue", "-h", "-j", job, "-o", "%T").strip() in ("RUNNING", "")
+    return ask("squeue", "-h", "-j", job, "-o", "%T").strip() in RUNNING
 
 
 def is_alive(job: str) -> bool:

@@ -14,8 +14,6 @@ from launch.slurm_job import Job
 from launch.wrapping import command_prefix, rank_python, srun_flags
 
 POLL_SECONDS = 0.2
-LOOK_SECONDS = 20.0
-"""Between two questions to Slurm whether a node is to be emptied."""
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,6 @@ The exit code is that of `pretrain train`; 0 where the job was queued again.
 
 import json
 import os
-import re
-import signal
 import subprocess
 import sys
 import time
@@ -21,13 +19,11 @@ from launch import attempts, slurm_job
 from launch.ending import EXIT_MISTAKE, EXIT_STOPPED, LAST_CHECKPOINT, Ending, Facts, judge, last_lines, log_of
 from launch.rendezvous import rendezvous
 from launch.restart import Decision, Limits, decide
+from launch.signals import Signals, say
 from launch.slurm_job import Job
-from launch.step import LOOK_SECONDS, run_step, srun_command
+from launch.step import run_step, srun_command
 from launch.task import PEER, read_note
 from pretrain.config.cluster import ClusterConfig
-
-MARGIN_SECONDS = 20.0
-"""Before the time limit, for queueing the job again."""
 
 
 def main(words: Sequence[str]) -> int:
@@ -38,7 +34,7 @@ def main(words: Sequence[str]) -> int:
         return EXIT_MISTAKE
 
 
-def supervise(words: Sequence[str], signals: "Signals") -> int:
+def supervise(words: Sequence[str], signals: Signals) -> int:
     """One attempt of the run that `words` configure; returns the exit code of the job."""
     job = slurm_job.job_of(os.environ)
     where = f"{len(job.nodes)} node(s): {' '.join(job.nodes)}"
@@ -75,63 +71,6 @@ def supervise(words: Sequence[str], signals: "Signals") -> int:
         return ending.exit_code or 1
     decision = decide(attempts.read_attempts(run_dir), job.name, limits)
     return conclude(run_dir, job, decision, attempts.read_attempts(run_dir)[-1].ended)
-
-
-class Signals:
-    """What Slurm wants of this process."""
-
-    def __init__(self) -> None:
-        self._seen: list[int] = []
-        self._stop: str | None = None
-        self._give_up_at: float | None = None
-        self._look_again = time.monotonic() + LOOK_SECONDS
-        self.slurm_ends: str | None = None
-        """Why Slurm ends the job, if it does."""
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-            signal.signal(number, lambda received, _: self._seen.append(received))
-
-    @property
-    def stop(self) -> str | None:
-        """Why the ranks were asked to stop."""
-        return self.slurm_ends or self._stop
-
-    def look(self, job: Job) -> str | None:
-        """stop: the ranks are to save and stop; leave: there is no more time."""
-        if self._seen:
-            received = signal.Signals(self._seen.pop(0))
-            self._heed(received, job)
-        elif self._stop is None and self.slurm_ends is None and time.monotonic() > self._look_again:
-            self._look_again = time.monotonic() + LOOK_SECONDS
-            if leaving := slurm_job.draining(job.nodes):
-                self._ask(f"{' '.join(leaving)}: to be emptied (drained)", job)
-        if self._give_up_at is not None and time.monotonic() > self._give_up_at:
-            return "leave"
-        return "stop" if self._stop is not None else None
-
-    def note_end(self, job: Job) -> None:
-        """The step is over: maybe because Slurm ends the job, which it may not have said yet."""
-        while self._seen:
-            self._heed(signal.Signals(self._seen.pop(0)), job)
-        if self.slurm_ends is None and not slurm_job.is_running(job.name):
-            self.slurm_ends = why_slurm_ends()
-
-    def _heed(self, received: signal.Signals, job: Job) -> None:
-        if received != signal.SIGUSR1 and not slurm_job.is_running(job.name):
-            # The ranks were told by Slurm too.
-            self.slurm_ends = why_slurm_ends()
-            self._give_up_at = time.monotonic() + slurm_job.kill_wait() - 3
-            say(f"== {self.slurm_ends}: waiting for the ranks to save")
-        else:
-            self._ask(f"asked by {received.name}, as before the time limit", job)
-
-    def _ask(self, why: str, job: Job) -> None:
-        if self._stop is not None:
-            return
-        self._stop = why
-        left = slurm_job.seconds_left(job.name)
-        say(f"== {why}: asking the ranks to save and stop" + (f"; {left:.0f} s are left" if left is not None else ""))
-        if left is not None:
-            self._give_up_at = time.monotonic() + max(left - MARGIN_SECONDS, 0)
 
 
 def attempt(
@@ -258,20 +197,6 @@ def last_step(run_dir: Path) -> int:
         except (ValueError, KeyError, TypeError):
             continue
     return 0
-
-
-def why_slurm_ends() -> str:
-    """In Slurm's words, which it writes into this job's log."""
-    own_log = Path("/proc/self/fd/1").resolve()
-    for line in reversed(last_lines(own_log, 50)) if own_log.is_file() else []:
-        if match := re.search(r"\*\*\* JOB \S+ ON \S+ (CANCELLED|FAILED) AT \S+(?: DUE TO (.*?))? \*\*\*", line):
-            return f"Slurm ended the job ({(match[2] or match[1]).lower()})"
-    return "Slurm ended the job"
-
-
-def say(line: str) -> None:
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from tests.support.slurm_jobs import Jobs, LiveJob, scontrol
 pytestmark = [pytest.mark.timeout(900), pytest.mark.slow]
 
 ENDLESS = ("train.max_steps=100000", "evaluation.every_steps=0")
-LENGTH = ("train.max_steps=100", "evaluation.every_steps=0", "parallel.tp=2")
+LENGTH = ("train.max_steps=200", "evaluation.every_steps=0", "parallel.tp=2")
 
 
 @dataclass
@@ -34,7 +34,7 @@ class Background:
 @pytest.fixture(scope="module")
 def background(jobs: Jobs) -> Background:
     both = ("--nodes=2", "--nodelist=node1,node2")
-    limit = ("--time=2", "--signal=B:USR1@75")
+    limit = ("--time=2", "--signal=B:USR1@40")
     return Background(
         cut=jobs.submit("cut", *LENGTH, "tracking=wandb_offline", flags=(*both, *limit), PLANTED_SECONDS=0.5),
         # Side by side on the same nodes, which meet by IPv6 here.
@@ -196,7 +196,7 @@ def test_a_run_cut_by_its_time_limit_ends_with_the_losses_of_an_undisturbed_one_
     assert len(ends) > 1 and [end.outcome for end in ends] == ["stopped"] * (len(ends) - 1) + ["finished"]
     assert "SIGUSR1" in ends[0].cause
     losses = [{step: record["loss"] for step, record in train_records(job.run_dir).items()} for job in (cut, whole)]
-    assert losses[0] == losses[1] and len(losses[0]) == 100
+    assert losses[0] == losses[1] and len(losses[0]) == 200
     # One run for wandb, and the command that sends it.
     sync = re.findall(r"wandb sync \S+/offline-run-\*-(\w+)", cut.log)
     assert len(sync) == len(ends) and set(sync) == {(cut.run_dir / "wandb_run_id").read_text().strip()}
