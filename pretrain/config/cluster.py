@@ -38,7 +38,7 @@ class ClusterConfig:
     time: str | None = None
     """Limit of one job, as in 24:00:00 or 2-00, in a file in quotes; a longer run goes on in the same job, queued
     again."""
-    signal_seconds: int = 300
+    signal_seconds: int = 180
     """How long before the limit the run is told to save and stop: longer than a save takes."""
     container: ContainerConfig = field(default_factory=ContainerConfig)
     modules: tuple[str, ...] = ()
