@@ -2,13 +2,13 @@
 
 import hashlib
 import os
-import tarfile
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
+from data_pipeline.imports import without
 from data_pipeline.shards.layout import DTYPES, TAR_BLOCK, npy_header, tar_member_bytes
 from data_pipeline.shards.manifest import FileRecord, ShardRecord, SplitRecord
 from data_pipeline.shards.packing import Packing, make_packer, num_padding_tokens
@@ -148,38 +148,37 @@ class _HashingFile:
         self.size = 0
         self.file: BinaryIO = path.open("wb")
 
-    def write(self, block: bytes) -> None:
+    def write(self, block: bytes) -> int:
+        if self.file.closed:
+            return len(block)  # after `abort` the tar writer still writes its end when it is collected
         self.sha256.update(block)
         self.size += len(block)
-        self.file.write(block)
+        return self.file.write(block)
 
 
 class _ShardFile:
-    """A tar being written: the bytes that webdataset's TarWriter writes, without its import of torch."""
+    """A tar being written."""
 
     def __init__(self, path: Path) -> None:
         self.name = path.name
         self.samples = 0
+        self.member_bytes = 0
         self.file = _HashingFile(path)
+        with without("torch"):  # for its loaders, which are not used here: seconds
+            from webdataset.writer import TarWriter
 
-    @property
-    def member_bytes(self) -> int:
-        """Of the members so far."""
-        return self.file.size
+        # Owner, mode and time are fixed: they would differ from one writing to the next.
+        self._tar = TarWriter(
+            self.file, user="pretrain", group="pretrain", mode=0o444, mtime=0, encoder=False, compress=False
+        )
 
     def write(self, key: str, content: bytes, samples: int) -> None:
-        member = tarfile.TarInfo(f"{key}.npy")
-        member.size = len(content)
-        # Owner, mode and time are fixed: they would differ from one writing to the next.
-        member.mode, member.mtime, member.uname, member.gname = 0o444, 0, "pretrain", "pretrain"
-        self.file.write(member.tobuf(tarfile.USTAR_FORMAT))
-        self.file.write(content)
-        self.file.write(bytes(-len(content) % TAR_BLOCK))
+        self._tar.write({"__key__": key, "npy": content})
+        self.member_bytes += tar_member_bytes(len(content))
         self.samples += samples
 
     def close(self) -> ShardRecord:
-        end = 2 * TAR_BLOCK
-        self.file.write(bytes(end + -(self.file.size + end) % tarfile.RECORDSIZE))
+        self._tar.close()
         with self.file.file as file:
             file.flush()
             os.fsync(file.fileno())

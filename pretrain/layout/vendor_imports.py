@@ -2,12 +2,13 @@
 
 import contextlib
 import logging
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+
+from data_pipeline.imports import without
 
 
 @contextlib.contextmanager
@@ -20,21 +21,8 @@ def megatron_imports() -> Iterator[None]:
     """
     logging.getLogger("megatron").setLevel(logging.WARNING)
     # Recorded, not filtered: modules imported on the way put filters of their own in front.
-    with without_compiler(), _hidden("wandb"), warnings.catch_warnings(record=True):
+    with without_compiler(), without("wandb"), warnings.catch_warnings(record=True):
         yield
-
-
-@contextlib.contextmanager
-def _hidden(module: str) -> Iterator[None]:
-    """Importing `module` raises ImportError, unless it was imported before."""
-    if module in sys.modules:
-        yield
-        return
-    sys.modules[module] = None  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        del sys.modules[module]
 
 
 @contextlib.contextmanager

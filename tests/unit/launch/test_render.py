@@ -80,7 +80,7 @@ def test_what_is_not_set_is_left_to_the_cluster() -> None:
         "#SBATCH --ntasks-per-node=1",
         "#SBATCH --array=0,2",
         "#SBATCH --output=/home/me/runs/tiny/logs/slurm-%j.log",
-        "#SBATCH --signal=B:USR1@300",
+        "#SBATCH --signal=B:USR1@180",
         "#SBATCH --requeue",
         "#SBATCH --open-mode=append",
         "",
