@@ -132,7 +132,10 @@ def test_a_shard_that_shrinks_while_in_use_is_skipped_from_then_on(written, fold
     says_once(caplog, "ends too early")
 
 
-@pytest.mark.parametrize("fault", [faulty.status(404), faulty.status(503), faulty.flipped, faulty.cut], ids=str)
+FAULTS = [faulty.status(404), faulty.status(503), faulty.flipped, faulty.cut]
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=["404", "503", "flipped", "cut"])
 def test_a_shard_that_stays_bad_at_a_url_is_skipped_and_counted(written, tmp_path, caplog, fault: Fault):
     with serving(written) as served:
         served.lasting[SHARD] = fault
