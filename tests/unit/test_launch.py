@@ -288,7 +288,9 @@ def rehearsal(clone: Path) -> Path:
     (clone / "launch" / "env.sh").write_text(
         f"root='{clone}'; venv='{clone}/.venv'; ensure_environment() {{ echo \"env $*\" >>'{clone}/calls'; }}\n"
     )
-    for name in ("pretrain", "python", "ruff", "mypy", "lint-imports"):
+    (clone / "slurm").mkdir()
+    (clone / "slurm" / "pretrain.sh").touch()
+    for name in ("pretrain", "python", "ruff", "mypy", "lint-imports", "shellcheck"):
         call = f'echo "{name} $*" >>"{clone}/calls"; echo "output of {name}"'
         write_program(clone / ".venv" / "bin" / name, f'#!/bin/sh\n{call}\n[ "$FAILS" != "{name} $1" ]\n')
     return clone
@@ -331,7 +333,9 @@ def test_quickstart_stops_at_the_first_failure(rehearsal: Path) -> None:
     assert "what to try next" not in result.stdout.lower()
 
 
-@pytest.mark.parametrize("fails", ["", "ruff check", "ruff format", "mypy ", "lint-imports ", "python -m"])
+@pytest.mark.parametrize(
+    "fails", ["", "ruff check", "ruff format", "mypy ", "lint-imports ", "shellcheck slurm/pretrain.sh", "python -m"]
+)
 def test_every_check_runs_and_any_failure_is_in_the_exit_code(rehearsal: Path, fails: str) -> None:
     result = bash("bash .ci/run", with_ci(rehearsal), FAILS=fails)
     assert (result.returncode != 0) == (fails != "")
@@ -341,8 +345,10 @@ def test_every_check_runs_and_any_failure_is_in_the_exit_code(rehearsal: Path, f
         "ruff format --check",
         "mypy ",
         "lint-imports ",
+        "shellcheck slurm/pretrain.sh",
         "python -m pytest tests/ranks",
-        "python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/ranks",
+        "python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/ranks --ignore tests/slurm",
+        "python -m pytest tests/slurm",
     ]
     assert result.stdout.splitlines()[-1] == "output of python"
 
