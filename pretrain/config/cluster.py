@@ -36,7 +36,8 @@ class ClusterConfig:
     memory: str | None = None
     """Of a node, as in 500G; 0: all of it."""
     time: str | None = None
-    """Limit of one job, as in 24:00:00 or 2-00; a run that is longer is continued in the same job, requeued."""
+    """Limit of one job, as in 24:00:00 or 2-00, in a file in quotes; a longer run goes on in the same job, queued
+    again."""
     signal_seconds: int = 300
     """How long before the limit the run is told to save and stop: longer than a save takes."""
     container: ContainerConfig = field(default_factory=ContainerConfig)

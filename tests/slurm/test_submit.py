@@ -1,4 +1,4 @@
-"""`pretrain submit` on a real Slurm: scripts that it accepts and reads as they were meant, and a sweep that is mended."""
+"""`pretrain submit` on a real Slurm: scripts that it takes and reads as they were meant, a sweep that is mended."""
 
 import importlib.util
 import json
@@ -14,7 +14,7 @@ from launch.render import Job, batch_script, slurm_path
 from launch.sweep import last_outcome, read_sweep
 from pretrain.config.cluster import ClusterConfig
 from pretrain.config.cluster_checks import cluster_problems
-from pretrain.config.load import load_run_config
+from pretrain.config.load import load_run_config, read_run_config
 from tests.support.runs import Workplace, prepare_dataset
 from tests.support.slurm import ROOT, facts_of_job, wait_until
 
@@ -73,9 +73,8 @@ def outcomes(place: Workplace, number: int) -> list[str | None]:
 
 
 def is_live(job: str) -> bool:
-    return (
-        job in subprocess.run(["squeue", "-h", "-o", "%F"], capture_output=True, text=True, check=True).stdout.split()
-    )
+    done = subprocess.run(["squeue", "-h", "-o", "%F"], capture_output=True, text=True, check=True)
+    return job in done.stdout.split()
 
 
 @pytest.mark.slow
@@ -84,8 +83,10 @@ def test_a_sweep_of_three_with_one_that_fails_is_mended_by_a_rerun(tmp_path: Pat
     place = Workplace(tmp_path, prepare_dataset(tmp_path))
     small = place.train_overrides("unused", "train.max_steps=2", "lr_schedule.warmup_steps=0", "cluster.max_restarts=0")
     given = [word for word in small if not word.startswith(("run.name=", "optim.lr="))]
-    # A rate that no model bears: NaN after the first step.
-    done = place.command("submit", "-m", "--name", "grid", *given, "optim.lr=1e-3,1e30,2e-3")
+    in_the_way = place.run_dir("grid-1") / "checkpoints"
+    in_the_way.parent.mkdir(parents=True)
+    in_the_way.write_text("no folder")
+    done = place.command("submit", "-m", "--name", "grid", *given, "optim.lr=1e-3,2e-3,3e-3")
     assert done.returncode == 0, done.stderr
     sweep = read_sweep(tmp_path / "sweeps/grid")
     wait_until(lambda: not is_live(sweep.jobs[0].job), 240, "the end of the first array")
@@ -93,8 +94,8 @@ def test_a_sweep_of_three_with_one_that_fails_is_mended_by_a_rerun(tmp_path: Pat
     first = outcomes(place, 3)
     assert (first[0], first[2]) == ("finished", "finished") and first[1] not in ("finished", None), logs
 
-    mended = ["optim.lr=1e-3", "run.accept_changes=[optim.lr]"]
-    done = place.command("submit", "--rerun", "sweeps/grid", *mended)
+    in_the_way.unlink()
+    done = place.command("submit", "--rerun", "sweeps/grid", "cluster.signal_seconds=60")
     assert done.returncode == 0, done.stderr
     assert done.stderr.count(": finished\n") == 2 and "member 1, runs/grid-1: " in done.stderr
     # A second time while it waits or runs submits nothing.
@@ -103,7 +104,10 @@ def test_a_sweep_of_three_with_one_that_fails_is_mended_by_a_rerun(tmp_path: Pat
     assert [submitted.members for submitted in sweep.jobs] == [(0, 1, 2), (1,)]
     wait_until(lambda: not is_live(sweep.jobs[1].job), 240, "the end of the rerun")
     assert outcomes(place, 3) == ["finished"] * 3
-    assert len({(place.run_dir(f"grid-{index}") / "run_id").read_text() for index in range(3)}) == 3
+    configs = [read_run_config(place.run_dir(f"grid-{index}") / "config.yaml") for index in range(3)]
+    assert [config.optim.lr for config in configs] == [1e-3, 2e-3, 3e-3]
+    assert [config.cluster.signal_seconds for config in configs] == [300, 60, 300]
+    assert {config.tracking.wandb_group for config in configs} == {"grid"}
     attempts = (place.run_dir("grid-0") / "attempts.jsonl").read_text()
     assert [json.loads(line)["event"] for line in attempts.splitlines()] == ["began", "ended"]
 

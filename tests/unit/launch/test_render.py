@@ -192,10 +192,10 @@ def test_a_word_for_slurm_has_no_line_break() -> None:
 
 
 def test_a_container_surrounds_the_command_of_each_rank() -> None:
-    pyxis = wrapping_of(WHOLE, "/work dir")
+    pyxis = wrapping_of(WHOLE, "/my dir")
     assert srun_flags(pyxis)[1:] == [
-        "--container-mounts=/work dir:/work dir,/data:/data:ro",
-        "--container-workdir=/work dir",
+        "--container-mounts=/my dir:/my dir,/data:/data:ro",
+        "--container-workdir=/my dir",
     ]
     assert command_prefix(pyxis)[0] == "env" and rank_python(pyxis) == "python3"
     container = ContainerConfig(kind="apptainer", image="/images/pretrain.sif", mounts=("/data:/data", "/x:/y:ro"))
