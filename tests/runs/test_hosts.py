@@ -5,31 +5,35 @@ import signal
 import subprocess
 import sys
 import time
+from collections import deque
 from pathlib import Path
 
 import pytest
 
 from launch.attempts import read_attempts
-from tests.support.hosts import NAMES, hostfile, real_ssh, sshd_program, stand_in
+from launch.connections import Ranks
+from launch.hostfile import Host
+from launch.hosts import environments, watch
+from tests.support.hosts import NAMES, assert_gone, hostfile, real_ssh, sshd_program, stand_in
 from tests.support.runs import SECONDS, LiveRun, Workplace, environment, train_records
 
 
-def start(workplace: Workplace, ssh: str, name: str, *overrides: str) -> LiveRun:
-    log = workplace.folder / f"{name}-{time.monotonic_ns()}.log"
-    command = [sys.executable, "-m", "launch.hosts", "--hostfile", str(hostfile(workplace.folder)), "--ssh", ssh, "--"]
+def start(place: Workplace, ssh: str, name: str, *overrides: str) -> LiveRun:
+    log = place.folder / f"{name}-{time.monotonic_ns()}.log"
+    command = [sys.executable, "-m", "launch.hosts", "--hostfile", str(hostfile(place.folder)), "--ssh", ssh, "--"]
     with log.open("wb") as stream:
         process = subprocess.Popen(
-            [*command, *workplace.train_overrides(name, *overrides)],
-            cwd=workplace.folder,
+            [*command, *place.train_overrides(name, *overrides)],
+            cwd=place.folder,
             env=environment(),
             stdout=stream,
             stderr=stream,
         )
-    return LiveRun(process, workplace.run_dir(name), log)
+    return LiveRun(process, place.run_dir(name), log)
 
 
-def test_a_run_is_stopped_continued_and_shown(workplace: Workplace, tmp_path: Path) -> None:
-    run = start(workplace, stand_in(tmp_path), "stopped", "train.max_steps=40", "checkpoint.every_steps=0")
+def test_a_run_is_stopped_continued_and_shown(place: Workplace, tmp_path: Path) -> None:
+    run = start(place, stand_in(tmp_path), "stopped", "train.max_steps=40", "checkpoint.every_steps=0")
     try:
         run.wait_for_step(3)
         run.process.send_signal(signal.SIGTERM)
@@ -45,11 +49,11 @@ def test_a_run_is_stopped_continued_and_shown(workplace: Workplace, tmp_path: Pa
     stopped_at = attempt.ended.step
     steps = f"train.max_steps={stopped_at + 4}"
     if sshd_program() is None:
-        done = start(workplace, stand_in(tmp_path), "stopped", steps, "checkpoint.every_steps=0")
+        done = start(place, stand_in(tmp_path), "stopped", steps, "checkpoint.every_steps=0")
         assert done.end() == 0, done.log
     else:
         with real_ssh(tmp_path) as ssh:
-            done = start(workplace, ssh, "stopped", steps, "checkpoint.every_steps=0")
+            done = start(place, ssh, "stopped", steps, "checkpoint.every_steps=0")
             assert done.end() == 0, done.log
     second = read_attempts(run.run_dir)[1]
     assert second.began is not None and second.began.step == stopped_at
@@ -58,16 +62,16 @@ def test_a_run_is_stopped_continued_and_shown(workplace: Workplace, tmp_path: Pa
     logs = {str(path.relative_to(run.run_dir / "logs")) for path in (run.run_dir / "logs").glob("attempt-*/*")}
     assert logs == {f"attempt-000{n}/{name}-rank-0000{rank}.log" for n in (1, 2) for rank, name in enumerate(NAMES)}
 
-    shown = workplace.command("status", "runs/stopped").stdout
+    shown = place.command("status", "runs/stopped").stdout
     assert f"finished, restarts 1, step {stopped_at + 4}/{stopped_at + 4}, loss" in shown
     assert "attempt 2 finished" in shown
 
 
-def test_a_killed_rank_ends_all_and_is_named(workplace: Workplace, tmp_path: Path) -> None:
-    run = start(workplace, stand_in(tmp_path), "killed", "train.max_steps=100000", "evaluation.every_steps=0")
+def test_a_killed_rank_ends_all_and_is_named(place: Workplace, tmp_path: Path) -> None:
+    run = start(place, stand_in(tmp_path), "killed", "train.max_steps=100000", "evaluation.every_steps=0")
     try:
         run.wait_for_step(3)
-        shown = workplace.command("status", "--json").stdout
+        shown = place.command("status", "--json").stdout
         ranks = run.ranks()
         ranks[1].kill()
         began = time.monotonic()
@@ -85,10 +89,9 @@ def test_a_killed_rank_ends_all_and_is_named(workplace: Workplace, tmp_path: Pat
 
 @pytest.mark.skipif(sshd_program() is None, reason="no sshd here (Debian: openssh-server)")
 def test_a_signal_reaches_ranks_behind_a_real_ssh_and_none_outlives_its_launcher(tmp_path: Path) -> None:
-    from tests.unit.launch.test_hosts import HOSTS, Ranks, assert_gone, deque, environments, watch
-
+    hosts = [Host(NAMES[0], 2), Host(NAMES[1], 1)]
     with real_ssh(tmp_path) as ssh:
-        ranks = Ranks(HOSTS, ssh.split())
+        ranks = Ranks(hosts, ssh.split())
         asked: deque[int] = deque()
         pids: list[int] = []
 
@@ -97,15 +100,15 @@ def test_a_signal_reaches_ranks_behind_a_real_ssh_and_none_outlives_its_launcher
             if len(pids) == len(ranks.host_of):
                 asked.append(signal.SIGUSR1)
 
-        script = 'trap "kill $!; exit 75" USR1; sleep 300 & echo $$; wait'
-        ranks.start(["sh", "-c", script], environments(HOSTS, ranks.port, {}))
+        script = "trap 'kill $!; exit 75' USR1; sleep 300 & echo $$; wait"
+        ranks.start(["sh", "-c", script], environments(hosts, ranks.port, {}))
         assert watch(ranks, asked, printed) == {0: 75, 1: 75, 2: 75}
         ranks.close()
 
         pids.clear()
-        ranks = Ranks(HOSTS, ssh.split())
+        ranks = Ranks(hosts, ssh.split())
         ranks.start(
-            ["sh", "-c", 'trap "" TERM HUP USR1; sleep 300 & echo $$; wait'], environments(HOSTS, ranks.port, {})
+            ["sh", "-c", 'trap "" TERM HUP USR1; sleep 300 & echo $$; wait'], environments(hosts, ranks.port, {})
         )
         limit = time.monotonic() + SECONDS
         while len(pids) < 3 and time.monotonic() < limit:

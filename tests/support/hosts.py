@@ -9,6 +9,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
+
 NAMES = ("127.0.0.2", "127.0.0.3")
 """The whole of 127.0.0.0/8 is this machine, without any set-up."""
 
@@ -65,3 +67,11 @@ def real_ssh(folder: Path) -> Iterator[str]:
     finally:
         server.kill()
         server.wait()
+
+
+def assert_gone(pids: list[int]) -> None:
+    """Fails where one of the processes still lives after a while."""
+    limit = time.monotonic() + 10
+    while any(psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE for pid in pids):
+        assert time.monotonic() < limit, pids
+        time.sleep(0.05)

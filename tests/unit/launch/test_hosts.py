@@ -10,14 +10,13 @@ from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from data_pipeline.errors import UserError
 from launch.connections import HostUnreachable, Ranks
 from launch.hostfile import Host, read_hostfile
 from launch.hosts import cause_of, code_of, environments, main, watch
-from tests.support.hosts import NAMES, hostfile, stand_in
+from tests.support.hosts import NAMES, assert_gone, hostfile, stand_in
 from tests.support.runs import environment
 
 HOSTS = [Host(NAMES[0], 2), Host(NAMES[1], 1)]
@@ -107,13 +106,6 @@ with started(Path({str(tmp_path)!r}), 'trap "" TERM HUP; sleep 300 & echo $$; ec
         pids = [int(launcher.stdout.readline()) for _ in range(6)]
         launcher.kill()
         assert_gone(pids)
-
-
-def assert_gone(pids: list[int]) -> None:
-    limit = time.monotonic() + 10
-    while any(psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE for pid in pids):
-        assert time.monotonic() < limit, pids
-        time.sleep(0.05)
 
 
 def test_what_outlives_a_rank_and_holds_its_output_does_not_hold_the_run(tmp_path: Path) -> None:
