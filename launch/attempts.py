@@ -71,8 +71,8 @@ def ended(
     node: str | None = None,
 ) -> None:
     """Note how an attempt ended."""
-    facts = {"outcome": outcome, "exit_code": exit_code, "cause": " ".join(cause.split()), "step": step, "node": node}
-    _append(run_dir, attempt, "ended", facts)
+    facts = {"outcome": outcome, "exit_code": exit_code, "cause": " ".join(cause.split()), "step": step}
+    _append(run_dir, attempt, "ended", facts | ({"node": node} if node else {}))
 
 
 def read_attempts(run_dir: Path) -> list[Attempt]:

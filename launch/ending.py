@@ -46,13 +46,13 @@ class Facts:
 
 def judge(facts: Facts) -> Ending:
     """The outcome. Rank 0 leaves with the others' agreement: where it finished or saved, what follows is clean-up."""
+    gone = next((each for each in facts.failures if each.rank is None), None)
     code = facts.rank_0 if facts.rank_0 is not None else facts.exit_code
     if facts.exit_code == 0 and facts.rank_0 == 0:
         return Ending("finished", 0, "finished")
     if facts.rank_0 == EXIT_STOPPED:
         return Ending("stopped", EXIT_STOPPED, f"stopped and saved: {facts.slurm_ends or facts.stop or 'asked to'}")
     if facts.slurm_ends:
-        gone = next((each for each in facts.failures if each.rank is None), None)
         told = f" ({gone.node}: {gone.words})" if gone is not None else ""
         cause = f"{facts.slurm_ends}{told} before it could save: {LAST_CHECKPOINT}"
         return Ending("lost", code, cause, gone.node if gone is not None else None)
@@ -65,9 +65,8 @@ def judge(facts: Facts) -> Ending:
         return Ending("mistake", EXIT_MISTAKE, words)
     if facts.stop and not facts.made_steps:
         return Ending("stopped", code, f"{facts.stop}: before the first step, nothing was trained")
-    for failure in facts.failures[:1]:
-        if failure.rank is None:
-            return Ending("lost", code, f"{failure.node}: {failure.words}", failure.node)
+    if gone is not None:  # also where a rank on another node noticed it before
+        return Ending("lost", code, f"{gone.node}: {gone.words}", gone.node)
     return _failed(facts, code)
 
 

@@ -144,5 +144,5 @@ _NODE = (
     re.compile(r"srun: error: .*failed on node (?P<node>[^\s:]+): (?P<words>.*)"),
     re.compile(r"srun: error: (?P<words>[Nn]ode failure) on (?P<node>\S+)"),
 )
-_NUMBER = re.compile(r"srun: error: Cannot communicate with node (?P<number>\d+)")
+_NUMBER = re.compile(r"srun: error: (?:Cannot communicate with|Aborting, .* on) node (?P<number>\d+)")
 _NOISE = re.compile(r"can not load PMIx|got SIGCONT")

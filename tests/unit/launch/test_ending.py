@@ -55,8 +55,10 @@ def test_without_a_verdict_the_first_that_srun_named_is_told_with_its_last_line(
 
 def test_a_node_that_srun_could_not_use_is_lost(facts: Facts) -> None:
     after = Failure("a", "Killed", 1.0, 0)
-    ending = judge(replace(facts, rank_0=None, failures=(Failure("b", "Node failure", 0.0), after)))
-    assert (ending.outcome, ending.node) == ("lost", "b")
+    gone = Failure("b", "Node failure", 0.5)
+    for told in ((gone, after), (after, gone)):
+        ending = judge(replace(facts, rank_0=None, failures=told))
+        assert (ending.outcome, ending.node) == ("lost", "b")
 
 
 def test_a_mistake_is_told_in_the_words_of_the_refusal(facts: Facts) -> None:

@@ -71,6 +71,10 @@ def test_srun_ends_all_with_the_first_and_takes_cpus_and_gpus_of_the_job() -> No
             "srun: error: Cannot communicate with node 1.  Aborting job.\n",
             ("b", None, "Slurm's process for this step there is gone"),
         ),
+        (
+            "srun: error: Aborting, io error and missing step on node 1\n",
+            ("b", None, "Slurm's process for this step there is gone"),
+        ),
         ("srun: Job step aborted: Waiting up to 32 seconds for job step to finish.\n", None),
     ],
 )
