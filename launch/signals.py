@@ -68,7 +68,8 @@ class Signals:
             return
         self._stop = why
         left = slurm_job.seconds_left(job.name)
-        say(f"== {why}: asking the ranks to save and stop" + (f"; {left:.0f} s are left" if left is not None else ""))
+        soon = f"; {left:.0f} s are left" if left is not None and left < 3600 else ""
+        say(f"== {why}: asking the ranks to save and stop{soon}")
         if left is not None:
             self._give_up_at = time.monotonic() + max(left - MARGIN_SECONDS, 0)
 

@@ -170,10 +170,9 @@ def test_each_attempt_has_its_own_logs_by_node_and_rank(hurt: Hurt) -> None:
         assert {path.name for path in folder.glob("*-rank-*.log")} == names
 
 
-def test_a_preempted_run_saves_and_comes_back(jobs: Jobs, background: Background, hurt: Hurt) -> None:
+def test_a_preempted_run_saves_and_comes_back(jobs: Jobs, hurt: Hurt) -> None:
     flags = ("--nodes=2", "--ntasks-per-node=2", "--nodelist=node1,node3")
     layout = ("parallel.pp=2", "parallel.tp=2", "train.max_steps=40", "evaluation.every_steps=0")
-    background.cut.wait_until_over()  # it shares a node
     job = jobs.submit("preempted", *layout, flags=flags, PLANTED_SECONDS=0.4)
     job.wait_for_training(1)
     urgent = ["sbatch", "--partition=urgent", "--nodelist=node3", "--exclusive", "--output=/dev/null", "--wrap=sleep 3"]
