@@ -17,7 +17,7 @@ def test_the_lines_are_those_that_others_read(tmp_path: Path) -> None:
     assert first.pop("time") <= second.pop("time")
     facts = {"job": "123", "restart": 0, "nodes": ["node1", "node2"], "ranks": 4, "step": 120}
     assert first == {"attempt": 1, "event": "began", **facts}
-    end = {"outcome": "stopped", "exit_code": 75, "cause": "SIGTERM, saved", "step": 340, "node": None}
+    end = {"outcome": "stopped", "exit_code": 75, "cause": "SIGTERM, saved", "step": 340}
     assert second == {"attempt": 1, "event": "ended", **end}
 
 
