@@ -1,6 +1,5 @@
 """`pretrain submit` on a real Slurm: scripts that it takes and reads as they were meant, a sweep that is mended."""
 
-import importlib.util
 import json
 import os
 import re
@@ -78,7 +77,6 @@ def is_live(job: str) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("launch.supervise") is None, reason="there is no launch.supervise yet")
 def test_a_sweep_of_three_with_one_that_fails_is_mended_by_a_rerun(tmp_path: Path) -> None:
     place = Workplace(tmp_path, prepare_dataset(tmp_path))
     small = place.train_overrides("unused", "train.max_steps=2", "lr_schedule.warmup_steps=0", "cluster.max_restarts=0")
