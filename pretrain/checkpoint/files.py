@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,38 +21,52 @@ from torch.distributed.checkpoint.metadata import (
 
 from data_pipeline.durable import write_durably
 from pretrain.checkpoint.index import INDEX
+from pretrain.checkpoint.manifest import digest_of
 from pretrain.checkpoint.tensors import Chunk
 
 # The manifest has SHA-256 of every file; torch's own check sum in each tensor would take as long as writing it.
 torch.serialization.set_crc32_options(False)
 
 
-def write_tensors(folder: Path, rank: int, chunks: Iterable[Chunk], read: Callable[[], None]) -> str:
-    """Write chunks as a data file of DCP's and its index beside it; returns the data file's name.
+def write_tensors(
+    folder: Path, rank: int, chunks: Iterable[Chunk], read: Callable[[], None]
+) -> dict[str, dict[str, Any]]:
+    """Write chunks as a data file of DCP's and its index beside it; returns the data file's name and digest.
 
     `read` is called as soon as no tensor is needed any more: what the disk still lacks then, the system holds.
     """
     data, index = f"__{rank}_0.distcp", f"tensors-{rank:05d}.json"
     tensors: dict[str, Any] = {}
     try:
-        with (folder / data).open("wb") as file:
+        with (folder / data).open("wb") as file, ThreadPoolExecutor(1) as flusher:
             for chunk in chunks:
                 begin = file.tell()
-                held = chunk.data.detach().cpu()
-                if held.untyped_storage().nbytes() != held.nbytes:
-                    held = held.clone()  # a bucket of memory: a view would be saved with all that it is a view of
-                _save(held, file)
+                _save(_with_storage_of_its_own(chunk.data.detach()), file)
                 dtype = str(chunk.data.dtype).removeprefix("torch.")
                 entry = tensors.setdefault(chunk.name, {"shape": list(chunk.shape), "dtype": dtype, "chunks": []})
                 place = {"file": data, "begin": begin, "bytes": file.tell() - begin}
                 entry["chunks"].append({"offsets": list(chunk.offsets), "sizes": list(chunk.sizes), **place})
             file.flush()
             read()
-            os.fsync(file.fileno())
+            flushed = flusher.submit(os.fsync, file.fileno())
+            digest = digest_of(folder / data)  # out of the system's memory, while the disk writes
+            flushed.result()
     finally:
         read()
-    write_durably(folder / index, json.dumps(tensors).encode())
-    return data
+    (folder / index).write_text(json.dumps(tensors))  # for `merge_indices`, which makes a durable one of all
+    return {data: digest}
+
+
+def _with_storage_of_its_own(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor on the host; torch.save would write all of the bucket of memory that it is a view of.
+
+    No bytes are copied on the host: NumPy's view of them comes back as a tensor that knows of no others.
+    """
+    held = tensor.cpu()
+    if held.untyped_storage().nbytes() == held.nbytes:
+        return held
+    plain = held.contiguous().view(torch.uint8) if held.dim() else held.reshape(1).view(torch.uint8)
+    return torch.from_numpy(plain.numpy()).view(held.dtype).view(held.shape)
 
 
 class _Telling:

@@ -211,9 +211,10 @@ class CheckpointStore:
         return secrets.token_hex(8)
 
     def _write_part(self, partial: Path, snapshot: Snapshot, read: Callable[[], None]) -> dict[str, Any]:
-        data = write_tensors(partial, self.rank, snapshot.chunks, read)
-        write_durably(partial / _random_file(self.rank), snapshot.random_states)
-        return {name: digest_of(partial / name) for name in (data, _random_file(self.rank))}
+        files = write_tensors(partial, self.rank, snapshot.chunks, read)
+        random = partial / _random_file(self.rank)
+        write_durably(random, snapshot.random_states)
+        return {**files, random.name: digest_of(random)}
 
     def _describe(self, partial: Path, manifest: Mapping[str, Any], files: Mapping[str, Any]) -> None:
         here = {name: digest for name, digest in files.items() if not self.on_node or (partial / name).exists()}

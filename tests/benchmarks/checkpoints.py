@@ -1,6 +1,6 @@
 """What a save costs: time that training loses, memory, bytes a second; and what a load takes.
 
-    python -m tests.benchmarks.checkpoints [--folder FOLDER] [--ranks 2] [--hidden 768] [--rounds 5]
+    python -m tests.benchmarks.checkpoints [--folder FOLDER] [--ranks 2] [--hidden 768] [--sequence 256] [--rounds 5]
 
 A GPT in fp32 at ZeRO stage 1 on so many processes over gloo, one thread each. Every round, in turn: three steps without
 a save, then three steps with one after the first, in each of these ways
@@ -10,16 +10,16 @@ a save, then three steps with one after the first, in each of these ways
     deepspeed     DeepSpeed's own save_checkpoint of the same engine
     gathered      all parts sent to rank 0, which puts whole tensors into one torch.save
 
-and `dd` of as many bytes with conv=fsync to the same disk. `blocked`: seconds in which training stands still because of
-the save (the call, and for the background the wait before the update). `longer`: how much longer the three steps took
-than without a save; on processors that compute and write at once, both share the cores. Memory: the highest resident
-size of rank 0 during the three steps, against the same without a save. The background's save is waited for between
-rounds, and its whole time counts for its bytes a second. DeepSpeed and torch.save leave their bytes in the page cache;
-both of ours flush them to the disk, take SHA-256 of them and rename.
+and `dd` of the same bytes, one rank's file after the other's, with conv=fsync to the same disk. `blocked`: seconds in
+which training stands still because of the save (the call, and for the background the wait before the update).
+`longer`: how much longer the three steps took than without a save; on processors that compute and write at once, both
+share the cores. Memory: the highest resident size of rank 0 during the three steps, against the same without a save.
+The background's save is waited for between rounds, and its whole time counts for its bytes a second. DeepSpeed and
+torch.save leave their bytes in the page cache; both of ours flush them to the disk, take SHA-256 of them, rename, and
+delete the checkpoint before.
 """
 
 import argparse
-import os
 import platform
 import shutil
 import statistics
@@ -54,6 +54,7 @@ def main() -> None:
     )
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--hidden", type=int, default=768)
+    parser.add_argument("--sequence", type=int, default=256, help="tokens of each rank in a step")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     print(f"Python {platform.python_version()}, torch {version('torch')}, deepspeed {version('deepspeed')}")
@@ -63,6 +64,7 @@ def main() -> None:
         f"model.ffn_hidden_size={4 * options.hidden}",
         "model.num_heads=8",
         "model.num_layers=6",
+        f"model.seq_length={options.sequence}",
         f"train.global_batch_size={options.ranks}",
         "train.micro_batch_size=1",
         zero_stage=1,
@@ -71,9 +73,11 @@ def main() -> None:
         folder = Path(name)
         results = run_ranks(measure, options.ranks, config, folder, options.rounds, timeout=3600.0)[0]
         num_bytes = results.pop("bytes")
-        disk = [dd(folder / "dd", num_bytes) for _ in range(options.rounds)]
-    print(f"{options.ranks} ranks, state of {num_bytes / 1e6:.0f} MB, {options.rounds} rounds; medians")
-    speed = num_bytes / statistics.median(disk) / 1e6
+    print(
+        f"{options.ranks} ranks of {options.sequence} tokens a step, state of {num_bytes / 1e6:.0f} MB, "
+        f"{options.rounds} rounds; medians"
+    )
+    speed = num_bytes / statistics.median(results.pop("dd")) / 1e6
     print(f"dd conv=fsync {speed:.0f} MB/s; load with all digests {statistics.median(results.pop('load')):.2f} s")
     steps, memory = (statistics.median(values) for values in zip(*results.pop("nothing"), strict=True))
     print(f"three steps without a save: {steps:.2f} s, {memory / 1e6:.0f} MB")
@@ -117,7 +121,7 @@ def measure(here: Runtime, config: RunConfig, folder: Path, rounds: int) -> dict
         store.restore(newest, engine)
 
     train(here, config, engine, range(2))
-    results: dict[str, Any] = {"nothing": [], "load": []}
+    results: dict[str, Any] = {"nothing": [], "load": [], "dd": []}
     ways = (background, sync, deepspeed, gathered)
     for _ in range(rounds):
         results["nothing"].append(steps_with(here, config, engine, lambda: 0.0)[1:])
@@ -134,6 +138,10 @@ def measure(here: Runtime, config: RunConfig, folder: Path, rounds: int) -> dict
             shutil.rmtree(folder / "deepspeed", ignore_errors=True)
             dist.barrier()
         results["load"].append(seconds_of(load))
+        if here.rank == 0:
+            newest = next((folder / "ours/checkpoints").glob("step-*"))
+            results["dd"].append(dd(sorted(newest.glob("*.distcp")), folder))
+        dist.barrier()
     sizes = [None] * here.world_size
     dist.all_gather_object(sizes, store.snapshot(engine, RunState(), {}).num_bytes)
     return {**results, "bytes": sum(sizes)}  # type: ignore[arg-type]
@@ -154,14 +162,23 @@ def steps_with(here: Runtime, config: RunConfig, engine: Any, save: Callable[[],
 
 def save_gathered(engine: Any, path: Path) -> None:
     """Whole tensors on rank 0 and one file, as scripts do that know one process only."""
-    parts = [(s.name, s.shape, s.origin, s.part_shape, s.start, s.data.detach()) for s in engine.state_shards()]
-    gathered: list[Any] = [None] * dist.get_world_size()
-    dist.gather_object(parts, gathered if dist.get_rank() == 0 else None)
-    if dist.get_rank() == 0:
+    mine = [(shard.name, shard.shape, shard.start, shard.data.detach().flatten()) for shard in engine.state_shards()]
+    rank, size = dist.get_rank(), dist.get_world_size()
+    described: list[Any] = [None] * size
+    places = [(name, shape, start, data.numel(), data.dtype) for name, shape, start, data in mine]
+    dist.gather_object(places, described if rank == 0 else None)
+    if rank == 0:
         whole: dict[str, torch.Tensor] = {}
-        for name, shape, _, _, first, data in (part for rank in gathered for part in rank):
-            whole.setdefault(name, torch.empty(shape)).view(-1)[first : first + data.numel()] = data
+        for other in range(size):
+            for number, (name, shape, start, length, dtype) in enumerate(described[other]):
+                data = torch.empty(length, dtype=dtype) if other else mine[number][3]
+                if other:
+                    dist.recv(data, other)
+                whole.setdefault(name, torch.empty(shape, dtype=dtype)).view(-1)[start : start + length] = data
         torch.save(whole, path)
+    else:
+        for *_, data in mine:
+            dist.send(data, 0)
     dist.barrier()
 
 
@@ -171,12 +188,12 @@ def seconds_of(work: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def dd(path: Path, num_bytes: int) -> float:
-    blocks = max(1, num_bytes >> 20)
-    command = ["dd", "if=/dev/zero", f"of={path}", "bs=1M", f"count={blocks}", "conv=fsync"]
-    took = seconds_of(lambda: subprocess.run(command, check=True, capture_output=True))
-    os.unlink(path)
-    return took * num_bytes / (blocks << 20)
+def dd(files: list[Path], folder: Path) -> float:
+    """Seconds to write these files, which the system has in memory, to the same disk, over those of the last time."""
+    for path in files:
+        path.read_bytes()
+    commands = [["dd", f"if={path}", f"of={folder / path.stem}.dd", "bs=8M", "conv=fsync"] for path in files]
+    return seconds_of(lambda: [subprocess.run(command, check=True, capture_output=True) for command in commands])
 
 
 if __name__ == "__main__":

@@ -295,6 +295,6 @@ def test_no_piece_is_larger_than_a_bucket(tmp_path: Path, monkeypatch: pytest.Mo
         whole[tuple(slice(o, o + n) for o, n in zip(chunk.offsets, chunk.sizes, strict=True))] = chunk.data
     held = whole[1:8].flatten()
     assert torch.equal(held[4:101], data[4:101]) and held[:4].isnan().all() and held[101:].isnan().all()
-    name = files.write_tensors(tmp_path, 0, tensors.chunks_of(shard), lambda: None)
+    (name,) = files.write_tensors(tmp_path, 0, tensors.chunks_of(shard), lambda: None)
     files.merge_indices(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {name, files.INDEX}

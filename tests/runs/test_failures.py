@@ -94,6 +94,8 @@ def run_to_failure(
         ranks = run.ranks()
         if after_step:
             run.wait_for_step(after_step)
+        else:  # imports alone take long on a busy machine: not before the failure is told
+            run.wait_for(lambda: "planted" in run.log)
         act(run, ranks)
         began = time.monotonic()
         assert run.end(60) != 0

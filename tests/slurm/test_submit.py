@@ -104,7 +104,7 @@ def test_a_sweep_of_three_with_one_that_fails_is_mended_by_a_rerun(tmp_path: Pat
     assert outcomes(place, 3) == ["finished"] * 3
     configs = [read_run_config(place.run_dir(f"grid-{index}") / "config.yaml") for index in range(3)]
     assert [config.optim.lr for config in configs] == [1e-3, 2e-3, 3e-3]
-    assert [config.cluster.signal_seconds for config in configs] == [300, 60, 300]
+    assert [config.cluster.signal_seconds for config in configs] == [180, 60, 180]
     assert {config.tracking.wandb_group for config in configs} == {"grid"}
     attempts = (place.run_dir("grid-0") / "attempts.jsonl").read_text()
     assert [json.loads(line)["event"] for line in attempts.splitlines()] == ["began", "ended"]
