@@ -11,11 +11,12 @@ from data_pipeline.folders import dataset_folders
 from data_pipeline.shards.folder import LocalFolder
 from data_pipeline.shards.manifest import MANIFEST_FILE
 from pretrain.config.checks import check_run
-from pretrain.config.errors import ConfigError
+from pretrain.config.errors import ConfigError, Problem
 from pretrain.config.layout_checks import data_parallel_size, micro_batches
-from pretrain.config.run import RunConfig
+from pretrain.config.run import AUTO, RunConfig
 from pretrain.planner.costs import bubble_share, step_traffic
 from pretrain.planner.memory import HEADROOM, Modes, StageMemory, choose_modes, plan_memory
+from pretrain.planner.micro_batch import with_micro_batch
 from pretrain.planner.shapes import StageShapes, all_stages
 
 GIB = 2**30
@@ -42,6 +43,11 @@ def plan(config: RunConfig, ranks: int | None, gpu_memory: float | None) -> str:
     check_run(config, world_size)
     vocab_size, source = vocabulary(config)
     budget = None if gpu_memory is None else int(gpu_memory * GIB)
+    if budget is not None:
+        config = with_micro_batch(config, vocab_size, world_size, budget)
+    elif config.train.micro_batch_size == AUTO:
+        rule = "is found for a device whose memory is known"
+        raise ConfigError([Problem("train.micro_batch_size", "auto", rule, "give --gpu-memory")])
     modes = choose_modes(config, vocab_size, world_size, budget)
     stages = all_stages(config.model, config.parallel, vocab_size)
     memory = plan_memory(config, vocab_size, world_size, modes, stages)

@@ -17,6 +17,7 @@ from pretrain.layout.grid import ParallelLayout, world_from_environment
 from pretrain.model.flops import token_flops
 from pretrain.model.size import checkpoint_bytes
 from pretrain.optim.learning_rate import lr_at
+from pretrain.planner.micro_batch import with_micro_batch
 from pretrain.run_folder import (
     check_same_config,
     check_space,
@@ -91,7 +92,7 @@ def run(
     from pretrain.resume_proof import begin_proof
 
     with megatron_imports():
-        from pretrain.engine.build import build_engine
+        from pretrain.engine.build import build_engine, smallest_memory
 
     manifest = dataset.manifest
     vocab_size, steps = manifest.tokenizer.vocab_size, total_steps(config)
@@ -104,6 +105,8 @@ def run(
     ):
         groups = build_groups(layout, config.run.seed, here.group_timeout_minutes, here.device, vp=parallel.vp)
         check_links(config.engine.link_check, here, groups.control, folder)
+        memory = smallest_memory(here.device, groups.control)
+        config = with_micro_batch(config, vocab_size, here.world_size, memory)
         engine = build_engine(config, vocab_size, groups, here.device, eod_id=manifest.tokenizer.eod_id)
         node = (here.local_rank, here.local_size)
         levels = levels_of(config.checkpoint, folder, groups, node, lambda: run_id(folder))

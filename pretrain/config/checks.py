@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 
 from data_pipeline.config import DataConfig
 from pretrain.config.changes import accept_problems
@@ -19,12 +20,17 @@ from pretrain.config.layout_checks import (
     nearest_layouts,
 )
 from pretrain.config.model import ModelConfig
-from pretrain.config.run import RunConfig
+from pretrain.config.run import AUTO, RunConfig
 
 
 def check_run(config: RunConfig, world_size: int) -> None:
     """Raise ConfigError with every broken rule of a training run on `world_size` ranks; where the layout breaks one,
-    with the nearest legal layouts too."""
+    with the nearest legal layouts too.
+
+    Where train.micro_batch_size is left to the program, a sample at once must be legal.
+    """
+    if config.train.micro_batch_size == AUTO:
+        config = replace(config, train=replace(config.train, micro_batch_size=1))
     layout = list(layout_problems(config, world_size))
     problems: list[Problem | str] = [
         *_out_of_range(config, _BOUNDS),

@@ -61,9 +61,9 @@ def nearest_layouts(config: RunConfig, world_size: int, count: int = 5) -> list[
     if world_size < 1 or not _shape_is_sound(model):
         return []
     legal = []
-    for tp in _divisors(world_size):
-        for pp in _divisors(world_size // tp):
-            for vp in _divisors(model.num_layers) if pp > 1 else [1]:
+    for tp in divisors(world_size):
+        for pp in divisors(world_size // tp):
+            for vp in divisors(model.num_layers) if pp > 1 else [1]:
                 candidate = dataclasses.replace(asked, tp=tp, pp=pp, vp=vp)
                 if candidate.pp * candidate.vp != asked.pp * asked.vp:
                     candidate = dataclasses.replace(candidate, pp_layout=None)
@@ -108,7 +108,7 @@ def _world(parallel: ParallelConfig, world_size: int) -> Iterator[Problem]:
     if world_size % (tp * pp):
         rule = f"tp * pp = {tp * pp} must divide the number of ranks, which is {world_size}"
         above = -(-world_size // (tp * pp)) * tp * pp
-        products = nearest(_divisors(world_size), tp * pp)
+        products = nearest(divisors(world_size), tp * pp)
         yield Problem(
             "parallel.tp, parallel.pp", (tp, pp), rule, f"make tp * pp {either(products)}, or start {above} ranks"
         )
@@ -118,22 +118,22 @@ def _tensor(model: ModelConfig, parallel: ParallelConfig) -> Iterator[Problem]:
     tp = parallel.tp
     for name, size in (("num_heads", model.num_heads), ("ffn_hidden_size", model.ffn_hidden_size)):
         if size % tp:
-            yield Problem("parallel.tp", tp, f"must divide model.{name}={size}", f"choose {_near(_divisors(size), tp)}")
+            yield Problem("parallel.tp", tp, f"must divide model.{name}={size}", f"choose {_near(divisors(size), tp)}")
     groups = model.kv_heads
     if groups % tp and tp % groups and model.num_heads % tp == 0:
-        fitting = [n for n in _divisors(model.num_heads) if groups % n == 0 or n % groups == 0]
+        fitting = [n for n in divisors(model.num_heads) if groups % n == 0 or n % groups == 0]
         rule = f"it and model.num_query_groups={groups} must divide one another"
         yield Problem("parallel.tp", tp, rule, f"choose {_near(fitting, tp)}")
     # With fewer groups than ranks Megatron still cuts the rows of the query, key and value matrix evenly.
     rows = (model.num_heads + 2 * groups) * model.head_size
     if rows % tp and tp % groups == 0 and model.num_heads % tp == 0:
         rule = f"must divide the {rows} rows of queries, keys and values, (num_heads + 2 num_query_groups) * head_dim"
-        fitting = [n for n in _divisors(math.gcd(rows, model.num_heads)) if groups % n == 0 or n % groups == 0]
+        fitting = [n for n in divisors(math.gcd(rows, model.num_heads)) if groups % n == 0 or n % groups == 0]
         yield Problem("parallel.tp", tp, rule, f"choose {_near(fitting, tp)}")
     if parallel.sp and model.seq_length % tp:
         rule = f"with parallel.sp=true it must divide model.seq_length={model.seq_length}"
         yield Problem(
-            "parallel.tp", tp, rule, f"choose {_near(_divisors(model.seq_length), tp)}, or set parallel.sp=false"
+            "parallel.tp", tp, rule, f"choose {_near(divisors(model.seq_length), tp)}, or set parallel.sp=false"
         )
 
 
@@ -152,7 +152,7 @@ def _pipeline(model: ModelConfig, parallel: ParallelConfig) -> Iterator[Problem]
             remedy = f"set {instead}, or null for equal chunks" if instead else "set it to null"
             yield Problem("parallel.pp_layout", parallel.pp_layout, str(error), remedy)
             return
-        equal = f"choose pp * vp {_near(_divisors(layers), pp * vp)}"
+        equal = f"choose pp * vp {_near(divisors(layers), pp * vp)}"
         remedy = f"{equal}, or set {instead}" if instead else equal
         yield Problem("parallel.pp, parallel.vp", (pp, vp), str(error), remedy)
 
@@ -187,7 +187,8 @@ def _ranks(world_size: int) -> str:
     return "1 rank" if world_size == 1 else f"{world_size} ranks"
 
 
-def _divisors(number: int) -> list[int]:
+def divisors(number: int) -> list[int]:
+    """Ascending."""
     small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
     return sorted({*small, *(number // n for n in small)})
 

@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from pretrain.config.errors import ConfigError, Problem
-from pretrain.config.run import GenerateConfig, RunConfig
+from pretrain.config.run import AUTO, GenerateConfig, RunConfig
 
 Record = TypeVar("Record")
 
@@ -125,6 +125,8 @@ def sweep_members(overrides: Sequence[str]) -> list[tuple[str, ...]]:
 def to_yaml(config: RunConfig | GenerateConfig) -> str:
     """The configuration as YAML that `read_run_config` takes back unchanged."""
     values = json.loads(json.dumps(dataclasses.asdict(config)))
+    if isinstance(config, RunConfig) and config.train.micro_batch_size == AUTO:
+        values["train"]["micro_batch_size"] = "auto"
     return yaml.safe_dump(_renamed(values, _yaml_key), sort_keys=False, allow_unicode=True)
 
 
@@ -231,12 +233,22 @@ def _to_record(values: object, record: type[Record], where: str = "") -> Record:
     missing = [key for key, value in flatten(values).items() if value == "???"] if isinstance(values, Mapping) else []
     if missing:
         raise ConfigError([Problem(where + key, "???", "a value must be given", f"add {key}=...") for key in missing])
+    if record is RunConfig and isinstance(values, Mapping):
+        values = _with_numbers_for_auto(values)
     try:
         # Strict JSON: "8" is no integer and 0.5 no step count, while a list may become a tuple.
         return adapter.validate_json(json.dumps(_renamed(values, _record_key)), strict=True)
     except ValidationError as error:
         known = list(record_keys(record))
         raise ConfigError([_problem(fault, known, where) for fault in error.errors()]) from None
+
+
+def _with_numbers_for_auto(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A number is calculated with everywhere: its word is known here only."""
+    train = values.get("train")
+    if isinstance(train, Mapping) and train.get("micro_batch_size") == "auto":
+        return {**values, "train": {**train, "micro_batch_size": AUTO}}
+    return values
 
 
 def _problem(fault: Any, known: Sequence[str], where: str) -> Problem:

@@ -28,6 +28,10 @@ class RunSection:
     """Run folder or checkpoint whose weights the run begins with, and with nothing else of it; null: random weights."""
 
 
+AUTO = -(2**31)
+"""train.micro_batch_size=auto: a number that nobody types."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Batch and length; data-parallel size and gradient accumulation are derived."""
@@ -35,7 +39,8 @@ class TrainConfig:
     global_batch_size: int
     """Samples in one optimizer step, over all ranks."""
     micro_batch_size: int
-    """Samples that one rank runs at once."""
+    """Samples that one rank runs at once; auto: as many as fit in the device's memory, and no more than it gains
+    by. What was chosen is saved with the run."""
     max_steps: int | None
     """Length in optimizer steps; give this or max_tokens."""
     max_tokens: int | None

@@ -37,6 +37,15 @@ def test_shown_configuration_loads_back_the_same_from_either_command(place):
     assert installed.stdout == shown.stdout
 
 
+def test_a_micro_batch_that_is_left_to_the_program_is_saved_as_its_number(place):
+    asked = ("train.micro_batch_size=auto", "train.max_steps=1", "lr_schedule.warmup_steps=0")
+    assert "micro_batch_size: auto" in place.command("show-config", *asked).stdout
+    done = place.train("auto", *asked)
+    assert done.returncode == 0, done.stderr
+    assert "global batch 8 = 8 micro x 1 accumulated" in done.stderr
+    assert read_run_config(place.run_dir("auto") / "config.yaml").train.micro_batch_size == 8
+
+
 KEY = "0123456789abcdef0123456789abcdef01234567"
 
 

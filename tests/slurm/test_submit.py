@@ -1,5 +1,6 @@
 """`pretrain submit` on a real Slurm: scripts that it takes and reads as they were meant, a sweep that is mended."""
 
+import hashlib
 import json
 import os
 import re
@@ -14,7 +15,7 @@ from launch.sweep import last_outcome, read_sweep
 from pretrain.config.cluster import ClusterConfig
 from pretrain.config.cluster_checks import cluster_problems
 from pretrain.config.load import load_run_config, read_run_config
-from tests.support.runs import Workplace, prepare_dataset
+from tests.support.runs import DATA, SHAPE, Workplace, prepare_dataset
 from tests.support.slurm import ROOT, facts_of_job, wait_until
 
 pytestmark = pytest.mark.usefixtures("slurm")
@@ -122,3 +123,29 @@ def test_a_sweep_is_submitted_by_hand_with_its_script(tmp_path: Path) -> None:
     log = tmp_path / "7.log"
     words = "SLURM_ARRAY_TASK_ID=7: sweeps/hand has members 0 to 1; submit with --array=0-1"
     wait_until(lambda: log.exists() and words in log.read_text(), 60, str(log))
+
+
+@pytest.mark.slow
+def test_data_prepared_in_two_parts_of_a_job_are_those_of_one(tmp_path: Path) -> None:
+    place = Workplace(tmp_path, prepare_dataset(tmp_path))
+    given = [*DATA, *SHAPE, f"data.inputs=[{tmp_path}/corpus.jsonl]", "data.path=cut"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PRETRAIN_VENV": str(Path(sys.executable).parents[1])}
+    command = ["sbatch", "--parsable", "--cpus-per-task=1", "--output=%j.log", ROOT / "slurm" / "prepare.sh", *given]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True, text=True)
+    job = done.stdout.strip()
+    log = tmp_path / f"{job}.log"
+    wait_until(lambda: log.exists() and "restart 0" in log.read_text(), 60, "the job's beginning")
+    # As Slurm does a minute before the time limit.
+    subprocess.run(["scancel", "--batch", "--signal=USR1", job], check=True)
+    wait_until(lambda: "restart 1" in log.read_text(), 120, "the job's second part")
+    wait_until(lambda: not is_live(job), 120, "its end")
+    assert "queued again" in log.read_text()
+    assert contents(tmp_path / "cut") == contents(place.dataset), log.read_text()
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file() and path.suffix not in (".html", ".png")
+    }

@@ -144,3 +144,11 @@ def test_planning_needs_no_torch() -> None:
     root = Path(__file__).parents[3]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_plan_finds_the_micro_batch_for_a_memory_and_asks_for_one(capsys) -> None:
+    asked = ("plan", "model=gpt3_1.3b", "engine=zero1_bf16", "train.micro_batch_size=auto")
+    said = Said(capsys, *asked, "train.global_batch_size=32", "--gpu-memory", "80")
+    assert said.code == 0 and "fits:" in said.out and "32 samples = 0 micro" not in said.out
+    said = Said(capsys, *asked)
+    assert said.code == 2 and "train.micro_batch_size='auto'" in said.err and "--gpu-memory" in said.err
