@@ -1,17 +1,20 @@
 """`pretrain train` against a plain PyTorch loop over the same Megatron model and batches, in one process.
 
-    python -m tests.benchmarks.engine_overhead [overrides]
+    python -m tests.benchmarks.engine_overhead [--hf] [--steps 30] [--warm-up 5] [overrides]
 
-Both sides take the same steps in turn, A B A B ..., so that a machine whose speed drifts is fair to both. The plain
+All sides take the same steps in turn, A B A B ..., so that a machine whose speed drifts is fair to all. The plain
 side has what any loop needs: forward, backward, clipping, torch's AdamW. Ours has all that `train` does at each step:
 loader, Megatron's schedule, DeepSpeed's step, the message among ranks, the record, all sinks that the config names.
+With --hf, where transformers and accelerate are installed, Hugging Face's Trainer is a third side, with a Llama of the
+same shape (hf_trainer.py). On a GPU each step ends when the device has done it.
 """
 
+import argparse
+import contextlib
 import statistics
-import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -25,8 +28,9 @@ from pretrain.layout.grid import ParallelLayout
 from pretrain.layout.groups import ProcessGroups, build_groups
 from pretrain.layout.runtime import runtime
 from pretrain.layout.vendor_imports import megatron_imports
+from pretrain.run_state import RunState
 
-WARM_UP, TIMED = 5, 30
+OURS = "pretrain train"
 
 
 def plain_steps(
@@ -65,25 +69,48 @@ def plain_steps(
 
 
 class Pace:
-    """Stands in the place of a sink: lets the plain loop take its step between two of ours, and keeps both times."""
+    """Stands in the place of a sink: lets the other sides take their steps between two of ours, and keeps all times."""
 
-    def __init__(self, other: Callable[[], None]) -> None:
-        self.other = other
-        self.ours: list[float] = []
-        self.theirs: list[float] = []
+    def __init__(self, others: Mapping[str, Callable[[], None]], device: torch.device) -> None:
+        self.others, self.device = others, device
+        self.times: dict[str, list[float]] = {OURS: [], **{name: [] for name in others}}
         self.began = time.perf_counter()
 
-    def log(self, *_: object) -> None:
+    def log(self) -> None:
+        self._end(OURS)
+        for name, step in self.others.items():
+            step()
+            self._end(name)
+
+    def _end(self, side: str) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
         now = time.perf_counter()
-        self.ours.append(now - self.began)
-        self.other()
-        self.began = time.perf_counter()
-        self.theirs.append(self.began - now)
+        self.times[side].append(now - self.began)
+        self.began = now
 
 
-def main(overrides: list[str]) -> None:
+class NoCheckpoints:
+    """Nothing is saved while steps are timed."""
+
+    def due_by_clock(self) -> int:
+        return 0
+
+    def after_step(self, state: RunState, by_clock: int, *, last: bool) -> None:
+        pass
+
+    def last_name(self) -> str:
+        return "none"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--hf", action="store_true")
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--warm-up", type=int, default=5)
+    options, overrides = parser.parse_known_args()
+    steps = options.warm_up + options.steps
     with tempfile.TemporaryDirectory() as folder:
-        steps = WARM_UP + TIMED
         config = load_run_config(
             [
                 f"run.dir={folder}",
@@ -96,34 +123,43 @@ def main(overrides: list[str]) -> None:
         )
         check_run(config, world_size=1)
         dataset = PackedDataset.open(Path(config.data.path), "train")
-        pace = run_both(config, dataset, Path(folder))
-    ours, theirs = pace.ours[WARM_UP:steps], pace.theirs[WARM_UP:steps]
-    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+        times = run_all(config, dataset, Path(folder), options.hf)
+    times = {side: values[options.warm_up : steps] for side, values in times.items()}
     tokens = config.train.global_batch_size * config.model.seq_length
-    print(f"{config.model.name}, ZeRO-{config.engine.zero_stage}, {tokens} tokens a step, {TIMED} steps, medians")
-    for name, times in (("pretrain train", ours), ("plain loop", theirs)):
-        median = statistics.median(times)
-        print(f"  {name:16} {1000 * median:8.1f} ms a step  {tokens / median:10,.0f} tokens/s")
-    pairs, totals = statistics.median(ratios), sum(ours) / sum(theirs)
-    print(f"  ratio of times, pair by pair: median {pairs:.4f}, of totals {totals:.4f}")
+    precision = f"ZeRO-{config.engine.zero_stage} {config.engine.precision}"
+    print(f"{config.model.name}, {precision}, {tokens} tokens a step, {options.steps} steps, medians")
+    for side, values in times.items():
+        median = statistics.median(values)
+        line = f"  {side:16} {1000 * median:8.1f} ms a step  {tokens / median:10,.0f} tokens/s"
+        if side != OURS:
+            pairs = statistics.median(ours / other for ours, other in zip(times[OURS], values, strict=True))
+            totals = sum(times[OURS]) / sum(values)
+            line += f"   time of ours to it, pair by pair: median {pairs:.4f}, of totals {totals:.4f}"
+        print(line)
 
 
-def run_both(config: RunConfig, dataset: PackedDataset, folder: Path) -> Pace:
-    """Run our loop with `Pace` as the last of its sinks."""
+def run_all(config: RunConfig, dataset: PackedDataset, folder: Path, hf: bool) -> dict[str, list[float]]:
+    """Run our loop with `Pace` as the last of its sinks; seconds of each side's steps."""
     with megatron_imports():
         from pretrain.engine.build import build_engine
     from pretrain.loop import run_loop
     from pretrain.model.flops import token_flops
-    from pretrain.run_state import RunState
     from pretrain.tracking.sinks import build_sinks
     from pretrain.tracking.speed import StepClock, device_peak
 
     vocab_size = dataset.manifest.tokenizer.vocab_size
-    with runtime(config.engine) as here:
+    with runtime(config.engine) as here, contextlib.ExitStack() as stack:
         groups = build_groups(ParallelLayout(1), config.run.seed, 5, here.device)
         engine = build_engine(config, vocab_size, groups, here.device, eod_id=dataset.manifest.tokenizer.eod_id)
         sinks = build_sinks(config, folder, 0, config.train.max_steps or 0, {})
-        pace = Pace(plain_steps(config, dataset, groups, here.device))
+        others = {"plain loop": plain_steps(config, dataset, groups, here.device)}
+        if hf:
+            from tests.benchmarks.hf_trainer import HfTrainer
+
+            trainer = HfTrainer(config, dataset, here.device)
+            stack.callback(trainer.close)
+            others["HF Trainer"] = trainer.step
+        pace = Pace(others, here.device)
         peak = device_peak(config.tracking.peak_tflops, None, config.engine.precision)
 
         def record(kind: str, step: int, values: object) -> None:
@@ -152,15 +188,14 @@ def run_both(config: RunConfig, dataset: PackedDataset, folder: Path) -> Pace:
                 "samples": 0,
                 "seconds": 0.0,
             },
-            save=lambda state: None,
+            checkpoints=NoCheckpoints(),
             stop_requested=lambda: False,
             control=groups.control,
-            last_checkpoint=lambda: "none",
         )
         for sink in sinks:
             sink.close("finished")
-    return pace
+    return pace.times
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()
