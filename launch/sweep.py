@@ -13,9 +13,9 @@ from typing import Any
 
 from data_pipeline.durable import write_durably
 from data_pipeline.errors import UserError
+from launch.attempts import read_attempts
 
 SWEEP_FILE = "sweep.json"
-ATTEMPTS_FILE = "attempts.jsonl"
 
 
 @dataclass(frozen=True)
@@ -87,10 +87,5 @@ def read_sweep(folder: Path) -> Sweep:
 
 def last_outcome(run_dir: Path) -> str | None:
     """How the last attempt of a run ended: finished, stopped, failed, mistake or lost; None: no attempt has ended."""
-    path, outcome = run_dir / ATTEMPTS_FILE, None
-    for line in path.read_bytes().splitlines() if path.exists() else []:
-        try:
-            outcome = json.loads(line).get("outcome", outcome)
-        except (ValueError, AttributeError):
-            continue  # torn by a kill
-    return outcome
+    ends = [attempt.ended for attempt in read_attempts(run_dir) if attempt.ended is not None]
+    return ends[-1].outcome if ends else None

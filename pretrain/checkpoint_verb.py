@@ -7,12 +7,12 @@ import math
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from textwrap import dedent
 from typing import Any
+
+from pretrain.actions import add_action, whole_number
 
 FOUND_ONE = 1
 """Exit code where verify found a fault or diff a difference."""
-Action = Callable[[argparse.Namespace], int]
 
 LIST_HELP = """
 A row for each folder: whole or what is wrong with it, and which one the next resume takes. Files are compared with the
@@ -39,35 +39,30 @@ Exit code 0 where nothing differs, 1 where something does; seconds spent and tim
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    list_ = _action(actions, "list", "what is there, whole or not", _list, LIST_HELP)
+    list_ = add_action(actions, "list", "what is there, whole or not", _list, LIST_HELP)
     _path(list_, "PATH", "a run's folder, its checkpoints/, or one checkpoint")
     list_.add_argument("--digests", action="store_true", help="read all files and compare their digests")
     _json(list_)
-    inspect = _action(actions, "inspect", "what a checkpoint is and what its tensors hold", _inspect, INSPECT_HELP)
+    inspect = add_action(actions, "inspect", "what a checkpoint is and what its tensors hold", _inspect, INSPECT_HELP)
     _path(inspect, "CHECKPOINT", "a checkpoint, or a run's folder")
     _match(inspect)
     inspect.add_argument("--no-values", action="store_true", help="read no tensor: names, shapes and chunks only")
     _json(inspect)
-    verify = _action(actions, "verify", "compare every file and chunk with manifest and index", _verify, VERIFY_HELP)
+    verify = add_action(actions, "verify", "compare every file and chunk with manifest and index", _verify, VERIFY_HELP)
     _path(verify, "PATH", "a checkpoint, or a run's folder")
-    prune = _action(actions, "prune", "delete old checkpoints and leftovers", _prune, PRUNE_HELP)
+    prune = add_action(actions, "prune", "delete old checkpoints and leftovers", _prune, PRUNE_HELP)
     _path(prune, "RUN_DIR", "a run's folder")
-    prune.add_argument("--keep-last", type=_count, required=True, metavar="N", help="newest checkpoints to keep")
+    prune.add_argument("--keep-last", type=whole_number, required=True, metavar="N", help="newest checkpoints to keep")
     prune.add_argument(
-        "--keep-every", type=_count, default=0, metavar="M", help="keep also those at multiples of M steps"
+        "--keep-every", type=whole_number, default=0, metavar="M", help="keep also those at multiples of M steps"
     )
     prune.add_argument("--dry-run", action="store_true", help="say what would be deleted, and delete nothing")
-    diff = _action(actions, "diff", "what tells two checkpoints apart", _diff, DIFF_HELP)
+    diff = add_action(actions, "diff", "what tells two checkpoints apart", _diff, DIFF_HELP)
     _path(diff, "A", "a checkpoint, or a run's folder", "one")
     _path(diff, "B", "a checkpoint, or a run's folder", "other")
     _match(diff)
     diff.add_argument("--tensors", action="store_true", help="compare tensors only")
     _json(diff)
-
-
-def run(given: argparse.Namespace) -> int:
-    action: Action = given.run_action
-    return action(given)
 
 
 def _list(given: argparse.Namespace) -> int:
@@ -157,20 +152,6 @@ def _diff(given: argparse.Namespace) -> int:
     return 0 if found["equal"] else FOUND_ONE
 
 
-def _action(
-    actions: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, summary: str, run: Action, details: str
-) -> argparse.ArgumentParser:
-    parser = actions.add_parser(
-        name,
-        help=summary,
-        description=f"{summary[0].upper()}{summary[1:]}.",
-        epilog=dedent(details).strip(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.set_defaults(run_action=run)
-    return parser
-
-
 def _path(parser: argparse.ArgumentParser, shown: str, about: str, name: str = "path") -> None:
     parser.add_argument(name, type=Path, metavar=shown, help=about)
 
@@ -185,12 +166,6 @@ def _json(parser: argparse.ArgumentParser) -> None:
 
 def _filter(given: argparse.Namespace) -> Callable[[str], bool]:
     return lambda name: given.match is None or fnmatch.fnmatchcase(name, given.match)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
-    return int(text)
 
 
 def _cell(value: Any) -> str:

@@ -18,6 +18,7 @@ from textwrap import dedent
 from data_pipeline.errors import UserError
 from launch import submit
 from pretrain import checkpoint_verb, data_verb, status_verb, verify_verb
+from pretrain.actions import run_action
 from pretrain.config.errors import ConfigError, TrainingDiverged
 from pretrain.layout.failures import RankFailed
 
@@ -147,7 +148,7 @@ VERBS = {
           pretrain data merge data/mine data/yours --into data/ours
           pretrain data fetch s3://bucket/mine data.cache.dir=/scratch/cache
         """,
-        data_verb.run,
+        run_action,
         data_verb.add_options,
         takes_overrides=False,
     ),
@@ -224,7 +225,7 @@ VERBS = {
           pretrain checkpoint diff runs/one/checkpoints/step-00000500 runs/other
           pretrain checkpoint prune runs/quickstart --keep-last 2 --keep-every 1000 --dry-run
         """,
-        checkpoint_verb.run,
+        run_action,
         checkpoint_verb.add_options,
         takes_overrides=False,
     ),

@@ -3,16 +3,15 @@
 import argparse
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from textwrap import dedent
 from typing import TYPE_CHECKING
+
+from pretrain.actions import add_action, positive, whole_number
 
 if TYPE_CHECKING:
     from data_pipeline.shards.folder import DatasetFolder
 
 FAULTS_FOUND = 1
-Action = Callable[[argparse.Namespace], int]
 
 CONVERT_HELP = """
 --to packed: SOURCE is what the names of a Megatron-LM .bin and .idx pair share, TARGET the folder of a new dataset.
@@ -35,47 +34,24 @@ data.validation_fraction and data.validation_min_bytes=0, when equal text falls 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    inspect = _action(actions, "inspect", "show samples as text", _inspect)
+    inspect = add_action(actions, "inspect", "show samples as text", _inspect)
     _path(inspect)
     inspect.add_argument("--split", choices=("train", "validation"), default="train", help="default train")
-    inspect.add_argument("--first", type=_count, default=0, metavar="N", help="number of the first sample")
+    inspect.add_argument("--first", type=whole_number, default=0, metavar="N", help="number of the first sample")
     inspect.add_argument("--samples", type=positive, default=3, metavar="N", help="how many, default 3")
     help_ = "in the order of a run with this run.seed, --first being a position in it"
-    inspect.add_argument("--seed", type=_count, metavar="SEED", help=help_)
-    _path(_action(actions, "verify", "compare every file, offset and token with the manifest", _verify))
-    _path(_action(actions, "stats", "print the figures as JSON", _stats))
-    _path(_action(actions, "fetch", "bring a dataset at a URL into this node's cache", _fetch))
-    convert = _action(actions, "convert", "to and from Megatron-LM's .bin and .idx", _convert, CONVERT_HELP)
+    inspect.add_argument("--seed", type=whole_number, metavar="SEED", help=help_)
+    _path(add_action(actions, "verify", "compare every file, offset and token with the manifest", _verify))
+    _path(add_action(actions, "stats", "print the figures as JSON", _stats))
+    _path(add_action(actions, "fetch", "bring a dataset at a URL into this node's cache", _fetch))
+    convert = add_action(actions, "convert", "to and from Megatron-LM's .bin and .idx", _convert, CONVERT_HELP)
     convert.add_argument("source", type=Path, metavar="SOURCE", help="prefix of .bin and .idx, or a prepared dataset")
     convert.add_argument("target", type=Path, metavar="TARGET", help="folder to make")
     convert.add_argument("--to", choices=("packed", "megatron"), required=True, help="what to make")
     convert.add_argument("overrides", nargs="*", metavar="key=value", help="--to packed: as for `pretrain prepare`")
-    merge = _action(actions, "merge", "join prepared datasets into one", _merge, MERGE_HELP)
+    merge = add_action(actions, "merge", "join prepared datasets into one", _merge, MERGE_HELP)
     merge.add_argument("parts", type=Path, nargs="+", metavar="PART", help="folder of a prepared dataset")
     merge.add_argument("--into", type=Path, required=True, metavar="TARGET", help="folder to make")
-
-
-def run(given: argparse.Namespace) -> int:
-    action: Action = given.run_action
-    return action(given)
-
-
-def _action(
-    actions: "argparse._SubParsersAction[argparse.ArgumentParser]",
-    name: str,
-    summary: str,
-    run: Action,
-    details: str = "",
-) -> argparse.ArgumentParser:
-    parser = actions.add_parser(
-        name,
-        help=summary,
-        description=f"{summary[0].upper()}{summary[1:]}.",
-        epilog=dedent(details).strip(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.set_defaults(run_action=run)
-    return parser
 
 
 def _path(parser: argparse.ArgumentParser) -> None:
@@ -161,16 +137,3 @@ def _merge(given: argparse.Namespace) -> int:
 
 def _print(figures: object) -> None:
     sys.stdout.write(json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
-    return int(text)
-
-
-def positive(text: str) -> int:
-    """An option that counts."""
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
-    return int(text)

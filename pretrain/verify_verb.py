@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pretrain.data_verb import positive
+from pretrain.actions import positive
 from pretrain.layout.grid import world_from_environment
 
 if TYPE_CHECKING:

@@ -1,6 +1,5 @@
 """`pretrain submit` up to sbatch: what is refused and why, what is printed, written and left alone."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.errors import UserError
+from launch import attempts
 from launch.member import command_of
 from launch.sweep import last_outcome, read_sweep
 from pretrain.cli import main
@@ -192,13 +192,17 @@ def test_a_task_is_the_member_of_its_index(place: Path, capsys) -> None:
         command_of([], {"SLURM_ARRAY_TASK_ID": "1"})
 
 
+def end_attempts(run_dir: Path, *outcomes: attempts.Outcome) -> None:
+    for number, outcome in enumerate(outcomes, 1):
+        attempts.ended(run_dir, number, outcome=outcome, exit_code=None, cause="", step=1)
+
+
 def test_only_what_is_not_finished_is_submitted_again(place: Path, capsys) -> None:
     Said(capsys, "-m", "--no-submit", "--name", "s", "optim.lr=1,2,3")
     for index, outcomes in ((0, ("failed", "finished")), (2, ("finished", "lost"))):
-        folder = place / f"runs/s-{index}"
-        folder.mkdir(parents=True)
-        lines = [{"event": "began"}, *({"event": "ended", "outcome": outcome} for outcome in outcomes)]
-        (folder / "attempts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"torn')
+        end_attempts(place / f"runs/s-{index}", *outcomes)
+        with (place / f"runs/s-{index}/attempts.jsonl").open("a") as file:
+            file.write('{"torn')
     said = Said(capsys, "--no-submit", "--rerun", "sweeps/s", "optim.lr=7")
     assert said.code == 0
     assert "member 0, runs/s-0: finished\nmember 1, runs/s-1: did not begin: again\n" in said.err
@@ -209,8 +213,7 @@ def test_only_what_is_not_finished_is_submitted_again(place: Path, capsys) -> No
         *(("optim.lr=1",), ("optim.lr=2", "optim.lr=7"), ("optim.lr=3", "optim.lr=7")),
     ]
     for index in (1, 2):
-        (place / f"runs/s-{index}").mkdir(exist_ok=True)
-        (place / f"runs/s-{index}/attempts.jsonl").write_text('{"outcome": "finished"}\n')
+        end_attempts(place / f"runs/s-{index}", "lost", "lost", "finished")
     assert "nothing to submit" in Said(capsys, "--rerun", "sweeps/s").err
 
 
