@@ -1,0 +1,95 @@
+"""Several models one after the other, each in a process of its own, so that none feels what another broke."""
+
+import logging
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from data_pipeline.durable import write_durably
+from pretrain.bench.data import VOCAB_SIZE
+from pretrain.bench.measure import Wanted
+from pretrain.bench.result import TABLE_FILE, Result, load, new_folder
+from pretrain.bench.table import columns, milliseconds, share
+from pretrain.config.errors import RunError
+from pretrain.layout.grid import world_from_environment
+
+SUITES: Mapping[str, Mapping[str, Sequence[str]]] = {
+    # Micro-batches by `pretrain plan --gpu-memory 139`: the model's states and activations fill most of one H200.
+    "single_gpu": {
+        model: (
+            f"model={model}",
+            "model.seq_length=2048",
+            "engine=zero0_bf16",
+            "train.global_batch_size=32",
+            f"train.micro_batch_size={micro_batch}",
+        )
+        for model, micro_batch in {
+            "gpt3_125m": 16,
+            "gpt3_350m": 16,
+            "gpt3_1.3b": 8,
+            "gpt3_2.7b": 4,
+            "gpt3_6.7b": 1,
+        }.items()
+    },
+    "tiny": {model: (f"model={model}",) for model in ("tiny", "tiny_llama")},
+}
+"""Name -> models in their order, each with its overrides."""
+
+log = logging.getLogger(__name__)
+
+
+def run_suite(name: str, overrides: Sequence[str], wanted: Wanted) -> tuple[str, bool]:
+    """Measure every model of a suite, further overrides applied to each: the table, and whether any model worked."""
+    if name not in SUITES:
+        raise RunError(f"suite={name}: there is no such suite; choose {' or '.join(SUITES)}")
+    if world_from_environment()[1] > 1:
+        raise RunError(f"suite={name}: starts its own processes; run it without torchrun, or bench single models")
+    folder = new_folder(wanted.out, name)
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [("model", "median ms", "p95 ms", "tokens/s", "MFU of peak", "of products", "GiB", "limited by")]
+    failed = 0
+    for number, (model, its) in enumerate(SUITES[name].items(), 1):
+        log.info("%s: %d of %d", model, number, len(SUITES[name]))
+        fault = _run_one(folder / model, [*its, *overrides], wanted)
+        rows.append(_failed(model, fault) if fault else _row(model, load(folder / model)))
+        failed += fault is not None
+    lines = [f"suite {name}; MFU by 6N + 6Lhs; all figures in {folder}/MODEL/", "", *columns(rows)]
+    table = "\n".join(lines) + "\n"
+    write_durably(folder / TABLE_FILE, table.encode())
+    return table, failed < len(SUITES[name])
+
+
+def _run_one(folder: Path, overrides: Sequence[str], wanted: Wanted) -> str | None:
+    """Why it failed, in a line; None: it did not."""
+    words = [sys.executable, "-m", "pretrain", "bench", *overrides, f"--out={folder}"]
+    # Pseudo-random tokens, whatever is prepared here: a suite compares models and machines.
+    words += [f"--warmup={wanted.warmup}", f"--steps={wanted.steps}", f"--vocab-size={wanted.vocab_size or VOCAB_SIZE}"]
+    log_file = folder.with_name(f"{folder.name}.log")
+    with log_file.open("wb") as stream:
+        code = subprocess.run(words, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream).returncode
+    if code == 0:
+        return None
+    if code < 0:
+        return f"killed by signal {-code}" + (", as the kernel does where memory is short" if code == -9 else "")
+    lines = [line for line in log_file.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    told = [line for line in lines if "pretrain: error: " in line] or lines[-1:] or ["it said nothing"]
+    return told[-1].partition("pretrain: error: ")[2] or told[-1]
+
+
+def _row(model: str, result: Result) -> tuple[str, ...]:
+    mfu, step = result["mfu"]["6n_6lhs"], result["step_seconds"]
+    return (
+        model,
+        milliseconds(step["median"]),
+        milliseconds(step["p95"]),
+        f"{result['tokens_per_second']:,.0f}",
+        share(mfu["of_peak"]),
+        share(mfu["of_ceiling"]),
+        f"{result['memory']['peak_gib']:.2f}",
+        max(result["roofline"], key=lambda row: row["seconds"])["part"],
+    )
+
+
+def _failed(model: str, fault: str) -> tuple[str, ...]:
+    return (model, *["-"] * 6, f"failed: {fault}")
