@@ -94,7 +94,7 @@ def _measure(
         groups = build_groups(layout, config.run.seed, here.group_timeout_minutes, here.device, vp=parallel.vp)
         dataset = prepared or _synthetic(config, wanted.vocab_size or VOCAB_SIZE, folder, groups)
         tokenizer = dataset.manifest.tokenizer
-        _check_memory(config, tokenizer.vocab_size, layout, smallest_memory(here.device, groups.control))
+        check_memory(config, tokenizer.vocab_size, layout, smallest_memory(here.device, groups.control))
         peak = device_peak(config.tracking.peak_tflops, here.gpu_name, config.engine.precision)
         # Before the model is there: later there may be no room for a large product.
         ceilings = measure_ceilings(config, tokenizer.vocab_size, here.device)
@@ -154,7 +154,7 @@ def _synthetic(config: RunConfig, vocab_size: int, folder: Path | None, groups: 
     return PackedDataset.open(places[0], "train")
 
 
-def _check_memory(config: RunConfig, vocab_size: int, layout: ParallelLayout, available: int) -> None:
+def check_memory(config: RunConfig, vocab_size: int, layout: ParallelLayout, available: int) -> None:
     """Raise RunError where what stays on a device for the whole run is more than it has; activations come on top."""
     modes = choose_modes(config, vocab_size, layout.world_size, available)
     needed = max(stage.stays_between_steps for stage in plan_memory(config, vocab_size, layout.world_size, modes))

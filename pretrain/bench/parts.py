@@ -28,9 +28,13 @@ _KINDS: tuple[tuple[Part, re.Pattern[str]], ...] = (
 )
 
 
+Event = Mapping[str, Any]
+Span = tuple[float, float]
+
+
 @dataclass(frozen=True)
 class PartTimes:
-    """Of one step, the mean of those profiled."""
+    """One profiled step: that of middle length, since the first one also pays for the start of profiling."""
 
     seconds: Mapping[Part, float]
     """By part, of what ran; at each moment one part counts."""
@@ -57,33 +61,23 @@ def part_times(trace: Mapping[str, Any]) -> PartTimes:
     On a GPU its kernels count: those launched after the mark of the update are the optimizer's, and communication only
     where nothing else runs. On a CPU the operators of the thread that trains, each without those within it.
     """
-    events = [event for event in trace["traceEvents"] if event.get("ph") == "X" and event.get("dur", 0) > 0]
-    steps = [event for event in events if _is_mark(event) and _STEP_MARK.fullmatch(event["name"])]
-    assert steps, "a trace without a step"
-    spans = sorted((step["ts"], step["ts"] + step["dur"]) for step in steps)
-    updates = sorted(
-        event["ts"]
-        for event in trace["traceEvents"]
-        if event.get("ph") == "X" and _is_mark(event) and event["name"] == UPDATE_MARK
-    )
+    events = [event for event in trace["traceEvents"] if event.get("ph") == "X"]
+    marks = [event for event in events if event.get("cat") == "user_annotation"]
+    steps = sorted((mark for mark in marks if _STEP_MARK.fullmatch(mark["name"])), key=lambda mark: mark["dur"])
+    step = steps[(len(steps) - 1) // 2]
+    span = step["ts"], step["ts"] + step["dur"]
+    updates = [mark["ts"] for mark in marks if mark["name"] == UPDATE_MARK and span[0] <= mark["ts"] <= span[1]]
+    update = min(updates, default=span[1])
     on_gpu = any(event.get("cat") == "kernel" for event in events)
     if on_gpu:
-        seconds = _sweep(list(_kernels(events, spans, updates)), _exposed)
+        seconds = _sweep(list(_kernels(events, span, update)), _exposed)
     else:
-        seconds = _sweep(list(_operators(events, spans, updates, steps[0]["tid"])), _innermost)
-    number = len(spans)
-    whole = sum(ended - began for began, ended in spans)
-    return PartTimes({part: value / number / 1e6 for part, value in seconds.items()}, whole / number / 1e6, on_gpu)
+        seconds = _sweep(list(_operators(events, span, update, step["tid"])), _innermost)
+    return PartTimes({part: value / 1e6 for part, value in seconds.items()}, step["dur"] / 1e6, on_gpu)
 
 
-def _is_mark(event: Mapping[str, Any]) -> bool:
-    return event.get("cat") == "user_annotation"
-
-
-def _kernels(
-    events: Sequence[Mapping[str, Any]], spans: Sequence[tuple[float, float]], updates: Sequence[float]
-) -> Iterator[_Stretch]:
-    launched = {
+def _kernels(events: Sequence[Event], span: Span, update: float) -> Iterator[_Stretch]:
+    launched: dict[Any, float] = {
         event["args"]["correlation"]: event["ts"]
         for event in events
         if event.get("cat") in _LAUNCHES and "correlation" in event.get("args", {})
@@ -91,30 +85,26 @@ def _kernels(
     for event in events:
         if event.get("cat") in _ON_GPU:
             at = launched.get(event.get("args", {}).get("correlation"), event["ts"])
-            yield _Stretch(event["ts"], event["ts"] + event["dur"], _part_at(event["name"], at, spans, updates))
+            if span[0] <= at <= span[1]:
+                yield _stretch(event, at, update)
 
 
-def _operators(
-    events: Sequence[Mapping[str, Any]], spans: Sequence[tuple[float, float]], updates: Sequence[float], thread: Any
-) -> Iterator[_Stretch]:
+def _operators(events: Sequence[Event], span: Span, update: float, thread: Any) -> Iterator[_Stretch]:
     for event in events:
-        if event.get("cat") == "cpu_op" and event["tid"] == thread and _span_at(event["ts"], spans) is not None:
-            part = _part_at(event["name"], event["ts"], spans, updates)
-            yield _Stretch(event["ts"], event["ts"] + event["dur"], part)
+        if event.get("cat") == "cpu_op" and event["tid"] == thread and span[0] <= event["ts"] <= span[1]:
+            yield _stretch(event, event["ts"], update)
 
 
-def _part_at(name: str, at: float, spans: Sequence[tuple[float, float]], updates: Sequence[float]) -> Part:
-    part, span = part_of(name), _span_at(at, spans)
-    in_update = span is not None and any(span[0] <= update <= at for update in updates)
-    return "optimizer" if in_update and part != "communication" else part
-
-
-def _span_at(at: float, spans: Sequence[tuple[float, float]]) -> tuple[float, float] | None:
-    return next((span for span in spans if span[0] <= at <= span[1]), None)
+def _stretch(event: Event, asked_for: float, update: float) -> _Stretch:
+    part = part_of(event["name"])
+    if asked_for >= update and part != "communication":
+        part = "optimizer"
+    return _Stretch(event["ts"], event["ts"] + event["dur"], part)
 
 
 def _sweep(stretches: list[_Stretch], choose: Callable[[Sequence[_Stretch]], Part]) -> dict[Part, float]:
     """Time by part, each moment given to what is chosen of all that runs, the one begun last at the end."""
+    stretches = [stretch for stretch in stretches if stretch.ended > stretch.began]
     stretches.sort(key=lambda stretch: (stretch.began, -stretch.ended))
     ends = sorted(range(len(stretches)), key=lambda number: stretches[number].ended)
     seconds: dict[Part, float] = {}

@@ -47,7 +47,9 @@ def run_suite(name: str, overrides: Sequence[str], wanted: Wanted) -> tuple[str,
         raise RunError(f"suite={name}: starts its own processes; run it without torchrun, or bench single models")
     folder = new_folder(wanted.out, name)
     folder.mkdir(parents=True, exist_ok=True)
-    rows = [("model", "median ms", "p95 ms", "tokens/s", "MFU of peak", "of products", "GiB", "limited by")]
+    rows: list[tuple[str, ...]] = [
+        ("model", "median ms", "p95 ms", "tokens/s", "MFU of peak", "of products", "GiB", "limited by")
+    ]
     failed = 0
     for number, (model, its) in enumerate(SUITES[name].items(), 1):
         log.info("%s: %d of %d", model, number, len(SUITES[name]))
