@@ -4,14 +4,13 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
 
 from data_pipeline.durable import write_durably
 from data_pipeline.mixture import TrainingData
-from pretrain.bench.ceilings import Ceilings
 from pretrain.bench.data import SYNTHETIC
 from pretrain.bench.parts import PartTimes
 from pretrain.bench.roofline import Row, limit
@@ -21,6 +20,9 @@ from pretrain.config.load import to_yaml
 from pretrain.config.run import RunConfig
 from pretrain.model.flops import TokenFlops
 from pretrain.tracking.speed import DevicePeak
+
+if TYPE_CHECKING:
+    from pretrain.bench.ceilings import Ceilings
 
 RESULT_FILE, TABLE_FILE, PLOT_FILE = "bench.json", "table.txt", "plot.png"
 FORMAT, VERSION = "pretrain bench result", 1
@@ -84,7 +86,7 @@ def make_result(
     timed: Sequence[Mapping[str, float]],
     flops: TokenFlops,
     peak: DevicePeak | None,
-    ceilings: Ceilings,
+    ceilings: "Ceilings",
     memory: Mapping[str, Any],
     profiled: PartTimes,
     rows: Sequence[Row],

@@ -56,7 +56,11 @@ def run_suite(name: str, overrides: Sequence[str], wanted: Wanted) -> tuple[str,
         fault = _run_one(folder / model, [*its, *overrides], wanted)
         rows.append(_failed(model, fault) if fault else _row(model, load(folder / model)))
         failed += fault is not None
-    lines = [f"suite {name}; MFU by 6N + 6Lhs; all figures in {folder}/MODEL/", "", *columns(rows)]
+    lines = [
+        f"suite {name}; MFU by 6N + 6Lhs; all figures in {folder}/MODEL/",
+        "",
+        *columns(rows, left=(0, len(rows[0]) - 1)),
+    ]
     table = "\n".join(lines) + "\n"
     write_durably(folder / TABLE_FILE, table.encode())
     return table, failed < len(SUITES[name])
@@ -74,9 +78,9 @@ def _run_one(folder: Path, overrides: Sequence[str], wanted: Wanted) -> str | No
         return None
     if code < 0:
         return f"killed by signal {-code}" + (", as the kernel does where memory is short" if code == -9 else "")
-    lines = [line for line in log_file.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    told = [line for line in lines if "pretrain: error: " in line] or lines[-1:] or ["it said nothing"]
-    return told[-1].partition("pretrain: error: ")[2] or told[-1]
+    text = log_file.read_text(encoding="utf-8", errors="replace").strip()
+    _, mark, told = text.rpartition("pretrain: error: ")
+    return " ".join(told.split()) if mark else text[text.rfind("\n") + 1 :] or f"exit code {code}"
 
 
 def _row(model: str, result: Result) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """A result as text; it says what bench.json says, and can be made from that."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from pretrain.bench.result import Result
 
@@ -12,12 +12,12 @@ def as_table(result: Result) -> str:
     return "\n".join([*_head(result), "", *_figures(result), "", *_roofline(result), *_notes(result)]) + "\n"
 
 
-def columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows with their cells under each other: the first column to the left, the others to the right."""
+def columns(rows: Sequence[Sequence[str]], *, left: Collection[int] = (0,)) -> list[str]:
+    """Rows with their cells under each other, to the left in some columns and to the right in the others."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(
-            cell.ljust(width) if number == 0 else cell.rjust(width)
+            cell.ljust(width) if number in left else cell.rjust(width)
             for number, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in rows

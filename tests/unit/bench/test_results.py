@@ -128,6 +128,13 @@ def test_a_suite_under_torchrun_and_memory_that_ran_out_are_told(tmp_path, monke
         bench(load_run_config(["model=tiny"]), Wanted(out=tmp_path / "out", vocab_size=300))
 
 
+def test_a_suite_of_which_no_model_works_has_a_reason_for_each(tmp_path):
+    table, worked = run_suite("tiny", ["model.num_heads=3", "train.max_steps=0"], Wanted(out=tmp_path / "suite"))
+    assert not worked
+    rows = [line for line in table.splitlines() if "failed: " in line]
+    assert len(rows) == 2 and all("model.num_heads=3" in row and "train.max_steps=0" in row for row in rows)
+
+
 @pytest.mark.parametrize("suite", SUITES)
 def test_the_models_of_a_suite_are_legal_runs(suite):
     for overrides in SUITES[suite].values():
