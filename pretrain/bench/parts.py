@@ -84,7 +84,7 @@ def _kernels(events: Sequence[Event], span: Span, update: float) -> Iterator[_St
     }
     for event in events:
         if event.get("cat") in _ON_GPU:
-            at = launched.get(event.get("args", {}).get("correlation"), event["ts"])
+            at: float = launched.get(event.get("args", {}).get("correlation"), event["ts"])
             if span[0] <= at <= span[1]:
                 yield _stretch(event, at, update)
 
