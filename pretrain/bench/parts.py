@@ -84,7 +84,8 @@ def _kernels(events: Sequence[Event], span: Span, update: float) -> Iterator[_St
     }
     for event in events:
         if event.get("cat") in _ON_GPU:
-            at: float = launched.get(event.get("args", {}).get("correlation"), event["ts"])
+            correlation = event.get("args", {}).get("correlation")
+            at = launched[correlation] if correlation in launched else float(event["ts"])
             if span[0] <= at <= span[1]:
                 yield _stretch(event, at, update)
 

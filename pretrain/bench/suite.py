@@ -52,19 +52,15 @@ def run_suite(name: str, overrides: Sequence[str], wanted: Wanted) -> tuple[str,
     rows: list[tuple[str, ...]] = [
         ("model", "median ms", "p95 ms", "tokens/s", "MFU of peak", "of products", "GiB", "limited by")
     ]
-    failed = 0
+    failed, table = 0, ""
     for number, (model, its) in enumerate(suite.models.items(), 1):
         log.info("%s: %d of %d", model, number, len(suite.models))
         fault = _run_one(folder / model, [*its, *overrides], wanted)
         rows.append(_failed(model, fault) if fault else _row(model, load(folder / model)))
         failed += fault is not None
-    lines = [
-        f"suite {name}; MFU by 6N + 6Lhs; all figures in {folder}/MODEL/",
-        "",
-        *columns(rows, left=(0, len(rows[0]) - 1)),
-    ]
-    table = "\n".join(lines) + "\n"
-    write_durably(folder / TABLE_FILE, table.encode())
+        head = f"suite {name}; MFU by 6N + 6Lhs; all figures in {folder}/MODEL/"
+        table = "\n".join([head, "", *columns(rows, left=(0, len(rows[0]) - 1))]) + "\n"
+        write_durably(folder / TABLE_FILE, table.encode())  # after each model: the next ones may take long
     return table, failed < len(suite.models)
 
 
