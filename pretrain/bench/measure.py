@@ -117,7 +117,7 @@ def _measure(
         environment = describe_environment()
         if folder is None:
             return None
-    timed, profiled = steps[wanted.warmup : measured], part_times(traces[0])
+    timed, profiled = steps[wanted.warmup : measured], part_times(traces[0], on_gpu=here.device.type == "cuda")
     ideal = ideal_seconds(config, tokenizer.vocab_size, layout, ceilings.best[1], ceilings.bandwidth)
     middle = {name: statistics.median(step[name] for step in timed) for name in ("seconds_step", "seconds_data")}
     result = make_result(

@@ -55,7 +55,7 @@ def part_of(name: str) -> Part:
     return next((part for part, pattern in _KINDS if pattern.search(name)), "elementwise and norms")
 
 
-def part_times(trace: Mapping[str, Any]) -> PartTimes:
+def part_times(trace: Mapping[str, Any], *, on_gpu: bool) -> PartTimes:
     """Time by part from a Chrome trace whose steps and updates are marked.
 
     On a GPU its kernels count: those launched after the mark of the update are the optimizer's, and communication only
@@ -68,7 +68,6 @@ def part_times(trace: Mapping[str, Any]) -> PartTimes:
     span = step["ts"], step["ts"] + step["dur"]
     updates = [mark["ts"] for mark in marks if mark["name"] == UPDATE_MARK and span[0] <= mark["ts"] <= span[1]]
     update = min(updates, default=span[1])
-    on_gpu = any(event.get("cat") == "kernel" for event in events)
     if on_gpu:
         seconds = _sweep(list(_kernels(events, span, update)), _exposed)
     else:

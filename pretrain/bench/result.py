@@ -127,7 +127,14 @@ def make_result(
         "roofline": [asdict(row) for row in rows],
         "profiled_step_seconds": profiled.step_seconds,
         "limit": limit(rows),
-        "notes": list(_notes(warmup, len(timed), peak, tokenizer.kind == SYNTHETIC)),
+        "notes": [
+            *_notes(warmup, len(timed), peak, tokenizer.kind == SYNTHETIC),
+            *(
+                []
+                if profiled.seconds
+                else ["the profiler saw no kernels (CUPTI), so the parts of the step are unknown"]
+            ),
+        ],
     }
 
 

@@ -87,13 +87,18 @@ def test_an_operator_counts_without_those_within_it_and_what_attention_is_made_o
                 event("cpu_op", "aten::mm", 21, 1),
                 event("cpu_op", "aten::add", 3, 0),
             ]
-        }
+        },
+        on_gpu=False,
     )
     assert times.seconds == pytest.approx(
         {"matrix products": 4, "elementwise and norms": 1, "attention": 4, "optimizer": 2, "communication": 1}
     )
     assert times.step_seconds == 20
-    assert not times.on_gpu
+
+
+def test_operators_are_not_taken_for_the_work_of_a_gpu():
+    trace = {"traceEvents": [mark("step 7", 0, 20), event("cpu_op", "aten::mm", 0, 19)]}
+    assert part_times(trace, on_gpu=True).seconds == {}
 
 
 def test_a_kernel_belongs_to_where_it_was_launched_and_communication_counts_where_nothing_else_runs():
@@ -111,9 +116,9 @@ def test_a_kernel_belongs_to_where_it_was_launched_and_communication_counts_wher
                 mark("step 8", 25, 30),
                 *kernel("nvjet_tst", 26, 40, 1, 5),
             ]
-        }
+        },
+        on_gpu=True,
     )
-    assert times.on_gpu
     assert times.seconds == pytest.approx({"matrix products": 6, "communication": 2, "optimizer": 8})
 
 
@@ -121,5 +126,5 @@ def test_the_step_of_middle_length_is_looked_at():
     steps = ((0, 50, 5), (50, 10, 1), (60, 12, 2))
     events = [mark(f"step {number}", began, whole) for number, (began, whole, _) in enumerate(steps)]
     events += [event("cpu_op", "aten::mm", began + 1, seconds) for began, _, seconds in steps]
-    times = part_times({"traceEvents": events})
+    times = part_times({"traceEvents": events}, on_gpu=False)
     assert (times.seconds, times.step_seconds) == (pytest.approx({"matrix products": 2}), 12)
