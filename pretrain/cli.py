@@ -17,7 +17,7 @@ from textwrap import dedent
 
 from data_pipeline.errors import UserError
 from launch import submit
-from pretrain import checkpoint_verb, data_verb, status_verb, verify_verb
+from pretrain import bench_verb, checkpoint_verb, data_verb, status_verb, verify_verb
 from pretrain.actions import run_action
 from pretrain.config.errors import ConfigError, TrainingDiverged
 from pretrain.layout.failures import RankFailed
@@ -163,6 +163,7 @@ VERBS = {
           pretrain train model=tiny_llama train.max_steps=200 optim.lr=1e-3
           torchrun --nproc-per-node 2 -m pretrain train engine.zero_stage=3
           pretrain train --check --ranks 8 parallel.tp=2 parallel.pp=2
+          pretrain train profile.steps=[10,12]
         """,
         _train,
         _train_options,
@@ -195,6 +196,25 @@ VERBS = {
         """,
         _plan,
         _plan_options,
+    ),
+    "bench": Verb(
+        "measure a training step: speed, MFU, memory, and what limits it",
+        """
+        Takes training steps of the configured model, with its loader, optimizer and clipping, on the GPU or CPU that
+        is there, and prints and saves (bench/MODEL/: bench.json, table.txt, plot.png, trace.json.gz) tokens/s, MFU
+        against the chip's peak and against the matrix products measured in the same run, peak memory, and the parts
+        of a step beside what they would take at the measured limits. Where data.path is not prepared, it reads
+        pseudo-random tokens. suite= measures several models, each in a process of its own; compare sets two results
+        side by side.
+
+        examples:
+          pretrain bench model=gpt3_1.3b engine=zero0_bf16 train.micro_batch_size=8
+          pretrain bench suite=single_gpu
+          pretrain bench suite=tiny --warmup 2 --steps 5
+          pretrain bench compare bench/tiny/bench.json bench/tiny-2/bench.json
+        """,
+        bench_verb.run,
+        bench_verb.add_options,
     ),
     "status": Verb(
         "say where runs stand: jobs, steps, speed, time to go, why the last attempt ended",

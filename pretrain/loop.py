@@ -13,6 +13,7 @@ from data_pipeline.loader import Batch
 from pretrain.config.errors import RunError, TrainingDiverged
 from pretrain.config.run import RunConfig
 from pretrain.engine.interface import Engine, StepResult
+from pretrain.profiling import StepProfiler
 from pretrain.run_state import RunState
 from pretrain.tracking.speed import StepClock, memory_use
 
@@ -44,6 +45,19 @@ class Checkpoints(Protocol):
         """The newest one, for messages."""
 
 
+class NothingSaved:
+    """Of steps that are only measured or compared."""
+
+    def due_by_clock(self) -> int:
+        return 0
+
+    def after_step(self, state: RunState, by_clock: int, *, last: bool) -> None:
+        pass
+
+    def last_name(self) -> str:
+        return "not asked for"
+
+
 @dataclass(frozen=True)
 class Agreement:
     """What all ranks know of a step besides its result."""
@@ -72,6 +86,7 @@ def run_loop(
     checkpoints: Checkpoints,
     stop_requested: Callable[[], bool],
     control: dist.ProcessGroup,
+    profiler: StepProfiler | None = None,
 ) -> tuple[RunState, str]:
     """Train until `total_steps` or until asked to stop; returns the state and `finished` or `stopped`.
 
@@ -80,6 +95,8 @@ def run_loop(
     every_evaluation = config.evaluation.every_steps
     began = time.monotonic() - state.train_seconds
     while state.step < total_steps:
+        if profiler is not None:
+            profiler.begin_step(state.step + 1)
         with clock.part("data"):
             batch = next(batches)
         step = state.step + 1
@@ -99,6 +116,9 @@ def run_loop(
             train_seconds=time.monotonic() - began,
         )
         clock.end_step(batch_tokens)
+        if profiler is not None:
+            with clock.outside():
+                profiler.end_step(step)
         refuse_divergence(state, result, batch, config.train.max_bad_steps, checkpoints.last_name)
 
         finished = step == total_steps

@@ -89,6 +89,7 @@ def run(
     from pretrain.layout.runtime import runtime
     from pretrain.layout.vendor_imports import megatron_imports
     from pretrain.loop import run_loop
+    from pretrain.profiling import profiler_of
     from pretrain.resume_proof import begin_proof
 
     with megatron_imports():
@@ -171,6 +172,7 @@ def run(
             checkpoints=saver,
             stop_requested=stop_requested,
             control=groups.control,
+            profiler=profiler_of(config.profile.steps, folder, here.rank),
         )
         saver.close()
     if state.skipped_samples:

@@ -178,7 +178,7 @@ def replay(plan: Plan, config: RunConfig, dataset: TrainingData, groups: "Proces
     """The training loop itself, from the checkpoint to the last step wanted, with nothing validated or saved."""
     from pretrain.checkpoint.store import CheckpointStore
     from pretrain.layout.vendor_imports import megatron_imports
-    from pretrain.loop import run_loop
+    from pretrain.loop import NothingSaved, run_loop
 
     with megatron_imports():
         from pretrain.engine.build import build_engine
@@ -209,19 +209,6 @@ def replay(plan: Plan, config: RunConfig, dataset: TrainingData, groups: "Proces
         control=groups.control,
     )
     return pairs
-
-
-class NothingSaved:
-    """Of what is computed again."""
-
-    def due_by_clock(self) -> int:
-        return 0
-
-    def after_step(self, state: "RunState", by_clock: int, *, last: bool) -> None:
-        pass
-
-    def last_name(self) -> str:
-        return "not asked for"
 
 
 def restore_of_live_run(store: "CheckpointStore", checkpoint: "Checkpoint", engine: "Engine") -> "RunState":

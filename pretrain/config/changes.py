@@ -20,6 +20,7 @@ SAFE = (
     "checkpoint.",
     "tracking.",
     "cluster.",
+    "profile.",
     "train.micro_batch_size",
     "train.max_steps",
     "train.max_tokens",

@@ -38,6 +38,7 @@ def check_run(config: RunConfig, world_size: int) -> None:
         *layout,
         *_batch(config, data_parallel_size(config.parallel, world_size)),
         *_length(config),
+        *_profile(config),
         *_loss_scale(config),
         *_recompute(config),
         *_modes(config.engine),
@@ -197,6 +198,20 @@ def _length(config: RunConfig) -> Iterator[Problem]:
             value = schedule.warmup_tokens if in_tokens else schedule.warmup_steps
             rule = f"is longer than the whole run of {steps} steps"
             yield Problem(key, value, rule, "shorten the warmup or lengthen train.max_steps")
+
+
+def _profile(config: RunConfig) -> Iterator[Problem]:
+    steps, train = config.profile.steps, config.train
+    if steps is None:
+        return
+    if len(steps) != 2 or not 1 <= steps[0] <= steps[1]:
+        rule = "must be a first and a last step, counted from 1"
+        yield Problem("profile.steps", list(steps), rule, "write it as in [10,12]")
+    elif (train.max_steps is None) != (train.max_tokens is None) and tokens_per_step(config) > 0:
+        last = total_steps(config)
+        if steps[1] > last > 0:
+            rule = f"the run ends with step {last}"
+            yield Problem("profile.steps", list(steps), rule, f"end at {last} or before, or lengthen the run")
 
 
 def _loss_scale(config: RunConfig) -> Iterator[Problem]:

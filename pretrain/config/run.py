@@ -110,6 +110,14 @@ class TrackingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ProfileConfig:
+    """A look inside a few steps. Runs made before there was this section are read with its defaults."""
+
+    steps: tuple[int, ...] | None = None
+    """First and last step of which each rank writes a trace into RUN/profile/, as in [10,12]; null: none."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """Everything that `prepare` and `train` can be told."""
 
@@ -127,6 +135,7 @@ class RunConfig:
     checkpoint: CheckpointConfig
     tracking: TrackingConfig
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
 
 
 @dataclass(frozen=True, kw_only=True)

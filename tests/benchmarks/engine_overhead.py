@@ -90,19 +90,6 @@ class Pace:
         self.began = now
 
 
-class NoCheckpoints:
-    """Nothing is saved while steps are timed."""
-
-    def due_by_clock(self) -> int:
-        return 0
-
-    def after_step(self, state: RunState, by_clock: int, *, last: bool) -> None:
-        pass
-
-    def last_name(self) -> str:
-        return "none"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hf", action="store_true")
@@ -142,7 +129,7 @@ def run_all(config: RunConfig, dataset: PackedDataset, folder: Path, hf: bool) -
     """Run our loop with `Pace` as the last of its sinks; seconds of each side's steps."""
     with megatron_imports():
         from pretrain.engine.build import build_engine
-    from pretrain.loop import run_loop
+    from pretrain.loop import NothingSaved, run_loop
     from pretrain.model.flops import token_flops
     from pretrain.tracking.sinks import build_sinks
     from pretrain.tracking.speed import StepClock, device_peak
@@ -188,7 +175,7 @@ def run_all(config: RunConfig, dataset: PackedDataset, folder: Path, hf: bool) -
                 "samples": 0,
                 "seconds": 0.0,
             },
-            checkpoints=NoCheckpoints(),
+            checkpoints=NothingSaved(),
             stop_requested=lambda: False,
             control=groups.control,
         )

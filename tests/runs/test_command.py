@@ -9,7 +9,7 @@ import pytest
 from pretrain.config.load import load_run_config, read_run_config
 from tests.support.runs import environment, train_records, validation_records
 
-VERBS = ("prepare", "data", "train", "plan", "status", "generate", "verify-resume", "show-config")
+VERBS = ("prepare", "data", "train", "plan", "bench", "status", "generate", "verify-resume", "show-config")
 
 
 @pytest.mark.parametrize("verb", VERBS)

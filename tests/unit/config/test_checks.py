@@ -87,6 +87,19 @@ RULES: list[tuple[dict[str, object], int, str]] = [
         "lr_schedule.warmup_tokens=4096001: is longer than the whole run of 1000 steps; shorten the warmup or "
         "lengthen train.max_steps",
     ),
+    *(
+        (
+            {"profile__steps": steps},
+            1,
+            f"profile.steps={list(steps)}: must be a first and a last step, counted from 1; write it as in [10,12]",
+        )
+        for steps in ((3,), (1, 2, 3), (3, 2), (0, 2))
+    ),
+    (
+        {"profile__steps": (1000, 1001)},
+        1,
+        "profile.steps=[1000, 1001]: the run ends with step 1000; end at 1000 or before, or lengthen the run",
+    ),
     ({"engine__loss_scale__initial": 1000}, 1, "engine.loss_scale.initial=1000: must be a power of two; choose 65536"),
     ({"engine__loss_scale__initial": 0.5}, 1, "engine.loss_scale.initial=0.5: must be a power of two; choose 65536"),
     (
@@ -241,6 +254,7 @@ LEGAL: list[tuple[dict[str, object], int]] = [
     ({"model__num_heads": 5, "model__head_dim": 32}, 1),
     ({"model__num_query_groups": 1}, 1),
     ({"train__max_steps": None, "train__max_tokens": 1}, 1),
+    ({"profile__steps": (1000, 1000)}, 1),
     ({"lr_schedule__warmup_steps": 1000}, 1),
     ({"lr_schedule__warmup_steps": 0}, 1),
     ({"lr_schedule__warmup_tokens": 16 * 256 * 1000}, 1),

@@ -1,0 +1,179 @@
+"""`pretrain bench`: a training step of the configured model, measured as a user trains it, on whatever is there."""
+
+import gc
+import gzip
+import json
+import logging
+import shutil
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data_pipeline.mixture import TrainingData
+from data_pipeline.shards.reader import PackedDataset
+from pretrain.bench.data import VOCAB_SIZE, open_prepared, write_synthetic
+from pretrain.bench.plot import draw
+from pretrain.bench.result import make_result, new_folder, save
+from pretrain.bench.table import as_table
+from pretrain.config.checks import check_run
+from pretrain.config.errors import ConfigError, RunError
+from pretrain.config.run import AUTO, RunConfig
+from pretrain.layout.failures import describe_error, is_out_of_memory
+from pretrain.layout.grid import ParallelLayout, world_from_environment
+from pretrain.model.flops import token_flops
+from pretrain.planner.memory import choose_modes, plan_memory
+from pretrain.planner.micro_batch import with_micro_batch, with_size
+from pretrain.tracking.provenance import describe_environment
+from pretrain.tracking.speed import device_peak
+
+if TYPE_CHECKING:
+    from torch.profiler import profile
+
+    from pretrain.layout.groups import ProcessGroups
+
+PROFILED = 3
+"""Steps after the timed ones."""
+TRACE_FILE = "trace.json.gz"
+GIB = 2**30
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What is asked for besides the configuration."""
+
+    warmup: int = 20
+    steps: int = 50
+    out: Path | None = None
+    vocab_size: int | None = None
+    """Measure on pseudo-random tokens of so many pieces; None: on the configured dataset, if there is one."""
+    command: Sequence[str] = ()
+
+
+def bench(config: RunConfig, wanted: Wanted) -> tuple[Path, dict[str, Any]] | None:
+    """Measure and save; the folder and the result on rank 0, None on the others.
+
+    Raises UserError for what cannot be run here, memory that does not suffice included.
+    """
+    rank, world_size, _ = world_from_environment()
+    check_run(config, world_size)
+    if wanted.vocab_size is not None and wanted.vocab_size < 2:
+        raise ConfigError([f"--vocab-size {wanted.vocab_size}: must be at least 2: one token ends documents"])
+    prepared = open_prepared(config) if wanted.vocab_size is None else None
+    folder = new_folder(wanted.out, config.model.name) if rank == 0 else None
+    try:
+        return _measure(config, wanted, prepared, folder)
+    except BaseException as error:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)  # it was not there before, or empty
+        if not is_out_of_memory(error):
+            raise
+        raise RunError(f"{config.model.name}: {describe_error(error)}") from None
+
+
+def _measure(
+    config: RunConfig, wanted: Wanted, prepared: TrainingData | None, folder: Path | None
+) -> tuple[Path, dict[str, Any]] | None:
+    from pretrain.layout.groups import build_groups
+    from pretrain.layout.runtime import runtime
+    from pretrain.layout.vendor_imports import megatron_imports
+
+    with megatron_imports():
+        from pretrain.engine.build import build_engine, smallest_memory
+    from pretrain.bench.ceilings import measure_ceilings
+    from pretrain.bench.parts import part_times
+    from pretrain.bench.roofline import ideal_seconds, roofline
+    from pretrain.bench.steps import peak_over_ranks, run_steps, start_peak
+    from pretrain.profiling import StepProfiler
+
+    parallel = config.parallel
+    layout = ParallelLayout(world_from_environment()[1], parallel.tp, parallel.pp)
+    with runtime(config.engine, layout=layout) as here:
+        groups = build_groups(layout, config.run.seed, here.group_timeout_minutes, here.device, vp=parallel.vp)
+        dataset = prepared or _synthetic(config, wanted.vocab_size or VOCAB_SIZE, folder, groups)
+        tokenizer = dataset.manifest.tokenizer
+        memory = smallest_memory(here.device, groups.control)
+        check_memory(config, tokenizer.vocab_size, layout, memory)
+        config = with_micro_batch(config, tokenizer.vocab_size, here.world_size, memory)
+        peak = device_peak(config.tracking.peak_tflops, here.gpu_name, config.engine.precision)
+        # Before the model is there: later there may be no room for a large product.
+        ceilings = measure_ceilings(config, tokenizer.vocab_size, here.device)
+        start_peak(here.device)
+        engine = build_engine(config, tokenizer.vocab_size, groups, here.device, eod_id=tokenizer.eod_id)
+        log.info(
+            "%s: %d warm-up, %d timed, %d profiled steps", config.model.name, wanted.warmup, wanted.steps, PROFILED
+        )
+        measured = wanted.warmup + wanted.steps
+        traces: list[dict[str, Any]] = []
+
+        def keep(recorded: "profile", first: int, last: int) -> None:
+            assert folder is not None
+            traces.append(_write_trace(recorded, folder))
+
+        profiler = StepProfiler(measured + 1, measured + PROFILED, keep) if here.is_main else None
+        gc.collect()  # what was left by building is no step's
+        steps = run_steps(config, dataset, engine, groups, here, measured + PROFILED, profiler)
+        peak_bytes = peak_over_ranks(steps[measured - 1]["peak_bytes"], groups)
+        environment = describe_environment()
+        if folder is None:
+            return None
+    timed, profiled = steps[wanted.warmup : measured], part_times(traces[0], on_gpu=here.device.type == "cuda")
+    ideal = ideal_seconds(config, tokenizer.vocab_size, layout, ceilings.best[1], ceilings.bandwidth)
+    middle = {name: statistics.median(step[name] for step in timed) for name in ("seconds_step", "seconds_data")}
+    result = make_result(
+        config=config,
+        command=wanted.command,
+        environment=environment,
+        layout={"world_size": layout.world_size, "tp": layout.tp, "pp": layout.pp, "dp": layout.dp},
+        dataset=dataset,
+        warmup=wanted.warmup,
+        timed=timed,
+        flops=token_flops(config.model, tokenizer.vocab_size),
+        peak=peak,
+        ceilings=ceilings,
+        memory={
+            "peak_gib": peak_bytes / GIB,
+            "of": "allocated on the GPU" if here.device.type == "cuda" else "resident for the process",
+        },
+        profiled=profiled,
+        rows=roofline(profiled, middle["seconds_step"], middle["seconds_data"], ideal),
+    )
+    save(folder, result, as_table(result), draw(result))
+    return folder, result
+
+
+def _synthetic(config: RunConfig, vocab_size: int, folder: Path | None, groups: "ProcessGroups") -> TrainingData:
+    """Written by rank 0 into its folder, read by all."""
+    import torch.distributed as dist
+
+    places = [None if folder is None else folder / "data"]
+    if places[0] is not None:
+        write_synthetic(places[0], config, vocab_size)
+    dist.broadcast_object_list(places, src=0, group=groups.control)
+    assert places[0] is not None
+    return PackedDataset.open(places[0], "train")
+
+
+def check_memory(config: RunConfig, vocab_size: int, layout: ParallelLayout, available: int) -> None:
+    """Raise RunError where what stays on a device for the whole run is more than it has; activations come on top."""
+    if config.train.micro_batch_size == AUTO:
+        config = with_size(config, 1)  # it is found later; what stays does not depend on it
+    modes = choose_modes(config, vocab_size, layout.world_size, available)
+    needed = max(stage.stays_between_steps for stage in plan_memory(config, vocab_size, layout.world_size, modes))
+    if needed > available:
+        raise RunError(
+            f"{config.model.name}: does not fit: {needed / GIB:.1f} GiB of parameters and optimizer state for each "
+            f"rank, which has {available / GIB:.1f} GiB; choose a smaller model=, more ranks, or engine.offload"
+        )
+
+
+def _write_trace(recorded: "profile", folder: Path) -> dict[str, Any]:
+    """Beside the result, for chrome://tracing and Perfetto."""
+    folder.mkdir(parents=True, exist_ok=True)
+    recorded.export_chrome_trace(str(folder / TRACE_FILE))
+    with gzip.open(folder / TRACE_FILE) as file:
+        trace: dict[str, Any] = json.load(file)
+    return trace

@@ -1,0 +1,99 @@
+"""Several models one after the other, each in a process of its own, so that none feels what another broke."""
+
+import logging
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from data_pipeline.durable import write_durably
+from pretrain.bench.data import VOCAB_SIZE
+from pretrain.bench.measure import Wanted
+from pretrain.bench.result import TABLE_FILE, Result, load, new_folder
+from pretrain.bench.table import columns, milliseconds, share
+from pretrain.config.errors import RunError
+from pretrain.layout.grid import world_from_environment
+
+
+@dataclass(frozen=True)
+class Suite:
+    """What is measured: models in their order, each with its overrides, all on pseudo-random tokens."""
+
+    models: Mapping[str, Sequence[str]]
+    vocab_size: int
+
+
+def _on_one_gpu(model: str, micro_batch: int) -> tuple[str, ...]:
+    batch = ("train.global_batch_size=32", f"train.micro_batch_size={micro_batch}")
+    return (f"model={model}", "model.seq_length=2048", "engine=zero0_bf16", *batch)
+
+
+# `pretrain plan --gpu-memory 139` says that these micro-batches fit in one H200; none has been measured against others.
+_MICRO_BATCHES = {"gpt3_125m": 16, "gpt3_350m": 16, "gpt3_1.3b": 8, "gpt3_2.7b": 4, "gpt3_6.7b": 1}
+
+SUITES: Mapping[str, Suite] = {
+    "single_gpu": Suite({model: _on_one_gpu(model, size) for model, size in _MICRO_BATCHES.items()}, VOCAB_SIZE),
+    "tiny": Suite({model: (f"model={model}",) for model in ("tiny", "tiny_llama")}, 4096),
+}
+
+log = logging.getLogger(__name__)
+
+
+def run_suite(name: str, overrides: Sequence[str], wanted: Wanted) -> tuple[str, bool]:
+    """Measure every model of a suite, further overrides applied to each: the table, and whether any model worked."""
+    if name not in SUITES:
+        raise RunError(f"suite={name}: there is no such suite; choose {' or '.join(SUITES)}")
+    if world_from_environment()[1] > 1:
+        raise RunError(f"suite={name}: starts its own processes; run it without torchrun, or bench single models")
+    suite, folder = SUITES[name], new_folder(wanted.out, name)
+    wanted = replace(wanted, vocab_size=wanted.vocab_size or suite.vocab_size)
+    folder.mkdir(parents=True, exist_ok=True)
+    rows: list[tuple[str, ...]] = [
+        ("model", "median ms", "p95 ms", "tokens/s", "MFU of peak", "of products", "GiB", "limited by")
+    ]
+    failed, table = 0, ""
+    for number, (model, its) in enumerate(suite.models.items(), 1):
+        log.info("%s: %d of %d", model, number, len(suite.models))
+        fault = _run_one(folder / model, [*its, *overrides], wanted)
+        rows.append(_failed(model, fault) if fault else _row(model, load(folder / model)))
+        failed += fault is not None
+        head = f"suite {name}; MFU by 6N + 6Lhs; all figures in {folder}/MODEL/"
+        table = "\n".join([head, "", *columns(rows, left=(0, len(rows[0]) - 1))]) + "\n"
+        write_durably(folder / TABLE_FILE, table.encode())  # after each model: the next ones may take long
+    return table, failed < len(suite.models)
+
+
+def _run_one(folder: Path, overrides: Sequence[str], wanted: Wanted) -> str | None:
+    """Why it failed, in a line; None: it did not."""
+    words = [sys.executable, "-m", "pretrain", "bench", *overrides, f"--out={folder}"]
+    # Pseudo-random tokens, whatever is prepared here: a suite compares models and machines.
+    words += [f"--warmup={wanted.warmup}", f"--steps={wanted.steps}", f"--vocab-size={wanted.vocab_size}"]
+    log_file = folder.with_name(f"{folder.name}.log")
+    with log_file.open("wb") as stream:
+        code = subprocess.run(words, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream).returncode
+    if code == 0:
+        return None
+    if code < 0:
+        return f"killed by signal {-code}" + (", as the kernel does where memory is short" if code == -9 else "")
+    text = log_file.read_text(encoding="utf-8", errors="replace").strip()
+    _, mark, told = text.rpartition("pretrain: error: ")
+    return " ".join(told.split()) if mark else text[text.rfind("\n") + 1 :] or f"exit code {code}"
+
+
+def _row(model: str, result: Result) -> tuple[str, ...]:
+    mfu, step = result["mfu"]["6n_6lhs"], result["step_seconds"]
+    return (
+        model,
+        milliseconds(step["median"]),
+        milliseconds(step["p95"]),
+        f"{result['tokens_per_second']:,.0f}",
+        share(mfu["of_peak"]),
+        share(mfu["of_ceiling"]),
+        f"{result['memory']['peak_gib']:.2f}",
+        max(result["roofline"], key=lambda row: row["seconds"])["part"],
+    )
+
+
+def _failed(model: str, fault: str) -> tuple[str, ...]:
+    return (model, *["-"] * 6, f"failed: {fault}")

@@ -1,0 +1,165 @@
+"""Figures follow from the steps; a result is read back as it was saved, compared, and nothing else is taken for one."""
+
+import argparse
+import json
+from pathlib import Path
+
+import pytest
+
+from data_pipeline.errors import UserError
+from data_pipeline.loader import train_batches
+from data_pipeline.shards.reader import PackedDataset
+from pretrain import bench_verb
+from pretrain.bench.compare import compare
+from pretrain.bench.data import EOD_ID, open_prepared, write_synthetic
+from pretrain.bench.measure import Wanted, bench, check_memory
+from pretrain.bench.result import FORMAT, load, mfu, new_folder, step_figures
+from pretrain.bench.suite import SUITES, run_suite
+from pretrain.config.checks import check_run
+from pretrain.config.errors import RunError
+from pretrain.config.load import load_run_config
+from pretrain.layout.grid import ParallelLayout
+from pretrain.model.flops import TokenFlops
+
+
+def test_median_p95_and_split_of_the_steps():
+    steps = [
+        {"seconds_step": 1.0 + i, "seconds_data": 0.1, "seconds_forward_backward": 0.5, "seconds_optimizer": 0.2}
+        for i in range(21)
+    ]
+    figures = step_figures(steps)
+    assert figures["step_seconds"]["median"] == 11.0
+    assert figures["step_seconds"]["p95"] == pytest.approx(20.0)
+    assert figures["split_seconds"] == pytest.approx(
+        {"data": 0.1, "forward_backward": 0.5, "optimizer": 0.2, "rest": 10.2}
+    )
+
+
+def test_mfu_by_three_conventions_against_peak_and_products():
+    shares = mfu(TokenFlops(6e9, 7e9, 8e9), tokens_per_second=200, num_devices=2, peak=1e12, ceiling=0.8e12)
+    assert shares == {
+        "6n": {"of_peak": pytest.approx(0.6), "of_ceiling": pytest.approx(0.75)},
+        "6n_6lhs": {"of_peak": pytest.approx(0.7), "of_ceiling": pytest.approx(0.875)},
+        "6n_12lhs": {"of_peak": pytest.approx(0.8), "of_ceiling": pytest.approx(1.0)},
+    }
+    assert mfu(TokenFlops(6e9, 7e9, 8e9), 200, 1, None, 1e12)["6n"]["of_peak"] is None
+
+
+def result(tokens_per_second: float, precision: str, torch: str) -> dict:
+    return {
+        "format": FORMAT,
+        "version": 1,
+        "tokens_per_second": tokens_per_second,
+        "step_seconds": {"median": 1000 / tokens_per_second, "p95": 2.0},
+        "mfu": {name: {"of_peak": None, "of_ceiling": 0.5} for name in ("6n", "6n_6lhs", "6n_12lhs")},
+        "ceiling": {"tflops": 1.0, "bandwidth_gb_per_second": 10.0},
+        "memory": {"peak_gib": 2.0},
+        "roofline": [{"part": "idle", "seconds": 0.0, "ideal_seconds": 0.0}],
+        "config": {"engine": {"precision": precision}, "run": {"name": precision}},
+        "layout": {"tp": 1},
+        "data": {"synthetic": True},
+        "steps": {"timed": 50},
+        "environment": {"device": "one", "versions": {"torch": torch}},
+    }
+
+
+def test_a_comparison_tells_first_what_was_not_alike(tmp_path: Path):
+    (tmp_path / "a.json").write_text(json.dumps(result(100.0, "fp32", "2.12")))
+    (tmp_path / "b.json").write_text(json.dumps(result(150.0, "bf16", "2.13")))
+    lines = compare(tmp_path / "a.json", tmp_path / "b.json").splitlines()
+    assert lines[3:5] == [
+        "  config.engine.precision: A 'fp32', B 'bf16'",
+        "  environment.versions.torch: A '2.12', B '2.13'",
+    ]
+    rows = {line[:26].strip(): line[26:].split() for line in lines[7:]}
+    assert rows["tokens/s"] == ["100", "150", "1.500"]
+    assert rows["step median, ms"][-1] == "0.667"
+    assert rows["idle, ms"] == ["0", "0", "-"]
+    assert "same settings, versions and machine" in compare(tmp_path / "a.json", tmp_path / "a.json")
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": "something else"}', "\x00\xff"])
+def test_what_is_no_result_is_refused(tmp_path: Path, content: str):
+    path = tmp_path / "bench.json"
+    path.write_text(content, encoding="latin-1")
+    with pytest.raises(RunError, match=r"bench\.json: is not a result of `pretrain bench`"):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    ("words", "options", "message"),
+    [
+        (["compare", "a.json"], {}, "takes two results"),
+        (["compare", "a.json", "b.json"], {}, "a.json: cannot be read"),
+        (["suite=giant"], {}, "suite=giant: there is no such suite; choose single_gpu or tiny"),
+        (["model=tiny"], {"vocab_size": 1}, "--vocab-size 1: must be at least 2"),
+        (["model=tiny"], {"out": Path("taken")}, "--out taken: is there already"),
+        (["train.micro_batch_size=5"], {}, "train.global_batch_size=16: must be a multiple"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line(tmp_path, monkeypatch, words, options, message):
+    monkeypatch.chdir(tmp_path)
+    Path("taken").mkdir()
+    Path("taken/bench.json").touch()
+    given = {"warmup": None, "steps": None, "out": None, "vocab_size": None} | options
+    with pytest.raises(UserError) as caught:
+        bench_verb.run(argparse.Namespace(overrides=words, **given))
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_what_no_device_can_hold_is_refused_before_it_is_built():
+    config = load_run_config(["model=gpt3_6.7b", "engine=zero0_bf16"])
+    with pytest.raises(RunError, match=r"gpt3_6.7b: does not fit: 8\d\.\d GiB .* which has 80\.0 GiB"):
+        check_memory(config, 50257, ParallelLayout(1), 80 * 2**30)
+    check_memory(config, 50257, ParallelLayout(1), 139 * 2**30)
+
+
+def test_a_suite_under_torchrun_and_memory_that_ran_out_are_told(tmp_path, monkeypatch):
+    with monkeypatch.context() as patched, pytest.raises(RunError, match="run it without torchrun"):
+        patched.setenv("WORLD_SIZE", "2")
+        run_suite("tiny", [], Wanted(out=tmp_path / "suite"))
+    assert not (tmp_path / "suite").exists()
+
+    def without_memory(*_: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+
+    monkeypatch.setattr("pretrain.bench.measure._measure", without_memory)
+    with pytest.raises(RunError, match="tiny: out of memory"):
+        bench(load_run_config(["model=tiny"]), Wanted(out=tmp_path / "out", vocab_size=300))
+
+
+def test_a_suite_of_which_no_model_works_has_a_reason_for_each(tmp_path):
+    table, worked = run_suite("tiny", ["model.num_heads=3", "train.max_steps=0"], Wanted(out=tmp_path / "suite"))
+    assert not worked
+    rows = [line for line in table.splitlines() if "failed: " in line]
+    assert len(rows) == 2 and all("model.num_heads=3" in row and "train.max_steps=0" in row for row in rows)
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_the_models_of_a_suite_are_legal_runs(suite):
+    for overrides in SUITES[suite].models.values():
+        check_run(load_run_config(overrides), world_size=1)
+
+
+def test_results_do_not_take_each_others_place(tmp_path: Path):
+    first = new_folder(None, "tiny", beside=tmp_path)
+    first.mkdir()
+    assert (first.name, new_folder(None, "tiny", beside=tmp_path).name) == ("tiny", "tiny-2")
+
+
+@pytest.mark.parametrize("packing", ["stream", "best_fit"])
+def test_pseudo_random_tokens_are_read_by_the_real_loader(tmp_path: Path, packing: str):
+    config = load_run_config(["model.seq_length=32", f"data.packing={packing}", f"data.path={tmp_path}/none"])
+    assert open_prepared(config) is None
+    write_synthetic(tmp_path / "data", config, 300)
+    dataset = PackedDataset.open(tmp_path / "data", "train")
+    dataset.verify()
+    batches = train_batches(dataset, seed=1, global_batch_size=16, rank=0, size=1, position=0)
+    tokens = next(batches).tokens
+    batches.close()
+    assert tokens.shape == (16, 33)
+    assert tokens.max() < 300 and (tokens == EOD_ID).any()
+    record = dataset.manifest.tokenizer
+    assert (record.kind, record.file, record.vocab_size) == ("synthetic", "", 300), "it claims no tokenizer"
+    write_synthetic(tmp_path / "again", config, 300)
+    assert PackedDataset.open(tmp_path / "again", "train").manifest.digest == dataset.manifest.digest
