@@ -76,3 +76,7 @@ class EngineConfig:
     """A collective that takes longer ends the run."""
     link_check: bool = True
     """On several nodes: sums over the network are checked and timed before the model is built."""
+    cross_entropy: Literal["plain", "in_place"] = "plain"
+    """in_place: the logits, in the precision, are all that is held of [tokens, vocabulary]: the loss is made in fp32
+    for some rows at a time, and the backward pass overwrites the logits with their gradient. plain: torch's and
+    Megatron's own, which hold fp32 ones too."""
