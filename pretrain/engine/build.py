@@ -7,6 +7,8 @@ import psutil
 import torch
 import torch.distributed as dist
 
+from pretrain.config.attention import attention_problems, calls_of
+from pretrain.config.errors import ConfigError
 from pretrain.config.run import RunConfig
 from pretrain.engine.interface import Engine
 from pretrain.layout.groups import DeepSpeedGroups, ProcessGroups
@@ -32,6 +34,11 @@ def build_engine(
     `eod_id`: the token that ends a document.
     """
     zero = config.engine.zero_stage
+    calls = calls_of(
+        config.model, config.engine, "cuda" if device.type == "cuda" else "cpu", documents=config.data.document_mask
+    )
+    if problems := list(attention_problems(config.engine, calls)):
+        raise ConfigError(problems)
     import_deepspeed(device)
     modes = choose_modes(config, vocab_size, groups.layout.world_size, smallest_memory(device, groups.control))
     if zero == 3:
@@ -52,6 +59,7 @@ def build_engine(
         seed=config.run.seed,
         groups=groups,
         device=device,
+        attention=calls,
         keep_own_share=share_of(DeepSpeedGroups(groups), vendor_config) if zero == 3 else None,
     )
     return ZeroEngine(

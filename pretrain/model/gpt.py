@@ -10,11 +10,13 @@ from megatron.core.transformer import TransformerConfig
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pretrain.config.attention import Calls
 from pretrain.config.engine import EngineConfig
 from pretrain.config.model import ModelConfig
 from pretrain.config.parallel import ParallelConfig, stage_chunks
 from pretrain.layout.groups import ProcessGroups
 from pretrain.layout.heap import large_blocks_apart
+from pretrain.model.attention import ANY, chosen_kernels
 from pretrain.model.cross_entropy import in_place_cross_entropy
 from pretrain.model.init import initial_value
 from pretrain.model.parameters import LocalParameter, describe, own_part, padded_rows, whole_shape
@@ -101,10 +103,12 @@ def build_stage(
     seed: int,
     groups: ProcessGroups,
     device: torch.device,
+    attention: Calls | None = None,
     keep_own_share: Callable[[nn.Parameter], None] | None = None,
 ) -> Stage:
     """This rank's chunks on `device`, in the engine's precision; process groups must exist.
 
+    `attention`: what kernels for it are chosen by; None: torch chooses among all it has.
     `keep_own_share` is called with each parameter as soon as it is filled, before the next one is made, and may free
     what other ranks keep: no more than one whole tensor stands beside the shares.
     """
@@ -112,12 +116,13 @@ def build_stage(
     config = transformer_config(model, parallel, engine)
     all_chunks = stage_chunks(parallel, model.num_layers)
     own = all_chunks[groups.pp_rank :: parallel.pp]
+    kernels = ANY if attention is None else chosen_kernels(engine.attention, attention)
     chunks = []
     for i, part in enumerate(own):
         with torch.device("meta"):
             chunk = Chunk(
                 config=config,
-                transformer_layer_spec=block_spec(model, part.num_layers),
+                transformer_layer_spec=block_spec(model, part.num_layers, kernels),
                 vocab_size=padded_rows(model, vocab_size, tp),
                 max_sequence_length=model.seq_length,
                 pre_process=part.embedding,
