@@ -8,6 +8,7 @@ from data_pipeline.config import DataConfig
 from pretrain.config.attention import attention_problems, calls_of
 from pretrain.config.changes import accept_problems
 from pretrain.config.cluster_checks import cluster_problems
+from pretrain.config.compile_checks import compile_problems
 from pretrain.config.engine import EngineConfig
 from pretrain.config.errors import ConfigError, Problem
 from pretrain.config.layout_checks import (
@@ -38,6 +39,7 @@ def check_run(config: RunConfig, world_size: int) -> None:
         *_modes(config.engine),
         *_offload(config.engine),
         *_attention(config),
+        *compile_problems(config),
         *_mixture(config.data),
         *cluster_problems(config.cluster),
         *accept_problems(config),
