@@ -105,7 +105,10 @@ def for_generation(trained: RunConfig, config: GenerateConfig, world_size: int) 
     used = dataclasses.replace(
         trained,
         parallel=config.parallel,
-        engine=dataclasses.replace(trained.engine, zero_stage=0, device=config.device),  # nothing is updated
+        # Nothing is updated, the device need not be the one that was trained on, and each length is another graph.
+        engine=dataclasses.replace(
+            trained.engine, zero_stage=0, device=config.device, attention="auto", compile="none"
+        ),
         train=dataclasses.replace(trained.train, micro_batch_size=1, global_batch_size=dp * max(1, config.parallel.pp)),
     )
     problems = list(layout_problems(used, world_size))

@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from data_pipeline.config import DataConfig
+from pretrain.config.attention import attention_problems, calls_of
 from pretrain.config.changes import accept_problems
 from pretrain.config.cluster_checks import cluster_problems
+from pretrain.config.compile_checks import compile_problems
 from pretrain.config.engine import EngineConfig
 from pretrain.config.errors import ConfigError, Problem
 from pretrain.config.layout_checks import (
@@ -43,6 +45,8 @@ def check_run(config: RunConfig, world_size: int) -> None:
         *_recompute(config),
         *_modes(config.engine),
         *_offload(config.engine),
+        *_attention(config),
+        *compile_problems(config),
         *_mixture(config.data),
         *cluster_problems(config.cluster),
         *accept_problems(config),
@@ -268,6 +272,15 @@ def _offload(engine: EngineConfig) -> Iterator[Problem]:
     if offload.params == "nvme" and engine.gather == "per_step":
         rule = "engine.offload.params=nvme needs parameters gathered for each micro-batch"
         yield Problem("engine.gather", "per_step", rule, "set it to auto, or engine.offload.params=cpu")
+
+
+def _attention(config: RunConfig) -> Iterator[Problem]:
+    """Where the device is found out later, what stands against a kernel is told then (engine/build.py)."""
+    model, device = config.model, config.engine.device
+    if device != "auto" and model.num_heads > 0:
+        yield from attention_problems(
+            config.engine, calls_of(model, config.engine, device, documents=config.data.document_mask)
+        )
 
 
 def _mixture(data: DataConfig) -> Iterator[Problem]:

@@ -76,3 +76,14 @@ class EngineConfig:
     """A collective that takes longer ends the run."""
     link_check: bool = True
     """On several nodes: sums over the network are checked and timed before the model is built."""
+    cross_entropy: Literal["plain", "in_place"] = "plain"
+    """in_place: the logits, in the precision, are all that is held of [tokens, vocabulary]: the loss is made in fp32
+    for some rows at a time, and the backward pass overwrites the logits with their gradient. plain: torch's and
+    Megatron's own, which hold fp32 ones too."""
+    attention: Literal["auto", "flash", "cudnn", "efficient", "math"] = "auto"
+    """Which of torch's kernels computes attention. auto: torch chooses by the chip among those that can; math writes
+    the scores out and is what the others are held against."""
+    compile: Literal["none", "layers"] = "none"
+    """layers: each transformer layer is one graph by torch.compile, made when training starts and kept in `compile/` of
+    the run folder (or where TORCHINDUCTOR_CACHE_DIR says). Not with ZeRO-3, tensor parallelism, documents kept apart,
+    selective recomputation or dropout."""

@@ -2,11 +2,14 @@
 
 import logging
 import os
+from pathlib import Path
 
 import psutil
 import torch
 import torch.distributed as dist
 
+from pretrain.config.attention import attention_problems, calls_of
+from pretrain.config.errors import ConfigError
 from pretrain.config.run import RunConfig
 from pretrain.engine.interface import Engine
 from pretrain.layout.groups import DeepSpeedGroups, ProcessGroups
@@ -19,6 +22,7 @@ with megatron_imports():
     from pretrain.engine.gathering import share_of
     from pretrain.engine.swap import Scratch, own_folder, require_async_io
     from pretrain.engine.zero import ZeroEngine, import_deepspeed
+    from pretrain.model.compiled import compile_layers
     from pretrain.model.gpt import build_stage
 
 log = logging.getLogger(__name__)
@@ -32,6 +36,11 @@ def build_engine(
     `eod_id`: the token that ends a document.
     """
     zero = config.engine.zero_stage
+    calls = calls_of(
+        config.model, config.engine, "cuda" if device.type == "cuda" else "cpu", documents=config.data.document_mask
+    )
+    if problems := list(attention_problems(config.engine, calls)):
+        raise ConfigError(problems)
     import_deepspeed(device)
     modes = choose_modes(config, vocab_size, groups.layout.world_size, smallest_memory(device, groups.control))
     if zero == 3:
@@ -52,8 +61,11 @@ def build_engine(
         seed=config.run.seed,
         groups=groups,
         device=device,
+        attention=calls,
         keep_own_share=share_of(DeepSpeedGroups(groups), vendor_config) if zero == 3 else None,
     )
+    if config.engine.compile == "layers":
+        compile_layers(stage, Path(config.run.dir) / "compile")
     return ZeroEngine(
         stage,
         model=config.model,

@@ -114,7 +114,10 @@ def _shares_of_flat_groups(optimizer: Any, groups: ProcessGroups) -> Iterator[Pi
 
 
 def hand_norm_to_deepspeed(optimizer: Any, norm_of_step: Callable[[], float]) -> None:
-    """ZeRO 1 to 3: DeepSpeed combines the norms of its groups; the first one asked for in a step is now the whole."""
+    """ZeRO 1 to 3: DeepSpeed combines the norms of its groups; the first one asked for in a step is now the whole.
+
+    Whether anything overflowed is told by it too: DeepSpeed would go through all gradients again, and ask the device.
+    """
     asked = 0
 
     def norm(*_: Any, **__: Any) -> Tensor:
@@ -131,8 +134,9 @@ def hand_norm_to_deepspeed(optimizer: Any, norm_of_step: Callable[[], float]) ->
 
     optimizer.step = step
     name = "complete_grad_norm_calculation_for_cpu_offload" if _is_offloaded(optimizer) else "get_grad_norm_direct"
-    assert hasattr(optimizer, name)
+    assert hasattr(optimizer, name) and hasattr(optimizer, "has_overflow")
     setattr(optimizer, name, norm)
+    optimizer.has_overflow = lambda *_, **__: not math.isfinite(norm_of_step())
 
 
 def _is_offloaded(optimizer: Any) -> bool:

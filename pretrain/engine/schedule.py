@@ -25,6 +25,8 @@ class MicroBatch:
     """[b, s + 1]: inputs and, one further, labels."""
     weights: Tensor | None
     """[b, s]: of each target in the loss, 1 on average where gradients are taken; None: all 1."""
+    cuts: Tensor | None
+    """On the host: where attention begins anew among the b * s inputs (document_cuts); None: with each sample."""
 
 
 class ChunkHandle(nn.Module):
@@ -46,21 +48,20 @@ class ChunkHandle(nn.Module):
     def set_input_tensor(self, tensor: Any) -> None:
         self.chunk.set_input_tensor(tensor)
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, cuts: Tensor | None) -> Tensor:
         """tokens [b, s + 1] -> on the last stage loss of each token [b, s], fp32; else hidden states."""
         inputs, labels = tokens[:, :-1], tokens[:, 1:]
-        return self.call(inputs, *self._places(inputs), labels=labels)
+        return self.call(inputs, self._positions(inputs), cuts, labels=labels)
 
-    def logits(self, tokens: Tensor) -> Tensor:
+    def logits(self, tokens: Tensor, cuts: Tensor | None) -> Tensor:
         """tokens [b, s] -> on the last stage logits [b, s, v / tp]; else hidden states."""
-        return self.call(tokens, *self._places(tokens))
+        return self.call(tokens, self._positions(tokens), cuts)
 
-    def _places(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Position ids, and what attention is told of documents: every stage has the tokens, so nothing is sent."""
+    def _positions(self, tokens: Tensor) -> Tensor:
+        """Every stage has the tokens, so nothing of this is sent."""
         if self.document_end is None:
-            return positions_of(tokens), None
-        positions = positions_in_documents(tokens, self.document_end)
-        return positions, positions
+            return positions_of(tokens)
+        return positions_in_documents(tokens, self.document_end)
 
 
 def chunk_handles(stage: Stage, call: Callable[..., Tensor], document_end: int | None) -> list[ChunkHandle]:
@@ -78,13 +79,23 @@ def positions_of(tokens: Tensor) -> Tensor:
 
 
 def positions_in_documents(tokens: Tensor, document_end: int) -> Tensor:
-    """Position ids [b, s] of tokens [b, s] within their documents; one that a sample cuts begins anew with it.
+    """Position ids [b, s] of tokens [b, s] within their documents; one that a sample cuts begins anew with it."""
+    positions = positions_of(tokens)
+    return positions - torch.where(_begins(tokens, document_end), positions, 0).cummax(1).values
 
-    Ends that follow an end, which are padding, belong to the same document.
-    """
-    positions, ends = positions_of(tokens), tokens == document_end
-    begins = functional.pad(ends[:, :-1] & ~ends[:, 1:], (1, 0))
-    return positions - torch.where(begins, positions, 0).cummax(1).values
+
+def document_cuts(tokens: Tensor, document_end: int) -> Tensor:
+    """Where documents begin among tokens [b, s], one sample after the other, but for the first; on the host."""
+    begins = _begins(tokens, document_end)
+    begins[:, 0] = True
+    return begins.flatten().nonzero().flatten()[1:]
+
+
+def _begins(tokens: Tensor, document_end: int) -> Tensor:
+    """Which tokens [b, s] begin a document that began in no earlier sample; ends that follow an end, which are padding,
+    belong to the same document."""
+    ends = tokens == document_end
+    return functional.pad(ends[:, :-1] & ~ends[:, 1:], (1, 0))
 
 
 def run_schedule(handles: list[ChunkHandle], batches: list[MicroBatch], *, forward_only: bool) -> Tensor:
@@ -98,14 +109,13 @@ def run_schedule(handles: list[ChunkHandle], batches: list[MicroBatch], *, forwa
 
 
 @torch.no_grad()
-def run_logits(handles: list[ChunkHandle], tokens: Tensor) -> Tensor | None:
+def run_logits(handles: list[ChunkHandle], batch: MicroBatch) -> Tensor | None:
     """Logits [b, s, v / tp] of tokens [b, s] on the last stage, None on the others."""
     # Each chunk takes its batch from the same list: as many as an interleaved schedule asks for at least.
     config = handles[0].config
     repeats = config.pipeline_model_parallel_size if len(handles) > 1 else 1
-    batches = [MicroBatch(tokens, None)] * repeats
-    size, length = tokens.shape
-    collected = _schedule(handles, batches, _logits_step, size, length, True, collect_non_loss_data=True)
+    size, length = batch.tokens.shape
+    collected = _schedule(handles, [batch] * repeats, _logits_step, size, length, True, collect_non_loss_data=True)
     return collected[0] if collected else None
 
 
@@ -134,11 +144,12 @@ def _schedule(
 
 def _forward_step(batches: Iterator[MicroBatch], handle: ChunkHandle) -> tuple[Tensor, Callable[[Tensor], Any]]:
     batch = next(batches)
-    return handle(batch.tokens), partial(_reduce_loss, batch.weights)
+    return handle(batch.tokens, batch.cuts), partial(_reduce_loss, batch.weights)
 
 
 def _logits_step(batches: Iterator[MicroBatch], handle: ChunkHandle) -> tuple[Tensor, Callable[..., Tensor]]:
-    return handle.logits(next(batches).tokens), lambda logits, non_loss_data: logits
+    batch = next(batches)
+    return handle.logits(batch.tokens, batch.cuts), lambda logits, non_loss_data: logits
 
 
 def _reduce_loss(weights: Tensor | None, losses: Tensor) -> tuple[Tensor, Tensor]:
@@ -146,5 +157,5 @@ def _reduce_loss(weights: Tensor | None, losses: Tensor) -> tuple[Tensor, Tensor
     if weights is not None:
         losses = losses * weights
     total = losses.detach().sum(1).double().sum()
-    record = torch.stack([total, total.new_tensor(losses.numel()) if weights is None else weights.double().sum()])
+    record = torch.stack([total, torch.full_like(total, losses.numel()) if weights is None else weights.double().sum()])
     return losses.mean(), record

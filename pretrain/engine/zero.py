@@ -6,7 +6,6 @@ Written against deepspeed 0.19.8; what is said about its inner ways holds for th
 import contextlib
 import logging
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -19,10 +18,11 @@ from pretrain.config.engine import EngineConfig
 from pretrain.config.model import ModelConfig
 from pretrain.config.optim import OptimConfig
 from pretrain.engine.deepspeed_config import sums_in_fp32
+from pretrain.engine.device import Stopwatch, to_device
 from pretrain.engine.gathering import BackwardCounts, fetch_without_traces, hold
 from pretrain.engine.gradients import complete, forget_gradients, global_norm, hand_norm_to_deepspeed, pieces_of
 from pretrain.engine.interface import StateShard, StepResult
-from pretrain.engine.schedule import MicroBatch, chunk_handles, run_logits, run_schedule
+from pretrain.engine.schedule import MicroBatch, chunk_handles, document_cuts, run_logits, run_schedule
 from pretrain.engine.shards import MOMENTS, adam_steps, copies_of, flat_pieces, logical_shards, set_adam_steps
 from pretrain.engine.swap import is_on_disk, on_disk, write_parameters
 from pretrain.layout.groups import DeepSpeedGroups, ProcessGroups
@@ -58,6 +58,7 @@ class ZeroEngine:
         self.stage, self.model, self.vocab_size, self.groups, self.device = stage, model, vocab_size, groups, device
         self.zero, self.precision, self.clip = engine.zero_stage, engine.precision, optim.clip_grad_norm
         self.hold_parameters, self.micro_batch_size = hold_parameters, micro_batch_size
+        self.document_end = document_end
         self._norm = math.nan
         self._readers: list[Callable[[], None]] = []
         named = stage.named()
@@ -95,41 +96,44 @@ class ZeroEngine:
         self.handles = chunk_handles(stage, self._forward, document_end)
 
     def train_step(self, tokens: Tensor, lr: float, mask: Tensor | None = None) -> StepResult:
-        started = time.perf_counter()
+        watch = Stopwatch(self.device)
+        watch.mark()
         self.engine.train()
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         forget_gradients(self.optimizer, self.zero)
         if self.hold_parameters:
             hold(self.stage.parameters())
-        parts = tokens.to(self.device).split(self.micro_batch_size)
+        parts = tokens.split(self.micro_batch_size)
         weights = [None] * len(parts) if mask is None else self._weights(mask).split(self.micro_batch_size)
-        micro_batches = [MicroBatch(*pair) for pair in zip(parts, weights, strict=True)]
+        micro_batches = [self._micro_batch(own, own[:, :-1], given) for own, given in zip(parts, weights, strict=True)]
         with self.engine.coalesce_grad_reduction() if self._reduce_per_step else contextlib.nullcontext():
             totals = self._over_all_ranks(run_schedule(self.handles, micro_batches, forward_only=False))
-        total, count = totals.tolist()
-        loss = total / count if count else 0.0
-        ran = time.perf_counter()
+        watch.mark()
         while self._readers:
             self._readers.pop()()
         loss_scale = self._loss_scale()
         self.engine.step()
         applied = bool(self.engine.was_step_applied())
+        watch.mark()
+        total, count = totals.tolist()  # until here the host waited once, for the norm
         return StepResult(
-            loss=loss,
+            loss=total / count if count else 0.0,
             grad_norm=self._norm / loss_scale if applied else math.inf,
             applied=applied,
             loss_scale=loss_scale,
-            seconds_forward_backward=ran - started,
-            seconds_optimizer=time.perf_counter() - ran,
+            seconds_forward_backward=watch.seconds(0),
+            seconds_optimizer=watch.seconds(1),
         )
 
     @torch.no_grad()
     def evaluate(self, tokens: Tensor, mask: Tensor) -> Tensor:
         self.engine.eval()
-        both = (tokens.to(self.device), mask.to(self.device, torch.float32))
-        parts = zip(*(tensor.split(self.micro_batch_size) for tensor in both), strict=True)
-        batches = [MicroBatch(*part) for part in self._whole_turns(list(parts))]
+        parts = zip(*(tensor.split(self.micro_batch_size) for tensor in (tokens, mask)), strict=True)
+        batches = [
+            self._micro_batch(own, own[:, :-1], to_device(counted, self.device).float())
+            for own, counted in self._whole_turns(list(parts))
+        ]
         totals = self._over_all_ranks(run_schedule(self.handles, batches, forward_only=True))
         self._let_go()
         return totals
@@ -139,8 +143,8 @@ class ZeroEngine:
         self.engine.eval()
         length, tp = tokens.shape[1], self.groups.layout.tp
         # Sequence parallelism cuts the sequence in equal parts; what is added at its end, no earlier token sees.
-        padded = functional.pad(tokens.to(self.device), (0, -length % tp))
-        own = run_logits(self.handles, padded)  # [b, s, v / tp]
+        padded = functional.pad(tokens, (0, -length % tp))
+        own = run_logits(self.handles, self._micro_batch(padded, padded, None))  # [b, s, v / tp]
         self._let_go()
         return self._whole_logits(own, padded.shape)[:, :length, : self.vocab_size]
 
@@ -175,6 +179,11 @@ class ZeroEngine:
             self._counts.remember(self.stage.chunks[chunk])
         return output
 
+    def _micro_batch(self, tokens: Tensor, inputs: Tensor, weights: Tensor | None) -> MicroBatch:
+        """Of tokens on the host, where alone documents are looked for: the device is asked nothing within a step."""
+        cuts = None if self.document_end is None else document_cuts(inputs, self.document_end)
+        return MicroBatch(to_device(tokens, self.device), weights, cuts)
+
     def _let_go(self) -> None:
         """After forward passes without a step: some of ZeRO-3's parameters stay gathered."""
         if self.zero == 3:
@@ -182,7 +191,7 @@ class ZeroEngine:
 
     def _weights(self, mask: Tensor) -> Tensor:
         """[n, s] such that the mean over the global batch is that of the targets that count, wherever they lie."""
-        weights = mask.to(self.device, torch.float64)
+        weights = to_device(mask, self.device).double()
         mean = weights.mean() / self.groups.layout.dp
         dist.all_reduce(mean, group=self.groups.data_parallel)
         return (weights / mean.clamp_min(torch.finfo(torch.float64).tiny)).float()  # where none counts, all 0

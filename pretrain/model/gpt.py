@@ -1,7 +1,7 @@
 """This rank's part of the decoder: built on the meta device, filled with layout-independent weights."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from megatron.core import tensor_parallel
@@ -10,11 +10,14 @@ from megatron.core.transformer import TransformerConfig
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pretrain.config.attention import Calls
 from pretrain.config.engine import EngineConfig
 from pretrain.config.model import ModelConfig
 from pretrain.config.parallel import ParallelConfig, stage_chunks
 from pretrain.layout.groups import ProcessGroups
 from pretrain.layout.heap import large_blocks_apart
+from pretrain.model.attention import ANY, chosen_kernels
+from pretrain.model.cross_entropy import in_place_cross_entropy
 from pretrain.model.init import initial_value
 from pretrain.model.parameters import LocalParameter, describe, own_part, padded_rows, whole_shape
 from pretrain.model.specs import block_spec, transformer_config
@@ -24,6 +27,7 @@ class Chunk(GPTModel):
     """GPTModel, or the part of it between two cuts of the pipeline, whose loss leaves out the vocabulary's padding."""
 
     real_vocab_size: int
+    cross_entropy: Literal["plain", "in_place"]
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
@@ -41,6 +45,10 @@ class Chunk(GPTModel):
         # The labels are turned, not the logits: those are thousands of times larger.
         labels = labels.transpose(0, 1).contiguous()
         real = self.real_columns(logits.shape[-1])
+        if self.cross_entropy == "in_place":
+            parallel = self.config.tensor_model_parallel_size > 1
+            first, group = self.tp_group.rank() * logits.shape[-1], self.tp_group if parallel else None
+            return in_place_cross_entropy(logits, labels, first=first, real=real, group=group).transpose(0, 1)
         # Padded rows get no probability, so neither they nor the loss depend on how much padding there is.
         if self.config.tensor_model_parallel_size > 1:
             if real < logits.shape[-1]:
@@ -95,10 +103,12 @@ def build_stage(
     seed: int,
     groups: ProcessGroups,
     device: torch.device,
+    attention: Calls | None = None,
     keep_own_share: Callable[[nn.Parameter], None] | None = None,
 ) -> Stage:
     """This rank's chunks on `device`, in the engine's precision; process groups must exist.
 
+    `attention`: what kernels for it are chosen by; None: torch chooses among all it has.
     `keep_own_share` is called with each parameter as soon as it is filled, before the next one is made, and may free
     what other ranks keep: no more than one whole tensor stands beside the shares.
     """
@@ -106,12 +116,13 @@ def build_stage(
     config = transformer_config(model, parallel, engine)
     all_chunks = stage_chunks(parallel, model.num_layers)
     own = all_chunks[groups.pp_rank :: parallel.pp]
+    kernels = ANY if attention is None else chosen_kernels(engine.attention, attention)
     chunks = []
     for i, part in enumerate(own):
         with torch.device("meta"):
             chunk = Chunk(
                 config=config,
-                transformer_layer_spec=block_spec(model, part.num_layers),
+                transformer_layer_spec=block_spec(model, part.num_layers, kernels),
                 vocab_size=padded_rows(model, vocab_size, tp),
                 max_sequence_length=model.seq_length,
                 pre_process=part.embedding,
@@ -122,7 +133,7 @@ def build_stage(
                 rotary_base=model.rope_base,
                 vp_stage=i if parallel.vp > 1 else None,
             )
-        chunk.real_vocab_size = vocab_size
+        chunk.real_vocab_size, chunk.cross_entropy = vocab_size, engine.cross_entropy
         chunks.append(chunk)
     stage = Stage(config, chunks)
     with large_blocks_apart():

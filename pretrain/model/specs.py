@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
-from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer import ModuleSpec, TransformerConfig
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from torch import Tensor
 from torch.nn import functional
@@ -13,7 +13,7 @@ from torch.nn import functional
 from pretrain.config.engine import EngineConfig, RecomputeConfig
 from pretrain.config.model import ModelConfig
 from pretrain.config.parallel import ParallelConfig, stage_chunks
-from pretrain.model.attention import CausalAttention
+from pretrain.model.attention import CausalAttention, Kernels
 
 
 def transformer_config(model: ModelConfig, parallel: ParallelConfig, engine: EngineConfig) -> TransformerConfig:
@@ -64,13 +64,13 @@ def transformer_config(model: ModelConfig, parallel: ParallelConfig, engine: Eng
     )
 
 
-def block_spec(model: ModelConfig, num_layers: int) -> TransformerBlockSubmodules:
+def block_spec(model: ModelConfig, num_layers: int, kernels: Kernels) -> TransformerBlockSubmodules:
     """Layers of Megatron's local modules with our norm and attention, and the same norm at the end."""
     layer = get_gpt_layer_local_spec(normalization="RMSNorm" if model.norm == "rmsnorm" else None)
     layer.submodules.input_layernorm = Norm
     layer.submodules.pre_mlp_layernorm = Norm
     attention = layer.submodules.self_attention.submodules
-    attention.core_attention = CausalAttention
+    attention.core_attention = ModuleSpec(CausalAttention, params={"kernels": kernels})
     if model.qk_norm:
         attention.q_layernorm = attention.k_layernorm = Norm
     return TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=Norm)

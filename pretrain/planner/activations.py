@@ -27,8 +27,9 @@ def activation_bytes(config: RunConfig, shapes: StageShapes, pp_rank: int, micro
     if shapes.has_head:
         columns = padded_vocab_size(vocab_size, model.vocab_multiple_of * parallel.tp) / parallel.tp
         width = _width(engine)
-        # Input of the last norm and of the head; the logits, those in fp32 and their softmax.
-        head = width * 2 * model.hidden_size / _sequence_parts(parallel) + columns * (width + 4 + 4 * (width < 4))
+        # Input of the last norm and of the head; the logits, and in the plain way those in fp32 and their softmax.
+        more = 4 + 4 * (width < 4) if engine.cross_entropy == "plain" else 0
+        head = width * 2 * model.hidden_size / _sequence_parts(parallel) + columns * (width + more)
     return round(tokens * (kept + again + head))
 
 

@@ -1,11 +1,13 @@
 """Documents kept apart (data.document_mask): each counts as if it had been given to the model alone, in any layout."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
 
 from pretrain.config.run import RunConfig
-from pretrain.engine.schedule import positions_in_documents
+from pretrain.engine.schedule import document_cuts, positions_in_documents
 from pretrain.layout.runtime import Runtime
 from pretrain.model.attention import attend
 from tests.ranks.test_model import plain_attention
@@ -22,6 +24,8 @@ def test_positions_begin_anew_after_each_end_and_in_each_sample() -> None:
     tokens = torch.tensor([[5, 9, 5, 5, 9, 9, 5, 9], [9, 5, 5, 5, 5, 5, 5, 5], [5, 5, 5, 5, 5, 5, 5, 5]])
     positions = [[0, 1, 0, 1, 2, 3, 0, 1], [0, 0, 1, 2, 3, 4, 5, 6], [0, 1, 2, 3, 4, 5, 6, 7]]
     assert positions_in_documents(tokens, 9).tolist() == positions
+    begins = [place for place, position in enumerate(itertools.chain(*positions)) if position == 0]
+    assert document_cuts(tokens, 9).tolist() == begins[1:]
 
 
 @pytest.mark.parametrize("groups", [4, 2, 1])
@@ -30,12 +34,12 @@ def test_attention_equals_a_plain_softmax_over_each_document(groups: int) -> Non
     query = torch.randn(9, 3, 4, 8, generator=generator)  # [s, b, heads, d]
     key, value = (torch.randn(9, 3, groups, 8, generator=generator) for _ in range(2))
     lengths = [[9], [1, 1, 5, 2], [4, 5]]
-    positions = torch.stack([torch.cat([torch.arange(length) for length in sample]) for sample in lengths])
+    cuts = torch.tensor([length for sample in lengths for length in sample]).cumsum(0)[:-1]
     q, k, v = (t.permute(1, 2, 0, 3).repeat_interleave(4 // t.shape[2], 1) for t in (query, key, value))
     for number, sample in enumerate(lengths):
         documents = zip(*(t[number].split(sample, dim=1) for t in (q, k, v)), strict=True)
         expected = torch.cat([plain_attention(*parts) for parts in documents], 1)  # [heads, s, d]
-        found = attend(query, key, value, positions)[:, number]
+        found = attend(query, key, value, cuts)[:, number]
         torch.testing.assert_close(found, expected.transpose(0, 1).flatten(1), rtol=1e-5, atol=1e-6)
 
 

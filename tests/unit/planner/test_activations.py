@@ -87,3 +87,11 @@ def test_the_last_stage_adds_its_logits() -> None:
     rows = 512 * 2 // 8  # padded to 128 * tp = 1024
     head = 2048 * (2 * 2 * HIDDEN + rows * (2 + 4 + 4))
     assert stage_bytes(7) == 12 * 2048 * HIDDEN * (8 + 24 / 8) + head
+
+
+def test_cross_entropy_in_place_keeps_the_logits_alone() -> None:
+    config = changed(parallel__tp=8)
+    (stage,) = all_stages(config.model, config.parallel, 1024)
+    in_place = changed(parallel__tp=8, engine__cross_entropy="in_place")
+    plain, least = (activation_bytes(each, stage, 0, 1, 1024) for each in (config, in_place))
+    assert plain - least == config.model.seq_length * 1024 // 8 * 8, "in bf16: fp32 logits and their softmax"

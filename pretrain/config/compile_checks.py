@@ -1,0 +1,51 @@
+"""What stands against compiled layers: each was tried and breaks a layer's graph, but for hidden dropout, whose masks
+would come from the compiler's own generator."""
+
+from collections.abc import Iterator
+
+from pretrain.config.errors import Problem
+from pretrain.config.run import RunConfig
+
+
+def compile_problems(config: RunConfig) -> Iterator[Problem]:
+    """Keys that engine.compile=layers does not go with."""
+    engine, model = config.engine, config.model
+    if engine.compile == "none":
+        return
+    for key, value, broken, reason, remedy in (
+        (
+            "engine.zero_stage",
+            engine.zero_stage,
+            engine.zero_stage == 3,
+            "gathers parameters within a layer",
+            "set engine.zero_stage=2 or less",
+        ),
+        ("parallel.tp", config.parallel.tp, config.parallel.tp > 1, "ranks speak to each other within a layer", ""),
+        (
+            "data.document_mask",
+            config.data.document_mask,
+            config.data.document_mask,
+            "attention is called for each document, of another length each time",
+            "",
+        ),
+        (
+            "engine.recompute.granularity",
+            engine.recompute.granularity,
+            engine.recompute.granularity == "selective",
+            "parts of a layer are computed anew by themselves",
+            "set it to full or none",
+        ),
+        *(
+            (
+                f"model.{name}",
+                getattr(model, name),
+                getattr(model, name) > 0,
+                "masks would be drawn in another way",
+                "set it to 0",
+            )
+            for name in ("hidden_dropout", "attention_dropout")
+        ),
+    ):
+        if broken:
+            remedy = f"{remedy}, or engine.compile=none" if remedy else "set engine.compile=none"
+            yield Problem(key, value, f"engine.compile=layers: {reason}", remedy)

@@ -1,0 +1,72 @@
+"""Attention by any of torch's kernels is attention, and the one that is named is the one that runs."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pretrain.config.attention import Calls
+from pretrain.layout.runtime import Runtime
+from pretrain.model.attention import attend, chosen_kernels
+from tests.ranks.test_parity import Layout, assert_parity
+from tests.support.models import run_config
+from tests.support.ranks import RanksFailed, run_ranks
+from tests.support.training import start
+
+FLASH = "aten::_scaled_dot_product_flash_attention_for_cpu"
+CUTS = torch.tensor([3, 4, 9, 14])
+
+
+class Operations(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        self.names.add(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+def by(kernel: str, dtype: torch.dtype, groups: int, cuts: Tensor | None) -> tuple[list[Tensor], bool]:
+    """Context and gradients in fp32; whether the flash kernel computed them."""
+    generator = torch.Generator().manual_seed(groups)
+    inputs = [
+        torch.randn(9, 2, heads, 8, generator=generator).to(dtype).requires_grad_() for heads in (4, groups, groups)
+    ]
+    calls = Calls("cpu", "fp32", head_width=8, dropout=0.0, documents=cuts is not None, grouped=groups < 4)
+    with Operations() as ran:
+        context = attend(*inputs, cuts, kernels=chosen_kernels(kernel, calls))  # type: ignore[arg-type]
+        context.square().sum().backward()
+    flash = FLASH in ran.names
+    assert flash == (f"{FLASH}_backward" in ran.names)
+    return [value.float() for value in (context.detach(), *(given.grad for given in inputs))], flash  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("cuts", [None, CUTS], ids=["whole", "documents"])
+@pytest.mark.parametrize("groups", [4, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_flash_and_math_agree(dtype: torch.dtype, groups: int, cuts: Tensor | None) -> None:
+    (expected, plain), (found, flash), (_, auto) = (
+        by(kernel, dtype, groups, cuts) for kernel in ("math", "flash", "auto")
+    )
+    assert (plain, flash, auto) == (False, True, True)
+    # In 16 bits the scores of one are rounded and those of the other are not.
+    bound = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 0.05, "atol": 0.1}
+    for value, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(value, other, **bound)
+
+
+@pytest.mark.parametrize("kernel", ["flash", "math"])
+def test_training_by_either_equals_one_process_of_plain_torch(kernel: str) -> None:
+    assert_parity(
+        Layout("llama", 3, overrides=(f"engine.attention={kernel}", "engine.recompute.granularity=selective"))
+    )
+
+
+def test_a_kernel_that_this_device_lacks_is_refused_when_the_device_is_known() -> None:
+    with pytest.raises(RanksFailed, match=r"ConfigError: engine.attention='cudnn': needs a GPU; or choose engine.att"):
+        run_ranks(begin, 1)
+
+
+def begin(here: Runtime) -> None:
+    start(here, run_config("gpt", "engine.attention=cudnn", "engine.device=auto"))

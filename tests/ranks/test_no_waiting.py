@@ -1,0 +1,178 @@
+"""Between the start of the first forward pass and the end of the last backward pass of a step, the host asks the device
+for nothing: no number is fetched from it, and none made on the host is waited for."""
+
+import itertools
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.overrides import TorchFunctionMode, resolve_name
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pretrain.config.run import RunConfig
+from pretrain.engine import zero
+from pretrain.engine.device import Stopwatch, to_device
+from pretrain.layout.runtime import Runtime
+from tests.support.models import batches, run_config
+from tests.support.ranks import run_ranks
+from tests.support.training import own_batch, start
+
+READ = {"item", "tolist", "__bool__", "__int__", "__float__", "__index__", "__contains__", "numpy", "cpu"}
+"""A tensor's methods that give the host a number."""
+MADE = {"new_tensor", "tensor", "as_tensor"}
+"""Functions that bring the host's numbers to a device, which waits for them to have come, if they are told one."""
+SIZED = {"nonzero", "masked_select", "_unique2", "unique_consecutive", "is_nonzero", "equal", "_local_scalar_dense"}
+"""Operations whose result has a size that only the device knows, or is a number."""
+NO_GPU = not torch.cuda.is_available()
+
+
+class Waits:
+    """Counts what would make the host wait for a GPU, by the place in our code or a vendor's that asks for it."""
+
+    def __init__(self) -> None:
+        self.places: Counter[str] = Counter()
+
+    def add(self, what: str) -> None:
+        for frame in reversed(traceback.extract_stack()):
+            file = Path(frame.filename)
+            if frame.name not in ("add", "__torch_function__", "__torch_dispatch__") and "torch" not in file.parts:
+                self.places[f"{what} in {file.stem}.{frame.name}"] += 1
+                return
+
+    def __enter__(self) -> "Waits":
+        self._modes = [_Functions(self), _Operations(self)]
+        for mode in self._modes:
+            mode.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for mode in reversed(self._modes):
+            mode.__exit__(None, None, None)
+
+
+class _Functions(TorchFunctionMode):
+    def __init__(self, waits: Waits) -> None:
+        super().__init__()
+        self.waits = waits
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = (resolve_name(func) or getattr(func, "__name__", "")).rpartition(".")[2]
+        if name in READ or (name in MADE and (name == "new_tensor" or kwargs.get("device") is not None)):
+            self.waits.add(name)
+            with torch._C._DisableTorchDispatch():  # else what it is made of is counted too
+                return func(*args, **kwargs)
+        return func(*args, **kwargs)
+
+
+class _Operations(TorchDispatchMode):
+    def __init__(self, waits: Waits) -> None:
+        super().__init__()
+        self.waits = waits
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        # An index that is a mask is looked through for its size, but where all that it names is set to one value.
+        masks = name.startswith("index") and any(
+            index is not None and index.dtype == torch.bool
+            for index in itertools.chain.from_iterable(arg for arg in args if isinstance(arg, list | tuple))
+        )
+        if name in SIZED or (masks and not (name.startswith("index_put") and args[2].numel() == 1)):
+            self.waits.add(name)
+        return func(*args, **(kwargs or {}))
+
+
+def waits_of_a_step(here: Runtime, config: RunConfig) -> tuple[Counter[str], Counter[str]]:
+    """Within forward and backward passes, and in the whole step."""
+    engine, inner, whole = start(here, config), Waits(), Waits()
+    engine.train_step(own_batch(here, config, 0), 1e-3)  # tables of positions are made once
+    schedule = zero.run_schedule
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        with inner:
+            return schedule(*args, **kwargs)
+
+    zero.run_schedule = watched
+    tokens = own_batch(here, config, 1)
+    with whole:
+        engine.train_step(tokens, 1e-3, torch.ones(len(tokens), config.model.seq_length, dtype=torch.bool))
+    return inner.places, whole.places
+
+
+APART = "data.document_mask=true"
+IN_PLACE = "engine.cross_entropy=in_place"
+CASES: dict[str, tuple[int, RunConfig]] = {
+    "gpt-zero0": (1, run_config("gpt", *batches(1), zero_stage=0)),
+    "gpt-zero1-bf16-documents": (1, run_config("gpt", *batches(1), APART, IN_PLACE, zero_stage=1, precision="bf16")),
+    "llama-zero2-bf16": (1, run_config("llama", *batches(1), zero_stage=2, precision="bf16")),
+    "llama-zero3-documents": (1, run_config("llama", *batches(1), APART, zero_stage=3)),
+    "gpt-zero3-bf16-dropout": (
+        1,
+        run_config("gpt", *batches(1), "model.hidden_dropout=0.1", zero_stage=3, precision="bf16"),
+    ),
+    "gpt-zero1-tp2-pp2-documents": (
+        4,
+        run_config("gpt", *batches(1), APART, IN_PLACE, zero_stage=1, tp=2, pp=2, sp=True),
+    ),
+}
+
+
+READ_LATER = {"item in gradients.global_norm": 1, "tolist in zero.train_step": 1}
+"""Clipping needs the norm; loss and number of targets are fetched when all else of the step has been given out."""
+ON_THE_HOST = {"nonzero in schedule.document_cuts", "__bool__ in utils.is_invalid_grad_norm"}
+"""Of tensors that never were on a device: tokens from the loader, and the norm as DeepSpeed is handed it."""
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_nothing_is_asked_of_the_device_between_the_first_forward_and_the_last_backward(case: str) -> None:
+    for inner, whole in run_ranks(waits_of_a_step, *CASES[case]):
+        assert not inner
+        assert {what: count for what, count in whole.items() if what not in ON_THE_HOST} == READ_LATER
+
+
+def test_what_waits_is_counted() -> None:
+    values, mask = torch.ones(3), torch.tensor([True, False, True])
+    seen: dict[Callable[[], object], str] = {
+        lambda: values[0].item(): "item",
+        lambda: values.tolist(): "tolist",
+        lambda: bool(mask.any()): "__bool__",
+        lambda: float(values[0]): "__float__",
+        lambda: values.new_tensor(1.0): "new_tensor",
+        lambda: torch.tensor(1.0, device="cpu"): "tensor",
+        lambda: values[mask]: "index",
+        lambda: values.masked_select(mask): "masked_select",
+        lambda: torch.equal(values, values): "equal",
+        lambda: torch.arange(values[0]): "_local_scalar_dense",
+    }
+    for waits, name in seen.items():
+        with Waits() as counted:
+            waits()
+        assert f"{name} in test_no_waiting.<lambda>" in counted.places
+    for goes_on in (lambda: values.masked_fill(mask, 0.0), lambda: torch.full_like(values, 3.0), lambda: len(values)):
+        with Waits() as counted:
+            goes_on()
+        assert not counted.places
+
+
+def test_nothing_is_copied_where_there_is_no_device_to_copy_to() -> None:
+    tokens = torch.arange(5)
+    assert to_device(tokens, torch.device("cpu")) is tokens
+
+
+@pytest.mark.parametrize(
+    "device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(NO_GPU, reason="needs a GPU")])]
+)
+def test_values_arrive_and_times_add_up(device: str) -> None:
+    place = torch.device(device)
+    for values in (torch.arange(5), torch.rand(3), torch.tensor([True, False])):
+        assert torch.equal(to_device(values, place).cpu(), values)
+    watch = Stopwatch(place)
+    for pause in (0.0, 0.02, 0.0):
+        time.sleep(pause)
+        watch.mark()
+    assert watch.seconds(0) >= 0.02 > watch.seconds(1) >= 0

@@ -1,0 +1,49 @@
+"""engine.compile=layers: what it does not go with is refused by its key."""
+
+import pytest
+
+from pretrain.config.checks import check_run
+from pretrain.config.errors import ConfigError
+from pretrain.config.load import load_run_config
+
+LAYERS = "engine.compile=layers"
+NONE = "set engine.compile=none"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (
+            ["engine.zero_stage=3"],
+            "engine.zero_stage=3: engine.compile=layers: gathers parameters within a layer; set engine.zero_stage=2 or "
+            "less, or engine.compile=none",
+        ),
+        (["parallel.tp=2"], f"parallel.tp=2: engine.compile=layers: ranks speak to each other within a layer; {NONE}"),
+        (
+            ["data.document_mask=true"],
+            "data.document_mask=True: engine.compile=layers: attention is called for each document, of another length "
+            f"each time; {NONE}",
+        ),
+        (
+            ["engine.recompute.granularity=selective"],
+            "engine.recompute.granularity='selective': engine.compile=layers: parts of a layer are computed anew by "
+            "themselves; set it to full or none, or engine.compile=none",
+        ),
+        (
+            ["model.hidden_dropout=0.1"],
+            "model.hidden_dropout=0.1: engine.compile=layers: masks would be drawn in another way; set it to 0, or "
+            "engine.compile=none",
+        ),
+    ],
+)
+def test_what_breaks_a_layers_graph_is_refused(overrides: list[str], told: str) -> None:
+    check_run(load_run_config(overrides), world_size=2)
+    with pytest.raises(ConfigError) as refused:
+        check_run(load_run_config([LAYERS, *overrides]), world_size=2)
+    assert [str(problem) for problem in refused.value.problems] == [told]
+
+
+@pytest.mark.parametrize("stage", range(3))
+def test_stages_below_three_with_pipelines_and_full_recomputation_go_with_it(stage: int) -> None:
+    more = [f"engine.zero_stage={stage}", "parallel.pp=2", "engine.recompute.granularity=full"]
+    check_run(load_run_config([LAYERS, *more]), world_size=2)
