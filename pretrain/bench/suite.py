@@ -18,9 +18,10 @@ from pretrain.layout.grid import world_from_environment
 
 @dataclass(frozen=True)
 class Suite:
-    """What is measured: models in their order, each with its overrides, all on pseudo-random tokens."""
+    """What is measured: models, or one model in several ways, in order; all on pseudo-random tokens."""
 
     models: Mapping[str, Sequence[str]]
+    """Name in the table -> overrides."""
     vocab_size: int
 
 
@@ -32,8 +33,22 @@ def _on_one_gpu(model: str, micro_batch: int) -> tuple[str, ...]:
 # `pretrain plan --gpu-memory 139` says that these micro-batches fit in one H200; none has been measured against others.
 _MICRO_BATCHES = {"gpt3_125m": 16, "gpt3_350m": 16, "gpt3_1.3b": 8, "gpt3_2.7b": 4, "gpt3_6.7b": 1}
 
+_FAST = ("engine.cross_entropy=in_place", "engine.compile=layers")
+_WAYS = {"": (), "-fast": _FAST}
+_MORE_WAYS = {"-zero3": ("engine.zero_stage=3",), "-documents": ("data.document_mask=true",)}
+
+
+def _single_gpu() -> Mapping[str, Sequence[str]]:
+    """Each model by the plain and by the fast ways; one of them by more."""
+    return {
+        model + way: (*_on_one_gpu(model, size), *overrides)
+        for model, size in _MICRO_BATCHES.items()
+        for way, overrides in (_WAYS | (_MORE_WAYS if model == "gpt3_1.3b" else {})).items()
+    }
+
+
 SUITES: Mapping[str, Suite] = {
-    "single_gpu": Suite({model: _on_one_gpu(model, size) for model, size in _MICRO_BATCHES.items()}, VOCAB_SIZE),
+    "single_gpu": Suite(_single_gpu(), VOCAB_SIZE),
     "tiny": Suite({model: (f"model={model}",) for model in ("tiny", "tiny_llama")}, 4096),
 }
 
