@@ -34,7 +34,7 @@ def _on_one_gpu(model: str, micro_batch: int) -> tuple[str, ...]:
 _MICRO_BATCHES = {"gpt3_125m": 16, "gpt3_350m": 16, "gpt3_1.3b": 8, "gpt3_2.7b": 4, "gpt3_6.7b": 1}
 
 _FAST = ("engine.cross_entropy=in_place", "engine.compile=layers")
-_WAYS = {"": (), "-fast": _FAST}
+_WAYS = {"": ("engine.cross_entropy=plain",), "-fast": _FAST}
 _MORE_WAYS = {"-zero3": ("engine.zero_stage=3",), "-documents": ("data.document_mask=true",)}
 
 
