@@ -72,7 +72,7 @@ def hurt(jobs: Jobs, background: Background) -> Hurt:
     seconds = []
     for number, blow in enumerate(blows, 1):
         job.wait_for_training(number)
-        ranks = job.ranks()
+        ranks, node = job.ranks(), nodes_of(job)[1]
         began = time.monotonic()
         blow()
         while any(rank.is_running() for rank in ranks.values()):
@@ -80,8 +80,8 @@ def hurt(jobs: Jobs, background: Background) -> Hurt:
             time.sleep(0.2)
         seconds.append(time.monotonic() - began)
         job.wait_for_end(number)
-        if number == NODE_DOWN:  # with the node that failed twice too few are left
-            scontrol("update", f"NodeName={nodes_of(job)[1]}", "State=RESUME")
+        if number == NODE_DOWN:  # with the node that failed twice too few are left; refused where it came back itself
+            subprocess.run(["scontrol", "update", f"NodeName={node}", "State=RESUME"], capture_output=True)
     return Hurt(job, job.attempts(), seconds)
 
 
