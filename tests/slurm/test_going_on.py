@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.timeout(900), pytest.mark.slow]
 ENDLESS = ("train.max_steps=100000", "evaluation.every_steps=0")
 NODE_DOWN = 5
 """Which blow it is."""
-LENGTH = ("train.max_steps=120", "evaluation.every_steps=0", "parallel.tp=2")
+LENGTH = ("train.max_steps=200", "evaluation.every_steps=0", "parallel.tp=2")
 
 
 @dataclass
@@ -36,7 +36,7 @@ class Background:
 @pytest.fixture(scope="module")
 def background(jobs: Jobs) -> Background:
     both = ("--nodes=2", "--nodelist=node1,node2")
-    limit = ("--time=2", "--signal=B:USR1@60")
+    limit = ("--time=2", "--signal=B:USR1@40")
     return Background(
         cut=jobs.submit("cut", *LENGTH, "tracking=wandb_offline", flags=(*both, *limit), PLANTED_SECONDS=0.5),
         # Side by side on the same nodes, which meet by IPv6 here.
@@ -176,7 +176,7 @@ def test_each_attempt_has_its_own_logs_by_node_and_rank(hurt: Hurt) -> None:
 
 def test_a_preempted_run_saves_and_comes_back(jobs: Jobs, hurt: Hurt) -> None:
     flags = ("--nodes=2", "--ntasks-per-node=2", "--nodelist=node1,node3")
-    layout = ("parallel.pp=2", "parallel.tp=2", "train.max_steps=24", "evaluation.every_steps=0")
+    layout = ("parallel.pp=2", "parallel.tp=2", "train.max_steps=40", "evaluation.every_steps=0")
     job = jobs.submit("preempted", *layout, flags=flags, PLANTED_SECONDS=0.4)
     job.wait_for_training(1)
     urgent = ["sbatch", "--partition=urgent", "--nodelist=node3", "--exclusive", "--output=/dev/null", "--wrap=sleep 3"]
@@ -186,7 +186,7 @@ def test_a_preempted_run_saves_and_comes_back(jobs: Jobs, hurt: Hurt) -> None:
     assert job.wait_until_over() == "COMPLETED"
     second = job.attempts()[1]
     assert second.began is not None and second.began.step == first.step and second.began.ranks == 4
-    assert second.ended is not None and (second.ended.outcome, second.ended.step) == ("finished", 24)
+    assert second.ended is not None and (second.ended.outcome, second.ended.step) == ("finished", 40)
 
 
 def test_a_run_cut_by_its_time_limit_ends_with_the_losses_of_an_undisturbed_one_beside_it(
@@ -199,7 +199,7 @@ def test_a_run_cut_by_its_time_limit_ends_with_the_losses_of_an_undisturbed_one_
     assert len(ends) > 1 and [end.outcome for end in ends] == ["stopped"] * (len(ends) - 1) + ["finished"]
     assert "SIGUSR1" in ends[0].cause
     losses = [{step: record["loss"] for step, record in train_records(job.run_dir).items()} for job in (cut, whole)]
-    assert losses[0] == losses[1] and len(losses[0]) == 120
+    assert losses[0] == losses[1] and len(losses[0]) == 200
     # One run for wandb, and the command that sends it.
     sync = re.findall(r"wandb sync \S+/offline-run-\*-(\w+)", cut.log)
     assert len(sync) == len(ends) and set(sync) == {(cut.run_dir / "wandb_run_id").read_text().strip()}
