@@ -357,17 +357,17 @@ MUTATIONS = (
     Mutation(
         "documents-apart",
         "documents get positions of their own and see each other all the same",
-        "pretrain/engine/schedule.py",
-        "return positions, positions",
-        "return positions, None",
+        ZERO,
+        "cuts = None if self.document_end is None else document_cuts(inputs, self.document_end)",
+        "cuts = None",
         (f"{APART}[llama-zero2-pp2-m3-document_mask=true-recompute.granularity=full]",),
     ),
     Mutation(
         "documents-positions",
         "documents are kept apart and learned positions run through all of a sample",
         "pretrain/engine/schedule.py",
-        "return positions, positions",
-        "return positions_of(tokens), positions",
+        "return positions_in_documents(tokens, self.document_end)",
+        "return positions_of(tokens)",
         (f"{APART}[gpt-zero1-tp2-sp-m3-document_mask=true]",),
     ),
     Mutation(

@@ -100,9 +100,10 @@ def test_a_mixture_from_urls_equals_the_local_one(folder, served, cache):
     data = dataclasses.replace(data, path=f"{served.url}/any")
     there = mix(plan, dataset_folders(data))
     assert take(there, 20) == take(mix(plan, {name: folder / name for name in ("set", "other")}), 20)
-    assert {path.name for path in finished(cache)} == {
-        record.sha256 for part in there.parts for record in part.record.files
-    }
+    # A file that no batch has asked for yet need not be there.
+    cached = {path.name for path in finished(cache)}
+    assert cached
+    assert cached <= {record.sha256 for part in there.parts for record in part.record.files}
 
 
 def test_datasets_with_equal_names_of_shards_do_not_mix(folder, served, cache):
