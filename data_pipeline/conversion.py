@@ -18,7 +18,7 @@ from data_pipeline.shards.layout import dtype_for
 from data_pipeline.shards.manifest import CorpusRecord, Manifest, SourceRecord, TokenizerRecord
 from data_pipeline.shards.reader import PackedDataset
 from data_pipeline.shards.stream import rows_of
-from data_pipeline.shards.writer import SplitWriter
+from data_pipeline.shards.writer import SplitWriter, split_writers
 from data_pipeline.staging import stage_new
 from data_pipeline.tokenizers.base import Tokenizer
 from data_pipeline.tokenizers.loading import store_tokenizer
@@ -52,25 +52,10 @@ def to_packed(
     with stage_new(target) as staged:
         tokenizer = store_tokenizer(Path(tokenizer_config.path), staged, eod=tokenizer_config.eod)
         survey = _survey(source, tokenizer, data)
-        writers = {
-            name: SplitWriter(
-                staged,
-                name,
-                seq_length=seq_length,
-                dtype=dtype_for(tokenizer.vocab_size),
-                samples_per_member=data.samples_per_member,
-                shard_bytes=data.shard_bytes,
-                packing=data.packing,
-                eod_id=tokenizer.eod_id,
-            )
-            for name in ("train", "validation")
-        }
-        try:
+        dtype = dtype_for(tokenizer.vocab_size)
+        with split_writers(staged, data, seq_length=seq_length, dtype=dtype, eod_id=tokenizer.eod_id) as writers:
             _pack(source, survey, tokenizer, writers)
             splits = {name: writer.close() for name, writer in writers.items()}
-        finally:
-            for writer in writers.values():
-                writer.abort()
         for name, split in splits.items():
             if not split.num_samples:
                 raise DataError(
@@ -98,7 +83,7 @@ def to_packed(
                 settings_file=tokenizer.settings.file_name(tokenizer.file_name),
             ),
             seq_length=seq_length,
-            dtype=dtype_for(tokenizer.vocab_size),
+            dtype=dtype,
             samples_per_member=data.samples_per_member,
             packing=data.packing,
             splits=splits,

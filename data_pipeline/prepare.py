@@ -27,7 +27,7 @@ from data_pipeline.shards.folder import LocalFolder
 from data_pipeline.shards.layout import dtype_for
 from data_pipeline.shards.manifest import CorpusRecord, Manifest, SourceRecord, SplitRecord, TokenizerRecord
 from data_pipeline.shards.reader import PackedDataset, check_sizes
-from data_pipeline.shards.writer import SplitWriter
+from data_pipeline.shards.writer import split_writers
 from data_pipeline.sources.corpus import Corpus
 from data_pipeline.staging import recover, stage, working
 from data_pipeline.tokenizers.base import Tokenizer
@@ -189,29 +189,13 @@ def _build(
     tasks = {key: (piece.key, piece.kept, encoding) for key, piece in pieces.items()}
     run_all(executor, work, "encoding", tasks, encode_piece, {key: piece.num_bytes for key, piece in pieces.items()})
     sources = {piece.given: np.zeros(3, dtype=np.int64) for piece in scan.pieces}
-    writers = {
-        name: SplitWriter(
-            staged,
-            name,
-            seq_length=seq_length,
-            dtype=dtype,
-            samples_per_member=data.samples_per_member,
-            shard_bytes=data.shard_bytes,
-            packing=data.packing,
-            eod_id=tokenizer.eod_id,
-        )
-        for name in ("train", "validation")
-    }
-    try:
+    with split_writers(staged, data, seq_length=seq_length, dtype=dtype, eod_id=tokenizer.eod_id) as writers:
         for (key, piece), (name, writer) in itertools.product(zip(keys, scan.pieces, strict=True), writers.items()):
             tokens, documents = encoded(work, key, name, dtype)
             num_bytes = int(documents["num_bytes"].sum())
             writer.add_all(tokens, documents["num_tokens"], num_bytes)
             sources[piece.given] += (len(documents), num_bytes, len(tokens))
         splits = {name: writer.close() for name, writer in writers.items()}
-    finally:
-        for writer in writers.values():
-            writer.abort()
     for name, split in splits.items():
         _check_enough(name, split, seq_length)
     return Manifest(

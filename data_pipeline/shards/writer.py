@@ -2,12 +2,15 @@
 
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
+from data_pipeline.config import DataConfig
 from data_pipeline.imports import without
 from data_pipeline.shards.layout import DTYPES, TAR_BLOCK, npy_header, tar_member_bytes
 from data_pipeline.shards.manifest import FileRecord, ShardRecord, SplitRecord
@@ -138,6 +141,31 @@ class SplitWriter:
     def _write_member(self) -> None:
         samples, self._filled = self._member[: self._filled], 0
         self._members.write(samples)
+
+
+@contextmanager
+def split_writers(
+    folder: Path, data: DataConfig, *, seq_length: int, dtype: str, eod_id: int
+) -> Iterator[dict[str, SplitWriter]]:
+    """A writer for each split; at the end the files of those that nobody closed are left unfinished."""
+    writers = {
+        name: SplitWriter(
+            folder,
+            name,
+            seq_length=seq_length,
+            dtype=dtype,
+            samples_per_member=data.samples_per_member,
+            shard_bytes=data.shard_bytes,
+            packing=data.packing,
+            eod_id=eod_id,
+        )
+        for name in ("train", "validation")
+    }
+    try:
+        yield writers
+    finally:
+        for writer in writers.values():
+            writer.abort()
 
 
 class _HashingFile:

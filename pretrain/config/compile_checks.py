@@ -10,7 +10,7 @@ from pretrain.config.run import RunConfig
 def compile_problems(config: RunConfig) -> Iterator[Problem]:
     """Keys that engine.compile=layers does not go with."""
     engine, model = config.engine, config.model
-    if engine.compile == "none":
+    if engine.compile != "layers":
         return
     for key, value, broken, reason, remedy in (
         (
@@ -47,5 +47,5 @@ def compile_problems(config: RunConfig) -> Iterator[Problem]:
         ),
     ):
         if broken:
-            remedy = f"{remedy}, or engine.compile=none" if remedy else "set engine.compile=none"
+            remedy = f"{remedy}, or engine.compile=elementwise" if remedy else "set engine.compile=elementwise"
             yield Problem(key, value, f"engine.compile=layers: {reason}", remedy)

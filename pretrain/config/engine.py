@@ -83,7 +83,8 @@ class EngineConfig:
     attention: Literal["auto", "flash", "cudnn", "efficient", "math"] = "auto"
     """Which of torch's kernels computes attention. auto: torch chooses by the chip among those that can; math writes
     the scores out and is what the others are held against."""
-    compile: Literal["none", "layers"] = "none"
-    """layers: each transformer layer is one graph by torch.compile, made when training starts and kept in `compile/` of
-    the run folder (or where TORCHINDUCTOR_CACHE_DIR says). Not with ZeRO-3, tensor parallelism, documents kept apart,
-    selective recomputation or dropout."""
+    compile: Literal["none", "elementwise", "layers"] = "none"
+    """Graphs by torch.compile, made when training starts and kept in `compile/` of the run folder (or where
+    TORCHINDUCTOR_CACHE_DIR says). layers: each transformer layer is one graph; not with ZeRO-3, tensor parallelism,
+    documents kept apart, selective recomputation or dropout. elementwise: what lies between its matrix products
+    (activation with bias, residual sum with bias, rotary positions) is a graph each; with everything."""

@@ -22,7 +22,7 @@ with megatron_imports():
     from pretrain.engine.gathering import share_of
     from pretrain.engine.swap import Scratch, own_folder, require_async_io
     from pretrain.engine.zero import ZeroEngine, import_deepspeed
-    from pretrain.model.compiled import compile_layers
+    from pretrain.model.compiled import compile_stage
     from pretrain.model.gpt import build_stage
 
 log = logging.getLogger(__name__)
@@ -64,8 +64,8 @@ def build_engine(
         attention=calls,
         keep_own_share=share_of(DeepSpeedGroups(groups), vendor_config) if zero == 3 else None,
     )
-    if config.engine.compile == "layers":
-        compile_layers(stage, Path(config.run.dir) / "compile")
+    if config.engine.compile != "none":
+        compile_stage(stage, config.engine.compile, Path(config.run.dir) / "compile")
     return ZeroEngine(
         stage,
         model=config.model,

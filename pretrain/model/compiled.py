@@ -1,16 +1,22 @@
-"""Transformer layers by torch.compile: one graph for all layers of a stage, without a break in it.
+"""Transformer layers by torch.compile: whole ones, or what lies between their matrix products.
 
-Tried with torch 2.13, megatron-core 0.16.1 and deepspeed 0.19.8; what cannot be one graph is refused beforehand
-(config/compile_checks.py), and a break that nobody knew of is an error instead of a slow layer.
+Tried with torch 2.13, megatron-core 0.16.1 and deepspeed 0.19.8. A whole layer is one graph, without a break in it, for
+all layers of a stage; what cannot be one is refused beforehand (config/compile_checks.py), and a break that nobody knew
+of is an error instead of a slow layer. Between matrix products nothing is gathered and nobody is spoken to, so these
+functions are one graph each in every layout.
 """
 
+import functools
 import os
 import shutil
 import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
-from torch import nn
+from megatron.core.models.common.embeddings import rope_utils
+from torch import Tensor, nn
 
 from pretrain.config.errors import ConfigError, Problem
 from pretrain.model.gpt import Stage
@@ -18,21 +24,75 @@ from pretrain.model.gpt import Stage
 CACHE = "TORCHINDUCTOR_CACHE_DIR"
 
 
-def compile_layers(stage: Stage, cache: Path, backend: str = "inductor") -> None:
-    """Each layer is compiled when it is first called; `cache`: where that is kept, unless the environment says."""
+def compile_stage(stage: Stage, how: Literal["elementwise", "layers"], cache: Path, backend: str = "inductor") -> None:
+    """Each graph is compiled when it is first needed; `cache`: where that is kept, unless the environment says."""
     if next(stage.parameters()).device.type == "cpu" and not _has_compiler():
         rule = "on a CPU it needs a C++ compiler, and there is none here"
-        raise ConfigError([Problem("engine.compile", "layers", rule, "install g++, or set engine.compile=none")])
+        raise ConfigError([Problem("engine.compile", how, rule, "install g++, or set engine.compile=none")])
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
     if os.environ.get(CACHE) in (None, default_cache_dir()):  # which torch may have set itself by now
         os.environ[CACHE] = str(cache.absolute())
+    compiler = functools.partial(torch.compile, backend=backend, fullgraph=True)
+    if how == "elementwise":
+        _compile_elementwise(stage, compiler)
+        return
     # Megatron warns of its own calls in every linear layer, which would break the graph there.
     torch._dynamo.config.ignore_logging_functions.add(warnings.warn)
+    for layer in _layers(stage):
+        layer.compile(backend=backend, fullgraph=True)
+
+
+def _compile_elementwise(stage: Stage, compiler: Callable[[Callable[..., Tensor]], Callable[..., Tensor]]) -> None:
+    """Norms stay torch's own, which are single kernels."""
+    config = stage.config
+    activate = compiler(functools.partial(_activate, config.activation_func, config.gated_linear_unit))
+    sums = functools.partial(_sums, compiler(_add))
+    for layer in _layers(stage):
+        layer.mlp.forward = functools.partial(_feed_forward, layer.mlp, activate)
+        if not config.hidden_dropout:  # masks would come from the compiler's own generator
+            layer.self_attn_bda = layer.mlp_bda = sums
+    # Megatron's place for a kernel of Transformer Engine's, which its configuration asks for when it is made.
+    config.apply_rope_fusion = True
+    rope_utils.fused_apply_rotary_pos_emb = functools.partial(_rotate, compiler(rope_utils._apply_rotary_pos_emb_bshd))
+
+
+def _layers(stage: Stage) -> Iterator[Any]:
     for module in stage.chunks:
         layers: nn.ModuleList = module.decoder.layers  # type: ignore[union-attr, assignment]
-        for layer in layers:
-            layer.compile(backend=backend, fullgraph=True)
+        yield from layers
+
+
+def _activate(activation: Callable[[Tensor], Tensor], gated: bool, inner: Tensor, bias: Tensor | None) -> Tensor:
+    """inner [s, b, f], or [s, b, 2 f] where the first half gates the second, bias of the same width -> [s, b, f]."""
+    if bias is not None:
+        inner = inner + bias
+    if not gated:
+        return activation(inner)
+    gate, value = inner.chunk(2, dim=-1)
+    return activation(gate) * value
+
+
+def _feed_forward(
+    mlp: Any, activate: Callable[[Tensor, Tensor | None], Tensor], hidden: Tensor, **_: Any
+) -> tuple[Tensor, Tensor | None]:
+    """As Megatron's MLP: [s, b, h] -> [s, b, h] and the bias that is still to be added."""
+    output: tuple[Tensor, Tensor | None] = mlp.linear_fc2(activate(*mlp.linear_fc1(hidden)))
+    return output
+
+
+def _add(output: Tensor, bias: Tensor | None, residual: Tensor) -> Tensor:
+    return residual + (output if bias is None else output + bias)
+
+
+def _sums(add: Callable[..., Tensor], _training: bool, _fused: bool) -> Callable[..., Tensor]:
+    """In Megatron's place for a sum with dropout, where there is none."""
+    return lambda output_and_bias, residual, _probability: add(*output_and_bias, residual)
+
+
+def _rotate(rotate: Callable[..., Tensor], heads: Tensor, angles: Tensor, *, interleaved: bool) -> Tensor:
+    """heads [s, b, n, d], angles [s, 1 or b, 1, d] -> [s, b, n, d]."""
+    return rotate(heads, angles, rotary_interleaved=interleaved)
 
 
 def _has_compiler() -> bool:

@@ -10,8 +10,11 @@ a save, then three steps with one after the first, in each of these ways
     deepspeed     DeepSpeed's own save_checkpoint of the same engine
     gathered      all parts sent to rank 0, which puts whole tensors into one torch.save
 
-and `dd` of the same bytes, one rank's file after the other's, with conv=fsync to the same disk. `blocked`: seconds in
-which training stands still because of the save (the call, and for the background the wait before the update).
+and `dd` of the same bytes, one rank's file after the other's, with conv=fsync to the same disk: over the files of the
+round before, and to new files, those of the round before deleted afterwards, as a checkpoint must.
+
+`blocked`: seconds in which training stands still because of the save (the call, and for the background the wait before
+the update).
 `longer`: how much longer the three steps took than without a save; on processors that compute and write at once, both
 share the cores. Memory: the highest resident size of rank 0 during the three steps, against the same without a save.
 The background's save is waited for between rounds, and its whole time counts for its bytes a second. DeepSpeed and
@@ -77,8 +80,9 @@ def main() -> None:
         f"{options.ranks} ranks of {options.sequence} tokens a step, state of {num_bytes / 1e6:.0f} MB, "
         f"{options.rounds} rounds; medians"
     )
-    speed = num_bytes / statistics.median(results.pop("dd")) / 1e6
-    print(f"dd conv=fsync {speed:.0f} MB/s; load with all digests {statistics.median(results.pop('load')):.2f} s")
+    over, new = (num_bytes / statistics.median(results.pop(way)) / 1e6 for way in ("dd_over", "dd_new"))
+    print(f"dd conv=fsync over its last files {over:.0f} MB/s, to new ones {new:.0f} MB/s")
+    print(f"load with all digests {statistics.median(results.pop('load')):.2f} s")
     steps, memory = (statistics.median(values) for values in zip(*results.pop("nothing"), strict=True))
     print(f"three steps without a save: {steps:.2f} s, {memory / 1e6:.0f} MB")
     slowest = {}
@@ -88,7 +92,7 @@ def main() -> None:
         rate = num_bytes / seconds / 1e6
         print(
             f"{way:11} blocked {blocked:7.3f} s   longer {took - steps:6.2f} s   memory {high / memory:5.2f} x   "
-            f"{rate:6.0f} MB/s, {rate / speed:5.2f} x dd"
+            f"{rate:6.0f} MB/s, {rate / over:5.2f} x dd, {rate / new:5.2f} x to new files"
         )
     for other in ("deepspeed", "gathered"):
         print(f"background blocks {slowest['background'] / slowest[other]:.3f} x of {other}")
@@ -121,9 +125,9 @@ def measure(here: Runtime, config: RunConfig, folder: Path, rounds: int) -> dict
         store.restore(newest, engine)
 
     train(here, config, engine, range(2))
-    results: dict[str, Any] = {"nothing": [], "load": [], "dd": []}
+    results: dict[str, Any] = {"nothing": [], "load": [], "dd_over": [], "dd_new": []}
     ways = (background, sync, deepspeed, gathered)
-    for _ in range(rounds):
+    for turn in range(rounds):
         results["nothing"].append(steps_with(here, config, engine, lambda: 0.0)[1:])
         for way in ways:
             blocked, took, high = steps_with(here, config, engine, way)
@@ -140,7 +144,9 @@ def measure(here: Runtime, config: RunConfig, folder: Path, rounds: int) -> dict
         results["load"].append(seconds_of(load))
         if here.rank == 0:
             newest = next((folder / "ours/checkpoints").glob("step-*"))
-            results["dd"].append(dd(sorted(newest.glob("*.distcp")), folder))
+            files = sorted(newest.glob("*.distcp"))
+            results["dd_over"].append(dd(files, folder / "over", folder / "over"))
+            results["dd_new"].append(dd(files, folder / f"new-{turn}", folder / f"new-{turn - 1}"))
         dist.barrier()
     sizes = [None] * here.world_size
     dist.all_gather_object(sizes, store.snapshot(engine, RunState(), {}).num_bytes)
@@ -188,12 +194,20 @@ def seconds_of(work: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def dd(files: list[Path], folder: Path) -> float:
-    """Seconds to write these files, which the system has in memory, to the same disk, over those of the last time."""
+def dd(files: list[Path], folder: Path, before: Path) -> float:
+    """Seconds to write these files, which the system has in memory, into a folder, and to delete another one."""
+    folder.mkdir(exist_ok=True)
     for path in files:
         path.read_bytes()
-    commands = [["dd", f"if={path}", f"of={folder / path.stem}.dd", "bs=8M", "conv=fsync"] for path in files]
-    return seconds_of(lambda: [subprocess.run(command, check=True, capture_output=True) for command in commands])
+
+    def work() -> None:
+        for path in files:
+            command = ["dd", f"if={path}", f"of={folder / path.name}", "bs=8M", "conv=fsync"]
+            subprocess.run(command, check=True, capture_output=True)
+        if before != folder:
+            shutil.rmtree(before, ignore_errors=True)
+
+    return seconds_of(work)
 
 
 if __name__ == "__main__":

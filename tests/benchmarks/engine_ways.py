@@ -34,7 +34,9 @@ WAYS = {
     "plain": ("engine.attention=math",),
     "attention=auto": (),
     "cross_entropy=in_place": ("engine.cross_entropy=in_place",),
+    "compile=elementwise": ("engine.compile=elementwise",),
     "compile=layers": ("engine.compile=layers",),
+    "in_place, elementwise": ("engine.cross_entropy=in_place", "engine.compile=elementwise"),
     "in_place, layers": ("engine.cross_entropy=in_place", "engine.compile=layers"),
 }
 VOCAB_SIZE, EOD_ID = 16000, 2

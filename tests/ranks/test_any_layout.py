@@ -149,14 +149,25 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("checkpoints")
 
 
-@pytest.mark.parametrize("model", ["gpt_uneven", "llama_tied"])
+NEXT = dict(zip(LAYOUTS, (*list(LAYOUTS)[1:], "one"), strict=True))
+
+
 @pytest.mark.parametrize("restored_by", LAYOUTS)
-def test_a_checkpoint_of_any_layout_serves_any_other(checkpoints: Path, model: str, restored_by: str) -> None:
+def test_a_checkpoint_of_any_layout_serves_any_other(checkpoints: Path, restored_by: str) -> None:
+    assert_restored("all_sorts", checkpoints, restored_by, list(LAYOUTS))
+
+
+@pytest.mark.parametrize("saved_by", LAYOUTS)
+def test_a_checkpoint_of_the_other_family_goes_from_layout_to_layout(checkpoints: Path, saved_by: str) -> None:
+    assert_restored("llama", checkpoints, NEXT[saved_by], [saved_by])
+
+
+def assert_restored(model: str, checkpoints: Path, restored_by: str, saved_by: list[str]) -> None:
     saved = saved_by_each(model, checkpoints / model)
     config = config_of(model, restored_by, micro_batches=2)
-    folders = [checkpoints / model / layout for layout in LAYOUTS]
+    folders = [checkpoints / model / layout for layout in saved_by]
     for rank in run_ranks(restore_each, world_of(restored_by), config, folders, timeout=240.0):
-        for layout, (digests, steps) in zip(LAYOUTS, rank, strict=True):
+        for layout, (digests, steps) in zip(saved_by, rank, strict=True):
             assert digests == saved[layout][0], layout
             np.testing.assert_allclose(steps, saved[layout][1], rtol=1e-5, err_msg=layout)
 

@@ -1,4 +1,4 @@
-"""engine.compile=layers: one graph for all layers, made once, with the numbers of uncompiled ones."""
+"""engine.compile: graphs that all layers share, made once, with the numbers of uncompiled layers."""
 
 import functools
 import os
@@ -18,7 +18,7 @@ from tests.support.models import batches, run_config
 from tests.support.ranks import RanksFailed, run_ranks
 from tests.support.training import own_batch, start, train, whole_state
 
-LAYERS = "engine.compile=layers"
+LAYERS, ELEMENTWISE = "engine.compile=layers", "engine.compile=elementwise"
 SETTINGS = ("optim.eps=1e-4", "model.num_layers=4", "engine.recompute.num_layers=2")
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 
@@ -37,7 +37,7 @@ class Seen:
 
 def seen(here: Runtime, config: RunConfig, backend: str) -> Seen:
     """With a backend that runs a graph as it is, all of torch.compile takes part but for the code it would make."""
-    build.compile_layers = functools.partial(compiled.compile_layers, backend=backend)
+    build.compile_stage = functools.partial(compiled.compile_stage, backend=backend)
     engine = start(here, config)
     steps = train(here, config, engine, [0])
     first = _graphs()
@@ -63,6 +63,15 @@ LAYOUTS = {
     "llama-zero1-pp2-vp2": (2, "llama", {"zero_stage": 1, "pp": 2, "vp": 2}, ()),
     "llama_qk-zero2-full": (2, "llama_qk", {"zero_stage": 2}, ("engine.recompute.granularity=full",)),
 }
+LAYERS_LAYOUTS = tuple(LAYOUTS)
+LAYOUTS |= {
+    "gpt-zero3-tp2": (4, "gpt", {"zero_stage": 3, "tp": 2}, ()),
+    "gpt-zero3-full": (2, "gpt", {"zero_stage": 3}, ("engine.recompute.granularity=full",)),
+    "llama-zero1-tp2-pp2-vp2": (4, "llama", {"zero_stage": 1, "tp": 2, "pp": 2, "vp": 2}, ()),
+    "llama-zero2-documents": (2, "llama", {"zero_stage": 2}, ("data.document_mask=true",)),
+    "gpt-zero1-dropout": (2, "gpt", {"zero_stage": 1}, ("model.hidden_dropout=0.1",)),
+    "llama-zero0-selective": (1, "llama", {"zero_stage": 0}, ("engine.recompute.granularity=selective",)),
+}
 
 
 def config_of(layout: str, folder: Path, *overrides: str) -> tuple[int, RunConfig]:
@@ -80,7 +89,7 @@ def assert_alike(found: Seen, expected: Seen) -> None:
 
 
 @needs_compiler
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", LAYERS_LAYOUTS)
 def test_layers_share_one_graph_that_no_step_makes_anew(layout: str, tmp_path: Path) -> None:
     plain = run_ranks(seen, *config_of(layout, tmp_path), "aot_eager")
     for found, expected in zip(run_ranks(seen, *config_of(layout, tmp_path, LAYERS), "aot_eager"), plain, strict=True):
@@ -91,12 +100,24 @@ def test_layers_share_one_graph_that_no_step_makes_anew(layout: str, tmp_path: P
 
 
 @needs_compiler
-def test_compiled_code_computes_the_same_and_is_kept_in_the_run_folder(tmp_path: Path) -> None:
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_what_lies_between_matrix_products_is_compiled_once_in_every_layout(layout: str, tmp_path: Path) -> None:
+    plain = run_ranks(seen, *config_of(layout, tmp_path), "aot_eager")
+    compiled_ones = run_ranks(seen, *config_of(layout, tmp_path, ELEMENTWISE), "aot_eager")
+    for found, expected in zip(compiled_ones, plain, strict=True):
+        assert_alike(found, expected)
+        first, later = found.graphs
+        assert 1 <= first == later and expected.graphs == (0, 0)
+
+
+@needs_compiler
+@pytest.mark.parametrize(("way", "number"), [(LAYERS, 1), (ELEMENTWISE, 3)])
+def test_compiled_code_computes_the_same_and_is_kept_in_the_run_folder(way: str, number: int, tmp_path: Path) -> None:
     (expected,), (found,) = (
-        run_ranks(seen, *config_of("gpt-zero0", tmp_path, *way), "inductor", timeout=200.0) for way in ((), (LAYERS,))
+        run_ranks(seen, *config_of("gpt-zero0", tmp_path, *ways), "inductor", timeout=200.0) for ways in ((), (way,))
     )
     assert_alike(found, expected)
-    assert found.graphs == (1, 1)
+    assert found.graphs == (number, number)
     assert Path(found.cache) == tmp_path / "compile" and list((tmp_path / "compile").rglob("*.cpp"))
 
 

@@ -18,8 +18,16 @@ MODELS = {
     "llama": ("model=tiny_llama", "model.ffn_hidden_size=48"),
     "llama_tied": ("model=tiny_llama", "model.ffn_hidden_size=48", "model.tie_embeddings=true"),
     "llama_qk": ("model=tiny_llama", "model.ffn_hidden_size=48", "model.qk_norm=true"),
-    # Tensors of odd numbers of rows and columns over 4 ranks: flat ranges end within rows.
-    "gpt_uneven": ("model=tiny", "model.hidden_size=36", "model.num_heads=4", "model.ffn_hidden_size=52"),
+    # Tied tables, grouped queries, SwiGLU, biases, and odd numbers of rows and columns over 4 ranks: flat ranges end
+    # within rows.
+    "all_sorts": (
+        "model=tiny",
+        "model.hidden_size=36",
+        "model.num_heads=4",
+        "model.num_query_groups=2",
+        "model.ffn_hidden_size=52",
+        "model.activation=swiglu",
+    ),
     # 3 layers, widths and vocabulary without a common divisor: no parameter splits evenly over 2 or 3 ranks.
     "gpt_odd": (
         "model=tiny",

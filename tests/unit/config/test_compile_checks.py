@@ -7,7 +7,7 @@ from pretrain.config.errors import ConfigError
 from pretrain.config.load import load_run_config
 
 LAYERS = "engine.compile=layers"
-NONE = "set engine.compile=none"
+ELSE = "set engine.compile=elementwise"
 
 
 @pytest.mark.parametrize(
@@ -16,23 +16,23 @@ NONE = "set engine.compile=none"
         (
             ["engine.zero_stage=3"],
             "engine.zero_stage=3: engine.compile=layers: gathers parameters within a layer; set engine.zero_stage=2 or "
-            "less, or engine.compile=none",
+            "less, or engine.compile=elementwise",
         ),
-        (["parallel.tp=2"], f"parallel.tp=2: engine.compile=layers: ranks speak to each other within a layer; {NONE}"),
+        (["parallel.tp=2"], f"parallel.tp=2: engine.compile=layers: ranks speak to each other within a layer; {ELSE}"),
         (
             ["data.document_mask=true"],
             "data.document_mask=True: engine.compile=layers: attention is called for each document, of another length "
-            f"each time; {NONE}",
+            f"each time; {ELSE}",
         ),
         (
             ["engine.recompute.granularity=selective"],
             "engine.recompute.granularity='selective': engine.compile=layers: parts of a layer are computed anew by "
-            "themselves; set it to full or none, or engine.compile=none",
+            "themselves; set it to full or none, or engine.compile=elementwise",
         ),
         (
             ["model.hidden_dropout=0.1"],
             "model.hidden_dropout=0.1: engine.compile=layers: masks would be drawn in another way; set it to 0, or "
-            "engine.compile=none",
+            "engine.compile=elementwise",
         ),
     ],
 )
@@ -41,6 +41,11 @@ def test_what_breaks_a_layers_graph_is_refused(overrides: list[str], told: str) 
     with pytest.raises(ConfigError) as refused:
         check_run(load_run_config([LAYERS, *overrides]), world_size=2)
     assert [str(problem) for problem in refused.value.problems] == [told]
+
+
+def test_graphs_between_matrix_products_go_with_everything() -> None:
+    more = ["engine.zero_stage=3", "parallel.tp=2", "data.document_mask=true", "model.hidden_dropout=0.1"]
+    check_run(load_run_config(["engine.compile=elementwise", *more]), world_size=2)
 
 
 @pytest.mark.parametrize("stage", range(3))

@@ -1,5 +1,7 @@
 """`train.micro_batch_size=auto`."""
 
+import functools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,11 +12,13 @@ from pretrain.config.load import load_run_config
 from pretrain.config.run import AUTO, RunConfig
 from pretrain.planner.memory import HEADROOM, choose_modes, plan_memory
 from pretrain.planner.micro_batch import ENOUGH_TOKENS, FILLED_PIPELINE, with_micro_batch, with_size
+from tests.unit.config.test_checks import replaced
 
 GIB = 2**30
 VOCAB = 50_257
 
 
+@functools.cache
 def asked(*overrides: str) -> RunConfig:
     return load_run_config(["model=gpt3_1.3b", "engine=zero1_bf16", "train.micro_batch_size=auto", *overrides])
 
@@ -37,7 +41,7 @@ def test_a_number_that_is_given_stays() -> None:
     batch=st.integers(1, 512), dp=st.integers(1, 8), gib=st.floats(24, 200), length=st.sampled_from([512, 2048, 8192])
 )
 def test_it_is_the_largest_divisor_that_fits_and_fills_the_device(batch: int, dp: int, gib: float, length: int) -> None:
-    config = asked(f"train.global_batch_size={batch * dp}", f"model.seq_length={length}")
+    config = replaced(replaced(asked(), "train.global_batch_size", batch * dp), "model.seq_length", length)
     budget = int(gib * GIB)
     fitting = [
         size

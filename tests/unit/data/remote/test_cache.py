@@ -1,0 +1,152 @@
+"""The cache stays in its bound, is shared by processes, and never gives half a file."""
+
+import fcntl
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_pipeline.config import CacheConfig
+from data_pipeline.errors import DataError
+from data_pipeline.remote.ahead import check_cache_holds, fetch_ahead
+from data_pipeline.remote.folder import RemoteFolder
+from data_pipeline.shards.manifest import Manifest
+from data_pipeline.shards.reader import PackedDataset
+from tests.support import http_server as faulty
+from tests.support.corpus import cache_config
+from tests.unit.data.remote.reading import SHARD, everything, finished, remote
+
+
+def test_a_cache_below_the_dataset_evicts_the_least_recently_used_and_stays_in_its_bound(folder, served, cache):
+    local = PackedDataset.open(folder / "set", "train")
+    sizes = [record.bytes for record in local.record.shards]
+    limit = 3 * max(sizes)
+    dataset = remote(f"{served.url}/set", cache, max_bytes=limit)
+    assert np.array_equal(everything(dataset), everything(local))
+    assert sum(path.stat().st_size for path in Path(cache.dir).iterdir()) <= limit
+    kept = {path.name for path in finished(cache)}
+    assert kept <= {record.sha256 for record in local.record.shards[-3:]}
+    # Open files outlive their eviction.
+    assert np.array_equal(everything(dataset), everything(local))
+    dataset.close()
+    assert np.array_equal(everything(dataset), everything(local))
+
+
+def test_a_run_that_the_cache_cannot_hold_is_refused_with_the_numbers(served, cache):
+    dataset = remote(f"{served.url}/set", cache)
+    needed = sum(record.bytes for record in dataset.record.files)
+    check_cache_holds([remote(f"{served.url}/set", cache, max_bytes=needed)] * 2)
+    with pytest.raises(DataError, match=rf"data.cache.max_bytes={needed - 1:,}: .* have {needed:,} bytes"):
+        check_cache_holds([remote(f"{served.url}/set", cache, max_bytes=needed - 1)])
+
+
+def test_a_shard_larger_than_the_cache_is_refused(served, cache):
+    with pytest.raises(DataError, match=r"data.cache.max_bytes=2,000: train-00000.tar alone has [\d,]+ bytes"):
+        everything(remote(f"{served.url}/set", cache, max_bytes=2000))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small file system")
+def test_a_full_disk_names_the_cache_and_leaves_no_part(folder, served, tmp_path):
+    (tmp_path / "disk").mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", tmp_path / "disk"], check=False).returncode:
+        pytest.skip("no right to mount")
+    try:
+        config = cache_config(tmp_path / "disk")
+        dataset = PackedDataset.open(RemoteFolder(f"{served.url}/set", config), "train")
+        with pytest.raises(DataError, match=rf"data.cache.dir={tmp_path}/disk: no space left on the disk; free some"):
+            everything(dataset)
+        assert not list((tmp_path / "disk").glob("*.partial"))
+        with pytest.raises(DataError, match=r"data.cache.dir=.*bytes are still to be fetched, the disk has room for"):
+            check_cache_holds([dataset])
+        dataset.close()
+    finally:
+        subprocess.run(["umount", tmp_path / "disk"], check=True)
+
+
+def test_a_folder_that_cannot_be_written_is_named(served, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=r"data.cache.dir=.*file/cache: cannot be used \(.*\); choose another"):
+        remote(f"{served.url}/set", cache_config(tmp_path / "file" / "cache"))
+
+
+def test_a_file_of_another_length_is_fetched_again(folder, served, cache):
+    everything(remote(f"{served.url}/set", cache))
+    victim = finished(cache)[0]
+    victim.write_bytes(victim.read_bytes()[:-1])
+    everything(remote(f"{served.url}/set", cache))
+    assert sum(served.requests.values()) == 3 + len(finished(cache))
+
+
+READ_ALL = """
+import sys
+import numpy as np
+from data_pipeline.remote.folder import RemoteFolder
+from data_pipeline.shards.reader import PackedDataset
+from tests.support.corpus import cache_config
+dataset = PackedDataset.open(RemoteFolder(sys.argv[1], cache_config(sys.argv[2])), "train")
+print(dataset.read(np.arange(dataset.num_samples)).sum())
+"""
+
+
+def reader(url: str, cache: CacheConfig) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", READ_ALL, url, str(cache.dir)], stdout=subprocess.PIPE)
+
+
+def test_two_processes_fetch_each_file_once(folder, served, cache):
+    slow = lambda handler, content: time.sleep(0.02)  # noqa: E731
+    local = PackedDataset.open(folder / "set", "train")
+    for record in local.record.files:
+        served.lasting[record.file] = slow
+    processes = [reader(f"{served.url}/set", cache) for _ in range(2)]
+    assert [int(process.communicate()[0]) for process in processes] == [everything(local).sum()] * 2
+    assert [served.requests[record.file] for record in local.record.files] == [1] * len(local.record.files)
+    assert served.requests["manifest.json"] == 2
+
+
+def test_what_a_killed_fetcher_leaves_is_not_trusted_and_holds_nobody_up(folder, served, cache):
+    served.fault(SHARD, faulty.hangs_in_the_middle)
+    sha256 = Manifest.load(folder / "set").splits["train"].shards[1].sha256
+    partial = Path(cache.dir) / f"{sha256}.partial"
+    process = reader(f"{served.url}/set", cache)
+    while not (partial.exists() and partial.stat().st_size):  # the server hangs in the middle of it
+        assert process.poll() is None
+        time.sleep(0.01)
+    with partial.open() as file, pytest.raises(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    process.kill()
+    process.communicate()
+    assert partial.exists() and not (Path(cache.dir) / sha256).exists()
+    dataset = remote(f"{served.url}/set", cache)
+    assert np.array_equal(everything(dataset), everything(PackedDataset.open(folder / "set", "train")))
+    assert not partial.exists()
+
+
+def test_a_shard_that_another_process_was_fetching_when_it_was_killed_is_fetched_in_its_place(folder, served, cache):
+    record = Manifest.load(folder / "set").splits["train"].shards[1]
+    Path(cache.dir).mkdir()
+    other = (Path(cache.dir) / f"{record.sha256}.partial").open("wb")
+    fcntl.flock(other, fcntl.LOCK_EX)
+    dataset = remote(f"{served.url}/set", cache)
+    stop = threading.Event()
+    with fetch_ahead(dataset, 3, 0, stop):
+        while len(finished(cache)) < len(dataset.record.files) - 1:
+            time.sleep(0.01)
+        assert not served.requests[record.file]
+        other.close()  # as a killed process does
+        while len(finished(cache)) < len(dataset.record.files):
+            time.sleep(0.01)
+    assert served.requests[record.file] == 1
+
+
+def test_what_a_killed_fetcher_leaves_is_evicted(folder, served, cache):
+    Path(cache.dir).mkdir()
+    left = Path(cache.dir) / ("0" * 64 + ".partial")
+    left.write_bytes(bytes(100_000))
+    limit = sum(record.bytes for record in Manifest.load(folder / "set").splits["train"].files)
+    everything(remote(f"{served.url}/set", cache, max_bytes=limit))
+    assert not left.exists()
