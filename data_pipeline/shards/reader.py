@@ -5,11 +5,14 @@ import errno
 import hashlib
 import itertools
 import logging
+import mmap
 import os
+import stat
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -48,7 +51,7 @@ class PackedDataset:
         self._is_checked = np.zeros(len(offsets), dtype=bool)  # of each member
         self._bad_shards: dict[int, str] = {}  # what is wrong with each, by its number
         self._named_shards: set[int] = set()
-        self._open_files: collections.OrderedDict[int, int] = collections.OrderedDict()
+        self._open_files: collections.OrderedDict[int, _MappedShard] = collections.OrderedDict()
         self._lock = threading.Lock()
 
     @classmethod
@@ -124,15 +127,15 @@ class PackedDataset:
         numbers = np.asarray(indices, dtype=np.int64)[places]
         assert numbers[0] >= 0 and numbers[-1] < self.num_samples, "sample number out of range"
         members, rows = np.divmod(numbers, self.manifest.samples_per_member)
-        offsets = self._offsets[members] + NPY_HEADER_BYTES + rows * (width * self.dtype.itemsize)
+        # Members begin at tar's blocks, so that every sample lies at a whole number of tokens within its shard.
+        starts = (self._offsets[members] + NPY_HEADER_BYTES) // self.dtype.itemsize + rows * width
         shards = np.searchsorted(self._shard_starts, numbers, side="right") - 1
-        targets = list(tokens)
         borders = [0, *(np.flatnonzero(np.diff(shards)) + 1).tolist(), len(numbers)]
         with self._lock:
             for first, last in itertools.pairwise(borders):
                 shard, here = int(shards[first]), places[first:last]
                 try:
-                    self._read_shard(shard, members[first:last], offsets[first:last], targets, here, stop)
+                    tokens[here] = self._read_shard(shard, members[first:last], starts[first:last], stop)
                 except BadFile as error:
                     if skipped is None:
                         raise
@@ -156,32 +159,22 @@ class PackedDataset:
     def close(self) -> None:
         """Close the files; the next read opens them again."""
         with self._lock:
-            while self._open_files:
-                os.close(self._open_files.popitem()[1])
+            self._open_files.clear()
 
     def _read_shard(
-        self,
-        shard: int,
-        members: npt.NDArray[np.int64],
-        offsets: npt.NDArray[np.int64],
-        targets: Sequence[Tokens],
-        places: npt.NDArray[np.intp],
-        stop: threading.Event | None,
-    ) -> None:
-        """Samples at these offsets of one shard into these of the targets."""
+        self, shard: int, members: npt.NDArray[np.int64], starts: npt.NDArray[np.int64], stop: threading.Event | None
+    ) -> Tokens:
+        """Samples [n, seq_length + 1] of one shard that begin at these tokens of it."""
         if shard in self._bad_shards:
             raise BadFile(self._bad_shards[shard])
-        sample_bytes = targets[0].nbytes
-        descriptor = self._descriptor(shard, stop)
-        try:
-            if not self._is_checked[members].all():
-                for member in np.unique(members).tolist():
-                    self._check_member(descriptor, shard, member)
-            for place, offset in zip(places.tolist(), offsets.tolist(), strict=True):
-                if os.preadv(descriptor, (targets[place],), offset) != sample_bytes:
-                    raise self._fault(shard, "ends too early")
-        except OSError as error:
-            raise self._fault(shard, f"cannot be read ({error.strerror})") from None
+        file = self._opened(shard, stop)
+        if not self._is_checked[members].all():
+            for member in np.unique(members).tolist():
+                self._check_member(file, shard, member)
+        # Beyond its end a mapped file gives no error but a signal that ends the process.
+        if file.memory.size() < self.record.shards[shard].bytes:
+            raise self._fault(shard, "ends too early")
+        return file.samples[starts]
 
     def _skip_bad_shards(self) -> None:
         self.skips_bad_shards = True
@@ -204,26 +197,37 @@ class PackedDataset:
             count = self.record.shards[shard].samples
             logger.error("%s; its %d samples are skipped and counted (data.on_bad_shard=skip)", fault, count)
 
-    def _descriptor(self, shard: int, stop: threading.Event | None) -> int:
-        descriptor = self._open_files.get(shard)
-        if descriptor is not None:
+    def _opened(self, shard: int, stop: threading.Event | None) -> "_MappedShard":
+        file = self._open_files.get(shard)
+        if file is not None:
             self._open_files.move_to_end(shard)
-            return descriptor
+            return file
         if len(self._open_files) >= MAX_OPEN_FILES:
-            os.close(self._open_files.popitem(last=False)[1])
+            self._open_files.popitem(last=False)
+        record = self.record.shards[shard]
         try:
-            descriptor = self.folder.open(self.record.shards[shard], stop)
+            descriptor = self.folder.open(record, stop)
+            try:
+                about = os.fstat(descriptor)
+                if not stat.S_ISREG(about.st_mode):
+                    raise self._fault(shard, "is no file")
+                if about.st_size < record.bytes:
+                    raise self._fault(shard, "ends too early")
+                memory = mmap.mmap(descriptor, record.bytes, access=mmap.ACCESS_READ)
+            finally:
+                os.close(descriptor)
         except OSError as error:
             fault = self._fault(shard, f"cannot be opened ({error.strerror})")
             raise (DataError(str(fault)) if error.errno in SHORTAGES else fault) from None
-        self._open_files[shard] = descriptor
-        return descriptor
+        file = self._open_files[shard] = _MappedShard.of(memory, self.dtype, self.seq_length + 1)
+        return file
 
-    def _check_member(self, descriptor: int, shard: int, member: int) -> None:
+    def _check_member(self, file: "_MappedShard", shard: int, member: int) -> None:
         """The first bytes must be exactly those that the writer puts before this many samples."""
         samples = min(self.manifest.samples_per_member, self.num_samples - member * self.manifest.samples_per_member)
         expected = npy_header((samples, self.seq_length + 1), self.dtype.str)
-        if os.pread(descriptor, NPY_HEADER_BYTES, int(self._offsets[member])) != expected:
+        begin = int(self._offsets[member])
+        if file.memory[begin : begin + NPY_HEADER_BYTES] != expected:
             raise self._fault(shard, f"member {member} does not begin with the header that `prepare` wrote")
         self._is_checked[member] = True
 
@@ -231,8 +235,23 @@ class PackedDataset:
         name = self.folder.locate(self.record.shards[shard].file)
         return BadFile(f"{name}: {what}; restore the shard, or prepare again with prepare.overwrite=true")
 
-    def __del__(self) -> None:
-        self.close()
+
+@dataclass(frozen=True)
+class _MappedShard:
+    """A shard as memory; closed with the last reference to it.
+
+    Read by thousands of samples at once, without the interpreter's lock. A disk that fails, or a file that is cut while
+    it is read, ends the process by SIGBUS, where a read would have been an error.
+    """
+
+    memory: mmap.mmap
+    samples: Tokens
+    """[n, seq_length + 1]: row i begins at the i-th token of the file, whatever lies there."""
+
+    @classmethod
+    def of(cls, memory: mmap.mmap, dtype: np.dtype[Any], width: int) -> "_MappedShard":
+        tokens = np.frombuffer(memory, dtype, len(memory) // dtype.itemsize)
+        return cls(memory, np.lib.stride_tricks.sliding_window_view(tokens, width))
 
 
 def check_sizes(folder: DatasetFolder, records: Iterable[FileRecord]) -> None:

@@ -90,6 +90,8 @@ class Sentinel:
     def start(self) -> None:
         # Handled in C: it also works where native code does not let Python run.
         faulthandler.register(SHOW_STACKS, all_threads=True)
+        # What dies of a signal says where: SIGBUS is what a shard gives that a disk no longer can.
+        faulthandler.enable()
         if not self.alone:
             signal.set_wakeup_fd(self._signals.fileno(), warn_on_full_buffer=False)
         self._thread.start()

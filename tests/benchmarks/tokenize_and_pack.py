@@ -1,6 +1,6 @@
 """Speed from documents to packed tokens, against Megatron-LM's preprocessing scheme and datatrove's tokenization.
 
-    python -m tests.benchmarks.tokenize_and_pack [--megabytes 200] [--rounds 3] [--datatrove PYTHON]
+    python -m tests.benchmarks.tokenize_and_pack [--megabytes 200] [--rounds 3] [--datatrove PYTHON | --alone]
 
 Text: sources of the running Python's standard library (with tests) and of the packages installed beside it, each
 different one once, in shuffled order, as .jsonl in eight files; tokenizer: SentencePiece BPE of 8,192 pieces trained on
@@ -56,6 +56,7 @@ def main() -> None:
     parser.add_argument("--megabytes", type=float, default=200)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--datatrove", metavar="PYTHON", help="an interpreter that has datatrove and tokenizers")
+    parser.add_argument("--alone", action="store_true", help="ours only: for more text than the others can be given")
     options = parser.parse_args()
     logging.disable(logging.INFO)
     versions = [f"{name} {importlib.metadata.version(name)}" for name in ("sentencepiece", "megatron-core", "numpy")]
@@ -66,10 +67,12 @@ def main() -> None:
         megabytes = size_of(texts)
         model = write_inputs(folder, texts)
         expected = sum(len(ids) + 1 for ids in load_tokenizer(model).encode_batch(texts, num_threads=1))
-        runs: dict[str, Callable[[Path, int], float]] = {OURS: run_ours, MEGATRON: run_theirs}
+        runs: dict[str, Callable[[Path, int], float]] = {OURS: run_ours}
+        if not options.alone:
+            runs[MEGATRON] = run_theirs
         if options.datatrove:
             runs[DATATROVE] = lambda target, workers: run_datatrove(target, workers, options.datatrove)
-        else:
+        elif not options.alone:
             print("datatrove: skipped, no --datatrove PYTHON was given")
         seconds: dict[tuple[str, int], list[float]] = {}
         for _ in range(options.rounds):

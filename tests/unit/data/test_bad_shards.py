@@ -95,8 +95,8 @@ WAYS: dict[str, tuple[Callable[[Path], None], str]] = {
 }
 WAYS_IN_USE: dict[str, tuple[Callable[[Path], None], str]] = {
     "removed": (Path.unlink, "cannot be opened (No such file"),
-    "emptied": (lambda path: path.write_bytes(b""), "does not begin with the header"),
-    "unreadable": (put_a_folder, "cannot be read (Is a directory)"),
+    "emptied": (lambda path: path.write_bytes(b""), "ends too early"),
+    "unreadable": (put_a_folder, "is no file"),
 }
 
 
