@@ -7,6 +7,7 @@ import tarfile
 import numpy as np
 import pytest
 import webdataset
+import wids
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -137,6 +138,18 @@ def test_webdataset_and_tar_read_the_shards(written):
     assert np.array_equal(np.concatenate(from_tar), expected)
     offsets = np.load(written / dataset.record.index.file, allow_pickle=False)
     assert len(offsets) == len(members)
+
+
+def test_an_index_of_wids_over_the_shards_reads_them(written, tmp_path):
+    dataset = PackedDataset.open(written, "train")
+    per_member = dataset.manifest.samples_per_member
+    shards = [
+        {"url": str(written / shard.file), "nsamples": -(-shard.samples // per_member)}
+        for shard in dataset.record.shards
+    ]
+    members = wids.ShardListDataset(shards, cache_dir=str(tmp_path), transformations=[])
+    read = [np.load(members[number][".npy"], allow_pickle=False) for number in range(len(members))]
+    assert np.array_equal(np.concatenate(read), dataset.read(np.arange(dataset.num_samples)))
 
 
 def test_shards_have_the_bytes_that_webdatasets_own_writer_writes(written, tmp_path):
