@@ -11,7 +11,7 @@ from data_pipeline.mixture import TrainingData
 from data_pipeline.remote.addresses import is_url
 from data_pipeline.shards.layout import DTYPES, dtype_for
 from data_pipeline.shards.manifest import MANIFEST_FILE, CorpusRecord, Manifest, SourceRecord, TokenizerRecord
-from data_pipeline.shards.writer import SplitWriter
+from data_pipeline.shards.writer import split_writers
 from data_pipeline.staging import stage_new
 from pretrain.config.run import RunConfig
 from pretrain.training_data import open_datasets
@@ -41,27 +41,15 @@ def write_synthetic(folder: Path, config: RunConfig, vocab_size: int) -> None:
     settings = {"seed": config.run.seed, "vocab_size": vocab_size, "model.seq_length": seq_length}
     digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
     random = np.random.default_rng(config.run.seed)
-    splits = {}
+    splits, numbers = {}, {"train": max(64, 4 * config.train.global_batch_size), "validation": 8}
     with stage_new(folder) as staged:
-        for split, num_samples in (("train", max(64, 4 * config.train.global_batch_size)), ("validation", 8)):
-            writer = SplitWriter(
-                staged,
-                split,
-                seq_length=seq_length,
-                dtype=dtype,
-                samples_per_member=data.samples_per_member,
-                shard_bytes=data.shard_bytes,
-                packing=data.packing,
-                eod_id=EOD_ID,
-            )
-            try:
-                lengths = random.integers(2, 2 * seq_length + 1, size=num_samples + 8)
+        with split_writers(staged, data, seq_length=seq_length, dtype=dtype, eod_id=EOD_ID) as writers:
+            for split, writer in writers.items():
+                lengths = random.integers(2, 2 * seq_length + 1, size=numbers[split] + 8)
                 tokens = random.integers(1, vocab_size, size=int(lengths.sum()), dtype=DTYPES[dtype])
                 tokens[np.cumsum(lengths) - 1] = EOD_ID
                 writer.add_all(tokens, lengths, num_text_bytes=0)
                 splits[split] = writer.close()
-            finally:
-                writer.abort()
         num_tokens = sum(split.num_tokens for split in splits.values())
         num_documents = sum(split.num_documents for split in splits.values())
         Manifest(
