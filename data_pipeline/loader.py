@@ -7,7 +7,7 @@ any other size continues the same order.
 import contextlib
 import threading
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,8 +26,7 @@ WINDOW_BYTES = 8 << 20  # about three windows are alive at once
 ORDER_SAMPLES = 1 << 14
 
 
-@dataclass(frozen=True)
-class Batch:
+class Batch(NamedTuple):
     """This rank's samples of one global batch."""
 
     tokens: torch.Tensor
@@ -138,26 +137,29 @@ class _Window:
         self._epochs = [dataset.epoch_at(start) for start in self._starts]
         self._skipped = np.zeros(positions.size, dtype=bool) if dataset.skips_bad_shards else None
         self._tokens = dataset.read(samples.ravel(), stop, self._skipped)
-        self._hashes = _hashes(positions.ravel(), self._tokens)
+        hashes = _hashes(positions.ravel(), self._tokens)
+        if self._skipped is not None:
+            hashes = [0 if skip else value for value, skip in zip(hashes, self._skipped.tolist(), strict=True)]
+        self._digests = [_digest(hashes[rows]) for rows in self._rows()]
         self._mask = _mask(dataset, self._tokens, None if self._skipped is None else ~self._skipped)
 
     def batches(self, global_batch_size: int) -> Iterator[Batch]:
         """Cast one by one, while the next window is read: a whole one would not stay in the processor's cache."""
-        for number, (start, epoch) in enumerate(zip(self._starts, self._epochs, strict=True)):
-            rows = slice(number * self._per_rank, (number + 1) * self._per_rank)
-            hashes, num_skipped = self._hashes[rows], 0
-            if self._skipped is not None:
-                hashes = [value for value, skip in zip(hashes, self._skipped[rows].tolist(), strict=True) if not skip]
-                num_skipped = self._per_rank - len(hashes)
+        of_each = zip(self._rows(), self._starts, self._epochs, self._digests, strict=True)
+        for rows, start, epoch, digest in of_each:
             yield Batch(
                 tokens=torch.from_numpy(self._tokens[rows].astype(np.int64)),
                 mask=None if self._mask is None else self._mask[rows],
                 position=start,
                 next_position=start + global_batch_size,
                 epoch=epoch,
-                digest=_digest(hashes),
-                num_skipped=num_skipped,
+                digest=digest,
+                num_skipped=0 if self._skipped is None else int(self._skipped[rows].sum()),
             )
+
+    def _rows(self) -> list[slice]:
+        """Of each batch."""
+        return [slice(n * self._per_rank, (n + 1) * self._per_rank) for n in range(len(self._starts))]
 
 
 def _mask(dataset: TrainingData, tokens: Tokens, counts: npt.NDArray[np.bool_] | None) -> torch.Tensor | None:
@@ -171,7 +173,7 @@ def _mask(dataset: TrainingData, tokens: Tokens, counts: npt.NDArray[np.bool_] |
 
 def _hashes(positions: npt.NDArray[np.int64], tokens: Tokens) -> list[int]:
     """Of each sample at its position."""
-    return [xxh3_64_intdigest(row, position) for row, position in zip(tokens, positions.tolist(), strict=True)]
+    return list(map(xxh3_64_intdigest, tokens, positions.tolist()))
 
 
 def _digest(hashes: list[int]) -> int:

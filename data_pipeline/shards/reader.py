@@ -9,10 +9,9 @@ import mmap
 import os
 import stat
 import threading
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -22,12 +21,12 @@ from data_pipeline.order import Positions, sample_at
 from data_pipeline.shards.folder import DatasetFolder, as_folder
 from data_pipeline.shards.layout import DTYPES, NPY_HEADER_BYTES, npy_header
 from data_pipeline.shards.manifest import FileRecord, Manifest, ShardRecord, SplitRecord
+from data_pipeline.shards.mapped import MappedShard, Tokens, gather
 
 logger = logging.getLogger(__name__)
 MAX_OPEN_FILES = 64
 SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 """What keeps a file from being opened and is not its fault."""
-Tokens = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 
 
 class PackedDataset:
@@ -51,7 +50,7 @@ class PackedDataset:
         self._is_checked = np.zeros(len(offsets), dtype=bool)  # of each member
         self._bad_shards: dict[int, str] = {}  # what is wrong with each, by its number
         self._named_shards: set[int] = set()
-        self._open_files: collections.OrderedDict[int, _MappedShard] = collections.OrderedDict()
+        self._open_files: collections.OrderedDict[int, MappedShard] = collections.OrderedDict()
         self._lock = threading.Lock()
 
     @classmethod
@@ -120,28 +119,55 @@ class PackedDataset:
         samples of bad shards, which then hold ends of documents; without it such a shard is a BadFile error.
         """
         width = self.seq_length + 1
-        tokens = np.empty((len(indices), width), dtype=self.dtype)
         if not len(indices):
-            return tokens
+            return np.empty((0, width), dtype=self.dtype)
         places = np.argsort(indices, kind="stable")
         numbers = np.asarray(indices, dtype=np.int64)[places]
         assert numbers[0] >= 0 and numbers[-1] < self.num_samples, "sample number out of range"
+        shards = np.searchsorted(self._shard_starts, numbers, side="right") - 1
+        borders = [0, *(np.flatnonzero(np.diff(shards)) + 1).tolist(), len(numbers)]
+        if len(borders) - 1 > MAX_OPEN_FILES:
+            groups = np.split(places, borders[MAX_OPEN_FILES:-1:MAX_OPEN_FILES])
+            return self._read_in_turn(indices, groups, stop, skipped)
         members, rows = np.divmod(numbers, self.manifest.samples_per_member)
         # Members begin at tar's blocks, so that every sample lies at a whole number of tokens within its shard.
         starts = (self._offsets[members] + NPY_HEADER_BYTES) // self.dtype.itemsize + rows * width
-        shards = np.searchsorted(self._shard_starts, numbers, side="right") - 1
-        borders = [0, *(np.flatnonzero(np.diff(shards)) + 1).tolist(), len(numbers)]
+        files = []
+        is_good = np.ones(len(numbers), dtype=bool)
         with self._lock:
             for first, last in itertools.pairwise(borders):
-                shard, here = int(shards[first]), places[first:last]
+                shard, here = int(shards[first]), slice(first, last)
                 try:
-                    tokens[here] = self._read_shard(shard, members[first:last], starts[first:last], stop)
+                    files.append(self._checked(shard, members[here], starts[here], stop))
                 except BadFile as error:
                     if skipped is None:
                         raise
                     self._give_up(shard, str(error))
-                    tokens[here] = self.manifest.tokenizer.eod_id
-                    skipped[here] = True
+                    is_good[here] = False
+                    skipped[places[here]] = True
+                else:
+                    starts[here] += files[-1].start
+        if is_good.all():
+            return gather(files, starts, width, places)
+        tokens: Tokens = np.full((len(numbers), width), self.manifest.tokenizer.eod_id, dtype=self.dtype)
+        if files:
+            tokens[places[is_good]] = gather(files, starts[is_good], width, np.arange(int(is_good.sum())))
+        return tokens
+
+    def _read_in_turn(
+        self,
+        indices: npt.NDArray[np.int64],
+        groups: Sequence[npt.NDArray[np.intp]],
+        stop: threading.Event | None,
+        skipped: npt.NDArray[np.bool_] | None,
+    ) -> Tokens:
+        """As `read`, groups of the samples one after the other, so that not too many shards are open at once."""
+        tokens: Tokens = np.empty((len(indices), self.seq_length + 1), dtype=self.dtype)
+        for group in groups:
+            of_group = None if skipped is None else np.zeros(len(group), dtype=bool)
+            tokens[group] = self.read(indices[group], stop, of_group)
+            if skipped is not None:
+                skipped[group] = of_group
         return tokens
 
     def verify(self) -> None:
@@ -161,10 +187,10 @@ class PackedDataset:
         with self._lock:
             self._open_files.clear()
 
-    def _read_shard(
+    def _checked(
         self, shard: int, members: npt.NDArray[np.int64], starts: npt.NDArray[np.int64], stop: threading.Event | None
-    ) -> Tokens:
-        """Samples [n, seq_length + 1] of one shard that begin at these tokens of it."""
+    ) -> MappedShard:
+        """The shard of these members, where samples may be read that begin at these tokens of it."""
         if shard in self._bad_shards:
             raise BadFile(self._bad_shards[shard])
         file = self._opened(shard, stop)
@@ -172,9 +198,10 @@ class PackedDataset:
             for member in np.unique(members).tolist():
                 self._check_member(file, shard, member)
         # Beyond its end a mapped file gives no error but a signal that ends the process.
-        if file.memory.size() < self.record.shards[shard].bytes:
+        needed = (int(starts.max()) + self.seq_length + 1) * self.dtype.itemsize
+        if file.memory.size() < self.record.shards[shard].bytes or len(file.memory) < needed:
             raise self._fault(shard, "ends too early")
-        return file.samples[starts]
+        return file
 
     def _skip_bad_shards(self) -> None:
         self.skips_bad_shards = True
@@ -197,7 +224,7 @@ class PackedDataset:
             count = self.record.shards[shard].samples
             logger.error("%s; its %d samples are skipped and counted (data.on_bad_shard=skip)", fault, count)
 
-    def _opened(self, shard: int, stop: threading.Event | None) -> "_MappedShard":
+    def _opened(self, shard: int, stop: threading.Event | None) -> MappedShard:
         file = self._open_files.get(shard)
         if file is not None:
             self._open_files.move_to_end(shard)
@@ -219,10 +246,10 @@ class PackedDataset:
         except OSError as error:
             fault = self._fault(shard, f"cannot be opened ({error.strerror})")
             raise (DataError(str(fault)) if error.errno in SHORTAGES else fault) from None
-        file = self._open_files[shard] = _MappedShard.of(memory, self.dtype, self.seq_length + 1)
+        file = self._open_files[shard] = MappedShard.of(memory, self.dtype)
         return file
 
-    def _check_member(self, file: "_MappedShard", shard: int, member: int) -> None:
+    def _check_member(self, file: MappedShard, shard: int, member: int) -> None:
         """The first bytes must be exactly those that the writer puts before this many samples."""
         samples = min(self.manifest.samples_per_member, self.num_samples - member * self.manifest.samples_per_member)
         expected = npy_header((samples, self.seq_length + 1), self.dtype.str)
@@ -234,24 +261,6 @@ class PackedDataset:
     def _fault(self, shard: int, what: str) -> BadFile:
         name = self.folder.locate(self.record.shards[shard].file)
         return BadFile(f"{name}: {what}; restore the shard, or prepare again with prepare.overwrite=true")
-
-
-@dataclass(frozen=True)
-class _MappedShard:
-    """A shard as memory; closed with the last reference to it.
-
-    Read by thousands of samples at once, without the interpreter's lock. A disk that fails, or a file that is cut while
-    it is read, ends the process by SIGBUS, where a read would have been an error.
-    """
-
-    memory: mmap.mmap
-    samples: Tokens
-    """[n, seq_length + 1]: row i begins at the i-th token of the file, whatever lies there."""
-
-    @classmethod
-    def of(cls, memory: mmap.mmap, dtype: np.dtype[Any], width: int) -> "_MappedShard":
-        tokens = np.frombuffer(memory, dtype, len(memory) // dtype.itemsize)
-        return cls(memory, np.lib.stride_tricks.sliding_window_view(tokens, width))
 
 
 def check_sizes(folder: DatasetFolder, records: Iterable[FileRecord]) -> None:

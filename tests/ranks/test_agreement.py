@@ -1,6 +1,5 @@
 """What ranks tell each other of a step."""
 
-import dataclasses
 
 import torch
 
@@ -27,7 +26,7 @@ BATCH = Batch(
 
 def agreed(here: Runtime, config: RunConfig, damage: bool) -> Agreement | str:
     groups = join(here, config)
-    batch = dataclasses.replace(BATCH, digest=7, num_skipped=2) if damage and here.rank == 3 else BATCH
+    batch = BATCH._replace(digest=7, num_skipped=2) if damage and here.rank == 3 else BATCH
     try:
         return agree(batch, groups.tp_rank == 0, False, here.rank == 1, groups.control)
     except RunError as error:
