@@ -1,6 +1,5 @@
 """What ranks tell each other of a step."""
 
-
 import torch
 
 from data_pipeline.loader import Batch
