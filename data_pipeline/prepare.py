@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import itertools
 import json
 import logging
 from collections.abc import Callable
@@ -187,14 +186,20 @@ def _build(
     keys = [encoding.key(piece.key, piece.kept) for piece in scan.pieces]
     pieces = dict(zip(keys, scan.pieces, strict=True))
     tasks = {key: (piece.key, piece.kept, encoding) for key, piece in pieces.items()}
-    run_all(executor, work, "encoding", tasks, encode_piece, {key: piece.num_bytes for key, piece in pieces.items()})
     sources = {piece.given: np.zeros(3, dtype=np.int64) for piece in scan.pieces}
     with split_writers(staged, data, seq_length=seq_length, dtype=dtype, eod_id=tokenizer.eod_id) as writers:
-        for (key, piece), (name, writer) in itertools.product(zip(keys, scan.pieces, strict=True), writers.items()):
-            tokens, documents = encoded(work, key, name, dtype)
-            num_bytes = int(documents["num_bytes"].sum())
-            writer.add_all(tokens, documents["num_tokens"], num_bytes)
-            sources[piece.given] += (len(documents), num_bytes, len(tokens))
+        unpacked = iter(scan.pieces)
+
+        def pack(key: str) -> None:
+            of_source = sources[next(unpacked).given]
+            for name, writer in writers.items():
+                tokens, documents = encoded(work, key, name, dtype)
+                num_bytes = int(documents["num_bytes"].sum())
+                writer.add_all(tokens, documents["num_tokens"], num_bytes)
+                of_source += (len(documents), num_bytes, len(tokens))
+
+        sizes = {key: piece.num_bytes for key, piece in pieces.items()}
+        run_all(executor, work, "encoding", tasks, encode_piece, sizes, keys, pack)
         splits = {name: writer.close() for name, writer in writers.items()}
     for name, split in splits.items():
         _check_enough(name, split, seq_length)

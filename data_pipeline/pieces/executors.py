@@ -4,11 +4,12 @@ Tasks are pure and leave their result in the work folder, so it does not matter 
 or whether it is killed on the way.
 """
 
+import collections
 import concurrent.futures
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Executor, Future
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -85,29 +86,38 @@ def run_all(
     tasks: Mapping[str, tuple[Any, ...]],
     function: Callable[..., None],
     size_of: Mapping[str, int],
+    order: Iterable[str] = (),
+    then: Callable[[str], None] = lambda key: None,
 ) -> None:
     """Call `function(work, key, *arguments)` for each key that is not finished; `size_of`: its bytes, for progress.
 
+    `then` gets the keys of `order` here, each when it and all before it are finished, while others are worked on.
     Raises the error of the first task that failed, when those that run have ended. Their work is kept.
     """
-    missing = [key for key in tasks if work.record(key) is None]
-    done = sum(size_of.values()) - sum(size_of[key] for key in missing)
+    unfinished = {key: size_of[key] for key in tasks if work.record(key) is None}
+    waiting = collections.deque(order)
+    done = sum(size_of.values()) - sum(unfinished.values())
+    running: dict[Future[Any], str] = {}
     with show_progress(title, sum(size_of.values())) as update:
-        update(done)
-        running: dict[Future[Any], str] = {}
+
+        def go_on(finished: Iterable[Future[Any]]) -> None:
+            nonlocal done
+            for future in finished:
+                future.result()
+                done += unfinished.pop(running.pop(future))
+            update(done + sum(min(work.told(key), size_of[key]) for key in running.values()))
+            while waiting and waiting[0] not in unfinished:
+                then(waiting.popleft())
+
         try:
-            for key in missing:
+            go_on([])
+            for key in list(unfinished):
                 future = executor.submit(function, work, key, *tasks[key])
                 running[future] = key
                 if future.done():
-                    future.result()
-                    done += size_of[running.pop(future)]
-                    update(done)
+                    go_on([future])
             while running:
-                for future in concurrent.futures.wait(running, SECONDS_BETWEEN_LOOKS, FIRST_COMPLETED).done:
-                    future.result()
-                    done += size_of[running.pop(future)]
-                update(done + sum(min(work.told(key), size_of[key]) for key in running.values()))
+                go_on(concurrent.futures.wait(running, SECONDS_BETWEEN_LOOKS, FIRST_COMPLETED).done)
         except BrokenProcessPool:
             raise WorkInterrupted(
                 f"{title}: a worker process was killed, as the system does when memory runs out; the finished pieces "

@@ -107,7 +107,8 @@ class WordMemory:
         new = [word for word in dict.fromkeys(words) if word not in self._long]
         self._long.update(zip(new, itertools.count(self._num_words)))
         numbers = np.fromiter(map(self._long.__getitem__, words), dtype=np.int64, count=len(words))
-        self._remember(new)
+        if new:
+            self._remember(new)
         short = np.array([len(word) <= KEY_BYTES for word in words])
         self._low[numbers[short]], self._high[numbers[short]] = low[short], high[short]
         slots, waiting = _slots(low[short], high[short]), numbers[short]

@@ -1,5 +1,6 @@
 """The work on pieces: whoever does it, however often it is killed, the result is the same and nothing is done twice."""
 
+import concurrent.futures
 import json
 import os
 import signal
@@ -20,6 +21,7 @@ from data_pipeline import scan, staging
 from data_pipeline.errors import DataError
 from data_pipeline.pieces import cleaned
 from data_pipeline.pieces import cluster as cluster_module
+from data_pipeline.pieces.executors import run_all
 from data_pipeline.pieces.work import WorkFolder, key_of
 from data_pipeline.shards.reader import PackedDataset
 from data_pipeline.sources.corpus import Corpus
@@ -283,3 +285,23 @@ def test_near_copies_do_not_straddle_the_split(tmp_path):
     kept = manifest.corpus.num_documents
     assert kept + sum(manifest.corpus.dropped.values()) == 2 * len(TEXTS)
     assert np.isclose(kept, len(TEXTS), atol=8), "short documents change too much to be near"
+
+
+def test_finished_pieces_are_handed_on_in_order_while_others_are_worked_on(tmp_path):
+    work, given, second_may_end = WorkFolder(tmp_path), [], threading.Event()
+
+    def do(work, key):
+        if key == "b":
+            assert second_may_end.wait(60), "nothing was handed on before all were finished"
+        work.finish(key, {}, ())
+
+    def take(key):
+        given.append((key, [other for other in "abc" if work.record(other) is None]))
+        second_may_end.set()
+
+    work.finish("d", {}, ())  # by an earlier run
+    sizes = dict.fromkeys("abcd", 1)
+    with concurrent.futures.ThreadPoolExecutor(3) as executor:
+        run_all(executor, work, "x", dict.fromkeys(sizes, ()), do, sizes, ["d", "a", "b", "d", "c"], take)
+    assert [key for key, _ in given] == ["d", "a", "b", "d", "c"]
+    assert "b" in given[0][1] and given[-1][1] == []
