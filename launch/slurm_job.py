@@ -124,25 +124,36 @@ def draining(nodes: Sequence[str]) -> list[str]:
 
 
 def can_do_without(job: Job, excluded: Sequence[str]) -> bool:
-    """Whether enough nodes are left in the job's partition."""
+    """Whether enough nodes are left in the job's partition, and none of these was asked for by name."""
     partition = ask("squeue", "-h", "-j", job.name, "-o", "%P").strip()
     states = "idle,alloc,mix,comp"
     up = set(ask("sinfo", "-h", "-N", "-p", partition, "-t", states, "-o", "%N").split()) | set(job.nodes)
-    return len(up - set(excluded)) >= len(job.nodes)
+    left = up - set(excluded) - set(_named_nodes(job.name, "%x"))
+    return len(left) >= len(job.nodes) and not set(excluded) & set(_named_nodes(job.name, "%n"))
 
 
 def requeue(job: str, *, wait_seconds: float, exclude: Sequence[str]) -> str:
-    """Queue this very job again; returns why that failed, or nothing. To be called last: Slurm ends this process."""
+    """Queue this very job again; returns why that failed, or nothing. To be called last: Slurm ends this process.
+
+    `exclude` is added to the nodes that its owner had excluded.
+    """
     # Slurm sends SIGTERM to all that runs here, also to the command that tells it more.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     done = _run("scontrol", "requeue", job)
     if done.returncode != 0:
         return (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
     changes = [f"StartTime=now+{round(wait_seconds)}"] if wait_seconds >= 1 else []
-    changes += [f"ExcNodeList={','.join(exclude)}"] if exclude else []
+    # The list is set anew by an update: sbatch's --exclude is part of it.
+    changes += [f"ExcNodeList={','.join(sorted({*exclude, *_named_nodes(job, '%x')}))}"] if exclude else []
     if changes:
         _run("scontrol", "update", f"JobId={job}", *changes)
     return ""
+
+
+def _named_nodes(job: str, field: str) -> list[str]:
+    """The nodes that a job asked for by name (squeue's %n), or excludes (%x)."""
+    names = ask("squeue", "-h", "-j", job, "-o", field).strip()
+    return ask("scontrol", "show", "hostnames", names).split() if names and names != "(null)" else []
 
 
 def ask(*command: str) -> str:

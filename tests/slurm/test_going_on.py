@@ -6,20 +6,21 @@ Jobs take their time: most run beside each other, and one of them is hurt again 
 import re
 import signal
 import subprocess
+import sys
 import time
 from dataclasses import dataclass
 
 import pytest
 
 from launch.attempts import Attempt
-from tests.support.runs import train_records
+from tests.support.runs import ROOT, train_records
 from tests.support.slurm_jobs import Jobs, LiveJob, scontrol
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.slow]
 
 ENDLESS = ("train.max_steps=100000", "evaluation.every_steps=0")
-NODE_DOWN = 5
-"""Which blow it is."""
+NODE_LOST, NODE_DOWN = 3, 5
+"""Which blows they are."""
 LENGTH = ("train.max_steps=200", "evaluation.every_steps=0", "parallel.tp=2")
 
 
@@ -58,9 +59,6 @@ class Hurt:
 
 @pytest.fixture(scope="module")
 def hurt(jobs: Jobs, background: Background) -> Hurt:
-    job = jobs.submit(
-        "hurt", *ENDLESS, "parallel.pp=2", "engine.timeout_minutes=0.1", flags=("--nodes=2",), PLANTED_SECONDS=0.2
-    )
     blows = (
         lambda: job.signal("--signal=USR1"),
         lambda: job.ranks()[1].kill(),
@@ -69,10 +67,18 @@ def hurt(jobs: Jobs, background: Background) -> Hurt:
         lambda: scontrol("update", f"NodeName={nodes_of(job)[1]}", "State=DOWN", "Reason=test"),
         lambda: job.signal(),
     )
+    # The first three attempts are on the same two nodes: one of them fails twice. Slurm otherwise takes whichever
+    # happens to have finished with other jobs.
+    scontrol("update", "NodeName=node3", "State=DRAIN", "Reason=test")
+    job = jobs.submit(
+        "hurt", *ENDLESS, "parallel.pp=2", "engine.timeout_minutes=0.1", flags=("--nodes=2",), PLANTED_SECONDS=0.2
+    )
     seconds = []
     for number, blow in enumerate(blows, 1):
         job.wait_for_training(number)
         ranks, node = job.ranks(), nodes_of(job)[1]
+        if number == NODE_LOST:
+            scontrol("update", "NodeName=node3", "State=RESUME")
         began = time.monotonic()
         blow()
         while any(rank.is_running() for rank in ranks.values()):
@@ -115,6 +121,15 @@ def test_a_stop_that_a_signal_to_the_ranks_asks_for_is_saved_and_continued(hurt:
     assert (first.ended.outcome, first.ended.exit_code) == ("stopped", 75)
     assert second.began.step == first.ended.step and f"step-{first.ended.step:08d}" in hurt.job.log
     assert second.began.restart == 1 and second.began.job == first.began.job  # type: ignore[union-attr]
+
+
+def test_nodes_excluded_by_the_owner_stay_so_when_another_one_is_left_out(jobs: Jobs) -> None:
+    job = jobs.submit("excluding", *ENDLESS, flags=("--exclude=node1",))
+    job.wait_for_training(1)
+    again = f"requeue('{job.job}', wait_seconds=600, exclude=['node3'])"
+    subprocess.run([sys.executable, "-c", f"from launch.slurm_job import requeue; {again}"], check=True, cwd=ROOT)
+    assert "ExcNodeList=node1,node3" in job.facts
+    job.signal()
 
 
 def test_a_killed_rank_ends_the_step_on_all_nodes_and_is_named(hurt: Hurt) -> None:

@@ -48,7 +48,7 @@ def test_a_log_lies_where_its_path_says(tmp_path: Path) -> None:
     job = Job("x", slurm_path(f"{folder}/slurm-") + "%j.log", str(folder), ("bash", "-c", 'echo "$PWD"'))
     done = sbatch(batch_script(ClusterConfig(), job), tmp_path)
     log = folder / f"slurm-{done.stdout.strip()}.log"
-    wait_until(lambda: log.exists() and log.read_text() == f"{folder}\n", 30, f"{log}: {done.stderr}")
+    wait_until(lambda: log.exists() and log.read_text() == f"{folder}\n", 30, lambda: f"{log}: {done.stderr}")
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "conf" / "cluster").glob("*.yaml")))
@@ -88,7 +88,7 @@ def test_a_sweep_of_three_with_one_that_fails_is_mended_by_a_rerun(tmp_path: Pat
     done = place.command("submit", "-m", "--name", "grid", *given, "optim.lr=1e-3,2e-3,3e-3")
     assert done.returncode == 0, done.stderr
     sweep = read_sweep(tmp_path / "sweeps/grid")
-    wait_until(lambda: not is_live(sweep.jobs[0].job), 240, "the end of the first array")
+    wait_until(lambda: not is_live(sweep.jobs[0].job), 240, lambda: "the end of the first array")
     logs = "\n".join(path.read_text() for path in sorted((tmp_path / "sweeps/grid/logs").iterdir()))
     first = outcomes(place, 3)
     assert (first[0], first[2]) == ("finished", "finished") and first[1] not in ("finished", None), logs
@@ -101,7 +101,7 @@ def test_a_sweep_of_three_with_one_that_fails_is_mended_by_a_rerun(tmp_path: Pat
     assert "nothing to submit" in place.command("submit", "--rerun", "sweeps/grid").stderr
     sweep = read_sweep(tmp_path / "sweeps/grid")
     assert [submitted.members for submitted in sweep.jobs] == [(0, 1, 2), (1,)]
-    wait_until(lambda: not is_live(sweep.jobs[1].job), 240, "the end of the rerun")
+    wait_until(lambda: not is_live(sweep.jobs[1].job), 240, lambda: "the end of the rerun")
     assert outcomes(place, 3) == ["finished"] * 3
     configs = [read_run_config(place.run_dir(f"grid-{index}") / "config.yaml") for index in range(3)]
     assert [config.optim.lr for config in configs] == [1e-3, 2e-3, 3e-3]
@@ -122,7 +122,7 @@ def test_a_sweep_is_submitted_by_hand_with_its_script(tmp_path: Path) -> None:
     subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
     log = tmp_path / "7.log"
     words = "SLURM_ARRAY_TASK_ID=7: sweeps/hand has members 0 to 1; submit with --array=0-1"
-    wait_until(lambda: log.exists() and words in log.read_text(), 60, str(log))
+    wait_until(lambda: log.exists() and words in log.read_text(), 60, lambda: str(log))
 
 
 @pytest.mark.slow
@@ -134,11 +134,11 @@ def test_data_prepared_in_two_parts_of_a_job_are_those_of_one(tmp_path: Path) ->
     done = subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True, text=True)
     job = done.stdout.strip()
     log = tmp_path / f"{job}.log"
-    wait_until(lambda: log.exists() and "restart 0" in log.read_text(), 60, "the job's beginning")
+    wait_until(lambda: log.exists() and "restart 0" in log.read_text(), 60, lambda: "the job's beginning")
     # As Slurm does a minute before the time limit.
     subprocess.run(["scancel", "--batch", "--signal=USR1", job], check=True)
-    wait_until(lambda: "restart 1" in log.read_text(), 120, "the job's second part")
-    wait_until(lambda: not is_live(job), 120, "its end")
+    wait_until(lambda: "restart 1" in log.read_text(), 120, lambda: "the job's second part")
+    wait_until(lambda: not is_live(job), 120, lambda: "its end")
     assert "queued again" in log.read_text()
     assert contents(tmp_path / "cut") == contents(place.dataset), log.read_text()
 

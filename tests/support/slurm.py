@@ -62,10 +62,11 @@ def facts_of_job(job: str) -> str:
     return subprocess.run(["scontrol", "show", "job", job], capture_output=True, text=True, check=True).stdout
 
 
-def wait_until(happened: Callable[[], bool], seconds: float, what: str) -> None:
+def wait_until(happened: Callable[[], bool], seconds: float, what: Callable[[], str]) -> None:
+    """`what` is asked when the time is over: it may tell how things stand then."""
     limit = time.monotonic() + seconds
     while not happened():
-        assert time.monotonic() < limit, f"not within {seconds} s: {what}"
+        assert time.monotonic() < limit, f"not within {seconds} s: {what()}"
         time.sleep(0.3)
 
 

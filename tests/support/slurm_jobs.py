@@ -109,7 +109,7 @@ class LiveJob:
     def wait_until_over(self) -> str:
         """Until Slurm is done with the job; its last state."""
         alive = ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED", "")
-        wait_until(lambda: self.state not in alive, SECONDS, f"the end of {self._log.name}\n{self.log}")
+        wait_until(lambda: self.state not in alive, SECONDS, lambda: f"the end of {self._stand}")
         return self.state
 
     def ranks(self) -> dict[int, psutil.Process]:
@@ -131,8 +131,13 @@ class LiveJob:
     def wait_until_nothing_runs(self, seconds: float = 60) -> float:
         """Until no process of the run is left; how long that took."""
         began = time.monotonic()
-        wait_until(lambda: not self._processes(), seconds, f"the end of {self._processes()}")
+        wait_until(lambda: not self._processes(), seconds, lambda: f"the end of {self._processes()}")
         return time.monotonic() - began
+
+    @property
+    def _stand(self) -> str:
+        """How things are, for whoever waits in vain."""
+        return f"{self._log.name}\n{self.log}\n{self.facts}"
 
     def _processes(self) -> list[psutil.Process]:
         name = f"run.name={self.run_dir.name}"
@@ -145,10 +150,11 @@ class LiveJob:
 
     def _wait(self, happened: object, attempt: int) -> None:
         assert callable(happened)
-        what = f"attempt {attempt} of {self._log.name}"
         over = ("FAILED", "COMPLETED", "CANCELLED", "TIMEOUT")
-        wait_until(lambda: bool(happened()) or self.state in over, SECONDS, f"{what}:\n{self.log}")
-        assert happened(), f"{what}: the job is {self.state}\n{self.log}"
+        wait_until(
+            lambda: bool(happened()) or self.state in over, SECONDS, lambda: f"attempt {attempt} of {self._stand}"
+        )
+        assert happened(), f"attempt {attempt} of {self._stand}"
 
 
 def scontrol(*words: str) -> None:
