@@ -74,8 +74,9 @@ def throughput(folder: Path, peers_python: str | None) -> None:
         with mock.patch.object(loader, "_hashes", lambda positions, _: [0] * len(positions)):
             yield from ours()
 
+    samples = np.memmap(flat, dtype=np.uint16, mode="r").reshape(SAMPLES, SEQ_LENGTH + 1)  # once, as the shards are
+
     def memory_map() -> Iterator[torch.Tensor]:
-        samples = np.memmap(flat, dtype=np.uint16, mode="r").reshape(SAMPLES, SEQ_LENGTH + 1)
         order = np.random.default_rng(1).permutation(SAMPLES)
         for start in itertools.cycle(range(0, SAMPLES, BATCH)):
             yield torch.from_numpy(samples[order[start : start + BATCH]].astype(np.int64))
