@@ -95,8 +95,10 @@ def read_attempts(run_dir: Path) -> list[Attempt]:
 
 
 def next_attempt(run_dir: Path) -> int:
-    """The number of an attempt that starts now; the first is 1."""
-    return max((attempt.number for attempt in read_attempts(run_dir)), default=0) + 1
+    """The number of an attempt that starts now; the first is 1. One that was cut off before it began has logs only."""
+    logs = (run_dir / "logs").glob("attempt-*")
+    with_logs = [int(path.name.removeprefix("attempt-")) for path in logs if path.name[len("attempt-") :].isdigit()]
+    return max([*with_logs, *(attempt.number for attempt in read_attempts(run_dir))], default=0) + 1
 
 
 def log_folder(run_dir: Path, attempt: int) -> Path:

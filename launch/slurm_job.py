@@ -41,7 +41,14 @@ def job_of(environment: Mapping[str, str]) -> Job:
     """The job that this process runs in; raises UserError outside of one."""
     if "SLURM_JOB_ID" not in environment or "SLURM_JOB_NODELIST" not in environment:
         raise UserError("this runs inside a Slurm job: sbatch slurm/pretrain.sh key=value ...")
-    nodes = tuple(ask("scontrol", "show", "hostnames", environment["SLURM_JOB_NODELIST"]).split())
+    done = _run("scontrol", "show", "hostnames", environment["SLURM_JOB_NODELIST"])
+    nodes = tuple(done.stdout.split())
+    if not nodes:
+        said = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
+        given = environment["SLURM_JOB_NODELIST"]
+        raise UserError(
+            f"SLURM_JOB_NODELIST={given!r}: scontrol names no node ({said}); see that it works on this node"
+        )
     tasks = counts(environment.get("SLURM_TASKS_PER_NODE", "1"))
     cpus = int(environment["SLURM_CPUS_PER_TASK"]) if "SLURM_CPUS_PER_TASK" in environment else None
     gpus = int(environment.get("SLURM_GPUS_ON_NODE", "0"))
@@ -128,8 +135,10 @@ def can_do_without(job: Job, excluded: Sequence[str]) -> bool:
     partition = ask("squeue", "-h", "-j", job.name, "-o", "%P").strip()
     states = "idle,alloc,mix,comp"
     up = set(ask("sinfo", "-h", "-N", "-p", partition, "-t", states, "-o", "%N").split()) | set(job.nodes)
-    left = up - set(excluded) - set(_named_nodes(job.name, "%x"))
-    return len(left) >= len(job.nodes) and not set(excluded) & set(_named_nodes(job.name, "%n"))
+    banned, wanted = _named_nodes(job.name, "%x"), _named_nodes(job.name, "%n")
+    if banned is None or wanted is None:
+        return False
+    return len(up - set(excluded) - set(banned)) >= len(job.nodes) and not set(excluded) & set(wanted)
 
 
 def requeue(job: str, *, wait_seconds: float, exclude: Sequence[str]) -> str:
@@ -139,21 +148,27 @@ def requeue(job: str, *, wait_seconds: float, exclude: Sequence[str]) -> str:
     """
     # Slurm sends SIGTERM to all that runs here, also to the command that tells it more.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    banned = _named_nodes(job, "%x") if exclude else None
     done = _run("scontrol", "requeue", job)
     if done.returncode != 0:
         return (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
     changes = [f"StartTime=now+{round(wait_seconds)}"] if wait_seconds >= 1 else []
-    # The list is set anew by an update: sbatch's --exclude is part of it.
-    changes += [f"ExcNodeList={','.join(sorted({*exclude, *_named_nodes(job, '%x')}))}"] if exclude else []
+    # The list is set anew by an update: sbatch's --exclude is part of it. Where it is not known, it stays as it is.
+    changes += [f"ExcNodeList={','.join(sorted({*exclude, *banned}))}"] if banned is not None else []
     if changes:
         _run("scontrol", "update", f"JobId={job}", *changes)
     return ""
 
 
-def _named_nodes(job: str, field: str) -> list[str]:
-    """The nodes that a job asked for by name (squeue's %n), or excludes (%x)."""
-    names = ask("squeue", "-h", "-j", job, "-o", field).strip()
-    return ask("scontrol", "show", "hostnames", names).split() if names and names != "(null)" else []
+def _named_nodes(job: str, field: str) -> list[str] | None:
+    """The nodes that a job asked for by name (squeue's %n), or excludes (%x); None: no answer."""
+    done = _run("squeue", "-h", "-j", job, "-o", field)
+    names = done.stdout.strip()
+    if done.returncode != 0:
+        return None
+    if names in ("", "(null)"):
+        return []
+    return ask("scontrol", "show", "hostnames", names).split() or None
 
 
 def ask(*command: str) -> str:
@@ -166,3 +181,5 @@ def _run(*command: str) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_SECONDS)
     except subprocess.TimeoutExpired:
         return subprocess.CompletedProcess(command, 124, "", f"{command[0]}: no answer for {ANSWER_SECONDS} s")
+    except FileNotFoundError:
+        return subprocess.CompletedProcess(command, 127, "", f"{command[0]}: not found")

@@ -53,7 +53,11 @@ def supervise(words: Sequence[str], signals: Signals) -> int:
             return conclude(run_dir, job, decision, done[-1].ended)
     number, before = attempts.next_attempt(run_dir), last_step(run_dir)
     folder = attempts.log_folder(run_dir, number)
-    folder.mkdir(parents=True)
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        remedy = "make room or choose another run.dir"
+        raise UserError(f"run.dir={str(run_dir)!r}: {folder} cannot be made ({error.strerror}); {remedy}") from None
     attempts.began(run_dir, number, job=job.name, restart=job.restarts, nodes=job.nodes, ranks=job.ranks, step=before)
     ending = preflight(job, run_dir, folder, signals) or attempt(words, job, number, folder, run_dir, before, signals)
     attempts.ended(

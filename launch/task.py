@@ -24,6 +24,7 @@ NOTE_FILE = "rank-0.json"
 PEER = "PRETRAIN_PEER"
 """Address of another node than the first."""
 EXIT_STOPPED = 75
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 POLL_SECONDS = 1.0
 
 
@@ -33,7 +34,7 @@ def main(words: Sequence[str]) -> int:
     environment = {**os.environ, **place(os.environ)}
     asked: list[float] = []
     # Slurm sends its signals to every process of the step: they are the rank's to act on.
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+    for number in SIGNALS:
         signal.signal(number, lambda *_: asked.append(time.time()))
     parent = os.getppid()
     child = subprocess.Popen(
@@ -47,6 +48,8 @@ def main(words: Sequence[str]) -> int:
             break
         if os.getppid() != parent:  # Slurm's own process on this node was killed: nobody would end the rank
             child.kill()
+    for number in SIGNALS:  # the interpreter takes handlers away while it cleans up: the exit code is the rank's
+        signal.signal(number, signal.SIG_IGN)
     code = code if code >= 0 else 128 - code
     if environment["RANK"] == "0":
         note = {"code": code, "asked": asked[0] if asked else None}

@@ -14,6 +14,7 @@ def stop_on_signals() -> Iterator[Callable[[], bool]]:
     """SIGTERM, SIGINT or SIGUSR1 ask for a stop after the current step; SIGINT again acts as usual.
 
     The others come more than once where nobody is impatient: Slurm sends SIGTERM when a grace begins and when it ends.
+    When the context has ended well, so does the process: too late to stop, they are ignored until it is gone.
     """
     requested = threading.Event()
 
@@ -29,6 +30,12 @@ def stop_on_signals() -> Iterator[Callable[[], bool]]:
     previous = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
     try:
         yield requested.is_set
-    finally:
+    except BaseException:
         for number, handler in previous.items():
             signal.signal(number, handler)
+        raise
+    # Not a handler in Python: the interpreter takes those away while it cleans up, and a rank that has saved all would
+    # end as one that was killed.
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, previous[signal.SIGINT])

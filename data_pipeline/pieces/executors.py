@@ -9,6 +9,7 @@ import concurrent.futures
 import multiprocessing
 import os
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Executor, Future
 from concurrent.futures.process import BrokenProcessPool
@@ -17,7 +18,7 @@ from typing import Any
 
 from data_pipeline.config import PrepareConfig
 from data_pipeline.errors import DataError, WorkInterrupted
-from data_pipeline.pieces.work import WorkFolder
+from data_pipeline.pieces.work import WorkFolder, every
 from data_pipeline.progress import show_progress
 
 SECONDS_BETWEEN_LOOKS = 1.0
@@ -98,26 +99,35 @@ def run_all(
     waiting = collections.deque(order)
     done = sum(size_of.values()) - sum(unfinished.values())
     running: dict[Future[Any], str] = {}
+    told: dict[str, int] = {}
+    is_time_to_look = every(SECONDS_BETWEEN_LOOKS, time.monotonic)
     with show_progress(title, sum(size_of.values())) as update:
+
+        def can_hand_on() -> bool:
+            return bool(waiting) and waiting[0] not in unfinished
 
         def go_on(finished: Iterable[Future[Any]]) -> None:
             nonlocal done
             for future in finished:
                 future.result()
-                done += unfinished.pop(running.pop(future))
-            update(done + sum(min(work.told(key), size_of[key]) for key in running.values()))
-            while waiting and waiting[0] not in unfinished:
+                key = running.pop(future)
+                done += unfinished.pop(key)
+                told.pop(key, None)
+            if is_time_to_look():
+                told.update((key, min(work.told(key), size_of[key])) for key in running.values())
+            update(done + sum(told.values()))
+            if can_hand_on():  # one, so that no failure of another piece is seen late
                 then(waiting.popleft())
 
         try:
-            go_on([])
             for key in list(unfinished):
                 future = executor.submit(function, work, key, *tasks[key])
                 running[future] = key
                 if future.done():
                     go_on([future])
-            while running:
-                go_on(concurrent.futures.wait(running, SECONDS_BETWEEN_LOOKS, FIRST_COMPLETED).done)
+            while running or waiting:
+                seconds = 0 if can_hand_on() else SECONDS_BETWEEN_LOOKS
+                go_on(concurrent.futures.wait(running, seconds, FIRST_COMPLETED).done)
         except BrokenProcessPool:
             raise WorkInterrupted(
                 f"{title}: a worker process was killed, as the system does when memory runs out; the finished pieces "

@@ -36,32 +36,35 @@ def gather(
 ) -> Tokens:
     """Samples [n, width] that begin at these tokens of the address space, each within one of `shards`.
 
-    Their pages are asked for in the order of `starts`, so that a disk reads its files one after the other; sample i
-    goes to row `order[i]`.
+    Their pages are asked for in the order of `starts`, first those with the first token of each sample, so that a disk
+    reads its files one after the other; sample i goes to row `order[i]`.
     """
-    space = _Space(shards)
-    inside = starts - space.start
+    first, space = _space_of(shards)
+    inside = starts - first
     # `take` alone reads without the interpreter's lock where single tokens are asked for.
-    step = mmap.PAGESIZE // space.tokens.itemsize
+    step = mmap.PAGESIZE // space.itemsize
     for ahead in [*range(0, width - 1, step), width - 1]:
-        space.tokens.take(inside + ahead)
+        space.take(inside + ahead)
     places = np.empty_like(inside)
     places[order] = inside
-    rows: Tokens = np.lib.stride_tricks.sliding_window_view(space.tokens, width)[places]
+    rows: Tokens = np.lib.stride_tricks.sliding_window_view(space, width)[places]
     return rows
 
 
-class _Space:
-    """From the first token of some shards to the last, as one row: what lies between two shards may not be touched."""
+def _space_of(shards: Sequence[MappedShard]) -> tuple[int, npt.NDArray[Any]]:
+    """From the first token of some shards to the last, as one row, and where it starts in the address space.
 
-    def __init__(self, shards: Sequence[MappedShard]) -> None:
-        self.start = min(shard.start for shard in shards)
-        length = max(shard.start + len(shard.tokens) for shard in shards) - self.start
-        dtype: np.dtype[Any] = shards[0].tokens.dtype
-        self.__array_interface__ = {
-            "version": 3,
-            "shape": (length,),
-            "typestr": dtype.str,
-            "data": (self.start * dtype.itemsize, True),  # read-only
-        }
-        self.tokens: npt.NDArray[Any] = np.asarray(self, dtype=dtype)
+    What lies between two shards may not be touched.
+    """
+    start = min(shard.start for shard in shards)
+    length = max(shard.start + len(shard.tokens) for shard in shards) - start
+    dtype: np.dtype[Any] = shards[0].tokens.dtype
+    address, is_read_only = start * dtype.itemsize, True
+    return start, np.asarray(_Memory(dtype.str, length, (address, is_read_only)), dtype=dtype)
+
+
+class _Memory:
+    """What numpy makes an array of. The array refers to this, so that this may not refer to the array."""
+
+    def __init__(self, typestr: str, length: int, data: tuple[int, bool]) -> None:
+        self.__array_interface__ = {"version": 3, "shape": (length,), "typestr": typestr, "data": data}

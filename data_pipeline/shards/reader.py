@@ -194,13 +194,13 @@ class PackedDataset:
         if shard in self._bad_shards:
             raise BadFile(self._bad_shards[shard])
         file = self._opened(shard, stop)
-        if not self._is_checked[members].all():
-            for member in np.unique(members).tolist():
-                self._check_member(file, shard, member)
-        # Beyond its end a mapped file gives no error but a signal that ends the process.
+        # First: beyond its end a mapped file gives no error but a signal that ends the process.
         needed = (int(starts.max()) + self.seq_length + 1) * self.dtype.itemsize
         if file.memory.size() < self.record.shards[shard].bytes or len(file.memory) < needed:
             raise self._fault(shard, "ends too early")
+        if not self._is_checked[members].all():
+            for member in np.unique(members).tolist():
+                self._check_member(file, shard, member)
         return file
 
     def _skip_bad_shards(self) -> None:

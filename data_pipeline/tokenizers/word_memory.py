@@ -6,6 +6,7 @@ of a text at once, in a hash table that compares their bytes.
 """
 
 import itertools
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -28,11 +29,15 @@ Numbers = npt.NDArray[np.int64]
 
 
 class WordMemory:
-    """Gives the ids that `encode` gives, if it merges by the given pieces and spells what is none of them in bytes."""
+    """Gives the ids that `encode` gives, if it merges by the given pieces and spells what is none of them in bytes.
+
+    Safe to use from several threads, which then wait for each other.
+    """
 
     def __init__(self, pieces: Iterable[str], encode: Callable[[list[str]], Sequence[Sequence[int]]]) -> None:
         self._encode = encode
         self._joined = _joined_pairs(pieces)
+        self._lock = threading.Lock()
         self._clear()
 
     def encode(self, texts: Sequence[str]) -> list[Ids]:
@@ -43,7 +48,12 @@ class WordMemory:
         starts = self._starts(whole, ends)
         firsts = range(0, int(ends[-1]), CHUNK_BYTES)
         cuts = [*np.searchsorted(starts, firsts).tolist(), len(starts) - 1]
-        found = [self._ids(whole, starts[first : last + 1]) for first, last in itertools.pairwise(cuts)]
+        with self._lock:
+            try:
+                found = [self._ids(whole, starts[first : last + 1]) for first, last in itertools.pairwise(cuts)]
+            except BaseException:
+                self._clear()  # words that were not encoded may have numbers already
+                raise
         ids = np.concatenate([np.empty(0, dtype=np.int32), *(ids for ids, _ in found)])
         id_ends = np.cumsum(np.concatenate([[0], *(counts for _, counts in found)]))[np.searchsorted(starts, ends)]
         return [ids[start:end] for start, end in itertools.pairwise(id_ends.tolist())]

@@ -13,6 +13,7 @@ from data_pipeline.errors import BadFile, DataError
 from data_pipeline.loader import Batch, train_batches
 from data_pipeline.mixture import Plan, TrainingData, mix
 from data_pipeline.remote.folder import RemoteFolder
+from data_pipeline.shards import reader
 from data_pipeline.shards.reader import PackedDataset
 from tests.support import http_server as faulty
 from tests.support.corpus import cache_config
@@ -130,6 +131,14 @@ def test_a_shard_that_shrinks_while_in_use_is_skipped_from_then_on(written, fold
         file.truncate(0)
     assert check(take(dataset), dataset, before) > 0
     says_once(caplog, "ends too early")
+
+
+def test_a_bad_shard_is_skipped_also_where_not_all_of_a_batch_may_be_open_at_once(written, folder, monkeypatch):
+    whole = take(PackedDataset.open(written, "train"))
+    monkeypatch.setattr(reader, "MAX_OPEN_FILES", 2)
+    truncate(folder / SHARD)
+    dataset = PackedDataset.open(folder, "train", skip_bad_shards=True)
+    assert check(take(dataset), dataset, whole) > 0
 
 
 FAULTS = [faulty.status(404), faulty.status(503), faulty.flipped, faulty.cut]

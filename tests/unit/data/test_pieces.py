@@ -305,3 +305,53 @@ def test_finished_pieces_are_handed_on_in_order_while_others_are_worked_on(tmp_p
         run_all(executor, work, "x", dict.fromkeys(sizes, ()), do, sizes, ["d", "a", "b", "d", "c"], take)
     assert [key for key, _ in given] == ["d", "a", "b", "d", "c"]
     assert "b" in given[0][1] and given[-1][1] == []
+
+
+def test_workers_start_before_what_was_finished_earlier_is_handed_on(tmp_path):
+    work, started = WorkFolder(tmp_path), threading.Event()
+    for key in "ab":
+        work.finish(key, {}, ())
+
+    def do(work, key):
+        started.set()
+        work.finish(key, {}, ())
+
+    sizes = dict.fromkeys("abc", 1)
+    with concurrent.futures.ThreadPoolExecutor(1) as executor:
+        run_all(executor, work, "x", dict.fromkeys(sizes, ()), do, sizes, "abc", lambda key: started.wait(60) or 1 / 0)
+
+
+def test_a_failure_is_told_before_more_is_handed_on(tmp_path):
+    work, given, handing_on, failed = WorkFolder(tmp_path), [], threading.Event(), threading.Event()
+    for key in "abcd":
+        work.finish(key, {}, ())
+
+    def do(work, key):
+        handing_on.wait(60)
+        failed.set()
+        raise DataError("planted")
+
+    def take(key):
+        handing_on.set()
+        failed.wait(60)
+        time.sleep(0.1)
+        given.append(key)
+
+    sizes = dict.fromkeys("abcde", 1)
+    with concurrent.futures.ThreadPoolExecutor(1) as executor, pytest.raises(DataError, match="planted"):
+        run_all(executor, work, "x", dict.fromkeys(sizes, ()), do, sizes, "abcde", take)
+    assert given == ["a"]
+
+
+def test_a_failure_of_what_gets_finished_pieces_ends_the_work(tmp_path):
+    work, done = WorkFolder(tmp_path), []
+
+    def do(work, key):
+        done.append(key)
+        time.sleep(0.05)
+        work.finish(key, {}, ())
+
+    sizes = {f"{number:02}": 1 for number in range(60)}
+    with concurrent.futures.ThreadPoolExecutor(1) as executor, pytest.raises(ZeroDivisionError):
+        run_all(executor, work, "x", dict.fromkeys(sizes, ()), do, sizes, sizes, lambda key: 1 / 0)
+    assert 0 < len(done) < 30, "the rest was not called off"

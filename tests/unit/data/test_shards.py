@@ -1,4 +1,6 @@
+import concurrent.futures
 import dataclasses
+import gc
 import io
 import json
 import shutil
@@ -282,10 +284,35 @@ def test_a_shard_that_shrinks_while_in_use_is_named(written, tmp_path):
     shutil.copytree(written, folder)
     dataset = PackedDataset.open(folder, "train")
     dataset.read(np.arange(4))
+    last = dataset.record.shards[0].samples - 1
     with (folder / "train-00000.tar").open("r+b") as file:
         file.truncate(660)
-    with pytest.raises(DataError, match="train-00000.tar: ends too early" + AGAIN):
-        dataset.read(np.arange(4))
+    for samples in (np.arange(4), np.array([last])):  # in a member that was looked at, and in one that was not
+        with pytest.raises(DataError, match="train-00000.tar: ends too early" + AGAIN):
+            dataset.read(samples)
+
+
+def test_threads_share_a_dataset_with_few_open_files(written, monkeypatch):
+    monkeypatch.setattr(reader, "MAX_OPEN_FILES", 2)
+    dataset = PackedDataset.open(written, "train")
+    everything = dataset.read(np.arange(dataset.num_samples))
+    orders = [np.random.default_rng(seed).permutation(dataset.num_samples) for seed in range(40)]
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        for order, tokens in zip(orders, pool.map(dataset.read, orders), strict=True):
+            assert np.array_equal(tokens, everything[order])
+
+
+def test_nothing_is_kept_of_samples_that_were_read(written):
+    dataset = PackedDataset.open(written, "train")
+    dataset.read(np.arange(4))
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(5):
+            dataset.read(np.arange(4))
+        assert gc.collect() == 0, "memory that only the collector of cycles frees"
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(

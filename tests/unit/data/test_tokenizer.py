@@ -1,3 +1,4 @@
+import concurrent.futures
 import functools
 import sysconfig
 from pathlib import Path
@@ -111,6 +112,31 @@ def test_what_is_remembered_of_words_gives_the_ids_of_the_whole(small, texts):
         for _ in range(2):
             found = memory.encode(parts)
             assert [ids.tolist() for ids in found] == [ids.tolist() for ids in tokenizer._whole(parts, 1)]
+
+
+@pytest.mark.parametrize("size", ["usual", "small"])
+def test_threads_share_what_is_remembered_and_get_the_ids_of_the_whole(monkeypatch, size):
+    if size == "small":  # all is forgotten again and again
+        monkeypatch.setattr(word_memory, "MAX_WORDS", 500)
+    tokenizer = trained("bpe")
+    memory = fresh_memory(tokenizer)
+    texts = [make_texts(20, seed=seed) for seed in range(24)]
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(memory.encode, texts))
+    for of_thread, own in zip(found, texts, strict=True):
+        assert [ids.tolist() for ids in of_thread] == [ids.tolist() for ids in tokenizer._whole(own, 1)]
+
+
+def test_a_failure_leaves_nothing_wrong_in_the_memory(monkeypatch):
+    tokenizer = trained("bpe")
+    memory = fresh_memory(tokenizer)
+    texts = ["a word, and one that is longer than all keys: " + "ab" * 20]
+    with monkeypatch.context() as patch:
+        patch.setattr(memory, "_encode", lambda words: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            memory.encode(texts)
+    memory.encode(["other words"])
+    assert memory.encode(texts)[0].tolist() == tokenizer._whole(texts, 1)[0].tolist()
 
 
 def test_memory_of_words_is_bounded(monkeypatch):

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from launch.attempts import ATTEMPTS_FILE, Attempt, began, ended, next_attempt, read_attempts
+from launch.attempts import ATTEMPTS_FILE, Attempt, began, ended, log_folder, next_attempt, read_attempts
 
 
 def begin(run_dir: Path, number: int) -> None:
@@ -29,6 +29,13 @@ def test_an_attempt_without_an_end_is_known_and_the_next_has_a_new_number(tmp_pa
     one, two = read_attempts(tmp_path)
     assert one.ended is None and one.began is not None and one.began.nodes == ("node1", "node2")
     assert two.ended is not None and two.ended.exit_code == 137
+    assert next_attempt(tmp_path) == 3
+
+
+def test_an_attempt_cut_off_before_it_was_noted_has_taken_its_number(tmp_path: Path) -> None:
+    begin(tmp_path, 1)
+    for name in ("attempt-0002", "attempt-x", "other"):
+        log_folder(tmp_path, 1).with_name(name).mkdir(parents=True)
     assert next_attempt(tmp_path) == 3
 
 

@@ -1,9 +1,11 @@
 """What Slurm's environment and answers say; where ranks meet; what srun is told."""
 
 import socket
+import subprocess
 
 import pytest
 
+from data_pipeline.errors import UserError
 from launch import slurm_job
 from launch.rendezvous import candidates, free_port, interface_towards, is_free, rendezvous
 from launch.slurm_job import Job, counts, job_name, job_of, seconds_of
@@ -34,7 +36,7 @@ def test_a_member_of_an_array_is_queued_again_alone() -> None:
 
 @pytest.fixture
 def hosts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slurm_job, "ask", lambda *words: "a\nb\n")
+    monkeypatch.setattr(slurm_job, "_run", lambda *words: subprocess.CompletedProcess(words, 0, "a\nb\n", ""))
 
 
 @pytest.mark.usefixtures("hosts")
@@ -47,6 +49,59 @@ def test_gpus_without_tasks_get_a_rank_each_and_tasks_that_were_asked_for_stand(
     job = job_of(gpus | {"SLURM_JOB_CPUS_PER_NODE": "1(x2)"})
     assert (job.ranks, job.cpus_per_task, job.overcommit) == (16, 1, True)
     assert job_of(gpus | {"SLURM_NTASKS": "2"}).ranks == 2
+
+
+def test_a_node_without_slurms_commands_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    with pytest.raises(UserError, match=r"SLURM_JOB_NODELIST='\[a-b\]': .*scontrol: not found"):
+        job_of({"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "[a-b]"})
+
+
+class Controller:
+    """Answers Slurm's commands as given, and notes what it is told."""
+
+    def __init__(self, answers: dict[str, str | None]) -> None:
+        self.answers, self.told = answers, list[str]()
+
+    def __call__(self, *words: str) -> "subprocess.CompletedProcess[str]":
+        if words[:2] == ("scontrol", "show"):
+            return subprocess.CompletedProcess(words, 0, words[-1].replace(",", "\n"), "")
+        if words[0] == "scontrol":
+            self.told.append(" ".join(words[1:]))
+            return subprocess.CompletedProcess(words, 0, "", "")
+        answer = self.answers[words[-1] if words[0] == "squeue" else "sinfo"]
+        return subprocess.CompletedProcess(words, 0 if answer is not None else 1, answer or "", "")
+
+
+@pytest.mark.parametrize(
+    ("owners", "update"),
+    [("", ["ExcNodeList=b"]), ("(null)", ["ExcNodeList=b"]), ("c,d", ["ExcNodeList=b,c,d"]), (None, [])],
+)
+def test_bad_nodes_are_added_to_the_owners_and_a_list_that_is_not_known_stays(
+    monkeypatch: pytest.MonkeyPatch, owners: str | None, update: list[str]
+) -> None:
+    controller = Controller({"%x": owners})
+    monkeypatch.setattr(slurm_job, "_run", controller)
+    monkeypatch.setattr(slurm_job.signal, "signal", lambda *_: None)
+    assert slurm_job.requeue("7", wait_seconds=0, exclude=["b"]) == ""
+    assert controller.told == ["requeue 7", *(f"update JobId=7 {change}" for change in update)]
+
+
+@pytest.mark.parametrize(
+    ("known", "possible"),
+    [
+        ({"sinfo": "a\nb\nc\n", "%x": "", "%n": ""}, True),
+        ({"sinfo": "a\nb\n", "%x": "", "%n": ""}, False),  # too few are left
+        ({"sinfo": "a\nb\nc\n", "%x": "c", "%n": ""}, False),  # as the owner wants none of the others
+        ({"sinfo": "a\nb\nc\n", "%x": "", "%n": "a,b"}, False),  # asked for by name
+        ({"sinfo": "a\nb\nc\n", "%x": None, "%n": ""}, False),  # no answer
+    ],
+)
+def test_a_node_is_left_out_only_where_enough_others_may_take_its_place(
+    monkeypatch: pytest.MonkeyPatch, known: dict[str, str | None], possible: bool
+) -> None:
+    monkeypatch.setattr(slurm_job, "_run", Controller({"%P": "main", **known}))
+    assert slurm_job.can_do_without(JOB, ["b"]) == possible
 
 
 def test_srun_ends_all_with_the_first_and_takes_cpus_and_gpus_of_the_job() -> None:

@@ -1,0 +1,73 @@
+"""What a signal does to a run depends on when it comes."""
+
+import signal
+import subprocess
+import sys
+from textwrap import dedent
+
+import pytest
+
+from tests.support.runs import ROOT
+
+BEGINNING = """
+import os, signal, sys
+from pretrain.signals import stop_on_signals
+
+def send(number):
+    os.kill(os.getpid(), number)
+
+"""
+
+
+def run_script(script: str, pestered_by: signal.Signals | None = None) -> tuple[int, str]:
+    """A process's exit code and what it printed, from when on it may get a signal all the time, until it is gone."""
+    command = [sys.executable, "-c", BEGINNING + dedent(script)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        printed = process.stdout.readline()
+        while pestered_by is not None and process.poll() is None:
+            process.send_signal(pestered_by)
+        return process.wait(60), printed
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_run_that_has_ended_well_is_not_killed_by_a_request_to_stop_while_its_process_ends(
+    number: signal.Signals,
+) -> None:
+    script = """
+    with stop_on_signals() as stop_requested:
+        pass
+    print("trained", flush=True)
+    """
+    assert run_script(script, pestered_by=number) == (0, "trained\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_in_a_run_asks_for_a_stop(number: signal.Signals) -> None:
+    script = f"""
+    with stop_on_signals() as stop_requested:
+        send({number.value})
+        print(stop_requested())
+    """
+    assert run_script(script) == (0, "True\n")
+
+
+def test_a_second_interrupt_from_the_keyboard_ends_a_run_at_once() -> None:
+    script = """
+    with stop_on_signals():
+        send(signal.SIGINT)
+        send(signal.SIGINT)
+        print("goes on")
+    """
+    assert run_script(script) == (-signal.SIGINT, "")
+
+
+def test_a_run_that_failed_is_ended_by_a_signal_as_any_process() -> None:
+    script = """
+    try:
+        with stop_on_signals():
+            raise ValueError
+    except ValueError:
+        send(signal.SIGTERM)
+    """
+    assert run_script(script) == (-signal.SIGTERM, "")
