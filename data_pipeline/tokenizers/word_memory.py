@@ -36,7 +36,7 @@ class WordMemory:
 
     def __init__(self, pieces: Iterable[str], encode: Callable[[list[str]], Sequence[Sequence[int]]]) -> None:
         self._encode = encode
-        self._joined = _joined_pairs(pieces)
+        self._joined = joined_pairs(pieces)
         self._lock = threading.Lock()
         self._clear()
 
@@ -151,7 +151,7 @@ def _slots(low: npt.NDArray[np.uint64], high: npt.NDArray[np.uint64]) -> Numbers
     return slots
 
 
-def _joined_pairs(pieces: Iterable[str]) -> npt.NDArray[np.bool_]:
+def joined_pairs(pieces: Iterable[str]) -> npt.NDArray[np.bool_]:
     """Whether two bytes may lie in one piece, by the little-endian number that they are together."""
     joined = np.zeros((256, 256), dtype=np.bool_)
     joined[0x80:, 0x80:] = True  # most of these lie in one character

@@ -1,5 +1,6 @@
 import concurrent.futures
 import functools
+import importlib.util
 import sysconfig
 from pathlib import Path
 
@@ -9,7 +10,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.errors import DataError
-from data_pipeline.tokenizers import word_memory
+from data_pipeline.tokenizers import sentencepiece_model, word_memory
+from data_pipeline.tokenizers.compiled import CompiledMerges
 from data_pipeline.tokenizers.loading import load_tokenizer
 from data_pipeline.tokenizers.sentencepiece_model import SEGMENT_CHARS, SPACE_MARK, SentencePieceTokenizer
 from data_pipeline.tokenizers.training import train_tokenizer
@@ -96,6 +98,75 @@ def fresh_memory(tokenizer):
     return SentencePieceTokenizer._memory.func(tokenizer)
 
 
+def compiled(tokenizer, **sizes):
+    ids = [tokenizer._processor.piece_to_id(f"<0x{byte:02X}>") for byte in range(256)]
+    return CompiledMerges(tokenizer._pieces_of_text(), ids, **sizes)
+
+
+@pytest.mark.parametrize("sizes", [{}, {"num_slots": 16, "max_bytes": 512}], ids=["usual", "small"])
+@settings(max_examples=200, deadline=None)
+@given(texts=st.lists(WORDS, max_size=6))
+@example(texts=["é" * 31 + "a", "é" * 32, "é" * 33, "ab" * 5000])  # about the longest word that is kept
+def test_compiled_merges_give_the_ids_of_sentencepiece(sizes, texts):
+    tokenizer = trained("bpe")
+    parts = [part for text in texts for part in text.split(SPACE_MARK)]
+    encoder = compiled(tokenizer, **sizes)
+    for _ in range(2):
+        found = encoder.encode(parts)
+        assert [ids.tolist() for ids in found] == [ids.tolist() for ids in tokenizer._whole(parts, 1)]
+
+
+def test_compiled_merges_give_the_ids_of_sentencepiece_on_text():
+    tokenizer, texts = trained("bpe"), [*make_texts(80, seed=5), *AWKWARD]
+    for encoder in (compiled(tokenizer), compiled(tokenizer, num_slots=1 << 8)):
+        parts = [part for text in texts for part in text.split(SPACE_MARK)]
+        assert [ids.tolist() for ids in encoder.encode(parts)] == [ids.tolist() for ids in tokenizer._whole(parts, 1)]
+
+
+def bulk_encoder(tokenizer, monkeypatch):
+    """What encodes after much text."""
+    monkeypatch.setattr(sentencepiece_model, "BULK_CHARS", 100)
+    texts = make_texts(20, seed=5)
+    found = tokenizer.encode_batch(texts, num_threads=1)
+    assert [ids.tolist() for ids in found] == tokenizer._processor.encode(texts)
+    return tokenizer._compiled
+
+
+def fresh(tokenizer):
+    return SentencePieceTokenizer(tokenizer._processor.serialized_model_proto())
+
+
+def test_much_text_is_encoded_by_compiled_merges_where_numba_is_there(monkeypatch):
+    tokenizer = fresh(trained("bpe"))
+    tokenizer.encode("little text")
+    assert tokenizer._compiled is None and isinstance(bulk_encoder(tokenizer, monkeypatch), CompiledMerges)
+    assert bulk_encoder(fresh(trained("unigram")), monkeypatch) is None
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert bulk_encoder(fresh(trained("bpe")), monkeypatch) is None
+
+
+def test_compiled_merges_that_differ_are_not_used(monkeypatch, caplog):
+    real = CompiledMerges.encode
+    monkeypatch.setattr(CompiledMerges, "encode", lambda self, texts: [ids[:-1] for ids in real(self, texts)])
+    assert bulk_encoder(fresh(trained("bpe")), monkeypatch) is None
+    assert "differ from sentencepiece's on" in caplog.text
+
+
+def test_symbols_that_the_owner_of_a_model_defined_are_seen_by_the_proof(tmp_path, monkeypatch):
+    given = {"user_defined_symbols": ["hello_"], "vocab_size": 420, "model_type": "bpe", "byte_fallback": True}
+    whole = {"normalization_rule_name": "identity", "add_dummy_prefix": False, "remove_extra_whitespaces": False}
+    file = tmp_path / "own"
+    texts = [*make_texts(60, seed=3), "hello_there " * 50]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts), model_prefix=str(file), minloglevel=2, **given, **whole
+    )
+    tokenizer = SentencePieceTokenizer(file.with_suffix(".model").read_bytes())
+    texts = ["hello_there", "xhello_", "hell"]
+    assert [ids.tolist() for ids in tokenizer.encode_batch(texts, 1)] == tokenizer._processor.encode(texts)
+    assert bulk_encoder(tokenizer, monkeypatch) is None
+    assert [ids.tolist() for ids in tokenizer.encode_batch(texts, 1)] == tokenizer._processor.encode(texts)
+
+
 @pytest.mark.parametrize("small", [False, True])
 @settings(max_examples=100, deadline=None)
 @given(texts=st.lists(WORDS, max_size=6))
@@ -114,12 +185,12 @@ def test_what_is_remembered_of_words_gives_the_ids_of_the_whole(small, texts):
             assert [ids.tolist() for ids in found] == [ids.tolist() for ids in tokenizer._whole(parts, 1)]
 
 
-@pytest.mark.parametrize("size", ["usual", "small"])
+@pytest.mark.parametrize("size", ["usual", "small", "compiled"])
 def test_threads_share_what_is_remembered_and_get_the_ids_of_the_whole(monkeypatch, size):
     if size == "small":  # all is forgotten again and again
         monkeypatch.setattr(word_memory, "MAX_WORDS", 500)
     tokenizer = trained("bpe")
-    memory = fresh_memory(tokenizer)
+    memory = fresh_memory(tokenizer) if size != "compiled" else compiled(tokenizer, num_slots=1 << 9)
     texts = [make_texts(20, seed=seed) for seed in range(24)]
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         found = list(pool.map(memory.encode, texts))
