@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 SPACE_MARK = "\u2581"  # stands for a space inside SentencePiece, so that the character itself would come back as one
 SEGMENT_CHARS = 1 << 16
-BULK_CHARS = 1 << 23
-"""After so much text more is to be expected, which is worth the seconds in which numba starts."""
+BULK_CHARS = 1 << 24
+"""By then encoding has taken about as long as numba takes to start, and as much text again may be expected."""
 # No piece has a space after another character, so text may be cut there without changing any id.
 SAFE_CUT = re.compile(r"(?<=[^ ])(?= )")
 

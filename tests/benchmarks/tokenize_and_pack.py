@@ -8,7 +8,7 @@ it. Wall times, medians, in turn, with one process and with two, nothing remembe
 tokens must be sentencepiece's own. For more text than there is, the same comes again with another first line.
 
 Ours: the whole of `prepare` with that tokenizer, from .jsonl to shards, hashes, the split, checksums and fsync
-included.
+included; without numba, and with it where it is installed, what it compiled lying on the disk as after a first use.
 Megatron-LM's scheme: a pool of processes that take lines of .jsonl, encode each document and give back lists of ids,
 which one process writes with megatron-core's IndexedDatasetBuilder.
 datatrove (if an interpreter that has it, and `tokenizers`, is given): JsonlReader and DocumentTokenizer without its
@@ -29,6 +29,7 @@ import random
 import shutil
 import statistics
 import subprocess
+import sys
 import sysconfig
 import tempfile
 import time
@@ -43,13 +44,14 @@ from data_pipeline.pieces import encoded
 from data_pipeline.prepare import prepare
 from data_pipeline.shards.reader import PackedDataset
 from data_pipeline.sources.stdlib import stdlib_folder
+from data_pipeline.tokenizers import sentencepiece_model
 from data_pipeline.tokenizers.loading import load_tokenizer
 from data_pipeline.tokenizers.sentencepiece_model import SPACE_MARK
 from tests.support.corpus import data_config, prepare_config, tokenizer_config, write_jsonl
 
 CHUNK = 32
 NUM_FILES = 8
-OURS, MEGATRON, DATATROVE = "ours", "Megatron-LM's scheme", "datatrove"
+OURS, FAST, MEGATRON, DATATROVE = "ours", "ours with numba", "Megatron-LM's scheme", "datatrove"
 PEER = Path(__file__).with_name("tokenize_peers.py")
 
 
@@ -69,7 +71,10 @@ def main() -> None:
         megabytes = size_of(texts)
         model = write_inputs(folder, texts)
         expected = sum(len(ids) + 1 for ids in load_tokenizer(model).encode_batch(texts, num_threads=1))
-        runs: dict[str, Callable[[Path, int], float]] = {OURS: run_ours}
+        runs: dict[str, Callable[[Path, int], float]] = {OURS: run_without_numba}
+        if importlib.util.find_spec("numba"):
+            runs[FAST] = run_ours
+            assert load_tokenizer(model)._compile(texts[:10]), "numba does not start"  # it compiles now
         if not options.alone:
             runs[MEGATRON] = run_theirs
         if options.datatrove:
@@ -87,7 +92,8 @@ def main() -> None:
         speeds = {key: megabytes / statistics.median(values) for key, values in seconds.items()}
         print(f"{len(texts)} documents, {megabytes:.1f} MB, {expected} tokens, medians of {options.rounds}")
         for (title, workers), speed in speeds.items():
-            print(f"{title:22} {workers} processes {speed:7.2f} MB/s   ours is {speeds[OURS, workers] / speed:5.2f} x")
+            ratios = [f"{ours} is {speeds[ours, workers] / speed:5.2f} x" for ours in (OURS, FAST) if ours in runs]
+            print(f"{title:22} {workers} processes {speed:7.2f} MB/s   {', '.join(ratios)}")
         for title in runs:
             print(f"two of {title}: {speeds[title, 2] / speeds[title, 1]:.2f} x one")
         encode_alone(model, texts)
@@ -147,6 +153,20 @@ def run_ours(target: Path, workers: int) -> float:
     return time.perf_counter() - begin
 
 
+def run_without_numba(target: Path, workers: int) -> float:
+    blocked = target.parent / "blocked"
+    blocked.mkdir(exist_ok=True)
+    (blocked / "numba.py").write_text("raise ImportError('left out by the benchmark')", encoding="utf-8")
+    bulk = sentencepiece_model.BULK_CHARS
+    sys.path.insert(0, str(blocked))  # workers get the path, and this process never has enough text for it
+    sentencepiece_model.BULK_CHARS = 1 << 60
+    try:
+        return run_ours(target, workers)
+    finally:
+        sys.path.remove(str(blocked))
+        sentencepiece_model.BULK_CHARS = bulk
+
+
 def run_theirs(target: Path, workers: int) -> float:
     import torch
     from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
@@ -185,7 +205,7 @@ def run_datatrove(target: Path, workers: int, python: str) -> float:
 
 def num_tokens(title: str, target: Path) -> int:
     """That were written, ends of documents included."""
-    if title == OURS:
+    if title in (OURS, FAST):
         return sum(PackedDataset.open(target, split).record.num_tokens for split in ("train", "validation"))
     pattern = "all.bin" if title == MEGATRON else "tokens/*.ds"
     return sum(path.stat().st_size for path in target.glob(pattern)) // 2
@@ -223,8 +243,14 @@ def encode_alone(model: Path, texts: list[str]) -> None:
     processor, ours = sentencepiece.SentencePieceProcessor(model_file=str(model)), load_tokenizer(model)
     encoders = {
         "sentencepiece": lambda: [np.array(ids) for ids in processor.encode(sample)],
-        OURS: lambda: ours.encode_batch(sample, num_threads=1),
+        OURS: lambda: ours._memory.encode(sample),
     }
+    if importlib.util.find_spec("numba"):
+        from data_pipeline.tokenizers.compiled import CompiledMerges
+
+        byte_ids = [processor.piece_to_id(f"<0x{byte:02X}>") for byte in range(256)]
+        compiled = CompiledMerges(ours._pieces_of_text(), byte_ids)
+        encoders[FAST] = lambda: compiled.encode(sample)
     if importlib.util.find_spec("gigatoken"):
         import gigatoken
 
