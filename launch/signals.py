@@ -12,6 +12,8 @@ from launch.slurm_job import Job
 
 MARGIN_SECONDS = 20.0
 """Before the time limit, for queueing the job again."""
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+"""By which Slurm, or a person, asks for an end."""
 LOOK_SECONDS = 20.0
 """Between two questions to Slurm whether a node is to be emptied."""
 
@@ -26,7 +28,7 @@ class Signals:
         self._look_again = time.monotonic() + LOOK_SECONDS
         self.slurm_ends: str | None = None
         """Why Slurm ends the job, if it does."""
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        for number in SIGNALS:
             signal.signal(number, lambda received, _: self._seen.append(received))
 
     @property
@@ -72,6 +74,16 @@ class Signals:
         say(f"== {why}: asking the ranks to save and stop{soon}")
         if left is not None:
             self._give_up_at = time.monotonic() + max(left - MARGIN_SECONDS, 0)
+
+
+def ignore_until_gone() -> None:
+    """For a process that has done its work, and only ends: its exit code stays its own.
+
+    Handlers in Python do not do: the interpreter takes them away while it cleans up, and Slurm would see a process
+    that a signal killed.
+    """
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def why_slurm_ends() -> str:

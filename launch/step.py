@@ -10,10 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from launch import slurm_job
 from launch.slurm_job import Job
 from launch.wrapping import command_prefix, rank_python, srun_flags
 
 POLL_SECONDS = 0.2
+AFTER_FAILURE_SECONDS = 60.0
+"""Beyond Slurm's KillWait, in which the other ranks are to end after the first that failed."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +48,11 @@ def run_step(
 ) -> Watched:
     """Run srun to its end; `log` finds the file that is shown in this job's log meanwhile.
 
-    `look` is asked all the time: "stop" has the ranks save and stop, once; "leave" gives the step up.
+    `look` is asked all the time: "stop" has the ranks save and stop, once; "leave" gives the step up. After a rank
+    failed, srun is not waited for without end: where Slurm's process for the step is gone on a node, it waits minutes
+    for an answer from there (Slurm 22.05: several MessageTimeouts). What is left ends with the job.
     """
-    watched, told = Watched(), False
+    watched, told, patience = Watched(), False, None
     srun = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, errors="replace")
     reader = threading.Thread(target=_read_errors, args=(srun, nodes, watched), daemon=True)
     reader.start()
@@ -59,6 +64,13 @@ def run_step(
             if wish == "stop" and not told and follower.is_there:  # before there are ranks, srun takes it for its own
                 told = True
                 srun.send_signal(signal.SIGUSR1)  # which it passes on; SIGTERM it would take for its own
+            first = next((each.time for each in watched.failures if each.rank is not None), None)
+            if first is not None:
+                patience = patience or slurm_job.kill_wait() + AFTER_FAILURE_SECONDS
+                if time.time() - first > patience:
+                    print(f"== srun has not ended {patience:.0f} s after a rank failed: giving it up", flush=True)
+                    srun.kill()
+                    srun.wait()
             time.sleep(POLL_SECONDS)
         reader.join(5)
     watched.exit_code = srun.returncode if srun.returncode >= 0 else 128 - srun.returncode

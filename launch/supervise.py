@@ -19,7 +19,7 @@ from launch import attempts, slurm_job
 from launch.ending import EXIT_MISTAKE, EXIT_STOPPED, LAST_CHECKPOINT, Ending, Facts, judge, last_lines, log_of
 from launch.rendezvous import rendezvous
 from launch.restart import Decision, Limits, decide
-from launch.signals import Signals, say
+from launch.signals import Signals, ignore_until_gone, say
 from launch.slurm_job import Job
 from launch.step import run_step, srun_command
 from launch.task import PEER, read_note
@@ -32,6 +32,8 @@ def main(words: Sequence[str]) -> int:
     except UserError as error:
         say(f"pretrain: error: {error}")
         return EXIT_MISTAKE
+    finally:
+        ignore_until_gone()
 
 
 def supervise(words: Sequence[str], signals: Signals) -> int:

@@ -18,13 +18,13 @@ from typing import Any
 
 from data_pipeline.durable import write_durably
 from launch.rendezvous import interface_towards
+from launch.signals import SIGNALS, ignore_until_gone
 from launch.slurm_job import counts
 
 NOTE_FILE = "rank-0.json"
 PEER = "PRETRAIN_PEER"
 """Address of another node than the first."""
 EXIT_STOPPED = 75
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 POLL_SECONDS = 1.0
 
 
@@ -48,8 +48,7 @@ def main(words: Sequence[str]) -> int:
             break
         if os.getppid() != parent:  # Slurm's own process on this node was killed: nobody would end the rank
             child.kill()
-    for number in SIGNALS:  # the interpreter takes handlers away while it cleans up: the exit code is the rank's
-        signal.signal(number, signal.SIG_IGN)
+    ignore_until_gone()
     code = code if code >= 0 else 128 - code
     if environment["RANK"] == "0":
         note = {"code": code, "asked": asked[0] if asked else None}

@@ -71,7 +71,7 @@ def hurt(jobs: Jobs, background: Background) -> Hurt:
     # happens to have finished with other jobs.
     scontrol("update", "NodeName=node3", "State=DRAIN", "Reason=test")
     job = jobs.submit(
-        "hurt", *ENDLESS, "parallel.pp=2", "engine.timeout_minutes=0.1", flags=("--nodes=2",), PLANTED_SECONDS=0.2
+        "hurt", *ENDLESS, "parallel.pp=2", "engine.timeout_minutes=0.2", flags=("--nodes=2",), PLANTED_SECONDS=0.2
     )
     seconds = []
     for number, blow in enumerate(blows, 1):

@@ -137,7 +137,9 @@ class LiveJob:
     @property
     def _stand(self) -> str:
         """How things are, for whoever waits in vain."""
-        return f"{self._log.name}\n{self.log}\n{self.facts}"
+        lines = self.log.splitlines()
+        told = [line for line in lines if line.startswith(("==", "   ", "pretrain: "))]
+        return "\n".join([self._log.name, *lines[-15:], self.facts, f"Told by {self._log.name}:", *told])
 
     def _processes(self) -> list[psutil.Process]:
         name = f"run.name={self.run_dir.name}"

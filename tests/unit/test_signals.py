@@ -1,13 +1,12 @@
 """What a signal does to a run depends on when it comes."""
 
 import signal
-import subprocess
 import sys
 from textwrap import dedent
 
 import pytest
 
-from tests.support.runs import ROOT
+from tests.support.pestering import run_pestered
 
 BEGINNING = """
 import os, signal, sys
@@ -20,14 +19,7 @@ def send(number):
 
 
 def run_script(script: str, pestered_by: signal.Signals | None = None) -> tuple[int, str]:
-    """A process's exit code and what it printed, from when on it may get a signal all the time, until it is gone."""
-    command = [sys.executable, "-c", BEGINNING + dedent(script)]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        printed = process.stdout.readline()
-        while pestered_by is not None and process.poll() is None:
-            process.send_signal(pestered_by)
-        return process.wait(60), printed
+    return run_pestered([sys.executable, "-c", BEGINNING + dedent(script)], pestered_by)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
