@@ -1,7 +1,7 @@
 """What an attempt came to: from exit codes, srun's words and the ranks' logs to an outcome, a cause, maybe a node."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from launch.attempts import Outcome
@@ -36,6 +36,8 @@ class Facts:
     rank_0: int | None
     """Exit code of rank 0; None: it was killed, or runs."""
     failures: tuple[Failure, ...] = ()
+    stuck: bool = False
+    """srun did not end after a rank had failed and was killed: Slurm itself reaches a node no more."""
     stop: str | None = None
     """Why the ranks were asked to stop, if they were before anything failed."""
     made_steps: bool = True
@@ -67,7 +69,10 @@ def judge(facts: Facts) -> Ending:
         return Ending("stopped", code, f"{facts.stop}: before the first step, nothing was trained")
     if gone is not None:  # also where a rank on another node noticed it before
         return Ending("lost", code, f"{gone.node}: {gone.words}", gone.node)
-    return _failed(facts, code)
+    ending = _failed(facts, code)
+    if facts.stuck:
+        return replace(ending, outcome="lost", cause=f"{ending.cause}; srun did not end after it")
+    return ending
 
 
 def last_lines(log: Path, count: int) -> list[str]:

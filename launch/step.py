@@ -36,7 +36,9 @@ class Watched:
 
     failures: list[Failure] = field(default_factory=list)
     exit_code: int | None = None
-    """srun's; None: it had not ended when it was given up."""
+    """srun's; None: it had not ended when the attempt was given up."""
+    stuck: bool = False
+    """srun was killed, as it did not end after a rank had failed."""
 
 
 def run_step(
@@ -69,6 +71,7 @@ def run_step(
                 patience = patience or slurm_job.kill_wait() + AFTER_FAILURE_SECONDS
                 if time.time() - first > patience:
                     print(f"== srun has not ended {patience:.0f} s after a rank failed: giving it up", flush=True)
+                    watched.stuck = True
                     srun.kill()
                     srun.wait()
             time.sleep(POLL_SECONDS)

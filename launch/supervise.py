@@ -104,6 +104,7 @@ def attempt(
             exit_code=watched.exit_code,
             rank_0=note.get("code"),
             failures=tuple(watched.failures),
+            stuck=watched.stuck,
             stop=stop,
             made_steps=last_step(run_dir) > before,
             slurm_ends=signals.slurm_ends,

@@ -61,6 +61,16 @@ def test_a_node_that_srun_could_not_use_is_lost(facts: Facts) -> None:
         assert (ending.outcome, ending.node) == ("lost", "b")
 
 
+def test_a_node_on_which_slurm_itself_does_not_answer_is_lost(facts: Facts) -> None:
+    """Its rank fell silent, another noticed, and srun waited for the node without end."""
+    say(facts, 0, f"12:00:09 {VERDICT}: no sign of life for 9 s")
+    told = replace(facts, exit_code=137, failures=(Failure("a", "Exited with exit code 1", 1.0, 0),))
+    assert (judge(told).outcome, judge(told).node) == ("failed", "b")
+    ending = judge(replace(told, stuck=True))
+    assert (ending.outcome, ending.node) == ("lost", "b")
+    assert ending.cause == f"{VERDICT}: no sign of life for 9 s; srun did not end after it"
+
+
 def test_a_mistake_is_told_in_the_words_of_the_refusal(facts: Facts) -> None:
     say(facts, 1, "pretrain: error: rank 1: data.path='x': no such folder")
     for found in (

@@ -29,14 +29,14 @@ def test_srun_that_does_not_end_after_a_rank_failed_is_given_up(capfd: pytest.Ca
     began = time.monotonic()
     watched = watch(f"{FAILED}\ntime.sleep(60)")
     assert 2 <= time.monotonic() - began < 30
-    assert watched.exit_code == 137
+    assert watched.stuck and watched.exit_code == 137
     assert [(each.rank, each.node) for each in watched.failures] == [(1, "node2")]
     assert "srun has not ended 2 s after a rank failed" in capfd.readouterr().out
 
 
 def test_srun_that_ends_after_a_rank_failed_keeps_its_exit_code() -> None:
     watched = watch(f"{FAILED}\ntime.sleep(0.5)\nsys.exit(7)")
-    assert watched.exit_code == 7 and len(watched.failures) == 1
+    assert not watched.stuck and watched.exit_code == 7 and len(watched.failures) == 1
 
 
 @pytest.mark.parametrize("said", ["", 'print("srun: error: Cannot communicate with node 1", file=sys.stderr)'])
