@@ -3,27 +3,34 @@
     python -m tests.benchmarks.cleaning [--megabytes 3] [--chars 1000] [--datatrove PYTHON]
 
 Text: sources of the running Python's standard library. Ours by step: the step alone on every document, words not yet
-split; `words`: the split, which the steps of one document share. `in sequence`: every step on every document, nothing
-dropped in between, the words split once. PYTHON has datatrove and spacy: its filters as they ship, timed in that
-process in the same way. Times are of the processor, medians of five rounds; ours and theirs in turn.
+split; `words`: the split, which the steps of one document share; `minhash`: signatures of all documents, of our
+default numbers of permutations and words. `in sequence`: every step on every document and then its signature, nothing
+dropped in between, the words split once. PYTHON has datatrove and spacy: its filters as they ship, and its stage of
+signatures, of as many permutations and words, timed in that process in the same way. Times are of the processor,
+medians of five rounds; ours and theirs in turn.
 """
 
 import argparse
+import atexit
+import collections
 import importlib.metadata
 import json
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from data_pipeline.sources.stdlib import stdlib_folder
 
 ROUNDS = 5
 STEPS = ("gopher_quality", "gopher_repetition", "c4", "fineweb", "pii")
+Work = Callable[[Sequence[str]], object]
+"""On all documents."""
 
 
 def library_texts(megabytes: float) -> list[str]:
@@ -40,34 +47,48 @@ def library_texts(megabytes: float) -> list[str]:
     return texts
 
 
-def seconds(work: Callable[[str], object], texts: Sequence[str]) -> float:
+def seconds(work: Work, texts: Sequence[str]) -> float:
     begin = time.process_time()
-    for text in texts:
-        work(text)
+    work(texts)
     return time.process_time() - begin
 
 
-def our_work() -> dict[str, Callable[[str], object]]:
+def on_each(work: Callable[[str], object]) -> Work:
+    return lambda texts: collections.deque(map(work, texts), maxlen=0)
+
+
+def our_work() -> dict[str, Work]:
     from data_pipeline.cleaning.cleaner import STEPS as KINDS
     from data_pipeline.cleaning.page import Page
+    from data_pipeline.dedup.minhash import DEFAULT, signatures
 
     steps = {name: KINDS[name]() for name in (*STEPS, "lines", "length")}
 
-    def in_sequence(text: str) -> None:
+    def every_step(text: str) -> None:
         page = Page(text)
         for name in STEPS:
             steps[name].apply(page)
 
+    def minhash(texts: Sequence[str]) -> object:
+        return signatures(texts, DEFAULT)
+
+    def in_sequence(texts: Sequence[str]) -> None:
+        on_each(every_step)(texts)
+        minhash(texts)
+
     return {
-        "words": lambda text: Page(text).words,
-        **{name: lambda text, step=step: step.apply(Page(text)) for name, step in steps.items()},
+        "words": on_each(lambda text: Page(text).words),
+        **{name: on_each(lambda text, step=step: step.apply(Page(text))) for name, step in steps.items()},
+        "minhash": minhash,
         "in sequence": in_sequence,
     }
 
 
-def their_work() -> dict[str, Callable[[str], object]]:
+def their_work(permutations: Mapping[str, int]) -> dict[str, Work]:
     """Runs where datatrove is; imports nothing of ours beyond the name of the folder of the library."""
     from datatrove.data import Document
+    from datatrove.pipeline.dedup import MinhashDedupSignature
+    from datatrove.pipeline.dedup.minhash import MinhashConfig
     from datatrove.pipeline.filters import (
         C4QualityFilter,
         FineWebQualityFilter,
@@ -76,7 +97,9 @@ def their_work() -> dict[str, Callable[[str], object]]:
     )
     from datatrove.pipeline.formatters.pii import PIIFormatter
     from datatrove.utils.text import split_into_parts, split_into_words
+    from loguru import logger
 
+    logger.remove()
     filters = dict(
         zip(
             STEPS,
@@ -85,12 +108,14 @@ def their_work() -> dict[str, Callable[[str], object]]:
         )
     )
     formatter = PIIFormatter()
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder)
 
     def filtered(filter_: object, text: str) -> None:
         split_into_parts.cache_clear()  # it remembers the words of the last five texts: here each filter stands alone
         filter_.filter(Document(text=text, id="0"))  # type: ignore[attr-defined]
 
-    def in_sequence(text: str) -> None:
+    def every_step(text: str) -> None:
         for filter_ in filters.values():
             filter_.filter(Document(text=text, id="0"))
         formatter.format(text)
@@ -99,19 +124,28 @@ def their_work() -> dict[str, Callable[[str], object]]:
         split_into_parts.cache_clear()
         split_into_words(text)
 
+    def minhash(texts: Sequence[str]) -> None:
+        stage = MinhashDedupSignature(folder, MinhashConfig(**permutations, seed=1))
+        stage.run(Document(text=text, id=str(number)) for number, text in enumerate(texts))
+
+    def in_sequence(texts: Sequence[str]) -> None:
+        on_each(every_step)(texts)
+        minhash(texts)
+
     return {
-        "words": words,
-        **{name: lambda text, filter_=filter_: filtered(filter_, text) for name, filter_ in filters.items()},
-        "pii": formatter.format,
+        "words": on_each(words),
+        **{name: on_each(lambda text, filter_=filter_: filtered(filter_, text)) for name, filter_ in filters.items()},
+        "pii": on_each(formatter.format),
+        "minhash": minhash,
         "in sequence": in_sequence,
     }
 
 
-def serve(texts: Sequence[str]) -> None:
+def serve(texts: Sequence[str], permutations: Mapping[str, int]) -> None:
     """Answer each line on standard input with the times of one round."""
-    work = their_work()
+    work = their_work(permutations)
     for function in work.values():
-        function(texts[0])
+        function(texts[:1])
     versions = [f"{name} {importlib.metadata.version(name)}" for name in ("datatrove", "spacy")]
     print(json.dumps(versions), flush=True)
     for _ in sys.stdin:
@@ -120,9 +154,16 @@ def serve(texts: Sequence[str]) -> None:
 
 def measure(texts: Sequence[str], datatrove: Path | None) -> tuple[dict[str, float], dict[str, float], list[str]]:
     """Median times of ours and theirs, and their versions."""
+    from data_pipeline.dedup.minhash import DEFAULT
+
+    permutations = {
+        "n_grams": DEFAULT.shingle_words,
+        "num_buckets": DEFAULT.bands,
+        "hashes_per_bucket": DEFAULT.rows,
+    }
     work = our_work()
     for function in work.values():
-        function(texts[0])
+        function(texts[:1])
     ours: list[dict[str, float]] = []
     theirs: list[dict[str, float]] = []
     versions: list[str] = []
@@ -130,7 +171,7 @@ def measure(texts: Sequence[str], datatrove: Path | None) -> tuple[dict[str, flo
         process = None
         if datatrove:
             path = Path(folder) / "texts.json"
-            path.write_text(json.dumps(texts))
+            path.write_text(json.dumps([texts, permutations]))
             process = subprocess.Popen(
                 [datatrove, "-m", "tests.benchmarks.cleaning", "--serve", path],
                 stdin=subprocess.PIPE,
@@ -161,7 +202,7 @@ def main() -> None:
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve:
-        serve(json.loads(arguments.serve.read_text()))
+        serve(*json.loads(arguments.serve.read_text()))
         return
     texts = library_texts(arguments.megabytes)
     if size := arguments.chars:

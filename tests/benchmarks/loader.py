@@ -9,10 +9,13 @@ sample for the record of its batch; the figure without that is the loader's own.
 mosaicml-streaming read the same samples in formats of their own, shuffled by themselves, in this interpreter or in
 PYTHON (which may have other versions of numpy), their rounds before the others; one that cannot be imported is left
 out. Then what it takes to open a dataset of 10,000 shards (its validation split has as many), both splits as a run
-does it and one alone, to its first batch, and to one in its middle; and a place in the order of 10^12 tokens.
+does it and one alone, to its first batch, and to one in its middle; and the same for a dataset of 10^12 tokens, whose
+manifest and index are whole while its shards are holes but for the headers of the members that are read.
 """
 
 import argparse
+import dataclasses
+import hashlib
 import importlib.metadata
 import io
 import itertools
@@ -22,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from unittest import mock
 
@@ -33,12 +36,15 @@ from data_pipeline import loader
 from data_pipeline.loader import train_batches
 from data_pipeline.order import sample_at
 from data_pipeline.shards.folder import LocalFolder
+from data_pipeline.shards.layout import DTYPES, TAR_BLOCK, npy_header, tar_member_bytes
+from data_pipeline.shards.manifest import FileRecord, ShardRecord
 from data_pipeline.shards.reader import PackedDataset
 from tests.unit.data.test_shards import write
 
 ROUNDS = 5
 SEQ_LENGTH, BATCH, SAMPLES, SHARDS = 2048, 8, 48_000, 12
 TIMED_BATCHES = 2_000
+SHARD_BYTES = 268_435_456  # as conf/data has it
 
 
 def main() -> None:
@@ -51,10 +57,14 @@ def main() -> None:
     print(f"Python {platform.python_version()}, {versions}")
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         throughput(Path(folder), options.peers_python if options.peers else None)
-        first_batches(Path(folder) / "many")
-    positions = np.arange(1024, dtype=np.int64) + 10**9
-    took = median_seconds(lambda: sample_at(positions, 10**12 // SEQ_LENGTH, 1))
-    print(f"1,024 positions in the order of 10^12 tokens: {took * 1e3:.2f} ms")
+        many = Path(folder) / "many"
+        rows = np.zeros(10_000 * 4 * 64 + 1, dtype=np.uint16)
+        write(many, [rows], seq_length=64, samples_per_member=4, shard_bytes=1)
+        opening_and_first_batches("10,000 shards", many, {"the first": 0, "in the middle": 5_000 * 4})
+        trillion = Path(folder) / "trillion"
+        places = {"the first": 0, "in the middle": 10**12 // SEQ_LENGTH // 2, "in the third pass": 10**12 // 800}
+        write_trillion(trillion, places.values())
+        opening_and_first_batches("10^12 tokens", trillion, places)
 
 
 def throughput(folder: Path, peers_python: str | None) -> None:
@@ -124,19 +134,52 @@ def throughput(folder: Path, peers_python: str | None) -> None:
         print(f"{name:26} {tokens / median / 1e6:8.0f} M tokens/s   {best / median:5.2f} x memory_map")
 
 
-def first_batches(folder: Path) -> None:
-    rows = np.zeros(10_000 * 4 * 64 + 1, dtype=np.uint16)
-    write(folder, [rows], seq_length=64, samples_per_member=4, shard_bytes=1)
+def write_trillion(folder: Path, positions: Iterable[int]) -> None:
+    """A dataset of 10^12 tokens for training, of which the batches at these positions and some more can be read."""
+    manifest = write(folder, [np.zeros(64 * SEQ_LENGTH + 1, dtype=np.uint16)], SEQ_LENGTH, samples_per_member=64)
+    descr = DTYPES[manifest.dtype]
+    header = npy_header((64, SEQ_LENGTH + 1), descr)
+    member_bytes = tar_member_bytes(len(header) + 64 * (SEQ_LENGTH + 1) * 2)
+    per_shard = SHARD_BYTES // member_bytes
+    num_shards = -(-(10**12) // (SEQ_LENGTH * 64 * per_shard))
+    shards = [
+        ShardRecord(file=f"train-{n:05d}.tar", samples=64 * per_shard, bytes=per_shard * member_bytes, sha256="0" * 64)
+        for n in range(num_shards)
+    ]
+    for shard in shards:
+        with (folder / shard.file).open("wb") as file:
+            file.truncate(shard.bytes)
+    offsets = np.tile(np.arange(per_shard, dtype="<i8") * member_bytes + TAR_BLOCK, num_shards)
+    index = npy_header(offsets.shape, "<i8") + offsets.tobytes()
+    (folder / "train.index.npy").write_bytes(index)
+    record = dataclasses.replace(
+        manifest.splits["train"],
+        shards=tuple(shards),
+        index=FileRecord(file="train.index.npy", bytes=len(index), sha256=hashlib.sha256(index).hexdigest()),
+        num_samples=64 * per_shard * num_shards,
+        num_tokens=64 * per_shard * num_shards * SEQ_LENGTH + 1,
+    )
+    dataclasses.replace(manifest, splits={**manifest.splits, "train": record}).save(folder)
+    for position in positions:
+        for member in (sample_at(position + np.arange(100 * BATCH), record.num_samples, 1) // 64).tolist():
+            shard, number = divmod(member, per_shard)
+            with (folder / shards[shard].file).open("r+b") as file:
+                file.seek(number * member_bytes + TAR_BLOCK)
+                file.write(header)
+    print(f"10^12 tokens: {record.num_samples:,} samples in {num_shards:,} shards, index of {len(index) / 1e6:.0f} MB")
+
+
+def opening_and_first_batches(title: str, folder: Path, positions: Mapping[str, int]) -> None:
     train_alone = median_seconds(lambda: PackedDataset.open(folder, "train"))
-    print(f"open the train split of 10,000 shards: {train_alone * 1e3:.1f} ms")
+    print(f"{title}: open the train split: {train_alone * 1e3:.1f} ms")
 
     def both() -> None:
         place = LocalFolder(folder)
         PackedDataset.open(place, "train"), PackedDataset.open(place, "validation")
 
-    print(f"open both splits, 10,000 shards each: {median_seconds(both) * 1e3:.1f} ms")
+    print(f"{title}: open both splits: {median_seconds(both) * 1e3:.1f} ms")
     dataset = PackedDataset.open(folder, "train")
-    for name, position in (("first batch", 0), ("first batch in the middle", 5_000 * 4)):
+    for name, position in positions.items():
 
         def begin(position: int = position) -> None:
             stream = train_batches(dataset, seed=1, global_batch_size=BATCH, rank=0, size=1, position=position)
@@ -144,7 +187,7 @@ def first_batches(folder: Path) -> None:
             stream.close()
             dataset.close()
 
-        print(f"{name} of it: {median_seconds(begin) * 1e3:.1f} ms")
+        print(f"{title}: {name} batch: {median_seconds(begin) * 1e3:.1f} ms")
 
 
 def median_seconds(work: Callable[[], object]) -> float:
