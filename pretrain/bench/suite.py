@@ -32,6 +32,8 @@ def _on_one_gpu(model: str, micro_batch: int) -> tuple[str, ...]:
 
 # `pretrain plan --gpu-memory 139` says that these micro-batches fit in one H200; none has been measured against others.
 _MICRO_BATCHES = {"gpt3_125m": 16, "gpt3_350m": 16, "gpt3_1.3b": 8, "gpt3_2.7b": 4, "gpt3_6.7b": 1}
+_WIDER_HEADS = ("gpt3_125m", "gpt3_350m", "gpt3_2.7b")
+"""The others have heads of 128 columns by themselves."""
 
 _WAYS = {"": ("engine.cross_entropy=plain",), "-fast": ("engine.cross_entropy=in_place", "engine.compile=layers")}
 # What goes with everything: the first of these is what the others are to be held against.
@@ -44,12 +46,14 @@ _MORE_WAYS = {
 
 
 def _single_gpu() -> Mapping[str, Sequence[str]]:
-    """Each model by the plain and by the fast ways; one of them by more."""
-    return {
-        model + way: (*_on_one_gpu(model, size), *overrides)
-        for model, size in _MICRO_BATCHES.items()
-        for way, overrides in (_WAYS | (_MORE_WAYS if model == "gpt3_1.3b" else {})).items()
-    }
+    """Each model by the plain and by the fast ways, the latter also with wider heads; one of them by more."""
+    wanted = {}
+    for model, size in _MICRO_BATCHES.items():
+        for way, overrides in (_WAYS | (_MORE_WAYS if model == "gpt3_1.3b" else {})).items():
+            wanted[model + way] = (*_on_one_gpu(model, size), *overrides)
+        if model in _WIDER_HEADS:
+            wanted[f"{model}_head128-fast"] = (*_on_one_gpu(f"{model}_head128", size), *_WAYS["-fast"])
+    return wanted
 
 
 SUITES: Mapping[str, Suite] = {

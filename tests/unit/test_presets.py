@@ -1,5 +1,6 @@
 """Each preset has the size that was published for it, each named layout is legal for the model that it is named for."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -39,9 +40,21 @@ def test_preset_has_its_published_size(preset: str) -> None:
     assert count_parameters(model, vocab_size).total == pytest.approx(published, rel=tolerance)
 
 
-def test_every_model_preset_is_either_published_or_tiny() -> None:
+WIDER_HEADS = {f"{preset}_head128": preset for preset in ("gpt3_125m", "gpt3_350m", "gpt3_760m", "gpt3_2.7b")}
+
+
+@pytest.mark.parametrize("preset", sorted(WIDER_HEADS))
+def test_wider_heads_are_all_that_tells_a_preset_from_the_published_one(preset: str) -> None:
+    published = load_run_config([f"model={WIDER_HEADS[preset]}"]).model
+    model = load_run_config([f"model={preset}"]).model
+    assert model.head_size == 128 != published.head_size
+    assert model == replace(published, name=preset, num_heads=model.num_heads)
+    assert count_parameters(model, GPT_VOCABULARY).total == count_parameters(published, GPT_VOCABULARY).total
+
+
+def test_every_model_preset_is_published_or_has_wider_heads_or_is_tiny() -> None:
     folder = Path(__file__).parents[2] / "conf" / "model"
-    assert {path.stem for path in folder.glob("*.yaml")} == {*PUBLISHED, "tiny", "tiny_llama"}
+    assert {path.stem for path in folder.glob("*.yaml")} == {*PUBLISHED, *WIDER_HEADS, "tiny", "tiny_llama"}
 
 
 # Layout -> model, ranks and samples in a step: where the layout was published, those of the publication.
