@@ -100,9 +100,11 @@ def report(manifest: Manifest) -> dict[str, Any]:
 
 
 def _settings(data: DataConfig, tokenizer: TokenizerConfig, seq_length: int) -> dict[str, Any]:
-    """Everything that decides what is written, by dotted key, as JSON gives it back."""
+    """Everything that decides what is written, by dotted key, as JSON gives it back, without what may be secret."""
     settings: dict[str, Any] = {"model.seq_length": seq_length}
     not_of_it = ("path", *KEYS_OF_READING)
+    against = dataclasses.replace(data.decontaminate, inputs=tuple(map(shown, data.decontaminate.inputs)))
+    data = dataclasses.replace(data, inputs=tuple(map(shown, data.inputs)), decontaminate=against)
     settings |= {f"data.{key}": value for key, value in dataclasses.asdict(data).items() if key not in not_of_it}
     if tokenizer.path is None and tokenizer.eod is not None:
         raise DataError(

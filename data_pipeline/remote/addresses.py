@@ -29,8 +29,8 @@ def sibling(url: str, name: str) -> str:
     return f"{place.rstrip('/').rpartition('/')[0]}/{name}{mark}{query}"
 
 
-def shown(url: str) -> str:
-    """For messages and logs: without password and signature."""
-    if url.startswith(PIPE):
-        return url
-    return re.sub(r"(?<=://)[^/@]*@", "", url).partition("?")[0]
+def shown(address: str) -> str:
+    """For messages, logs and records: a URL without password and signature; paths and commands as they are."""
+    if "://" not in address or address.startswith(PIPE):
+        return address
+    return re.sub(r"(?<=://)[^/@]*@", "", address).partition("?")[0]

@@ -1,5 +1,6 @@
 """One attempt to read a file that lies elsewhere: over HTTP, through fsspec, or from a command's output."""
 
+import base64
 import contextlib
 import http.client
 import re
@@ -9,6 +10,7 @@ import ssl
 import subprocess
 import tempfile
 import urllib.error
+import urllib.parse
 import urllib.request
 from typing import Any, Protocol
 
@@ -56,9 +58,8 @@ class _HttpStream:
     """The standard library's client: its answers are seen whole, status and length, and it needs no event loop."""
 
     def __init__(self, url: str, start: int, timeout: float) -> None:
-        headers = {"Range": f"bytes={start}-"} if start else {}
         try:
-            self._answer = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=timeout)
+            self._answer = urllib.request.urlopen(_request(url, start), timeout=timeout)
         except urllib.error.HTTPError as error:
             with error:
                 raise _of_status(error.code, start) from None
@@ -86,6 +87,19 @@ class _HttpStream:
 
     def close(self) -> None:
         self._answer.close()
+
+
+def _request(url: str, start: int) -> urllib.request.Request:
+    """For the bytes from `start` on; user and password in the URL go to its own host only (basic authentication)."""
+    parts = urllib.parse.urlsplit(url)
+    user, mark, host = parts.netloc.rpartition("@")
+    request = urllib.request.Request(urllib.parse.urlunsplit(parts._replace(netloc=host)))
+    if start:
+        request.add_header("Range", f"bytes={start}-")
+    if mark:
+        known = base64.b64encode(urllib.parse.unquote(user).encode()).decode()
+        request.add_unredirected_header("Authorization", f"Basic {known}")
+    return request
 
 
 def _of_status(code: int, start: int) -> Exception:

@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 from data_pipeline.config import CacheConfig
 from data_pipeline.errors import DataError
-from data_pipeline.remote.addresses import is_url
+from data_pipeline.remote.addresses import is_url, shown
 from data_pipeline.sources import stdlib
 
 
@@ -75,7 +75,8 @@ def find_files(inputs: Sequence[str], include: Sequence[str], cache: CacheConfig
             from data_pipeline.remote.listing import list_remote
 
             entries = list_remote(given, include, cache)
-            files += [InputFile(entry.url, entry.name, entry.size, entry.version, given, cache) for entry in entries]
+            named = shown(given)
+            files += [InputFile(entry.url, entry.name, entry.size, entry.version, named, cache) for entry in entries]
             continue
         path = Path(given).expanduser()
         if path.is_dir():

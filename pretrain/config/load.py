@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from pretrain.config.errors import ConfigError, Problem
+from pretrain.config.public import without_secrets
 from pretrain.config.run import AUTO, GenerateConfig, RunConfig
 
 Record = TypeVar("Record")
@@ -123,8 +124,8 @@ def sweep_members(overrides: Sequence[str]) -> list[tuple[str, ...]]:
 
 
 def to_yaml(config: RunConfig | GenerateConfig) -> str:
-    """The configuration as YAML that `read_run_config` takes back unchanged."""
-    values = json.loads(json.dumps(dataclasses.asdict(config)))
+    """The configuration as YAML that `read_run_config` takes back, unchanged but for secrets, which are left out."""
+    values = without_secrets(json.loads(json.dumps(dataclasses.asdict(config))))
     if isinstance(config, RunConfig) and config.train.micro_batch_size == AUTO:
         values["train"]["micro_batch_size"] = "auto"
     return yaml.safe_dump(_renamed(values, _yaml_key), sort_keys=False, allow_unicode=True)

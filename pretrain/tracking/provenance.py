@@ -15,6 +15,7 @@ from data_pipeline.durable import write_durably
 from data_pipeline.mixture import TrainingData
 from data_pipeline.shards.manifest import Manifest
 from data_pipeline.shards.reader import PackedDataset
+from pretrain.config.public import without_secrets
 from pretrain.config.run import RunConfig
 from pretrain.layout.grid import ParallelLayout
 from pretrain.model.size import count_parameters
@@ -87,7 +88,7 @@ def describe_run(
 def describe_checkpoint(config: RunConfig, manifest: Manifest) -> dict[str, Any]:
     """What a checkpoint says of itself besides its tensors."""
     return {
-        "config": asdict(config),
+        "config": without_secrets(asdict(config)),
         "environment": describe_environment(),
         "parameters": count_parameters(config.model, manifest.tokenizer.vocab_size).total,
         "vocab_size": manifest.tokenizer.vocab_size,

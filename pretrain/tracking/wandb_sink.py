@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from data_pipeline.durable import write_durably
 from pretrain.config.errors import RunError
+from pretrain.config.public import without_secrets
 from pretrain.config.run import RunConfig, TrackingConfig
 from pretrain.tracking.metrics_file import Kind, Values
 
@@ -52,7 +53,7 @@ class WandbSink:
             "entity": config.tracking.wandb_entity,
             "group": config.tracking.wandb_group,
             "dir": str(run_dir),
-            "config": {**dataclasses.asdict(config), "description": dict(description)},
+            "config": {**without_secrets(dataclasses.asdict(config)), "description": dict(description)},
             "allow_val_change": True,
         }
         check_wandb_login(config.tracking)

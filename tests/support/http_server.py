@@ -1,5 +1,6 @@
 """A folder served over HTTP by a thread, with the faults that real servers and networks have."""
 
+import base64
 import collections
 import http.server
 import os
@@ -27,6 +28,8 @@ class Served:
         """By file name: of its first request, of its second, and so on."""
         self.lasting: dict[str, Fault] = {}
         """By file name: of every further request."""
+        self.passwords: set[str] = set()
+        """User and password of requests that had them."""
         self.takes_ranges = True
         self.released = threading.Event()
         """Set at the end, for those who hang."""
@@ -47,6 +50,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         name = self.path.rpartition("/")[2].partition("?")[0]
         with self.lock:
             self.served.requests[name] += 1
+            if given := self.headers["Authorization"]:
+                self.served.passwords.add(base64.b64decode(given.removeprefix("Basic ")).decode())
             waiting = self.served.faults.get(name)
             fault = waiting.pop(0) if waiting else self.served.lasting.get(name)
         path = self.folder / self.path.partition("?")[0].lstrip("/")

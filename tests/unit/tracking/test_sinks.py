@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from wandb.proto.wandb_internal_pb2 import Record
 
 from pretrain.config.errors import RunError
-from pretrain.config.load import load_run_config, to_yaml
+from pretrain.config.load import load_run_config, read_run_config, to_yaml
 from pretrain.tracking import sinks as sinks_module
 from pretrain.tracking.metrics_file import read_metrics
 from pretrain.tracking.sinks import Spare, build_sinks
@@ -31,7 +31,7 @@ from pretrain.tracking.sinks import build_sinks
 
 logging.basicConfig(level=logging.INFO, format="%(message)s")
 run_dir, first, last = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-config = load_run_config([])
+config = load_run_config(sys.argv[4:])
 description = {"parameters": {"total": 1234567}}
 run_dir.mkdir(exist_ok=True)
 write_description(run_dir, description)
@@ -44,6 +44,13 @@ for sink in sinks:
 for sink in sinks:
     sink.close("stopped")
 """
+
+WITH_SECRETS = (
+    f"data.path='https://me:{SECRET}@host/set?signature={SECRET}'",
+    f"data.inputs=['s3://me:{SECRET}@bucket/text']",
+    f"+cluster.environment.WANDB_API_KEY={SECRET}",
+    "+cluster.environment.NCCL_DEBUG=WARN",
+)
 
 
 def run_script(script, run_dir, *arguments, **environment):
@@ -60,8 +67,8 @@ def run(tmp_path_factory):
     """The folder of a run that logged up to step 8 and was resumed from step 5; what the two starts printed."""
     run_dir = tmp_path_factory.mktemp("runs") / "a run"
     run_dir.mkdir()
-    (run_dir / "config.yaml").write_text(to_yaml(load_run_config([])))
-    printed = [run_script(RECORD, run_dir, 0, 8), run_script(RECORD, run_dir, 5, 12)]
+    (run_dir / "config.yaml").write_text(to_yaml(load_run_config(WITH_SECRETS)))
+    printed = [run_script(RECORD, run_dir, *steps, *WITH_SECRETS) for steps in ((0, 8), (5, 12))]
     return run_dir, printed
 
 
@@ -149,6 +156,9 @@ def test_no_file_of_the_run_holds_a_secret(run):
     files = [path for path in run[0].rglob("*") if path.is_file()]
     assert len(files) > 10
     assert [path for path in files if SECRET.encode() in path.read_bytes()] == []
+    kept = read_run_config(run[0] / "config.yaml")
+    assert (kept.data.path, kept.data.inputs) == ("https://host/set", ("s3://bucket/text",))
+    assert kept.cluster.environment == {"WANDB_API_KEY": "(not stored)", "NCCL_DEBUG": "WARN"}
 
 
 OFFLINE_SCRIPT = """

@@ -163,6 +163,17 @@ def test_a_dataset_prepared_from_urls_is_the_one_prepared_here(folder, served, t
     assert sum(served.requests.values()) == asked + len(names)  # touched by nobody: not read again
 
 
+def test_what_is_prepared_from_a_signed_url_holds_no_secret_and_is_found_with_a_new_signature(served, tmp_path):
+    signed = [
+        served.url.replace("://", f"://me:{secret}@") + f"/a.jsonl?sig={secret}" for secret in ("SECRET", "OTHER")
+    ]
+    digest = prepare_synthetic(tmp_path / "set", [signed[0]], report=True).digest
+    assert [path for path in (tmp_path / "set").iterdir() if b"SECRET" in path.read_bytes()] == []
+    assert Manifest.load(tmp_path / "set").sources[0].name == f"{served.url}/a.jsonl"
+    assert prepare_synthetic(tmp_path / "set", [signed[1]], report=True).digest == digest
+    assert served.passwords == {"me:SECRET", "me:OTHER"}
+
+
 CONTENT = bytes(range(256)) * 400
 STEP = st.tuples(st.sampled_from(["seek", "ahead", "end"]), st.integers(0, len(CONTENT)), st.integers(0, 30_000))
 
