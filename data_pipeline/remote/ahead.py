@@ -72,7 +72,10 @@ def fetch_ahead(dataset: TrainingData, seed: int, position: int, stop: threading
 
 
 def first_needs(dataset: TrainingData, seed: int, position: int) -> Iterator[Need]:
-    """The shards that lie elsewhere, by where from `position` on a sample of theirs comes first; within an epoch."""
+    """The shards that lie elsewhere, by where from `position` on a sample of theirs comes first.
+
+    Looks as many positions ahead as there are samples. What a mixture needs only after those follows in its own order.
+    """
     seen = set()
     end = position + dataset.num_samples
     if dataset.end is not None:
@@ -83,6 +86,9 @@ def first_needs(dataset: TrainingData, seed: int, position: int) -> Iterator[Nee
             if isinstance(folder, RemoteFolder) and record.sha256 not in seen:
                 seen.add(record.sha256)
                 yield folder, record
+    for part in dataset.parts:
+        if isinstance(part.folder, RemoteFolder):
+            yield from ((part.folder, record) for record in part.record.shards if record.sha256 not in seen)
 
 
 class _Fetching:

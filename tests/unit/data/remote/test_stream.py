@@ -76,6 +76,19 @@ def test_shards_are_fetched_in_the_order_in_which_a_run_needs_them(folder, serve
     assert order == list(dict.fromkeys(met)) and sorted(order) == [record.file for record in dataset.record.shards]
 
 
+@pytest.mark.parametrize(
+    ("weights", "later"),
+    [({"set": 0.999, "other": 0.001}, ()), ({"set": 1.0}, ((10**9, {"other": 1.0}),))],
+    ids=["rare", "in a later phase"],
+)
+def test_shards_that_a_mixture_needs_rarely_or_late_are_fetched_ahead_too(folder, served, cache, weights, later):
+    data = data_config(Path("unused"), [], mixture={"set": 0.5, "other": 0.5}, cache=cache)
+    data = dataclasses.replace(data, path=f"{served.url}/any")
+    mixed = mix(Plan(weights, {}, later), dataset_folders(data))
+    order = [record.sha256 for _, record in first_needs(mixed, 3, 0)]
+    assert sorted(order) == sorted(record.sha256 for part in mixed.parts for record in part.record.shards)
+
+
 def test_a_stream_that_is_left_ends_its_fetching_at_once(folder, served, cache):
     dataset = remote(f"{served.url}/set", cache, retry_seconds=60.0)
     for record in dataset.record.shards:
