@@ -23,6 +23,11 @@ def npy_header(shape: tuple[int, ...], descr: str) -> bytes:
     return head + text.encode("ascii").ljust(NPY_HEADER_BYTES - 11) + b"\n"
 
 
+def member_key(split: str, number: int) -> str:
+    """The name of a member, counted through all shards of a split, without the `.npy` at its end."""
+    return f"{split}-{number:08d}"
+
+
 def tar_member_bytes(content_bytes: int) -> int:
     """Bytes that a member takes in the tar: its header block and its content, padded to whole blocks."""
     return TAR_BLOCK + -(-content_bytes // TAR_BLOCK) * TAR_BLOCK

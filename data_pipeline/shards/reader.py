@@ -19,7 +19,7 @@ import numpy.typing as npt
 from data_pipeline.errors import BadFile, DataError
 from data_pipeline.order import Positions, sample_at
 from data_pipeline.shards.folder import DatasetFolder, as_folder
-from data_pipeline.shards.layout import DTYPES, NPY_HEADER_BYTES, npy_header
+from data_pipeline.shards.layout import DTYPES, NPY_HEADER_BYTES, TAR_BLOCK, member_key, npy_header
 from data_pipeline.shards.manifest import FileRecord, Manifest, ShardRecord, SplitRecord
 from data_pipeline.shards.mapped import MappedShard, Tokens, gather
 
@@ -250,11 +250,13 @@ class PackedDataset:
         return file
 
     def _check_member(self, file: MappedShard, shard: int, member: int) -> None:
-        """The first bytes must be exactly those that the writer puts before this many samples."""
+        """It must have its own name, and begin with just the bytes that the writer puts before this many samples."""
         samples = min(self.manifest.samples_per_member, self.num_samples - member * self.manifest.samples_per_member)
-        expected = npy_header((samples, self.seq_length + 1), self.dtype.str)
-        begin = int(self._offsets[member])
-        if file.memory[begin : begin + NPY_HEADER_BYTES] != expected:
+        begin, name = int(self._offsets[member]), f"{member_key(self.split, member)}.npy".encode()
+        if file.memory[begin - TAR_BLOCK :][: len(name) + 1] != name + b"\0":
+            found = file.memory[begin - TAR_BLOCK : begin].partition(b"\0")[0].decode(errors="replace")
+            raise self._fault(shard, f"holds {found!r} where member {name.decode()!r} should be")
+        if file.memory[begin : begin + NPY_HEADER_BYTES] != npy_header((samples, self.seq_length + 1), self.dtype.str):
             raise self._fault(shard, f"member {member} does not begin with the header that `prepare` wrote")
         self._is_checked[member] = True
 
@@ -272,12 +274,28 @@ def check_sizes(folder: DatasetFolder, records: Iterable[FileRecord]) -> None:
 
 
 def _load_offsets(folder: DatasetFolder, manifest: Manifest, split: str) -> npt.NDArray[np.int64]:
+    """Where each member's content begins within its shard; processes of a machine share the memory that holds it."""
     record = manifest.splits[split].index
-    with os.fdopen(folder.open(record), "rb") as file:
-        content = os.pread(file.fileno(), record.bytes, 0)
+    descriptor = folder.open(record)
+    try:
+        content = mmap.mmap(descriptor, record.bytes, access=mmap.ACCESS_READ)
+    finally:
+        os.close(descriptor)
+    name, remedy = folder.locate(record.file), "prepare again with prepare.overwrite=true"
     if hashlib.sha256(content).hexdigest() != record.sha256:
         raise DataError(
-            f"{folder.locate(record.file)}: its content differs from what `prepare` wrote (sha256 does not fit); "
-            "restore it, or prepare again with prepare.overwrite=true"
+            f"{name}: its content differs from what `prepare` wrote (sha256 does not fit); restore it, or {remedy}"
         )
-    return np.frombuffer(content, dtype="<i8", offset=NPY_HEADER_BYTES)
+    offsets = np.frombuffer(content, dtype="<i8", offset=NPY_HEADER_BYTES)
+    of_split = manifest.splits[split]
+    num_samples = sum(shard.samples for shard in of_split.shards)
+    num_members = -(-num_samples // manifest.samples_per_member)
+    # What a manifest and an index from elsewhere say is used as addresses of memory.
+    if num_samples != of_split.num_samples or len(offsets) != num_members:
+        raise DataError(
+            f"{name}: has {len(offsets)} members, and the shards hold {num_samples} samples, where the manifest says "
+            f"{of_split.num_samples}, {manifest.samples_per_member} in each member; {remedy}"
+        )
+    if num_members and (offsets.min() < TAR_BLOCK or np.any(offsets & (TAR_BLOCK - 1))):
+        raise DataError(f"{name}: has a member that begins where no tar has one; {remedy}")
+    return offsets

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from data_pipeline.config import DataConfig
 from data_pipeline.imports import without
-from data_pipeline.shards.layout import DTYPES, TAR_BLOCK, npy_header, tar_member_bytes
+from data_pipeline.shards.layout import DTYPES, TAR_BLOCK, member_key, npy_header, tar_member_bytes
 from data_pipeline.shards.manifest import FileRecord, ShardRecord, SplitRecord
 from data_pipeline.shards.packing import Packing, make_packer, num_padding_tokens
 
@@ -37,7 +37,7 @@ class MemberWriter:
         if self._shard is None:
             self._shard = _ShardFile(self._folder / f"{self._split}-{len(self._shards):05d}.tar")
         self._offsets.append(self._shard.member_bytes + TAR_BLOCK)
-        self._shard.write(f"{self._split}-{len(self._offsets) - 1:08d}", content, len(rows))
+        self._shard.write(member_key(self._split, len(self._offsets) - 1), content, len(rows))
 
     def close(self) -> tuple[tuple[ShardRecord, ...], FileRecord]:
         """Write the index; the records of the shards and of it."""

@@ -36,7 +36,7 @@ from data_pipeline import loader
 from data_pipeline.loader import train_batches
 from data_pipeline.order import sample_at
 from data_pipeline.shards.folder import LocalFolder
-from data_pipeline.shards.layout import DTYPES, TAR_BLOCK, npy_header, tar_member_bytes
+from data_pipeline.shards.layout import DTYPES, TAR_BLOCK, member_key, npy_header, tar_member_bytes
 from data_pipeline.shards.manifest import FileRecord, ShardRecord
 from data_pipeline.shards.reader import PackedDataset
 from tests.unit.data.test_shards import write
@@ -164,8 +164,8 @@ def write_trillion(folder: Path, positions: Iterable[int]) -> None:
         for member in (sample_at(position + np.arange(100 * BATCH), record.num_samples, 1) // 64).tolist():
             shard, number = divmod(member, per_shard)
             with (folder / shards[shard].file).open("r+b") as file:
-                file.seek(number * member_bytes + TAR_BLOCK)
-                file.write(header)
+                file.seek(number * member_bytes)
+                file.write(f"{member_key('train', member)}.npy".encode().ljust(TAR_BLOCK, b"\0") + header)
     print(f"10^12 tokens: {record.num_samples:,} samples in {num_shards:,} shards, index of {len(index) / 1e6:.0f} MB")
 
 

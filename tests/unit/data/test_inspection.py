@@ -154,4 +154,4 @@ def test_a_wrong_offset_is_found(dataset: Path) -> None:
     rewrite(dataset, "train.index.npy", NPY_HEADER_BYTES + 8, np.array([512], dtype="<i8").tobytes())
     rewrite(dataset, "train.index.npy", NPY_HEADER_BYTES, np.array([1024], dtype="<i8").tobytes())
     (fault,) = verify(dataset)
-    assert "member 0 does not begin with the header" in fault
+    assert "train-00000.tar: holds " in fault and "where member 'train-00000000.npy' should be" in fault

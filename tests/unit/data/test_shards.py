@@ -1,6 +1,7 @@
 import concurrent.futures
 import dataclasses
 import gc
+import hashlib
 import io
 import json
 import shutil
@@ -15,8 +16,8 @@ from hypothesis import strategies as st
 
 from data_pipeline.errors import DataError
 from data_pipeline.shards import reader
-from data_pipeline.shards.layout import dtype_for
-from data_pipeline.shards.manifest import CorpusRecord, Manifest, TokenizerRecord, _hash
+from data_pipeline.shards.layout import NPY_HEADER_BYTES, dtype_for, tar_member_bytes
+from data_pipeline.shards.manifest import CorpusRecord, FileRecord, Manifest, TokenizerRecord, _hash
 from data_pipeline.shards.reader import PackedDataset
 from data_pipeline.shards.writer import SplitWriter
 
@@ -277,6 +278,66 @@ def test_a_header_that_claims_anything_else_is_refused(written, tmp_path):
     path.write_bytes(path.read_bytes().replace(b"'descr': '<u2'", b"'descr': '|O8'", 1))
     with pytest.raises(DataError, match="train-00000.tar: member 0 does not begin with the header" + AGAIN):
         PackedDataset.open(folder, "train").read(np.arange(4))
+
+
+def test_shards_that_changed_places_are_named(written, tmp_path):
+    """Both have the length that the manifest states."""
+    folder = tmp_path / "set"
+    shutil.copytree(written, folder)
+    one, other = folder / "train-00000.tar", folder / "train-00001.tar"
+    assert one.stat().st_size == other.stat().st_size
+    one.rename(folder / "aside"), other.rename(one), (folder / "aside").rename(other)
+    with pytest.raises(
+        DataError, match="train-00000.tar: holds 'train-.*npy' where member 'train-00000000.npy'" + AGAIN
+    ):
+        PackedDataset.open(folder, "train").read(np.arange(4))
+
+
+def test_members_in_another_order_are_named(written, tmp_path):
+    folder = tmp_path / "set"
+    shutil.copytree(written, folder)
+    path = folder / "train-00000.tar"
+    content, size = path.read_bytes(), tar_member_bytes(NPY_HEADER_BYTES + 4 * 9 * 2)
+    path.write_bytes(content[size : 2 * size] + content[:size] + content[2 * size :])
+    dataset = PackedDataset.open(folder, "train")
+    with pytest.raises(DataError, match="'train-00000001.npy' where member 'train-00000000.npy' should be" + AGAIN):
+        dataset.read(np.arange(4))
+    assert len(dataset.read(np.arange(8, 12))) == 4
+
+
+def written_anew(folder, *, offsets=None, **changes):
+    """The index and the manifest, consistent with each other, as someone else may have written them."""
+    manifest = Manifest.load(folder)
+    record = dataclasses.replace(manifest.splits["train"], **changes)
+    if offsets is not None:
+        path = folder / record.index.file
+        content = path.read_bytes()[:NPY_HEADER_BYTES] + offsets(load_offsets(folder)).astype("<i8").tobytes()
+        path.write_bytes(content)
+        index = FileRecord(file=path.name, bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+        record = dataclasses.replace(record, index=index)
+    dataclasses.replace(manifest, splits=manifest.splits | {"train": record}).save(folder)
+
+
+def load_offsets(folder):
+    return np.load(folder / "train.index.npy").copy()
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"offsets": lambda o: np.where(o == o[0], -512, o)}, "has a member that begins where no tar has one"),
+        ({"offsets": lambda o: o + 2}, "has a member that begins where no tar has one"),
+        ({"offsets": lambda o: o[:-1]}, r"has \d+ members, and the shards hold \d+ samples, where the manifest says"),
+        ({"num_samples": 10**6}, r".* hold \d+ samples, where the manifest says 1000000, 4 in each member"),
+    ],
+    ids=["before the file", "between blocks", "too few", "more samples"],
+)
+def test_nothing_outside_of_a_shard_is_read_whatever_index_and_manifest_say(written, tmp_path, how, message):
+    folder = tmp_path / "set"
+    shutil.copytree(written, folder)
+    written_anew(folder, **how)
+    with pytest.raises(DataError, match=f"train.index.npy: {message}.*; prepare again with prepare.overwrite=true"):
+        PackedDataset.open(folder, "train")
 
 
 def test_a_shard_that_shrinks_while_in_use_is_named(written, tmp_path):
