@@ -1,5 +1,6 @@
 import itertools
 import threading
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_pipeline import loader
 from data_pipeline.errors import DataError
 from data_pipeline.loader import evaluation_batches, train_batches
 from data_pipeline.order import sample_at
@@ -73,6 +75,25 @@ def test_any_stops_and_sizes_give_one_order_without_loss(datasets, num_samples, 
         assert sorted(seen[start : start + num_samples]) == list(range(num_samples))
     uninterrupted = take(dataset, len(digests), seed=seed)
     assert digests == [batch.digest for (batch,) in uninterrupted]
+
+
+@settings(max_examples=25)
+@given(
+    max_batches=st.integers(1, 40),
+    window_bytes=st.integers(1, 2000),
+    order_samples=st.integers(1, 300),
+    position=st.integers(0, 200),
+)
+def test_how_far_is_read_ahead_changes_nothing(datasets, max_batches, window_bytes, order_samples, position):
+    def seen():
+        batches = take(datasets(97), 30, size=2, position=position)
+        return [(batch.position, batch.digest, batch.tokens.tolist()) for ranks in batches for batch in ranks]
+
+    expected = seen()
+    with mock.patch.multiple(
+        loader, MAX_WINDOW_BATCHES=max_batches, WINDOW_BYTES=window_bytes, ORDER_SAMPLES=order_samples
+    ):
+        assert seen() == expected
 
 
 def test_batches_hold_what_the_dataset_holds(datasets):
