@@ -32,7 +32,7 @@ EXAMPLES = 3
 EXCERPT_CHARS = 1000
 BATCH_BYTES = 1 << 20
 SECONDS_BETWEEN_NEWS = 2.0
-FORMAT = 2
+FORMAT = 3
 """Of these files, and of all that decides what is in them beside the settings."""
 
 

@@ -4,33 +4,27 @@ import gzip
 import io
 import zlib
 from collections.abc import Callable
-from pathlib import PurePath
 from typing import BinaryIO
 
 import zstandard
 
 from data_pipeline.errors import DataError
+from data_pipeline.sources.names import compression_of
 
 CHUNK_BYTES = 1 << 18
 
 
-def plain_name(name: str) -> str:
-    """The name without its compression suffix."""
-    path = PurePath(name)
-    return path.stem if path.suffix in (".gz", ".zst") else path.name
-
-
 class ByteReader:
-    """Reads a file that may be compressed; `name` is for messages."""
+    """Reads a file that may be compressed, as `name` tells, which is also for messages."""
 
     def __init__(self, raw: BinaryIO, name: str) -> None:
         self._raw = raw
         self._name = name
-        suffix = PurePath(name).suffix
+        compression = compression_of(name)
         self._stream: BinaryIO | _ZstdStream = raw
-        if suffix == ".gz":
+        if compression == "gzip":
             self._stream = gzip.GzipFile(fileobj=raw, mode="rb")  # type: ignore[assignment]
-        elif suffix == ".zst":
+        elif compression == "zstd":
             self._stream = _ZstdStream(raw)
         self._buffered = io.BufferedReader(_Raw(self._checked_read), CHUNK_BYTES)
 

@@ -1,6 +1,5 @@
 """Which files the inputs name, in an order that does not depend on the machine."""
 
-import fnmatch
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from data_pipeline.config import CacheConfig
 from data_pipeline.errors import DataError
 from data_pipeline.remote.addresses import is_url
 from data_pipeline.sources import stdlib
+from data_pipeline.sources.names import is_included
 
 
 @dataclass(frozen=True)
@@ -99,11 +99,7 @@ def _in_folder(
     relative: list[Path] = []
     for parent, folders, names in os.walk(folder):
         folders[:] = [child for child in folders if child not in excluded]
-        relative += [
-            (Path(parent) / file).relative_to(folder)
-            for file in names
-            if any(fnmatch.fnmatchcase(file, pattern) for pattern in include)
-        ]
+        relative += [(Path(parent) / file).relative_to(folder) for file in names if is_included(file, include)]
     for path in sorted(relative, key=lambda path: path.parts):
         if (folder / path).is_file():  # not a socket, nor a link to nowhere
             yield _input_file(folder / path, f"{name}/{path.as_posix()}", given, cache)

@@ -1,4 +1,4 @@
-"""Documents of one file: .jsonl holds one in each line; any other file is text, and one document unless too long."""
+"""Documents of one file: JSON lines hold one each; any other file is text, and one document unless too long."""
 
 import json
 from collections.abc import Iterator
@@ -82,9 +82,9 @@ def _parse_line(line: bytes, where: str, start: int, text_key: str) -> Document 
             f"{where}: not UTF-8 at byte {start + error.start} (0x{line[error.start]:02x}, {error.reason})",
         )
     except (ValueError, RecursionError) as error:
-        return Unreadable("broken_json", f"{where}: not a JSON object ({error})")
+        return Unreadable("broken_json", f"{where}: not a JSON object ({error}), {_RULE}")
     if not isinstance(record, dict):
-        return Unreadable("broken_json", f"{where}: not a JSON object but {type(record).__name__}")
+        return Unreadable("broken_json", f"{where}: not a JSON object but {type(record).__name__}, {_RULE}")
     if text_key not in record:
         return Unreadable(
             "no_text", f"{where}: has no key {text_key!r} (it has {sorted(record)[:8]}); set data.text_key"
@@ -99,6 +99,9 @@ def _parse_line(line: bytes, where: str, start: int, text_key: str) -> Document 
             "not_utf8",
             f"{where}: not UTF-8: {text_key!r} has a lone surrogate ({text[error.start]!r}) at character {error.start}",
         )
+
+
+_RULE = "as each line of a .jsonl, .ndjson or .json file must be (`jq -c` writes such; another suffix makes it text)"
 
 
 def fault(unreadable: Unreadable) -> DataError:

@@ -36,9 +36,10 @@ def texts_of(corpus, piece_bytes):
     return pieces, [document.text for piece in pieces for document in Corpus(data, piece).documents(1 << 20)]
 
 
+@pytest.mark.parametrize("name", ["in.jsonl", "IN.JSON"])
 @pytest.mark.parametrize("piece_bytes", [1, 100, 5_000, 10**9])
-def test_pieces_hold_each_line_once_wherever_they_are_cut(tmp_path, piece_bytes):
-    source = write_jsonl(tmp_path / "in.jsonl", [*TEXTS[:6], "", "日本語\u2028 🙂"])
+def test_pieces_hold_each_line_once_wherever_they_are_cut(tmp_path, piece_bytes, name):
+    source = write_jsonl(tmp_path / name, [*TEXTS[:6], "", "日本語\u2028 🙂"])
     corpus = Corpus(data_config(tmp_path, [source]))
     pieces, texts = texts_of(corpus, piece_bytes)
     assert texts == [*TEXTS[:6], "日本語\u2028 🙂"]

@@ -6,6 +6,7 @@ import zstandard
 
 from data_pipeline.errors import DataError
 from data_pipeline.sources.corpus import Corpus
+from data_pipeline.sources.names import compression_of, format_of
 from tests.support.corpus import data_config, make_texts, write_folder, write_jsonl
 
 TEXTS = [*make_texts(6), "日本語 🙂\r\n\x00 no newline at the end", "\ufeff"]
@@ -43,6 +44,57 @@ def test_text_arrives_exactly_as_written(tmp_path, kind, pack):
     assert [d.num_bytes for d in documents] == [len(text.encode()) for text in TEXTS]
     assert documents[0].source.startswith("in/") and len({d.source for d in documents}) == len(TEXTS)
     assert corpus.disk_position == corpus.disk_bytes and not corpus.dropped
+
+
+JSON_LINES = [
+    "x.ndjson",
+    "x.json",
+    "X.JSONL",
+    "c4-train.00000-of-01024.json.gz",
+    "x.ndjson.GZ",
+    "x.jsonl.zst",
+    "X.Json.ZST",
+]
+
+
+@pytest.mark.parametrize("is_named", [True, False])
+@pytest.mark.parametrize("name", JSON_LINES)
+def test_json_lines_are_known_by_each_of_their_suffixes(tmp_path, name, is_named):
+    plain = write_jsonl(tmp_path / "plain", TEXTS).read_bytes()
+    pack = {"gzip": gzip.compress, "zstd": zstandard.ZstdCompressor().compress, None: bytes}[compression_of(name)]
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / name).write_bytes(pack(plain))
+    given = tmp_path / "in" / name if is_named else tmp_path / "in"
+    _, documents = read(tmp_path / "out", given, include=("*.jsonl", "*.ndjson", "*.json", "*.gz", "*.zst"))
+    assert texts(documents) == TEXTS
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.json.txt", "a.jsonl.bak", "json", "a.py", "a.jsonl.gz.txt", "a.TXT.GZ"])
+def test_any_other_name_is_that_of_text(name):
+    assert format_of(name) == "text"
+
+
+def test_patterns_fit_small_and_capital_letters_alike(tmp_path):
+    for name in ("a.TXT", "b.txt", "README.md", "c.TXT.gz.old"):
+        (tmp_path / name).write_text(name)
+    here = read(tmp_path / "out", tmp_path, include=("*.txt", "readme*"))[1]
+    there = read(tmp_path / "out", f"file://{tmp_path}", include=("*.txt", "readme*"))[1]
+    assert texts(here) == texts(there) == ["README.md", "a.TXT", "b.txt"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{\n  "name": "x"\n}\n', r"x.json:1: not a JSON object \(Expecting property name"),
+        (b'[\n{"text": "a"},\n{"text": "b"}\n]\n', r"x.json:1: not a JSON object \(Expecting value"),
+        (b'[{"text": "a"}, {"text": "b"}]', "x.json:1: not a JSON object but list"),
+    ],
+)
+def test_json_that_is_not_json_lines_is_an_error_with_a_remedy(tmp_path, content, message):
+    (tmp_path / "x.json").write_bytes(content)
+    rule = r".*, as each line of a .jsonl, .ndjson or .json file must be \(`jq -c` writes such; another suffix makes"
+    with pytest.raises(DataError, match=message + rule):
+        read(tmp_path / "out", tmp_path / "x.json")
 
 
 def test_folders_are_sorted_and_filtered_by_pattern(tmp_path):
