@@ -12,6 +12,9 @@ from data_pipeline.errors import DataError
 from data_pipeline.sources.names import compression_of
 
 CHUNK_BYTES = 1 << 18
+ZSTD_PART_BYTES = 1 << 10
+"""Given to the decompressor at once, which returns all that comes of it: four bytes may stand for a block of 128 KiB,
+so at most 32 MiB, where a whole chunk may be 8 GiB."""
 
 
 class ByteReader:
@@ -78,23 +81,26 @@ class _ZstdStream:
         self._raw = raw
         self._frame: zstandard.ZstdDecompressionObj | None = None
         self._output = bytearray()
-        self._input = b""
+        self._input = memoryview(b"")
 
     def read(self, size: int) -> bytes:
-        while not self._output:
-            if not self._input:
-                self._input = self._raw.read(CHUNK_BYTES)
-            if not self._input:
-                if self._frame is not None:
-                    raise EOFError
-                break
+        while len(self._output) < size and self._has_input():
             if self._frame is None:
                 self._frame = zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
-            self._output += self._frame.decompress(self._input)
-            self._input = b""
+            part = self._input[:ZSTD_PART_BYTES]
+            self._output += self._frame.decompress(part)
+            num_used = len(part)
             if self._frame.eof:
-                self._input = self._frame.unused_data
+                num_used -= len(self._frame.unused_data)
                 self._frame = None
+            self._input = self._input[num_used:]
         block = bytes(self._output[:size])
         del self._output[:size]
         return block
+
+    def _has_input(self) -> bool:
+        if not self._input:
+            self._input = memoryview(self._raw.read(CHUNK_BYTES))
+        if not self._input and self._frame is not None:
+            raise EOFError
+        return len(self._input) > 0

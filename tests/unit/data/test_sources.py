@@ -1,10 +1,13 @@
 import gzip
 import json
+import tracemalloc
+import zlib
 
 import pytest
 import zstandard
 
 from data_pipeline.errors import DataError
+from data_pipeline.sources.compression import ByteReader
 from data_pipeline.sources.corpus import Corpus
 from data_pipeline.sources.names import compression_of, format_of
 from tests.support.corpus import data_config, make_texts, write_folder, write_jsonl
@@ -202,6 +205,32 @@ def test_cut_or_damaged_compressed_files_are_errors(tmp_path, suffix, errors):
         path.write_bytes(content)
         with pytest.raises(DataError, match=rf"t.txt{suffix}: compressed file is {what}"):
             read(tmp_path / "out", path, encoding_errors=errors)
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_memory_does_not_grow_with_what_a_few_bytes_unpack_to(tmp_path, suffix):
+    packer = zlib.compressobj(wbits=31) if suffix == ".gz" else zstandard.ZstdCompressor().compressobj()
+    path = tmp_path / f"t.txt{suffix}"
+    path.write_bytes(b"".join(packer.compress(bytes(1 << 20)) for _ in range(256)) + packer.flush())
+    with path.open("rb") as raw:
+        reader = ByteReader(raw, path.name)
+        tracemalloc.start()
+        try:
+            assert reader.read(1000) == bytes(1000)
+            most = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        assert most < 64 << 20, f"{most / 1e6:.0f} MB"
+        assert sum(iter(lambda: len(reader.read(1 << 20)), 0)) == (256 << 20) - 1000
+
+
+def test_zstd_frames_of_any_size_are_read_one_after_another(tmp_path):
+    parts = [bytes([number]) * size for number, size in enumerate([0, 1, 1023, 5000, 0, 300_000, 7] * 20)]
+    path = tmp_path / "t.txt.zst"
+    path.write_bytes(b"".join(map(zstandard.ZstdCompressor().compress, parts)))
+    with path.open("rb") as raw:
+        reader = ByteReader(raw, path.name)
+        assert b"".join(iter(lambda: reader.read(10_000), b"")) == b"".join(parts)
 
 
 @pytest.mark.parametrize(
