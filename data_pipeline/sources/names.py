@@ -34,5 +34,10 @@ def format_of(name: str) -> Format:
     return FORMATS.get(_suffix(plain, FORMATS), "text")
 
 
+def printable(text: str) -> str:
+    """A text with names in it, as UTF-8 can hold it: bytes of theirs that are none are written as \\udcff."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 def _suffix(name: str, known: Iterable[str]) -> str:
     return next((suffix for suffix in known if name.lower().endswith(suffix)), "")

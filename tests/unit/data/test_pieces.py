@@ -19,6 +19,7 @@ import pytest
 
 from data_pipeline import scan, staging
 from data_pipeline.errors import DataError
+from data_pipeline.inspection import stats
 from data_pipeline.pieces import cleaned
 from data_pipeline.pieces import cluster as cluster_module
 from data_pipeline.pieces.executors import run_all
@@ -256,6 +257,21 @@ def test_the_report_shows_counts_and_examples_and_runs_nothing_of_the_text(tmp_p
     assert "length/too_few_chars" in page and "dedup/exact" in page and page.count("data:image/png") == 4
     assert f"{len(TEXTS) + 3:,}" in page, "documents that were equal to an earlier one"
     assert PackedDataset.open(tmp_path / "set", "train").num_samples == manifest.splits["train"].num_samples
+
+
+@pytest.mark.parametrize("is_named", [True, False])
+@pytest.mark.parametrize(("name", "shown"), [(b"b\xffd.jsonl", r"b\udcffd.jsonl"), (b"$\\x$.jsonl", r"$\x$.jsonl")])
+def test_a_strange_name_is_shown_in_report_and_figures(tmp_path, name, shown, is_named):
+    (tmp_path / "in").mkdir()
+    source = write_jsonl(tmp_path / "in" / os.fsdecode(name), [*TEXTS, "tiny", *TEXTS[:3]])
+    steps = ({"step": "length", "min_chars": 31},)
+    given = source if is_named else tmp_path / "in"
+    manifest = prepare_synthetic(tmp_path / "set", [given], steps=steps, dedup="exact", report=True)
+    page = (tmp_path / "set" / "prepare_report.html").read_text(encoding="utf-8")
+    assert f"in/{shown}:41</p><pre>tiny</pre>" in page
+    assert manifest.sources[0].name.endswith(shown) == is_named
+    assert json.dumps(stats(tmp_path / "set"), ensure_ascii=False).encode()
+    assert prepare_synthetic(tmp_path / "set", [given], steps=steps, dedup="exact") == manifest
 
 
 def test_sources_add_up_to_the_whole(tmp_path):
