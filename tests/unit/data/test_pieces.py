@@ -18,6 +18,7 @@ import pyarrow.parquet
 import pytest
 
 from data_pipeline import scan, staging
+from data_pipeline.durable import write_durably
 from data_pipeline.errors import DataError
 from data_pipeline.inspection import stats
 from data_pipeline.pieces import cleaned
@@ -116,6 +117,24 @@ def test_a_record_without_its_files_is_not_taken_for_finished(tmp_path):
     assert work.record(key) == {"a": 1}
     work.file(key, ".part").write_bytes(b"cut")
     assert work.record(key) is None
+
+
+def test_two_who_write_one_file_at_once_both_write_it_whole(tmp_path, monkeypatch):
+    """As one process does here; in two containers they may have the same number."""
+    work = WorkFolder(tmp_path)
+    with work.writing("key", ".part") as first, work.writing("key", ".part") as second:
+        first.write(b"content" * 10_000)
+        second.write(b"content" * 10_000)
+    assert work.file("key", ".part").read_bytes() == b"content" * 10_000
+
+    def write_meanwhile(descriptor):
+        monkeypatch.undo()
+        write_durably(tmp_path / "record", b"content")
+
+    monkeypatch.setattr(os, "fsync", write_meanwhile)
+    write_durably(tmp_path / "record", b"content")
+    assert (tmp_path / "record").read_bytes() == b"content"
+    assert {path.name for path in tmp_path.iterdir()} == {"key.part", "record"}
 
 
 RUN = """
