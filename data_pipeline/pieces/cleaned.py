@@ -8,7 +8,7 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ from data_pipeline.config import DataConfig
 from data_pipeline.dedup.contamination import HeldOutNgrams
 from data_pipeline.dedup.minhash import signatures
 from data_pipeline.document import Document, content_hash
-from data_pipeline.errors import DataError
+from data_pipeline.errors import DataError, WorkInterrupted
 from data_pipeline.pieces.work import WorkFolder, every, key_of
 from data_pipeline.sources.corpus import Corpus, Piece
 from data_pipeline.sources.files import InputFile
@@ -132,11 +132,11 @@ def signatures_of(work: WorkFolder, key: str, permutations: int) -> npt.NDArray[
 
 def texts(work: WorkFolder, key: str, chosen: npt.NDArray[np.bool_]) -> Iterator[str]:
     """Those documents of a finished piece that are chosen, in order."""
-    sizes = documents(work, key)["num_bytes"]
-    with work.file(key, TEXTS).open("rb") as file, zstandard.ZstdDecompressor().stream_reader(file) as stream:
+    sizes, path = documents(work, key)["num_bytes"], work.file(key, TEXTS)
+    with path.open("rb") as file, zstandard.ZstdDecompressor().stream_reader(file) as stream:
         reader = io.BufferedReader(stream, BATCH_BYTES)
         for num_bytes, wanted in zip(sizes.tolist(), chosen.tolist(), strict=True):
-            raw = reader.read(num_bytes)
+            raw = _read_whole(reader, num_bytes, path)
             if wanted:
                 yield raw.decode()
 
@@ -159,6 +159,20 @@ def batches(documents: Iterator[Document], batch_bytes: int) -> Iterator[list[Do
             batch, num_bytes = [], 0
     if batch:
         yield batch
+
+
+def _read_whole(reader: BinaryIO, num_bytes: int, path: Path) -> bytes:
+    """The next bytes; a stream of zstd that is cut ends early without a word."""
+    try:
+        raw = reader.read(num_bytes)
+    except zstandard.ZstdError:
+        raw = b""
+    if len(raw) != num_bytes:
+        raise WorkInterrupted(
+            f"{path}: finished work, damaged since (a text of {num_bytes:,} bytes cannot be read whole); remove this "
+            "file and run the same command again: the other finished pieces are kept"
+        )
+    return raw
 
 
 class _Cleaning:

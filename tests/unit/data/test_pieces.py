@@ -17,9 +17,10 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from data_pipeline import prepare as prepare_module
 from data_pipeline import scan, staging
 from data_pipeline.durable import write_durably
-from data_pipeline.errors import DataError
+from data_pipeline.errors import DataError, WorkInterrupted
 from data_pipeline.inspection import stats
 from data_pipeline.pieces import cleaned
 from data_pipeline.pieces import cluster as cluster_module
@@ -117,6 +118,40 @@ def test_a_record_without_its_files_is_not_taken_for_finished(tmp_path):
     assert work.record(key) == {"a": 1}
     work.file(key, ".part").write_bytes(b"cut")
     assert work.record(key) is None
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lambda whole: b"", lambda whole: whole[: len(whole) // 2], lambda whole: whole[:100] + bytes(len(whole) - 100)],
+    ids=["empty", "cut", "overwritten"],
+)
+def test_texts_damaged_after_they_were_finished_stop_the_run_and_they_alone_are_made_again(
+    tmp_path, monkeypatch, damage
+):
+    source = write_jsonl(tmp_path / "in.jsonl", TEXTS)
+    expected = prepare_synthetic(tmp_path / "whole", [source])
+    monkeypatch.setattr(scan, "PIECE_BYTES", 5_000)
+    made = []
+    real_cleaning, real_training = scan.clean_piece, prepare_module.train_tokenizer
+    monkeypatch.setattr(scan, "clean_piece", lambda *arguments: (made.append(arguments[1]), real_cleaning(*arguments)))
+
+    def damage_and_train(*arguments):
+        path = tmp_path / "set.work" / f"{made[2]}.texts.zst"
+        path.write_bytes(damage(path.read_bytes()))
+        return real_training(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare_module, "train_tokenizer", damage_and_train)
+        with pytest.raises(
+            WorkInterrupted, match=r"finished work, damaged since \(a text of .*; remove this"
+        ) as stopped:
+            prepare_synthetic(tmp_path / "set", [source])
+    damaged = made[2]
+    assert f"{damaged}.texts.zst" in str(stopped.value)
+    (tmp_path / "set.work" / f"{damaged}.texts.zst").unlink()
+    made.clear()
+    assert prepare_synthetic(tmp_path / "set", [source]).digest == expected.digest
+    assert made == [damaged]
 
 
 def test_two_who_write_one_file_at_once_both_write_it_whole(tmp_path, monkeypatch):
