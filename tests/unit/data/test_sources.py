@@ -148,45 +148,53 @@ def jsonl(*lines):
     return b"".join(line + b"\n" for line in lines)
 
 
+GOOD = [b'{"text": "good"}', b'{"text": "more"}']
 BAD_FILES = {
     "not_utf8.txt": (
-        b"good\nbad \xff\n",
+        b"good\nbad \xff\nmore\n",
         "not_utf8",
         r"not_utf8.txt: not UTF-8 at byte 9 \(0xff, invalid start byte\)",
     ),
     "cut.txt": (b"abc\xe6\x97", "not_utf8", r"cut.txt: not UTF-8 at byte 3 \(0xe6, unexpected end of data\)"),
     "utf8.jsonl": (
-        jsonl(b'{"text": "a"}', b'{"text": "\xfe"}'),
+        jsonl(GOOD[0], b'{"text": "\xfe"}', GOOD[1]),
         "not_utf8",
-        r"utf8.jsonl:2: not UTF-8 at byte 24 \(0xfe, invalid start byte\)",
+        r"utf8.jsonl:2: not UTF-8 at byte 27 \(0xfe, invalid start byte\)",
     ),
     "surrogate.jsonl": (
-        jsonl(b"", b'{"text": "a\\ud800"}'),
+        jsonl(b"", b'{"text": "a\\ud800"}', *GOOD),
         "not_utf8",
         r"surrogate.jsonl:2: not UTF-8: 'text' has a lone surrogate \('\\ud800'\) at character 1",
     ),
-    "broken.jsonl": (jsonl(b'{"text": "a"}', b'{"text": '), "broken_json", r"broken.jsonl:2: not a JSON object \(Exp"),
-    "deep.jsonl": (jsonl(b"[" * 100000), "broken_json", r"deep.jsonl:1: not a JSON object \(.*recursion"),
-    "list.jsonl": (jsonl(b"[1]"), "broken_json", r"list.jsonl:1: not a JSON object but list"),
+    "broken.jsonl": (
+        jsonl(GOOD[0], b'{"text": ', GOOD[1]),
+        "broken_json",
+        r"broken.jsonl:2: not a JSON object \(Exp",
+    ),
+    "deep.jsonl": (jsonl(b"[" * 100000, *GOOD), "broken_json", r"deep.jsonl:1: not a JSON object \(.*recursion"),
+    "list.jsonl": (jsonl(b"[1]", *GOOD), "broken_json", r"list.jsonl:1: not a JSON object but list"),
     "key.jsonl": (
-        jsonl(b'{"content": "a"}'),
+        jsonl(b'{"content": "a"}', *GOOD),
         "no_text",
         r"key.jsonl:1: has no key 'text' \(it has \['content'\]\)",
     ),
-    "null.jsonl": (jsonl(b'{"text": null}'), "no_text", r"null.jsonl:1: 'text' is NoneType, must be a string"),
+    "null.jsonl": (jsonl(b'{"text": null}', *GOOD), "no_text", r"null.jsonl:1: 'text' is NoneType, must be a string"),
 }
 
 
 @pytest.mark.parametrize("name", BAD_FILES)
-def test_unreadable_documents_are_named_or_counted(tmp_path, name):
+def test_unreadable_documents_are_named_or_counted_and_no_other_is_lost(tmp_path, name):
     content, reason, message = BAD_FILES[name]
     (tmp_path / name).write_bytes(content)
     (tmp_path / "after.txt").write_text("after")
+    how = {"document_bytes": 6}  # text is cut at each line
     with pytest.raises(DataError, match=message + ".*leave such documents out with data.encoding_errors=skip"):
-        read(tmp_path / "out", tmp_path / name)
-    corpus, documents = read(tmp_path / "out", tmp_path / name, tmp_path / "after.txt", encoding_errors="skip")
+        read(tmp_path / "out", tmp_path / name, **how)
+    inputs = [tmp_path / name, tmp_path / "after.txt"]
+    corpus, documents = read(tmp_path / "out", *inputs, encoding_errors="skip", **how)
     assert corpus.dropped == {reason: 1}
-    assert texts(documents)[-1] == "after"
+    good = [] if name == "cut.txt" else ["good", "more"]
+    assert [document.text.strip() for document in documents] == [*good, "after"]
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
