@@ -3,6 +3,7 @@
 import concurrent.futures
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -336,6 +337,18 @@ def test_sources_add_up_to_the_whole(tmp_path):
     splits = manifest.splits.values()
     assert sum(source.tokens for source in manifest.sources) == sum(split.num_tokens for split in splits)
     assert sum(source.text_bytes for source in manifest.sources) == manifest.corpus.num_bytes
+
+
+@pytest.mark.parametrize(
+    ("lines", "left_out"),
+    [([], "nothing"), (["", ""], r"\{'empty': 2\}"), ([*TEXTS[:2], "", TEXTS[0]], r"\{'dedup': 3, 'empty': 1\}")],
+)
+def test_an_input_that_gives_no_document_is_told_and_counted(tmp_path, caplog, lines, left_out):
+    inputs = [write_jsonl(tmp_path / "a.jsonl", TEXTS), write_jsonl(tmp_path / "b.jsonl", lines)]
+    manifest = prepare_synthetic(tmp_path / "set", inputs, dedup="exact")
+    [told] = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert re.match(rf"data.inputs: {inputs[1]} gives no document to the dataset \(left out: {left_out}\);", told)
+    assert [source.documents for source in manifest.sources] == [len(TEXTS), 0]
 
 
 def test_a_document_that_shares_words_with_a_benchmark_is_left_out(tmp_path):

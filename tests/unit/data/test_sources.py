@@ -142,6 +142,8 @@ def test_standard_library_is_a_source(tmp_path):
     assert "stdlib/argparse.py" in names and "stdlib/json/decoder.py" in names
     assert not any("site-packages" in name or "dist-packages" in name for name in names)
     assert names == sorted(names, key=lambda name: name.split("/"))
+    with pytest.raises(DataError, match=r"folder stdlib: has no file that matches data.include=\['\*.none'\]"):
+        Corpus(data_config(tmp_path, ["stdlib:"], include=("*.none",)))
 
 
 def jsonl(*lines):
