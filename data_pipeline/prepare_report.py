@@ -154,11 +154,14 @@ summary { cursor: pointer; } .quiet { color: #666; }
 </table>
 {% endfor %}
 {% if examples %}
-<h2>Some of them, as they were</h2>
+<h2>Some of them, as they were, or what is wrong with them</h2>
 {% for reason, rows in examples %}
 <details><summary>{{ reason }}</summary>
 {% for source, text in rows %}
-<p class="quiet">{{ source }}</p><pre>{{ text }}</pre>
+<p class="quiet">{{ source }}</p>
+{% if text %}
+<pre>{{ text }}</pre>
+{% endif %}
 {% endfor %}
 </details>
 {% endfor %}

@@ -32,7 +32,7 @@ EXAMPLES = 3
 EXCERPT_CHARS = 1000
 BATCH_BYTES = 1 << 20
 SECONDS_BETWEEN_NEWS = 2.0
-FORMAT = 3
+FORMAT = 4
 """Of these files, and of all that decides what is in them beside the settings."""
 
 
@@ -68,7 +68,8 @@ class CleanedPiece:
     """Documents that a step changed, by rule."""
     num_cut_files: int
     examples: dict[str, list[tuple[str, str]]]
-    """Source and beginning of some documents of each reason and rule, as they were."""
+    """Source and beginning of some documents of each reason and rule, as they were; of those that could not be read,
+    what is wrong."""
 
 
 def cleaned_key(piece: Piece, treatment_digest: str) -> str:
@@ -88,7 +89,8 @@ def clean_piece(work: WorkFolder, key: str, piece: Piece, treatment: Treatment) 
         work.writing(key, SOURCES) as sources,
         work.writing(key, SIGNATURES) as signed,
     ):
-        for batch in batches(cleaning.kept(corpus.documents(treatment.document_bytes)), BATCH_BYTES):
+        found = corpus.documents(treatment.document_bytes, cleaning.examples.add)
+        for batch in batches(cleaning.kept(found), BATCH_BYTES):
             texts.write(b"".join(one.text.encode() for one in batch))
             sources.write(b"".join(json.dumps(one.source).encode() + b"\n" for one in batch))
             rows = [(content_hash(one.text), one.num_bytes) for one in batch]
@@ -197,11 +199,11 @@ class _Cleaning:
                 reason = CONTAMINATED
             if reason is not None:
                 self.dropped[reason] += 1
-                self.examples.add(reason, document)
+                self.examples.add(reason, document.source, document.text)
                 continue
             for rule in result.changed_by:
                 self.changed[rule] += 1
-                self.examples.add(rule, document)
+                self.examples.add(rule, document.source, document.text)
             if not result.text:
                 self.dropped["empty"] += 1
             elif result.text is document.text:
@@ -216,17 +218,17 @@ class _Examples:
     def __init__(self) -> None:
         self._heaps: collections.defaultdict[str, list[tuple[int, str, str]]] = collections.defaultdict(list)
 
-    def add(self, reason: str, document: Document) -> None:
+    def add(self, reason: str, source: str, text: str) -> None:
         heap = self._heaps[reason]
-        rank = -int.from_bytes(content_hash(document.text)[:8], "big")
+        rank = -int.from_bytes(content_hash(text)[:8], "big")
         if len(heap) < EXAMPLES or rank > heap[0][0]:
-            heapq.heappush(heap, (rank, document.source, document.text[:EXCERPT_CHARS]))
+            heapq.heappush(heap, (rank, source, text[:EXCERPT_CHARS]))
             if len(heap) > EXAMPLES:
                 heapq.heappop(heap)
 
     def chosen(self) -> dict[str, list[tuple[str, str]]]:
         return {
-            reason: [(source, text) for _, source, text in sorted(heap, reverse=True)]
+            reason: [(source, text) for _, source, text in sorted(heap, key=lambda row: (-row[0], row[1]))]
             for reason, heap in sorted(self._heaps.items())
         }
 

@@ -60,8 +60,13 @@ class Corpus:
             digest.update(f"{file.identity}\n".encode(errors="replace"))
         return digest.hexdigest()
 
-    def documents(self, document_bytes: int) -> Iterator[Document]:
-        """Every document that is UTF-8 and not empty; text files are cut into documents of `document_bytes` at most."""
+    def documents(
+        self, document_bytes: int, left_out: Callable[[str, str, str], None] = lambda reason, source, problem: None
+    ) -> Iterator[Document]:
+        """Every document that is UTF-8 and not empty; text files are cut into documents of `document_bytes` at most.
+
+        `left_out` is told of each other one: reason, place, and what is wrong with it.
+        """
         self.dropped.clear()
         self.num_cut_files = self.disk_position = 0
         for span in self.spans:
@@ -76,8 +81,10 @@ class Corpus:
                         if self._data.encoding_errors == "fail":
                             raise fault(item)
                         self.dropped[item.reason] += 1
+                        left_out(item.reason, item.source, item.problem)
                     elif not item.text:
                         self.dropped["empty"] += 1
+                        left_out("empty", item.source, "")
                     else:
                         yield item
             self.disk_position = before + span.num_bytes

@@ -15,8 +15,10 @@ class Unreadable:
 
     reason: str
     """Short and fixed, for counting."""
-    message: str
-    """Where and what exactly."""
+    source: str
+    """Where it stands: the file, and its line or row."""
+    problem: str
+    """What exactly is wrong."""
 
 
 def read_text(reader: ByteReader, name: str, max_bytes: int) -> Iterator[Document | Unreadable]:
@@ -33,10 +35,7 @@ def read_text(reader: ByteReader, name: str, max_bytes: int) -> Iterator[Documen
         try:
             yield Document(piece.decode(), source, len(piece))
         except UnicodeDecodeError as error:
-            yield Unreadable(
-                "not_utf8",
-                f"{name}: not UTF-8 at byte {start + error.start} (0x{piece[error.start]:02x}, {error.reason})",
-            )
+            yield Unreadable("not_utf8", name, _not_utf8(error, start))
         start += end
         if not end:
             return  # an empty file: one empty document
@@ -77,28 +76,25 @@ def _parse_line(line: bytes, where: str, start: int, text_key: str) -> Document 
     try:
         record = json.loads(line.decode())
     except UnicodeDecodeError as error:
-        return Unreadable(
-            "not_utf8",
-            f"{where}: not UTF-8 at byte {start + error.start} (0x{line[error.start]:02x}, {error.reason})",
-        )
+        return Unreadable("not_utf8", where, _not_utf8(error, start))
     except (ValueError, RecursionError) as error:
-        return Unreadable("broken_json", f"{where}: not a JSON object ({error}), {_RULE}")
+        return Unreadable("broken_json", where, f"not a JSON object ({error}), {_RULE}")
     if not isinstance(record, dict):
-        return Unreadable("broken_json", f"{where}: not a JSON object but {type(record).__name__}, {_RULE}")
+        return Unreadable("broken_json", where, f"not a JSON object but {type(record).__name__}, {_RULE}")
     if text_key not in record:
-        return Unreadable(
-            "no_text", f"{where}: has no key {text_key!r} (it has {sorted(record)[:8]}); set data.text_key"
-        )
+        return Unreadable("no_text", where, f"has no key {text_key!r} (it has {sorted(record)[:8]}); set data.text_key")
     text = record[text_key]
     if not isinstance(text, str):
-        return Unreadable("no_text", f"{where}: {text_key!r} is {type(text).__name__}, must be a string")
+        return Unreadable("no_text", where, f"{text_key!r} is {type(text).__name__}, must be a string")
     try:
         return Document(text, where, len(text.encode()))
     except UnicodeEncodeError as error:
-        return Unreadable(
-            "not_utf8",
-            f"{where}: not UTF-8: {text_key!r} has a lone surrogate ({text[error.start]!r}) at character {error.start}",
-        )
+        what = f"lone surrogate ({text[error.start]!r}) at character {error.start}"
+        return Unreadable("not_utf8", where, f"not UTF-8: {text_key!r} has a {what}")
+
+
+def _not_utf8(error: UnicodeDecodeError, start: int) -> str:
+    return f"not UTF-8 at byte {start + error.start} (0x{error.object[error.start]:02x}, {error.reason})"
 
 
 _RULE = "as each line of a .jsonl, .ndjson or .json file must be (`jq -c` writes such; another suffix makes it text)"
@@ -107,4 +103,4 @@ _RULE = "as each line of a .jsonl, .ndjson or .json file must be (`jq -c` writes
 def fault(unreadable: Unreadable) -> DataError:
     """The error that stops the run at a document that cannot be read."""
     remedy = "mend it, or leave such documents out with data.encoding_errors=skip"
-    return DataError(f"{unreadable.message}; {remedy}")
+    return DataError(f"{unreadable.source}: {unreadable.problem}; {remedy}")

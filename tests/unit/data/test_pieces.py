@@ -1,6 +1,7 @@
 """The work on pieces: whoever does it, however often it is killed, the result is the same and nothing is done twice."""
 
 import concurrent.futures
+import html
 import json
 import os
 import re
@@ -314,6 +315,24 @@ def test_the_report_shows_counts_and_examples_and_runs_nothing_of_the_text(tmp_p
     assert PackedDataset.open(tmp_path / "set", "train").num_samples == manifest.splits["train"].num_samples
 
 
+def test_the_report_shows_the_places_of_documents_that_could_not_be_read_or_are_empty(tmp_path):
+    bad = [b'{"text": ""}', b'{"text": "\xff"}', b'{"<script>": 1}', *[b"[1]"] * 5]
+    source = write_jsonl(tmp_path / "<b>.jsonl", TEXTS)
+    source.write_bytes(source.read_bytes() + b"\n".join(bad))
+    manifest = prepare_synthetic(tmp_path / "set", [source], encoding_errors="skip", report=True)
+    assert manifest.corpus.dropped == {"broken_json": 5, "empty": 1, "no_text": 1, "not_utf8": 1}
+    page = (tmp_path / "set" / "prepare_report.html").read_text(encoding="utf-8")
+    assert "<b>" not in page and "<script>" not in page
+    examples = html.unescape("".join(re.findall(r"<details>.*?</details>", page, re.DOTALL)))
+    found = re.findall(r'<p class="quiet">.*<b>.jsonl:(\d+)</p>\n(?:<pre>(.{17}))?', examples)
+    assert [(int(line) - len(TEXTS), problem) for line, problem in found] == [
+        *((number, "not a JSON object") for number in (4, 5, 6)),
+        (1, ""),
+        (3, "has no key 'text'"),
+        (2, "not UTF-8 at byte"),
+    ]
+
+
 @pytest.mark.parametrize("is_named", [True, False])
 @pytest.mark.parametrize(("name", "shown"), [(b"b\xffd.jsonl", r"b\udcffd.jsonl"), (b"$\\x$.jsonl", r"$\x$.jsonl")])
 def test_a_strange_name_is_shown_in_report_and_figures(tmp_path, name, shown, is_named):
@@ -323,7 +342,7 @@ def test_a_strange_name_is_shown_in_report_and_figures(tmp_path, name, shown, is
     given = source if is_named else tmp_path / "in"
     manifest = prepare_synthetic(tmp_path / "set", [given], steps=steps, dedup="exact", report=True)
     page = (tmp_path / "set" / "prepare_report.html").read_text(encoding="utf-8")
-    assert f"in/{shown}:41</p><pre>tiny</pre>" in page
+    assert f"in/{shown}:41</p>\n<pre>tiny</pre>" in page
     assert manifest.sources[0].name.endswith(shown) == is_named
     assert json.dumps(stats(tmp_path / "set"), ensure_ascii=False).encode()
     assert prepare_synthetic(tmp_path / "set", [given], steps=steps, dedup="exact") == manifest
