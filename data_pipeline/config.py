@@ -64,7 +64,8 @@ class DataConfig:
     text_key: str
     """Key of the text in each JSON line; column of the text in a .parquet file."""
     encoding_errors: Literal["fail", "skip"]
-    """A document that is not UTF-8 (or a broken JSON line): stop and name it, or leave it out and count it."""
+    """A document that is not UTF-8, or a JSON line that is broken, has no text, or does not end: stop and name it, or
+    leave it out and count it."""
     max_document_bytes: int
     """Longer text files are cut at line ends into several documents, so that memory stays bounded."""
     steps: tuple[dict[str, Any], ...]

@@ -35,9 +35,9 @@ class ByteReader:
         """At most `size` bytes, fewer only at the end."""
         return self._buffered.read(size)
 
-    def readline(self) -> bytes:
-        """One line with its end, or b"" at the end of the file."""
-        return self._buffered.readline()
+    def readline(self, max_bytes: int) -> bytes:
+        """One line with its end, or as much of it; b"" at the end of the file."""
+        return self._buffered.readline(max_bytes)
 
     def compressed_position(self) -> int:
         """Bytes taken from the disk so far, for progress."""

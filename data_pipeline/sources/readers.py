@@ -6,7 +6,10 @@ from dataclasses import dataclass
 
 from data_pipeline.document import Document
 from data_pipeline.errors import DataError
-from data_pipeline.sources.compression import ByteReader
+from data_pipeline.sources.compression import CHUNK_BYTES, ByteReader
+
+LONGEST_LINE_BYTES = 1 << 28
+"""Far more than a document has; what never ends must not fill the memory."""
 
 
 @dataclass(frozen=True)
@@ -58,18 +61,31 @@ def read_jsonl(
 
     A reader with a `first` above 0 must stand on the byte before it: only that tells whether a line begins there.
     """
-    number, start = 0, first
-    if first:
-        start += len(reader.readline()) - 1
+    number = 0
+    start = _pass_line(reader, first - 1, end) if first else 0
     while end is None or start < end:
-        line = reader.readline()
+        line = reader.readline(LONGEST_LINE_BYTES)
         if not line:
             return
         number += 1
+        where = f"{name}: line at byte {start}" if first else f"{name}:{number}"
+        if len(line) == LONGEST_LINE_BYTES and not line.endswith(b"\n"):
+            yield Unreadable("endless_line", where, f"line does not end within {LONGEST_LINE_BYTES:,} bytes")
+            start = _pass_line(reader, start + len(line), end)
+            continue
         if line.strip():
-            where = f"{name}: line at byte {start}" if first else f"{name}:{number}"
             yield _parse_line(line, where, start, text_key)
         start += len(line)
+
+
+def _pass_line(reader: ByteReader, start: int, end: int | None) -> int:
+    """Where the next line begins, if that is before `end`; else some place from there on."""
+    while end is None or start < end:
+        part = reader.readline(CHUNK_BYTES)
+        start += len(part)
+        if not part or part.endswith(b"\n"):
+            break
+    return start
 
 
 def _parse_line(line: bytes, where: str, start: int, text_key: str) -> Document | Unreadable:

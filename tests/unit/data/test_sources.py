@@ -1,4 +1,6 @@
+import collections
 import gzip
+import io
 import json
 import tracemalloc
 import zlib
@@ -7,6 +9,7 @@ import pytest
 import zstandard
 
 from data_pipeline.errors import DataError
+from data_pipeline.sources import readers
 from data_pipeline.sources.compression import ByteReader
 from data_pipeline.sources.corpus import Corpus
 from data_pipeline.sources.names import compression_of, format_of
@@ -197,6 +200,41 @@ def test_unreadable_documents_are_named_or_counted_and_no_other_is_lost(tmp_path
     assert corpus.dropped == {reason: 1}
     good = [] if name == "cut.txt" else ["good", "more"]
     assert [document.text.strip() for document in documents] == [*good, "after"]
+
+
+@pytest.mark.parametrize("last", [b"", b"\n", b"\n" + GOOD[1]])
+@pytest.mark.parametrize("piece_bytes", [1, 60, 5_000, 10**9])
+def test_a_line_that_does_not_end_is_named_or_counted_once(tmp_path, monkeypatch, piece_bytes, last):
+    monkeypatch.setattr(readers, "LONGEST_LINE_BYTES", 100)
+    monkeypatch.setattr(readers, "CHUNK_BYTES", 16)
+    longest, longer = (b'{"text": "%s"}' % (b"x" * size) for size in (87, 88))
+    assert len(longest + b"\n") == 100
+    path = tmp_path / "in.jsonl"
+    path.write_bytes(jsonl(GOOD[0], longest, longer) + b"y" * 10_000 + last)
+    with pytest.raises(DataError, match=r"in.jsonl:3: line does not end within 100 bytes; mend it, or leave such"):
+        read(tmp_path / "out", path)
+    data = data_config(tmp_path / "out", [path], encoding_errors="skip")
+    found, dropped = [], collections.Counter()
+    for piece in Corpus(data).pieces(piece_bytes):
+        corpus = Corpus(data, piece)
+        found += texts(corpus.documents(1 << 20))
+        dropped += corpus.dropped
+    assert found == ["good", "x" * 87, *(["more"] if last[1:] else [])] and dropped == {"endless_line": 2}
+
+
+@pytest.mark.parametrize(("first", "end"), [(0, None), (5, 1000)])
+def test_neither_memory_nor_reading_grows_with_a_line_that_does_not_end(monkeypatch, first, end):
+    monkeypatch.setattr(readers, "LONGEST_LINE_BYTES", 1 << 20)
+    raw = io.BytesIO(b"x" * (32 << 20))
+    raw.seek(max(first - 1, 0))
+    tracemalloc.start()
+    try:
+        items = list(readers.read_jsonl(ByteReader(raw, "in.jsonl"), "in.jsonl", "text", first, end))
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
+    assert len(items) == (end is None)
+    assert raw.tell() < 1 << 20 or end is None, "a piece reads on to its end only"
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
