@@ -56,13 +56,16 @@ class DataConfig:
     path: str
     """Folder of the prepared dataset: `prepare` writes it, `train` reads it, also at a URL such as s3://bucket/set."""
     inputs: tuple[str, ...]
-    """Files, folders, their URLs, or `stdlib:` for the standard library of the running Python."""
+    """Files, folders, their URLs, or `stdlib:` for the standard library of the running Python. Names tell how files are
+    read: .jsonl, .ndjson and .json as JSON lines, .parquet by rows, any other as text; .gz and .zst are unpacked."""
     include: tuple[str, ...]
-    """File name patterns taken from folders among the inputs; files named directly are always taken."""
+    """File name patterns taken from folders among the inputs, capital letters or not; files named directly are always
+    taken."""
     text_key: str
-    """Key of the text in each line of a .jsonl file; column of the text in a .parquet file."""
+    """Key of the text in each JSON line; column of the text in a .parquet file."""
     encoding_errors: Literal["fail", "skip"]
-    """A document that is not UTF-8 (or a broken JSON line): stop and name it, or leave it out and count it."""
+    """A document that is not UTF-8, or a JSON line that is broken, has no text, or does not end: stop and name it, or
+    leave it out and count it."""
     max_document_bytes: int
     """Longer text files are cut at line ends into several documents, so that memory stays bounded."""
     steps: tuple[dict[str, Any], ...]

@@ -28,6 +28,7 @@ from data_pipeline.shards.manifest import CorpusRecord, Manifest, SourceRecord, 
 from data_pipeline.shards.reader import PackedDataset, check_sizes
 from data_pipeline.shards.writer import split_writers
 from data_pipeline.sources.corpus import Corpus
+from data_pipeline.sources.names import printable
 from data_pipeline.staging import recover, stage, working
 from data_pipeline.tokenizers.base import Tokenizer
 from data_pipeline.tokenizers.loading import load_tokenizer, store_tokenizer, warn_where_text_changes
@@ -231,7 +232,7 @@ def _build(
         splits=splits,
         validation_share=splits["validation"].num_text_bytes / scan.num_bytes,
         sources=tuple(
-            SourceRecord(name=name, documents=documents, text_bytes=text_bytes, tokens=tokens)
+            SourceRecord(name=printable(name), documents=documents, text_bytes=text_bytes, tokens=tokens)
             for name, (documents, text_bytes, tokens) in ((name, row.tolist()) for name, row in sources.items())
         ),
         settings=settings,

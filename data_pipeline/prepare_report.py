@@ -16,6 +16,7 @@ from data_pipeline.pieces.cleaned import documents, sources, texts
 from data_pipeline.pieces.work import WorkFolder
 from data_pipeline.scan import Scan
 from data_pipeline.shards.manifest import Manifest
+from data_pipeline.sources.names import printable
 
 REPORT_FILE = "prepare_report.html"
 EXAMPLES = 3
@@ -42,7 +43,7 @@ def write_prepare_report(
         clusters=list(_clusters(scan.duplicates, work, [piece.key for piece in scan.pieces])),
         settings=sorted(manifest.settings.items()),
     )
-    write_durably(folder / REPORT_FILE, html.encode())
+    write_durably(folder / REPORT_FILE, printable(html).encode())
 
 
 def _examples(scan: Scan) -> Iterator[tuple[str, list[tuple[str, str]]]]:
@@ -100,7 +101,7 @@ def _draw_bars(rows: list[tuple[str, int]]) -> bytes:
     names = [name if len(name) <= 48 else f"…{name[-47:]}" for name, _ in rows]
     places = range(len(rows))
     bars = axes.barh(places, [value for _, value in rows], color=ACCENT)
-    axes.set_yticks(places, names)
+    axes.set_yticks(places, names, parse_math=False)  # $ in a name is no formula
     axes.invert_yaxis()
     axes.bar_label(bars, labels=[f"{value:,}" for _, value in rows], padding=3, fontsize=8)
     axes.margins(x=0.12)
@@ -153,11 +154,14 @@ summary { cursor: pointer; } .quiet { color: #666; }
 </table>
 {% endfor %}
 {% if examples %}
-<h2>Some of them, as they were</h2>
+<h2>Some of them, as they were, or what is wrong with them</h2>
 {% for reason, rows in examples %}
 <details><summary>{{ reason }}</summary>
 {% for source, text in rows %}
-<p class="quiet">{{ source }}</p><pre>{{ text }}</pre>
+<p class="quiet">{{ source }}</p>
+{% if text %}
+<pre>{{ text }}</pre>
+{% endif %}
 {% endfor %}
 </details>
 {% endfor %}

@@ -26,6 +26,7 @@ from data_pipeline.pieces.cleaned import (
 )
 from data_pipeline.pieces.executors import run_all
 from data_pipeline.pieces.work import WorkFolder
+from data_pipeline.remote.addresses import is_url, shown
 from data_pipeline.selection import Selector, Split
 from data_pipeline.sources.corpus import Corpus, Piece
 
@@ -109,6 +110,7 @@ def scan_corpus(
             break
         logger.info("few documents: text files are cut at line ends into documents of at most %d bytes", finer)
         document_bytes = finer
+    _tell_inputs_without_documents(pieces, records)
     return Scan(
         digest=selector.digest,
         num_documents=selector.num_documents,
@@ -162,6 +164,20 @@ def _choose(
             selector.add(content, num_bytes)
         found.append(ScannedPiece(key, named_by, kept, int(table["num_bytes"][kept].sum())))
     return found, selector
+
+
+def _tell_inputs_without_documents(pieces: list[ScannedPiece], records: list[CleanedPiece]) -> None:
+    """One among several may be there by mistake, or with another key of its text, and the rest would not show it."""
+    for given in dict.fromkeys(piece.given for piece in pieces):
+        mine = [both for both in zip(pieces, records, strict=True) if both[0].given == given]
+        if any(piece.kept.any() for piece, _ in mine):
+            continue
+        copies = collections.Counter(dedup=sum(len(piece.kept) for piece, _ in mine))
+        logger.warning(
+            "data.inputs: %s gives no document to the dataset (left out: %s); is it the right file, and data.text_key?",
+            shown(given) if is_url(given) else given,
+            _total([*(record.dropped for _, record in mine), dict(+copies)]) or "nothing",
+        )
 
 
 def _rows(table: npt.NDArray[Any], kept: npt.NDArray[np.bool_]) -> Iterator[tuple[bytes, int]]:

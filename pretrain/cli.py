@@ -119,9 +119,9 @@ VERBS = {
     "prepare": Verb(
         "text to tokenizer and packed WebDataset shards",
         """
-        Reads text (.txt, .jsonl, folders of source files, each also .gz or .zst), holds out a validation share, trains
-        a SentencePiece tokenizer and writes packed shards with a manifest into data.path. Run again, it finishes what
-        was interrupted and skips what is done.
+        Reads text (.txt, folders of source files, JSON lines in .jsonl, .ndjson or .json, each also .gz or .zst), holds
+        out a validation share, trains a SentencePiece tokenizer and writes packed shards with a manifest into
+        data.path. Run again, it finishes what was interrupted and skips what is done.
 
         examples:
           pretrain prepare data.inputs=[my.txt,more.jsonl]

@@ -8,7 +8,7 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ from data_pipeline.config import DataConfig
 from data_pipeline.dedup.contamination import HeldOutNgrams
 from data_pipeline.dedup.minhash import signatures
 from data_pipeline.document import Document, content_hash
-from data_pipeline.errors import DataError
+from data_pipeline.errors import DataError, WorkInterrupted
 from data_pipeline.pieces.work import WorkFolder, every, key_of
 from data_pipeline.sources.corpus import Corpus, Piece
 from data_pipeline.sources.files import InputFile
@@ -32,7 +32,7 @@ EXAMPLES = 3
 EXCERPT_CHARS = 1000
 BATCH_BYTES = 1 << 20
 SECONDS_BETWEEN_NEWS = 2.0
-FORMAT = 2
+FORMAT = 4
 """Of these files, and of all that decides what is in them beside the settings."""
 
 
@@ -68,7 +68,8 @@ class CleanedPiece:
     """Documents that a step changed, by rule."""
     num_cut_files: int
     examples: dict[str, list[tuple[str, str]]]
-    """Source and beginning of some documents of each reason and rule, as they were."""
+    """Source and beginning of some documents of each reason and rule, as they were; of those that could not be read,
+    what is wrong."""
 
 
 def cleaned_key(piece: Piece, treatment_digest: str) -> str:
@@ -88,7 +89,8 @@ def clean_piece(work: WorkFolder, key: str, piece: Piece, treatment: Treatment) 
         work.writing(key, SOURCES) as sources,
         work.writing(key, SIGNATURES) as signed,
     ):
-        for batch in batches(cleaning.kept(corpus.documents(treatment.document_bytes)), BATCH_BYTES):
+        found = corpus.documents(treatment.document_bytes, cleaning.examples.add)
+        for batch in batches(cleaning.kept(found), BATCH_BYTES):
             texts.write(b"".join(one.text.encode() for one in batch))
             sources.write(b"".join(json.dumps(one.source).encode() + b"\n" for one in batch))
             rows = [(content_hash(one.text), one.num_bytes) for one in batch]
@@ -132,11 +134,11 @@ def signatures_of(work: WorkFolder, key: str, permutations: int) -> npt.NDArray[
 
 def texts(work: WorkFolder, key: str, chosen: npt.NDArray[np.bool_]) -> Iterator[str]:
     """Those documents of a finished piece that are chosen, in order."""
-    sizes = documents(work, key)["num_bytes"]
-    with work.file(key, TEXTS).open("rb") as file, zstandard.ZstdDecompressor().stream_reader(file) as stream:
+    sizes, path = documents(work, key)["num_bytes"], work.file(key, TEXTS)
+    with path.open("rb") as file, zstandard.ZstdDecompressor().stream_reader(file) as stream:
         reader = io.BufferedReader(stream, BATCH_BYTES)
         for num_bytes, wanted in zip(sizes.tolist(), chosen.tolist(), strict=True):
-            raw = reader.read(num_bytes)
+            raw = _read_whole(reader, num_bytes, path)
             if wanted:
                 yield raw.decode()
 
@@ -161,6 +163,20 @@ def batches(documents: Iterator[Document], batch_bytes: int) -> Iterator[list[Do
         yield batch
 
 
+def _read_whole(reader: BinaryIO, num_bytes: int, path: Path) -> bytes:
+    """The next bytes; a stream of zstd that is cut ends early without a word."""
+    try:
+        raw = reader.read(num_bytes)
+    except zstandard.ZstdError:
+        raw = b""
+    if len(raw) != num_bytes:
+        raise WorkInterrupted(
+            f"{path}: finished work, damaged since (a text of {num_bytes:,} bytes cannot be read whole); remove this "
+            "file and run the same command again: the other finished pieces are kept"
+        )
+    return raw
+
+
 class _Cleaning:
     """Applies the steps, and counts."""
 
@@ -183,11 +199,11 @@ class _Cleaning:
                 reason = CONTAMINATED
             if reason is not None:
                 self.dropped[reason] += 1
-                self.examples.add(reason, document)
+                self.examples.add(reason, document.source, document.text)
                 continue
             for rule in result.changed_by:
                 self.changed[rule] += 1
-                self.examples.add(rule, document)
+                self.examples.add(rule, document.source, document.text)
             if not result.text:
                 self.dropped["empty"] += 1
             elif result.text is document.text:
@@ -202,17 +218,17 @@ class _Examples:
     def __init__(self) -> None:
         self._heaps: collections.defaultdict[str, list[tuple[int, str, str]]] = collections.defaultdict(list)
 
-    def add(self, reason: str, document: Document) -> None:
+    def add(self, reason: str, source: str, text: str) -> None:
         heap = self._heaps[reason]
-        rank = -int.from_bytes(content_hash(document.text)[:8], "big")
+        rank = -int.from_bytes(content_hash(text)[:8], "big")
         if len(heap) < EXAMPLES or rank > heap[0][0]:
-            heapq.heappush(heap, (rank, document.source, document.text[:EXCERPT_CHARS]))
+            heapq.heappush(heap, (rank, source, text[:EXCERPT_CHARS]))
             if len(heap) > EXAMPLES:
                 heapq.heappop(heap)
 
     def chosen(self) -> dict[str, list[tuple[str, str]]]:
         return {
-            reason: [(source, text) for _, source, text in sorted(heap, reverse=True)]
+            reason: [(source, text) for _, source, text in sorted(heap, key=lambda row: (-row[0], row[1]))]
             for reason, heap in sorted(self._heaps.items())
         }
 

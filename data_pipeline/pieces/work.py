@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from data_pipeline.durable import write_durably
+from data_pipeline.durable import partial_of, write_durably
 
 RECORD, PROGRESS = ".json", ".progress"
 
@@ -52,7 +52,7 @@ class WorkFolder:
     def writing(self, key: str, suffix: str) -> Iterator[BinaryIO]:
         """A file that gets its name when it is whole; the record that names it makes the name durable too."""
         path = self.file(key, suffix)
-        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+        partial = partial_of(path)
         try:
             with partial.open("wb") as file:
                 yield file

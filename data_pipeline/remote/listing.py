@@ -1,6 +1,5 @@
 """Which files a URL among the inputs names: one file, those of a folder, or those that fit a pattern."""
 
-import fnmatch
 import glob
 import threading
 from collections.abc import Callable, Sequence
@@ -14,6 +13,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.remote.addresses import PIPE, is_http, shown
 from data_pipeline.remote.transfer import Attempts
 from data_pipeline.remote.transport import Interrupted, Refused, connect, file_system, vendor_errors, version_of
+from data_pipeline.sources.names import is_included
 
 Found = TypeVar("Found")
 
@@ -56,7 +56,7 @@ def _entries(url: str, include: Sequence[str]) -> list[RemoteEntry]:
             found = {
                 name: of
                 for name, of in system.find(path, detail=True).items()
-                if any(fnmatch.fnmatchcase(PurePosixPath(name).name, pattern) for pattern in include)
+                if is_included(PurePosixPath(name).name, include)
             }
             parent = PurePosixPath(path.rstrip("/")).parent
             names = {name: PurePosixPath(name).relative_to(parent).as_posix() for name in found}

@@ -77,7 +77,7 @@ class SourceRecord:
     """What one entry of the inputs gave."""
 
     name: str
-    """As it was typed."""
+    """As it was typed, but for bytes that are not UTF-8: those are escaped."""
     documents: int
     """That were kept."""
     text_bytes: int

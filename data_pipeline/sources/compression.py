@@ -4,33 +4,30 @@ import gzip
 import io
 import zlib
 from collections.abc import Callable
-from pathlib import PurePath
 from typing import BinaryIO
 
 import zstandard
 
 from data_pipeline.errors import DataError
+from data_pipeline.sources.names import compression_of
 
 CHUNK_BYTES = 1 << 18
-
-
-def plain_name(name: str) -> str:
-    """The name without its compression suffix."""
-    path = PurePath(name)
-    return path.stem if path.suffix in (".gz", ".zst") else path.name
+ZSTD_PART_BYTES = 1 << 10
+"""Given to the decompressor at once, which returns all that comes of it: four bytes may stand for a block of 128 KiB,
+so at most 32 MiB, where a whole chunk may be 8 GiB."""
 
 
 class ByteReader:
-    """Reads a file that may be compressed; `name` is for messages."""
+    """Reads a file that may be compressed, as `name` tells, which is also for messages."""
 
     def __init__(self, raw: BinaryIO, name: str) -> None:
         self._raw = raw
         self._name = name
-        suffix = PurePath(name).suffix
+        compression = compression_of(name)
         self._stream: BinaryIO | _ZstdStream = raw
-        if suffix == ".gz":
+        if compression == "gzip":
             self._stream = gzip.GzipFile(fileobj=raw, mode="rb")  # type: ignore[assignment]
-        elif suffix == ".zst":
+        elif compression == "zstd":
             self._stream = _ZstdStream(raw)
         self._buffered = io.BufferedReader(_Raw(self._checked_read), CHUNK_BYTES)
 
@@ -38,9 +35,9 @@ class ByteReader:
         """At most `size` bytes, fewer only at the end."""
         return self._buffered.read(size)
 
-    def readline(self) -> bytes:
-        """One line with its end, or b"" at the end of the file."""
-        return self._buffered.readline()
+    def readline(self, max_bytes: int) -> bytes:
+        """One line with its end, or as much of it; b"" at the end of the file."""
+        return self._buffered.readline(max_bytes)
 
     def compressed_position(self) -> int:
         """Bytes taken from the disk so far, for progress."""
@@ -84,23 +81,26 @@ class _ZstdStream:
         self._raw = raw
         self._frame: zstandard.ZstdDecompressionObj | None = None
         self._output = bytearray()
-        self._input = b""
+        self._input = memoryview(b"")
 
     def read(self, size: int) -> bytes:
-        while not self._output:
-            if not self._input:
-                self._input = self._raw.read(CHUNK_BYTES)
-            if not self._input:
-                if self._frame is not None:
-                    raise EOFError
-                break
+        while len(self._output) < size and self._has_input():
             if self._frame is None:
                 self._frame = zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
-            self._output += self._frame.decompress(self._input)
-            self._input = b""
+            part = self._input[:ZSTD_PART_BYTES]
+            self._output += self._frame.decompress(part)
+            num_used = len(part)
             if self._frame.eof:
-                self._input = self._frame.unused_data
+                num_used -= len(self._frame.unused_data)
                 self._frame = None
+            self._input = self._input[num_used:]
         block = bytes(self._output[:size])
         del self._output[:size]
         return block
+
+    def _has_input(self) -> bool:
+        if not self._input:
+            self._input = memoryview(self._raw.read(CHUNK_BYTES))
+        if not self._input and self._frame is not None:
+            raise EOFError
+        return len(self._input) > 0

@@ -8,20 +8,20 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import PurePath
 from typing import BinaryIO
 
 from data_pipeline.config import DataConfig
 from data_pipeline.document import Document
 from data_pipeline.errors import DataError
-from data_pipeline.sources.compression import ByteReader, plain_name
+from data_pipeline.sources.compression import ByteReader
 from data_pipeline.sources.files import InputFile, find_files
+from data_pipeline.sources.names import compression_of, format_of
 from data_pipeline.sources.readers import Unreadable, fault, read_jsonl, read_text
 
 
 @dataclass(frozen=True)
 class Span:
-    """A file, or those of its lines (.jsonl) that begin in a range of bytes, or a range of its row groups (Parquet)."""
+    """A file, or those of its JSON lines that begin in a range of bytes, or a range of its row groups (Parquet)."""
 
     file: InputFile
     start: int
@@ -60,8 +60,13 @@ class Corpus:
             digest.update(f"{file.identity}\n".encode(errors="replace"))
         return digest.hexdigest()
 
-    def documents(self, document_bytes: int) -> Iterator[Document]:
-        """Every document that is UTF-8 and not empty; text files are cut into documents of `document_bytes` at most."""
+    def documents(
+        self, document_bytes: int, left_out: Callable[[str, str, str], None] = lambda reason, source, problem: None
+    ) -> Iterator[Document]:
+        """Every document that is UTF-8 and not empty; text files are cut into documents of `document_bytes` at most.
+
+        `left_out` is told of each other one: reason, place, and what is wrong with it.
+        """
         self.dropped.clear()
         self.num_cut_files = self.disk_position = 0
         for span in self.spans:
@@ -70,14 +75,16 @@ class Corpus:
                 position, items = self._read(raw, span, document_bytes)
                 for number, item in enumerate(items):
                     self.disk_position = before + position()
-                    if number == 1 and not _has_records(file):
+                    if number == 1 and format_of(file.name) == "text":
                         self.num_cut_files += 1
                     if isinstance(item, Unreadable):
                         if self._data.encoding_errors == "fail":
                             raise fault(item)
                         self.dropped[item.reason] += 1
+                        left_out(item.reason, item.source, item.problem)
                     elif not item.text:
                         self.dropped["empty"] += 1
+                        left_out("empty", item.source, "")
                     else:
                         yield item
             self.disk_position = before + span.num_bytes
@@ -86,8 +93,8 @@ class Corpus:
         """The corpus in pieces of about so many bytes on the disk, in order; each document is in one of them.
 
         All files of a piece were named by one entry of the inputs.
-        Files are cut only where the documents stay what they are: plain .jsonl between lines, Parquet between row
-        groups.
+        Files are cut only where the documents stay what they are: JSON lines that are not compressed between
+        lines, Parquet between row groups.
         """
         pieces: list[Piece] = []
         gathered: list[Span] = []
@@ -112,7 +119,7 @@ class Corpus:
 
             table = ParquetReader(raw, file.name, key, range(span.start, span.end) if span.end else None)
             return lambda: int(span.num_bytes * table.share_read), table.documents()
-        if plain_name(file.name).endswith(".jsonl"):
+        if format_of(file.name) == "json_lines":
             raw.seek(max(span.start - 1, 0))
             reader = ByteReader(raw, file.name)
             items = read_jsonl(reader, file.name, key, span.start, span.end)
@@ -122,9 +129,9 @@ class Corpus:
 
 
 def _is_parquet(file: InputFile) -> bool:
-    if not plain_name(file.name).endswith(".parquet"):
+    if format_of(file.name) != "parquet":
         return False
-    if plain_name(file.name) != PurePath(file.name).name:
+    if compression_of(file.name) is not None:
         raise DataError(f"{file.name}: Parquet is compressed inside and read from any place in it; unpack the file")
     return True
 
@@ -134,7 +141,7 @@ def _cut(span: Span, piece_bytes: int) -> Iterator[Span]:
         yield span
     elif _is_parquet(span.file):
         yield from _row_groups(span, piece_bytes)
-    elif span.file.name.endswith(".jsonl"):
+    elif format_of(span.file.name) == "json_lines" and compression_of(span.file.name) is None:
         for start in range(0, span.num_bytes, piece_bytes):
             end = min(start + piece_bytes, span.num_bytes)
             yield Span(span.file, start, end, end - start)
@@ -153,7 +160,3 @@ def _row_groups(span: Span, piece_bytes: int) -> Iterator[Span]:
         if num_bytes >= piece_bytes or number == len(sizes) - 1:
             yield Span(span.file, first, number + 1, num_bytes)
             first, num_bytes = number + 1, 0
-
-
-def _has_records(file: InputFile) -> bool:
-    return plain_name(file.name).endswith((".jsonl", ".parquet"))

@@ -1,8 +1,7 @@
 """Which files the inputs name, in an order that does not depend on the machine."""
 
-import fnmatch
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -11,6 +10,7 @@ from data_pipeline.config import CacheConfig
 from data_pipeline.errors import DataError
 from data_pipeline.remote.addresses import is_url, shown
 from data_pipeline.sources import stdlib
+from data_pipeline.sources.names import is_included
 
 
 @dataclass(frozen=True)
@@ -68,25 +68,17 @@ def find_files(inputs: Sequence[str], include: Sequence[str], cache: CacheConfig
         )
     files: list[InputFile] = []
     for given in inputs:
+        path = Path(given).expanduser()
         if given == stdlib.INPUT:
             files += _in_folder(stdlib.stdlib_folder(), "stdlib", given, include, stdlib.EXCLUDED_FOLDERS, cache)
-            continue
-        if is_url(given):
+        elif is_url(given):
             from data_pipeline.remote.listing import list_remote
 
             entries = list_remote(given, include, cache)
             named = shown(given)
             files += [InputFile(entry.url, entry.name, entry.size, entry.version, named, cache) for entry in entries]
-            continue
-        path = Path(given).expanduser()
-        if path.is_dir():
-            found = list(_in_folder(path, path.resolve().name, given, include, frozenset(), cache))
-            if not found:
-                raise DataError(
-                    f"data.inputs: folder {given} has no file that matches data.include={list(include)}; "
-                    "give other patterns, or name files"
-                )
-            files += found
+        elif path.is_dir():
+            files += _in_folder(path, path.resolve().name, given, include, frozenset(), cache)
         elif path.exists():
             files.append(_input_file(path, given, given, cache))
         else:
@@ -96,18 +88,22 @@ def find_files(inputs: Sequence[str], include: Sequence[str], cache: CacheConfig
 
 def _in_folder(
     folder: Path, name: str, given: str, include: Sequence[str], excluded: frozenset[str], cache: CacheConfig
-) -> Iterator[InputFile]:
+) -> list[InputFile]:
     relative: list[Path] = []
     for parent, folders, names in os.walk(folder):
         folders[:] = [child for child in folders if child not in excluded]
-        relative += [
-            (Path(parent) / file).relative_to(folder)
-            for file in names
-            if any(fnmatch.fnmatchcase(file, pattern) for pattern in include)
-        ]
-    for path in sorted(relative, key=lambda path: path.parts):
-        if (folder / path).is_file():  # not a socket, nor a link to nowhere
-            yield _input_file(folder / path, f"{name}/{path.as_posix()}", given, cache)
+        relative += [(Path(parent) / file).relative_to(folder) for file in names if is_included(file, include)]
+    found = [
+        _input_file(folder / path, f"{name}/{path.as_posix()}", given, cache)
+        for path in sorted(relative, key=lambda path: path.parts)
+        if (folder / path).is_file()  # not a socket, nor a link to nowhere
+    ]
+    if not found:
+        raise DataError(
+            f"data.inputs: folder {given} has no file that matches data.include={list(include)}; "
+            "give other patterns, or name files"
+        )
+    return found
 
 
 def _input_file(path: Path, name: str, given: str, cache: CacheConfig) -> InputFile:

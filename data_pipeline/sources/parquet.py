@@ -57,9 +57,9 @@ class ParquetReader:
         try:
             text = value.as_py()
         except UnicodeDecodeError as error:
-            return Unreadable("not_utf8", f"{where}: not UTF-8 at byte {error.start} of the text ({error.reason})")
+            return Unreadable("not_utf8", where, f"not UTF-8 at byte {error.start} of the text ({error.reason})")
         if text is None:
-            return Unreadable("no_text", f"{where}: {self._text_key!r} is null")
+            return Unreadable("no_text", where, f"{self._text_key!r} is null")
         return Document(text, where, len(text.encode()))
 
 

@@ -1,4 +1,4 @@
-"""Documents of one file: .jsonl holds one in each line; any other file is text, and one document unless too long."""
+"""Documents of one file: JSON lines hold one each; any other file is text, and one document unless too long."""
 
 import json
 from collections.abc import Iterator
@@ -6,7 +6,10 @@ from dataclasses import dataclass
 
 from data_pipeline.document import Document
 from data_pipeline.errors import DataError
-from data_pipeline.sources.compression import ByteReader
+from data_pipeline.sources.compression import CHUNK_BYTES, ByteReader
+
+LONGEST_LINE_BYTES = 1 << 28
+"""Far more than a document has; what never ends must not fill the memory."""
 
 
 @dataclass(frozen=True)
@@ -15,8 +18,10 @@ class Unreadable:
 
     reason: str
     """Short and fixed, for counting."""
-    message: str
-    """Where and what exactly."""
+    source: str
+    """Where it stands: the file, and its line or row."""
+    problem: str
+    """What exactly is wrong."""
 
 
 def read_text(reader: ByteReader, name: str, max_bytes: int) -> Iterator[Document | Unreadable]:
@@ -33,10 +38,7 @@ def read_text(reader: ByteReader, name: str, max_bytes: int) -> Iterator[Documen
         try:
             yield Document(piece.decode(), source, len(piece))
         except UnicodeDecodeError as error:
-            yield Unreadable(
-                "not_utf8",
-                f"{name}: not UTF-8 at byte {start + error.start} (0x{piece[error.start]:02x}, {error.reason})",
-            )
+            yield Unreadable("not_utf8", name, _not_utf8(error, start))
         start += end
         if not end:
             return  # an empty file: one empty document
@@ -59,49 +61,62 @@ def read_jsonl(
 
     A reader with a `first` above 0 must stand on the byte before it: only that tells whether a line begins there.
     """
-    number, start = 0, first
-    if first:
-        start += len(reader.readline()) - 1
+    number = 0
+    start = _pass_line(reader, first - 1, end) if first else 0
     while end is None or start < end:
-        line = reader.readline()
+        line = reader.readline(LONGEST_LINE_BYTES)
         if not line:
             return
         number += 1
+        where = f"{name}: line at byte {start}" if first else f"{name}:{number}"
+        if len(line) == LONGEST_LINE_BYTES and not line.endswith(b"\n"):
+            yield Unreadable("endless_line", where, f"line does not end within {LONGEST_LINE_BYTES:,} bytes")
+            start = _pass_line(reader, start + len(line), end)
+            continue
         if line.strip():
-            where = f"{name}: line at byte {start}" if first else f"{name}:{number}"
             yield _parse_line(line, where, start, text_key)
         start += len(line)
+
+
+def _pass_line(reader: ByteReader, start: int, end: int | None) -> int:
+    """Where the next line begins, if that is before `end`; else some place from there on."""
+    while end is None or start < end:
+        part = reader.readline(CHUNK_BYTES)
+        start += len(part)
+        if not part or part.endswith(b"\n"):
+            break
+    return start
 
 
 def _parse_line(line: bytes, where: str, start: int, text_key: str) -> Document | Unreadable:
     try:
         record = json.loads(line.decode())
     except UnicodeDecodeError as error:
-        return Unreadable(
-            "not_utf8",
-            f"{where}: not UTF-8 at byte {start + error.start} (0x{line[error.start]:02x}, {error.reason})",
-        )
+        return Unreadable("not_utf8", where, _not_utf8(error, start))
     except (ValueError, RecursionError) as error:
-        return Unreadable("broken_json", f"{where}: not a JSON object ({error})")
+        return Unreadable("broken_json", where, f"not a JSON object ({error}), {_RULE}")
     if not isinstance(record, dict):
-        return Unreadable("broken_json", f"{where}: not a JSON object but {type(record).__name__}")
+        return Unreadable("broken_json", where, f"not a JSON object but {type(record).__name__}, {_RULE}")
     if text_key not in record:
-        return Unreadable(
-            "no_text", f"{where}: has no key {text_key!r} (it has {sorted(record)[:8]}); set data.text_key"
-        )
+        return Unreadable("no_text", where, f"has no key {text_key!r} (it has {sorted(record)[:8]}); set data.text_key")
     text = record[text_key]
     if not isinstance(text, str):
-        return Unreadable("no_text", f"{where}: {text_key!r} is {type(text).__name__}, must be a string")
+        return Unreadable("no_text", where, f"{text_key!r} is {type(text).__name__}, must be a string")
     try:
         return Document(text, where, len(text.encode()))
     except UnicodeEncodeError as error:
-        return Unreadable(
-            "not_utf8",
-            f"{where}: not UTF-8: {text_key!r} has a lone surrogate ({text[error.start]!r}) at character {error.start}",
-        )
+        what = f"lone surrogate ({text[error.start]!r}) at character {error.start}"
+        return Unreadable("not_utf8", where, f"not UTF-8: {text_key!r} has a {what}")
+
+
+def _not_utf8(error: UnicodeDecodeError, start: int) -> str:
+    return f"not UTF-8 at byte {start + error.start} (0x{error.object[error.start]:02x}, {error.reason})"
+
+
+_RULE = "as each line of a .jsonl, .ndjson or .json file must be (`jq -c` writes such; another suffix makes it text)"
 
 
 def fault(unreadable: Unreadable) -> DataError:
     """The error that stops the run at a document that cannot be read."""
     remedy = "mend it, or leave such documents out with data.encoding_errors=skip"
-    return DataError(f"{unreadable.message}; {remedy}")
+    return DataError(f"{unreadable.source}: {unreadable.problem}; {remedy}")

@@ -1,8 +1,10 @@
 """The work on pieces: whoever does it, however often it is killed, the result is the same and nothing is done twice."""
 
 import concurrent.futures
+import html
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,8 +19,11 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from data_pipeline import prepare as prepare_module
 from data_pipeline import scan, staging
-from data_pipeline.errors import DataError
+from data_pipeline.durable import write_durably
+from data_pipeline.errors import DataError, WorkInterrupted
+from data_pipeline.inspection import stats
 from data_pipeline.pieces import cleaned
 from data_pipeline.pieces import cluster as cluster_module
 from data_pipeline.pieces.executors import run_all
@@ -36,9 +41,10 @@ def texts_of(corpus, piece_bytes):
     return pieces, [document.text for piece in pieces for document in Corpus(data, piece).documents(1 << 20)]
 
 
+@pytest.mark.parametrize("name", ["in.jsonl", "IN.JSON"])
 @pytest.mark.parametrize("piece_bytes", [1, 100, 5_000, 10**9])
-def test_pieces_hold_each_line_once_wherever_they_are_cut(tmp_path, piece_bytes):
-    source = write_jsonl(tmp_path / "in.jsonl", [*TEXTS[:6], "", "日本語\u2028 🙂"])
+def test_pieces_hold_each_line_once_wherever_they_are_cut(tmp_path, piece_bytes, name):
+    source = write_jsonl(tmp_path / name, [*TEXTS[:6], "", "日本語\u2028 🙂"])
     corpus = Corpus(data_config(tmp_path, [source]))
     pieces, texts = texts_of(corpus, piece_bytes)
     assert texts == [*TEXTS[:6], "日本語\u2028 🙂"]
@@ -114,6 +120,58 @@ def test_a_record_without_its_files_is_not_taken_for_finished(tmp_path):
     assert work.record(key) == {"a": 1}
     work.file(key, ".part").write_bytes(b"cut")
     assert work.record(key) is None
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lambda whole: b"", lambda whole: whole[: len(whole) // 2], lambda whole: whole[:100] + bytes(len(whole) - 100)],
+    ids=["empty", "cut", "overwritten"],
+)
+def test_texts_damaged_after_they_were_finished_stop_the_run_and_they_alone_are_made_again(
+    tmp_path, monkeypatch, damage
+):
+    source = write_jsonl(tmp_path / "in.jsonl", TEXTS)
+    expected = prepare_synthetic(tmp_path / "whole", [source])
+    monkeypatch.setattr(scan, "PIECE_BYTES", 5_000)
+    made = []
+    real_cleaning, real_training = scan.clean_piece, prepare_module.train_tokenizer
+    monkeypatch.setattr(scan, "clean_piece", lambda *arguments: (made.append(arguments[1]), real_cleaning(*arguments)))
+
+    def damage_and_train(*arguments):
+        path = tmp_path / "set.work" / f"{made[2]}.texts.zst"
+        path.write_bytes(damage(path.read_bytes()))
+        return real_training(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare_module, "train_tokenizer", damage_and_train)
+        with pytest.raises(
+            WorkInterrupted, match=r"finished work, damaged since \(a text of .*; remove this"
+        ) as stopped:
+            prepare_synthetic(tmp_path / "set", [source])
+    damaged = made[2]
+    assert f"{damaged}.texts.zst" in str(stopped.value)
+    (tmp_path / "set.work" / f"{damaged}.texts.zst").unlink()
+    made.clear()
+    assert prepare_synthetic(tmp_path / "set", [source]).digest == expected.digest
+    assert made == [damaged]
+
+
+def test_two_who_write_one_file_at_once_both_write_it_whole(tmp_path, monkeypatch):
+    """As one process does here; in two containers they may have the same number."""
+    work = WorkFolder(tmp_path)
+    with work.writing("key", ".part") as first, work.writing("key", ".part") as second:
+        first.write(b"content" * 10_000)
+        second.write(b"content" * 10_000)
+    assert work.file("key", ".part").read_bytes() == b"content" * 10_000
+
+    def write_meanwhile(descriptor):
+        monkeypatch.undo()
+        write_durably(tmp_path / "record", b"content")
+
+    monkeypatch.setattr(os, "fsync", write_meanwhile)
+    write_durably(tmp_path / "record", b"content")
+    assert (tmp_path / "record").read_bytes() == b"content"
+    assert {path.name for path in tmp_path.iterdir()} == {"key.part", "record"}
 
 
 RUN = """
@@ -257,6 +315,39 @@ def test_the_report_shows_counts_and_examples_and_runs_nothing_of_the_text(tmp_p
     assert PackedDataset.open(tmp_path / "set", "train").num_samples == manifest.splits["train"].num_samples
 
 
+def test_the_report_shows_the_places_of_documents_that_could_not_be_read_or_are_empty(tmp_path):
+    bad = [b'{"text": ""}', b'{"text": "\xff"}', b'{"<script>": 1}', *[b"[1]"] * 5]
+    source = write_jsonl(tmp_path / "<b>.jsonl", TEXTS)
+    source.write_bytes(source.read_bytes() + b"\n".join(bad))
+    manifest = prepare_synthetic(tmp_path / "set", [source], encoding_errors="skip", report=True)
+    assert manifest.corpus.dropped == {"broken_json": 5, "empty": 1, "no_text": 1, "not_utf8": 1}
+    page = (tmp_path / "set" / "prepare_report.html").read_text(encoding="utf-8")
+    assert "<b>" not in page and "<script>" not in page
+    examples = html.unescape("".join(re.findall(r"<details>.*?</details>", page, re.DOTALL)))
+    found = re.findall(r'<p class="quiet">.*<b>.jsonl:(\d+)</p>\n(?:<pre>(.{17}))?', examples)
+    assert [(int(line) - len(TEXTS), problem) for line, problem in found] == [
+        *((number, "not a JSON object") for number in (4, 5, 6)),
+        (1, ""),
+        (3, "has no key 'text'"),
+        (2, "not UTF-8 at byte"),
+    ]
+
+
+@pytest.mark.parametrize("is_named", [True, False])
+@pytest.mark.parametrize(("name", "shown"), [(b"b\xffd.jsonl", r"b\udcffd.jsonl"), (b"$\\x$.jsonl", r"$\x$.jsonl")])
+def test_a_strange_name_is_shown_in_report_and_figures(tmp_path, name, shown, is_named):
+    (tmp_path / "in").mkdir()
+    source = write_jsonl(tmp_path / "in" / os.fsdecode(name), [*TEXTS, "tiny", *TEXTS[:3]])
+    steps = ({"step": "length", "min_chars": 31},)
+    given = source if is_named else tmp_path / "in"
+    manifest = prepare_synthetic(tmp_path / "set", [given], steps=steps, dedup="exact", report=True)
+    page = (tmp_path / "set" / "prepare_report.html").read_text(encoding="utf-8")
+    assert f"in/{shown}:41</p>\n<pre>tiny</pre>" in page
+    assert manifest.sources[0].name.endswith(shown) == is_named
+    assert json.dumps(stats(tmp_path / "set"), ensure_ascii=False).encode()
+    assert prepare_synthetic(tmp_path / "set", [given], steps=steps, dedup="exact") == manifest
+
+
 def test_sources_add_up_to_the_whole(tmp_path):
     inputs = [write_jsonl(tmp_path / "a.jsonl", TEXTS[:10]), write_folder(tmp_path / "b", TEXTS[10:])]
     manifest = prepare_synthetic(tmp_path / "set", inputs)
@@ -265,6 +356,18 @@ def test_sources_add_up_to_the_whole(tmp_path):
     splits = manifest.splits.values()
     assert sum(source.tokens for source in manifest.sources) == sum(split.num_tokens for split in splits)
     assert sum(source.text_bytes for source in manifest.sources) == manifest.corpus.num_bytes
+
+
+@pytest.mark.parametrize(
+    ("lines", "left_out"),
+    [([], "nothing"), (["", ""], r"\{'empty': 2\}"), ([*TEXTS[:2], "", TEXTS[0]], r"\{'dedup': 3, 'empty': 1\}")],
+)
+def test_an_input_that_gives_no_document_is_told_and_counted(tmp_path, caplog, lines, left_out):
+    inputs = [write_jsonl(tmp_path / "a.jsonl", TEXTS), write_jsonl(tmp_path / "b.jsonl", lines)]
+    manifest = prepare_synthetic(tmp_path / "set", inputs, dedup="exact")
+    [told] = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert re.match(rf"data.inputs: {inputs[1]} gives no document to the dataset \(left out: {left_out}\);", told)
+    assert [source.documents for source in manifest.sources] == [len(TEXTS), 0]
 
 
 def test_a_document_that_shares_words_with_a_benchmark_is_left_out(tmp_path):

@@ -1,11 +1,18 @@
+import collections
 import gzip
+import io
 import json
+import tracemalloc
+import zlib
 
 import pytest
 import zstandard
 
 from data_pipeline.errors import DataError
+from data_pipeline.sources import readers
+from data_pipeline.sources.compression import ByteReader
 from data_pipeline.sources.corpus import Corpus
+from data_pipeline.sources.names import compression_of, format_of
 from tests.support.corpus import data_config, make_texts, write_folder, write_jsonl
 
 TEXTS = [*make_texts(6), "日本語 🙂\r\n\x00 no newline at the end", "\ufeff"]
@@ -43,6 +50,57 @@ def test_text_arrives_exactly_as_written(tmp_path, kind, pack):
     assert [d.num_bytes for d in documents] == [len(text.encode()) for text in TEXTS]
     assert documents[0].source.startswith("in/") and len({d.source for d in documents}) == len(TEXTS)
     assert corpus.disk_position == corpus.disk_bytes and not corpus.dropped
+
+
+JSON_LINES = [
+    "x.ndjson",
+    "x.json",
+    "X.JSONL",
+    "c4-train.00000-of-01024.json.gz",
+    "x.ndjson.GZ",
+    "x.jsonl.zst",
+    "X.Json.ZST",
+]
+
+
+@pytest.mark.parametrize("is_named", [True, False])
+@pytest.mark.parametrize("name", JSON_LINES)
+def test_json_lines_are_known_by_each_of_their_suffixes(tmp_path, name, is_named):
+    plain = write_jsonl(tmp_path / "plain", TEXTS).read_bytes()
+    pack = {"gzip": gzip.compress, "zstd": zstandard.ZstdCompressor().compress, None: bytes}[compression_of(name)]
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / name).write_bytes(pack(plain))
+    given = tmp_path / "in" / name if is_named else tmp_path / "in"
+    _, documents = read(tmp_path / "out", given, include=("*.jsonl", "*.ndjson", "*.json", "*.gz", "*.zst"))
+    assert texts(documents) == TEXTS
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.json.txt", "a.jsonl.bak", "json", "a.py", "a.jsonl.gz.txt", "a.TXT.GZ"])
+def test_any_other_name_is_that_of_text(name):
+    assert format_of(name) == "text"
+
+
+def test_patterns_fit_small_and_capital_letters_alike(tmp_path):
+    for name in ("a.TXT", "b.txt", "README.md", "c.TXT.gz.old"):
+        (tmp_path / name).write_text(name)
+    here = read(tmp_path / "out", tmp_path, include=("*.txt", "readme*"))[1]
+    there = read(tmp_path / "out", f"file://{tmp_path}", include=("*.txt", "readme*"))[1]
+    assert texts(here) == texts(there) == ["README.md", "a.TXT", "b.txt"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{\n  "name": "x"\n}\n', r"x.json:1: not a JSON object \(Expecting property name"),
+        (b'[\n{"text": "a"},\n{"text": "b"}\n]\n', r"x.json:1: not a JSON object \(Expecting value"),
+        (b'[{"text": "a"}, {"text": "b"}]', "x.json:1: not a JSON object but list"),
+    ],
+)
+def test_json_that_is_not_json_lines_is_an_error_with_a_remedy(tmp_path, content, message):
+    (tmp_path / "x.json").write_bytes(content)
+    rule = r".*, as each line of a .jsonl, .ndjson or .json file must be \(`jq -c` writes such; another suffix makes"
+    with pytest.raises(DataError, match=message + rule):
+        read(tmp_path / "out", tmp_path / "x.json")
 
 
 def test_folders_are_sorted_and_filtered_by_pattern(tmp_path):
@@ -87,51 +145,96 @@ def test_standard_library_is_a_source(tmp_path):
     assert "stdlib/argparse.py" in names and "stdlib/json/decoder.py" in names
     assert not any("site-packages" in name or "dist-packages" in name for name in names)
     assert names == sorted(names, key=lambda name: name.split("/"))
+    with pytest.raises(DataError, match=r"folder stdlib: has no file that matches data.include=\['\*.none'\]"):
+        Corpus(data_config(tmp_path, ["stdlib:"], include=("*.none",)))
 
 
 def jsonl(*lines):
     return b"".join(line + b"\n" for line in lines)
 
 
+GOOD = [b'{"text": "good"}', b'{"text": "more"}']
 BAD_FILES = {
     "not_utf8.txt": (
-        b"good\nbad \xff\n",
+        b"good\nbad \xff\nmore\n",
         "not_utf8",
         r"not_utf8.txt: not UTF-8 at byte 9 \(0xff, invalid start byte\)",
     ),
     "cut.txt": (b"abc\xe6\x97", "not_utf8", r"cut.txt: not UTF-8 at byte 3 \(0xe6, unexpected end of data\)"),
     "utf8.jsonl": (
-        jsonl(b'{"text": "a"}', b'{"text": "\xfe"}'),
+        jsonl(GOOD[0], b'{"text": "\xfe"}', GOOD[1]),
         "not_utf8",
-        r"utf8.jsonl:2: not UTF-8 at byte 24 \(0xfe, invalid start byte\)",
+        r"utf8.jsonl:2: not UTF-8 at byte 27 \(0xfe, invalid start byte\)",
     ),
     "surrogate.jsonl": (
-        jsonl(b"", b'{"text": "a\\ud800"}'),
+        jsonl(b"", b'{"text": "a\\ud800"}', *GOOD),
         "not_utf8",
         r"surrogate.jsonl:2: not UTF-8: 'text' has a lone surrogate \('\\ud800'\) at character 1",
     ),
-    "broken.jsonl": (jsonl(b'{"text": "a"}', b'{"text": '), "broken_json", r"broken.jsonl:2: not a JSON object \(Exp"),
-    "deep.jsonl": (jsonl(b"[" * 100000), "broken_json", r"deep.jsonl:1: not a JSON object \(.*recursion"),
-    "list.jsonl": (jsonl(b"[1]"), "broken_json", r"list.jsonl:1: not a JSON object but list"),
+    "broken.jsonl": (
+        jsonl(GOOD[0], b'{"text": ', GOOD[1]),
+        "broken_json",
+        r"broken.jsonl:2: not a JSON object \(Exp",
+    ),
+    "deep.jsonl": (jsonl(b"[" * 100000, *GOOD), "broken_json", r"deep.jsonl:1: not a JSON object \(.*recursion"),
+    "list.jsonl": (jsonl(b"[1]", *GOOD), "broken_json", r"list.jsonl:1: not a JSON object but list"),
     "key.jsonl": (
-        jsonl(b'{"content": "a"}'),
+        jsonl(b'{"content": "a"}', *GOOD),
         "no_text",
         r"key.jsonl:1: has no key 'text' \(it has \['content'\]\)",
     ),
-    "null.jsonl": (jsonl(b'{"text": null}'), "no_text", r"null.jsonl:1: 'text' is NoneType, must be a string"),
+    "null.jsonl": (jsonl(b'{"text": null}', *GOOD), "no_text", r"null.jsonl:1: 'text' is NoneType, must be a string"),
 }
 
 
 @pytest.mark.parametrize("name", BAD_FILES)
-def test_unreadable_documents_are_named_or_counted(tmp_path, name):
+def test_unreadable_documents_are_named_or_counted_and_no_other_is_lost(tmp_path, name):
     content, reason, message = BAD_FILES[name]
     (tmp_path / name).write_bytes(content)
     (tmp_path / "after.txt").write_text("after")
+    how = {"document_bytes": 6}  # text is cut at each line
     with pytest.raises(DataError, match=message + ".*leave such documents out with data.encoding_errors=skip"):
-        read(tmp_path / "out", tmp_path / name)
-    corpus, documents = read(tmp_path / "out", tmp_path / name, tmp_path / "after.txt", encoding_errors="skip")
+        read(tmp_path / "out", tmp_path / name, **how)
+    inputs = [tmp_path / name, tmp_path / "after.txt"]
+    corpus, documents = read(tmp_path / "out", *inputs, encoding_errors="skip", **how)
     assert corpus.dropped == {reason: 1}
-    assert texts(documents)[-1] == "after"
+    good = [] if name == "cut.txt" else ["good", "more"]
+    assert [document.text.strip() for document in documents] == [*good, "after"]
+
+
+@pytest.mark.parametrize("last", [b"", b"\n", b"\n" + GOOD[1]])
+@pytest.mark.parametrize("piece_bytes", [1, 60, 5_000, 10**9])
+def test_a_line_that_does_not_end_is_named_or_counted_once(tmp_path, monkeypatch, piece_bytes, last):
+    monkeypatch.setattr(readers, "LONGEST_LINE_BYTES", 100)
+    monkeypatch.setattr(readers, "CHUNK_BYTES", 16)
+    longest, longer = (b'{"text": "%s"}' % (b"x" * size) for size in (87, 88))
+    assert len(longest + b"\n") == 100
+    path = tmp_path / "in.jsonl"
+    path.write_bytes(jsonl(GOOD[0], longest, longer) + b"y" * 10_000 + last)
+    with pytest.raises(DataError, match=r"in.jsonl:3: line does not end within 100 bytes; mend it, or leave such"):
+        read(tmp_path / "out", path)
+    data = data_config(tmp_path / "out", [path], encoding_errors="skip")
+    found, dropped = [], collections.Counter()
+    for piece in Corpus(data).pieces(piece_bytes):
+        corpus = Corpus(data, piece)
+        found += texts(corpus.documents(1 << 20))
+        dropped += corpus.dropped
+    assert found == ["good", "x" * 87, *(["more"] if last[1:] else [])] and dropped == {"endless_line": 2}
+
+
+@pytest.mark.parametrize(("first", "end"), [(0, None), (5, 1000)])
+def test_neither_memory_nor_reading_grows_with_a_line_that_does_not_end(monkeypatch, first, end):
+    monkeypatch.setattr(readers, "LONGEST_LINE_BYTES", 1 << 20)
+    raw = io.BytesIO(b"x" * (32 << 20))
+    raw.seek(max(first - 1, 0))
+    tracemalloc.start()
+    try:
+        items = list(readers.read_jsonl(ByteReader(raw, "in.jsonl"), "in.jsonl", "text", first, end))
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
+    assert len(items) == (end is None)
+    assert raw.tell() < 1 << 20 or end is None, "a piece reads on to its end only"
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
@@ -150,6 +253,32 @@ def test_cut_or_damaged_compressed_files_are_errors(tmp_path, suffix, errors):
         path.write_bytes(content)
         with pytest.raises(DataError, match=rf"t.txt{suffix}: compressed file is {what}"):
             read(tmp_path / "out", path, encoding_errors=errors)
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_memory_does_not_grow_with_what_a_few_bytes_unpack_to(tmp_path, suffix):
+    packer = zlib.compressobj(wbits=31) if suffix == ".gz" else zstandard.ZstdCompressor().compressobj()
+    path = tmp_path / f"t.txt{suffix}"
+    path.write_bytes(b"".join(packer.compress(bytes(1 << 20)) for _ in range(256)) + packer.flush())
+    with path.open("rb") as raw:
+        reader = ByteReader(raw, path.name)
+        tracemalloc.start()
+        try:
+            assert reader.read(1000) == bytes(1000)
+            most = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        assert most < 64 << 20, f"{most / 1e6:.0f} MB"
+        assert sum(iter(lambda: len(reader.read(1 << 20)), 0)) == (256 << 20) - 1000
+
+
+def test_zstd_frames_of_any_size_are_read_one_after_another(tmp_path):
+    parts = [bytes([number]) * size for number, size in enumerate([0, 1, 1023, 5000, 0, 300_000, 7] * 20)]
+    path = tmp_path / "t.txt.zst"
+    path.write_bytes(b"".join(map(zstandard.ZstdCompressor().compress, parts)))
+    with path.open("rb") as raw:
+        reader = ByteReader(raw, path.name)
+        assert b"".join(iter(lambda: reader.read(10_000), b"")) == b"".join(parts)
 
 
 @pytest.mark.parametrize(

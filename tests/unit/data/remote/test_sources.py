@@ -1,6 +1,7 @@
 """Text at a URL is the text of the same file here, whatever the network does on the way."""
 
 import gzip
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import zstandard
+from fsspec.registry import _registry as file_systems_in_use
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -135,12 +137,12 @@ def test_urls_that_name_nothing_are_refused(served, tmp_path, given, message):
         Corpus(data_config(tmp_path, [given.replace("HTTP", served.url)]))
 
 
-def test_a_package_that_is_missing_is_named(tmp_path):
-    try:
-        import gcsfs  # noqa: F401
-    except ImportError:
-        with pytest.raises(DataError, match=r"gs:// needs a package .*: pip install 'pretrain\[gcs\]'"):
-            Corpus(data_config(tmp_path, ["gs://bucket/a.txt"]))
+@pytest.mark.parametrize(("scheme", "package", "extra"), [("gs", "gcsfs", "gcs"), ("s3", "s3fs", "s3")])
+def test_a_package_that_is_missing_is_named(tmp_path, monkeypatch, scheme, package, extra):
+    monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
+    monkeypatch.delitem(file_systems_in_use, scheme, raising=False)  # as if nothing had used it before
+    with pytest.raises(DataError, match=rf"{scheme}:// needs a package .*: pip install 'pretrain\[{extra}\]'"):
+        Corpus(data_config(tmp_path, [f"{scheme}://bucket/a.txt"]))
 
 
 def test_touching_a_file_changes_the_status(tmp_path):
