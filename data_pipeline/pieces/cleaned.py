@@ -84,7 +84,7 @@ def clean_piece(work: WorkFolder, key: str, piece: Piece, treatment: Treatment) 
     due = every(SECONDS_BETWEEN_NEWS, time.monotonic)
     with (
         work.writing(key, TEXTS) as file,
-        zstandard.ZstdCompressor(level=1).stream_writer(file, closefd=False) as texts,
+        zstandard.ZstdCompressor(level=1, write_checksum=True).stream_writer(file, closefd=False) as texts,
         work.writing(key, DOCUMENTS) as documents,
         work.writing(key, SOURCES) as sources,
         work.writing(key, SIGNATURES) as signed,
@@ -137,10 +137,12 @@ def texts(work: WorkFolder, key: str, chosen: npt.NDArray[np.bool_]) -> Iterator
     sizes, path = documents(work, key)["num_bytes"], work.file(key, TEXTS)
     with path.open("rb") as file, zstandard.ZstdDecompressor().stream_reader(file) as stream:
         reader = io.BufferedReader(stream, BATCH_BYTES)
+        left = len(sizes)
         for num_bytes, wanted in zip(sizes.tolist(), chosen.tolist(), strict=True):
-            raw = _read_whole(reader, num_bytes, path)
+            left -= 1
+            text = _read_text(reader, num_bytes, path, is_last=not left)
             if wanted:
-                yield raw.decode()
+                yield text
 
 
 def sources(work: WorkFolder, key: str) -> Iterator[str]:
@@ -163,18 +165,18 @@ def batches(documents: Iterator[Document], batch_bytes: int) -> Iterator[list[Do
         yield batch
 
 
-def _read_whole(reader: BinaryIO, num_bytes: int, path: Path) -> bytes:
-    """The next bytes; a stream of zstd that is cut ends early without a word."""
+def _read_text(reader: BinaryIO, num_bytes: int, path: Path, *, is_last: bool) -> str:
+    """The next text; a stream of zstd that is cut ends early without a word, and a changed one is found at its end."""
     try:
         raw = reader.read(num_bytes)
-    except zstandard.ZstdError:
-        raw = b""
-    if len(raw) != num_bytes:
-        raise WorkInterrupted(
-            f"{path}: finished work, damaged since (a text of {num_bytes:,} bytes cannot be read whole); remove this "
-            "file and run the same command again: the other finished pieces are kept"
-        )
-    return raw
+        if len(raw) == num_bytes and not (is_last and reader.read(1)):
+            return raw.decode()
+    except (zstandard.ZstdError, UnicodeDecodeError):
+        pass
+    raise WorkInterrupted(
+        f"{path}: finished work, damaged since (a text of {num_bytes:,} bytes cannot be read whole); remove this file "
+        "and run the same command again: the other finished pieces are kept"
+    )
 
 
 class _Cleaning:

@@ -124,8 +124,14 @@ def test_a_record_without_its_files_is_not_taken_for_finished(tmp_path):
 
 @pytest.mark.parametrize(
     "damage",
-    [lambda whole: b"", lambda whole: whole[: len(whole) // 2], lambda whole: whole[:100] + bytes(len(whole) - 100)],
-    ids=["empty", "cut", "overwritten"],
+    [
+        lambda whole: b"",
+        lambda whole: whole[: len(whole) // 2],
+        lambda whole: whole[:100] + bytes(len(whole) - 100),
+        lambda whole: whole[:-5] + bytes([whole[-5] ^ 1]) + whole[-4:],
+        lambda whole: whole[:-1] + bytes([whole[-1] ^ 1]),
+    ],
+    ids=["empty", "cut", "overwritten", "flipped", "of another checksum"],
 )
 def test_texts_damaged_after_they_were_finished_stop_the_run_and_they_alone_are_made_again(
     tmp_path, monkeypatch, damage
