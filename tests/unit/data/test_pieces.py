@@ -11,7 +11,6 @@ import time
 from pathlib import Path
 
 import distributed
-import numpy as np
 import psutil
 import pyarrow
 import pyarrow.parquet
@@ -276,15 +275,6 @@ def test_a_document_that_shares_words_with_a_benchmark_is_left_out(tmp_path):
     manifest = prepare_synthetic(tmp_path / "set", [source], decontaminate=against)
     assert manifest.corpus.dropped == {"decontaminate/held_out_ngram": 1}
     assert manifest.corpus.num_documents == len(TEXTS)
-
-
-def test_near_copies_do_not_straddle_the_split(tmp_path):
-    near = [text.replace("ce", "co", 1) for text in TEXTS]
-    source = write_jsonl(tmp_path / "in.jsonl", [*TEXTS, *near])
-    manifest = prepare_synthetic(tmp_path / "set", [source], dedup="near", validation_fraction=0.3)
-    kept = manifest.corpus.num_documents
-    assert kept + sum(manifest.corpus.dropped.values()) == 2 * len(TEXTS)
-    assert np.isclose(kept, len(TEXTS), atol=8), "short documents change too much to be near"
 
 
 def test_finished_pieces_are_handed_on_in_order_while_others_are_worked_on(tmp_path):
