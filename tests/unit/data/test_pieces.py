@@ -1,6 +1,5 @@
 """The work on pieces: whoever does it, however often it is killed, the result is the same and nothing is done twice."""
 
-import concurrent.futures
 import json
 import os
 import signal
@@ -20,7 +19,6 @@ from data_pipeline import scan, staging
 from data_pipeline.errors import DataError
 from data_pipeline.pieces import cleaned
 from data_pipeline.pieces import cluster as cluster_module
-from data_pipeline.pieces.executors import run_all
 from data_pipeline.pieces.work import WorkFolder, key_of
 from data_pipeline.shards.reader import PackedDataset
 from data_pipeline.sources.corpus import Corpus
@@ -275,73 +273,3 @@ def test_a_document_that_shares_words_with_a_benchmark_is_left_out(tmp_path):
     manifest = prepare_synthetic(tmp_path / "set", [source], decontaminate=against)
     assert manifest.corpus.dropped == {"decontaminate/held_out_ngram": 1}
     assert manifest.corpus.num_documents == len(TEXTS)
-
-
-def test_finished_pieces_are_handed_on_in_order_while_others_are_worked_on(tmp_path):
-    work, given, second_may_end = WorkFolder(tmp_path), [], threading.Event()
-
-    def do(work, key):
-        if key == "b":
-            assert second_may_end.wait(60), "nothing was handed on before all were finished"
-        work.finish(key, {}, ())
-
-    def take(key):
-        given.append((key, [other for other in "abc" if work.record(other) is None]))
-        second_may_end.set()
-
-    work.finish("d", {}, ())  # by an earlier run
-    sizes = dict.fromkeys("abcd", 1)
-    with concurrent.futures.ThreadPoolExecutor(3) as executor:
-        run_all(executor, work, "x", dict.fromkeys(sizes, ()), do, sizes, ["d", "a", "b", "d", "c"], take)
-    assert [key for key, _ in given] == ["d", "a", "b", "d", "c"]
-    assert "b" in given[0][1] and given[-1][1] == []
-
-
-def test_workers_start_before_what_was_finished_earlier_is_handed_on(tmp_path):
-    work, started = WorkFolder(tmp_path), threading.Event()
-    for key in "ab":
-        work.finish(key, {}, ())
-
-    def do(work, key):
-        started.set()
-        work.finish(key, {}, ())
-
-    sizes = dict.fromkeys("abc", 1)
-    with concurrent.futures.ThreadPoolExecutor(1) as executor:
-        run_all(executor, work, "x", dict.fromkeys(sizes, ()), do, sizes, "abc", lambda key: started.wait(60) or 1 / 0)
-
-
-def test_a_failure_is_told_before_more_is_handed_on(tmp_path):
-    work, given, handing_on, failed = WorkFolder(tmp_path), [], threading.Event(), threading.Event()
-    for key in "abcd":
-        work.finish(key, {}, ())
-
-    def do(work, key):
-        handing_on.wait(60)
-        failed.set()
-        raise DataError("planted")
-
-    def take(key):
-        handing_on.set()
-        failed.wait(60)
-        time.sleep(0.1)
-        given.append(key)
-
-    sizes = dict.fromkeys("abcde", 1)
-    with concurrent.futures.ThreadPoolExecutor(1) as executor, pytest.raises(DataError, match="planted"):
-        run_all(executor, work, "x", dict.fromkeys(sizes, ()), do, sizes, "abcde", take)
-    assert given == ["a"]
-
-
-def test_a_failure_of_what_gets_finished_pieces_ends_the_work(tmp_path):
-    work, done = WorkFolder(tmp_path), []
-
-    def do(work, key):
-        done.append(key)
-        time.sleep(0.05)
-        work.finish(key, {}, ())
-
-    sizes = {f"{number:02}": 1 for number in range(60)}
-    with concurrent.futures.ThreadPoolExecutor(1) as executor, pytest.raises(ZeroDivisionError):
-        run_all(executor, work, "x", dict.fromkeys(sizes, ()), do, sizes, sizes, lambda key: 1 / 0)
-    assert 0 < len(done) < 30, "the rest was not called off"
