@@ -6,14 +6,19 @@ or whether it is killed on the way.
 
 import collections
 import multiprocessing
+import multiprocessing.connection
 import os
 import queue
+import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
+from multiprocessing import forkserver, resource_tracker
+from multiprocessing.connection import Connection
 from typing import Any
 
 from data_pipeline.config import PrepareConfig
@@ -25,6 +30,7 @@ SECONDS_BETWEEN_LOOKS = 1.0
 MOST_SUBMITTED = 2048
 """Pieces that an executor is given at once: for a thousand workers, one in work and one waiting. There may be a hundred
 thousand, and each of those that are submitted is looked at."""
+PRELOADED = ["__main__", "data_pipeline.pieces.cleaned", "data_pipeline.pieces.encoded"]
 
 
 class Inline(Executor):
@@ -65,19 +71,57 @@ def local_executor(num_workers: int | None) -> Iterator[Executor]:
     if number == 1:
         yield Inline()
         return
-    # Spawned: a fork would copy this process's threads in whatever state they are.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(number, mp_context=context, initializer=_end_with_parent) as pool:
-        yield pool
+    # Forked from a server that has the modules and no work: a fork of this process would copy its threads as they are.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    reader, writer = context.Pipe(duplex=False)
+    pool = _Pool(number, mp_context=context, initializer=_end_with_driver, initargs=(reader,))
+    with reader, writer, pool:
+        try:
+            yield pool
+        except KeyboardInterrupt:
+            writer.close()  # who interrupts does not wait for the pieces in work
+            raise
 
 
-def _end_with_parent() -> None:
-    """A worker whose parent was killed would wait for work for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
+class _Pool(ProcessPoolExecutor):
+    """Starts processes, as it does where work is submitted, in a thread that Ctrl-C does not interrupt halfway."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._starter = ThreadPoolExecutor(1, initializer=_start_fork_server)
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        return self._starter.submit(super().submit, fn, *args, **kwargs).result()
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        self._starter.shutdown()
+        super().shutdown(wait, cancel_futures=cancel_futures)
+
+
+def _start_fork_server() -> None:
+    """With this process's module path, and deaf to Ctrl-C, as are the workers: the signal reaches all processes that a
+    terminal started, and this one ends the others."""
+    resource_tracker.ensure_running()  # before: it lets the signal through again
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # of this thread, and so of what is started in it
+    # The server of Python 3.11 would look in the current folder first, wherever this process has its modules from.
+    path = {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    before = {name: os.environ[name] for name in path if name in os.environ}
+    os.environ.update(path)
+    try:
+        forkserver.ensure_running()
+    finally:
+        for name in path:
+            del os.environ[name]
+        os.environ.update(before)
+
+
+def _end_with_driver(reader: Connection) -> None:
+    """A worker would wait for work for ever where the driver was killed; the pipe from it, on which nothing is sent,
+    ends with it."""
 
     def wait() -> None:
-        parent.join()
+        multiprocessing.connection.wait([reader])
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()

@@ -1,16 +1,7 @@
-"""The work on pieces: whoever does it, however often it is killed, the result is the same and nothing is done twice."""
+"""A corpus in pieces: each document is in one of them, is counted once, and no piece is made twice."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import threading
-import time
-from pathlib import Path
 
-import distributed
-import psutil
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -18,7 +9,6 @@ import pytest
 from data_pipeline import scan, staging
 from data_pipeline.errors import DataError
 from data_pipeline.pieces import cleaned
-from data_pipeline.pieces import cluster as cluster_module
 from data_pipeline.pieces.work import WorkFolder, key_of
 from data_pipeline.shards.reader import PackedDataset
 from data_pipeline.sources.corpus import Corpus
@@ -111,122 +101,6 @@ def test_a_record_without_its_files_is_not_taken_for_finished(tmp_path):
     assert work.record(key) == {"a": 1}
     work.file(key, ".part").write_bytes(b"cut")
     assert work.record(key) is None
-
-
-RUN = """
-import pathlib, sys
-from tests.support.corpus import prepare_synthetic
-if __name__ == "__main__":
-    from data_pipeline import scan, staging
-    scan.PIECE_BYTES = 4000
-    prepare_synthetic(pathlib.Path(sys.argv[1]), [sys.argv[2]], num_workers=2)
-"""
-
-
-def start(tmp_path: Path, source: Path) -> "subprocess.Popen[str]":
-    script = tmp_path / "run.py"
-    script.write_text(RUN)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")])}
-    return subprocess.Popen(
-        [sys.executable, str(script), str(tmp_path / "set"), str(source)],
-        env=environment,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def workers_of(process: "subprocess.Popen[str]") -> list[psutil.Process]:
-    """Once both are there."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and process.poll() is None:
-        found = [child for child in psutil.Process(process.pid).children() if "spawn_main" in " ".join(child.cmdline())]
-        if len(found) == 2 and list((Path(process.args[2]).with_suffix(".work")).glob("*.json")):
-            return found
-        time.sleep(0.01)
-    raise AssertionError("no workers")
-
-
-def contents(folder):
-    return {file.name: file.read_bytes() for file in sorted(folder.iterdir()) if file.name != "inputs.json"}
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("corpus")
-    source = write_jsonl(folder / "in.jsonl", make_texts(400))
-    prepare_synthetic(folder / "set", [source])
-    return source, contents(folder / "set")
-
-
-@pytest.mark.parametrize("victim", ["worker", "driver"])
-def test_a_killed_worker_or_driver_ends_all_and_the_next_run_ends_with_the_same_bytes(tmp_path, corpus, victim):
-    source, expected = corpus
-    process = start(tmp_path, source)
-    workers = workers_of(process)
-    os.kill(workers[0].pid if victim == "worker" else process.pid, signal.SIGKILL)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode != 0 and not (tmp_path / "set").exists()
-    if victim == "worker":
-        assert "a worker process was killed, as the system does when memory runs out; the finished pieces are kept" in (
-            errors
-        )
-    _, alive = psutil.wait_procs(workers, timeout=20)
-    assert not alive, "no worker outlives the run"
-    finished = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "set.work").glob("*.json")}
-    assert finished
-    prepare_synthetic(tmp_path / "set", [source], num_workers=1)
-    assert contents(tmp_path / "set") == expected
-
-
-def test_a_dask_cluster_loses_a_worker_and_writes_the_same_bytes(tmp_path, corpus, monkeypatch):
-    source, expected = corpus
-    monkeypatch.setattr(scan, "PIECE_BYTES", 4_000)
-    environment = {"PYTHONPATH": str(Path.cwd())}
-    with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, dashboard_address=None, env=environment
-    ) as cluster:
-        victim = min(worker.pid for worker in cluster.workers.values())
-
-        def kill_when_something_is_done() -> None:
-            while not list((tmp_path / "set.work").glob("*.json")):
-                time.sleep(0.01)
-            os.kill(victim, signal.SIGKILL)
-
-        killer = threading.Thread(target=kill_when_something_is_done, daemon=True)
-        killer.start()
-        how = {"executor": "dask", "dask_scheduler": cluster.scheduler_address}
-        prepare_synthetic(tmp_path / "set", [source], how=how)
-        killer.join(1)
-        assert not killer.is_alive(), "a worker was killed"
-    assert contents(tmp_path / "set") == expected
-
-
-@pytest.mark.parametrize(
-    ("scheduler", "message"),
-    [
-        (None, "prepare.dask_scheduler=null: prepare.executor=dask needs a scheduler's address; set it"),
-        ("nowhere.json", "prepare.dask_scheduler=nowhere.json: there is no such file; start the scheduler first"),
-        ("tcp://127.0.0.1:9", r"prepare.dask_scheduler=tcp://127.0.0.1:9: cannot be reached \(.*\); start it first"),
-    ],
-)
-def test_a_scheduler_that_is_not_there_is_told(tmp_path, monkeypatch, scheduler, message):
-    monkeypatch.setattr(cluster_module, "SECONDS_TO_CONNECT", 1)
-    source = write_jsonl(tmp_path / "in.jsonl", TEXTS)
-    with pytest.raises(DataError, match=message):
-        prepare_synthetic(tmp_path / "set", [source], how={"executor": "dask", "dask_scheduler": scheduler})
-    assert [entry.name for entry in tmp_path.iterdir()] == ["in.jsonl"]
-
-
-def test_one_bad_document_ends_the_run_and_leaves_the_work_of_the_others(tmp_path, monkeypatch):
-    monkeypatch.setattr(scan, "PIECE_BYTES", 5_000)
-    monkeypatch.setattr(staging, "SECONDS_OF_WORK", 0.0)
-    source = write_jsonl(tmp_path / "in.jsonl", TEXTS)
-    whole = source.read_bytes()
-    source.write_bytes(whole + b"{broken\n")
-    with pytest.raises(DataError, match=r"line at byte \d+: not a JSON object"):
-        prepare_synthetic(tmp_path / "set", [source], num_workers=2)
-    assert list((tmp_path / "set.work").glob("*.json"))
-    assert not (tmp_path / "set").exists()
 
 
 def test_steps_and_copies_are_counted_by_rule_and_add_up(tmp_path):
