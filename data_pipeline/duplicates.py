@@ -2,12 +2,14 @@
 
 import dataclasses
 import logging
+import tempfile
 
 import numpy as np
 import numpy.typing as npt
 
 from data_pipeline.config import DataConfig
 from data_pipeline.dedup.clusters import exact_duplicates, near_duplicates
+from data_pipeline.dedup.minhash import Signatures
 from data_pipeline.pieces.cleaned import documents, signatures_of
 from data_pipeline.pieces.work import WorkFolder
 
@@ -41,8 +43,7 @@ def find_duplicates(work: WorkFolder, keys: list[str], data: DataConfig) -> Dupl
     first = exact
     if data.dedup == "near":
         logger.info("looking for near-duplicates among %s documents", f"{len(numbers):,}")
-        permutations = data.near_dedup.permutations
-        first = near_duplicates([signatures_of(work, key, permutations) for key in keys], data.near_dedup)
+        first = near_duplicates(_all_signatures(work, keys, data.near_dedup.permutations), data.near_dedup)
     is_exact, is_alike = exact != numbers, first != numbers
     dropped = {EXACT: int(is_exact.sum()), NEAR: int((is_alike & ~is_exact).sum())}
     sizes = np.bincount(first, minlength=len(numbers))
@@ -57,3 +58,15 @@ def find_duplicates(work: WorkFolder, keys: list[str], data: DataConfig) -> Dupl
         cluster_sizes=dict(zip(counts.tolist(), how_many.tolist(), strict=True)),
         largest=[(number, int(last[number]), int(sizes[number])) for number in largest],
     )
+
+
+def _all_signatures(work: WorkFolder, keys: list[str], permutations: int) -> Signatures:
+    """A row for each document of all pieces, read from the disk when it is looked at.
+
+    In one file, which goes with the process: a map of each piece would hold a file descriptor for each.
+    """
+    with tempfile.TemporaryFile(dir=work.path) as file:
+        for key in keys:
+            file.write(signatures_of(work, key, permutations).tobytes())
+        file.flush()
+        return np.memmap(file, dtype=np.uint32, mode="r").reshape(-1, permutations)

@@ -13,7 +13,7 @@ those pages do not have the rest of the pair's text, so in other bands the two m
 All this depends on the order of documents in the whole corpus alone, so pieces may be cut anywhere.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -33,13 +33,13 @@ BLOCK = 1 << 13
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 
 
-def near_duplicates(parts: Sequence[Signatures], config: NearDedupConfig) -> Numbers:
-    """For each document, counted through all parts, the number of the one kept in its place: its own if it is kept.
+def near_duplicates(signatures: Signatures, config: NearDedupConfig) -> Numbers:
+    """For each document, a row of `signatures`, the number of the one kept in its place: its own if it is kept.
 
-    Takes 40 bytes a document besides the signatures, which may be memory maps, 140 where most of them share bands, and
+    Takes 40 bytes a document besides the signatures, which may be a memory map, 140 where most of them share bands, and
     8 for each pair that is alike among those left to `_decided_in_order`.
     """
-    corpus = _Corpus(parts, config)
+    corpus = _Corpus(signatures, config)
     everyone = np.arange(corpus.size)
     lowest = _lowest_alike(corpus, everyone)
     kept = lowest == everyone
@@ -63,29 +63,26 @@ def exact_duplicates(hashes: npt.NDArray[np.void] | npt.NDArray[np.uint64]) -> N
 
 
 class _Corpus:
-    """Signatures in several arrays, numbered through."""
+    """What is asked of the signatures."""
 
-    def __init__(self, parts: Sequence[Signatures], config: NearDedupConfig) -> None:
-        for number, part in enumerate(parts):
-            if part.shape[1] != config.permutations:
-                raise DataError(
-                    f"signatures of piece {number} have {part.shape[1]} numbers, but data.near_dedup asks for "
-                    f"bands * rows = {config.permutations}; compute them anew"
-                )
-        self._parts = [np.asarray(part) for part in parts]
-        self._starts = np.cumsum([0, *(len(part) for part in parts)])
+    def __init__(self, signatures: Signatures, config: NearDedupConfig) -> None:
+        if signatures.shape[1] != config.permutations:
+            raise DataError(
+                f"signatures have {signatures.shape[1]} numbers, but data.near_dedup asks for bands * rows = "
+                f"{config.permutations}; compute them anew"
+            )
+        self._signatures = np.asarray(signatures)  # a memory map's own way to its rows is slower
         self._enough = config.similarity * config.permutations
         self._rows = config.rows
-        self._all = slice(0, config.permutations)
         self.bands = config.bands
-        self.size = int(self._starts[-1])
+        self.size = len(signatures)
 
     def alike(self, first: Numbers, second: Numbers) -> npt.NDArray[np.bool_]:
         """For each pair, whether the signatures agree in the share asked for."""
         answers = np.empty(len(first), bool)
         for at in range(0, len(first), BLOCK):
             chunk = slice(at, at + BLOCK)
-            equal = self._read(first[chunk], self._all) == self._read(second[chunk], self._all)
+            equal = self._signatures[first[chunk]] == self._signatures[second[chunk]]
             answers[chunk] = np.count_nonzero(equal, axis=1) >= self._enough
         return answers
 
@@ -109,9 +106,9 @@ class _Corpus:
         place_bits = np.uint64(len(numbers).bit_length())
         packed = np.empty(len(numbers), np.uint64)
         filled = 0
-        columns = slice(band * self._rows, (band + 1) * self._rows)
+        of_band = self._signatures[:, band * self._rows : (band + 1) * self._rows]
         for at in range(0, len(numbers), BLOCK):
-            rows = self._read(numbers[at : at + BLOCK], columns)
+            rows = of_band[numbers[at : at + BLOCK]]
             present = np.flatnonzero((rows != EMPTY).any(axis=1))
             keys = _keys(rows[present]) >> place_bits << place_bits
             packed[filled : filled + len(present)] = keys | (present + at).astype(np.uint64)
@@ -124,14 +121,6 @@ class _Corpus:
         shared[:-1] |= same
         packed = packed[shared]
         return packed >> place_bits, _low(packed, place_bits)
-
-    def _read(self, numbers: Numbers, columns: slice) -> Signatures:
-        rows = np.empty((len(numbers), columns.stop - columns.start), np.uint32)
-        owners = np.searchsorted(self._starts, numbers, side="right") - 1
-        for owner in np.unique(owners).tolist():
-            chosen = owners == owner
-            rows[chosen] = self._parts[owner][:, columns][numbers[chosen] - self._starts[owner]]
-        return rows
 
 
 def _keys(rows: Signatures) -> Hashes:

@@ -5,15 +5,20 @@ or whether it is killed on the way.
 """
 
 import collections
-import concurrent.futures
 import multiprocessing
+import multiprocessing.connection
 import os
+import queue
+import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Executor, Future
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from multiprocessing import forkserver, resource_tracker
+from multiprocessing.connection import Connection
 from typing import Any
 
 from data_pipeline.config import PrepareConfig
@@ -22,6 +27,10 @@ from data_pipeline.pieces.work import WorkFolder, every
 from data_pipeline.progress import show_progress
 
 SECONDS_BETWEEN_LOOKS = 1.0
+MOST_SUBMITTED = 2048
+"""Pieces that an executor is given at once: for a thousand workers, one in work and one waiting. There may be a hundred
+thousand, and each of those that are submitted is looked at."""
+PRELOADED = ["__main__", "data_pipeline.pieces.cleaned", "data_pipeline.pieces.encoded"]
 
 
 class Inline(Executor):
@@ -62,19 +71,57 @@ def local_executor(num_workers: int | None) -> Iterator[Executor]:
     if number == 1:
         yield Inline()
         return
-    # Spawned: a fork would copy this process's threads in whatever state they are.
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(number, mp_context=context, initializer=_end_with_parent) as pool:
-        yield pool
+    # Forked from a server that has the modules and no work: a fork of this process would copy its threads as they are.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    reader, writer = context.Pipe(duplex=False)
+    pool = _Pool(number, mp_context=context, initializer=_end_with_driver, initargs=(reader,))
+    with reader, writer, pool:
+        try:
+            yield pool
+        except KeyboardInterrupt:
+            writer.close()  # who interrupts does not wait for the pieces in work
+            raise
 
 
-def _end_with_parent() -> None:
-    """A worker whose parent was killed would wait for work for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
+class _Pool(ProcessPoolExecutor):
+    """Starts processes, as it does where work is submitted, in a thread that Ctrl-C does not interrupt halfway."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._starter = ThreadPoolExecutor(1, initializer=_start_fork_server)
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        return self._starter.submit(super().submit, fn, *args, **kwargs).result()
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        self._starter.shutdown()
+        super().shutdown(wait, cancel_futures=cancel_futures)
+
+
+def _start_fork_server() -> None:
+    """With this process's module path, and deaf to Ctrl-C, as are the workers: the signal reaches all processes that a
+    terminal started, and this one ends the others."""
+    resource_tracker.ensure_running()  # before: it lets the signal through again
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # of this thread, and so of what is started in it
+    # The server of Python 3.11 would look in the current folder first, wherever this process has its modules from.
+    path = {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    before = {name: os.environ[name] for name in path if name in os.environ}
+    os.environ.update(path)
+    try:
+        forkserver.ensure_running()
+    finally:
+        for name in path:
+            del os.environ[name]
+        os.environ.update(before)
+
+
+def _end_with_driver(reader: Connection) -> None:
+    """A worker would wait for work for ever where the driver was killed; the pipe from it, on which nothing is sent,
+    ends with it."""
 
     def wait() -> None:
-        parent.join()
+        multiprocessing.connection.wait([reader])
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
@@ -98,41 +145,69 @@ def run_all(
     unfinished = {key: size_of[key] for key in tasks if work.record(key) is None}
     waiting = collections.deque(order)
     done = sum(size_of.values()) - sum(unfinished.values())
-    running: dict[Future[Any], str] = {}
     told: dict[str, int] = {}
     is_time_to_look = every(SECONDS_BETWEEN_LOOKS, time.monotonic)
+    submitted = _Submitted(lambda key: executor.submit(function, work, key, *tasks[key]), unfinished)
+
+    def can_hand_on() -> bool:
+        return bool(waiting) and waiting[0] not in unfinished
+
     with show_progress(title, sum(size_of.values())) as update:
-
-        def can_hand_on() -> bool:
-            return bool(waiting) and waiting[0] not in unfinished
-
-        def go_on(finished: Iterable[Future[Any]]) -> None:
-            nonlocal done
-            for future in finished:
-                future.result()
-                key = running.pop(future)
-                done += unfinished.pop(key)
-                told.pop(key, None)
-            if is_time_to_look():
-                told.update((key, min(work.told(key), size_of[key])) for key in running.values())
-            update(done + sum(told.values()))
-            if can_hand_on():  # one, so that no failure of another piece is seen late
-                then(waiting.popleft())
-
         try:
-            for key in list(unfinished):
-                future = executor.submit(function, work, key, *tasks[key])
-                running[future] = key
-                if future.done():
-                    go_on([future])
-            while running or waiting:
-                seconds = 0 if can_hand_on() else SECONDS_BETWEEN_LOOKS
-                go_on(concurrent.futures.wait(running, seconds, FIRST_COMPLETED).done)
+            while unfinished or waiting:
+                submitted.fill()
+                for key in submitted.take_ended(0 if can_hand_on() else SECONDS_BETWEEN_LOOKS):
+                    done += unfinished.pop(key)
+                    told.pop(key, None)
+                if is_time_to_look():
+                    told.update((key, min(work.told(key), size_of[key])) for key in submitted.keys)
+                update(done + sum(told.values()))
+                if can_hand_on():  # one, so that no failure of another piece is seen late
+                    then(waiting.popleft())
         except BrokenProcessPool:
             raise WorkInterrupted(
                 f"{title}: a worker process was killed, as the system does when memory runs out; the finished pieces "
                 "are kept: run the same command again, with fewer prepare.num_workers if memory was short"
             ) from None
-        finally:
-            for future in running:
-                future.cancel()
+        except Exception:
+            submitted.cancel()
+            raise
+
+
+class _Submitted:
+    """The tasks that the executor has, MOST_SUBMITTED at a time."""
+
+    def __init__(self, submit: Callable[[str], Future[Any]], keys: Iterable[str]) -> None:
+        self._submit = submit
+        self._left = collections.deque(keys)
+        self._futures: dict[Future[Any], str] = {}
+        self._ended: queue.SimpleQueue[Future[Any]] = queue.SimpleQueue()
+
+    @property
+    def keys(self) -> Iterable[str]:
+        return self._futures.values()
+
+    def fill(self) -> None:
+        """As far as there is room; a task that is done where it is submitted is to be taken before the next."""
+        while self._left and len(self._futures) < MOST_SUBMITTED:
+            future = self._submit(self._left[0])
+            self._futures[future] = self._left.popleft()
+            future.add_done_callback(self._ended.put)
+            if future.done():
+                return
+
+    def take_ended(self, seconds: float) -> list[str]:
+        """Keys of tasks that have ended, after a wait of at most so long; raises the error of one that failed."""
+        ended = []
+        with suppress(queue.Empty):
+            ended.append(self._ended.get(timeout=seconds))
+            while True:
+                ended.append(self._ended.get_nowait())
+        for future in ended:
+            future.result()
+        return [self._futures.pop(future) for future in ended]
+
+    def cancel(self) -> None:
+        """Those that are not begun."""
+        for future in self._futures:
+            future.cancel()

@@ -41,7 +41,7 @@ def ours(texts: Sequence[str], repeats: int) -> dict[str, Any]:
         began = time.process_time()
         rows = signatures(texts, DEFAULT)
         middle = time.process_time()
-        originals = near_duplicates([rows], DEFAULT)
+        originals = near_duplicates(rows, DEFAULT)
         seconds.append((middle - began, time.process_time() - middle))
     return {
         "version": "this tree",
@@ -77,13 +77,13 @@ def grow(sender: Any, num_documents: int, words: list[str]) -> None:
     texts: list[str] = []
     signatures(["warm up"], DEFAULT)
     before = dedup_peers.memory_bytes("VmRSS")
-    parts = []
-    for _ in range(0, num_documents, PIECE):
+    rows = np.empty((num_documents, DEFAULT.permutations), np.uint32)
+    for first in range(0, num_documents, PIECE):
         texts = [" ".join(chance.choices(words, k=210)) for _ in range(PIECE * 9 // 10)]
         texts += [edited(text, 0.05, words, chance) for text in texts[: PIECE // 10]]
-        parts.append(signatures(texts, DEFAULT))
+        rows[first : first + PIECE] = signatures(texts, DEFAULT)
     began = time.process_time()
-    copies = int((near_duplicates(parts, DEFAULT) != np.arange(num_documents)).sum())
+    copies = int((near_duplicates(rows, DEFAULT) != np.arange(num_documents)).sum())
     sender.send((dedup_peers.memory_bytes("VmHWM") - before, copies, time.process_time() - began))
 
 
@@ -112,7 +112,7 @@ def main() -> None:
     pythons = {name: python for name, python in vars(parser.parse_args()).items() if python}
 
     texts = documents(itertools.chain(topics(), docstrings()), seed=1)
-    texts = [texts[number] for number in np.unique(near_duplicates([signatures(texts, DEFAULT)], DEFAULT))]
+    texts = [texts[number] for number in np.unique(near_duplicates(signatures(texts, DEFAULT), DEFAULT))]
     words, chance = vocabulary(texts), random.Random(2)
     corpora = {share: texts + [edited(t, share, words, chance) if share else t for t in texts] for share in SHARES}
     results: dict[str, dict[float, dict[str, Any]]] = {"ours": {}, **{name: {} for name in pythons}}

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
+import numpy as np
+
 from data_pipeline.config import (
     CacheConfig,
     DataConfig,
@@ -17,6 +19,8 @@ from data_pipeline.config import (
 from data_pipeline.dedup.minhash import DEFAULT
 from data_pipeline.prepare import prepare
 from data_pipeline.shards.manifest import Manifest
+from data_pipeline.shards.reader import PackedDataset
+from data_pipeline.tokenizers.loading import load_tokenizer
 
 SYLLABLES = ["ba", "ce", "di", "fo", "gu", "ha", "ki", "lo", "mu", "na", "pe", "ri", "sa", "to", "vu"]
 
@@ -130,6 +134,23 @@ def prepare_synthetic(
     return prepare(
         data_config(path, inputs, **changes),
         tokenizer or tokenizer_config(),
-        prepare_config(num_workers=num_workers, report=report, overwrite=overwrite, **how),
+        prepare_config(**{"num_workers": num_workers, "report": report, "overwrite": overwrite, **how}),
         seq_length=seq_length,
     )
+
+
+def documents_of(folder: Path, split: str) -> list[str]:
+    """The text of each document, back from the tokens; the last one lacks its tail."""
+    dataset = PackedDataset.open(folder, split)
+    samples = dataset.read(np.arange(dataset.num_samples))
+    row = [int(samples[0, 0]), *samples[:, 1:].ravel().tolist()]
+    tokenizer = load_tokenizer(folder / "tokenizer.model", dataset.manifest.tokenizer.fingerprint)
+    documents: list[str] = []
+    current: list[int] = []
+    for token in row:
+        if token == tokenizer.eod_id:
+            documents.append(tokenizer.decode(current))
+            current = []
+        else:
+            current.append(token)
+    return [*documents, tokenizer.decode(current)]

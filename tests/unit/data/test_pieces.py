@@ -1,20 +1,10 @@
-"""The work on pieces: whoever does it, however often it is killed, the result is the same and nothing is done twice."""
+"""A corpus in pieces: each document is in one of them, is counted once, and no piece is made twice."""
 
-import concurrent.futures
 import html
 import json
 import os
 import re
-import signal
-import subprocess
-import sys
-import threading
-import time
-from pathlib import Path
 
-import distributed
-import numpy as np
-import psutil
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -25,8 +15,6 @@ from data_pipeline.durable import write_durably
 from data_pipeline.errors import DataError, WorkInterrupted
 from data_pipeline.inspection import stats
 from data_pipeline.pieces import cleaned
-from data_pipeline.pieces import cluster as cluster_module
-from data_pipeline.pieces.executors import run_all
 from data_pipeline.pieces.work import WorkFolder, key_of
 from data_pipeline.shards.reader import PackedDataset
 from data_pipeline.sources.corpus import Corpus
@@ -180,122 +168,6 @@ def test_two_who_write_one_file_at_once_both_write_it_whole(tmp_path, monkeypatc
     assert {path.name for path in tmp_path.iterdir()} == {"key.part", "record"}
 
 
-RUN = """
-import pathlib, sys
-from tests.support.corpus import prepare_synthetic
-if __name__ == "__main__":
-    from data_pipeline import scan, staging
-    scan.PIECE_BYTES = 4000
-    prepare_synthetic(pathlib.Path(sys.argv[1]), [sys.argv[2]], num_workers=2)
-"""
-
-
-def start(tmp_path: Path, source: Path) -> "subprocess.Popen[str]":
-    script = tmp_path / "run.py"
-    script.write_text(RUN)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")])}
-    return subprocess.Popen(
-        [sys.executable, str(script), str(tmp_path / "set"), str(source)],
-        env=environment,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def workers_of(process: "subprocess.Popen[str]") -> list[psutil.Process]:
-    """Once both are there."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and process.poll() is None:
-        found = [child for child in psutil.Process(process.pid).children() if "spawn_main" in " ".join(child.cmdline())]
-        if len(found) == 2 and list((Path(process.args[2]).with_suffix(".work")).glob("*.json")):
-            return found
-        time.sleep(0.01)
-    raise AssertionError("no workers")
-
-
-def contents(folder):
-    return {file.name: file.read_bytes() for file in sorted(folder.iterdir()) if file.name != "inputs.json"}
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("corpus")
-    source = write_jsonl(folder / "in.jsonl", make_texts(400))
-    prepare_synthetic(folder / "set", [source])
-    return source, contents(folder / "set")
-
-
-@pytest.mark.parametrize("victim", ["worker", "driver"])
-def test_a_killed_worker_or_driver_ends_all_and_the_next_run_ends_with_the_same_bytes(tmp_path, corpus, victim):
-    source, expected = corpus
-    process = start(tmp_path, source)
-    workers = workers_of(process)
-    os.kill(workers[0].pid if victim == "worker" else process.pid, signal.SIGKILL)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode != 0 and not (tmp_path / "set").exists()
-    if victim == "worker":
-        assert "a worker process was killed, as the system does when memory runs out; the finished pieces are kept" in (
-            errors
-        )
-    _, alive = psutil.wait_procs(workers, timeout=20)
-    assert not alive, "no worker outlives the run"
-    finished = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "set.work").glob("*.json")}
-    assert finished
-    prepare_synthetic(tmp_path / "set", [source], num_workers=1)
-    assert contents(tmp_path / "set") == expected
-
-
-def test_a_dask_cluster_loses_a_worker_and_writes_the_same_bytes(tmp_path, corpus, monkeypatch):
-    source, expected = corpus
-    monkeypatch.setattr(scan, "PIECE_BYTES", 4_000)
-    environment = {"PYTHONPATH": str(Path.cwd())}
-    with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, dashboard_address=None, env=environment
-    ) as cluster:
-        victim = min(worker.pid for worker in cluster.workers.values())
-
-        def kill_when_something_is_done() -> None:
-            while not list((tmp_path / "set.work").glob("*.json")):
-                time.sleep(0.01)
-            os.kill(victim, signal.SIGKILL)
-
-        killer = threading.Thread(target=kill_when_something_is_done, daemon=True)
-        killer.start()
-        how = {"executor": "dask", "dask_scheduler": cluster.scheduler_address}
-        prepare_synthetic(tmp_path / "set", [source], how=how)
-        killer.join(1)
-        assert not killer.is_alive(), "a worker was killed"
-    assert contents(tmp_path / "set") == expected
-
-
-@pytest.mark.parametrize(
-    ("scheduler", "message"),
-    [
-        (None, "prepare.dask_scheduler=null: prepare.executor=dask needs a scheduler's address; set it"),
-        ("nowhere.json", "prepare.dask_scheduler=nowhere.json: there is no such file; start the scheduler first"),
-        ("tcp://127.0.0.1:9", r"prepare.dask_scheduler=tcp://127.0.0.1:9: cannot be reached \(.*\); start it first"),
-    ],
-)
-def test_a_scheduler_that_is_not_there_is_told(tmp_path, monkeypatch, scheduler, message):
-    monkeypatch.setattr(cluster_module, "SECONDS_TO_CONNECT", 1)
-    source = write_jsonl(tmp_path / "in.jsonl", TEXTS)
-    with pytest.raises(DataError, match=message):
-        prepare_synthetic(tmp_path / "set", [source], how={"executor": "dask", "dask_scheduler": scheduler})
-    assert [entry.name for entry in tmp_path.iterdir()] == ["in.jsonl"]
-
-
-def test_one_bad_document_ends_the_run_and_leaves_the_work_of_the_others(tmp_path, monkeypatch):
-    monkeypatch.setattr(scan, "PIECE_BYTES", 5_000)
-    monkeypatch.setattr(staging, "SECONDS_OF_WORK", 0.0)
-    source = write_jsonl(tmp_path / "in.jsonl", TEXTS)
-    whole = source.read_bytes()
-    source.write_bytes(whole + b"{broken\n")
-    with pytest.raises(DataError, match=r"line at byte \d+: not a JSON object"):
-        prepare_synthetic(tmp_path / "set", [source], num_workers=2)
-    assert list((tmp_path / "set.work").glob("*.json"))
-    assert not (tmp_path / "set").exists()
-
-
 def test_steps_and_copies_are_counted_by_rule_and_add_up(tmp_path):
     near = [text.replace("ba", "bo", 1) for text in TEXTS if text.count(" ") > 100][:5]
     source = write_jsonl(tmp_path / "in.jsonl", [*TEXTS, *TEXTS[:7], *near, "tiny", "mail me@example.com " * 3])
@@ -385,82 +257,3 @@ def test_a_document_that_shares_words_with_a_benchmark_is_left_out(tmp_path):
     manifest = prepare_synthetic(tmp_path / "set", [source], decontaminate=against)
     assert manifest.corpus.dropped == {"decontaminate/held_out_ngram": 1}
     assert manifest.corpus.num_documents == len(TEXTS)
-
-
-def test_near_copies_do_not_straddle_the_split(tmp_path):
-    near = [text.replace("ce", "co", 1) for text in TEXTS]
-    source = write_jsonl(tmp_path / "in.jsonl", [*TEXTS, *near])
-    manifest = prepare_synthetic(tmp_path / "set", [source], dedup="near", validation_fraction=0.3)
-    kept = manifest.corpus.num_documents
-    assert kept + sum(manifest.corpus.dropped.values()) == 2 * len(TEXTS)
-    assert np.isclose(kept, len(TEXTS), atol=8), "short documents change too much to be near"
-
-
-def test_finished_pieces_are_handed_on_in_order_while_others_are_worked_on(tmp_path):
-    work, given, second_may_end = WorkFolder(tmp_path), [], threading.Event()
-
-    def do(work, key):
-        if key == "b":
-            assert second_may_end.wait(60), "nothing was handed on before all were finished"
-        work.finish(key, {}, ())
-
-    def take(key):
-        given.append((key, [other for other in "abc" if work.record(other) is None]))
-        second_may_end.set()
-
-    work.finish("d", {}, ())  # by an earlier run
-    sizes = dict.fromkeys("abcd", 1)
-    with concurrent.futures.ThreadPoolExecutor(3) as executor:
-        run_all(executor, work, "x", dict.fromkeys(sizes, ()), do, sizes, ["d", "a", "b", "d", "c"], take)
-    assert [key for key, _ in given] == ["d", "a", "b", "d", "c"]
-    assert "b" in given[0][1] and given[-1][1] == []
-
-
-def test_workers_start_before_what_was_finished_earlier_is_handed_on(tmp_path):
-    work, started = WorkFolder(tmp_path), threading.Event()
-    for key in "ab":
-        work.finish(key, {}, ())
-
-    def do(work, key):
-        started.set()
-        work.finish(key, {}, ())
-
-    sizes = dict.fromkeys("abc", 1)
-    with concurrent.futures.ThreadPoolExecutor(1) as executor:
-        run_all(executor, work, "x", dict.fromkeys(sizes, ()), do, sizes, "abc", lambda key: started.wait(60) or 1 / 0)
-
-
-def test_a_failure_is_told_before_more_is_handed_on(tmp_path):
-    work, given, handing_on, failed = WorkFolder(tmp_path), [], threading.Event(), threading.Event()
-    for key in "abcd":
-        work.finish(key, {}, ())
-
-    def do(work, key):
-        handing_on.wait(60)
-        failed.set()
-        raise DataError("planted")
-
-    def take(key):
-        handing_on.set()
-        failed.wait(60)
-        time.sleep(0.1)
-        given.append(key)
-
-    sizes = dict.fromkeys("abcde", 1)
-    with concurrent.futures.ThreadPoolExecutor(1) as executor, pytest.raises(DataError, match="planted"):
-        run_all(executor, work, "x", dict.fromkeys(sizes, ()), do, sizes, "abcde", take)
-    assert given == ["a"]
-
-
-def test_a_failure_of_what_gets_finished_pieces_ends_the_work(tmp_path):
-    work, done = WorkFolder(tmp_path), []
-
-    def do(work, key):
-        done.append(key)
-        time.sleep(0.05)
-        work.finish(key, {}, ())
-
-    sizes = {f"{number:02}": 1 for number in range(60)}
-    with concurrent.futures.ThreadPoolExecutor(1) as executor, pytest.raises(ZeroDivisionError):
-        run_all(executor, work, "x", dict.fromkeys(sizes, ()), do, sizes, sizes, lambda key: 1 / 0)
-    assert 0 < len(done) < 30, "the rest was not called off"

@@ -8,7 +8,6 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from data_pipeline import prepare as prepare_module
@@ -19,8 +18,14 @@ from data_pipeline.prepare import report
 from data_pipeline.shards.manifest import Manifest
 from data_pipeline.shards.reader import PackedDataset
 from data_pipeline.staging import stage
-from data_pipeline.tokenizers.loading import load_tokenizer
-from tests.support.corpus import make_texts, prepare_synthetic, tokenizer_config, write_folder, write_jsonl
+from tests.support.corpus import (
+    documents_of,
+    make_texts,
+    prepare_synthetic,
+    tokenizer_config,
+    write_folder,
+    write_jsonl,
+)
 
 TEXTS = [*make_texts(60), "日本語 🙂\u2581\u2585 </s>\r\n"]
 SPLITS = ("train", "validation")
@@ -41,22 +46,6 @@ def prepared(tmp_path_factory, source):
 
 def contents(folder, without=()):
     return {file.name: file.read_bytes() for file in sorted(folder.iterdir()) if file.name not in without}
-
-
-def documents_of(folder, split):
-    """The text of each document, back from the tokens; the last one lacks its tail."""
-    dataset = PackedDataset.open(folder, split)
-    samples = dataset.read(np.arange(dataset.num_samples))
-    row = [int(samples[0, 0]), *samples[:, 1:].ravel().tolist()]
-    tokenizer = load_tokenizer(folder / "tokenizer.model", dataset.manifest.tokenizer.fingerprint)
-    documents, current = [], []
-    for token in row:
-        if token == tokenizer.eod_id:
-            documents.append(tokenizer.decode(current))
-            current = []
-        else:
-            current.append(token)
-    return [*documents, tokenizer.decode(current)]
 
 
 def test_every_document_comes_back_from_one_split_in_order(prepared):

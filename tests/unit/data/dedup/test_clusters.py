@@ -18,10 +18,8 @@ SMALL = NearDedupConfig(shingle_words=3, bands=4, rows=2, similarity=0.5, seed=7
 ROWS = st.lists(st.lists(st.integers(0, 2), min_size=8, max_size=8), max_size=25)
 
 
-def in_parts(rows, cuts):
-    """The rows as arrays of consecutive pieces, empty ones among them."""
-    whole = np.array(rows, np.uint32).reshape(-1, SMALL.permutations)
-    return np.split(whole, sorted(cut % (len(rows) + 1) for cut in cuts))
+def signed(rows):
+    return np.array(rows, np.uint32).reshape(-1, SMALL.permutations)
 
 
 def one_after_another(rows):
@@ -39,23 +37,23 @@ def one_after_another(rows):
     return originals
 
 
-@given(ROWS, st.lists(st.integers(0, 30), max_size=5))
-def test_each_document_is_a_copy_of_the_first_kept_one_that_it_is_alike(rows, cuts):
+@given(ROWS)
+def test_each_document_is_a_copy_of_the_first_kept_one_that_it_is_alike(rows):
     neighbours, clusters.NEIGHBOURS = clusters.NEIGHBOURS, 25  # so that every pair of so few documents is compared
     try:
-        assert near_duplicates(in_parts(rows, cuts), SMALL).tolist() == one_after_another(rows)
+        assert near_duplicates(signed(rows), SMALL).tolist() == one_after_another(rows)
     finally:
         clusters.NEIGHBOURS = neighbours
 
 
-@given(ROWS, st.lists(st.integers(0, 30), max_size=5), st.integers(1, 3), st.integers(1, 7))
-def test_neither_pieces_nor_blocks_matter(rows, cuts, neighbours, block):
+@given(ROWS, st.integers(1, 3), st.integers(1, 7))
+def test_blocks_do_not_matter(rows, neighbours, block):
     before = clusters.NEIGHBOURS, clusters.BLOCK
     clusters.NEIGHBOURS = neighbours
     try:
-        whole = near_duplicates(in_parts(rows, []), SMALL)
+        whole = near_duplicates(signed(rows), SMALL)
         clusters.BLOCK = block
-        assert np.array_equal(near_duplicates(in_parts(rows, cuts), SMALL), whole)
+        assert np.array_equal(near_duplicates(signed(rows), SMALL), whole)
     finally:
         clusters.NEIGHBOURS, clusters.BLOCK = before
 
@@ -64,7 +62,7 @@ def test_neither_pieces_nor_blocks_matter(rows, cuts, neighbours, block):
 def test_what_is_left_out_is_alike_what_is_kept_for_it(rows, neighbours):
     before, clusters.NEIGHBOURS = clusters.NEIGHBOURS, neighbours
     try:
-        originals = near_duplicates(in_parts(rows, []), SMALL)
+        originals = near_duplicates(signed(rows), SMALL)
     finally:
         clusters.NEIGHBOURS = before
     assert np.array_equal(originals[originals], originals)
@@ -76,33 +74,31 @@ def test_what_is_left_out_is_alike_what_is_kept_for_it(rows, neighbours):
 def test_a_chain_of_versions_keeps_both_ends():
     words = [f"word{number}" for number in range(600)]
     versions = [" ".join(words[start : start + 200]) for start in range(0, 400, 20)]
-    originals = near_duplicates([signatures(versions, DEFAULT)], DEFAULT)
+    originals = near_duplicates(signatures(versions, DEFAULT), DEFAULT)
     kept = np.unique(originals)
     assert 4 <= len(kept) <= 10
     for number, original in enumerate(originals):
         assert jaccard(versions[number], versions[original], 3) > 0.3
 
 
-def test_signatures_may_lie_in_files(tmp_path: Path):
+def test_signatures_may_lie_in_a_file(tmp_path: Path):
     texts = documents(topics(), seed=1)[:50]
     rows = signatures(texts + texts, DEFAULT)
-    for number, part in enumerate(np.split(rows, [7, 60])):
-        np.save(tmp_path / f"{number}.npy", part)
-    parts = [np.load(tmp_path / f"{number}.npy", mmap_mode="r") for number in range(3)]
-    assert np.array_equal(near_duplicates(parts, DEFAULT), near_duplicates([rows], DEFAULT))
+    np.save(tmp_path / "rows.npy", rows)
+    on_disk = np.load(tmp_path / "rows.npy", mmap_mode="r")
+    assert np.array_equal(near_duplicates(on_disk, DEFAULT), near_duplicates(rows, DEFAULT))
 
 
 def test_empty_documents_are_not_copies_of_each_other():
     rows = signatures(["", "text of some words", "", "  ", "text of some words"], DEFAULT)
-    assert near_duplicates([rows], DEFAULT).tolist() == [0, 1, 2, 3, 1]
-    assert near_duplicates([], DEFAULT).tolist() == []
-    assert near_duplicates([signatures([], DEFAULT)], DEFAULT).tolist() == []
+    assert near_duplicates(rows, DEFAULT).tolist() == [0, 1, 2, 3, 1]
+    assert near_duplicates(signatures([], DEFAULT), DEFAULT).tolist() == []
 
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_copies_with_few_edits_are_found_and_nothing_else_is(seed):
     texts = documents(topics(), seed)
-    own = near_duplicates([signatures(texts, DEFAULT)], DEFAULT)
+    own = near_duplicates(signatures(texts, DEFAULT), DEFAULT)
     texts = [texts[number] for number in np.unique(own)]
     common, chance = vocabulary(texts), random.Random(seed)
     first = signatures(texts, DEFAULT)
@@ -111,7 +107,8 @@ def test_copies_with_few_edits_are_found_and_nothing_else_is(seed):
         found = 0
         for at in range(0, len(copies), len(texts)):
             both = texts + copies[at : at + len(texts)]
-            originals = near_duplicates([first, signatures(both[len(texts) :], DEFAULT)], DEFAULT)
+            rows = np.concatenate([first, signatures(both[len(texts) :], DEFAULT)])
+            originals = near_duplicates(rows, DEFAULT)
             found += int((originals[len(texts) :] == np.arange(len(texts))).sum())
             left_out = np.flatnonzero(originals != np.arange(len(both)))
             assert min(jaccard(both[number], both[originals[number]], 3) for number in left_out) > 0.3
@@ -131,7 +128,7 @@ def test_a_phrase_on_every_page_costs_linear_time():
     for size in (4_000, 40_000):
         rows = bucket_of(size, chance)
         began = time.process_time()
-        assert np.array_equal(near_duplicates([rows], DEFAULT), np.arange(size))
+        assert np.array_equal(near_duplicates(rows, DEFAULT), np.arange(size))
         seconds[size] = time.process_time() - began
     assert seconds[40_000] < 30 * seconds[4_000]  # if quadratic: 100
 
@@ -140,17 +137,17 @@ def test_copies_among_many_pages_that_share_a_phrase_are_found():
     rows = bucket_of(2_000, np.random.default_rng(0))
     rows[1500] = rows[3]
     rows[1500, :40] += 1
-    assert np.flatnonzero(near_duplicates([rows], DEFAULT) != np.arange(2_000)).tolist() == [1500]
+    assert np.flatnonzero(near_duplicates(rows, DEFAULT) != np.arange(2_000)).tolist() == [1500]
 
 
 @pytest.mark.parametrize("size", [1, 2, 17, 18, 20_000])
 def test_a_page_many_times_over_is_kept_once(size):
-    assert not near_duplicates([np.tile(signatures(["a page that is copied"], DEFAULT), (size, 1))], DEFAULT).any()
+    assert not near_duplicates(np.tile(signatures(["a page that is copied"], DEFAULT), (size, 1)), DEFAULT).any()
 
 
 def test_signatures_of_another_configuration_are_refused():
-    with pytest.raises(DataError, match=r"piece 1 have 8 numbers.*bands \* rows = 128"):
-        near_duplicates([signatures(["a"], DEFAULT), signatures(["a"], SMALL)], DEFAULT)
+    with pytest.raises(DataError, match=r"signatures have 8 numbers.*bands \* rows = 128"):
+        near_duplicates(signatures(["a"], SMALL), DEFAULT)
 
 
 @given(st.lists(st.sampled_from([b"\0" * 16, b"\0" * 15 + b"a", b"a" + b"\0" * 15, content_hash("x")])))
