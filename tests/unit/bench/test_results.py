@@ -6,6 +6,7 @@ import json
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
@@ -14,7 +15,7 @@ from data_pipeline.loader import train_batches
 from data_pipeline.shards.reader import PackedDataset
 from pretrain import bench_verb
 from pretrain.bench.compare import compare
-from pretrain.bench.data import EOD_ID, open_prepared, write_synthetic
+from pretrain.bench.data import EOD_ID, document_lengths, open_prepared, write_synthetic
 from pretrain.bench.measure import Wanted, bench, check_memory
 from pretrain.bench.result import FORMAT, load, mfu, new_folder, step_figures
 from pretrain.bench.suite import SUITES, run_suite
@@ -205,7 +206,7 @@ def test_results_do_not_take_each_others_place(tmp_path: Path):
 
 @pytest.mark.parametrize("packing", ["stream", "best_fit"])
 def test_pseudo_random_tokens_are_read_by_the_real_loader(tmp_path: Path, packing: str):
-    config = load_run_config(["model.seq_length=32", f"data.packing={packing}", f"data.path={tmp_path}/none"])
+    config = load_run_config(["model.seq_length=256", f"data.packing={packing}", f"data.path={tmp_path}/none"])
     assert open_prepared(config) is None
     write_synthetic(tmp_path / "data", config, 300)
     dataset = PackedDataset.open(tmp_path / "data", "train")
@@ -213,9 +214,22 @@ def test_pseudo_random_tokens_are_read_by_the_real_loader(tmp_path: Path, packin
     batches = train_batches(dataset, seed=1, global_batch_size=16, rank=0, size=1, position=0)
     tokens = next(batches).tokens
     batches.close()
-    assert tokens.shape == (16, 33)
+    assert tokens.shape == (16, 257)
     assert tokens.max() < 300 and (tokens == EOD_ID).any()
     record = dataset.manifest.tokenizer
     assert (record.kind, record.file, record.vocab_size) == ("synthetic", "", 300), "it claims no tokenizer"
     write_synthetic(tmp_path / "again", config, 300)
     assert PackedDataset.open(tmp_path / "again", "train").manifest.digest == dataset.manifest.digest
+
+
+def test_pseudo_random_documents_are_as_long_as_texts_of_the_web(tmp_path: Path):
+    """Many short ones, some of several samples: so a step with data.document_mask pays for what it would pay for."""
+    config = load_run_config(["model.seq_length=2048", "train.global_batch_size=64"])
+    write_synthetic(tmp_path / "data", config, 300)
+    split = PackedDataset.open(tmp_path / "data", "train").manifest.splits["train"]
+    assert split.num_samples >= 256
+    assert 550 < split.num_tokens / split.num_documents < 850
+    lengths = document_lengths(np.random.default_rng(1), 10**6)
+    assert 380 < np.median(lengths) < 460
+    assert (lengths > 2048).mean() == pytest.approx(0.056, abs=0.02)
+    assert lengths.min() >= 2 and lengths.sum() >= 10**6 > lengths[:-1].sum()
