@@ -4,8 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from pretrain.actions import positive, positive_number
 from pretrain.config.errors import ConfigError
-from pretrain.data_verb import positive
 
 NONE_WORKED = 1
 
@@ -17,6 +17,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, metavar="FOLDER", help=help_)
     help_ = "measure on pseudo-random tokens of so many pieces; default: on data.path, where that is not prepared 50257"
     parser.add_argument("--vocab-size", type=positive, metavar="N", help=help_)
+    help_ = "of a suite these rows only, by their names in its table or patterns like '*-fast'; several by commas"
+    parser.add_argument("--only", action="append", default=[], metavar="NAME", help=help_)
+    help_ = "of a suite each row that takes longer is killed, and the next one begun"
+    parser.add_argument("--row-minutes", type=positive_number, metavar="M", help=help_)
 
 
 def run(given: argparse.Namespace) -> int:
@@ -33,9 +37,17 @@ def run(given: argparse.Namespace) -> int:
     if suites:
         from pretrain.bench.suite import run_suite
 
-        table, worked = run_suite(suites[-1], [word for word in words if not word.startswith("suite=")], wanted)
+        table, worked = run_suite(
+            suites[-1],
+            [word for word in words if not word.startswith("suite=")],
+            wanted,
+            only=[name for names in given.only for name in names.split(",")],
+            row_minutes=given.row_minutes,
+        )
         sys.stdout.write(table)
         return 0 if worked else NONE_WORKED
+    if given.only or given.row_minutes is not None:
+        raise ConfigError(["--only and --row-minutes are for suite=NAME, whose rows they are about"])
     from pretrain.bench.measure import bench
     from pretrain.bench.table import as_table
     from pretrain.config.load import load_run_config

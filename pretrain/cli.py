@@ -18,7 +18,7 @@ from textwrap import dedent
 from data_pipeline.errors import UserError
 from launch import submit
 from pretrain import bench_verb, checkpoint_verb, data_verb, status_verb, verify_verb
-from pretrain.actions import run_action
+from pretrain.actions import positive, positive_number, run_action
 from pretrain.config.errors import ConfigError, TrainingDiverged
 from pretrain.layout.failures import RankFailed
 
@@ -88,7 +88,7 @@ def _show_config(given: argparse.Namespace) -> int:
 
 def _ranks_option(parser: argparse.ArgumentParser) -> None:
     help_ = "number of processes to plan for; default: WORLD_SIZE, or 1"
-    parser.add_argument("--ranks", type=_positive(int), metavar="N", help=help_)
+    parser.add_argument("--ranks", type=positive, metavar="N", help=help_)
 
 
 def _train_options(parser: argparse.ArgumentParser) -> None:
@@ -99,20 +99,7 @@ def _train_options(parser: argparse.ArgumentParser) -> None:
 def _plan_options(parser: argparse.ArgumentParser) -> None:
     _ranks_option(parser)
     help_ = "memory of one device; the modes are chosen to fit in it"
-    parser.add_argument("--gpu-memory", type=_positive(float), metavar="GIB", help=help_)
-
-
-def _positive(kind: Callable[[str], float]) -> Callable[[str], float]:
-    def convert(text: str) -> float:
-        try:
-            value = kind(text)
-        except ValueError:
-            value = 0
-        if not 0 < value < float("inf"):
-            raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
-        return value
-
-    return convert
+    parser.add_argument("--gpu-memory", type=positive_number, metavar="GIB", help=help_)
 
 
 VERBS = {
@@ -210,6 +197,7 @@ VERBS = {
         examples:
           pretrain bench model=gpt3_1.3b engine=zero0_bf16 train.micro_batch_size=8
           pretrain bench suite=single_gpu
+          pretrain bench suite=single_gpu --only 'gpt3_1.3b*' --row-minutes 5
           pretrain bench suite=tiny --warmup 2 --steps 5
           pretrain bench compare bench/tiny/bench.json bench/tiny-2/bench.json
         """,

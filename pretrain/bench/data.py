@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from data_pipeline.mixture import TrainingData
 from data_pipeline.remote.addresses import is_url
@@ -19,6 +20,9 @@ from pretrain.training_data import open_datasets
 SYNTHETIC = "synthetic"
 VOCAB_SIZE = 50257
 EOD_ID = 0
+MEDIAN_TOKENS, SIGMA = 420, 1.0
+"""Lengths of documents are log-normal, 690 tokens on average: texts of the web have 427 in C4 (156 * 10^9 tokens in
+365 * 10^6 documents: Dodge et al. 2021) and 1128 in OpenWebText (9.04 * 10^9 in 8.01 * 10^6: nanoGPT's readme)."""
 
 log = logging.getLogger(__name__)
 
@@ -33,19 +37,24 @@ def open_prepared(config: RunConfig) -> TrainingData | None:
 
 
 def write_synthetic(folder: Path, config: RunConfig, vocab_size: int) -> None:
-    """A dataset of uniform pseudo-random tokens in documents of a token to two samples, packed as the settings say.
+    """A dataset of uniform pseudo-random tokens in documents as long as texts of the web, packed as the settings say.
 
     Its manifest names no tokenizer's file: it can be trained on, and no text be made of it.
     """
     data, seq_length, dtype = config.data, config.model.seq_length, dtype_for(vocab_size)
-    settings = {"seed": config.run.seed, "vocab_size": vocab_size, "model.seq_length": seq_length}
+    settings = {
+        "seed": config.run.seed,
+        "vocab_size": vocab_size,
+        "model.seq_length": seq_length,
+        "document_tokens": f"log-normal, median {MEDIAN_TOKENS}, sigma {SIGMA}",
+    }
     digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
     random = np.random.default_rng(config.run.seed)
     splits, numbers = {}, {"train": max(64, 4 * config.train.global_batch_size), "validation": 8}
     with stage_new(folder) as staged:
         with split_writers(staged, data, seq_length=seq_length, dtype=dtype, eod_id=EOD_ID) as writers:
             for split, writer in writers.items():
-                lengths = random.integers(2, 2 * seq_length + 1, size=numbers[split] + 8)
+                lengths = document_lengths(random, (numbers[split] + 8) * (seq_length + 1))
                 tokens = random.integers(1, vocab_size, size=int(lengths.sum()), dtype=DTYPES[dtype])
                 tokens[np.cumsum(lengths) - 1] = EOD_ID
                 writer.add_all(tokens, lengths, num_text_bytes=0)
@@ -75,3 +84,12 @@ def write_synthetic(folder: Path, config: RunConfig, vocab_size: int) -> None:
             sources=(SourceRecord(name=SYNTHETIC, documents=num_documents, text_bytes=0, tokens=num_tokens),),
             settings={SYNTHETIC: settings},
         ).save(staged)
+
+
+def document_lengths(random: np.random.Generator, num_tokens: int) -> npt.NDArray[np.int64]:
+    """Of as many documents as it takes for `num_tokens`; the token that ends each is one of its tokens."""
+    drawn = np.empty(0, np.int64)
+    while drawn.sum() < num_tokens:
+        more = random.lognormal(np.log(MEDIAN_TOKENS), SIGMA, size=1024)
+        drawn = np.concatenate([drawn, np.maximum(2, more).astype(np.int64)])
+    return drawn[: np.searchsorted(drawn.cumsum(), num_tokens) + 1]

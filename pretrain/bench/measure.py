@@ -7,7 +7,7 @@ import logging
 import shutil
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,7 +93,9 @@ def _measure(
     layout = ParallelLayout(world_from_environment()[1], parallel.tp, parallel.pp)
     with runtime(config.engine, layout=layout) as here:
         groups = build_groups(layout, config.run.seed, here.group_timeout_minutes, here.device, vp=parallel.vp)
-        dataset = prepared or _synthetic(config, wanted.vocab_size or VOCAB_SIZE, folder, groups)
+        place = _place_of_all(folder, groups)
+        config = replace(config, run=replace(config.run, dir=str(place)))  # what building an engine leaves goes there
+        dataset = prepared or _synthetic(config, wanted.vocab_size or VOCAB_SIZE, place / "data", groups)
         tokenizer = dataset.manifest.tokenizer
         memory = smallest_memory(here.device, groups.control)
         check_memory(config, tokenizer.vocab_size, layout, memory)
@@ -145,16 +147,24 @@ def _measure(
     return folder, result
 
 
-def _synthetic(config: RunConfig, vocab_size: int, folder: Path | None, groups: "ProcessGroups") -> TrainingData:
-    """Written by rank 0 into its folder, read by all."""
+def _place_of_all(folder: Path | None, groups: "ProcessGroups") -> Path:
+    """The folder of the result, which rank 0 chose, on every rank."""
     import torch.distributed as dist
 
-    places = [None if folder is None else folder / "data"]
-    if places[0] is not None:
-        write_synthetic(places[0], config, vocab_size)
+    places = [folder]
     dist.broadcast_object_list(places, src=0, group=groups.control)
     assert places[0] is not None
-    return PackedDataset.open(places[0], "train")
+    return places[0]
+
+
+def _synthetic(config: RunConfig, vocab_size: int, folder: Path, groups: "ProcessGroups") -> TrainingData:
+    """Written by rank 0, read by all."""
+    import torch.distributed as dist
+
+    if dist.get_rank() == 0:
+        write_synthetic(folder, config, vocab_size)
+    dist.barrier(group=groups.control)
+    return PackedDataset.open(folder, "train")
 
 
 def check_memory(config: RunConfig, vocab_size: int, layout: ParallelLayout, available: int) -> None:

@@ -14,9 +14,14 @@ _LAUNCHES = ("cuda_runtime", "cuda_driver")
 
 # Kernels and operators by name, the first match counts; what matches none is elementwise.
 _KINDS: tuple[tuple[Part, re.Pattern[str]], ...] = (
+    # Inductor names its own kernels after all that their tensors come from, products and attention too; but templates.
+    ("elementwise and norms", re.compile(r"^triton_(?!tem_)")),
+    ("attention", re.compile(r"^triton_tem_.*flex_attention")),
+    ("matrix products", re.compile(r"^triton_tem_")),
     ("communication", re.compile(r"nccl|c10d::|gloo|rccl", re.I)),
     ("data", re.compile(r"Memcpy HtoD")),
-    ("attention", re.compile(r"flash|fmha|attention|attn|sdpa", re.I)),
+    # The last two begin and end cuDNN's backward pass.
+    ("attention", re.compile(r"flash|fmha|attention|attn|sdpa|compute_dot_do_o|convert_dq", re.I)),
     (
         "matrix products",
         re.compile(

@@ -1,11 +1,16 @@
 """Several models one after the other, each in a process of its own, so that none feels what another broke."""
 
+import contextlib
+import fnmatch
 import logging
+import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+import psutil
 
 from data_pipeline.durable import write_durably
 from pretrain.bench.data import VOCAB_SIZE
@@ -18,7 +23,7 @@ from pretrain.layout.grid import world_from_environment
 
 @dataclass(frozen=True)
 class Suite:
-    """What is measured: models, or one model in several ways, in order; all on pseudo-random tokens."""
+    """What is measured: models, or one model in several ways, the cheapest first; all on pseudo-random tokens."""
 
     models: Mapping[str, Sequence[str]]
     """Name in the table -> overrides."""
@@ -40,6 +45,9 @@ _WAYS = {"": ("engine.cross_entropy=plain",), "-fast": ("engine.cross_entropy=in
 _ELEMENTWISE = ("engine.cross_entropy=in_place", "engine.compile=elementwise")
 _MORE_WAYS = {
     "-elementwise": _ELEMENTWISE,
+    "-flash": (*_ELEMENTWISE, "engine.attention=flash"),
+    "-cudnn": (*_ELEMENTWISE, "engine.attention=cudnn"),
+    "-zero1": (*_ELEMENTWISE, "engine.zero_stage=1"),
     "-zero3": (*_ELEMENTWISE, "engine.zero_stage=3"),
     "-documents": (*_ELEMENTWISE, "data.document_mask=true"),
 }
@@ -64,38 +72,66 @@ SUITES: Mapping[str, Suite] = {
 log = logging.getLogger(__name__)
 
 
-def run_suite(name: str, overrides: Sequence[str], wanted: Wanted) -> tuple[str, bool]:
-    """Measure every model of a suite, further overrides applied to each: the table, and whether any model worked."""
+def run_suite(
+    name: str,
+    overrides: Sequence[str],
+    wanted: Wanted,
+    *,
+    only: Sequence[str] = (),
+    row_minutes: float | None = None,
+) -> tuple[str, bool]:
+    """Measure every model of a suite, further overrides applied to each: the table, and whether any model worked.
+
+    `only`: names in the table, or patterns of them; `row_minutes`: one that takes longer is ended.
+    """
     if name not in SUITES:
         raise RunError(f"suite={name}: there is no such suite; choose {' or '.join(SUITES)}")
     if world_from_environment()[1] > 1:
         raise RunError(f"suite={name}: starts its own processes; run it without torchrun, or bench single models")
-    suite, folder = SUITES[name], new_folder(wanted.out, name)
+    suite = SUITES[name]
+    models = _chosen(name, suite.models, only)
+    folder = new_folder(wanted.out, name)
     wanted = replace(wanted, vocab_size=wanted.vocab_size or suite.vocab_size)
     folder.mkdir(parents=True, exist_ok=True)
     rows: list[tuple[str, ...]] = [
         ("model", "median ms", "p95 ms", "tokens/s", "MFU of peak", "of products", "GiB", "limited by")
     ]
     failed, table = 0, ""
-    for number, (model, its) in enumerate(suite.models.items(), 1):
-        log.info("%s: %d of %d", model, number, len(suite.models))
-        fault = _run_one(folder / model, [*its, *overrides], wanted)
+    for number, (model, its) in enumerate(models.items(), 1):
+        log.info("%s: %d of %d", model, number, len(models))
+        fault = _run_one(folder / model, [*its, *overrides], wanted, row_minutes)
         rows.append(_failed(model, fault) if fault else _row(model, load(folder / model)))
         failed += fault is not None
         head = f"suite {name}; MFU by 6N + 6Lhs; all figures in {folder}/MODEL/"
         table = "\n".join([head, "", *columns(rows, left=(0, len(rows[0]) - 1))]) + "\n"
         write_durably(folder / TABLE_FILE, table.encode())  # after each model: the next ones may take long
-    return table, failed < len(suite.models)
+    return table, failed < len(models)
 
 
-def _run_one(folder: Path, overrides: Sequence[str], wanted: Wanted) -> str | None:
+def _chosen(suite: str, models: Mapping[str, Sequence[str]], only: Sequence[str]) -> Mapping[str, Sequence[str]]:
+    unknown = [wanted for wanted in only if not fnmatch.filter(models, wanted)]
+    if unknown:
+        raise RunError(f"--only {','.join(unknown)}: suite={suite} has no such row; choose of {', '.join(models)}")
+    return {name: its for name, its in models.items() if not only or any(fnmatch.fnmatch(name, each) for each in only)}
+
+
+def _run_one(folder: Path, overrides: Sequence[str], wanted: Wanted, minutes: float | None) -> str | None:
     """Why it failed, in a line; None: it did not."""
     words = [sys.executable, "-m", "pretrain", "bench", *overrides, f"--out={folder}"]
     # Pseudo-random tokens, whatever is prepared here: a suite compares models and machines.
     words += [f"--warmup={wanted.warmup}", f"--steps={wanted.steps}", f"--vocab-size={wanted.vocab_size}"]
     log_file = folder.with_name(f"{folder.name}.log")
     with log_file.open("wb") as stream:
-        code = subprocess.run(words, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream).returncode
+        process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream)
+        try:
+            code = process.wait(None if minutes is None else 60 * minutes)
+        except subprocess.TimeoutExpired:
+            code = None
+        finally:
+            _end(process)
+    if code is None:
+        shutil.rmtree(folder, ignore_errors=True)  # as a bench itself leaves none where it fails
+        return f"took longer than --row-minutes {minutes:g}"
     if code == 0:
         return None
     if code < 0:
@@ -103,6 +139,24 @@ def _run_one(folder: Path, overrides: Sequence[str], wanted: Wanted) -> str | No
     text = log_file.read_text(encoding="utf-8", errors="replace").strip()
     _, mark, told = text.rpartition("pretrain: error: ")
     return " ".join(told.split()) if mark else text[text.rfind("\n") + 1 :] or f"exit code {code}"
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    """Kill it and all that it started, as compilers are; nothing where it has ended."""
+    if process.poll() is None:
+        for one in list(_stopped(psutil.Process(process.pid))):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
+        process.wait()
+
+
+def _stopped(process: psutil.Process) -> Iterator[psutil.Process]:
+    """A process and all below it, each stopped before it is looked at, so that none is started meanwhile."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process.suspend()
+        yield process
+        for child in process.children():
+            yield from _stopped(child)
 
 
 def _row(model: str, result: Result) -> tuple[str, ...]:

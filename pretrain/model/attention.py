@@ -8,6 +8,7 @@ layers and recomputation hand it on, it says all there is to say, and nobody has
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -88,12 +89,19 @@ def attend(
             context = _causal(heads, dropout)
     else:
         # A call for each document: what it must not see is not computed, so this takes less time than one causal call.
-        # tensor_split refuses cuts that lie on a device.
-        documents = zip(*(tensor.flatten(0, 1)[None].tensor_split(cuts, dim=1) for tensor in heads), strict=True)
+        # One split into all of them: its gradient is one concatenation, where that of each slice has the size of all.
+        lengths = _lengths(cuts, heads[0].shape[:2].numel())
+        documents = zip(*(tensor.flatten(0, 1)[None].split(lengths, dim=1) for tensor in heads), strict=True)
         with kernels.allowed(dropout):
             context = torch.cat([_causal(parts, dropout) for parts in documents], dim=1)  # [1, b * s, n, d]
         context = context[0].unflatten(0, heads[0].shape[:2])
     return context.transpose(0, 1).flatten(2)
+
+
+def _lengths(cuts: Tensor, num_tokens: int) -> list[int]:
+    """Of the documents."""
+    assert cuts.device.type == "cpu", "else the device would be asked within a step"
+    return [end - begin for begin, end in pairwise([0, *cuts.tolist(), num_tokens])]
 
 
 def _causal(heads: Sequence[Tensor], dropout: float) -> Tensor:

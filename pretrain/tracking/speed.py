@@ -135,6 +135,8 @@ def peak_flops(device_name: str, precision: Precision) -> float | None:
 
 # TFLOP/s without sparsity, with fp32 accumulation: fp16, bf16, fp32 outside the TF32 units. The first match counts.
 _CHIPS: tuple[tuple[str, float, float | None, float], ...] = (
+    (r"\bGB200\b", 2500, 2500, 80),  # NVIDIA GB200 NVL72 datasheet, a 72nd of the rack, half of what sparsity gives
+    (r"\bB300\b", 2250, 2250, 75),  # NVIDIA HGX B300 specifications, an eighth of the board
     (r"\bB200\b", 2250, 2250, 75),  # NVIDIA DGX/HGX B200 datasheet, an eighth of the board
     (r"\bH[12]00 NVL\b", 835.5, 835.5, 60),  # NVIDIA H100 and H200 datasheets, NVL column
     (r"\bG?H200\b", 989.4, 989.4, 66.9),  # NVIDIA H200 datasheet: the GH100 of the H100 SXM
@@ -142,13 +144,17 @@ _CHIPS: tuple[tuple[str, float, float | None, float], ...] = (
     (r"\bH100\b", 989.4, 989.4, 66.9),  # NVIDIA H100 whitepaper, SXM5
     (r"\bA100\b", 312, 312, 19.5),  # NVIDIA A100 datasheet
     (r"\bL40S\b", 362, 362, 91.6),  # NVIDIA L40S datasheet
+    (r"\bL40\b", 181, 181, 90.5),  # NVIDIA L40 datasheet: 362 with sparsity
     (r"\bL4\b", 121, 121, 30.3),  # NVIDIA L4 datasheet: 242 with sparsity
     (r"\bA10\b", 125, 125, 31.2),  # NVIDIA A10 datasheet
+    (r"\bA10G\b", 70, 70, 35),  # NVIDIA A10G datasheet (AWS): 140 with sparsity
+    (r"\bRTX A6000\b", 154.8, 154.8, 38.7),  # NVIDIA GA102 whitepaper
     (r"\bV100-PCIE\b", 112, None, 14),  # NVIDIA V100 datasheet, PCIe column; no bf16 units
     (r"\bV100\b", 125, None, 15.7),  # NVIDIA V100 datasheet, SXM2
     (r"\bT4\b", 65, None, 8.1),  # NVIDIA T4 datasheet; no bf16 units
     (r"\bRTX 3090\b(?! Ti)", 71, 71, 35.6),  # NVIDIA GA102 whitepaper
-    (r"\bRTX 4090\b(?! D)", 165.2, 165.2, 82.6),  # NVIDIA Ada whitepaper
+    (r"\bRTX 4090\b(?! D| Laptop)", 165.2, 165.2, 82.6),  # NVIDIA Ada whitepaper
+    (r"\bRTX 5090\b(?! D| Laptop)", 209.5, 209.5, 104.8),  # NVIDIA RTX Blackwell whitepaper
     (r"\bMI250X\b", 191.5, 191.5, 23.95),  # AMD MI250X datasheet, halved: each of its two dies is a device to torch
     (r"\bMI300X\b", 1307.4, 1307.4, 163.4),  # AMD MI300X datasheet
 )

@@ -3,8 +3,11 @@
     python -m tests.benchmarks.engine_overhead [--hf] [--steps 30] [--warm-up 5] [overrides]
 
 All sides take the same steps in turn, A B A B ..., so that a machine whose speed drifts is fair to all. The plain
-side has what any loop needs: forward, backward, clipping, torch's AdamW. Ours has all that `train` does at each step:
-loader, Megatron's schedule, DeepSpeed's step, the message among ranks, the record, all sinks that the config names.
+side has what any loop needs, in the configured precision: forward, backward, clipping, torch's AdamW, over the same
+stage with the same attention kernels, cross-entropy and graphs (engine.compile), master weights and sums of gradients
+in fp32 where the engine has them so. It shards nothing, whatever the ZeRO stage. Ours has all that `train` does at each
+step: loader, Megatron's schedule, DeepSpeed's step, the message among ranks, the record, all sinks that the config
+names. Without a prepared dataset both read pseudo-random tokens.
 With --hf, where transformers and accelerate are installed, Hugging Face's Trainer is a third side, with a Llama of the
 same shape (hf_trainer.py). On a GPU each step ends when the device has done it.
 """
@@ -14,13 +17,18 @@ import contextlib
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from data_pipeline.loader import train_batches
+from data_pipeline.shards.manifest import MANIFEST_FILE
 from data_pipeline.shards.reader import PackedDataset
+from pretrain.bench.data import VOCAB_SIZE, write_synthetic
+from pretrain.config.attention import calls_of
 from pretrain.config.checks import check_run
 from pretrain.config.load import load_run_config
 from pretrain.config.run import RunConfig
@@ -28,50 +36,112 @@ from pretrain.layout.grid import ParallelLayout
 from pretrain.layout.groups import ProcessGroups, build_groups
 from pretrain.layout.runtime import runtime
 from pretrain.layout.vendor_imports import megatron_imports
+from pretrain.optim.param_groups import decay_groups
 from pretrain.run_state import RunState
 
-OURS = "pretrain train"
-
-
-def plain_steps(
-    config: RunConfig, dataset: PackedDataset, groups: ProcessGroups, device: torch.device
-) -> Callable[[], None]:
-    """One optimizer step a call, as a hand-written loop would do it."""
-    from pretrain.engine.schedule import positions_of
+with megatron_imports():
+    from pretrain.engine.build import build_engine
+    from pretrain.engine.deepspeed_config import sums_in_fp32
+    from pretrain.engine.device import to_device
+    from pretrain.engine.schedule import document_cuts, positions_in_documents, positions_of
+    from pretrain.model.compiled import compile_stage
     from pretrain.model.gpt import build_stage
 
-    stage = build_stage(
-        config.model,
-        parallel=config.parallel,
-        engine=config.engine,
-        vocab_size=dataset.manifest.tokenizer.vocab_size,
-        seed=config.run.seed,
-        groups=groups,
-        device=device,
-    )
-    adamw = torch.optim.AdamW(stage.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
-    micro = config.train.micro_batch_size
-    batches = train_batches(
-        dataset, seed=1, global_batch_size=config.train.global_batch_size, rank=0, size=1, position=0
-    )
+OURS = "pretrain train"
+LR = 1e-4
 
-    def step() -> None:
-        parts = next(batches).tokens.to(device).split(micro)
+
+class PlainLoop:
+    """One optimizer step a call, as a hand-written loop would do it: what the configuration says of one device."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        vocab_size: int,
+        batches: Iterator[Tensor],
+        groups: ProcessGroups,
+        device: torch.device,
+        *,
+        eod_id: int,
+        lr: float = LR,
+    ) -> None:
+        """`batches`: tokens [n, s + 1] on the host."""
+        engine, optim = config.engine, config.optim
+        if engine.precision == "fp16":
+            raise SystemExit("engine.precision=fp16: the plain loop scales no losses; take bf16 or fp32")
+        self.batches, self.device = batches, device
+        self.micro_batch_size, self.clip = config.train.micro_batch_size, optim.clip_grad_norm
+        self.document_end = eod_id if config.data.document_mask else None
+        kind = "cuda" if device.type == "cuda" else "cpu"
+        self.stage = build_stage(
+            config.model,
+            parallel=config.parallel,
+            engine=engine,
+            vocab_size=vocab_size,
+            seed=config.run.seed,
+            groups=groups,
+            device=device,
+            attention=calls_of(config.model, engine, kind, documents=config.data.document_mask),
+        )
+        if engine.compile != "none":
+            compile_stage(self.stage, engine.compile, Path(config.run.dir) / "compile")
+        if sums_in_fp32(engine):
+            for parameter in self.stage.parameters():
+                parameter.grad_dtype = torch.float32
+        # In fp32 a parameter is its own master.
+        self.masters = {
+            parameter: parameter if engine.precision == "fp32" else torch.nn.Parameter(parameter.detach().float())
+            for parameter in self.stage.parameters()
+        }
+        self.adamw = torch.optim.AdamW(
+            decay_groups(
+                ((name, shape, self.masters[own]) for name, shape, own in self.stage.named()), optim.weight_decay
+            ),
+            lr=lr,
+            betas=(optim.beta1, optim.beta2),
+            eps=optim.eps,
+            fused=True,
+        )
+
+    def __call__(self) -> Tensor:
+        """Train on the next batch; its loss, which nobody has waited for."""
+        parts = next(self.batches).split(self.micro_batch_size)
+        total = torch.zeros((), device=self.device)
         for tokens in parts:
-            inputs = tokens[:, :-1]
-            loss = stage(0, inputs, positions_of(inputs), None, labels=tokens[:, 1:]).mean() / len(parts)
+            loss = self._loss(tokens) / len(parts)
             loss.backward()
-        torch.nn.utils.clip_grad_norm_(stage.parameters(), config.optim.clip_grad_norm)
-        adamw.step()
-        adamw.zero_grad()
+            total += loss.detach()
+        self._update()
+        return total
 
-    return step
+    def _loss(self, tokens: Tensor) -> Tensor:
+        there, cuts = to_device(tokens, self.device), None
+        inputs = there[:, :-1]
+        positions = positions_of(inputs)
+        if self.document_end is not None:
+            cuts = document_cuts(tokens[:, :-1], self.document_end)
+            positions = positions_in_documents(inputs, self.document_end)
+        losses: Tensor = self.stage(0, inputs, positions, cuts, labels=there[:, 1:])
+        return losses.mean()
+
+    @torch.no_grad()
+    def _update(self) -> None:
+        apart = {own: master for own, master in self.masters.items() if own is not master}
+        for own, master in apart.items():
+            assert own.grad is not None
+            master.grad, own.grad = own.grad.float(), None
+        if self.clip:
+            torch.nn.utils.clip_grad_norm_(self.masters.values(), self.clip)
+        self.adamw.step()
+        self.adamw.zero_grad()
+        if apart:
+            torch._foreach_copy_(list(apart), list(apart.values()))
 
 
 class Pace:
     """Stands in the place of a sink: lets the other sides take their steps between two of ours, and keeps all times."""
 
-    def __init__(self, others: Mapping[str, Callable[[], None]], device: torch.device) -> None:
+    def __init__(self, others: Mapping[str, Callable[[], object]], device: torch.device) -> None:
         self.others, self.device = others, device
         self.times: dict[str, list[float]] = {OURS: [], **{name: [] for name in others}}
         self.began = time.perf_counter()
@@ -92,9 +162,9 @@ class Pace:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--hf", action="store_true")
-    parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--warm-up", type=int, default=5)
+    parser.add_argument("--hf", action="store_true", help="Hugging Face's Trainer as a third side")
+    parser.add_argument("--steps", type=int, default=30, help="steps of each side that are timed; default: 30")
+    parser.add_argument("--warm-up", type=int, default=5, help="steps of each side before them; default: 5")
     options, overrides = parser.parse_known_args()
     steps = options.warm_up + options.steps
     with tempfile.TemporaryDirectory() as folder:
@@ -109,11 +179,16 @@ def main() -> None:
             ]
         )
         check_run(config, world_size=1)
-        dataset = PackedDataset.open(Path(config.data.path), "train")
+        path = Path(config.data.path)
+        if not (path / MANIFEST_FILE).exists():
+            path = Path(folder) / "data"
+            write_synthetic(path, config, VOCAB_SIZE)
+        dataset = PackedDataset.open(path, "train")
         times = run_all(config, dataset, Path(folder), options.hf)
     times = {side: values[options.warm_up : steps] for side, values in times.items()}
     tokens = config.train.global_batch_size * config.model.seq_length
-    precision = f"ZeRO-{config.engine.zero_stage} {config.engine.precision}"
+    engine = config.engine
+    precision = f"ZeRO-{engine.zero_stage} {engine.precision}, engine.compile={engine.compile}"
     print(f"{config.model.name}, {precision}, {tokens} tokens a step, {options.steps} steps, medians")
     for side, values in times.items():
         median = statistics.median(values)
@@ -127,19 +202,23 @@ def main() -> None:
 
 def run_all(config: RunConfig, dataset: PackedDataset, folder: Path, hf: bool) -> dict[str, list[float]]:
     """Run our loop with `Pace` as the last of its sinks; seconds of each side's steps."""
-    with megatron_imports():
-        from pretrain.engine.build import build_engine
     from pretrain.loop import NothingSaved, run_loop
     from pretrain.model.flops import token_flops
     from pretrain.tracking.sinks import build_sinks
     from pretrain.tracking.speed import StepClock, device_peak
 
-    vocab_size = dataset.manifest.tokenizer.vocab_size
+    vocab_size, eod_id = dataset.manifest.tokenizer.vocab_size, dataset.manifest.tokenizer.eod_id
+    size = config.train.global_batch_size
+    batches = partial(train_batches, dataset, seed=1, global_batch_size=size, rank=0, size=1, position=0)
     with runtime(config.engine) as here, contextlib.ExitStack() as stack:
         groups = build_groups(ParallelLayout(1), config.run.seed, 5, here.device)
-        engine = build_engine(config, vocab_size, groups, here.device, eod_id=dataset.manifest.tokenizer.eod_id)
+        engine = build_engine(config, vocab_size, groups, here.device, eod_id=eod_id)
         sinks = build_sinks(config, folder, 0, config.train.max_steps or 0, {})
-        others = {"plain loop": plain_steps(config, dataset, groups, here.device)}
+        others: dict[str, Callable[[], object]] = {
+            "plain loop": PlainLoop(
+                config, vocab_size, (batch.tokens for batch in batches()), groups, here.device, eod_id=eod_id
+            )
+        }
         if hf:
             from tests.benchmarks.hf_trainer import HfTrainer
 
@@ -147,7 +226,7 @@ def run_all(config: RunConfig, dataset: PackedDataset, folder: Path, hf: bool) -
             stack.callback(trainer.close)
             others["HF Trainer"] = trainer.step
         pace = Pace(others, here.device)
-        peak = device_peak(config.tracking.peak_tflops, None, config.engine.precision)
+        peak = device_peak(config.tracking.peak_tflops, here.gpu_name, config.engine.precision)
 
         def record(kind: str, step: int, values: object) -> None:
             for sink in sinks:
@@ -159,12 +238,10 @@ def run_all(config: RunConfig, dataset: PackedDataset, folder: Path, hf: bool) -
         run_loop(
             config=config,
             engine=engine,
-            batches=train_batches(
-                dataset, seed=1, global_batch_size=config.train.global_batch_size, rank=0, size=1, position=0
-            ),
+            batches=batches(),
             state=RunState(),
             total_steps=config.train.max_steps or 0,
-            lr_at=lambda step: 1e-4,
+            lr_at=lambda step: LR,
             samples_counted_here=True,
             clock=StepClock(token_flops(config.model, vocab_size), 1, peak),
             record=record,

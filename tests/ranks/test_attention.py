@@ -1,9 +1,12 @@
 """Attention by any of torch's kernels is attention, and the one that is named is the one that runs."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from pretrain.config.attention import Calls
 from pretrain.layout.runtime import Runtime
@@ -54,6 +57,55 @@ def test_flash_and_math_agree(dtype: torch.dtype, groups: int, cuts: Tensor | No
     bound = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 0.05, "atol": 0.1}
     for value, other in zip(found, expected, strict=True):
         torch.testing.assert_close(value, other, **bound)
+
+
+class Made(TorchDispatchMode):
+    """Counts the bytes of the tensors that operations make, views not among them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        results = func(*args, **(kwargs or {}))
+        if not func.is_view:
+            self.bytes += sum(t.nbytes for t in tree_leaves(results) if isinstance(t, Tensor))
+        return results
+
+
+def made_in_backward(num_documents: int) -> int:
+    query, key, value = (torch.randn(64, 2, 2, 8, requires_grad=True) for _ in range(3))
+    cuts = torch.arange(0, 128, 128 // num_documents)[1:]
+    total = attend(query, key, value, cuts).sum()
+    with Made() as made:
+        total.backward()
+    return made.bytes
+
+
+def test_more_documents_take_no_more_memory_in_the_backward_pass() -> None:
+    """Nothing of the size of all tokens is made for each document."""
+    few, many = made_in_backward(2), made_in_backward(64)
+    assert few > 3 * 128 * 2 * 8 * 4, "three gradients at least"
+    assert many < 1.2 * few
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_documents_cut_out_one_by_one_give_the_same_bits(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(7)
+    found = []
+    given = [torch.randn(9, 2, heads, 8, generator=generator).to(dtype) for heads in (4, 2, 2)]
+    for together in (True, False):
+        inputs = [tensor.clone().requires_grad_() for tensor in given]
+        if together:
+            context = attend(*inputs, CUTS)  # type: ignore[arg-type]
+        else:
+            rows = [tensor.transpose(0, 1).flatten(0, 1)[:, None] for tensor in inputs]  # [b * s, 1, heads, d]
+            places = pairwise([0, *CUTS.tolist(), 18])
+            context = torch.cat([attend(*(row[a:b] for row in rows), None) for a, b in places])  # type: ignore[arg-type]
+            context = context.unflatten(0, (2, 9))[:, :, 0].transpose(0, 1)
+        context.square().sum().backward()
+        found.append([context.detach(), *(tensor.grad for tensor in inputs)])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
 @pytest.mark.parametrize("kernel", ["flash", "math"])

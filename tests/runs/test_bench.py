@@ -3,6 +3,7 @@
 import gzip
 import json
 import re
+import shutil
 
 import pytest
 
@@ -69,6 +70,14 @@ def test_two_ranks_measure_the_configured_dataset_together(place):
     assert result["tokens_per_second"] == 8 * 32 / result["step_seconds"]["median"], "of both ranks"
     per_device = result["tokens_per_second"] / 2 * result["flops_per_token"]["six_n"] / 1e12
     assert result["mfu"]["6n"]["of_ceiling"] == pytest.approx(per_device / result["ceiling"]["tflops"])
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+def test_what_is_compiled_is_kept_with_the_result(place):
+    done = place.command("bench", *SMALL, *FEW, "--vocab-size=300", "engine.compile=elementwise", "--out=compiled")
+    assert done.returncode == 0, done.stderr
+    assert list((place.folder / "compiled" / "compile").rglob("*.cpp"))
+    assert {path.name for path in place.folder.iterdir()} == {"compiled"}, "and nothing elsewhere"
 
 
 def test_a_suite_goes_on_where_a_model_fails(place):

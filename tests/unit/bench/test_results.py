@@ -1,9 +1,13 @@
 """Figures follow from the steps; a result is read back as it was saved, compared, and nothing else is taken for one."""
 
 import argparse
+import contextlib
 import json
+import time
 from pathlib import Path
 
+import numpy as np
+import psutil
 import pytest
 
 from data_pipeline.errors import UserError
@@ -11,7 +15,7 @@ from data_pipeline.loader import train_batches
 from data_pipeline.shards.reader import PackedDataset
 from pretrain import bench_verb
 from pretrain.bench.compare import compare
-from pretrain.bench.data import EOD_ID, open_prepared, write_synthetic
+from pretrain.bench.data import EOD_ID, document_lengths, open_prepared, write_synthetic
 from pretrain.bench.measure import Wanted, bench, check_memory
 from pretrain.bench.result import FORMAT, load, mfu, new_folder, step_figures
 from pretrain.bench.suite import SUITES, run_suite
@@ -20,6 +24,7 @@ from pretrain.config.errors import RunError
 from pretrain.config.load import load_run_config
 from pretrain.layout.grid import ParallelLayout
 from pretrain.model.flops import TokenFlops
+from pretrain.model.size import count_parameters
 
 
 def test_median_p95_and_split_of_the_steps():
@@ -92,6 +97,13 @@ def test_what_is_no_result_is_refused(tmp_path: Path, content: str):
         (["compare", "a.json"], {}, "takes two results"),
         (["compare", "a.json", "b.json"], {}, "a.json: cannot be read"),
         (["suite=giant"], {}, "suite=giant: there is no such suite; choose single_gpu or tiny"),
+        (
+            ["suite=tiny"],
+            {"only": ["tiny,big", "t*a"]},
+            "--only big: suite=tiny has no such row; choose of tiny, tiny_llama",
+        ),
+        (["model=tiny"], {"only": ["tiny"]}, "--only and --row-minutes are for suite=NAME"),
+        (["model=tiny"], {"row_minutes": 1.0}, "--only and --row-minutes are for suite=NAME"),
         (["model=tiny"], {"vocab_size": 1}, "--vocab-size 1: must be at least 2"),
         (["model=tiny"], {"out": Path("taken")}, "--out taken: is there already"),
         (["train.micro_batch_size=5"], {}, "train.global_batch_size=16: must be a multiple"),
@@ -101,7 +113,7 @@ def test_a_mistake_is_told_in_one_line(tmp_path, monkeypatch, words, options, me
     monkeypatch.chdir(tmp_path)
     Path("taken").mkdir()
     Path("taken/bench.json").touch()
-    given = {"warmup": None, "steps": None, "out": None, "vocab_size": None} | options
+    given = {"warmup": None, "steps": None, "out": None, "vocab_size": None, "only": [], "row_minutes": None} | options
     with pytest.raises(UserError) as caught:
         bench_verb.run(argparse.Namespace(overrides=words, **given))
     assert message in str(caught.value) and "\n" not in str(caught.value)
@@ -136,9 +148,54 @@ def test_a_suite_of_which_no_model_works_has_a_reason_for_each(tmp_path):
 
 
 @pytest.mark.parametrize("suite", SUITES)
-def test_the_models_of_a_suite_are_legal_runs(suite):
+@pytest.mark.parametrize("device", ["auto", "cuda"])
+def test_the_models_of_a_suite_are_legal_runs(suite, device):
     for overrides in SUITES[suite].models.values():
-        check_run(load_run_config(overrides), world_size=1)
+        check_run(load_run_config([*overrides, f"engine.device={device}"]), world_size=1)
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_what_costs_most_comes_last(suite):
+    """A suite that is cut short has then measured all it could."""
+    models = [load_run_config(overrides).model for overrides in SUITES[suite].models.values()]
+    sizes = [count_parameters(model, 50257).total for model in models]
+    assert sizes == sorted(sizes)
+
+
+def write_program(path: Path, script: str) -> str:
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_a_row_that_takes_too_long_is_ended_with_all_it_started_and_the_next_one_begun(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    script = """
+        case "$*" in *model=tiny_llama*) echo 'pretrain: error: no' >&2; exit 2;; esac
+        mkdir -p out/tiny/compile
+        sh -c 'sleep 600 & echo $! > pid; wait'
+        echo done >&2
+    """
+    monkeypatch.setattr("sys.executable", write_program(tmp_path / "python", script))
+    table, worked = run_suite("tiny", [], Wanted(out=Path("out")), row_minutes=0.05)
+    rows = [line.split(maxsplit=7) for line in table.splitlines() if "failed" in line]
+    assert not worked and [(row[0], row[-1]) for row in rows] == [
+        ("tiny", "failed: took longer than --row-minutes 0.05"),
+        ("tiny_llama", "failed: no"),
+    ]
+    assert {path.name for path in Path("out").iterdir()} == {"table.txt", "tiny.log", "tiny_llama.log"}
+    assert not Path("out/tiny.log").read_text()
+    grandchild = int(Path("pid").read_text())
+    with contextlib.suppress(psutil.NoSuchProcess):
+        while psutil.Process(grandchild).status() != psutil.STATUS_ZOMBIE:  # whoever is to reap it may take its time
+            time.sleep(0.01)
+
+
+def test_only_the_rows_that_are_named_are_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.executable", write_program(tmp_path / "python", "exit 3"))
+    for only, rows in ((["*_llama"], ["tiny_llama"]), (["tiny_*", "tiny"], ["tiny", "tiny_llama"])):
+        table, _ = run_suite("tiny", [], Wanted(out=tmp_path / only[0]), only=only)
+        assert [line.split()[0] for line in table.splitlines() if "failed" in line] == rows
 
 
 def test_results_do_not_take_each_others_place(tmp_path: Path):
@@ -149,7 +206,7 @@ def test_results_do_not_take_each_others_place(tmp_path: Path):
 
 @pytest.mark.parametrize("packing", ["stream", "best_fit"])
 def test_pseudo_random_tokens_are_read_by_the_real_loader(tmp_path: Path, packing: str):
-    config = load_run_config(["model.seq_length=32", f"data.packing={packing}", f"data.path={tmp_path}/none"])
+    config = load_run_config(["model.seq_length=256", f"data.packing={packing}", f"data.path={tmp_path}/none"])
     assert open_prepared(config) is None
     write_synthetic(tmp_path / "data", config, 300)
     dataset = PackedDataset.open(tmp_path / "data", "train")
@@ -157,9 +214,22 @@ def test_pseudo_random_tokens_are_read_by_the_real_loader(tmp_path: Path, packin
     batches = train_batches(dataset, seed=1, global_batch_size=16, rank=0, size=1, position=0)
     tokens = next(batches).tokens
     batches.close()
-    assert tokens.shape == (16, 33)
+    assert tokens.shape == (16, 257)
     assert tokens.max() < 300 and (tokens == EOD_ID).any()
     record = dataset.manifest.tokenizer
     assert (record.kind, record.file, record.vocab_size) == ("synthetic", "", 300), "it claims no tokenizer"
     write_synthetic(tmp_path / "again", config, 300)
     assert PackedDataset.open(tmp_path / "again", "train").manifest.digest == dataset.manifest.digest
+
+
+def test_pseudo_random_documents_are_as_long_as_texts_of_the_web(tmp_path: Path):
+    """Many short ones, some of several samples: so a step with data.document_mask pays for what it would pay for."""
+    config = load_run_config(["model.seq_length=2048", "train.global_batch_size=64"])
+    write_synthetic(tmp_path / "data", config, 300)
+    split = PackedDataset.open(tmp_path / "data", "train").manifest.splits["train"]
+    assert split.num_samples >= 256
+    assert 550 < split.num_tokens / split.num_documents < 850
+    lengths = document_lengths(np.random.default_rng(1), 10**6)
+    assert 380 < np.median(lengths) < 460
+    assert (lengths > 2048).mean() == pytest.approx(0.056, abs=0.02)
+    assert lengths.min() >= 2 and lengths.sum() >= 10**6 > lengths[:-1].sum()

@@ -1,0 +1,216 @@
+"""On a GPU: a first look at what no CPU can show. `pytest tests/ranks/test_gpu.py` on a machine that has one."""
+
+import functools
+import itertools
+import math
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pretrain.bench.result import load
+from pretrain.config.attention import Calls, Kernel, obstacle
+from pretrain.config.run import RunConfig
+from pretrain.engine import zero
+from pretrain.engine.build import build_engine
+from pretrain.layout.groups import ProcessGroups
+from pretrain.layout.runtime import Runtime
+from pretrain.model.attention import attend, chosen_kernels
+from tests.ranks.test_attention import Operations
+from tests.support.gpu import Outcome, on_gpu, reason_for_none
+from tests.support.models import EOD_ID, VOCAB_SIZE, batches, run_config
+from tests.support.ranks import run_ranks
+from tests.support.runs import environment, program_command
+from tests.support.training import start, train
+
+WHY_NOT = reason_for_none()
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(WHY_NOT is not None, reason=WHY_NOT or ""),
+    pytest.mark.timeout(900),  # the first of several tests computes for all
+]
+
+DEVICE = "engine.device=cuda"
+IN_PLACE, DOCUMENTS = "engine.cross_entropy=in_place", "data.document_mask=true"
+STEPS = range(4)
+
+
+def losses_on_cpu(here: Runtime, config: RunConfig) -> list[float]:
+    return [step.loss for step in train(here, config, start(here, config), STEPS)]
+
+
+def losses(here: Runtime, groups: ProcessGroups, config: RunConfig) -> list[float]:
+    """Of steps; but for the first, asking the device between first forward and last backward is an error."""
+    engine, schedule = build_engine(config, VOCAB_SIZE, groups, here.device, eod_id=EOD_ID), zero.run_schedule
+
+    def unasked(*args: Any, **kwargs: Any) -> Any:
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            return schedule(*args, **kwargs)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    first = train(here, config, engine, STEPS[:1])  # libraries are loaded, tables made
+    zero.run_schedule = unasked
+    try:
+        return [step.loss for step in (*first, *train(here, config, engine, STEPS[1:]))]
+    finally:
+        zero.run_schedule = schedule
+
+
+WAYS = {"plain": (), "documents": (DOCUMENTS, IN_PLACE)}
+
+
+@functools.cache
+def expected_losses(model: str, way: str) -> list[float]:
+    """In fp32 on a CPU, where every ZeRO stage computes the same."""
+    (expected,) = run_ranks(losses_on_cpu, 1, run_config(model, *batches(1), *WAYS[way]))
+    return expected
+
+
+@functools.cache
+def trained() -> Mapping[str, Outcome]:
+    cases = {
+        f"{model} {way} {precision} {stage}": run_config(
+            model, *batches(1), *WAYS[way], DEVICE, zero_stage=stage, precision=precision
+        )
+        for model, way, precision, stage in itertools.product(("gpt", "llama"), WAYS, ("bf16", "fp32"), range(4))
+    }
+    return on_gpu(losses, cases)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("model", ["gpt", "llama"])
+@pytest.mark.parametrize(("precision", "bound"), [("bf16", 2e-3), ("fp32", 1e-4)])
+@pytest.mark.parametrize("stage", range(4))
+def test_a_step_computes_what_a_cpu_does_and_asks_the_device_for_nothing(
+    stage: int, precision: str, bound: float, model: str, way: str
+) -> None:
+    found = trained()[f"{model} {way} {precision} {stage}"].result()
+    assert found == pytest.approx(expected_losses(model, way), rel=bound)
+
+
+def attention(kernel: Kernel, calls: Calls, dtype: torch.dtype, cuts: Tensor | None) -> tuple[list[Tensor], set[str]]:
+    """Context and gradients in fp32, and the operations of the forward pass."""
+    generator = torch.Generator().manual_seed(calls.head_width)
+    heads = (4, 2, 2) if calls.grouped else (4, 4, 4)
+    given = [torch.randn(256, 2, count, calls.head_width, generator=generator).bfloat16() for count in heads]
+    inputs = [tensor.to(calls.device, dtype).requires_grad_() for tensor in given]
+    with Operations() as ran:
+        context = attend(*inputs, cuts, kernels=chosen_kernels(kernel, calls))  # type: ignore[arg-type]
+    context.backward(torch.randn(context.shape, generator=generator).bfloat16().to(context))
+    gradients = [tensor.grad for tensor in inputs if tensor.grad is not None]
+    return [value.detach().float() for value in (context, *gradients)], ran.names
+
+
+@pytest.mark.parametrize("documents", [False, True], ids=["whole", "documents"])
+@pytest.mark.parametrize("grouped", [False, True], ids=["all", "grouped"])
+@pytest.mark.parametrize("width", [64, 128])
+@pytest.mark.parametrize("kernel", ["flash", "cudnn", "efficient", "math"])
+def test_attention_kernels_agree(kernel: Kernel, width: int, grouped: bool, documents: bool) -> None:
+    calls = Calls("cuda", "bf16", head_width=width, dropout=0.0, documents=documents, grouped=grouped)
+    if (reason := obstacle(kernel, calls)) is not None:
+        pytest.skip(f"{kernel} {reason}")
+    cuts = torch.tensor([1, 100, 256, 300, 301, 511]) if documents else None
+    expected, _ = attention("math", calls, torch.float32, cuts)
+    found, ran = attention(kernel, calls, torch.bfloat16, cuts)
+    assert kernel == "math" or f"aten::_scaled_dot_product_{kernel}_attention" in ran
+    assert len(found) == 4
+    for value, other in zip(found, expected, strict=True):
+        assert (value - other).norm() < 0.02 * other.norm()
+
+
+LARGE_VOCAB, LOGITS = 32768, 16 * 512 * 32768 * 2
+"""Bytes of the logits of a micro-batch of 16 samples of 512 tokens in bf16."""
+
+
+def peak_of_a_step(here: Runtime, groups: ProcessGroups, config: RunConfig) -> int:
+    """Bytes that a step takes on top of what stays."""
+    engine = build_engine(config, LARGE_VOCAB, groups, here.device, eod_id=EOD_ID)
+    train(here, config, engine, [0, 1])  # libraries have their work spaces
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    train(here, config, engine, [2])
+    return torch.cuda.max_memory_allocated() - before
+
+
+@functools.cache
+def peaks() -> Mapping[str, Outcome]:
+    shape = ("gpt", *batches(1, 1, 16), "model.seq_length=512", DEVICE)
+    cases = {
+        f"{way} {stage}": run_config(*shape, f"engine.cross_entropy={way}", zero_stage=stage, precision="bf16")
+        for way, stage in itertools.product(("in_place", "plain"), range(4))
+    }
+    return on_gpu(peak_of_a_step, cases)
+
+
+@pytest.mark.parametrize("stage", range(4))
+def test_in_place_cross_entropy_holds_the_logits_once(stage: int) -> None:
+    """Beside them it has some rows in fp32, two or three times 64 MiB."""
+    least, usual = (peaks()[f"{way} {stage}"].result() for way in ("in_place", "plain"))
+    assert LOGITS < least < 1.7 * LOGITS
+    assert usual > 2 * least
+
+
+def compiled_losses(here: Runtime, groups: ProcessGroups, config: RunConfig) -> tuple[list[float], int]:
+    """And the number of graphs that were compiled."""
+    from torch._dynamo.utils import counters
+
+    torch._dynamo.reset()
+    counters.clear()
+    found = losses(here, groups, config)
+    assert not counters["graph_break"], dict(counters["graph_break"])
+    return found, counters["stats"]["unique_graphs"]
+
+
+@functools.cache
+def compiled() -> tuple[Mapping[str, Outcome], bool]:
+    """Outcomes, and whether what was compiled was kept in the run folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        cases = {
+            f"{model} {precision} {way}": run_config(
+                model,
+                *batches(1),
+                DEVICE,
+                f"run.dir={folder}",
+                f"engine.compile={way}",
+                zero_stage=1,
+                precision=precision,
+            )
+            for model, precision in (("gpt", "fp32"), ("llama", "bf16"))
+            for way in ("none", "layers", "elementwise")
+        }
+        outcomes = on_gpu(compiled_losses, cases)
+        return outcomes, any(Path(folder).glob("compile/*"))
+
+
+@pytest.mark.parametrize("way", ["layers", "elementwise"])
+@pytest.mark.parametrize(("model", "precision", "bound"), [("gpt", "fp32", 1e-4), ("llama", "bf16", 2e-3)])
+def test_compiled_code_computes_the_same(model: str, precision: str, bound: float, way: str) -> None:
+    outcomes, kept = compiled()
+    (expected, none), (found, some) = (outcomes[f"{model} {precision} {each}"].result() for each in ("none", way))
+    assert found == pytest.approx(expected, rel=bound)
+    assert none == 0 < some and kept
+
+
+def test_the_bench_measures_a_tiny_model(tmp_path: Path) -> None:
+    words = ["bench", "model=tiny", "engine=zero1_bf16", DEVICE, "--warmup", "2", "--steps", "3", "--out", "out"]
+    done = subprocess.run(
+        [*program_command(), *words], cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr[-6000:]
+    result = load(tmp_path / "out")
+    assert result["environment"]["device"] == torch.cuda.get_device_name()
+    assert result["memory"]["of"] == "allocated on the GPU" and result["memory"]["peak_gib"] > 0
+    assert result["tokens_per_second"] > 0 and all(map(math.isfinite, result["step_seconds"]["all"]))
+    if unseen := [note for note in result["notes"] if "CUPTI" in note]:
+        pytest.skip(unseen[0])
+    parts = {row["part"]: row["seconds"] for row in result["roofline"]}
+    for part in ("matrix products", "attention", "elementwise and norms", "optimizer"):
+        assert parts.get(part, 0.0) > 0, parts
