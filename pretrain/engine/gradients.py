@@ -139,6 +139,22 @@ def hand_norm_to_deepspeed(optimizer: Any, norm_of_step: Callable[[], float]) ->
     optimizer.has_overflow = lambda *_, **__: not math.isfinite(norm_of_step())
 
 
+def change_scale_after_update(optimizer: Any) -> None:
+    """ZeRO 1 to 3: gradients are divided by the loss scale that they were computed with.
+
+    DeepSpeed changes the scale first; where it grew and nothing is clipped, gradients would have half their size.
+    """
+    update, change = optimizer.step, optimizer._update_scale
+    optimizer._update_scale = lambda *_: None
+
+    def step(*args: Any, **kwargs: Any) -> Any:
+        result = update(*args, **kwargs)
+        change(optimizer.overflow)
+        return result
+
+    optimizer.step = step
+
+
 def _is_offloaded(optimizer: Any) -> bool:
     return bool(getattr(optimizer, "cpu_offload", False) or getattr(optimizer, "offload_optimizer", False))
 

@@ -108,6 +108,8 @@ APART = "data.document_mask=true"
 IN_PLACE = "engine.cross_entropy=in_place"
 CASES: dict[str, tuple[int, RunConfig]] = {
     "gpt-zero0": (1, run_config("gpt", *batches(1), zero_stage=0)),
+    "gpt-zero0-bf16": (1, run_config("gpt", *batches(1), IN_PLACE, zero_stage=0, precision="bf16")),
+    "llama-zero0-fp16-dp2": (2, run_config("llama", *batches(2), zero_stage=0, precision="fp16")),
     "gpt-zero1-bf16-documents": (1, run_config("gpt", *batches(1), APART, IN_PLACE, zero_stage=1, precision="bf16")),
     "llama-zero2-bf16": (1, run_config("llama", *batches(1), zero_stage=2, precision="bf16")),
     "llama-zero3-documents": (1, run_config("llama", *batches(1), APART, zero_stage=3)),
