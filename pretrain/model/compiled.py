@@ -9,13 +9,15 @@ functions are one graph each in every layout.
 import functools
 import os
 import shutil
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import torch
+from megatron.core import utils as megatron_utils
 from megatron.core.models.common.embeddings import rope_utils
+from megatron.core.tensor_parallel import layers as megatron_layers
 from torch import Tensor, nn
 
 from pretrain.config.errors import ConfigError, Problem
@@ -37,8 +39,9 @@ def compile_stage(stage: Stage, how: Literal["elementwise", "layers"], cache: Pa
     if how == "elementwise":
         _compile_elementwise(stage, compiler)
         return
-    # Megatron warns of its own calls in every linear layer, which would break the graph there.
-    torch._dynamo.config.ignore_logging_functions.add(warnings.warn)
+    for module in (megatron_layers, megatron_utils):
+        # Megatron warns of its own calls in every linear layer, which would break the graph there.
+        module.warnings = SimpleNamespace(warn=_say_nothing)
     for layer in _layers(stage):
         layer.compile(backend=backend, fullgraph=True)
 
@@ -93,6 +96,9 @@ def _sums(add: Callable[..., Tensor], _training: bool, _fused: bool) -> Callable
 def _rotate(rotate: Callable[..., Tensor], heads: Tensor, angles: Tensor, *, interleaved: bool) -> Tensor:
     """heads [s, b, n, d], angles [s, 1 or b, 1, d] -> [s, b, n, d]."""
     return rotate(heads, angles, rotary_interleaved=interleaved)
+
+
+def _say_nothing(*_: object, **__: object) -> None: ...
 
 
 def _has_compiler() -> bool:
