@@ -137,8 +137,9 @@ def cut_by_parameter(optimizer: Any, groups: ProcessGroups) -> Iterator[Place]:
 def _states(adamw: torch.optim.Optimizer, master: Tensor, moments: tuple[str, ...]) -> dict[str, Tensor]:
     state = adamw.state[master] if moments else {}
     if moments and not state:
-        # As AdamW itself does at its first step (fused: the count lies on the parameter's device).
-        state["step"] = torch.zeros((), dtype=torch.float32, device=master.device)
+        # As AdamW itself does at its first step: the count lies on the parameter's device where the update is fused.
+        place = master.device if adamw.defaults["fused"] else "cpu"
+        state["step"] = torch.zeros((), dtype=torch.float32, device=place)
         for moment in MOMENTS:
             state[moment] = torch.zeros_like(master, memory_format=torch.preserve_format)
     return {"weight": master, **{moment: state[moment] for moment in moments}}

@@ -90,7 +90,8 @@ class ZeroEngine:
             lr=0.0,  # set anew at each step; DeepSpeed takes a step of its own while it starts at stage 0 in 16 bits
             betas=(optim.beta1, optim.beta2),
             eps=optim.eps,
-            fused=True,
+            fused=optim.fused,
+            foreach=not optim.fused,
         )
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
             model=stage, optimizer=adamw, config=deepspeed_config, mpu=DeepSpeedGroups(groups)
