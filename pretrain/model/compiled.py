@@ -1,4 +1,4 @@
-"""Transformer layers by torch.compile: whole ones, or what lies between their matrix products.
+"""Transformer layers by torch.compile: whole ones, or what lies between their matrix products; and the loss in place.
 
 Tried with torch 2.13, megatron-core 0.16.1 and deepspeed 0.19.8. A whole layer is one graph, without a break in it, for
 all layers of a stage; what cannot be one is refused beforehand (config/compile_checks.py), and a break that nobody knew
@@ -21,6 +21,7 @@ from megatron.core.tensor_parallel import layers as megatron_layers
 from torch import Tensor, nn
 
 from pretrain.config.errors import ConfigError, Problem
+from pretrain.model.cross_entropy import compiled_passes
 from pretrain.model.gpt import Stage
 
 CACHE = "TORCHINDUCTOR_CACHE_DIR"
@@ -36,6 +37,9 @@ def compile_stage(stage: Stage, how: Literal["elementwise", "layers"], cache: Pa
     if os.environ.get(CACHE) in (None, default_cache_dir()):  # which torch may have set itself by now
         os.environ[CACHE] = str(cache.absolute())
     compiler = functools.partial(torch.compile, backend=backend, fullgraph=True)
+    passes = compiled_passes(compiler)
+    for chunk in stage.chunks:
+        chunk.passes = passes  # type: ignore[assignment]
     if how == "elementwise":
         _compile_elementwise(stage, compiler)
         return
