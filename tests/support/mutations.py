@@ -48,6 +48,10 @@ DROPOUT = "tests/ranks/test_recompute.py::test_dropout_is_alike_on_replicas_and_
 RECOMPUTED = "tests/ranks/test_recompute.py::test_recomputed_activations_change_no_bit"
 APART = "tests/ranks/test_documents.py::test_equals_one_process_given_each_document_alone"
 MEAN = "tests/ranks/test_loss_mask.py::test_the_mean_is_over_the_targets_that_count"
+WAITS = (
+    "tests/ranks/test_no_waiting.py::"
+    "test_nothing_is_asked_of_the_device_between_the_first_forward_and_the_last_backward"
+)
 COUNTED = "tests/runs/test_data_parallel.py::test_tensor_parallel_processes_count_their_batch_once"
 
 GRADIENTS, ZERO = "pretrain/engine/gradients.py", "pretrain/engine/zero.py"
@@ -323,6 +327,15 @@ MUTATIONS = (
         '"contiguous_gradients": not sums_in_fp32(engine)',
         '"contiguous_gradients": True',
         (f"{SUMS}[1-2]",),
+    ),
+    # What the host asks of a device.
+    Mutation(
+        "clock",
+        "DeepSpeed waits for the device before each forward pass",
+        DEEPSPEED,
+        '"timers": {"throughput": {"enabled": False}},',
+        "",
+        (f"{WAITS}[gpt-zero0]", f"{WAITS}[llama-zero2-bf16]"),
     ),
     # The parts of the model, and what is random in it.
     Mutation(
