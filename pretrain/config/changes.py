@@ -16,6 +16,7 @@ SAFE = (
     "prepare.",
     "parallel.",
     "engine.",
+    "optim.fused",
     "evaluation.",
     "checkpoint.",
     "tracking.",

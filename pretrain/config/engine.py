@@ -78,8 +78,8 @@ class EngineConfig:
     """On several nodes: sums over the network are checked and timed before the model is built."""
     cross_entropy: Literal["plain", "in_place"] = "plain"
     """in_place: the logits, in the precision, are all that is held of [tokens, vocabulary]: the loss is made in fp32
-    for some rows at a time, and the backward pass overwrites the logits with their gradient. plain: torch's and
-    Megatron's own, which hold fp32 ones too."""
+    for some rows at a time, and the backward pass overwrites the logits with their gradient; compiled with what
+    `compile` compiles. plain: torch's and Megatron's own, which hold fp32 ones too."""
     attention: Literal["auto", "flash", "cudnn", "efficient", "math"] = "auto"
     """Which of torch's kernels computes attention. auto: torch chooses by the chip among those that can; math writes
     the scores out and is what the others are held against."""

@@ -17,6 +17,9 @@ class OptimConfig:
     """Decoupled; not applied to norms, biases and position embeddings."""
     clip_grad_norm: float
     """Largest global gradient norm; 0 switches clipping off."""
+    fused: bool = True
+    """The update in one pass over the states; false: torch's plain one, an operation after the other on all of them,
+    which another is held against and which holds an fp32 tensor more of what it updates."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -59,7 +59,8 @@ def global_norm(
             if not local[parameter].is_copy and (local[parameter].split is not None or groups.tp_rank == 0)
         ]
         if counted:
-            norms = [torch.linalg.vector_norm(piece, dtype=torch.float64) for piece in counted]
+            # In one call that reads each gradient once; a norm of each alone would make an fp64 copy of it on a GPU.
+            norms = torch._foreach_norm(counted, 2, torch.float64)
             square = torch.stack(norms).square().sum()
     if groups.world.size() > 1:
         square = square.to(_device_of(groups.world))
@@ -137,6 +138,22 @@ def hand_norm_to_deepspeed(optimizer: Any, norm_of_step: Callable[[], float]) ->
     assert hasattr(optimizer, name) and hasattr(optimizer, "has_overflow")
     setattr(optimizer, name, norm)
     optimizer.has_overflow = lambda *_, **__: not math.isfinite(norm_of_step())
+
+
+def change_scale_after_update(optimizer: Any) -> None:
+    """ZeRO 1 to 3: gradients are divided by the loss scale that they were computed with.
+
+    DeepSpeed changes the scale first; where it grew and nothing is clipped, gradients would have half their size.
+    """
+    update, change = optimizer.step, optimizer._update_scale
+    optimizer._update_scale = lambda *_: None
+
+    def step(*args: Any, **kwargs: Any) -> Any:
+        result = update(*args, **kwargs)
+        change(optimizer.overflow)
+        return result
+
+    optimizer.step = step
 
 
 def _is_offloaded(optimizer: Any) -> bool:

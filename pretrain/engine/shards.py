@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.engine.interface import StateShard
+from pretrain.engine.replicated import masters_and_parameters
 from pretrain.engine.swap import in_memory, on_disk
 from pretrain.layout.groups import ProcessGroups
 from pretrain.model.parameters import LocalParameter, LogicalPart
@@ -63,15 +64,14 @@ def logical_shards(
 def flat_pieces(
     optimizer: Any,
     stage: int,
-    precision: str,
     groups: ProcessGroups,
     moments: tuple[str, ...],
 ) -> Iterator[FlatPiece]:
     """Every piece that this rank holds, with these moments; makes them where no step was taken yet."""
+    adamw = basic_optimizer(optimizer)
     if stage == 0:
-        adamw, places = _replicated(optimizer, precision)
+        places = _whole(optimizer)
     else:
-        adamw = optimizer.optimizer
         places = cut_by_group(optimizer, groups) if stage < 3 else cut_by_parameter(optimizer, groups)
     for _, of_master in itertools.groupby(places, key=lambda place: id(place.master)):
         first, *others = of_master
@@ -81,6 +81,12 @@ def flat_pieces(
         for place in (first, *others):
             held = {kind: _flat(tensor, place) for kind, tensor in states.items()}
             yield FlatPiece(place.parameter, place.start, held)
+
+
+def basic_optimizer(optimizer: Any) -> torch.optim.Optimizer:
+    """torch's AdamW, which DeepSpeed wraps in all but the plainest case."""
+    basic: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
+    return basic
 
 
 @dataclass(frozen=True)
@@ -98,15 +104,10 @@ def _flat(tensor: Tensor, place: Place) -> Tensor:
     return tensor.view(-1)[place.first : place.last]
 
 
-def _replicated(optimizer: Any, precision: str) -> tuple[torch.optim.Optimizer, Iterator[Place]]:
-    """Stage 0: whole tensors on every rank, the parameters themselves in fp32, copies of them in 16 bits."""
-    if precision == "fp32":
-        adamw, pairs = optimizer, [(p, p) for group in optimizer.param_groups for p in group["params"]]
-    else:
-        adamw = optimizer.optimizer
-        groups = zip(optimizer.fp32_groups, optimizer.fp16_groups, strict=True)
-        pairs = [pair for masters, parameters in groups for pair in zip(masters, parameters, strict=True)]
-    return adamw, (Place(parameter, master, 0, master.numel(), 0) for master, parameter in pairs)
+def _whole(optimizer: Any) -> Iterator[Place]:
+    """Stage 0: whole tensors on every rank."""
+    for master, parameter in masters_and_parameters(optimizer):
+        yield Place(parameter, master, 0, master.numel(), 0)
 
 
 def cut_by_group(optimizer: Any, groups: ProcessGroups) -> Iterator[Place]:
@@ -136,8 +137,9 @@ def cut_by_parameter(optimizer: Any, groups: ProcessGroups) -> Iterator[Place]:
 def _states(adamw: torch.optim.Optimizer, master: Tensor, moments: tuple[str, ...]) -> dict[str, Tensor]:
     state = adamw.state[master] if moments else {}
     if moments and not state:
-        # As AdamW itself does at its first step (fused: the count lies on the parameter's device).
-        state["step"] = torch.zeros((), dtype=torch.float32, device=master.device)
+        # As AdamW itself does at its first step: the count lies on the parameter's device where the update is fused.
+        place = master.device if adamw.defaults["fused"] else "cpu"
+        state["step"] = torch.zeros((), dtype=torch.float32, device=place)
         for moment in MOMENTS:
             state[moment] = torch.zeros_like(master, memory_format=torch.preserve_format)
     return {"weight": master, **{moment: state[moment] for moment in moments}}

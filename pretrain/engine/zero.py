@@ -17,13 +17,29 @@ from torch.nn import functional
 from pretrain.config.engine import EngineConfig
 from pretrain.config.model import ModelConfig
 from pretrain.config.optim import OptimConfig
+from pretrain.engine import replicated
 from pretrain.engine.deepspeed_config import sums_in_fp32
 from pretrain.engine.device import Stopwatch, to_device
 from pretrain.engine.gathering import BackwardCounts, fetch_without_traces, hold
-from pretrain.engine.gradients import complete, forget_gradients, global_norm, hand_norm_to_deepspeed, pieces_of
+from pretrain.engine.gradients import (
+    change_scale_after_update,
+    complete,
+    forget_gradients,
+    global_norm,
+    hand_norm_to_deepspeed,
+    pieces_of,
+)
 from pretrain.engine.interface import StateShard, StepResult
 from pretrain.engine.schedule import MicroBatch, chunk_handles, document_cuts, run_logits, run_schedule
-from pretrain.engine.shards import MOMENTS, adam_steps, copies_of, flat_pieces, logical_shards, set_adam_steps
+from pretrain.engine.shards import (
+    MOMENTS,
+    adam_steps,
+    basic_optimizer,
+    copies_of,
+    flat_pieces,
+    logical_shards,
+    set_adam_steps,
+)
 from pretrain.engine.swap import is_on_disk, on_disk, write_parameters
 from pretrain.layout.groups import DeepSpeedGroups, ProcessGroups
 from pretrain.layout.vendor_imports import without_compiler
@@ -74,7 +90,8 @@ class ZeroEngine:
             lr=0.0,  # set anew at each step; DeepSpeed takes a step of its own while it starts at stage 0 in 16 bits
             betas=(optim.beta1, optim.beta2),
             eps=optim.eps,
-            fused=True,
+            fused=optim.fused,
+            foreach=not optim.fused,
         )
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
             model=stage, optimizer=adamw, config=deepspeed_config, mpu=DeepSpeedGroups(groups)
@@ -86,6 +103,9 @@ class ZeroEngine:
             for parameter in stage.parameters():
                 # Micro-batches are summed in fp32 (torch >= 2.10); in 16 bits 32 of them lose 0.6 % of the gradient.
                 parameter.grad_dtype = torch.float32
+        if self.zero == 0 and groups.layout.dp == 1:
+            # One rank has nothing to sum, and DeepSpeed would copy all gradients into a flat tensor and back.
+            self.engine.enable_backward_allreduce = False
         self._reduce_per_step = bool(deepspeed_config["managed_gradient_accumulation"])
         self._counts = BackwardCounts() if self.zero == 3 else None
         self._begin_update_with_own_norm()
@@ -154,7 +174,7 @@ class ZeroEngine:
     def state_shards(self, *, weights_only: bool = False) -> Iterator[StateShard]:
         kinds = () if weights_only else MOMENTS
         layout = self.groups.layout
-        for piece in flat_pieces(self.optimizer, self.zero, self.precision, self.groups, kinds):
+        for piece in flat_pieces(self.optimizer, self.zero, self.groups, kinds):
             local = self.stage.local[piece.parameter]
             parts = logical_parts(
                 local, model=self.model, vocab_size=self.vocab_size, tp=layout.tp, tp_rank=self.groups.tp_rank
@@ -230,32 +250,23 @@ class ZeroEngine:
         """Before each update gradients are completed and measured by our rule (gradients.py)."""
         if self.zero:
             hand_norm_to_deepspeed(self.optimizer, lambda: self._norm)
+            change_scale_after_update(self.optimizer)
         # What goes to the disk goes there before the update begins.
         name = "finalize_gradient_accumulation_boundary" if is_on_disk(self.optimizer) else "step"
-        go_on = getattr(self.optimizer, name)
+        go_on, adam = getattr(self.optimizer, name), self._basic_optimizer.step
         parameters = list(self.stage.local)
 
         def measured(*args: Any, **kwargs: Any) -> Any:
             pieces = list(pieces_of(self.optimizer, self.zero, parameters, self.groups))
             complete(pieces, self.stage.local, self.groups)
             self._norm = global_norm(pieces, self.stage.local, self.groups, replicated=self.zero == 0)
-            if self.zero == 0 and not self._ready_at_stage_0([piece for _, piece in pieces]):
-                return None
-            return go_on(*args, **kwargs)
+            if self.zero:
+                return go_on(*args, **kwargs)
+            scale = self._loss_scale()
+            replicated.update(self.optimizer, adam, norm=self._norm / scale, clip=self.clip, scale=scale)
+            return None
 
         setattr(self.optimizer, name, measured)
-
-    def _ready_at_stage_0(self, gradients: list[Tensor]) -> bool:
-        """Clip; False where the update is to be left out and DeepSpeed would not."""
-        finite = math.isfinite(self._norm)
-        if self.precision == "fp32":
-            self.optimizer.overflow = not finite  # how the engine learns of it: the optimizer is torch's own
-            if not finite:
-                return False
-        norm = self._norm / self._loss_scale()
-        if finite and 0 < self.clip < norm:
-            torch._foreach_mul_(gradients, self.clip / (norm + 1e-6))
-        return True
 
     def _begin_backward_ready(self) -> None:
         """Before each backward: DeepSpeed's state as after a forward, which in a pipeline was another micro-batch's."""
@@ -275,16 +286,13 @@ class ZeroEngine:
 
     @property
     def _basic_optimizer(self) -> torch.optim.Optimizer:
-        """torch's AdamW, which DeepSpeed wraps in all but the plainest case."""
-        return getattr(self.optimizer, "optimizer", self.optimizer)
+        return basic_optimizer(self.optimizer)
 
     @torch.no_grad()
     def _refresh_parameters(self) -> None:
         """Copy the fp32 masters into the parameters that forward uses."""
         if self.zero == 0 and self.precision != "fp32":
-            for masters, parameters in zip(self.optimizer.fp32_groups, self.optimizer.fp16_groups, strict=True):
-                for master, parameter in zip(masters, parameters, strict=True):
-                    parameter.copy_(master)
+            replicated.copy_into_parameters(self.optimizer)
         elif self.zero in (1, 2):
             for i, master in enumerate(self.optimizer.single_partition_of_fp32_groups):
                 partitions = self.optimizer.parallel_partitioned_bit16_groups[i]

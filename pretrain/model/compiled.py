@@ -1,4 +1,4 @@
-"""Transformer layers by torch.compile: whole ones, or what lies between their matrix products.
+"""Transformer layers by torch.compile: whole ones, or what lies between their matrix products; and the loss in place.
 
 Tried with torch 2.13, megatron-core 0.16.1 and deepspeed 0.19.8. A whole layer is one graph, without a break in it, for
 all layers of a stage; what cannot be one is refused beforehand (config/compile_checks.py), and a break that nobody knew
@@ -9,16 +9,19 @@ functions are one graph each in every layout.
 import functools
 import os
 import shutil
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import torch
+from megatron.core import utils as megatron_utils
 from megatron.core.models.common.embeddings import rope_utils
+from megatron.core.tensor_parallel import layers as megatron_layers
 from torch import Tensor, nn
 
 from pretrain.config.errors import ConfigError, Problem
+from pretrain.model.cross_entropy import compiled_passes
 from pretrain.model.gpt import Stage
 
 CACHE = "TORCHINDUCTOR_CACHE_DIR"
@@ -34,11 +37,15 @@ def compile_stage(stage: Stage, how: Literal["elementwise", "layers"], cache: Pa
     if os.environ.get(CACHE) in (None, default_cache_dir()):  # which torch may have set itself by now
         os.environ[CACHE] = str(cache.absolute())
     compiler = functools.partial(torch.compile, backend=backend, fullgraph=True)
+    passes = compiled_passes(compiler)
+    for chunk in stage.chunks:
+        chunk.passes = passes  # type: ignore[assignment]
     if how == "elementwise":
         _compile_elementwise(stage, compiler)
         return
-    # Megatron warns of its own calls in every linear layer, which would break the graph there.
-    torch._dynamo.config.ignore_logging_functions.add(warnings.warn)
+    for module in (megatron_layers, megatron_utils):
+        # Megatron warns of its own calls in every linear layer, which would break the graph there.
+        module.warnings = SimpleNamespace(warn=_say_nothing)
     for layer in _layers(stage):
         layer.compile(backend=backend, fullgraph=True)
 
@@ -93,6 +100,9 @@ def _sums(add: Callable[..., Tensor], _training: bool, _fused: bool) -> Callable
 def _rotate(rotate: Callable[..., Tensor], heads: Tensor, angles: Tensor, *, interleaved: bool) -> Tensor:
     """heads [s, b, n, d], angles [s, 1 or b, 1, d] -> [s, b, n, d]."""
     return rotate(heads, angles, rotary_interleaved=interleaved)
+
+
+def _say_nothing(*_: object, **__: object) -> None: ...
 
 
 def _has_compiler() -> bool:

@@ -1,13 +1,15 @@
 """Cross-entropy that keeps one matrix of [tokens, vocabulary]: the logits, which the backward pass turns into their
 gradient where they lie.
 
-What is done in fp32 is done for some rows at a time. The plain way (gpt.py) holds up to five such matrices.
-n tokens, v columns of this rank.
+What is done in fp32 is done for some rows at a time, or by compiled code without a tensor of it. The plain way (gpt.py)
+holds up to five such matrices. n tokens, v columns of this rank, of which the first `real` stand for tokens.
 """
 
 import functools
+import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,8 +17,19 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-CHUNK_ELEMENTS = 2**24
-"""Logits that are taken to fp32 at once: 64 MiB."""
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Passes:
+    """What goes through the logits [n, v]: once forward, once backward."""
+
+    log_sums: Callable[[Tensor, int], Tensor]
+    """(logits, real) -> logarithm of the sum of exponentials [n], fp32."""
+    differentiate: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, int], None]
+    """(logits, index [n, 1], inside [n], log_sums [n], factors [n, 1], real): the logits become their gradient."""
+    elements: int
+    """That they are given at once."""
 
 
 def in_place_cross_entropy(
@@ -26,16 +39,21 @@ def in_place_cross_entropy(
     first: int,
     real: int,
     group: dist.ProcessGroup | None,
-    chunk_elements: int = CHUNK_ELEMENTS,
+    passes: Passes,
 ) -> Tensor:
     """Loss of each token in fp32, in the shape of labels [...]; logits [..., v] are gone after the backward pass.
 
-    This rank's columns begin at token `first`, the first `real` of them stand for tokens and the rest for nothing;
-    `group`: the ranks that have the other columns. Logits that somebody else still holds stay as they are: then the
-    gradient is a matrix of its own.
+    This rank's columns begin at token `first`; `group`: the ranks that have the other columns. Logits that somebody
+    else still holds stay as they are: then the gradient is a matrix of its own, which is told once.
     """
-    loss: Tensor = _InPlaceCrossEntropy.apply(logits, labels, first, real, group, chunk_elements)
+    loss: Tensor = _InPlaceCrossEntropy.apply(logits, labels, first, real, group, passes)
     return loss
+
+
+def compiled_passes(compiler: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Passes:
+    """Each a graph for any number of rows: what is fp32 in it stays in registers, so the rows need no cutting but where
+    32 bits no longer count the logits."""
+    return Passes(_for_any_rows(compiler(_log_sums)), _for_any_rows(compiler(_differentiate_in_one_pass)), 2**30)
 
 
 class _InPlaceCrossEntropy(torch.autograd.Function):
@@ -47,15 +65,15 @@ class _InPlaceCrossEntropy(torch.autograd.Function):
         first: int,
         real: int,
         group: dist.ProcessGroup | None,
-        chunk_elements: int,
+        passes: Passes,
     ) -> Tensor:
         rows = logits.flatten(0, -2)
         index = labels.flatten() - first
         inside = (index >= 0) & (index < real)
         index = index.clamp(0, max(real - 1, 0))[:, None]
-        sums = torch.empty(len(rows), dtype=torch.float32, device=rows.device)  # log of the sum of exponentials
-        for part in _parts(len(rows), rows.shape[1], chunk_elements):
-            torch.logsumexp(rows[part, :real].float(), 1, out=sums[part])
+        sums = torch.full((len(rows),), -torch.inf, dtype=torch.float32, device=rows.device)
+        for part in _parts(rows, passes.elements) if real else ():
+            sums[part] = passes.log_sums(rows[part], real)
         targets = torch.where(inside, rows.gather(1, index)[:, 0].float(), 0.0)
         if group is not None:
             largest = sums.clone()
@@ -64,7 +82,7 @@ class _InPlaceCrossEntropy(torch.autograd.Function):
             dist.all_reduce(both, group=group)
             sums, targets = largest + both[0].log(), both[1]
         ctx.save_for_backward(logits, index, inside, sums)
-        ctx.real, ctx.chunk_elements, ctx.overwritten, ctx.alone = real, chunk_elements, False, _holders_alone()
+        ctx.real, ctx.passes, ctx.overwritten, ctx.alone = real, passes, False, _holders_alone()
         return (sums - targets).view(labels.shape)
 
     @staticmethod
@@ -77,22 +95,65 @@ class _InPlaceCrossEntropy(torch.autograd.Function):
             )
         logits, index, inside, sums = ctx.saved_tensors
         ctx.overwritten = _holders(logits) == ctx.alone
+        if not ctx.overwritten:
+            _tell_of_a_copy()
         of_logits = logits.detach() if ctx.overwritten else logits.detach().clone()
-        rows, real, factors = of_logits.flatten(0, -2), ctx.real, gradients[0].flatten()[:, None]
-        for part in _parts(len(rows), rows.shape[1], ctx.chunk_elements):
-            if real:
-                softmax = (rows[part, :real].float() - sums[part, None]).exp_()
-                at_target = softmax.gather(1, index[part]) - inside[part, None].float()
-                softmax.scatter_(1, index[part], at_target)
-                rows[part, :real] = softmax.mul_(factors[part])
-            rows[part, real:] = 0
+        rows, factors = of_logits.flatten(0, -2), gradients[0].flatten()[:, None]
+        for part in _parts(rows, ctx.passes.elements):
+            ctx.passes.differentiate(rows[part], index[part], inside[part], sums[part], factors[part], ctx.real)
         return rows.view(logits.shape), None, None, None, None, None
 
 
-def _parts(count: int, columns: int, chunk_elements: int) -> Iterator[slice]:
-    """Ranges of rows, each of about `chunk_elements`."""
-    step = max(chunk_elements // columns, 1)
-    return (slice(begin, begin + step) for begin in range(0, count, step))
+def _parts(rows: Tensor, elements: int) -> Iterator[slice]:
+    """Ranges of rows, each of about so many elements."""
+    step = max(elements // rows.shape[1], 1)
+    return (slice(begin, begin + step) for begin in range(0, len(rows), step))
+
+
+def _log_sums(rows: Tensor, real: int) -> Tensor:
+    return torch.logsumexp(rows[:, :real].float(), 1)
+
+
+def _differentiate(rows: Tensor, index: Tensor, inside: Tensor, sums: Tensor, factors: Tensor, real: int) -> None:
+    if real:
+        softmax = (rows[:, :real].float() - sums[:, None]).exp_()
+        at_target = softmax.gather(1, index) - inside[:, None].float()
+        softmax.scatter_(1, index, at_target)
+        rows[:, :real] = softmax.mul_(factors)
+    rows[:, real:] = 0
+
+
+EAGER = Passes(_log_sums, _differentiate, elements=2**24)
+"""64 MiB of fp32 at once."""
+
+
+def _differentiate_in_one_pass(
+    rows: Tensor, index: Tensor, inside: Tensor, sums: Tensor, factors: Tensor, real: int
+) -> None:
+    """The same where nothing is read or written twice."""
+    columns = torch.arange(rows.shape[1], device=rows.device)
+    softmax = (rows.float() - sums[:, None]).exp()
+    at_target = (columns == index) & inside[:, None]
+    rows.copy_(torch.where(columns < real, (softmax - at_target.float()) * factors, 0.0))
+
+
+def _for_any_rows(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compiled once for all numbers of rows: validation's batches, and the rest of a cut, have others."""
+
+    def call(*given: Any) -> Any:
+        for tensor in given[:-1]:
+            torch._dynamo.maybe_mark_dynamic(tensor, 0)
+        return function(*given)
+
+    return call
+
+
+@functools.cache
+def _tell_of_a_copy() -> None:
+    log.warning(
+        "engine.cross_entropy=in_place: something else still holds the logits in the backward pass, so that their "
+        "gradient takes as much memory again"
+    )
 
 
 def _holders(saved: Tensor) -> tuple[int, int, int]:

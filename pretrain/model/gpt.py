@@ -17,7 +17,7 @@ from pretrain.config.parallel import ParallelConfig, stage_chunks
 from pretrain.layout.groups import ProcessGroups
 from pretrain.layout.heap import large_blocks_apart
 from pretrain.model.attention import ANY, chosen_kernels
-from pretrain.model.cross_entropy import in_place_cross_entropy
+from pretrain.model.cross_entropy import EAGER, Passes, in_place_cross_entropy
 from pretrain.model.init import initial_value
 from pretrain.model.parameters import LocalParameter, describe, own_part, padded_rows, whole_shape
 from pretrain.model.specs import block_spec, transformer_config
@@ -28,6 +28,8 @@ class Chunk(GPTModel):
 
     real_vocab_size: int
     cross_entropy: Literal["plain", "in_place"]
+    passes: Passes = EAGER
+    """Of in_place."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
@@ -48,7 +50,8 @@ class Chunk(GPTModel):
         if self.cross_entropy == "in_place":
             parallel = self.config.tensor_model_parallel_size > 1
             first, group = self.tp_group.rank() * logits.shape[-1], self.tp_group if parallel else None
-            return in_place_cross_entropy(logits, labels, first=first, real=real, group=group).transpose(0, 1)
+            loss = in_place_cross_entropy(logits, labels, first=first, real=real, group=group, passes=self.passes)
+            return loss.transpose(0, 1)
         # Padded rows get no probability, so neither they nor the loss depend on how much padding there is.
         if self.config.tensor_model_parallel_size > 1:
             if real < logits.shape[-1]:

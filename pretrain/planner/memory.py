@@ -20,7 +20,8 @@ and, on top of it, while the micro-batches of a step run:
     activations                             an estimate: activations.py
 
 The update comes when those are gone, and at stage 1 with the gradients cut to g N/d; it copies its share of them in
-fp32, 4 N/d (of one optimizer group at a time, at stage 3 of 1e9 elements).
+fp32, 4 N/d (of one optimizer group at a time, at stage 3 of 1e9 elements). With optim.fused=false AdamW itself makes a
+tensor of as much.
 
 N/d is rounded up: at stage 3 for each parameter, at stages 1 and 2 for each optimizer group, to an even number; there
 the gradients of a parameter that lies across the border of two shares may stand whole on both sides (less than two
@@ -172,13 +173,15 @@ def _stage(
     parameters = parameter * {0: whole, 3: share}.get(zero, share * dp)
     masters, moments = 4 * share * has_masters, 8 * share
     gradients = gradient * (share if zero >= 2 else whole)
+    copies = 4 * (min(share, UPDATE_ELEMENTS) if zero == 3 else max(parts))
+    scratch = 0 if config.optim.fused else copies
     if zero == 0:
         buffers = gradient * min(WHOLE_REDUCE_ELEMENTS, whole) * (dp > 1)
-        in_update = gradients if gradient == 4 else gradients + 4 * whole
+        in_update = gradients if gradient == 4 else gradients + copies
     else:
         buffers = gradient * REDUCE_BUCKET_ELEMENTS
-        copies = 4 * (min(share, UPDATE_ELEMENTS) if zero == 3 else max(parts))
         in_update = copies + (gradient * share if zero == 1 else gradients)
+    in_update += scratch
 
     full_gradients = 0
     if modes.grad_reduction == "per_step" and zero >= 2:
@@ -187,11 +190,11 @@ def _stage(
     host = disk = 0
     if engine.offload.optimizer == "nvme":
         # DeepSpeed's buffers for one sub-group: masters, moments, gradients; and the sums.
-        host += 4 * 4 * min(share, UPDATE_ELEMENTS) + gradient * share
+        host += 4 * 4 * min(share, UPDATE_ELEMENTS) + gradient * share + scratch
         disk += masters + moments + 4 * share
         masters = moments = in_update = gradients = 0
     elif engine.offload.optimizer == "cpu":
-        host += (4 + gradient) * share if zero >= 2 else 4 * share  # what Adam reads, and the sums
+        host += scratch + ((4 + gradient) * share if zero >= 2 else 4 * share)  # what Adam reads, and the sums
         host += masters + moments
         masters = moments = in_update = 0
         # Stage 2 sums 16-bit gradients in fp32 on the device all the same (deepspeed 0.19.8).

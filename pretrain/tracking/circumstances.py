@@ -39,6 +39,7 @@ _OF_ROUNDING = (
     "layout",
     "parallel.",
     "engine.",
+    "optim.fused",
     "train.micro_batch_size",
     "torch",
     "deepspeed",

@@ -1,7 +1,12 @@
 """engine.cross_entropy=in_place: the plain way's numbers, one matrix of [tokens, vocabulary], nobody's logits lost."""
 
+import dataclasses
+import functools
 import itertools
+import logging
+import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,7 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pretrain.config.run import RunConfig
 from pretrain.layout.runtime import Runtime
-from pretrain.model.cross_entropy import in_place_cross_entropy
+from pretrain.model import cross_entropy
+from pretrain.model.cross_entropy import EAGER, Passes, compiled_passes, in_place_cross_entropy
 from pretrain.model.gpt import Chunk
 from tests.ranks.test_parity import Layout, assert_parity
 from tests.support.models import VOCAB_SIZE, batch_of, run_config
@@ -23,6 +29,7 @@ from tests.support.training import join, own_batch, start
 IN_PLACE = "engine.cross_entropy=in_place"
 PADDED = 96
 HIDDEN = 8
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 
 
 def head(dtype: torch.dtype, *shape: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -46,15 +53,19 @@ def plain(logits: Tensor, labels: Tensor, group: torch.distributed.ProcessGroup 
     return loss.transpose(0, 1)
 
 
-def in_place(logits: Tensor, labels: Tensor, chunk_elements: int = 2**20) -> Tensor:
-    return in_place_cross_entropy(logits, labels, first=0, real=VOCAB_SIZE, group=None, chunk_elements=chunk_elements)
+def in_place(logits: Tensor, labels: Tensor, passes: Passes = EAGER) -> Tensor:
+    return in_place_cross_entropy(logits, labels, first=0, real=VOCAB_SIZE, group=None, passes=passes)
+
+
+def eager(elements: int) -> Passes:
+    return dataclasses.replace(EAGER, elements=elements)
 
 
 @pytest.mark.parametrize("chunk_elements", [1, 7 * PADDED + 5, 2**20])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_losses_and_gradients_are_those_of_the_plain_way(dtype: torch.dtype, chunk_elements: int) -> None:
     found = []
-    for way in (plain, lambda logits, labels: in_place(logits, labels, chunk_elements)):
+    for way in (plain, lambda logits, labels: in_place(logits, labels, eager(chunk_elements))):
         hidden, weight, labels, factors = head(dtype, 11, 3)
         loss = way(hidden @ weight.T, labels)
         (loss * factors).mean().backward()
@@ -80,17 +91,19 @@ def losses_and_gradients(here: Runtime, config: RunConfig, dtype: torch.dtype, w
         loss = plain(logits, labels, tp)
     else:
         real = min(max(VOCAB_SIZE - first, 0), columns)
-        loss = in_place_cross_entropy(logits, labels, first=first, real=real, group=tp, chunk_elements=5 * columns)
+        passes = compiled("inductor") if way == "compiled" else eager(5 * columns)
+        loss = in_place_cross_entropy(logits, labels, first=first, real=real, group=tp, passes=passes)
     (loss * factors).mean().backward()
     assert weight.grad is not None and hidden.grad is not None
     return [value.detach().float().numpy() for value in (loss, weight.grad, hidden.grad)]
 
 
+@pytest.mark.parametrize("way", ["in_place", pytest.param("compiled", marks=needs_compiler)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_the_vocabulary_may_be_cut(dtype: torch.dtype) -> None:
+def test_the_vocabulary_may_be_cut(dtype: torch.dtype, way: str) -> None:
     bound = 1e-6 if dtype == torch.float32 else 2 * torch.finfo(dtype).eps
     config = run_config("gpt", tp=2)
-    ways = [run_ranks(losses_and_gradients, 2, config, dtype, way) for way in ("plain", "in_place")]
+    ways = [run_ranks(losses_and_gradients, 2, config, dtype, each) for each in ("plain", way)]
     for expected, found in zip(*ways, strict=True):
         np.testing.assert_allclose(found[0], expected[0], rtol=1e-6, atol=1e-6)
         for mine, other in zip(found[1:], expected[1:], strict=True):
@@ -99,7 +112,7 @@ def test_the_vocabulary_may_be_cut(dtype: torch.dtype) -> None:
 
 def test_a_rank_that_has_only_padding_adds_nothing() -> None:
     logits = torch.randn(5, 8, requires_grad=True)
-    loss = in_place_cross_entropy(logits * 1, torch.arange(5), first=VOCAB_SIZE, real=0, group=None)
+    loss = in_place_cross_entropy(logits * 1, torch.arange(5), first=VOCAB_SIZE, real=0, group=None, passes=EAGER)
     assert (loss == -torch.inf).all(), "the logarithm of no probability, which the other ranks add to"
     loss.sum().backward()
     assert logits.grad is not None and (logits.grad == 0).all()
@@ -129,9 +142,58 @@ def peak_bytes(way: Callable[[Tensor, Tensor], Tensor]) -> float:
 
 def test_less_than_a_quarter_of_the_plain_ways_memory_is_held() -> None:
     """In bf16: the logits, and in the plain way those in fp32, softmax and gradients, of twice the width each."""
-    least, usual = (peak_bytes(way) for way in (lambda *given: in_place(*given, 8 * PADDED), plain))
+    least, usual = (peak_bytes(way) for way in (lambda *given: in_place(*given, eager(8 * PADDED)), plain))
     assert 1 < least < 1.2
     assert usual > 4 * least
+
+
+def compiled(backend: str) -> Passes:
+    return compiled_passes(functools.partial(torch.compile, backend=backend, fullgraph=True))
+
+
+@dataclass(frozen=True)
+class Compiled:
+    errors: list[tuple[float, float]]
+    """Of losses and of the logits' gradient against the same passes not compiled, for one number of rows each."""
+    padding: float
+    graphs: list[int]
+    """In all, after each."""
+    peak: float
+    """See peak_bytes."""
+
+
+def by_compiled_passes(here: Runtime, dtype: torch.dtype) -> Compiled:
+    from torch._dynamo.utils import counters
+
+    passes = compiled("inductor")
+    errors, graphs, padding = [], [], 0.0
+    for shape in ((11, 3), (4, 2), (33, 2), (11, 3)):
+        found = []
+        for way in (EAGER, passes):
+            hidden, weight, labels, factors = head(dtype, *shape)
+            logits = hidden @ weight.T
+            logits.retain_grad()
+            loss = in_place(logits * 1, labels, way)
+            (loss * factors).sum().backward()
+            found.append((loss.detach(), logits.grad))
+        errors.append(
+            tuple(((mine - own).abs().max() / own.abs().max()).item() for own, mine in zip(*found, strict=True))
+        )
+        padding = max(padding, found[1][1][..., VOCAB_SIZE:].abs().max().item())
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert not counters["graph_break"]
+    return Compiled(errors, padding, graphs, peak_bytes(lambda *given: in_place(*given, passes)))
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_compiled_passes_are_two_graphs_for_any_number_of_rows_that_hold_nothing_in_fp32(dtype: torch.dtype) -> None:
+    (found,) = run_ranks(by_compiled_passes, 1, dtype, timeout=200.0)
+    bound = 1e-6 if dtype == torch.float32 else 2 * torch.finfo(dtype).eps
+    for of_loss, of_gradient in found.errors:
+        assert of_loss < 1e-6 and of_gradient < bound
+    assert found.padding == 0 and found.graphs == [2, 2, 2, 2]
+    assert 1 < found.peak < 1.2
 
 
 def test_a_second_backward_pass_is_refused() -> None:
@@ -143,7 +205,9 @@ def test_a_second_backward_pass_is_refused() -> None:
 
 
 @pytest.mark.parametrize("holder", ["itself", "view", "detached", "numpy", "node"])
-def test_logits_that_somebody_holds_stay_as_they_are(holder: str) -> None:
+def test_logits_that_somebody_holds_stay_as_they_are(holder: str, caplog: pytest.LogCaptureFixture) -> None:
+    cross_entropy._tell_of_a_copy.cache_clear()
+    caplog.set_level(logging.WARNING)
     hidden, weight, labels, _ = head(torch.float32, 5, 2)
     expected = torch.autograd.grad(plain(hidden @ weight.T, labels).sum(), weight)[0]
     copy = (hidden @ weight.T).detach()
@@ -170,6 +234,8 @@ def test_logits_that_somebody_holds_stay_as_they_are(holder: str) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
     again = torch.autograd.grad(loss, weight)[0]
     assert torch.equal(found, again), "a second pass is no harm then"
+    (told,) = caplog.messages
+    assert "something else still holds the logits" in told
     for tensor in kept:
         value = torch.as_tensor(tensor)
         assert torch.equal(value, copy[:, : value.shape[1]])

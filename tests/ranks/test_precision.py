@@ -118,6 +118,29 @@ def test_fp16_finds_its_loss_scale_and_then_trains(stage: int) -> None:
     assert first.grad_norm == pytest.approx(alone, rel=1e-2), "the norm must be that of unscaled gradients"
 
 
+def weights_after(here: Runtime, config: RunConfig) -> tuple[list[float], dict[str, np.ndarray]]:
+    """The loss scale of each of six steps, and what they make of the weights."""
+    engine = start(here, config)
+    scales = [result.loss_scale for result in train(here, config, engine, range(6))]
+    return scales, {name: value for name, value in whole_state(engine).items() if name.startswith("weight/")}
+
+
+@pytest.mark.parametrize("clip", [0.0, 0.2])
+@pytest.mark.parametrize("stage", range(4))
+def test_gradients_are_divided_by_the_scale_that_they_were_computed_with_also_when_it_grows(
+    stage: int, clip: float
+) -> None:
+    given = (*SETTINGS, f"optim.clip_grad_norm={clip}", "engine.loss_scale.initial=1024")
+    grows, stays = (
+        run_ranks(weights_after, 1, run_config("gpt", *given, window, precision="fp16", zero_stage=stage))[0]
+        for window in ("engine.loss_scale.window=2", "engine.loss_scale.window=1000")
+    )
+    assert grows[0][-1] > 1024 and set(stays[0]) == {1024}
+    for name, value in grows[1].items():
+        # Seen: 1e-5, of gradients too small for fp16; steps of half the gradients make it 1e-3.
+        np.testing.assert_allclose(value, stays[1][name], rtol=0, atol=1e-4, err_msg=name)
+
+
 def gradient_norm_at_start(here: Runtime, config: RunConfig, step: int) -> float:
     """Norm of the batch of `step` under initial weights."""
     (result,) = train(here, config, start(here, config), [step])

@@ -37,6 +37,10 @@ PADDING = "tests/ranks/test_parity.py::test_padding_of_the_vocabulary_changes_no
 SPARSE = "tests/ranks/test_gathering.py::test_a_stage_that_is_not_held_stands_gathered_in_small_parts"
 HELD = "tests/ranks/test_gathering.py::test_a_held_stage_is_gathered_once"
 SUMS = "tests/ranks/test_precision.py::test_bf16_micro_batches_are_summed_in_fp32"
+GROWN = (
+    "tests/ranks/test_precision.py::"
+    "test_gradients_are_divided_by_the_scale_that_they_were_computed_with_also_when_it_grows"
+)
 NEAR = "tests/ranks/test_precision_of_layouts.py::test_16_bits_in_any_layout_stay_close_to_fp32"
 OVERFLOW = "tests/ranks/test_precision_of_layouts.py::test_an_overflow_in_one_stage_leaves_the_step_out_everywhere"
 SEEN = "tests/ranks/test_any_layout.py::test_validation_and_logits_do_not_depend_on_the_layout"
@@ -44,9 +48,14 @@ DROPOUT = "tests/ranks/test_recompute.py::test_dropout_is_alike_on_replicas_and_
 RECOMPUTED = "tests/ranks/test_recompute.py::test_recomputed_activations_change_no_bit"
 APART = "tests/ranks/test_documents.py::test_equals_one_process_given_each_document_alone"
 MEAN = "tests/ranks/test_loss_mask.py::test_the_mean_is_over_the_targets_that_count"
+WAITS = (
+    "tests/ranks/test_no_waiting.py::"
+    "test_nothing_is_asked_of_the_device_between_the_first_forward_and_the_last_backward"
+)
 COUNTED = "tests/runs/test_data_parallel.py::test_tensor_parallel_processes_count_their_batch_once"
 
 GRADIENTS, ZERO = "pretrain/engine/gradients.py", "pretrain/engine/zero.py"
+REPLICATED = "pretrain/engine/replicated.py"
 GROUPS, SPECS = "pretrain/layout/groups.py", "pretrain/model/specs.py"
 DEEPSPEED, PARAMETERS = "pretrain/engine/deepspeed_config.py", "pretrain/model/parameters.py"
 
@@ -138,9 +147,9 @@ MUTATIONS = (
     Mutation(
         "clip-at-0",
         "stage 0 does not clip",
-        ZERO,
-        "if finite and 0 < self.clip < norm:",
-        "if False:",
+        REPLICATED,
+        "if 0 < clip < norm else",
+        "if False else",
         (f"{PARITY}[gpt-zero0-m3]",),
     ),
     # No mutation of what DeepSpeed asks its `mpu`: its model-parallel rank and group feed norms that ours replaces, and
@@ -264,6 +273,22 @@ MUTATIONS = (
         (f"{NEAR}[fp16-4-shape3]",),
     ),
     Mutation(
+        "grown-scale",
+        "the step after which the loss scale grows takes its gradients for half of what they are",
+        GRADIENTS,
+        "optimizer._update_scale = lambda *_: None",
+        "pass",
+        (f"{GROWN}[1-0.0]", f"{GROWN}[3-0.0]"),
+    ),
+    Mutation(
+        "masters-rounded",
+        "at stage 0 the 16-bit parameters stay what they were at the start",
+        REPLICATED,
+        "torch._foreach_copy_(parameters, masters)",
+        "pass",
+        (f"{NEAR}[bf16-4-shape2]",),
+    ),
+    Mutation(
         "scaled-already",
         "DeepSpeed refuses the scaled gradients that an inner stage receives",
         ZERO,
@@ -302,6 +327,15 @@ MUTATIONS = (
         '"contiguous_gradients": not sums_in_fp32(engine)',
         '"contiguous_gradients": True',
         (f"{SUMS}[1-2]",),
+    ),
+    # What the host asks of a device.
+    Mutation(
+        "clock",
+        "DeepSpeed waits for the device before each forward pass",
+        DEEPSPEED,
+        '"timers": {"throughput": {"enabled": False}},',
+        "",
+        (f"{WAITS}[gpt-zero0]", f"{WAITS}[llama-zero2-bf16]"),
     ),
     # The parts of the model, and what is random in it.
     Mutation(

@@ -140,6 +140,17 @@ def test_the_update_reads_its_share_in_fp32_when_the_rest_of_a_step_is_gone() ->
         assert memory.peak == kept + max(running, memory.in_update)
 
 
+@pytest.mark.parametrize("place", ["none", "cpu", "nvme"])
+def test_an_update_that_is_not_fused_holds_as_much_again_in_fp32_as_it_updates(place: str) -> None:
+    for zero in [3] if place == "nvme" else [0, 1, 2, 3] if place == "none" else [1, 2, 3]:
+        fused, plain = (
+            one(engine(zero, "bf16", engine__offload__optimizer=place, optim__fused=way), 4) for way in (True, False)
+        )
+        more = plain.in_update - fused.in_update if place == "none" else plain.host - fused.host
+        assert 0.95 * fused.master_weights <= more <= fused.master_weights or place != "none"
+        assert 0.95 * parameters_of(base()) <= more / (4 if zero == 0 else 1) <= 1.001 * parameters_of(base())
+
+
 def test_gradients_stay_between_steps_at_stage_3_only() -> None:
     for zero in range(4):
         memory = one(engine(zero, "bf16"), 4)
