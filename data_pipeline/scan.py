@@ -26,7 +26,6 @@ from data_pipeline.pieces.cleaned import (
 )
 from data_pipeline.pieces.executors import run_all
 from data_pipeline.pieces.work import WorkFolder
-from data_pipeline.remote.addresses import is_url, shown
 from data_pipeline.selection import Selector, Split
 from data_pipeline.sources.corpus import Corpus, Piece
 
@@ -168,14 +167,16 @@ def _choose(
 
 def _tell_inputs_without_documents(pieces: list[ScannedPiece], records: list[CleanedPiece]) -> None:
     """One among several may be there by mistake, or with another key of its text, and the rest would not show it."""
-    for given in dict.fromkeys(piece.given for piece in pieces):
-        mine = [both for both in zip(pieces, records, strict=True) if both[0].given == given]
+    of_inputs: dict[str, list[tuple[ScannedPiece, CleanedPiece]]] = {}
+    for both in zip(pieces, records, strict=True):
+        of_inputs.setdefault(both[0].given, []).append(both)
+    for given, mine in of_inputs.items():
         if any(piece.kept.any() for piece, _ in mine):
             continue
         copies = collections.Counter(dedup=sum(len(piece.kept) for piece, _ in mine))
         logger.warning(
             "data.inputs: %s gives no document to the dataset (left out: %s); is it the right file, and data.text_key?",
-            shown(given) if is_url(given) else given,
+            given,
             _total([*(record.dropped for _, record in mine), dict(+copies)]) or "nothing",
         )
 

@@ -252,10 +252,10 @@ class PackedDataset:
     def _check_member(self, file: MappedShard, shard: int, member: int) -> None:
         """It must have its own name, and begin with just the bytes that the writer puts before this many samples."""
         samples = min(self.manifest.samples_per_member, self.num_samples - member * self.manifest.samples_per_member)
-        begin, name = int(self._offsets[member]), f"{member_key(self.split, member)}.npy".encode()
-        if file.memory[begin - TAR_BLOCK :][: len(name) + 1] != name + b"\0":
-            found = file.memory[begin - TAR_BLOCK : begin].partition(b"\0")[0].decode(errors="replace")
-            raise self._fault(shard, f"holds {found!r} where member {name.decode()!r} should be")
+        begin, name = int(self._offsets[member]), f"{member_key(self.split, member)}.npy"
+        found = file.memory[begin - TAR_BLOCK : begin].partition(b"\0")[0].decode(errors="replace")
+        if found != name:
+            raise self._fault(shard, f"holds {found!r} where member {name!r} should be")
         if file.memory[begin : begin + NPY_HEADER_BYTES] != npy_header((samples, self.seq_length + 1), self.dtype.str):
             raise self._fault(shard, f"member {member} does not begin with the header that `prepare` wrote")
         self._is_checked[member] = True

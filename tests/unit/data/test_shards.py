@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 import tarfile
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -291,6 +292,18 @@ def test_shards_that_changed_places_are_named(written, tmp_path):
         DataError, match="train-00000.tar: holds 'train-.*npy' where member 'train-00000000.npy'" + AGAIN
     ):
         PackedDataset.open(folder, "train").read(np.arange(4))
+
+
+def test_a_member_that_is_looked_at_first_takes_no_more_than_its_headers(tmp_path):
+    write(tmp_path / "set", [np.zeros(300_000, dtype=np.uint16)], shard_bytes=10**9)
+    dataset = PackedDataset.open(tmp_path / "set", "train")
+    assert len(dataset.record.shards) == 1
+    tracemalloc.start()
+    try:
+        dataset.read(np.arange(4))
+        assert tracemalloc.get_traced_memory()[1] < dataset.record.shards[0].bytes / 100
+    finally:
+        tracemalloc.stop()
 
 
 def test_members_in_another_order_are_named(written, tmp_path):
