@@ -3,24 +3,37 @@
 import contextlib
 import queue
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import TypeVar
 
 Item = TypeVar("Item")
 
 
-def read_ahead(items: Iterator[Item], stop: threading.Event, depth: int = 1) -> Generator[Item, None, None]:
+WAIT_SECONDS = 0.1
+
+
+def read_ahead(
+    items: Iterator[Item],
+    stop: threading.Event,
+    depth: int = 1,
+    settle: Callable[[Item], object] = lambda _: None,
+) -> Generator[Item, None, None]:
     """The same items, made in a thread, `depth` ahead; its exception is raised here, and closing this ends it.
 
-    `stop` is set by then: whoever makes items that take long looks at it.
+    `stop` is set by then: whoever makes items that take long looks at it. `settle` is called by the thread, once, with
+    an item that it could not hand over in WAIT_SECONDS.
     """
     ready: queue.Queue[Item | _End] = queue.Queue(maxsize=depth)
 
     def hand_over(item: Item | _End) -> bool:
+        is_settled = False
         while not stop.is_set():
             try:
-                ready.put(item, timeout=0.1)
+                ready.put(item, timeout=WAIT_SECONDS)
             except queue.Full:
+                if not is_settled and not isinstance(item, _End):
+                    settle(item)
+                    is_settled = True
                 continue
             return True
         return False

@@ -12,17 +12,17 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from xxhash import xxh3_64_intdigest
 
 from data_pipeline.ahead import read_ahead
 from data_pipeline.errors import DataError
 from data_pipeline.mixture import TrainingData
+from data_pipeline.order import mix
 from data_pipeline.remote.ahead import fetch_ahead
 from data_pipeline.shards.packing import targets_that_count
 from data_pipeline.shards.reader import PackedDataset, Tokens
 
-MAX_WINDOW_BATCHES = 128
-WINDOW_BYTES = 8 << 20  # about three windows are alive at once
+MAX_WINDOW_BATCHES = 512
+WINDOW_BYTES = 16 << 20  # about three windows are alive at once
 ORDER_SAMPLES = 1 << 14
 
 
@@ -41,9 +41,9 @@ class Batch(NamedTuple):
     epoch: int
     """Passes over the dataset (of a mixture: over the one passed over most often) that were complete at `position`."""
     digest: int
-    """Sum of the hashes (XXH3, 64 bits, of the stored bytes, the position as seed) of this rank's samples that count,
-    mod 2**64, as signed int64: summed over ranks with the same wrap-around it names the global batch, whatever the
-    number of ranks."""
+    """Sum of a hash of position and content over this rank's samples that count, mod 2**64, as signed int64: summed
+    over ranks with the same wrap-around it names the global batch, whatever their number. The content comes in by the
+    hash (XXH3, 64 bits) of the member that holds the sample, with which its bytes are compared when first read."""
     num_skipped: int = 0
     """This rank's samples that don't count because their shard is bad."""
 
@@ -61,7 +61,8 @@ def _stream(
 ) -> Generator[Batch, None, None]:
     stop = threading.Event()
     windows = _train_windows(dataset, seed, global_batch_size, rank, size, position, stop)
-    with fetch_ahead(dataset, seed, position, stop), contextlib.closing(read_ahead(windows, stop)) as ready:
+    ahead = read_ahead(windows, stop, settle=_Window.settle)
+    with fetch_ahead(dataset, seed, position, stop), contextlib.closing(ahead) as ready:
         for window in ready:
             yield from window.batches(global_batch_size)
 
@@ -79,14 +80,15 @@ def evaluation_batches(
     for start in range(0, num_samples, batch_size * size):
         positions = np.arange(start + rank * batch_size, start + (rank + 1) * batch_size)
         counts = positions < num_samples
-        tokens = dataset.read(positions % num_samples)
+        numbers = positions % num_samples
+        tokens = dataset.read(numbers)
         yield Batch(
             tokens=torch.from_numpy(tokens.astype(np.int64)),
             mask=_mask(dataset, tokens, counts),
             position=start,
             next_position=min(start + batch_size * size, num_samples),
             epoch=0,
-            digest=_digest(_hashes(positions[counts], tokens[counts])),
+            digest=_digests(dataset, numbers[None], positions[None], counts[None])[0],
         )
 
 
@@ -123,7 +125,7 @@ def _train_windows(
 
 
 class _Window:
-    """Batches that begin at `starts`, of `samples` [b, n] at `positions` [b, n], read in the thread that makes it."""
+    """Batches that begin at `starts`, of `samples` [b, n] at `positions` [b, n], found in the thread that makes it."""
 
     def __init__(
         self,
@@ -133,33 +135,32 @@ class _Window:
         samples: npt.NDArray[np.int64],
         stop: threading.Event,
     ) -> None:
+        self._dataset = dataset
         self._starts, self._per_rank = starts.tolist(), positions.shape[1]
         self._epochs = [dataset.epoch_at(start) for start in self._starts]
-        self._skipped = np.zeros(positions.size, dtype=bool) if dataset.skips_bad_shards else None
-        self._tokens = dataset.read(samples.ravel(), stop, self._skipped)
-        hashes = _hashes(positions.ravel(), self._tokens)
-        if self._skipped is not None:
-            hashes = [0 if skip else value for value, skip in zip(hashes, self._skipped.tolist(), strict=True)]
-        self._digests = [_digest(hashes[rows]) for rows in self._rows()]
-        self._mask = _mask(dataset, self._tokens, None if self._skipped is None else ~self._skipped)
+        skipped = np.zeros(positions.shape, dtype=bool) if dataset.skips_bad_shards else None
+        self._samples = dataset.find(samples.ravel(), stop, None if skipped is None else skipped.ravel())
+        self._counts = None if skipped is None else ~skipped
+        self._digests = _digests(dataset, samples, positions, self._counts)
+
+    def settle(self) -> None:
+        """Copy the samples of all batches."""
+        self._samples.settle()
 
     def batches(self, global_batch_size: int) -> Iterator[Batch]:
-        """Cast one by one, while the next window is read: a whole one would not stay in the processor's cache."""
-        of_each = zip(self._rows(), self._starts, self._epochs, self._digests, strict=True)
-        for rows, start, epoch, digest in of_each:
+        """Copied one by one by whoever takes them, whose processor's cache then holds them."""
+        for number, (start, epoch, digest) in enumerate(zip(self._starts, self._epochs, self._digests, strict=True)):
+            tokens = self._samples.tokens(slice(number * self._per_rank, (number + 1) * self._per_rank))
+            counts = None if self._counts is None else self._counts[number]
             yield Batch(
-                tokens=torch.from_numpy(self._tokens[rows].astype(np.int64)),
-                mask=None if self._mask is None else self._mask[rows],
+                tokens=torch.from_numpy(tokens.astype(np.int64)),
+                mask=_mask(self._dataset, tokens, counts),
                 position=start,
                 next_position=start + global_batch_size,
                 epoch=epoch,
                 digest=digest,
-                num_skipped=0 if self._skipped is None else int(self._skipped[rows].sum()),
+                num_skipped=0 if counts is None else int((~counts).sum()),
             )
-
-    def _rows(self) -> list[slice]:
-        """Of each batch."""
-        return [slice(n * self._per_rank, (n + 1) * self._per_rank) for n in range(len(self._starts))]
 
 
 def _mask(dataset: TrainingData, tokens: Tokens, counts: npt.NDArray[np.bool_] | None) -> torch.Tensor | None:
@@ -171,11 +172,16 @@ def _mask(dataset: TrainingData, tokens: Tokens, counts: npt.NDArray[np.bool_] |
     return mask if whole is None else whole & mask
 
 
-def _hashes(positions: npt.NDArray[np.int64], tokens: Tokens) -> list[int]:
-    """Of each sample at its position."""
-    return list(map(xxh3_64_intdigest, tokens, positions.tolist()))
-
-
-def _digest(hashes: list[int]) -> int:
-    total = sum(hashes) % (1 << 64)
-    return total - (1 << 64) if total >> 63 else total
+def _digests(
+    dataset: TrainingData,
+    numbers: npt.NDArray[np.int64],
+    positions: npt.NDArray[np.int64],
+    counts: npt.NDArray[np.bool_] | None,
+) -> list[int]:
+    """Of batches [b, n] of the samples with these numbers at these positions, of which some may not count."""
+    names = dataset.names_of(numbers.ravel()).reshape(numbers.shape)
+    hashes = mix(names ^ mix(positions.astype(np.uint64)))
+    if counts is not None:
+        hashes[~counts] = 0
+    digests: list[int] = hashes.sum(axis=1).view(np.int64).tolist()
+    return digests

@@ -22,7 +22,8 @@ from data_pipeline.errors import DataError
 from data_pipeline.order import Positions, sample_at
 from data_pipeline.shards.folder import DatasetFolder
 from data_pipeline.shards.manifest import ShardRecord
-from data_pipeline.shards.reader import PackedDataset, Tokens
+from data_pipeline.shards.mapped import Samples
+from data_pipeline.shards.reader import PackedDataset
 
 UNITS = 1 << 20
 """Weights are rounded to so many parts of the whole."""
@@ -212,29 +213,41 @@ class MixedDataset:
 
     def shards_of(self, numbers: npt.NDArray[np.int64]) -> Iterator[tuple[int, DatasetFolder, ShardRecord]]:
         """The shards that these samples lie in, each with the place in `numbers` where it is first needed."""
-        which = np.searchsorted(self._bases, numbers, side="right") - 1
-        for item, dataset in enumerate(self.parts):
-            chosen = np.flatnonzero(which == item)
-            for place, folder, record in dataset.shards_of(numbers[chosen] - self._bases[item]):
+        for dataset, chosen, inside in self._by_part(numbers):
+            for place, folder, record in dataset.shards_of(inside):
                 yield int(chosen[place]), folder, record
 
-    def read(
+    def names_of(self, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
+        """What names the content of each of these samples."""
+        names = np.empty(len(numbers), dtype=np.uint64)
+        for dataset, chosen, inside in self._by_part(numbers):
+            names[chosen] = dataset.names_of(inside)
+        return names
+
+    def find(
         self,
         numbers: npt.NDArray[np.int64],
         stop: threading.Event | None = None,
         skipped: npt.NDArray[np.bool_] | None = None,
-    ) -> Tokens:
-        """Tokens [n, seq_length + 1] of these samples, in the order asked for; `stop`, `skipped`: as a dataset's."""
+    ) -> Samples:
+        """These samples, at least one, in the order asked for; `stop`, `skipped`: as for a dataset."""
+        found = []
+        for dataset, chosen, inside in self._by_part(numbers):
+            its_skipped = None if skipped is None else np.zeros(len(chosen), dtype=bool)
+            found.append((chosen, dataset.find(inside, stop, its_skipped)))
+            if skipped is not None:
+                skipped[chosen] = its_skipped
+        return Samples.joined(found)
+
+    def _by_part(
+        self, numbers: npt.NDArray[np.int64]
+    ) -> Iterator[tuple[PackedDataset, npt.NDArray[np.intp], npt.NDArray[np.int64]]]:
+        """Each dataset that has some of these samples, their places in `numbers`, and their numbers in it."""
         which = np.searchsorted(self._bases, numbers, side="right") - 1
-        tokens: Tokens = np.empty((len(numbers), self.seq_length + 1), dtype=self.dtype)
         for item, dataset in enumerate(self.parts):
             chosen = np.flatnonzero(which == item)
             if len(chosen):
-                its_skipped = None if skipped is None else np.zeros(len(chosen), dtype=bool)
-                tokens[chosen] = dataset.read(numbers[chosen] - self._bases[item], stop, its_skipped)
-                if skipped is not None:
-                    skipped[chosen] = its_skipped
-        return tokens
+                yield dataset, chosen, numbers[chosen] - self._bases[item]
 
     def epoch_at(self, position: int) -> int:
         """Whole passes over the dataset that was passed over most often."""

@@ -49,13 +49,13 @@ def _feistel(values: npt.NDArray[np.uint64], bits: int, keys: tuple[int, ...]) -
     left_bits, right_bits = bits // 2, bits - bits // 2
     left, right = values >> np.uint64(right_bits), values & np.uint64((1 << right_bits) - 1)
     for key in keys:
-        mixed = _mix(right ^ np.uint64(key)) >> np.uint64(64 - left_bits)
+        mixed = mix(right ^ np.uint64(key)) >> np.uint64(64 - left_bits)
         left, right = right, left ^ mixed
         left_bits, right_bits = right_bits, left_bits
     return (left << np.uint64(right_bits)) | right
 
 
-def _mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+def mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     """The finalizer of splitmix64 (Steele, Lea and Flood 2014): every input bit reaches the high bits."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -60,6 +60,15 @@ class Cache:
             os.close(descriptor)
         return descriptor is not None
 
+    def has(self, record: FileRecord) -> bool:
+        """Whether a file is here, whole; it counts as used now."""
+        path = self._path(record)
+        with self._faults(), contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(PermissionError):  # another user's
+                os.utime(path)
+            return path.stat().st_size == record.bytes
+        return False
+
     def check_holds(self, records: Iterable[FileRecord]) -> None:
         """Raise DataError unless all these files can be here at once: a shuffled order needs each of them all the time.
 

@@ -65,6 +65,9 @@ class RemoteFolder:
     def open(self, record: FileRecord, stop: threading.Event | None = None) -> int:
         return self.cache.open(record, self.address(record.file), stop)
 
+    def has(self, record: FileRecord) -> bool:
+        return self.cache.has(record)
+
     def fault(self, record: FileRecord) -> str | None:
         return None  # a length is known when the file is fetched: one question for each of thousands takes minutes
 

@@ -28,6 +28,9 @@ class DatasetFolder(Protocol):
     def open(self, record: FileRecord, stop: threading.Event | None = None) -> int:
         """A descriptor of a file; where that must be fetched first, `stop` ends the waiting by an exception."""
 
+    def has(self, record: FileRecord) -> bool:
+        """Whether a file that was opened is still there, at its full length; asked often."""
+
     def fault(self, record: FileRecord) -> str | None:
         """What is wrong with a file's presence or length, as far as is known without reading it; None: nothing."""
 
@@ -59,6 +62,9 @@ class LocalFolder:
 
     def open(self, record: FileRecord, stop: threading.Event | None = None) -> int:
         return os.open(self.path / record.file, os.O_RDONLY)
+
+    def has(self, record: FileRecord) -> bool:
+        return self.fault(record) is None
 
     def fault(self, record: FileRecord) -> str | None:
         path = f"{self.path}/{record.file}"

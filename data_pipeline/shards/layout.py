@@ -2,6 +2,8 @@
 
 import struct
 
+from xxhash import xxh3_64_intdigest
+
 TAR_BLOCK = 512
 NPY_HEADER_BYTES = 128  # fixed, so that the tokens of every member begin at the same distance
 DTYPES = {"uint16": "<u2", "uint32": "<u4"}
@@ -15,8 +17,7 @@ def dtype_for(vocab_size: int) -> str:
 def npy_header(shape: tuple[int, ...], descr: str) -> bytes:
     """A version 1.0 .npy header of exactly 128 bytes.
 
-    Written here rather than by numpy, whose padding may change: equal data must give equal shards, and the reader
-    compares these bytes instead of parsing what a file claims.
+    Written here rather than by numpy, whose padding may change: equal data must give equal shards.
     """
     text = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape!r}, }}"
     head = b"\x93NUMPY\x01\x00" + struct.pack("<H", NPY_HEADER_BYTES - 10)
@@ -31,3 +32,9 @@ def member_key(split: str, number: int) -> str:
 def tar_member_bytes(content_bytes: int) -> int:
     """Bytes that a member takes in the tar: its header block and its content, padded to whole blocks."""
     return TAR_BLOCK + -(-content_bytes // TAR_BLOCK) * TAR_BLOCK
+
+
+def content_hash(content: bytes | memoryview) -> int:
+    """Of a member's bytes, as the index has it: XXH3, 64 bits, as a signed number."""
+    value = xxh3_64_intdigest(content)
+    return value - (1 << 64) if value >> 63 else value

@@ -15,7 +15,7 @@ from data_pipeline.errors import DataError
 
 MANIFEST_FILE = "manifest.json"
 FORMAT = "pretrain packed dataset"
-VERSION = 1
+VERSION = 2
 Record = TypeVar("Record")
 
 
@@ -41,7 +41,7 @@ class SplitRecord:
 
     shards: tuple[ShardRecord, ...]
     index: FileRecord
-    """The saved offsets: an int64 .npy with, for each member, where its content begins within its shard."""
+    """An int64 .npy [members, 2]: where each member's content begins within its shard, and its hash."""
     num_samples: int
     num_documents: int
     num_tokens: int

@@ -1,30 +1,31 @@
 """Samples of a prepared dataset by their number, read straight out of the shards through the saved offsets."""
 
-import collections
 import errno
 import hashlib
-import itertools
 import logging
 import mmap
 import os
 import stat
 import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from data_pipeline.errors import BadFile, DataError
-from data_pipeline.order import Positions, sample_at
+from data_pipeline.order import Positions, mix, sample_at
 from data_pipeline.shards.folder import DatasetFolder, as_folder
-from data_pipeline.shards.layout import DTYPES, NPY_HEADER_BYTES, TAR_BLOCK, member_key, npy_header
+from data_pipeline.shards.layout import DTYPES, NPY_HEADER_BYTES, TAR_BLOCK, content_hash, member_key
 from data_pipeline.shards.manifest import FileRecord, Manifest, ShardRecord, SplitRecord
-from data_pipeline.shards.mapped import MappedShard, Tokens, gather
+from data_pipeline.shards.mapped import Samples, Tokens, map_file, start_of
 
 logger = logging.getLogger(__name__)
-MAX_OPEN_FILES = 64
+MAX_MAPPED_SHARDS = 1 << 13
+"""Of a dataset: 2 TiB of them as `conf/data` has it. Linux lets a process map 65,530."""
+SECONDS_BETWEEN_LOOKS = 1.0
 SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 """What keeps a file from being opened and is not its fault."""
 
@@ -32,7 +33,7 @@ SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 class PackedDataset:
     """One split of a prepared dataset; safe to use from several threads."""
 
-    def __init__(self, folder: DatasetFolder, manifest: Manifest, split: str, offsets: npt.NDArray[np.int64]) -> None:
+    def __init__(self, folder: DatasetFolder, manifest: Manifest, split: str, index: npt.NDArray[np.int64]) -> None:
         self.folder = folder
         self.manifest = manifest
         self.split = split
@@ -44,13 +45,15 @@ class PackedDataset:
         self.skips_bad_shards = False
         """Whether samples of bad shards are left out of training and counted."""
         self.dtype = np.dtype(DTYPES[manifest.dtype])
-        self._offsets = offsets
+        self._offsets, self._hashes = index.T
         # Samples before each shard, and after the last one.
         self._shard_starts = np.cumsum([0, *(shard.samples for shard in self.record.shards)], dtype=np.int64)
-        self._is_checked = np.zeros(len(offsets), dtype=bool)  # of each member
+        self._is_checked = np.zeros(len(index), dtype=bool)  # of each member
         self._bad_shards: dict[int, str] = {}  # what is wrong with each, by its number
         self._named_shards: set[int] = set()
-        self._open_files: collections.OrderedDict[int, MappedShard] = collections.OrderedDict()
+        self._mapped: dict[int, _MappedShard] = {}
+        self._addresses = np.zeros(len(self.record.shards), dtype=np.int64)  # first token of each that is mapped
+        self._looked_at = np.full(len(self.record.shards), -np.inf)  # when each was last seen to be whole
         self._lock = threading.Lock()
 
     @classmethod
@@ -65,7 +68,7 @@ class PackedDataset:
         manifest = folder.manifest()
         record = manifest.splits[split]
         check_sizes(folder, [record.index] if skip_bad_shards else record.files)
-        dataset = cls(folder, manifest, split, _load_offsets(folder, manifest, split))
+        dataset = cls(folder, manifest, split, _load_index(folder, manifest, split))
         if skip_bad_shards:
             dataset._skip_bad_shards()
         return dataset
@@ -101,6 +104,11 @@ class PackedDataset:
         """Names all that decides, with the seed, the samples before a position."""
         return self.manifest.digest
 
+    def names_of(self, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
+        """What names the content of each of these samples: its member's hash and its place there."""
+        members, rows = np.divmod(numbers, self.manifest.samples_per_member)
+        return mix(self._hashes[members].view(np.uint64) + mix(rows.view(np.uint64)))
+
     def shards_of(self, numbers: npt.NDArray[np.int64]) -> Iterator[tuple[int, DatasetFolder, ShardRecord]]:
         """The shards that these samples lie in, each with the place in `numbers` where it is first needed."""
         shards = np.searchsorted(self._shard_starts, numbers, side="right") - 1
@@ -113,62 +121,79 @@ class PackedDataset:
         stop: threading.Event | None = None,
         skipped: npt.NDArray[np.bool_] | None = None,
     ) -> Tokens:
-        """Tokens [n, seq_length + 1] of these samples, in the order asked for; the files are read in theirs.
+        """Tokens [n, seq_length + 1] of these samples, in the order asked for; `stop`, `skipped`: as for `find`."""
+        if not len(indices):
+            return np.empty((0, self.seq_length + 1), dtype=self.dtype)
+        return self.find(indices, stop, skipped).tokens()
+
+    def find(
+        self,
+        indices: npt.NDArray[np.int64],
+        stop: threading.Event | None = None,
+        skipped: npt.NDArray[np.bool_] | None = None,
+    ) -> Samples:
+        """These samples, at least one, in the order asked for, their pages read in the order of the files.
 
         Where shards must be fetched first, `stop` ends the waiting for them, by an exception. `skipped` [n]: set for
-        samples of bad shards, which then hold ends of documents; without it such a shard is a BadFile error.
+        samples of bad shards, which then hold ends of documents; without it such a shard is a BadFile error. A shard is
+        bad where its file is, or where a member that is read for the first time is not what `prepare` wrote.
         """
         width = self.seq_length + 1
-        if not len(indices):
-            return np.empty((0, width), dtype=self.dtype)
         places = np.argsort(indices, kind="stable")
         numbers = np.asarray(indices, dtype=np.int64)[places]
         assert numbers[0] >= 0 and numbers[-1] < self.num_samples, "sample number out of range"
         shards = np.searchsorted(self._shard_starts, numbers, side="right") - 1
-        borders = [0, *(np.flatnonzero(np.diff(shards)) + 1).tolist(), len(numbers)]
-        if len(borders) - 1 > MAX_OPEN_FILES:
-            groups = np.split(places, borders[MAX_OPEN_FILES:-1:MAX_OPEN_FILES])
-            return self._read_in_turn(indices, groups, stop, skipped)
+        firsts = np.flatnonzero(np.diff(shards, prepend=-1))  # places of the first sample of each shard
+        if len(firsts) > MAX_MAPPED_SHARDS:
+            groups = np.split(places, firsts[MAX_MAPPED_SHARDS::MAX_MAPPED_SHARDS])
+            return self._find_in_turn(indices, groups, stop, skipped)
         members, rows = np.divmod(numbers, self.manifest.samples_per_member)
-        # Members begin at tar's blocks, so that every sample lies at a whole number of tokens within its shard.
-        starts = (self._offsets[members] + NPY_HEADER_BYTES) // self.dtype.itemsize + rows * width
-        files = []
         is_good = np.ones(len(numbers), dtype=bool)
         with self._lock:
-            for first, last in itertools.pairwise(borders):
-                shard, here = int(shards[first]), slice(first, last)
+            is_fresh = self._looked_at[shards] > time.monotonic() - SECONDS_BETWEEN_LOOKS
+            is_ready = np.logical_and.reduceat(is_fresh & self._is_checked[members], firsts)
+            borders = np.append(firsts, len(numbers))
+            used = shards[firsts]
+            for which in np.flatnonzero(~is_ready).tolist():
+                here = slice(*borders[which : which + 2].tolist())
                 try:
-                    files.append(self._checked(shard, members[here], starts[here], stop))
+                    self._make_ready(int(used[which]), members[here], used, stop)
                 except BadFile as error:
                     if skipped is None:
                         raise
-                    self._give_up(shard, str(error))
+                    self._give_up(int(used[which]), str(error))
                     is_good[here] = False
                     skipped[places[here]] = True
-                else:
-                    starts[here] += files[-1].start
-        if is_good.all():
-            return gather(files, starts, width, places)
-        tokens: Tokens = np.full((len(numbers), width), self.manifest.tokenizer.eod_id, dtype=self.dtype)
-        if files:
-            tokens[places[is_good]] = gather(files, starts[is_good], width, np.arange(int(is_good.sum())))
-        return tokens
+            memories: list[Tokens] = [self._mapped[shard].tokens for shard in used.tolist() if shard in self._mapped]
+            # Members begin at tar's blocks, so that every sample lies at a whole number of tokens within its shard.
+            starts = self._addresses[shards] + (self._offsets[members] + NPY_HEADER_BYTES) // self.dtype.itemsize
+            starts += rows * width
+        if not is_good.all():
+            filling: Tokens = np.full(width, self.manifest.tokenizer.eod_id, dtype=self.dtype)
+            memories.append(filling)
+            starts[~is_good] = start_of(filling)
+        Samples(memories, starts, width).page_in()
+        as_asked = np.empty_like(starts)
+        as_asked[places] = starts
+        return Samples(memories, as_asked, width)
 
-    def _read_in_turn(
+    def _find_in_turn(
         self,
         indices: npt.NDArray[np.int64],
         groups: Sequence[npt.NDArray[np.intp]],
         stop: threading.Event | None,
         skipped: npt.NDArray[np.bool_] | None,
-    ) -> Tokens:
-        """As `read`, groups of the samples one after the other, so that not too many shards are open at once."""
-        tokens: Tokens = np.empty((len(indices), self.seq_length + 1), dtype=self.dtype)
+    ) -> Samples:
+        """As `find`, but groups of the samples are copied one after the other: not too many are mapped at once."""
+        parts = []
         for group in groups:
             of_group = None if skipped is None else np.zeros(len(group), dtype=bool)
-            tokens[group] = self.read(indices[group], stop, of_group)
+            part = self.find(indices[group], stop, of_group)
+            part.settle()
+            parts.append((group, part))
             if skipped is not None:
                 skipped[group] = of_group
-        return tokens
+        return Samples.joined(parts)
 
     def verify(self) -> None:
         """Read every byte and compare the checksums; DataError names the first file that differs."""
@@ -183,25 +208,36 @@ class PackedDataset:
                 )
 
     def close(self) -> None:
-        """Close the files; the next read opens them again."""
+        """Let go of the files; the next read opens them again."""
         with self._lock:
-            self._open_files.clear()
+            self._forget(list(self._mapped))
 
-    def _checked(
-        self, shard: int, members: npt.NDArray[np.int64], starts: npt.NDArray[np.int64], stop: threading.Event | None
-    ) -> MappedShard:
-        """The shard of these members, where samples may be read that begin at these tokens of it."""
+    def _make_ready(
+        self,
+        shard: int,
+        members: npt.NDArray[np.int64],
+        used: npt.NDArray[np.int64],
+        stop: threading.Event | None,
+    ) -> None:
+        """See to it that these members of a shard may be read, while all of the shards `used` are."""
         if shard in self._bad_shards:
             raise BadFile(self._bad_shards[shard])
-        file = self._opened(shard, stop)
-        # First: beyond its end a mapped file gives no error but a signal that ends the process.
-        needed = (int(starts.max()) + self.seq_length + 1) * self.dtype.itemsize
-        if file.memory.size() < self.record.shards[shard].bytes or len(file.memory) < needed:
-            raise self._fault(shard, "ends too early")
-        if not self._is_checked[members].all():
-            for member in np.unique(members).tolist():
-                self._check_member(file, shard, member)
-        return file
+        record = self.record.shards[shard]
+        # Beyond its end a mapped file gives no error but a signal that ends the process.
+        if shard in self._mapped and not self.folder.has(record):
+            self._forget([shard])
+        if shard not in self._mapped:
+            if len(self._mapped) >= MAX_MAPPED_SHARDS:
+                self._forget(set(self._mapped).difference(used.tolist()))
+            self._map(shard, stop)
+        self._looked_at[shard] = time.monotonic()
+        for member in np.unique(members[~self._is_checked[members]]).tolist():
+            self._check_member(self._mapped[shard].content, shard, member)
+
+    def _forget(self, shards: Iterable[int]) -> None:
+        for shard in shards:
+            del self._mapped[shard]
+            self._looked_at[shard] = -np.inf
 
     def _skip_bad_shards(self) -> None:
         self.skips_bad_shards = True
@@ -219,18 +255,13 @@ class PackedDataset:
     def _give_up(self, shard: int, fault: str) -> None:
         """From now on; named once, when the first of its samples is asked for."""
         self._bad_shards[shard] = fault
+        self._looked_at[shard] = -np.inf
         if shard not in self._named_shards:
             self._named_shards.add(shard)
             count = self.record.shards[shard].samples
             logger.error("%s; its %d samples are skipped and counted (data.on_bad_shard=skip)", fault, count)
 
-    def _opened(self, shard: int, stop: threading.Event | None) -> MappedShard:
-        file = self._open_files.get(shard)
-        if file is not None:
-            self._open_files.move_to_end(shard)
-            return file
-        if len(self._open_files) >= MAX_OPEN_FILES:
-            self._open_files.popitem(last=False)
+    def _map(self, shard: int, stop: threading.Event | None) -> None:
         record = self.record.shards[shard]
         try:
             descriptor = self.folder.open(record, stop)
@@ -240,29 +271,37 @@ class PackedDataset:
                     raise self._fault(shard, "is no file")
                 if about.st_size < record.bytes:
                     raise self._fault(shard, "ends too early")
-                memory = mmap.mmap(descriptor, record.bytes, access=mmap.ACCESS_READ)
+                content = map_file(descriptor, record.bytes)
             finally:
                 os.close(descriptor)
         except OSError as error:
             fault = self._fault(shard, f"cannot be opened ({error.strerror})")
             raise (DataError(str(fault)) if error.errno in SHORTAGES else fault) from None
-        file = self._open_files[shard] = MappedShard.of(memory, self.dtype)
-        return file
+        tokens: Tokens = content[: record.bytes // self.dtype.itemsize * self.dtype.itemsize].view(self.dtype)
+        self._mapped[shard] = _MappedShard(content, tokens)
+        self._addresses[shard] = start_of(tokens)
 
-    def _check_member(self, file: MappedShard, shard: int, member: int) -> None:
-        """It must have its own name, and begin with just the bytes that the writer puts before this many samples."""
-        samples = min(self.manifest.samples_per_member, self.num_samples - member * self.manifest.samples_per_member)
+    def _check_member(self, content: npt.NDArray[np.uint8], shard: int, member: int) -> None:
+        """It must lie within its shard, have its own name, and the content that the writer hashed."""
         begin, name = int(self._offsets[member]), f"{member_key(self.split, member)}.npy"
-        found = file.memory[begin - TAR_BLOCK : begin].partition(b"\0")[0].decode(errors="replace")
+        found = content[begin - TAR_BLOCK : begin].tobytes().partition(b"\0")[0].decode(errors="replace")
         if found != name:
             raise self._fault(shard, f"holds {found!r} where member {name!r} should be")
-        if file.memory[begin : begin + NPY_HEADER_BYTES] != npy_header((samples, self.seq_length + 1), self.dtype.str):
-            raise self._fault(shard, f"member {member} does not begin with the header that `prepare` wrote")
+        samples = min(self.manifest.samples_per_member, self.num_samples - member * self.manifest.samples_per_member)
+        end = begin + NPY_HEADER_BYTES + samples * (self.seq_length + 1) * self.dtype.itemsize
+        if end > len(content) or content_hash(content[begin:end].data) != self._hashes[member]:
+            raise self._fault(shard, f"the content of member {name!r} differs from what `prepare` wrote")
         self._is_checked[member] = True
 
     def _fault(self, shard: int, what: str) -> BadFile:
         name = self.folder.locate(self.record.shards[shard].file)
         return BadFile(f"{name}: {what}; restore the shard, or prepare again with prepare.overwrite=true")
+
+
+class _MappedShard(NamedTuple):
+    content: npt.NDArray[np.uint8]
+    tokens: Tokens
+    """The same bytes; headers too, whatever they are as tokens."""
 
 
 def check_sizes(folder: DatasetFolder, records: Iterable[FileRecord]) -> None:
@@ -273,8 +312,8 @@ def check_sizes(folder: DatasetFolder, records: Iterable[FileRecord]) -> None:
             raise DataError(f"{fault}; restore it, or prepare again with prepare.overwrite=true")
 
 
-def _load_offsets(folder: DatasetFolder, manifest: Manifest, split: str) -> npt.NDArray[np.int64]:
-    """Where each member's content begins within its shard; processes of a machine share the memory that holds it."""
+def _load_index(folder: DatasetFolder, manifest: Manifest, split: str) -> npt.NDArray[np.int64]:
+    """Offset and hash of each member [members, 2]; processes of a machine share the memory that holds them."""
     record = manifest.splits[split].index
     descriptor = folder.open(record)
     try:
@@ -286,16 +325,18 @@ def _load_offsets(folder: DatasetFolder, manifest: Manifest, split: str) -> npt.
         raise DataError(
             f"{name}: its content differs from what `prepare` wrote (sha256 does not fit); restore it, or {remedy}"
         )
-    offsets = np.frombuffer(content, dtype="<i8", offset=NPY_HEADER_BYTES)
+    numbers = np.frombuffer(content, dtype="<i8", offset=NPY_HEADER_BYTES)
     of_split = manifest.splits[split]
     num_samples = sum(shard.samples for shard in of_split.shards)
     num_members = -(-num_samples // manifest.samples_per_member)
     # What a manifest and an index from elsewhere say is used as addresses of memory.
-    if num_samples != of_split.num_samples or len(offsets) != num_members:
+    if num_samples != of_split.num_samples or len(numbers) != 2 * num_members:
         raise DataError(
-            f"{name}: has {len(offsets)} members, and the shards hold {num_samples} samples, where the manifest says "
-            f"{of_split.num_samples}, {manifest.samples_per_member} in each member; {remedy}"
+            f"{name}: has {len(numbers) / 2:g} members, and the shards hold {num_samples} samples, where the manifest "
+            f"says {of_split.num_samples}, {manifest.samples_per_member} in each member; {remedy}"
         )
+    index = numbers.reshape(num_members, 2)
+    offsets = index[:, 0]
     if num_members and (offsets.min() < TAR_BLOCK or np.any(offsets & (TAR_BLOCK - 1))):
         raise DataError(f"{name}: has a member that begins where no tar has one; {remedy}")
-    return offsets
+    return index

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from data_pipeline.config import DataConfig
 from data_pipeline.imports import without
-from data_pipeline.shards.layout import DTYPES, TAR_BLOCK, member_key, npy_header, tar_member_bytes
+from data_pipeline.shards.layout import DTYPES, TAR_BLOCK, content_hash, member_key, npy_header, tar_member_bytes
 from data_pipeline.shards.manifest import FileRecord, ShardRecord, SplitRecord
 from data_pipeline.shards.packing import Packing, make_packer, num_padding_tokens
 
@@ -27,7 +27,7 @@ class MemberWriter:
         self._shard_bytes = shard_bytes
         self._shard: _ShardFile | None = None
         self._shards: list[ShardRecord] = []
-        self._offsets: list[int] = []
+        self._index: list[tuple[int, int]] = []
 
     def write(self, rows: npt.NDArray[Any]) -> None:
         """One member: samples [n, seq_length + 1]; every one but the last must have `samples_per_member` of them."""
@@ -36,8 +36,8 @@ class MemberWriter:
             self._close_shard()
         if self._shard is None:
             self._shard = _ShardFile(self._folder / f"{self._split}-{len(self._shards):05d}.tar")
-        self._offsets.append(self._shard.member_bytes + TAR_BLOCK)
-        self._shard.write(member_key(self._split, len(self._offsets) - 1), content, len(rows))
+        self._index.append((self._shard.member_bytes + TAR_BLOCK, content_hash(content)))
+        self._shard.write(member_key(self._split, len(self._index) - 1), content, len(rows))
 
     def close(self) -> tuple[tuple[ShardRecord, ...], FileRecord]:
         """Write the index; the records of the shards and of it."""
@@ -57,7 +57,8 @@ class MemberWriter:
 
     def _write_index(self) -> FileRecord:
         path = self._folder / f"{self._split}.index.npy"
-        content = npy_header((len(self._offsets),), "<i8") + np.array(self._offsets, dtype="<i8").tobytes()
+        index = np.array(self._index, dtype="<i8").reshape(-1, 2)
+        content = npy_header(index.shape, "<i8") + index.tobytes()
         with path.open("wb") as file:
             file.write(content)
             file.flush()

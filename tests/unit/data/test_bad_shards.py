@@ -91,7 +91,7 @@ def put_a_folder(path: Path) -> None:
 WAYS: dict[str, tuple[Callable[[Path], None], str]] = {
     "missing": (Path.unlink, "missing (No such file"),
     "truncated": (truncate, "bytes, the manifest says"),
-    "with other headers": (spoil_headers, "does not begin with the header"),
+    "with other headers": (spoil_headers, "differs from what `prepare` wrote"),
     "unreadable": (put_a_folder, "bytes, the manifest says"),
 }
 WAYS_IN_USE: dict[str, tuple[Callable[[Path], None], str]] = {
@@ -123,7 +123,8 @@ def test_a_shard_that_goes_bad_before_its_first_use_is_skipped_and_counted(writt
         take(strict)
 
 
-def test_a_shard_that_shrinks_while_in_use_is_skipped_from_then_on(written, folder, caplog):
+def test_a_shard_that_shrinks_while_in_use_is_skipped_from_then_on(written, folder, caplog, monkeypatch):
+    monkeypatch.setattr(reader, "SECONDS_BETWEEN_LOOKS", 0.0)
     dataset = PackedDataset.open(folder, "train", skip_bad_shards=True)
     before = take(dataset)
     assert not any(batch.num_skipped for batch in before)
@@ -133,9 +134,9 @@ def test_a_shard_that_shrinks_while_in_use_is_skipped_from_then_on(written, fold
     says_once(caplog, "ends too early")
 
 
-def test_a_bad_shard_is_skipped_also_where_not_all_of_a_batch_may_be_open_at_once(written, folder, monkeypatch):
+def test_a_bad_shard_is_skipped_also_where_not_all_of_a_batch_may_be_mapped_at_once(written, folder, monkeypatch):
     whole = take(PackedDataset.open(written, "train"))
-    monkeypatch.setattr(reader, "MAX_OPEN_FILES", 2)
+    monkeypatch.setattr(reader, "MAX_MAPPED_SHARDS", 2)
     truncate(folder / SHARD)
     dataset = PackedDataset.open(folder, "train", skip_bad_shards=True)
     assert check(take(dataset), dataset, whole) > 0

@@ -14,7 +14,7 @@ import pytest
 from data_pipeline.errors import DataError
 from data_pipeline.inspection import END_OF_DOCUMENT, as_text, inspect, stats, verify
 from data_pipeline.loader import train_batches
-from data_pipeline.shards.layout import NPY_HEADER_BYTES
+from data_pipeline.shards.layout import NPY_HEADER_BYTES, TAR_BLOCK, content_hash
 from data_pipeline.shards.manifest import Manifest
 from data_pipeline.shards.reader import PackedDataset
 from data_pipeline.tokenizers.loading import load_tokenizer
@@ -145,13 +145,18 @@ def rewrite(dataset: Path, name: str, offset: int, content: bytes) -> None:
 
 
 def test_a_token_that_the_tokenizer_does_not_have_is_found(dataset: Path) -> None:
-    rewrite(dataset, "train-00000.tar", 512 + NPY_HEADER_BYTES + 2 * 17, np.array([420], dtype="<u2").tobytes())
+    begin, manifest = TAR_BLOCK, Manifest.load(dataset)
+    end = begin + NPY_HEADER_BYTES + manifest.samples_per_member * 17 * 2
+    token_of_sample_1 = begin + NPY_HEADER_BYTES + 2 * 17
+    rewrite(dataset, "train-00000.tar", token_of_sample_1, np.array([420], dtype="<u2").tobytes())
+    its_hash = content_hash((dataset / "train-00000.tar").read_bytes()[begin:end])
+    rewrite(dataset, "train.index.npy", NPY_HEADER_BYTES + 8, np.array([its_hash], dtype="<i8").tobytes())
     (fault,) = verify(dataset)
     assert "train sample 1 has the token 420, the tokenizer has 420" in fault
 
 
 def test_a_wrong_offset_is_found(dataset: Path) -> None:
-    rewrite(dataset, "train.index.npy", NPY_HEADER_BYTES + 8, np.array([512], dtype="<i8").tobytes())
+    rewrite(dataset, "train.index.npy", NPY_HEADER_BYTES + 16, np.array([512], dtype="<i8").tobytes())
     rewrite(dataset, "train.index.npy", NPY_HEADER_BYTES, np.array([1024], dtype="<i8").tobytes())
     (fault,) = verify(dataset)
     assert "train-00000.tar: holds " in fault and "where member 'train-00000000.npy' should be" in fault

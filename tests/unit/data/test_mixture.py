@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from data_pipeline.errors import DataError
 from data_pipeline.loader import train_batches
 from data_pipeline.mixture import Ingredient, MixedDataset, Mixture, Plan, mix
+from data_pipeline.shards import reader
 from data_pipeline.shards.reader import PackedDataset
 from tests.support.corpus import make_texts, prepare_synthetic, tokenizer_config, write_jsonl
 from tests.unit.data.test_shards import write
@@ -197,11 +198,24 @@ def test_a_dataset_that_is_not_there_is_named(folders: dict[str, Path], tmp_path
         mix(Plan({"a": 1.0, "b": 1.0}, {}, ()), folders | {"b": tmp_path / "nowhere"})
 
 
+def test_a_mixture_of_many_shards_is_the_same_however_few_may_be_mapped(folders, monkeypatch) -> None:
+    def tokens() -> np.ndarray:
+        mixed = mix(Plan({"a": 0.5, "b": 0.5}, {}, ()), folders)
+        return mixed.find(mixed.samples_at(range(200), 3)).tokens()
+
+    expected = tokens()
+    for limit in (1, 3):
+        monkeypatch.setattr(reader, "MAX_MAPPED_SHARDS", limit)
+        assert np.array_equal(tokens(), expected)
+
+
 def test_a_plain_dataset_is_its_own_mixture_of_one(folders: dict[str, Path]) -> None:
     dataset = PackedDataset.open(folders["a"], "train")
     alone = mix(Plan({"a": 1.0}, {}, ()), {"a": folders["a"]})
     numbers = alone.samples_at(range(60), 3)
-    assert sorted(numbers[:30]) == list(range(30)) and np.array_equal(alone.read(numbers), dataset.read(numbers))
+    assert sorted(numbers[:30]) == list(range(30)) and np.array_equal(
+        alone.find(numbers).tokens(), dataset.read(numbers)
+    )
 
 
 def test_a_stream_with_an_end_gives_all_batches_before_it_and_then_says_so(folders: dict[str, Path]) -> None:

@@ -4,9 +4,12 @@ import gc
 import hashlib
 import io
 import json
+import os
 import shutil
+import sys
 import tarfile
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +20,7 @@ from hypothesis import strategies as st
 
 from data_pipeline.errors import DataError
 from data_pipeline.shards import reader
-from data_pipeline.shards.layout import NPY_HEADER_BYTES, dtype_for, tar_member_bytes
+from data_pipeline.shards.layout import NPY_HEADER_BYTES, TAR_BLOCK, dtype_for, tar_member_bytes
 from data_pipeline.shards.manifest import CorpusRecord, FileRecord, Manifest, TokenizerRecord, _hash
 from data_pipeline.shards.reader import PackedDataset
 from data_pipeline.shards.writer import SplitWriter
@@ -113,17 +116,34 @@ def test_every_token_is_predicted_once(tmp_path_factory, lengths, seq_length, sa
     dataset.verify()
 
 
-def test_samples_come_in_any_order_with_few_open_files(written, monkeypatch):
-    monkeypatch.setattr(reader, "MAX_OPEN_FILES", 2)
+def test_samples_come_in_any_order_with_few_shards_mapped(written, monkeypatch):
+    monkeypatch.setattr(reader, "MAX_MAPPED_SHARDS", 2)
     dataset = PackedDataset.open(written, "train")
     assert len(dataset.record.shards) > 3
     everything = dataset.read(np.arange(dataset.num_samples))
     order = np.random.default_rng(0).permutation(dataset.num_samples)
     assert np.array_equal(dataset.read(order), everything[order])
-    assert len(dataset._open_files) == 2
+    assert len(dataset._mapped) == 2
     dataset.close()
     assert np.array_equal(dataset.read(order[:3]), everything[order[:3]])
     assert dataset.read(order[:0]).shape == (0, 9)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_shards_are_mapped_without_a_descriptor_each_and_let_go_with_the_last_sample_of_them(written):
+    def mapped():
+        return Path("/proc/self/maps").read_text().count(f"{written}/train-")
+
+    before = len(os.listdir("/proc/self/fd"))
+    dataset = PackedDataset.open(written, "train")
+    samples = dataset.find(np.arange(dataset.num_samples))
+    assert len(os.listdir("/proc/self/fd")) <= before + 1, "the index has one"
+    assert mapped() == len(dataset.record.shards) > 3
+    dataset.close()
+    assert mapped() == len(dataset.record.shards), "the samples are still there"
+    tokens = samples.tokens()
+    del samples
+    assert mapped() == 0 and np.array_equal(tokens, dataset.read(np.arange(dataset.num_samples)))
 
 
 def test_webdataset_and_tar_read_the_shards(written):
@@ -241,7 +261,7 @@ FAULTS_SEEN_WHEN_OPENED = {
         lambda f: (f / "manifest.json").write_text("[]"),
         r"manifest.json: is not the manifest of" + AGAIN,
     ),
-    "newer format": (edit_json(lambda m: m.update(version=99)), r"has format version 99, this program reads 1" + AGAIN),
+    "newer format": (edit_json(lambda m: m.update(version=99)), r"has format version 99, this program reads 2" + AGAIN),
     "edited": (
         edit_json(lambda m: m["manifest"].update(seq_length=16)),
         r"manifest.json: was changed after it was written" + AGAIN,
@@ -272,12 +292,28 @@ def test_a_flipped_bit_is_found_by_verify(written, tmp_path):
         dataset.verify()
 
 
+@pytest.mark.parametrize(
+    "place", [TAR_BLOCK, TAR_BLOCK + NPY_HEADER_BYTES, TAR_BLOCK + NPY_HEADER_BYTES + 4 * 9 * 2 - 1]
+)
+def test_a_bit_flipped_anywhere_in_a_member_is_found_when_any_sample_of_it_is_read(written, tmp_path, place):
+    folder = tmp_path / "set"
+    shutil.copytree(written, folder)
+    flip("train-00000.tar", place)(folder)
+    dataset = PackedDataset.open(folder, "train")
+    assert np.array_equal(dataset.read(np.arange(4, 8)), PackedDataset.open(written, "train").read(np.arange(4, 8)))
+    for sample in range(4):
+        with pytest.raises(
+            DataError, match="train-00000.tar: the content of member 'train-00000000.npy' differs" + AGAIN
+        ):
+            dataset.read(np.array([sample]))
+
+
 def test_a_header_that_claims_anything_else_is_refused(written, tmp_path):
     folder = tmp_path / "set"
     shutil.copytree(written, folder)
     path = folder / "train-00000.tar"
     path.write_bytes(path.read_bytes().replace(b"'descr': '<u2'", b"'descr': '|O8'", 1))
-    with pytest.raises(DataError, match="train-00000.tar: member 0 does not begin with the header" + AGAIN):
+    with pytest.raises(DataError, match="train-00000.tar: the content of member 'train-00000000.npy' differs" + AGAIN):
         PackedDataset.open(folder, "train").read(np.arange(4))
 
 
@@ -294,7 +330,7 @@ def test_shards_that_changed_places_are_named(written, tmp_path):
         PackedDataset.open(folder, "train").read(np.arange(4))
 
 
-def test_a_member_that_is_looked_at_first_takes_no_more_than_its_headers(tmp_path):
+def test_a_member_that_is_read_first_takes_no_copy_of_its_shard(tmp_path):
     write(tmp_path / "set", [np.zeros(300_000, dtype=np.uint16)], shard_bytes=10**9)
     dataset = PackedDataset.open(tmp_path / "set", "train")
     assert len(dataset.record.shards) == 1
@@ -318,32 +354,29 @@ def test_members_in_another_order_are_named(written, tmp_path):
     assert len(dataset.read(np.arange(8, 12))) == 4
 
 
-def written_anew(folder, *, offsets=None, **changes):
+def written_anew(folder, *, index=None, **changes):
     """The index and the manifest, consistent with each other, as someone else may have written them."""
     manifest = Manifest.load(folder)
     record = dataclasses.replace(manifest.splits["train"], **changes)
-    if offsets is not None:
+    if index is not None:
         path = folder / record.index.file
-        content = path.read_bytes()[:NPY_HEADER_BYTES] + offsets(load_offsets(folder)).astype("<i8").tobytes()
+        content = path.read_bytes()[:NPY_HEADER_BYTES] + index(np.load(path)).astype("<i8").tobytes()
         path.write_bytes(content)
-        index = FileRecord(file=path.name, bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
-        record = dataclasses.replace(record, index=index)
+        its_record = FileRecord(file=path.name, bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+        record = dataclasses.replace(record, index=its_record)
     dataclasses.replace(manifest, splits=manifest.splits | {"train": record}).save(folder)
-
-
-def load_offsets(folder):
-    return np.load(folder / "train.index.npy").copy()
 
 
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ({"offsets": lambda o: np.where(o == o[0], -512, o)}, "has a member that begins where no tar has one"),
-        ({"offsets": lambda o: o + 2}, "has a member that begins where no tar has one"),
-        ({"offsets": lambda o: o[:-1]}, r"has \d+ members, and the shards hold \d+ samples, where the manifest says"),
+        ({"index": lambda i: np.where(i == i[0, 0], -512, i)}, "has a member that begins where no tar has one"),
+        ({"index": lambda i: i + 2}, "has a member that begins where no tar has one"),
+        ({"index": lambda i: i[:-1]}, r"has \d+ members, and the shards hold \d+ samples, where the manifest says"),
+        ({"index": lambda i: i.ravel()[:-1]}, r"has \d+.5 members, and the shards hold \d+ samples"),
         ({"num_samples": 10**6}, r".* hold \d+ samples, where the manifest says 1000000, 4 in each member"),
     ],
-    ids=["before the file", "between blocks", "too few", "more samples"],
+    ids=["before the file", "between blocks", "too few", "half a member", "more samples"],
 )
 def test_nothing_outside_of_a_shard_is_read_whatever_index_and_manifest_say(written, tmp_path, how, message):
     folder = tmp_path / "set"
@@ -353,7 +386,8 @@ def test_nothing_outside_of_a_shard_is_read_whatever_index_and_manifest_say(writ
         PackedDataset.open(folder, "train")
 
 
-def test_a_shard_that_shrinks_while_in_use_is_named(written, tmp_path):
+def test_a_shard_that_shrinks_while_in_use_is_named(written, tmp_path, monkeypatch):
+    monkeypatch.setattr(reader, "SECONDS_BETWEEN_LOOKS", 0.0)
     folder = tmp_path / "set"
     shutil.copytree(written, folder)
     dataset = PackedDataset.open(folder, "train")
@@ -366,8 +400,8 @@ def test_a_shard_that_shrinks_while_in_use_is_named(written, tmp_path):
             dataset.read(samples)
 
 
-def test_threads_share_a_dataset_with_few_open_files(written, monkeypatch):
-    monkeypatch.setattr(reader, "MAX_OPEN_FILES", 2)
+def test_threads_share_a_dataset_with_few_shards_mapped(written, monkeypatch):
+    monkeypatch.setattr(reader, "MAX_MAPPED_SHARDS", 2)
     dataset = PackedDataset.open(written, "train")
     everything = dataset.read(np.arange(dataset.num_samples))
     orders = [np.random.default_rng(seed).permutation(dataset.num_samples) for seed in range(40)]

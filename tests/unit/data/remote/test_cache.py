@@ -46,8 +46,8 @@ def test_a_run_that_the_cache_cannot_hold_is_refused_with_the_numbers(served, ca
 
 
 def test_a_shard_larger_than_the_cache_is_refused(served, cache):
-    with pytest.raises(DataError, match=r"data.cache.max_bytes=2,000: train-00000.tar alone has [\d,]+ bytes"):
-        everything(remote(f"{served.url}/set", cache, max_bytes=2000))
+    with pytest.raises(DataError, match=r"data.cache.max_bytes=4,000: train-00000.tar alone has [\d,]+ bytes"):
+        everything(remote(f"{served.url}/set", cache, max_bytes=4000))
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small file system")
