@@ -15,8 +15,7 @@ class LossScaleConfig:
     minimum: float
     """The scale is never lowered below this."""
     hysteresis: int
-    """The overflow of this number lowers the scale, as does each later one until the scale has doubled again; at ZeRO
-    stage 0 the first one does."""
+    """The overflow of this number lowers the scale, as does each later one until the scale has doubled again."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from pretrain.config.engine import LossScaleConfig
 from pretrain.engine.shards import cut_by_group, cut_by_parameter
 from pretrain.engine.swap import is_on_disk
 from pretrain.layout.groups import ProcessGroups
@@ -138,6 +139,23 @@ def hand_norm_to_deepspeed(optimizer: Any, norm_of_step: Callable[[], float]) ->
     assert hasattr(optimizer, name) and hasattr(optimizer, "has_overflow")
     setattr(optimizer, name, norm)
     optimizer.has_overflow = lambda *_, **__: not math.isfinite(norm_of_step())
+
+
+def begin_loss_scale(optimizer: Any, zero: int, config: LossScaleConfig) -> None:
+    """In fp16: one rule for the dynamic loss scale at every stage. That of DeepSpeed's stage 0 has no hysteresis, and
+    that of the others ends the run with an overflow at the least scale (0.19.8)."""
+    if zero == 0:
+        from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
+
+        optimizer.loss_scaler = DynamicLossScaler(
+            init_scale=config.initial,
+            scale_window=config.window,
+            min_scale=config.minimum,
+            delayed_shift=config.hysteresis,
+            consecutive_hysteresis=False,
+        )
+        optimizer._update_scale = optimizer.loss_scaler.update_scale
+    optimizer.loss_scaler.raise_error_at_min_scale = False
 
 
 def change_scale_after_update(optimizer: Any) -> None:

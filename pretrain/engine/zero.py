@@ -22,6 +22,7 @@ from pretrain.engine.deepspeed_config import sums_in_fp32
 from pretrain.engine.device import Stopwatch, to_device
 from pretrain.engine.gathering import BackwardCounts, fetch_without_traces, hold
 from pretrain.engine.gradients import (
+    begin_loss_scale,
     change_scale_after_update,
     complete,
     forget_gradients,
@@ -97,6 +98,8 @@ class ZeroEngine:
             model=stage, optimizer=adamw, config=deepspeed_config, mpu=DeepSpeedGroups(groups)
         )
         set_adam_steps(self._basic_optimizer, 0)
+        if self.precision == "fp16":
+            begin_loss_scale(self.optimizer, self.zero, engine.loss_scale)
         if self.zero == 3:
             fetch_without_traces(self.optimizer)
         if sums_in_fp32(engine):
@@ -186,7 +189,7 @@ class ZeroEngine:
 
     def restored(self, counters: Mapping[str, float]) -> None:
         set_adam_steps(self._basic_optimizer, counters["adam_steps"])
-        scaler = self._scaler
+        scaler = self.optimizer.loss_scaler if self.precision == "fp16" else None
         for name in self._scaler_counters():
             if name in counters:
                 setattr(scaler, name, type(getattr(scaler, name))(counters[name]))
@@ -312,18 +315,13 @@ class ZeroEngine:
         return self.engine.scale(loss)
 
     def _loss_scale(self) -> float:
-        return float(self._scaler.cur_scale) if self.precision == "fp16" else 1.0
-
-    @property
-    def _scaler(self) -> Any:
-        """Where DeepSpeed keeps the dynamic loss scale: one place in ZeRO's optimizers, another at stage 0."""
-        return getattr(self.optimizer, "loss_scaler", None) or getattr(self.optimizer, "loss_scale_config", None)
+        return float(self.optimizer.loss_scaler.cur_scale) if self.precision == "fp16" else 1.0
 
     def _scaler_counters(self) -> dict[str, float]:
         if self.precision != "fp16":
             return {}
         names = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
-        return {name: getattr(self._scaler, name) for name in names if hasattr(self._scaler, name)}
+        return {name: getattr(self.optimizer.loss_scaler, name) for name in names}
 
 
 def import_deepspeed(device: torch.device) -> Any:

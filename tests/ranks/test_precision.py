@@ -108,14 +108,23 @@ def test_fp16_finds_its_loss_scale_and_then_trains(stage: int) -> None:
     assert skipped[0] == skipped[1] and scales[0] == scales[1]
     num_skipped = skipped[0].index(False)
     assert 2 <= num_skipped < 7 and sum(skipped[0]) <= 6, skipped[0]
-    # Hysteresis 2: the first overflow is forgiven, each later one halves the scale; DeepSpeed's stage 0 forgives none.
-    forgiven = 1 if stage else 0
+    # Hysteresis 2: the first overflow is forgiven, each later one halves the scale.
     overflows = [sum(skipped[0][:step]) for step in range(8)]
-    assert scales[0] == [2.0**22 / 2 ** max(0, before - forgiven) for before in overflows]
+    assert scales[0] == [2.0**22 / 2 ** max(0, before - 1) for before in overflows]
     assert all(math.isinf(result.grad_norm) for result in per_rank[0][:num_skipped])
     first = per_rank[0][num_skipped]
     (alone,) = run_ranks(gradient_norm_at_start, 1, run_config("gpt", *SETTINGS), num_skipped)
     assert first.grad_norm == pytest.approx(alone, rel=1e-2), "the norm must be that of unscaled gradients"
+
+
+@pytest.mark.parametrize("stage", range(4))
+def test_an_overflow_at_the_least_loss_scale_leaves_the_step_out_and_the_scale_as_it_is(stage: int) -> None:
+    config = run_config(
+        "gpt", *SETTINGS, *OVERFLOWING, "engine.loss_scale.minimum=4194304", precision="fp16", zero_stage=stage
+    )
+    (results,) = run_ranks(steps_of, 1, config, 4)
+    assert [result.applied for result in results] == [False] * 4
+    assert [result.loss_scale for result in results] == [2.0**22] * 4
 
 
 def weights_after(here: Runtime, config: RunConfig) -> tuple[list[float], dict[str, np.ndarray]]:
