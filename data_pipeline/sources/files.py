@@ -10,7 +10,7 @@ from data_pipeline.config import CacheConfig
 from data_pipeline.errors import DataError
 from data_pipeline.remote.addresses import is_url, shown
 from data_pipeline.sources import stdlib
-from data_pipeline.sources.names import is_included
+from data_pipeline.sources.names import is_included, not_read
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,10 @@ def find_files(inputs: Sequence[str], include: Sequence[str], cache: CacheConfig
             files.append(_input_file(path, given, given, cache))
         else:
             raise DataError(f"data.inputs: {given} does not exist; name files, folders or {stdlib.INPUT}")
+    for file in files:
+        why_not = not_read(file.name)
+        if why_not is not None:
+            raise DataError(f"data.inputs: {file.name} {why_not}; unpack it, or compress what is in it by gzip or zstd")
     return files
 
 

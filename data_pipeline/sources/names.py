@@ -10,7 +10,12 @@ from typing import Literal
 Compression = Literal["gzip", "zstd"]
 Format = Literal["text", "json_lines", "parquet"]
 
-COMPRESSIONS: Mapping[str, Compression] = {".gz": "gzip", ".zst": "zstd"}
+COMPRESSIONS: Mapping[str, Compression] = {".gz": "gzip", ".gzip": "gzip", ".zst": "zstd", ".zstd": "zstd"}
+NOT_READ: Mapping[str, str] = {
+    **dict.fromkeys((".bz2", ".xz", ".lzma", ".lz4", ".br", ".z"), "is compressed in a way that is not read here"),
+    **dict.fromkeys((".tar", ".tgz", ".zip", ".7z", ".rar"), "is an archive, whose names and gaps are no text"),
+}
+"""What no reading as text makes sense of."""
 FORMATS: Mapping[str, Format] = {
     ".jsonl": "json_lines",
     ".ndjson": "json_lines",
@@ -32,6 +37,12 @@ def format_of(name: str) -> Format:
     """How the documents of a file are read once it is unpacked: as text, unless its suffix tells otherwise."""
     plain = name.lower().removesuffix(_suffix(name, COMPRESSIONS))
     return FORMATS.get(_suffix(plain, FORMATS), "text")
+
+
+def not_read(name: str) -> str | None:
+    """Why a file of this name is not read, if so."""
+    plain = name.lower().removesuffix(_suffix(name, COMPRESSIONS))
+    return NOT_READ.get(_suffix(plain, NOT_READ))
 
 
 def printable(text: str) -> str:

@@ -80,6 +80,25 @@ def test_any_other_name_is_that_of_text(name):
     assert format_of(name) == "text"
 
 
+@pytest.mark.parametrize("suffix", [".gz", ".GZIP", ".zst", ".zstd"])
+def test_compression_is_known_by_each_of_its_suffixes(tmp_path, suffix):
+    pack = gzip.compress if "g" in suffix.lower() else zstandard.ZstdCompressor().compress
+    (tmp_path / f"a.txt{suffix}").write_bytes(pack(TEXTS[0].encode()))
+    assert texts(read(tmp_path / "out", tmp_path / f"a.txt{suffix}")[1]) == [TEXTS[0]]
+
+
+@pytest.mark.parametrize(
+    "name", ["a.txt.bz2", "a.jsonl.XZ", "corpus.tar", "corpus.tar.gz", "corpus.tgz", "a.zip", "a.tar.zst"]
+)
+@pytest.mark.parametrize("is_named", [True, False])
+def test_what_is_packed_in_another_way_is_refused_by_name(tmp_path, name, is_named):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / name).write_bytes(b"plain text, in spite of its name")
+    given = tmp_path / "in" / name if is_named else tmp_path / "in"
+    with pytest.raises(DataError, match=rf"data.inputs: \S*{name} is (compressed|an archive).*; unpack it"):
+        read(tmp_path / "out", given, include=["*"])
+
+
 def test_patterns_fit_small_and_capital_letters_alike(tmp_path):
     for name in ("a.TXT", "b.txt", "README.md", "c.TXT.gz.old"):
         (tmp_path / name).write_text(name)
