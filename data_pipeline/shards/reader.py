@@ -280,6 +280,9 @@ class PackedDataset:
         tokens: Tokens = content[: record.bytes // self.dtype.itemsize * self.dtype.itemsize].view(self.dtype)
         self._mapped[shard] = _MappedShard(content, tokens)
         self._addresses[shard] = start_of(tokens)
+        first, end = self._shard_starts[shard : shard + 2]
+        size = self.manifest.samples_per_member
+        self._is_checked[first // size : -(-end // size)] = False  # it may be another file than before
 
     def _check_member(self, content: npt.NDArray[np.uint8], shard: int, member: int) -> None:
         """It must lie within its shard, have its own name, and the content that the writer hashed."""

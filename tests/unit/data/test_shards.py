@@ -400,6 +400,25 @@ def test_a_shard_that_shrinks_while_in_use_is_named(written, tmp_path, monkeypat
             dataset.read(samples)
 
 
+def test_a_shard_that_was_put_there_anew_is_compared_again(written, tmp_path, monkeypatch):
+    monkeypatch.setattr(reader, "SECONDS_BETWEEN_LOOKS", 0.0)
+    folder = tmp_path / "set"
+    shutil.copytree(written, folder)
+    dataset = PackedDataset.open(folder, "train")
+    whole = dataset.read(np.arange(4))
+    path = folder / "train-00000.tar"
+    content = path.read_bytes()
+    path.unlink()
+    with pytest.raises(DataError, match=r"train-00000.tar: cannot be opened \(No such file"):
+        dataset.read(np.arange(4))
+    path.write_bytes(content)
+    flip(path.name, 700)(folder)
+    with pytest.raises(DataError, match="train-00000.tar: the content of member 'train-00000000.npy' differs"):
+        dataset.read(np.arange(4))
+    path.write_bytes(content)
+    assert np.array_equal(dataset.read(np.arange(4)), whole)
+
+
 def test_threads_share_a_dataset_with_few_shards_mapped(written, monkeypatch):
     monkeypatch.setattr(reader, "MAX_MAPPED_SHARDS", 2)
     dataset = PackedDataset.open(written, "train")
