@@ -413,7 +413,7 @@ def test_a_shard_that_was_put_there_anew_is_compared_again(written, tmp_path, mo
         dataset.read(np.arange(4))
     path.write_bytes(content)
     flip(path.name, 700)(folder)
-    with pytest.raises(DataError, match="train-00000.tar: the content of member 'train-00000000.npy' differs"):
+    with pytest.raises(DataError, match=r"train-00000.tar: the content of member 'train-00000000.npy' differs"):
         dataset.read(np.arange(4))
     path.write_bytes(content)
     assert np.array_equal(dataset.read(np.arange(4)), whole)
