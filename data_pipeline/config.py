@@ -42,7 +42,7 @@ class CacheConfig:
     retry_seconds: float
     """Before the first of them; twice as long before each further one, in the mean."""
     timeout_seconds: float
-    """To wait for a server's, or a command's, next bytes."""
+    """To wait for a server's, or a command's, next bytes; ten times as long for a list of files."""
     allow_pipe: bool
     """Take `pipe:COMMAND` for data.path: the command, run without a shell, prints {file}."""
 

@@ -4,6 +4,8 @@ import re
 
 PIPE = "pipe:"
 FILE_MARK = "{file}"
+_QUERIED = re.compile(r"https?://")
+"""In other URLs a question mark is part of a name or a pattern."""
 
 
 def is_url(address: str) -> bool:
@@ -33,4 +35,5 @@ def shown(address: str) -> str:
     """For messages, logs and records: a URL without password and signature; paths and commands as they are."""
     if "://" not in address or address.startswith(PIPE):
         return address
-    return re.sub(r"(?<=://)[^/@]*@", "", address).partition("?")[0]
+    place = re.sub(r"(?<=://)[^/@]*@", "", address)
+    return place.partition("?")[0] if _QUERIED.search(place) else place

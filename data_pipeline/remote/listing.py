@@ -11,8 +11,10 @@ from typing import TypeVar
 from data_pipeline.config import CacheConfig
 from data_pipeline.errors import DataError
 from data_pipeline.remote.addresses import PIPE, is_http, shown
+from data_pipeline.remote.answers import Interrupted, Refused
 from data_pipeline.remote.transfer import Attempts
-from data_pipeline.remote.transport import Interrupted, Refused, connect, file_system, vendor_errors, version_of
+from data_pipeline.remote.transport import connect
+from data_pipeline.remote.vendors import Place, version_of
 from data_pipeline.sources.names import is_included
 
 Found = TypeVar("Found")
@@ -35,7 +37,7 @@ def list_remote(url: str, include: Sequence[str], config: CacheConfig) -> list[R
         raise DataError(f"data.inputs: {url}: commands serve data.path only; name files, folders or URLs")
     if is_http(url):
         return [_insist(url, config, lambda: _http_entry(url, config))]
-    return _insist(url, config, lambda: _entries(url, include))
+    return _insist(url, config, lambda: _entries(url, include, config))
 
 
 def _http_entry(url: str, config: CacheConfig) -> RemoteEntry:
@@ -46,32 +48,32 @@ def _http_entry(url: str, config: CacheConfig) -> RemoteEntry:
         return _entry(url, shown(url), stream.size, stream.version)
 
 
-def _entries(url: str, include: Sequence[str]) -> list[RemoteEntry]:
-    with vendor_errors():
-        system, path = file_system(url)
-        if glob.has_magic(path):
-            found = {name: of for name, of in system.glob(path, detail=True).items() if of["type"] == "file"}
-            names = {name: shown(system.unstrip_protocol(name)) for name in found}
-        elif system.isdir(path):
-            found = {
-                name: of
-                for name, of in system.find(path, detail=True).items()
-                if is_included(PurePosixPath(name).name, include)
-            }
-            parent = PurePosixPath(path.rstrip("/")).parent
-            names = {name: PurePosixPath(name).relative_to(parent).as_posix() for name in found}
+def _entries(url: str, include: Sequence[str], config: CacheConfig) -> list[RemoteEntry]:
+    with closing(Place(url, config.timeout_seconds)) as place:
+        try:
+            details = place.details()  # first, for names that only look like patterns
+        except Refused:
+            if not glob.has_magic(place.path):
+                raise
+            found = place.glob()
+            names = {path: shown(place.url_of(path)) for path in found}
         else:
-            found, names = {path: system.info(path)}, {path: shown(url)}
-        if not found:
-            raise DataError(
-                f"data.inputs: {shown(url)} has no file that matches it and data.include={list(include)}; "
-                "give other patterns, or name files"
-            )
-        in_order = sorted(found, key=lambda name: PurePosixPath(name).parts)
-        return [
-            _entry(system.unstrip_protocol(name), names[name], found[name].get("size"), version_of(found[name]))
-            for name in in_order
+            if details.get("type") != "directory":
+                return [_entry(url, shown(url), details.get("size"), version_of(details))]
+            found = {path: of for path, of in place.find().items() if is_included(PurePosixPath(path).name, include)}
+            parent = PurePosixPath(place.path.rstrip("/")).parent
+            names = {path: PurePosixPath(path).relative_to(parent).as_posix() for path in found}
+        in_order = sorted(found, key=lambda path: PurePosixPath(path).parts)
+        entries = [
+            _entry(place.url_of(path), names[path], found[path].get("size"), version_of(found[path]))
+            for path in in_order
         ]
+    if not entries:
+        raise DataError(
+            f"data.inputs: {shown(url)} has no file that matches it and data.include={list(include)}; "
+            "give other patterns, or name files"
+        )
+    return entries
 
 
 def _entry(url: str, name: str, size: int | None, version: str | None) -> RemoteEntry:
@@ -88,4 +90,5 @@ def _insist(url: str, config: CacheConfig, ask: Callable[[], Found]) -> Found:
         except Refused as error:
             raise DataError(f"data.inputs: {shown(url)}: {error}; check the address, and who may read it") from None
         except Interrupted as error:
-            attempts.failed(f"cannot be found: {error}", "mend the address or the way to it")
+            remedy = "mend the address or the way to it, or give it more time (data.cache.timeout_seconds)"
+            attempts.failed(f"cannot be found: {error}", remedy)

@@ -11,7 +11,8 @@ from typing import IO
 from data_pipeline.config import CacheConfig
 from data_pipeline.errors import BadFile, DataError
 from data_pipeline.remote.addresses import shown
-from data_pipeline.remote.transport import BLOCK_BYTES, Interrupted, Refused, connect
+from data_pipeline.remote.answers import Interrupted, Refused
+from data_pipeline.remote.transport import BLOCK_BYTES, connect
 from data_pipeline.shards.manifest import FileRecord
 
 logger = logging.getLogger(__name__)
@@ -63,8 +64,7 @@ def blocks(
         try:
             with closing(connect(url, position, config.timeout_seconds)) as stream:
                 size = stream.size if size is None else size
-                if version is not None and stream.version not in (None, version):
-                    raise DataError(f"{shown(url)}: was changed while it was read; run the same command again")
+                _check_version(url, stream.version, version)
                 if stream.size not in (None, size):
                     raise Interrupted(f"has {stream.size:,} bytes, must have {size:,}")
                 passed_over = position - stream.start
@@ -73,6 +73,8 @@ def blocks(
                 while block := stream.read():
                     if stop.is_set():
                         raise Stopped
+                    if version is not None:
+                        _check_version(url, stream.version_now(), version)
                     block, passed_over = block[passed_over:], max(0, passed_over - len(block))
                     if size is not None and position + len(block) > size:
                         raise Interrupted(f"gives more than its {size:,} bytes")
@@ -92,6 +94,11 @@ def blocks(
                 f"cannot be read: {error}",
                 "mend the file or the way to it, or give it more time (data.cache.retries, data.cache.timeout_seconds)",
             )
+
+
+def _check_version(url: str, found: str | None, wanted: str | None) -> None:
+    if None not in (found, wanted) and found != wanted:
+        raise DataError(f"{shown(url)}: was changed while it was read; run the same command again")
 
 
 def fetch(url: str, record: FileRecord, file: IO[bytes], config: CacheConfig, stop: threading.Event) -> None:

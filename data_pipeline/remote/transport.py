@@ -1,7 +1,6 @@
 """One attempt to read a file that lies elsewhere: over HTTP, through fsspec, or from a command's output."""
 
 import base64
-import contextlib
 import http.client
 import re
 import select
@@ -12,23 +11,13 @@ import tempfile
 import urllib.error
 import urllib.parse
 import urllib.request
-from typing import Any, Protocol
+from typing import Protocol
 
-from data_pipeline.errors import DataError
 from data_pipeline.remote.addresses import PIPE, is_http
+from data_pipeline.remote.answers import Interrupted, Refused, of_status
+from data_pipeline.remote.vendors import FsspecStream
 
 BLOCK_BYTES = 1 << 20
-REQUEST_BYTES = 8 << 20
-"""Of one request of fsspec, whose file systems ask for range after range."""
-EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
-
-
-class Interrupted(Exception):
-    """May go well the next time: a timeout, a broken connection, a server's own fault, a short answer."""
-
-
-class Refused(Exception):
-    """Asking again would change nothing."""
 
 
 class Stream(Protocol):
@@ -44,6 +33,9 @@ class Stream(Protocol):
     def read(self) -> bytes:
         """The next bytes, b"" at the end, also at one that comes too early: a client takes a cut connection for it."""
 
+    def version_now(self) -> str | None:
+        """Of what lies there after a `read`: another one where that read may have mixed two contents."""
+
     def close(self) -> None: ...
 
 
@@ -51,7 +43,7 @@ def connect(url: str, start: int, timeout: float) -> Stream:
     """Begin to read at byte `start`; raises Interrupted or Refused."""
     if url.startswith(PIPE):
         return _PipeStream(url, timeout)
-    return _HttpStream(url, start, timeout) if is_http(url) else _FsspecStream(url, start)
+    return _HttpStream(url, start, timeout) if is_http(url) else FsspecStream(url, start, timeout)
 
 
 class _HttpStream:
@@ -85,6 +77,9 @@ class _HttpStream:
             raise _of_connection(error) from None
         return block
 
+    def version_now(self) -> str | None:
+        return self.version  # one answer has one content
+
     def close(self) -> None:
         self._answer.close()
 
@@ -105,8 +100,7 @@ def _request(url: str, start: int) -> urllib.request.Request:
 def _of_status(code: int, start: int) -> Exception:
     if code == 416:
         return Interrupted(f"has no byte {start:,}")
-    what = f"HTTP status {code} ({http.client.responses.get(code, 'unknown')})"
-    return Interrupted(what) if code >= 500 or code in (408, 429) else Refused(what)
+    return of_status(code, f"HTTP status {code} ({http.client.responses.get(code, 'unknown')})")
 
 
 def _of_connection(error: Exception) -> Exception:
@@ -120,66 +114,6 @@ def _of_connection(error: Exception) -> Exception:
 
 def _number(text: str | None) -> int | None:
     return int(text) if text is not None and text.isdecimal() else None
-
-
-class _FsspecStream:
-    def __init__(self, url: str, start: int) -> None:
-        self.start = start
-        with vendor_errors():
-            system, path = file_system(url)
-            details = system.info(path)
-            if details.get("type") == "directory":
-                raise IsADirectoryError("is a folder")
-            self.size, self.version = details.get("size"), version_of(details)
-            self._file = system.open(path, "rb", block_size=REQUEST_BYTES, cache_type="none")
-            self._file.seek(start)
-
-    def read(self) -> bytes:
-        with vendor_errors():
-            block: bytes = self._file.read(REQUEST_BYTES)
-            return block
-
-    def close(self) -> None:
-        with contextlib.suppress(Exception):
-            self._file.close()
-
-
-def file_system(url: str) -> tuple[Any, str]:
-    """fsspec's file system of a URL and the path in it."""
-    import fsspec.core
-
-    scheme = url.partition("://")[0]
-    try:
-        system, path = fsspec.core.url_to_fs(url)
-    except ImportError as error:
-        remedy = f"pip install 'pretrain[{EXTRAS[scheme]}]'" if scheme in EXTRAS else "install it"
-        raise Refused(f"{scheme}:// needs a package that is not installed ({error}): {remedy}") from None
-    except ValueError as error:
-        raise Refused(str(error)) from None
-    return system, path
-
-
-def version_of(details: dict[str, Any]) -> str | None:
-    """What changes with a file's content, under the name that its file system has for it."""
-    for key in ("ETag", "etag", "md5Hash", "mtime", "LastModified", "last_modified", "updated", "created"):
-        if details.get(key) is not None:
-            return str(details[key])
-    return None
-
-
-@contextlib.contextmanager
-def vendor_errors() -> Any:
-    """Whatever a file system raises, as Interrupted or Refused; its own types are as many as there are of them."""
-    try:
-        yield
-    except (Interrupted, Refused, DataError):
-        raise
-    except FileNotFoundError:
-        raise Refused("no such file") from None
-    except (PermissionError, IsADirectoryError, NotADirectoryError) as error:
-        raise Refused(str(error) or type(error).__name__) from None
-    except Exception as error:
-        raise Interrupted(f"{type(error).__name__}: {' '.join(str(error).split())}") from None
 
 
 class _PipeStream:
@@ -211,6 +145,9 @@ class _PipeStream:
             words = self._errors.read().decode(errors="replace").strip().splitlines()
             raise Interrupted(f"the command ended with exit code {code}" + (f" ({words[-1]})" if words else ""))
         return block
+
+    def version_now(self) -> str | None:
+        return self.version
 
     def close(self) -> None:
         self._process.kill()

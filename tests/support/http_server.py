@@ -28,6 +28,8 @@ class Served:
         """By file name: of its first request, of its second, and so on."""
         self.lasting: dict[str, Fault] = {}
         """By file name: of every further request."""
+        self.every: Fault | None = None
+        """Of each request that no other fault is for."""
         self.passwords: set[str] = set()
         """User and password of requests that had them."""
         self.takes_ranges = True
@@ -53,7 +55,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             if given := self.headers["Authorization"]:
                 self.served.passwords.add(base64.b64decode(given.removeprefix("Basic ")).decode())
             waiting = self.served.faults.get(name)
-            fault = waiting.pop(0) if waiting else self.served.lasting.get(name)
+            fault = waiting.pop(0) if waiting else self.served.lasting.get(name, self.served.every)
         path = self.folder / self.path.partition("?")[0].lstrip("/")
         if not path.is_file():
             self.send_error(404)
@@ -89,10 +91,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serving(folder: Path) -> Iterator[Served]:
+def serving(folder: Path, of: type[Handler] = Handler) -> Iterator[Served]:
     """The folder at a URL of this machine."""
     os.environ.setdefault("no_proxy", "127.0.0.1")
-    handler = type("OfFolder", (Handler,), {"folder": folder})
+    handler = type("OfFolder", (of,), {"folder": folder})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         handler.served = served = Served(server.server_address[1])  # type: ignore[attr-defined]
         server.handle_error = lambda *_: None  # type: ignore[method-assign]  # clients that went away
