@@ -1,4 +1,4 @@
-"""Errors that a person can mend: the command line prints their text alone and exits with 2."""
+"""Errors that a person can mend: the command line prints their text alone and exits with 2. And an end without one."""
 
 
 class UserError(Exception):
@@ -15,3 +15,7 @@ class BadFile(DataError):
 
 class WorkInterrupted(DataError):
     """Work that stopped through nobody's mistake, and goes on where it was."""
+
+
+class Stopped(Exception):
+    """Nobody waits for this any more."""

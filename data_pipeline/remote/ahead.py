@@ -11,11 +11,10 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from data_pipeline.errors import DataError
+from data_pipeline.errors import DataError, Stopped
 from data_pipeline.mixture import TrainingData
 from data_pipeline.progress import show_progress
 from data_pipeline.remote.folder import RemoteFolder
-from data_pipeline.remote.transfer import Stopped
 from data_pipeline.shards.manifest import FileRecord
 from data_pipeline.shards.reader import PackedDataset
 

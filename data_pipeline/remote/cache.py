@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import IO
 
 from data_pipeline.config import CacheConfig
-from data_pipeline.errors import DataError
-from data_pipeline.remote.transfer import Stopped, fetch
+from data_pipeline.errors import DataError, Stopped
+from data_pipeline.remote.transfer import fetch
 from data_pipeline.shards.manifest import FileRecord
 from data_pipeline.staging import NO_SPACE
 

@@ -9,7 +9,7 @@ from contextlib import closing
 from typing import IO
 
 from data_pipeline.config import CacheConfig
-from data_pipeline.errors import BadFile, DataError
+from data_pipeline.errors import BadFile, DataError, Stopped
 from data_pipeline.remote.addresses import shown
 from data_pipeline.remote.answers import Interrupted, Refused
 from data_pipeline.remote.transport import BLOCK_BYTES, connect
@@ -18,10 +18,6 @@ from data_pipeline.shards.manifest import FileRecord
 logger = logging.getLogger(__name__)
 LONGEST_DELAY = 60.0
 MAX_SMALL_BYTES = 1 << 28
-
-
-class Stopped(Exception):
-    """Nobody waits for these bytes any more."""
 
 
 class Attempts:

@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from data_pipeline.errors import BadFile, DataError
+from data_pipeline.errors import BadFile, DataError, Stopped
 from data_pipeline.order import Positions, mix, sample_at
 from data_pipeline.shards.folder import DatasetFolder, as_folder
 from data_pipeline.shards.layout import DTYPES, NPY_HEADER_BYTES, TAR_BLOCK, content_hash, member_key
@@ -134,9 +134,9 @@ class PackedDataset:
     ) -> Samples:
         """These samples, at least one, in the order asked for, their pages read in the order of the files.
 
-        Where shards must be fetched first, `stop` ends the waiting for them, by an exception. `skipped` [n]: set for
-        samples of bad shards, which then hold ends of documents; without it such a shard is a BadFile error. A shard is
-        bad where its file is, or where a member that is read for the first time is not what `prepare` wrote.
+        `stop` ends the waiting for what must be fetched or compared first, by the exception Stopped. `skipped` [n]: set
+        for samples of bad shards, which then hold ends of documents; without it such a shard is a BadFile error. A
+        shard is bad where its file is, or where a member that is read for the first time is not what `prepare` wrote.
         """
         width = self.seq_length + 1
         places = np.argsort(indices, kind="stable")
@@ -220,6 +220,8 @@ class PackedDataset:
         stop: threading.Event | None,
     ) -> None:
         """See to it that these members of a shard may be read, while all of the shards `used` are."""
+        if stop is not None and stop.is_set():
+            raise Stopped  # there may be thousands, on a slow disk
         if shard in self._bad_shards:
             raise BadFile(self._bad_shards[shard])
         record = self.record.shards[shard]

@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 import tarfile
+import threading
 import tracemalloc
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import wids
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.errors import DataError
+from data_pipeline.errors import DataError, Stopped
 from data_pipeline.shards import reader
 from data_pipeline.shards.layout import NPY_HEADER_BYTES, TAR_BLOCK, dtype_for, tar_member_bytes
 from data_pipeline.shards.manifest import CorpusRecord, FileRecord, Manifest, TokenizerRecord, _hash
@@ -398,6 +399,14 @@ def test_a_shard_that_shrinks_while_in_use_is_named(written, tmp_path, monkeypat
     for samples in (np.arange(4), np.array([last])):  # in a member that was looked at, and in one that was not
         with pytest.raises(DataError, match="train-00000.tar: ends too early" + AGAIN):
             dataset.read(samples)
+
+
+def test_who_waits_no_longer_is_not_kept_by_members_that_are_still_to_be_compared(written):
+    dataset, stop = PackedDataset.open(written, "train"), threading.Event()
+    dataset.read(np.arange(4), stop)
+    stop.set()
+    with pytest.raises(Stopped):
+        dataset.read(np.arange(dataset.num_samples), stop)
 
 
 def test_a_shard_that_was_put_there_anew_is_compared_again(written, tmp_path, monkeypatch):
