@@ -141,6 +141,7 @@ class _Window:
         skipped = np.zeros(positions.shape, dtype=bool) if dataset.skips_bad_shards else None
         self._samples = dataset.find(samples.ravel(), stop, None if skipped is None else skipped.ravel())
         self._counts = None if skipped is None else ~skipped
+        self._some_may_not_count = skipped is not None or dataset.is_padded
         self._digests = _digests(dataset, samples, positions, self._counts)
 
     def settle(self) -> None:
@@ -149,18 +150,16 @@ class _Window:
 
     def batches(self, global_batch_size: int) -> Iterator[Batch]:
         """Copied one by one by whoever takes them, whose processor's cache then holds them."""
+        mask, num_skipped, first = None, 0, 0
         for number, (start, epoch, digest) in enumerate(zip(self._starts, self._epochs, self._digests, strict=True)):
-            tokens = self._samples.tokens(slice(number * self._per_rank, (number + 1) * self._per_rank))
-            counts = None if self._counts is None else self._counts[number]
-            yield Batch(
-                tokens=torch.from_numpy(tokens.astype(np.int64)),
-                mask=_mask(self._dataset, tokens, counts),
-                position=start,
-                next_position=start + global_batch_size,
-                epoch=epoch,
-                digest=digest,
-                num_skipped=0 if counts is None else int((~counts).sum()),
-            )
+            tokens = self._samples.tokens(slice(first, first + self._per_rank))
+            first += self._per_rank
+            if self._some_may_not_count:
+                counts = None if self._counts is None else self._counts[number]
+                mask = _mask(self._dataset, tokens, counts)
+                num_skipped = 0 if counts is None else int((~counts).sum())
+            whole = torch.from_numpy(tokens.astype(np.int64))
+            yield Batch(whole, mask, start, start + global_batch_size, epoch, digest, num_skipped)
 
 
 def _mask(dataset: TrainingData, tokens: Tokens, counts: npt.NDArray[np.bool_] | None) -> torch.Tensor | None:
