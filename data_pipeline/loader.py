@@ -23,7 +23,7 @@ from data_pipeline.shards.reader import PackedDataset, Tokens
 
 MAX_WINDOW_BATCHES = 512
 WINDOW_BYTES = 16 << 20  # about three windows are alive at once
-ORDER_SAMPLES = 1 << 14
+FIRST_ORDER_SAMPLES, ORDER_SAMPLES = 1 << 10, 1 << 14  # of which the order is computed at once, at first and later
 
 
 class Batch(NamedTuple):
@@ -107,7 +107,8 @@ def _train_windows(
         1, min(MAX_WINDOW_BATCHES, WINDOW_BYTES // (per_rank * (dataset.seq_length + 1) * dataset.dtype.itemsize))
     )
     longest = max(largest, ORDER_SAMPLES // per_rank)  # of a stretch whose order is computed at once
-    num_batches = 1  # grows, so that the first batch does not wait for all of that
+    # Both grow, so that the first batch does not wait for all of that.
+    num_batches, length = max(1, FIRST_ORDER_SAMPLES // per_rank), 1
     while True:
         if dataset.end is not None:
             # Stretches reach ahead of what is asked for, and not beyond a mixture's end.
@@ -117,9 +118,11 @@ def _train_windows(
         starts = position + global_batch_size * np.arange(num_batches, dtype=np.int64)
         positions = starts[:, None] + rank * per_rank + np.arange(per_rank)
         samples = dataset.samples_at(positions.ravel(), seed).reshape(positions.shape)
-        for first in range(0, num_batches, largest):
-            window = slice(first, first + largest)
+        first = 0
+        while first < num_batches:
+            window = slice(first, first + length)
             yield _Window(dataset, starts[window], positions[window], samples[window], stop)
+            first, length = first + length, min(2 * length, largest)
         position += global_batch_size * num_batches
         num_batches = min(2 * num_batches, longest)
 
