@@ -17,7 +17,7 @@ from data_pipeline.document import content_hash
 from data_pipeline.durable import write_durably
 from data_pipeline.errors import DataError
 from data_pipeline.pieces.encoded import Encoding, encode_piece, encoded
-from data_pipeline.pieces.executors import open_executor, run_all
+from data_pipeline.pieces.executors import num_processes, open_executor, run_all
 from data_pipeline.pieces.work import WorkFolder, key_of
 from data_pipeline.prepare_report import write_prepare_report
 from data_pipeline.remote.addresses import is_url, shown
@@ -70,7 +70,9 @@ def prepare(data: DataConfig, tokenizer: TokenizerConfig, prepare: PrepareConfig
             return existing
         found, (work, executor) = scan(), workshop()
         with stage(folder) as staged:
-            manifest = _build(staged, found, data, tokenizer, settings, seq_length, work, executor)
+            number = num_processes(prepare)
+            bytes_each = found.num_bytes // number if number else 0
+            manifest = _build(staged, found, data, tokenizer, settings, seq_length, work, executor, bytes_each)
             write_durably(staged / INPUTS_FILE, json.dumps({"status_digest": corpus.status_digest}).encode())
             if prepare.report:
                 write_prepare_report(staged, manifest, found, work, report(manifest))
@@ -182,10 +184,11 @@ def _build(
     seq_length: int,
     work: WorkFolder,
     executor: Executor,
+    bytes_each: int,
 ) -> Manifest:
     tokenizer = _obtain_tokenizer(staged, scan, tokenizer_config, work)
     dtype = dtype_for(tokenizer.vocab_size)
-    encoding = Encoding(staged / tokenizer.file_name, tokenizer.fingerprint, dtype, scan.split)
+    encoding = Encoding(staged / tokenizer.file_name, tokenizer.fingerprint, dtype, scan.split, bytes_each)
     keys = [encoding.key(piece.key, piece.kept) for piece in scan.pieces]
     pieces = dict(zip(keys, scan.pieces, strict=True))
     tasks = {key: (piece.key, piece.kept, encoding) for key, piece in pieces.items()}
