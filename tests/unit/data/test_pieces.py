@@ -139,7 +139,7 @@ def test_texts_damaged_after_they_were_finished_stop_the_run_and_they_alone_are_
     with monkeypatch.context() as patch:
         patch.setattr(prepare_module, "train_tokenizer", damage_and_train)
         with pytest.raises(
-            WorkInterrupted, match=r"finished work, damaged since \(a text of .*; remove this"
+            WorkInterrupted, match=r"finished work, damaged since \(texts of .*; remove this"
         ) as stopped:
             prepare_synthetic(tmp_path / "set", [source])
     damaged = made[2]
