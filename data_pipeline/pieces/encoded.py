@@ -71,7 +71,7 @@ def encode_piece(work: WorkFolder, key: str, cleaned_key: str, kept: npt.NDArray
             for file, mine in ((train, ~held_out), (validation, held_out)):
                 if mine.any():
                     parts = [part for document_ids in itertools.compress(ids, mine) for part in (document_ids, end)]
-                    file.write(np.concatenate(parts).astype(DTYPES[encoding.dtype]).tobytes())
+                    file.write(np.concatenate(parts, dtype=DTYPES[encoding.dtype], casting="unsafe").data)
             if due():
                 work.tell(key, int(table["num_bytes"][:last].sum()))
     with work.writing(key, ENCODED) as file:
