@@ -5,8 +5,8 @@ import dataclasses
 import functools
 import json
 import logging
-from collections.abc import Callable
-from concurrent.futures import Executor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -193,7 +193,10 @@ def _build(
     pieces = dict(zip(keys, scan.pieces, strict=True))
     tasks = {key: (piece.key, piece.kept, encoding) for key, piece in pieces.items()}
     sources = {piece.given: np.zeros(3, dtype=np.int64) for piece in scan.pieces}
-    with split_writers(staged, data, seq_length=seq_length, dtype=dtype, eod_id=tokenizer.eod_id) as writers:
+    with (
+        split_writers(staged, data, seq_length=seq_length, dtype=dtype, eod_id=tokenizer.eod_id) as writers,
+        _meanwhile(lambda: _try(tokenizer, scan, tokenizer_config)),
+    ):
         unpacked = iter(scan.pieces)
 
         def pack(key: str) -> None:
@@ -246,25 +249,39 @@ def _obtain_tokenizer(staged: Path, scan: Scan, config: TokenizerConfig, work: W
     """Copy the given one, take over the one an interrupted run left for the same sample, or train it."""
     path = staged / SentencePieceTokenizer.file_name
     if config.path is not None:
-        given = store_tokenizer(Path(config.path), staged, eod=config.eod)
-        warn_where_text_changes(given, scan.sample, f"tokenizer.path={config.path}")
-        return given
-    if not scan.sample:
+        return store_tokenizer(Path(config.path), staged, eod=config.eod)
+    sample = scan.sample()
+    if not sample:
         raise DataError(
             "data.validation_fraction and data.validation_min_bytes hold out all text, none is left for training; "
             "lower them, or give more text"
         )
-    key = key_of("tokenizer", dataclasses.asdict(config), [content_hash(text).hex() for text in scan.sample])
+    key = key_of("tokenizer", dataclasses.asdict(config), [content_hash(text).hex() for text in sample])
     if work.record(key) is None:
-        num_bytes = sum(len(text.encode()) for text in scan.sample)
+        num_bytes = sum(len(text.encode()) for text in sample)
         logger.info("tokenizer: training %s, %d pieces, on %.1f MB", config.kind, config.vocab_size, num_bytes / 1e6)
         with work.writing(key, MODEL) as file:
-            file.write(train_tokenizer(lambda: scan.sample, config))
+            file.write(train_tokenizer(lambda: sample, config))
         work.finish(key, {}, (MODEL,))
     else:
         logger.info("tokenizer: taken over from an interrupted run")
     write_durably(path, work.file(key, MODEL).read_bytes())
     return load_tokenizer(path)
+
+
+def _try(tokenizer: Tokenizer, scan: Scan, config: TokenizerConfig) -> None:
+    """One that was trained here gives every text back."""
+    if config.path is not None:
+        warn_where_text_changes(tokenizer, scan.sample(), f"tokenizer.path={config.path}")
+
+
+@contextlib.contextmanager
+def _meanwhile(function: Callable[[], None]) -> Iterator[None]:
+    """Call it in a thread, so that no worker waits for it; its error is raised when the block ends."""
+    with ThreadPoolExecutor(1) as thread:
+        outcome = thread.submit(function)
+        yield
+        outcome.result()
 
 
 def _check_enough(name: str, split: SplitRecord, seq_length: int) -> None:
