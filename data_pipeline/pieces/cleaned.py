@@ -139,13 +139,14 @@ def texts(work: WorkFolder, key: str, chosen: npt.NDArray[np.bool_]) -> Iterator
     table, path = documents(work, key), work.file(key, TEXTS)
     firsts = np.flatnonzero(np.diff(table["frame"], prepend=-1)).tolist()
     frames = [*table["frame"][firsts].tolist(), path.stat().st_size]
+    decompressor = zstandard.ZstdDecompressor()
     with path.open("rb") as file:
         for number, (first, last) in enumerate(itertools.pairwise([*firsts, len(table)])):
             if not chosen[first:last].any():
                 continue
             file.seek(frames[number])
             sizes = table["num_bytes"][first:last].tolist()
-            found = _unpack(file.read(frames[number + 1] - frames[number]), sizes, path)
+            found = _unpack(decompressor, file.read(frames[number + 1] - frames[number]), sizes, path)
             yield from itertools.compress(found, chosen[first:last].tolist())
 
 
@@ -169,11 +170,11 @@ def batches(documents: Iterator[Document], batch_bytes: int) -> Iterator[list[Do
         yield batch
 
 
-def _unpack(frame: bytes, sizes: list[int], path: Path) -> Iterator[str]:
+def _unpack(decompressor: zstandard.ZstdDecompressor, frame: bytes, sizes: list[int], path: Path) -> Iterator[str]:
     """Texts of these sizes; zstd finds a frame that is cut or changed."""
     try:
         if zstandard.frame_content_size(frame) == sum(sizes):  # before room is made for what it says
-            raw = memoryview(zstandard.ZstdDecompressor().decompress(frame))
+            raw = memoryview(decompressor.decompress(frame))
             for end, size in zip(itertools.accumulate(sizes), sizes, strict=True):
                 yield str(raw[end - size : end], "utf-8")
             return

@@ -33,6 +33,9 @@ KEY_BYTES, FEW_IDS = 15, 8  # what a word may have to be known from one line of 
 LOW, HIGH = range(2)  # columns of the table of words: their keys; high 0: a free slot
 NUM_IDS, FIRST, FIRST_ID, IDS = 4, 5, 6, 8  # columns of the same in halves: longer words and more ids stand elsewhere
 ODD, ALL = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xFFFFFFFFFFFFFFFF)
+BEYOND = 16
+"""Bytes that may be read, and ids that may be written, beyond the last one."""
+ONES = np.uint64(0x0101010101010101)
 HIGH_BITS, LENGTH_AT, LENGTH_BITS = np.uint64(32), np.uint64(56), np.uint64(8)
 
 
@@ -86,17 +89,23 @@ class CompiledMerges:
         """Ids of each text."""
         raw = [text.encode() for text in texts]
         ends = np.cumsum([len(one) for one in raw], dtype=np.int64)
-        whole = b"".join([*raw, bytes(16)])
-        views: Any = [
-            np.ndarray(len(whole) + 1 - size, dtype=f"<u{size}", buffer=whole, strides=(1,)) for size in (1, 2, 8)
-        ]
-        ids = np.empty(len(whole) + FEW_IDS, dtype=np.int32)  # no text has more ids than bytes
+        whole = b"".join([*raw, bytes(BEYOND)])
+        is_last = np.ones(len(whole), dtype=np.uint8)
+        ids = np.empty(len(whole), dtype=np.int32)  # no text has more ids than bytes
         id_ends = np.zeros(len(ends) + 1, dtype=np.int64)
+        read = (_numbers(whole, 1), _numbers(whole, 2), _numbers(whole, 8), is_last, _numbers(is_last, 8))
+        written = (ids, _numbers(ids, 8, step=4), id_ends)
         model = (self._symbols, self._scores, self._pairs, self._joins, self._byte_ids, self._num_ids)
         with self._lock:
             memory = (self._table, self._table.view(np.int32), self._bytes, self._ids, self._used)
-            _encode(tuple(views), ends, self._boundary, model, memory, ids, id_ends)
+            _encode(read, ends, self._boundary, model, memory, written)
         return [ids[start:end] for start, end in itertools.pairwise(id_ends.tolist())]
+
+
+def _numbers(buffer: Any, size: int, step: int = 1) -> npt.NDArray[Any]:
+    """Those of so many bytes that begin at every, or each `step`-th, byte."""
+    raw = memoryview(buffer).cast("B")
+    return np.ndarray((len(raw) - size) // step + 1, dtype=f"<u{size}", buffer=raw, strides=(step,))
 
 
 def proven(
@@ -128,11 +137,10 @@ def proven(
 
 
 @compiled
-def _encode(
-    whole: Any, ends: Any, boundary: Any, model: Any, memory: Any, ids: Any, id_ends: Any
-) -> None:  # pragma: no cover
-    """Ids of texts that end at these bytes, and where each one's ids end; 16 bytes may be read beyond the last."""
-    text_bytes, pairs, windows = whole
+def _encode(read: Any, ends: Any, boundary: Any, model: Any, memory: Any, written: Any) -> None:  # pragma: no cover
+    """Ids of texts that end at these bytes, and where each one's ids end."""
+    text_bytes, pairs, windows, is_last, last_windows = read
+    ids, id_pairs, id_ends = written
     table, entries, kept, kept_ids, used = memory
     scratch = (
         np.empty(WORD_BYTES, dtype=np.int32),
@@ -140,13 +148,21 @@ def _encode(
         np.empty(WORD_BYTES, dtype=np.int32),
         np.empty(WORD_BYTES, dtype=np.float64),
     )
+    for place in range(len(text_bytes) - BEYOND):
+        is_last[place] = boundary[pairs[place]]
     mask, at, start = len(table) - 1, 0, 0
     for text in range(len(ends)):
         stop = ends[text]
+        is_last[stop - 1] = 1
         while start < stop:
-            end = start + 1
-            while end < stop and not boundary[pairs[end - 1]]:
-                end += 1
+            end: Any = start
+            # Eight bytes at once: a loop over single ones ends where the processor does not guess.
+            lasts = last_windows[end]
+            while lasts == 0:
+                end += 8
+                lasts = last_windows[end]
+            before = ~lasts & (lasts - np.uint64(1)) & ONES  # one in each byte before the first that is not 0
+            end += 1 + np.int64(before * ONES >> LENGTH_AT)
             length = end - start
             if length > WORD_BYTES:
                 at = _merge(text_bytes, start, end, model, scratch, ids, at)
@@ -186,8 +202,8 @@ def _encode(
                     used[1] += length
                 used[0] += 1
             elif num_ids <= FEW_IDS:
-                for offset in range(FEW_IDS):  # all, so that the processor need not guess how many
-                    ids[at + offset] = entries[slot, IDS + offset]
+                for pair in range(FEW_IDS // 2):  # all, so that the processor need not guess how many
+                    id_pairs[at + 2 * pair] = table[slot, IDS // 2 + pair]
             else:
                 first_id = entries[slot, FIRST_ID]
                 for offset in range(num_ids):
