@@ -114,9 +114,11 @@ class SentencePieceTokenizer:
 
     @functools.cached_property
     def _memory(self) -> WordMemory:
-        # As many processes as cores encode already.
-        encode = functools.partial(self._processor.encode, num_threads=1)
-        return WordMemory((piece for _, piece, _ in self._pieces_of_text()), encode)
+        return WordMemory((piece for _, piece, _ in self._pieces_of_text()), self._encode_words)
+
+    def _encode_words(self, words: list[str]) -> list[list[int]]:
+        ids: list[list[int]] = self._processor.encode(words, num_threads=1)  # as many processes as cores do so already
+        return ids
 
     def _compile(self, sample: list[str]) -> "CompiledMerges | None":
         """The same, several times as fast, where numba is installed and gives the same ids."""
@@ -130,7 +132,7 @@ class SentencePieceTokenizer:
             return None
         pieces = self._pieces_of_text()
         encoder = CompiledMerges(pieces, byte_ids)
-        is_proven = proven(encoder, [piece for _, piece, _ in pieces], lambda texts: self._whole(texts, 1), sample)
+        is_proven = proven(encoder, [piece for _, piece, _ in pieces], self._encode_words, sample)
         return encoder if is_proven else None
 
     def _pieces_of_text(self) -> list[tuple[int, str, float]]:
