@@ -5,8 +5,9 @@ import dataclasses
 import functools
 import json
 import logging
+import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import Any
 
@@ -277,11 +278,19 @@ def _try(tokenizer: Tokenizer, scan: Scan, config: TokenizerConfig) -> None:
 
 @contextlib.contextmanager
 def _meanwhile(function: Callable[[], None]) -> Iterator[None]:
-    """Call it in a thread, so that no worker waits for it; its error is raised when the block ends."""
-    with ThreadPoolExecutor(1) as thread:
-        outcome = thread.submit(function)
-        yield
-        outcome.result()
+    """Call it in a thread, so that no worker waits for it; its error is raised when the block ends well."""
+    outcome: Future[None] = Future()
+
+    def call() -> None:
+        try:
+            function()
+            outcome.set_result(None)
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=call, daemon=True).start()  # who interrupts does not wait for it
+    yield
+    outcome.result()
 
 
 def _check_enough(name: str, split: SplitRecord, seq_length: int) -> None:

@@ -35,7 +35,7 @@ class Encoding:
     fingerprint: str
     dtype: str
     split: Split
-    bytes_each: int = 0
+    bytes_each: int
     """About so many each process is to encode, which decides how and not what; 0: it is not known."""
 
     def key(self, cleaned_key: str, kept: npt.NDArray[np.bool_]) -> str:
