@@ -19,7 +19,12 @@ class Document:
 
 def content_hash(text: str) -> bytes:
     """16 bytes that name a text: exact copies share them."""
-    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+    return content_hash_of(text.encode())
+
+
+def content_hash_of(raw: bytes) -> bytes:
+    """The same of a text in UTF-8."""
+    return hashlib.blake2b(raw, digest_size=16).digest()
 
 
 def hash_key(content: bytes, purpose: str) -> int:

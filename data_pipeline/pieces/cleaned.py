@@ -3,12 +3,12 @@
 import collections
 import dataclasses
 import heapq
-import io
+import itertools
 import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,13 +18,14 @@ from data_pipeline.cleaning.cleaner import Cleaner
 from data_pipeline.config import DataConfig
 from data_pipeline.dedup.contamination import HeldOutNgrams
 from data_pipeline.dedup.minhash import signatures
-from data_pipeline.document import Document, content_hash
+from data_pipeline.document import Document, content_hash, content_hash_of
 from data_pipeline.errors import DataError, WorkInterrupted
 from data_pipeline.pieces.work import WorkFolder, every, key_of
 from data_pipeline.sources.corpus import Corpus, Piece
 from data_pipeline.sources.files import InputFile
 
-DOCUMENT = np.dtype([("content", "V16"), ("num_bytes", "<i8")])
+DOCUMENT = np.dtype([("content", "V16"), ("num_bytes", "<i8"), ("frame", "<i8")])
+"""`frame`: where among the compressed texts the frame begins that holds the document."""
 TEXTS, DOCUMENTS, SOURCES, SIGNATURES = ".texts.zst", ".documents", ".sources", ".signatures"
 CONTAMINATED = "decontaminate/held_out_ngram"
 EXAMPLES = 3
@@ -32,7 +33,7 @@ EXAMPLES = 3
 EXCERPT_CHARS = 1000
 BATCH_BYTES = 1 << 20
 SECONDS_BETWEEN_NEWS = 2.0
-FORMAT = 4
+FORMAT = 5
 """Of these files, and of all that decides what is in them beside the settings."""
 
 
@@ -82,19 +83,20 @@ def clean_piece(work: WorkFolder, key: str, piece: Piece, treatment: Treatment) 
     cleaning = _Cleaning(treatment)
     corpus = Corpus(treatment.data, piece)
     due = every(SECONDS_BETWEEN_NEWS, time.monotonic)
+    compressor = zstandard.ZstdCompressor(level=1, write_checksum=True)
     with (
-        work.writing(key, TEXTS) as file,
-        zstandard.ZstdCompressor(level=1, write_checksum=True).stream_writer(file, closefd=False) as texts,
+        work.writing(key, TEXTS) as texts,
         work.writing(key, DOCUMENTS) as documents,
         work.writing(key, SOURCES) as sources,
         work.writing(key, SIGNATURES) as signed,
     ):
         found = corpus.documents(treatment.document_bytes, cleaning.examples.add)
         for batch in batches(cleaning.kept(found), BATCH_BYTES):
-            texts.write(b"".join(one.text.encode() for one in batch))
-            sources.write(b"".join(json.dumps(one.source).encode() + b"\n" for one in batch))
-            rows = [(content_hash(one.text), one.num_bytes) for one in batch]
+            raw = [one.text.encode() for one in batch]
+            rows = [(content_hash_of(text), len(text), texts.tell()) for text in raw]
             documents.write(np.array(rows, dtype=DOCUMENT).tobytes())
+            texts.write(compressor.compress(b"".join(raw)))  # a frame of its own: others can be passed over
+            sources.write(b"".join(json.dumps(one.source).encode() + b"\n" for one in batch))
             if treatment.data.dedup == "near":
                 signed.write(signatures([one.text for one in batch], treatment.data.near_dedup).tobytes())
             if due():
@@ -134,15 +136,18 @@ def signatures_of(work: WorkFolder, key: str, permutations: int) -> npt.NDArray[
 
 def texts(work: WorkFolder, key: str, chosen: npt.NDArray[np.bool_]) -> Iterator[str]:
     """Those documents of a finished piece that are chosen, in order."""
-    sizes, path = documents(work, key)["num_bytes"], work.file(key, TEXTS)
-    with path.open("rb") as file, zstandard.ZstdDecompressor().stream_reader(file) as stream:
-        reader = io.BufferedReader(stream, BATCH_BYTES)
-        left = len(sizes)
-        for num_bytes, wanted in zip(sizes.tolist(), chosen.tolist(), strict=True):
-            left -= 1
-            text = _read_text(reader, num_bytes, path, is_last=not left)
-            if wanted:
-                yield text
+    table, path = documents(work, key), work.file(key, TEXTS)
+    firsts = np.flatnonzero(np.diff(table["frame"], prepend=-1)).tolist()
+    frames = [*table["frame"][firsts].tolist(), path.stat().st_size]
+    decompressor = zstandard.ZstdDecompressor()
+    with path.open("rb") as file:
+        for number, (first, last) in enumerate(itertools.pairwise([*firsts, len(table)])):
+            if not chosen[first:last].any():
+                continue
+            file.seek(frames[number])
+            sizes = table["num_bytes"][first:last].tolist()
+            found = _unpack(decompressor, file.read(frames[number + 1] - frames[number]), sizes, path)
+            yield from itertools.compress(found, chosen[first:last].tolist())
 
 
 def sources(work: WorkFolder, key: str) -> Iterator[str]:
@@ -165,16 +170,18 @@ def batches(documents: Iterator[Document], batch_bytes: int) -> Iterator[list[Do
         yield batch
 
 
-def _read_text(reader: BinaryIO, num_bytes: int, path: Path, *, is_last: bool) -> str:
-    """The next text; a stream of zstd that is cut ends early without a word, and a changed one is found at its end."""
+def _unpack(decompressor: zstandard.ZstdDecompressor, frame: bytes, sizes: list[int], path: Path) -> Iterator[str]:
+    """Texts of these sizes; zstd finds a frame that is cut or changed."""
     try:
-        raw = reader.read(num_bytes)
-        if len(raw) == num_bytes and not (is_last and reader.read(1)):
-            return raw.decode()
+        if zstandard.frame_content_size(frame) == sum(sizes):  # before room is made for what it says
+            raw = memoryview(decompressor.decompress(frame))
+            for end, size in zip(itertools.accumulate(sizes), sizes, strict=True):
+                yield str(raw[end - size : end], "utf-8")
+            return
     except (zstandard.ZstdError, UnicodeDecodeError):
         pass
     raise WorkInterrupted(
-        f"{path}: finished work, damaged since (a text of {num_bytes:,} bytes cannot be read whole); remove this file "
+        f"{path}: finished work, damaged since (texts of {sum(sizes):,} bytes cannot be read whole); remove this file "
         "and run the same command again: the other finished pieces are kept"
     )
 

@@ -15,7 +15,9 @@ from data_pipeline.pieces.cleaned import documents, texts
 from data_pipeline.pieces.work import WorkFolder, every, key_of
 from data_pipeline.selection import Split
 from data_pipeline.shards.layout import DTYPES
+from data_pipeline.tokenizers.base import Tokenizer
 from data_pipeline.tokenizers.loading import load_tokenizer
+from data_pipeline.tokenizers.sentencepiece_model import SentencePieceTokenizer
 
 DOCUMENT = np.dtype([("num_tokens", "<i8"), ("num_bytes", "<i8"), ("held_out", "?")])
 ENCODED = ".encoded"
@@ -33,6 +35,8 @@ class Encoding:
     fingerprint: str
     dtype: str
     split: Split
+    bytes_each: int
+    """About so many each process is to encode, which decides how and not what; 0: it is not known."""
 
     def key(self, cleaned_key: str, kept: npt.NDArray[np.bool_]) -> str:
         return key_of(
@@ -41,12 +45,17 @@ class Encoding:
 
 
 # What a tokenizer remembers of one piece serves the next one in the same process.
-_tokenizer = functools.lru_cache(maxsize=1)(load_tokenizer)
+@functools.lru_cache(maxsize=1)
+def _tokenizer(path: Path, fingerprint: str, bytes_to_come: int) -> Tokenizer:
+    tokenizer = load_tokenizer(path, fingerprint)
+    if isinstance(tokenizer, SentencePieceTokenizer):
+        tokenizer.expect(bytes_to_come)
+    return tokenizer
 
 
 def encode_piece(work: WorkFolder, key: str, cleaned_key: str, kept: npt.NDArray[np.bool_], encoding: Encoding) -> None:
     """Write the tokens of each split, end-of-document tokens included, and the lengths of its documents."""
-    tokenizer = _tokenizer(encoding.tokenizer, encoding.fingerprint)
+    tokenizer = _tokenizer(encoding.tokenizer, encoding.fingerprint, encoding.bytes_each)
     end = np.array([tokenizer.eod_id], dtype=np.int32)
     due = every(SECONDS_BETWEEN_NEWS, time.monotonic)
     cleaned = documents(work, cleaned_key)[kept]
@@ -62,7 +71,7 @@ def encode_piece(work: WorkFolder, key: str, cleaned_key: str, kept: npt.NDArray
             for file, mine in ((train, ~held_out), (validation, held_out)):
                 if mine.any():
                     parts = [part for document_ids in itertools.compress(ids, mine) for part in (document_ids, end)]
-                    file.write(np.concatenate(parts).astype(DTYPES[encoding.dtype]).tobytes())
+                    file.write(np.concatenate(parts, dtype=DTYPES[encoding.dtype], casting="unsafe").data)
             if due():
                 work.tell(key, int(table["num_bytes"][:last].sum()))
     with work.writing(key, ENCODED) as file:

@@ -49,7 +49,7 @@ class Inline(Executor):
 def open_executor(config: PrepareConfig) -> Iterator[Executor]:
     """The one that `prepare.executor` names."""
     if config.executor == "local":
-        with local_executor(config.num_workers) as executor:
+        with local_executor(config.num_workers or num_cores()) as executor:
             yield executor
         return
     from data_pipeline.pieces.cluster import dask_executor, slurm_executor
@@ -64,18 +64,29 @@ def open_executor(config: PrepareConfig) -> Iterator[Executor]:
         yield executor
 
 
+def num_processes(config: PrepareConfig) -> int | None:
+    """Of the executor; None: a Dask cluster's may come and go."""
+    if config.executor == "local":
+        return config.num_workers or num_cores()
+    return config.slurm.jobs * config.slurm.cores if config.executor == "slurm" else None
+
+
+def num_cores() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
 @contextmanager
-def local_executor(num_workers: int | None) -> Iterator[Executor]:
-    """Processes of this machine; one for each core if None."""
-    number = num_workers or len(os.sched_getaffinity(0))
-    if number == 1:
+def local_executor(num_workers: int) -> Iterator[Executor]:
+    """Processes of this machine."""
+    if num_workers == 1:
         yield Inline()
         return
     # Forked from a server that has the modules and no work: a fork of this process would copy its threads as they are.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     reader, writer = context.Pipe(duplex=False)
-    pool = _Pool(number, mp_context=context, initializer=_end_with_driver, initargs=(reader,))
+    pool = _Pool(num_workers, mp_context=context, initializer=_end_with_driver, initargs=(reader,))
     with reader, writer, pool:
         try:
             yield pool

@@ -73,7 +73,7 @@ def read_jsonl(
             yield Unreadable("endless_line", where, f"line does not end within {LONGEST_LINE_BYTES:,} bytes")
             start = _pass_line(reader, start + len(line), end)
             continue
-        if line.strip():
+        if not line.isspace():
             yield _parse_line(line, where, start, text_key)
         start += len(line)
 
@@ -103,7 +103,7 @@ def _parse_line(line: bytes, where: str, start: int, text_key: str) -> Document 
     if not isinstance(text, str):
         return Unreadable("no_text", where, f"{text_key!r} is {type(text).__name__}, must be a string")
     try:
-        return Document(text, where, len(text.encode()))
+        return Document(text, where, len(text) if text.isascii() else len(text.encode()))
     except UnicodeEncodeError as error:
         what = f"lone surrogate ({text[error.start]!r}) at character {error.start}"
         return Unreadable("not_utf8", where, f"not UTF-8: {text_key!r} has a {what}")

@@ -29,9 +29,14 @@ UNICODE = 0x110000
 
 Numbers = npt.NDArray[np.int64]
 compiled = numba.njit(nogil=True, cache=True)
-START, PRIME, ODD = np.uint64(0xCBF29CE484222325), np.uint64(0x100000001B3), np.uint64(0x9E3779B97F4A7C15)
-MARK, LENGTH, FIRST, NUM_IDS, FIRST_ID = range(5)  # columns of the table of words; mark 0: a free slot
-HIGH_BITS, ONE = np.uint64(32), np.uint64(1)
+KEY_BYTES, FEW_IDS = 15, 8  # what a word may have to be known from one line of the table alone
+LOW, HIGH = range(2)  # columns of the table of words: their keys; high 0: a free slot
+NUM_IDS, FIRST, FIRST_ID, IDS = 4, 5, 6, 8  # columns of the same in halves: longer words and more ids stand elsewhere
+ODD, ALL = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xFFFFFFFFFFFFFFFF)
+BEYOND = 16
+"""Bytes that may be read, and ids that may be written, beyond the last one."""
+ONES = np.uint64(0x0101010101010101)
+HIGH_BITS, LENGTH_AT, LENGTH_BITS = np.uint64(32), np.uint64(56), np.uint64(8)
 
 
 class CompiledMerges:
@@ -75,7 +80,7 @@ class CompiledMerges:
         _fill_pairs(np.array(joins, dtype=np.int64).reshape(-1, 3), self._pairs, self._joins)
         self._boundary = ~joined_pairs(id_of)
         self._lock = threading.Lock()
-        self._table = np.zeros((num_slots, 8), dtype=np.int64)  # a line of the processor's cache for each word
+        self._table = np.zeros((num_slots, 8), dtype=np.uint64)  # a line of the processor's cache for each word
         self._bytes = np.empty(max_bytes, dtype=np.uint8)
         self._ids = np.empty(max_bytes // 4, dtype=np.int32)
         self._used = np.zeros(3, dtype=np.int64)  # words, bytes, ids
@@ -83,21 +88,30 @@ class CompiledMerges:
     def encode(self, texts: Sequence[str]) -> list[Ids]:
         """Ids of each text."""
         raw = [text.encode() for text in texts]
-        ends = np.cumsum([0, *map(len, raw)])
-        whole = np.frombuffer(b"".join(raw), dtype=np.uint8)
+        ends = np.cumsum([len(one) for one in raw], dtype=np.int64)
+        whole = b"".join([*raw, bytes(BEYOND)])
+        is_last = np.ones(len(whole), dtype=np.uint8)
         ids = np.empty(len(whole), dtype=np.int32)  # no text has more ids than bytes
-        id_ends = np.zeros(len(ends), dtype=np.int64)
+        id_ends = np.zeros(len(ends) + 1, dtype=np.int64)
+        read = (_numbers(whole, 1), _numbers(whole, 2), _numbers(whole, 8), is_last, _numbers(is_last, 8))
+        written = (ids, _numbers(ids, 8, step=4), id_ends)
         model = (self._symbols, self._scores, self._pairs, self._joins, self._byte_ids, self._num_ids)
         with self._lock:
-            memory = (self._table, self._bytes, self._ids, self._used)
-            _encode(whole, ends, self._boundary, model, memory, ids, id_ends)
+            memory = (self._table, self._table.view(np.int32), self._bytes, self._ids, self._used)
+            _encode(read, ends, self._boundary, model, memory, written)
         return [ids[start:end] for start, end in itertools.pairwise(id_ends.tolist())]
+
+
+def _numbers(buffer: Any, size: int, step: int = 1) -> npt.NDArray[Any]:
+    """Those of so many bytes that begin at every, or each `step`-th, byte."""
+    raw = memoryview(buffer).cast("B")
+    return np.ndarray((len(raw) - size) // step + 1, dtype=f"<u{size}", buffer=raw, strides=(step,))
 
 
 def proven(
     encoder: CompiledMerges,
     pieces: Sequence[str],
-    trusted: Callable[[list[str]], Sequence[Ids]],
+    trusted: Callable[[list[str]], Sequence[list[int]]],
     texts: Sequence[str],
 ) -> bool:
     """Whether it gives the ids of `trusted` on pieces, alone and in random company, and on the first of `texts`.
@@ -111,73 +125,116 @@ def proven(
     ends = list(itertools.accumulate(map(len, texts)))
     firsts = texts[: 1 + int(np.searchsorted(ends, SAMPLE_CHARS))]
     sample = [*known, *mixed, *(text[:SAMPLE_CHARS] for text in firsts)]
-    for text, ours, theirs in zip(sample, encoder.encode(sample), trusted(sample), strict=True):
-        if not np.array_equal(ours, theirs):
+    found = [ids.tolist() for ids in encoder.encode(sample)]
+    for text, ours, theirs in zip(sample, found, trusted(sample), strict=True):
+        if ours != theirs:
             logger.warning("numba's merges are not used: they differ from sentencepiece's on %r", text[:80])
             return False
     return True
 
 
 @compiled
-def _encode(
-    whole: Any, ends: Any, boundary: Any, model: Any, memory: Any, ids: Any, id_ends: Any
-) -> None:  # pragma: no cover
+def _encode(read: Any, ends: Any, boundary: Any, model: Any, memory: Any, written: Any) -> None:  # pragma: no cover
     """Ids of texts that end at these bytes, and where each one's ids end."""
-    table, kept, kept_ids, used = memory
-    mask = len(table) - 1
-    at = 0
-    for text in range(len(ends) - 1):
-        start, stop = ends[text], ends[text + 1]
+    text_bytes, pairs, windows, is_last, last_windows = read
+    ids, id_pairs, id_ends = written
+    table, entries, kept, kept_ids, used = memory
+    scratch = (
+        np.empty(WORD_BYTES, dtype=np.int32),
+        np.empty(WORD_BYTES + 1, dtype=np.int64),
+        np.empty(WORD_BYTES, dtype=np.int32),
+        np.empty(WORD_BYTES, dtype=np.float64),
+    )
+    for place in range(len(text_bytes) - BEYOND):
+        is_last[place] = boundary[pairs[place]]
+    mask, at, start = len(table) - 1, 0, 0
+    for text in range(len(ends)):
+        stop = ends[text]
+        is_last[stop - 1] = 1
         while start < stop:
-            hashed, end = START, start
-            while True:
-                hashed = (hashed ^ np.uint64(whole[end])) * PRIME
-                end += 1
-                if end == stop or boundary[np.int64(whole[end - 1]) | np.int64(whole[end]) << 8]:
-                    break
+            end: Any = start
+            # Eight bytes at once: a loop over single ones ends where the processor does not guess.
+            lasts = last_windows[end]
+            while lasts == 0:
+                end += 8
+                lasts = last_windows[end]
+            before = ~lasts & (lasts - np.uint64(1)) & ONES  # one in each byte before the first that is not 0
+            end += 1 + np.int64(before * ONES >> LENGTH_AT)
             length = end - start
             if length > WORD_BYTES:
-                at = _merge(whole, start, end, model, ids, at)
+                at = _merge(text_bytes, start, end, model, scratch, ids, at)
                 start = end
                 continue
-            hashed = hashed * ODD | ONE
-            mark, slot = np.int64(hashed), np.int64(hashed >> HIGH_BITS) & mask
-            while table[slot, MARK] != 0:
-                if table[slot, MARK] == mark and table[slot, LENGTH] == length:
-                    first, same = table[slot, FIRST], 0
-                    while same < length and kept[first + same] == whole[start + same]:
+            low, high = _key(windows, start, length)
+            first_slot = np.int64((low * ODD + high) * ODD >> HIGH_BITS) & mask
+            slot = first_slot
+            while table[slot, HIGH] != 0:
+                if table[slot, HIGH] == high and table[slot, LOW] == low:
+                    if length <= KEY_BYTES:
+                        break
+                    same, first = 8, entries[slot, FIRST]
+                    while same < length and kept[first + same] == text_bytes[start + same]:
                         same += 1
                     if same == length:
                         break
                 slot = (slot + 1) & mask
-            if table[slot, MARK] == 0:
-                after = _merge(whole, start, end, model, ids, at)
+            num_ids = entries[slot, NUM_IDS]
+            if table[slot, HIGH] == 0:
+                after = _merge(text_bytes, start, end, model, scratch, ids, at)
+                num_ids = after - at
                 is_full = used[1] + WORD_BYTES > len(kept) or used[2] + WORD_BYTES > len(kept_ids)
                 if is_full or 2 * used[0] >= len(table):
                     table[:] = 0
                     used[:] = 0
-                    slot = np.int64(hashed >> HIGH_BITS) & mask
-                table[slot, MARK], table[slot, LENGTH], table[slot, FIRST] = mark, length, used[1]
-                table[slot, FIRST_ID], table[slot, NUM_IDS] = used[2], after - at
-                kept[used[1] : used[1] + length] = whole[start:end]
-                kept_ids[used[2] : used[2] + after - at] = ids[at:after]
-                used[0], used[1], used[2] = used[0] + 1, used[1] + length, used[2] + after - at
-                at = after
+                    slot = first_slot
+                table[slot, LOW], table[slot, HIGH] = low, high
+                entries[slot, NUM_IDS], entries[slot, FIRST], entries[slot, FIRST_ID] = num_ids, used[1], used[2]
+                for offset in range(min(num_ids, FEW_IDS)):
+                    entries[slot, IDS + offset] = ids[at + offset]
+                if num_ids > FEW_IDS:
+                    kept_ids[used[2] : used[2] + num_ids] = ids[at:after]
+                    used[2] += num_ids
+                if length > KEY_BYTES:
+                    kept[used[1] : used[1] + length] = text_bytes[start:end]
+                    used[1] += length
+                used[0] += 1
+            elif num_ids <= FEW_IDS:
+                for pair in range(FEW_IDS // 2):  # all, so that the processor need not guess how many
+                    id_pairs[at + 2 * pair] = table[slot, IDS // 2 + pair]
             else:
-                first_id = table[slot, FIRST_ID]
-                for offset in range(table[slot, NUM_IDS]):
+                first_id = entries[slot, FIRST_ID]
+                for offset in range(num_ids):
                     ids[at + offset] = kept_ids[first_id + offset]
-                at += table[slot, NUM_IDS]
+            at += num_ids
             start = end
         id_ends[text + 1] = at
 
 
 @compiled
-def _merge(whole: Any, start: Any, end: Any, model: Any, ids: Any, at: Any) -> Any:  # pragma: no cover
+def _key(windows: Any, start: Any, length: Any) -> Any:  # pragma: no cover
+    """Two numbers: a short word's bytes, zeros, and its length; of a longer one, whose bytes must be compared, the
+    first eight and a mixture of the others."""
+    low, high = windows[start], windows[start + 8]
+    if length <= 8:
+        low, high = low & (ALL >> np.uint64(64 - 8 * length)), np.uint64(0)
+    elif length <= KEY_BYTES:
+        high &= ALL >> np.uint64(128 - 8 * length)
+    else:
+        for place in range(start + 16, start + length - 8, 8):
+            high = (high * ODD) ^ windows[place]
+        high = (high * ODD) ^ windows[start + length - 8]
+        high = (high * ODD) >> LENGTH_BITS
+    return low, high | np.uint64(length) << LENGTH_AT
+
+
+@compiled
+def _merge(whole: Any, start: Any, end: Any, model: Any, scratch: Any, ids: Any, at: Any) -> Any:  # pragma: no cover
     """Put the ids of a word at `at`: neighbours are merged, the best score first, of equal ones the leftmost."""
     symbols, scores, pairs, joins, byte_ids, num_ids = model
-    symbol = np.empty(end - start, dtype=np.int32)
-    first = np.empty(end - start + 1, dtype=np.int64)  # byte of each symbol
+    symbol, first, joined, score = scratch  # of a short word: to make room for each one takes as long as to merge it
+    if end - start > WORD_BYTES:
+        symbol = np.empty(end - start, dtype=np.int32)
+        first = np.empty(end - start + 1, dtype=np.int64)  # byte of each symbol
     count, place = 0, start
     while place < end:
         lead = np.int64(whole[place])
@@ -188,8 +245,45 @@ def _merge(whole: Any, start: Any, end: Any, model: Any, ids: Any, at: Any) -> A
         symbol[count], first[count] = symbols[code], place
         count, place = count + 1, place + size
     first[count] = end
-    if count == 1:
-        return _spell(whole, start, end, symbol[0], byte_ids, num_ids, ids, at)
+    if end - start > WORD_BYTES:
+        count = _merge_many(symbol, first, count, scores, pairs, joins)
+    else:
+        count = _merge_few(symbol, first, count, scores, pairs, joins, joined, score)
+    for this in range(count):
+        at = _spell(whole, first[this], first[this + 1], symbol[this], byte_ids, num_ids, ids, at)
+    return at
+
+
+@compiled
+def _merge_few(
+    symbol: Any, first: Any, count: Any, scores: Any, pairs: Any, joins: Any, joined: Any, score: Any
+) -> Any:  # pragma: no cover
+    """The number of symbols that are left, which then stand first; looks at all of them for each merge."""
+    for place in range(count - 1):
+        joined[place] = _join(symbol[place], symbol[place + 1], pairs, joins)
+        score[place] = scores[joined[place]] if joined[place] >= 0 else -np.inf
+    while count > 1:
+        best = 0
+        for place in range(1, count - 1):
+            if score[place] > score[best]:
+                best = place
+        if score[best] == -np.inf:
+            break
+        symbol[best] = joined[best]
+        count -= 1
+        for place in range(best + 1, count):
+            symbol[place], first[place] = symbol[place + 1], first[place + 1]
+            joined[place - 1], score[place - 1] = joined[place], score[place]
+        first[count] = first[count + 1]
+        for place in range(max(best - 1, 0), min(best + 1, count - 1)):
+            joined[place] = _join(symbol[place], symbol[place + 1], pairs, joins)
+            score[place] = scores[joined[place]] if joined[place] >= 0 else -np.inf
+    return count
+
+
+@compiled
+def _merge_many(symbol: Any, first: Any, count: Any, scores: Any, pairs: Any, joins: Any) -> Any:  # pragma: no cover
+    """The same for any number of symbols."""
     before, after = np.arange(-1, count - 1), np.arange(1, count + 1)
     stop = first[1:].copy()  # where each symbol ends; merged ones grow to the right
     waiting = [(0.0, np.int64(0), np.int64(0), np.int64(0))]
@@ -213,11 +307,13 @@ def _merge(whole: Any, start: Any, end: Any, model: Any, ids: Any, at: Any) -> A
                 joined = _join(symbol[one], symbol[other], pairs, joins)
                 if joined >= 0:
                     heapq.heappush(waiting, (-scores[joined], np.int64(one), np.int64(other), np.int64(stop[other])))
+    num_left: Any = 0
     this: Any = 0
     while this < count:
-        at = _spell(whole, first[this], stop[this], symbol[this], byte_ids, num_ids, ids, at)
-        this = after[this]
-    return at
+        symbol[num_left], first[num_left] = symbol[this], first[this]
+        num_left, this = num_left + 1, after[this]
+    first[num_left] = first[count]
+    return num_left
 
 
 @compiled

@@ -24,7 +24,8 @@ logger = logging.getLogger(__name__)
 SPACE_MARK = "\u2581"  # stands for a space inside SentencePiece, so that the character itself would come back as one
 SEGMENT_CHARS = 1 << 16
 BULK_CHARS = 1 << 24
-"""By then encoding has taken about as long as numba takes to start, and as much text again may be expected."""
+"""Encoding takes about as long as numba takes to start, which pays where so much is to come; and where so much is done
+and nobody said what is to come: as much again may be expected."""
 # No piece has a space after another character, so text may be cut there without changing any id.
 SAFE_CUT = re.compile(r"(?<=[^ ])(?= )")
 
@@ -54,7 +55,14 @@ class SentencePieceTokenizer:
         self._remembers = bool(self._mark_ids) and self._segments and self._is_bpe()
         self._num_chars = 0
         """Encoded so far."""
+        self._expected_chars = 0
+        self._is_bulk = False
+        """What pays for much text only was started, if it can be."""
         self._compiled: CompiledMerges | None = None
+
+    def expect(self, num_chars: int) -> None:
+        """Say about how much text is to come; no id depends on it."""
+        self._expected_chars = num_chars
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -98,14 +106,19 @@ class SentencePieceTokenizer:
 
     def _by_words(self, parts: list[str]) -> list[npt.NDArray[np.int32]]:
         """Only for BPE: a unigram model adds scores up along the text, and may decide near-ties otherwise in a part."""
-        before, self._num_chars = self._num_chars, self._num_chars + sum(map(len, parts))
-        if before <= BULK_CHARS < self._num_chars:
+        self._num_chars += sum(map(len, parts))
+        if not self._is_bulk and max(self._num_chars, self._expected_chars) > BULK_CHARS:
+            self._is_bulk = True
             self._compiled = self._compile(parts)
         return (self._compiled or self._memory).encode(parts)
 
     @functools.cached_property
     def _memory(self) -> WordMemory:
-        return WordMemory((piece for _, piece, _ in self._pieces_of_text()), self._processor.encode)
+        return WordMemory((piece for _, piece, _ in self._pieces_of_text()), self._encode_words)
+
+    def _encode_words(self, words: list[str]) -> list[list[int]]:
+        ids: list[list[int]] = self._processor.encode(words, num_threads=1)  # as many processes as cores do so already
+        return ids
 
     def _compile(self, sample: list[str]) -> "CompiledMerges | None":
         """The same, several times as fast, where numba is installed and gives the same ids."""
@@ -119,7 +132,7 @@ class SentencePieceTokenizer:
             return None
         pieces = self._pieces_of_text()
         encoder = CompiledMerges(pieces, byte_ids)
-        is_proven = proven(encoder, [piece for _, piece, _ in pieces], lambda texts: self._whole(texts, 1), sample)
+        is_proven = proven(encoder, [piece for _, piece, _ in pieces], self._encode_words, sample)
         return encoder if is_proven else None
 
     def _pieces_of_text(self) -> list[tuple[int, str, float]]:

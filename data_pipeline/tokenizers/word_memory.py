@@ -24,6 +24,7 @@ CHUNK_BYTES = 1 << 18  # what is made of it stays in the processor's cache
 MOST_NUMBERS = MAX_WORDS + CHUNK_BYTES + 1
 SLOTS_LOG2 = 20
 FIRST_BYTES = np.array([(1 << 8 * count) - 1 for count in range(9)], dtype=np.uint64)
+LENGTH_AT = np.uint64(56)
 ODD = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F], dtype=np.uint64)
 Numbers = npt.NDArray[np.int64]
 
@@ -82,9 +83,10 @@ class WordMemory:
         """Ids of the words between these places, and how many each has."""
         starts, lengths = starts[:-1], np.diff(starts)
         windows: Any = np.ndarray(len(whole) - 7, dtype="<u8", buffer=whole, strides=(1,))
-        low = windows[starts] & FIRST_BYTES[np.minimum(lengths, 8)]
-        high = windows[starts + 8] & FIRST_BYTES[np.clip(lengths - 8, 0, 7)]
-        high |= np.minimum(lengths, KEY_BYTES + 1).astype(np.uint64) << np.uint64(56)
+        low = windows[starts] & FIRST_BYTES.take(lengths, mode="clip")
+        high = np.minimum(lengths, KEY_BYTES + 1).astype(np.uint64) << LENGTH_AT
+        longer = np.flatnonzero(lengths > 8)  # few
+        high[longer] |= windows[starts[longer] + 8] & FIRST_BYTES[np.minimum(lengths[longer] - 8, 7)]
         numbers = self._find(low, high)
         missing = np.flatnonzero(numbers == 0)
         if len(missing):
@@ -119,7 +121,7 @@ class WordMemory:
         numbers = np.fromiter(map(self._long.__getitem__, words), dtype=np.int64, count=len(words))
         if new:
             self._remember(new)
-        short = np.array([len(word) <= KEY_BYTES for word in words])
+        short = high >> LENGTH_AT <= KEY_BYTES
         self._low[numbers[short]], self._high[numbers[short]] = low[short], high[short]
         slots, waiting = _slots(low[short], high[short]), numbers[short]
         while len(waiting):

@@ -1,15 +1,43 @@
 """Pieces given to an executor: how many at once, when what is finished is handed on, and what a failure ends."""
 
 import concurrent.futures
+import contextlib
+import os
 import threading
 import time
 
 import pytest
 
+from data_pipeline import prepare as prepare_module
 from data_pipeline.errors import DataError
 from data_pipeline.pieces import executors
 from data_pipeline.pieces.executors import Inline, run_all
 from data_pipeline.pieces.work import WorkFolder
+from data_pipeline.tokenizers.sentencepiece_model import SentencePieceTokenizer
+from tests.support.corpus import make_texts, prepare_config, prepare_synthetic, write_jsonl
+
+
+@pytest.mark.parametrize(
+    ("how", "number"),
+    [
+        ({"num_workers": 3}, 3),
+        ({"num_workers": None}, len(os.sched_getaffinity(0))),
+        ({"executor": "slurm", "num_workers": None}, 1),
+        ({"executor": "dask", "num_workers": 3}, None),
+    ],
+)
+def test_it_is_known_how_many_processes_share_the_work_unless_they_come_and_go(how, number):
+    assert executors.num_processes(prepare_config(**how)) == number
+
+
+@pytest.mark.parametrize("num_workers", [1, 4])
+def test_each_process_is_told_its_share_of_the_text(tmp_path, monkeypatch, num_workers):
+    monkeypatch.setattr(prepare_module, "open_executor", lambda config: contextlib.nullcontext(Inline()))
+    told = []
+    monkeypatch.setattr(SentencePieceTokenizer, "expect", lambda self, num_chars: told.append(num_chars))
+    source = write_jsonl(tmp_path / "in.jsonl", make_texts(40))
+    manifest = prepare_synthetic(tmp_path / "set", [source], num_workers=num_workers)
+    assert told == [manifest.corpus.num_bytes // num_workers]
 
 
 def test_finished_pieces_are_handed_on_in_order_while_others_are_worked_on(tmp_path):

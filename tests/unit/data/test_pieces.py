@@ -1,10 +1,12 @@
 """A corpus in pieces: each document is in one of them, is counted once, and no piece is made twice."""
 
 import html
+import itertools
 import json
 import os
 import re
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -139,7 +141,7 @@ def test_texts_damaged_after_they_were_finished_stop_the_run_and_they_alone_are_
     with monkeypatch.context() as patch:
         patch.setattr(prepare_module, "train_tokenizer", damage_and_train)
         with pytest.raises(
-            WorkInterrupted, match=r"finished work, damaged since \(a text of .*; remove this"
+            WorkInterrupted, match=r"finished work, damaged since \(texts of .*; remove this"
         ) as stopped:
             prepare_synthetic(tmp_path / "set", [source])
     damaged = made[2]
@@ -148,6 +150,28 @@ def test_texts_damaged_after_they_were_finished_stop_the_run_and_they_alone_are_
     made.clear()
     assert prepare_synthetic(tmp_path / "set", [source]).digest == expected.digest
     assert made == [damaged]
+
+
+def test_chosen_texts_are_read_whatever_became_of_frames_with_none_of_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(cleaned, "BATCH_BYTES", 3_000)
+    data = data_config(tmp_path / "set", [write_jsonl(tmp_path / "in.jsonl", TEXTS)])
+    (piece,) = Corpus(data).pieces(1 << 30)
+    work = WorkFolder(tmp_path)
+    cleaned.clean_piece(work, "key", piece, cleaned.Treatment(data, 1 << 20, None))
+    frames = cleaned.documents(work, "key")["frame"]
+    assert len(set(frames)) > 5
+    assert list(cleaned.texts(work, "key", np.full(40, True))) == TEXTS
+    chosen = np.arange(40) % 7 == 3
+    spared = [(first, last) for first, last in itertools.pairwise(sorted(set(frames))) if first not in frames[chosen]]
+    content = bytearray(work.file("key", cleaned.TEXTS).read_bytes())
+    for first, last in spared:
+        content[first:last] = bytes(last - first)
+    work.file("key", cleaned.TEXTS).write_bytes(content)
+    assert spared
+    assert list(cleaned.texts(work, "key", chosen)) == TEXTS[3::7]
+    assert not list(cleaned.texts(work, "key", np.full(40, False)))
+    with pytest.raises(WorkInterrupted, match="damaged since"):
+        list(cleaned.texts(work, "key", np.full(40, True)))
 
 
 def test_two_who_write_one_file_at_once_both_write_it_whole(tmp_path, monkeypatch):

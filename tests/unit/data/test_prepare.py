@@ -5,6 +5,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -332,3 +333,37 @@ def test_order_of_inputs_changes_order_of_documents_only(tmp_path):
     for split in SPLITS:
         a, b = (dataclasses.asdict(m.splits[split]) for m in (one, two))
         assert all(a[key] == b[key] for key in ("num_documents", "num_tokens", "num_text_bytes"))
+
+
+def test_a_fault_in_trying_a_given_tokenizer_ends_the_run(tmp_path, monkeypatch):
+    source = write_jsonl(tmp_path / "in.jsonl", TEXTS)
+    prepare_synthetic(tmp_path / "set", [source])
+    given = tokenizer_config(path=str(tmp_path / "set" / "tokenizer.model"))
+
+    def fail(*arguments):
+        raise DataError("cannot be tried")
+
+    monkeypatch.setattr(prepare_module, "warn_where_text_changes", fail)
+    with pytest.raises(DataError, match="cannot be tried"):
+        prepare_synthetic(tmp_path / "other", [source], tokenizer=given)
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_fault_in_encoding_does_not_wait_until_a_given_tokenizer_is_tried(tmp_path, monkeypatch):
+    source = write_jsonl(tmp_path / "in.jsonl", TEXTS)
+    prepare_synthetic(tmp_path / "set", [source])
+    given = tokenizer_config(path=str(tmp_path / "set" / "tokenizer.model"))
+    failed = threading.Event()
+    monkeypatch.setattr(prepare_module, "warn_where_text_changes", lambda *arguments: failed.wait(60))
+
+    def fail(*arguments):
+        raise DataError("cannot be encoded")
+
+    monkeypatch.setattr(prepare_module, "encode_piece", fail)
+    try:
+        begin = time.monotonic()
+        with pytest.raises(DataError, match="cannot be encoded"):
+            prepare_synthetic(tmp_path / "other", [source], tokenizer=given)
+        assert time.monotonic() - begin < 50
+    finally:
+        failed.set()

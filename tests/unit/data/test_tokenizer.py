@@ -107,6 +107,8 @@ def compiled(tokenizer, **sizes):
 @settings(max_examples=200, deadline=None)
 @given(texts=st.lists(WORDS, max_size=6))
 @example(texts=["é" * 31 + "a", "é" * 32, "é" * 33, "ab" * 5000])  # about the longest word that is kept
+@example(texts=["a" * 7 + "b" * count + end for count in range(1, 20) for end in "bc"])  # about those compared by bytes
+@example(texts=["a", "a\x00", "a\x00\x00", *("\x00" * count for count in (7, 8, 9, 14, 15, 16, 17))])
 def test_compiled_merges_give_the_ids_of_sentencepiece(sizes, texts):
     tokenizer = trained("bpe")
     parts = [part for text in texts for part in text.split(SPACE_MARK)]
@@ -143,6 +145,16 @@ def test_much_text_is_encoded_by_compiled_merges_where_numba_is_there(monkeypatc
     assert bulk_encoder(fresh(trained("unigram")), monkeypatch) is None
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert bulk_encoder(fresh(trained("bpe")), monkeypatch) is None
+
+
+def test_where_much_text_is_expected_the_first_is_encoded_by_compiled_merges():
+    tokenizer = fresh(trained("bpe"))
+    tokenizer.expect(sentencepiece_model.BULK_CHARS)
+    tokenizer.encode("first")
+    assert tokenizer._compiled is None
+    tokenizer.expect(sentencepiece_model.BULK_CHARS + 1)
+    assert tokenizer.encode("little text") == tokenizer._processor.encode("little text")
+    assert isinstance(tokenizer._compiled, CompiledMerges)
 
 
 def test_compiled_merges_that_differ_are_not_used(monkeypatch, caplog):
