@@ -21,9 +21,9 @@ from data_pipeline.remote.ahead import fetch_ahead
 from data_pipeline.shards.packing import targets_that_count
 from data_pipeline.shards.reader import PackedDataset, Tokens
 
-MAX_WINDOW_BATCHES = 512
-WINDOW_BYTES = 16 << 20  # about three windows are alive at once
-FIRST_ORDER_SAMPLES, ORDER_SAMPLES = 1 << 10, 1 << 14  # of which the order is computed at once, at first and later
+MAX_WINDOW_BATCHES = 1024
+WINDOW_BYTES = 32 << 20  # about three windows are alive at once
+ORDER_SAMPLES = 1 << 14  # of which the order is computed at once: takes 2 ms
 
 
 class Batch(NamedTuple):
@@ -106,13 +106,13 @@ def _train_windows(
     largest = max(
         1, min(MAX_WINDOW_BATCHES, WINDOW_BYTES // (per_rank * (dataset.seq_length + 1) * dataset.dtype.itemsize))
     )
-    longest = max(largest, ORDER_SAMPLES // per_rank)  # of a stretch whose order is computed at once
-    # Both grow, so that the first batch does not wait for all of that.
-    num_batches, length = max(1, FIRST_ORDER_SAMPLES // per_rank), 1
+    stretch = max(largest, ORDER_SAMPLES // per_rank)
+    length = 1  # of windows; grows, so that the first batch does not wait for many others
     while True:
+        num_batches = stretch
         if dataset.end is not None:
             # Stretches reach ahead of what is asked for, and not beyond a mixture's end.
-            num_batches = min(num_batches, (dataset.end - position) // global_batch_size)
+            num_batches = min(stretch, (dataset.end - position) // global_batch_size)
             if not num_batches:
                 raise DataError(f"{dataset.described}: used up after {position:,} samples; see data.mixture_max_epochs")
         starts = position + global_batch_size * np.arange(num_batches, dtype=np.int64)
@@ -124,7 +124,6 @@ def _train_windows(
             yield _Window(dataset, starts[window], positions[window], samples[window], stop)
             first, length = first + length, min(2 * length, largest)
         position += global_batch_size * num_batches
-        num_batches = min(2 * num_batches, longest)
 
 
 class _Window:

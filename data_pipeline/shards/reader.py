@@ -106,7 +106,8 @@ class PackedDataset:
 
     def names_of(self, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
         """What names the content of each of these samples: its member's hash and its place there."""
-        members, rows = np.divmod(numbers, self.manifest.samples_per_member)
+        members = numbers // self.manifest.samples_per_member
+        rows = numbers - members * self.manifest.samples_per_member
         return mix(self._hashes[members].view(np.uint64) + mix(rows.view(np.uint64)))
 
     def shards_of(self, numbers: npt.NDArray[np.int64]) -> Iterator[tuple[int, DatasetFolder, ShardRecord]]:
@@ -139,7 +140,7 @@ class PackedDataset:
         shard is bad where its file is, or where a member that is read for the first time is not what `prepare` wrote.
         """
         width = self.seq_length + 1
-        places = np.argsort(indices, kind="stable")
+        places = np.argsort(indices)
         numbers = np.asarray(indices, dtype=np.int64)[places]
         assert numbers[0] >= 0 and numbers[-1] < self.num_samples, "sample number out of range"
         shards = np.searchsorted(self._shard_starts, numbers, side="right") - 1
@@ -147,7 +148,8 @@ class PackedDataset:
         if len(firsts) > MAX_MAPPED_SHARDS:
             groups = np.split(places, firsts[MAX_MAPPED_SHARDS::MAX_MAPPED_SHARDS])
             return self._find_in_turn(indices, groups, stop, skipped)
-        members, rows = np.divmod(numbers, self.manifest.samples_per_member)
+        members = numbers // self.manifest.samples_per_member
+        rows = numbers - members * self.manifest.samples_per_member
         is_good = np.ones(len(numbers), dtype=bool)
         with self._lock:
             is_fresh = self._looked_at[shards] > time.monotonic() - SECONDS_BETWEEN_LOOKS
