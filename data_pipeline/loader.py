@@ -106,7 +106,8 @@ def _train_windows(
     largest = max(
         1, min(MAX_WINDOW_BATCHES, WINDOW_BYTES // (per_rank * (dataset.seq_length + 1) * dataset.dtype.itemsize))
     )
-    stretch = max(largest, ORDER_SAMPLES // per_rank)
+    # Each epoch is a permutation of its own: few of them at once.
+    stretch = max(1, min(ORDER_SAMPLES, 8 * dataset.num_samples) // per_rank)
     length = 1  # of windows; grows, so that the first batch does not wait for many others
     while True:
         num_batches = stretch
