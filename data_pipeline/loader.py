@@ -23,7 +23,7 @@ from data_pipeline.shards.reader import PackedDataset, Tokens
 
 MAX_WINDOW_BATCHES = 1024
 WINDOW_BYTES = 32 << 20  # about three windows are alive at once
-ORDER_SAMPLES = 1 << 14  # of which the order is computed at once: takes 2 ms
+FIRST_ORDER_SAMPLES, ORDER_SAMPLES = 1 << 14, 1 << 16  # of which the order is computed at once: takes 2 and 8 ms
 
 
 class Batch(NamedTuple):
@@ -107,8 +107,9 @@ def _train_windows(
         1, min(MAX_WINDOW_BATCHES, WINDOW_BYTES // (per_rank * (dataset.seq_length + 1) * dataset.dtype.itemsize))
     )
     # Each epoch is a permutation of its own: few of them at once.
-    stretch = max(1, min(ORDER_SAMPLES, 8 * dataset.num_samples) // per_rank)
-    length = 1  # of windows; grows, so that the first batch does not wait for many others
+    longest = max(1, min(ORDER_SAMPLES, 8 * dataset.num_samples) // per_rank)
+    # Both grow, so that the first batch does not wait for many others.
+    stretch, length = max(1, min(longest, FIRST_ORDER_SAMPLES // per_rank)), 1
     while True:
         num_batches = stretch
         if dataset.end is not None:
@@ -125,6 +126,7 @@ def _train_windows(
             yield _Window(dataset, starts[window], positions[window], samples[window], stop)
             first, length = first + length, min(2 * length, largest)
         position += global_batch_size * num_batches
+        stretch = min(2 * stretch, longest)
 
 
 class _Window:

@@ -82,7 +82,7 @@ def test_any_stops_and_sizes_give_one_order_without_loss(datasets, num_samples, 
 @given(
     max_batches=st.integers(1, 40),
     window_bytes=st.integers(1, 2000),
-    order_samples=st.integers(1, 300),
+    order_samples=st.tuples(st.integers(1, 300), st.integers(1, 300)),
     position=st.integers(0, 200),
 )
 def test_how_far_is_read_ahead_changes_nothing(datasets, max_batches, window_bytes, order_samples, position):
@@ -91,8 +91,13 @@ def test_how_far_is_read_ahead_changes_nothing(datasets, max_batches, window_byt
         return [(batch.position, batch.digest, batch.tokens.tolist()) for ranks in batches for batch in ranks]
 
     expected = seen()
+    at_first, later = order_samples
     with mock.patch.multiple(
-        loader, MAX_WINDOW_BATCHES=max_batches, WINDOW_BYTES=window_bytes, ORDER_SAMPLES=order_samples
+        loader,
+        MAX_WINDOW_BATCHES=max_batches,
+        WINDOW_BYTES=window_bytes,
+        FIRST_ORDER_SAMPLES=at_first,
+        ORDER_SAMPLES=later,
     ):
         assert seen() == expected
 
