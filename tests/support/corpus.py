@@ -42,9 +42,10 @@ def make_texts(count: int, seed: int = 0, num_lines: int = 20) -> list[str]:
     return texts
 
 
-def write_jsonl(path: Path, texts: Sequence[str], key: str = "text") -> Path:
+def write_jsonl(path: Path, texts: Iterable[str], key: str = "text") -> Path:
     """One JSON object a line."""
-    path.write_text("".join(json.dumps({"id": n, key: text}) + "\n" for n, text in enumerate(texts)), encoding="utf-8")
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps({"id": n, key: text}) + "\n" for n, text in enumerate(texts))
     return path
 
 
