@@ -15,7 +15,8 @@ from tests.support import http_server as faulty
 from tests.support.corpus import data_config, tokenizer_config
 from tests.support.http_server import serving
 from tests.unit.data.remote.reading import INDEX, SHARD, everything, remote, take
-from tests.unit.data.test_shards import edit_json, flip, write
+from tests.unit.data.test_damaged_shards import edit_json, flip
+from tests.unit.data.test_shards import write
 
 RECOVERED = {
     "500 twice": [faulty.status(500), faulty.status(500)],
