@@ -220,7 +220,7 @@ def _build(
             num_documents=scan.num_documents,
             num_bytes=scan.num_bytes,
             document_bytes=scan.document_bytes,
-            num_cut_files=sum(record.num_cut_files for record in scan.records),
+            num_cut_files=scan.num_cut_files,
             dropped=scan.dropped,
             changed=scan.changed,
         ),

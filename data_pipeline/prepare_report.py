@@ -1,7 +1,6 @@
 """prepare_report.html: what became of the text, on one page for people to read, its images inside."""
 
 import base64
-import collections
 import io
 import itertools
 from collections.abc import Iterator, Mapping
@@ -19,9 +18,9 @@ from data_pipeline.shards.manifest import Manifest
 from data_pipeline.sources.names import printable
 
 REPORT_FILE = "prepare_report.html"
-EXAMPLES = 3
 EXCERPT_CHARS = 1000
 SHOWN_SOURCES = 30
+MOST_BITS = 64  # of a document's length
 INK, ACCENT = "#444444", "#3b6ea8"
 
 
@@ -37,21 +36,13 @@ def write_prepare_report(
         name=manifest.corpus.name,
         figures=[(name, value) for name, value in figures.items() if not isinstance(value, dict)],
         images=[(title, base64.b64encode(image).decode()) for title, image in _images(manifest, scan, work)],
-        num_read=sum(record.num_documents for record in scan.records),
+        num_read=scan.num_read,
         counts=[("left out", sorted(found.items())), ("changed", sorted(changed.items()))],
-        examples=list(_examples(scan)),
+        examples=[(why, [(source, text) for _, source, text in rows]) for why, rows in scan.examples.items()],
         clusters=list(_clusters(scan.duplicates, work, [piece.key for piece in scan.pieces])),
         settings=sorted(manifest.settings.items()),
     )
     write_durably(folder / REPORT_FILE, printable(html).encode())
-
-
-def _examples(scan: Scan) -> Iterator[tuple[str, list[tuple[str, str]]]]:
-    found: collections.defaultdict[str, list[tuple[str, str]]] = collections.defaultdict(list)
-    for record in scan.records:
-        for reason, examples in record.examples.items():
-            found[reason] += [(source, text) for source, text in examples][: EXAMPLES - len(found[reason])]
-    return iter(sorted(found.items()))
 
 
 def _clusters(
@@ -73,10 +64,10 @@ def _clusters(
 
 
 def _images(manifest: Manifest, scan: Scan, work: WorkFolder) -> Iterator[tuple[str, bytes]]:
-    lengths = np.concatenate([documents(work, piece.key)["num_bytes"][piece.kept] for piece in scan.pieces])
-    edges = 2.0 ** np.arange(0, int(np.ceil(np.log2(lengths.max() + 1))) + 1)
-    counts, _ = np.histogram(lengths, edges)
-    yield "Length of the documents that are kept", _draw_histogram(edges, counts)
+    lengths = (documents(work, piece.key)["num_bytes"][piece.kept] for piece in scan.pieces)
+    of_pieces = (np.bincount(np.log2(some).astype(np.int64), minlength=MOST_BITS) for some in lengths)
+    counts = np.trim_zeros(sum(of_pieces, np.zeros(MOST_BITS, dtype=np.int64)), "b")
+    yield "Length of the documents that are kept", _draw_histogram(2.0 ** np.arange(len(counts) + 1), counts)
     by_source = sorted(manifest.sources, key=lambda source: -source.tokens)[:SHOWN_SOURCES]
     yield "Tokens by source", _draw_bars([(source.name, source.tokens) for source in by_source])
     if scan.dropped:

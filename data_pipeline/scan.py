@@ -4,7 +4,8 @@ import collections
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ from data_pipeline.dedup.contamination import HeldOutNgrams
 from data_pipeline.duplicates import Duplicates, find_duplicates
 from data_pipeline.errors import DataError
 from data_pipeline.pieces.cleaned import (
-    CleanedPiece,
+    DOCUMENT,
+    Example,
+    Examples,
     Treatment,
     clean_piece,
     cleaned,
@@ -27,6 +30,7 @@ from data_pipeline.pieces.cleaned import (
 )
 from data_pipeline.pieces.executors import run_all
 from data_pipeline.pieces.work import WorkFolder
+from data_pipeline.progress import show_progress
 from data_pipeline.selection import Selector, Split
 from data_pipeline.sources.corpus import Corpus, Piece
 
@@ -65,18 +69,37 @@ class Scan:
     sample: Callable[[], list[str]]
     """Reads the texts that train the tokenizer, or try a given one."""
     pieces: list[ScannedPiece]
-    records: list[CleanedPiece]
     duplicates: Duplicates
+    num_read: int
+    """Documents in the inputs."""
+    num_cut_files: int
+    dropped: dict[str, int]
+    """Documents left out, by reason."""
+    changed: dict[str, int]
+    """Documents changed, by rule."""
+    examples: dict[str, list[Example]]
+    """Some documents of each reason and rule."""
 
-    @property
-    def dropped(self) -> dict[str, int]:
-        """Documents left out, by reason."""
-        return _total([*(record.dropped for record in self.records), self.duplicates.dropped])
 
-    @property
-    def changed(self) -> dict[str, int]:
-        """Documents changed, by rule."""
-        return _total([record.changed for record in self.records])
+class _Counts:
+    """What the records of pieces say together, one read after another: there may be a hundred thousand."""
+
+    def __init__(self, work: WorkFolder, keys: list[str], given: list[str]) -> None:
+        self.num_documents = self.num_cut_files = 0
+        self.dropped_of: collections.defaultdict[str, Counter[str]] = collections.defaultdict(Counter)
+        """By input and reason."""
+        self.changed: Counter[str] = Counter()
+        self.examples = Examples()
+        for key, named_by in zip(keys, given, strict=True):
+            record = cleaned(work, key)
+            self.num_documents += record.num_documents
+            self.num_cut_files += record.num_cut_files
+            self.dropped_of[named_by].update(record.dropped)
+            self.changed.update(record.changed)
+            self.examples.merge(record.examples)
+
+    def dropped(self, others: Mapping[str, int]) -> dict[str, int]:
+        return _sorted(sum(self.dropped_of.values(), Counter(others)))
 
 
 def scan_corpus(
@@ -96,9 +119,9 @@ def scan_corpus(
         duplicates = find_duplicates(work, keys, data)
         given = [part[0].file.given for part in parts]
         pieces, selector = _choose(keys, given, duplicates, data, tokenizer, work)
-        records = [cleaned(work, key) for key in keys]
+        counts = _Counts(work, keys, given)
+        dropped = counts.dropped(duplicates.dropped)
         if not selector.num_documents:
-            dropped = _total([*(record.dropped for record in records), duplicates.dropped])
             raise DataError(
                 f"data.inputs={list(data.inputs)}: no text in {len(corpus.files)} files"
                 f"{f' (left out: {dropped})' if dropped else ''}; "
@@ -111,7 +134,7 @@ def scan_corpus(
             break
         logger.info("few documents: text files are cut at line ends into documents of at most %d bytes", finer)
         document_bytes = finer
-    _tell_inputs_without_documents(pieces, records)
+    _tell_inputs_without_documents(pieces, counts.dropped_of)
     return Scan(
         digest=selector.digest,
         num_documents=selector.num_documents,
@@ -120,8 +143,12 @@ def scan_corpus(
         split=split,
         sample=functools.cache(lambda: selector.sample(_sampled(work, pieces, selector))),
         pieces=pieces,
-        records=records,
         duplicates=duplicates,
+        num_read=counts.num_documents,
+        num_cut_files=counts.num_cut_files,
+        dropped=dropped,
+        changed=_sorted(counts.changed),
+        examples=counts.examples.chosen(),
     )
 
 
@@ -159,27 +186,31 @@ def _choose(
     sample_bytes = GIVEN_TOKENIZER_SAMPLE_BYTES if tokenizer.path else tokenizer.sample_bytes
     selector = Selector(data, sample_bytes, tokenizer.seed)
     found = []
-    for key, named_by, kept in zip(keys, given, duplicates.kept, strict=True):
-        table = documents(work, key)
-        for content, num_bytes in _rows(table, kept):
-            selector.add(content, num_bytes)
-        found.append(ScannedPiece(key, named_by, kept, int(table["num_bytes"][kept].sum())))
+    with show_progress("choosing", sum(kept.nbytes for kept in duplicates.kept) * DOCUMENT.itemsize) as update:
+        seen = 0
+        for key, named_by, kept in zip(keys, given, duplicates.kept, strict=True):
+            table = documents(work, key)
+            for content, num_bytes in _rows(table, kept):
+                selector.add(content, num_bytes)
+            found.append(ScannedPiece(key, named_by, kept, int(table["num_bytes"][kept].sum())))
+            seen += table.nbytes
+            update(seen)
     return found, selector
 
 
-def _tell_inputs_without_documents(pieces: list[ScannedPiece], records: list[CleanedPiece]) -> None:
+def _tell_inputs_without_documents(pieces: list[ScannedPiece], dropped: Mapping[str, Counter[str]]) -> None:
     """One among several may be there by mistake, or with another key of its text, and the rest would not show it."""
-    of_inputs: dict[str, list[tuple[ScannedPiece, CleanedPiece]]] = {}
-    for both in zip(pieces, records, strict=True):
-        of_inputs.setdefault(both[0].given, []).append(both)
-    for given, mine in of_inputs.items():
-        if any(piece.kept.any() for piece, _ in mine):
-            continue
-        copies = collections.Counter(dedup=sum(len(piece.kept) for piece, _ in mine))
+    copies: Counter[str] = Counter()
+    silent = dict(dropped)
+    for piece in pieces:
+        copies[piece.given] += len(piece.kept)
+        if piece.kept.any():
+            silent.pop(piece.given, None)
+    for given, reasons in silent.items():
         logger.warning(
             "data.inputs: %s gives no document to the dataset (left out: %s); is it the right file, and data.text_key?",
             given,
-            _total([*(record.dropped for _, record in mine), dict(+copies)]) or "nothing",
+            _sorted(reasons + Counter(dedup=copies[given])) or "nothing",
         )
 
 
@@ -199,8 +230,5 @@ def _sampled(work: WorkFolder, pieces: list[ScannedPiece], selector: Selector) -
             yield from texts(work, piece.key, chosen)
 
 
-def _total(counts: list[dict[str, int]]) -> dict[str, int]:
-    total: collections.Counter[str] = collections.Counter()
-    for one in counts:
-        total.update(one)
-    return dict(sorted(total.items()))
+def _sorted(counts: Counter[str]) -> dict[str, int]:
+    return dict(sorted(counts.items()))

@@ -6,7 +6,7 @@ import heapq
 import itertools
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +29,16 @@ DOCUMENT = np.dtype([("content", "V16"), ("num_bytes", "<i8"), ("frame", "<i8")]
 TEXTS, DOCUMENTS, SOURCES, SIGNATURES = ".texts.zst", ".documents", ".sources", ".signatures"
 CONTAMINATED = "decontaminate/held_out_ngram"
 EXAMPLES = 3
-"""Documents kept for people to read, of each reason and piece."""
+"""Documents kept for people to read, of each reason."""
 EXCERPT_CHARS = 1000
 BATCH_BYTES = 1 << 20
 SECONDS_BETWEEN_NEWS = 2.0
-FORMAT = 5
+FORMAT = 6
 """Of these files, and of all that decides what is in them beside the settings."""
+
+
+Example = tuple[int, str, str]
+"""Rank, by which few are chosen among many, source, and beginning of a document."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,9 +72,8 @@ class CleanedPiece:
     changed: dict[str, int]
     """Documents that a step changed, by rule."""
     num_cut_files: int
-    examples: dict[str, list[tuple[str, str]]]
-    """Source and beginning of some documents of each reason and rule, as they were; of those that could not be read,
-    what is wrong."""
+    examples: dict[str, list[Example]]
+    """Some documents of each reason and rule, as they were; of those that could not be read, what is wrong."""
 
 
 def cleaned_key(piece: Piece, treatment_digest: str) -> str:
@@ -124,6 +127,11 @@ def cleaned(work: WorkFolder, key: str) -> CleanedPiece:
 def documents(work: WorkFolder, key: str) -> npt.NDArray[Any]:
     """Content hash and size of each document of a finished piece, in order."""
     return np.fromfile(work.file(key, DOCUMENTS), dtype=DOCUMENT)
+
+
+def num_documents(work: WorkFolder, key: str) -> int:
+    """Of a finished piece."""
+    return work.file(key, DOCUMENTS).stat().st_size // DOCUMENT.itemsize
 
 
 def signatures_of(work: WorkFolder, key: str, permutations: int) -> npt.NDArray[np.uint32]:
@@ -196,7 +204,7 @@ class _Cleaning:
         self.num_documents = self.num_bytes = 0
         self.dropped: collections.Counter[str] = collections.Counter()
         self.changed: collections.Counter[str] = collections.Counter()
-        self.examples = _Examples()
+        self.examples = Examples()
 
     def kept(self, documents: Iterator[Document]) -> Iterator[Document]:
         for document in documents:
@@ -221,25 +229,25 @@ class _Cleaning:
                 yield Document(result.text, document.source, len(result.text.encode()))
 
 
-class _Examples:
-    """A few documents of each reason: those with the lowest hashes, whatever the order."""
+class Examples:
+    """A few documents of each reason: those with the lowest hashes, whatever the order and in however many pieces."""
 
     def __init__(self) -> None:
-        self._heaps: collections.defaultdict[str, list[tuple[int, str, str]]] = collections.defaultdict(list)
+        self._chosen: collections.defaultdict[str, list[Example]] = collections.defaultdict(list)
 
     def add(self, reason: str, source: str, text: str) -> None:
-        heap = self._heaps[reason]
-        rank = -int.from_bytes(content_hash(text)[:8], "big")
-        if len(heap) < EXAMPLES or rank > heap[0][0]:
-            heapq.heappush(heap, (rank, source, text[:EXCERPT_CHARS]))
-            if len(heap) > EXAMPLES:
-                heapq.heappop(heap)
+        rank = int.from_bytes(content_hash(text)[:8], "big")
+        chosen = self._chosen[reason]
+        if len(chosen) < EXAMPLES or rank <= chosen[-1][0]:
+            self.merge({reason: [(rank, source, text[:EXCERPT_CHARS])]})
 
-    def chosen(self) -> dict[str, list[tuple[str, str]]]:
-        return {
-            reason: [(source, text) for _, source, text in sorted(heap, key=lambda row: (-row[0], row[1]))]
-            for reason, heap in sorted(self._heaps.items())
-        }
+    def merge(self, others: Mapping[str, Iterable[Example]]) -> None:
+        for reason, examples in others.items():
+            found = ((rank, source, text) for rank, source, text in examples)  # JSON has lists
+            self._chosen[reason] = heapq.nsmallest(EXAMPLES, itertools.chain(self._chosen[reason], found))
+
+    def chosen(self) -> dict[str, list[Example]]:
+        return dict(sorted(self._chosen.items()))
 
 
 def _check_untouched(file: InputFile) -> None:

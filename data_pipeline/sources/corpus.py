@@ -98,15 +98,17 @@ class Corpus:
         """
         pieces: list[Piece] = []
         gathered: list[Span] = []
+        num_bytes = 0
         for span in self.spans:
             if gathered and gathered[0].file.given != span.file.given:
                 pieces.append(tuple(gathered))
-                gathered = []
+                gathered, num_bytes = [], 0
             for part in _cut(span, piece_bytes):
                 gathered.append(part)
-                if sum(one.num_bytes for one in gathered) >= piece_bytes:
+                num_bytes += part.num_bytes
+                if num_bytes >= piece_bytes:
                     pieces.append(tuple(gathered))
-                    gathered = []
+                    gathered, num_bytes = [], 0
         return [*pieces, tuple(gathered)] if gathered else pieces
 
     def _read(

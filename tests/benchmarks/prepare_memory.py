@@ -1,18 +1,23 @@
 """Peak memory of `pretrain prepare` on little and on much text.
 
-    python -m tests.benchmarks.prepare_memory [--megabytes 200 2000] [--workers 2]
+    python -m tests.benchmarks.prepare_memory [--megabytes 200 2000] [--workers 2] [--pieces N] [--chars N] [-- SETTING]
 
 The peak of the resident memory of the command and all its workers together, looked at ten times a second, with a given
-tokenizer and exact copies left out, a decision that looks at the whole corpus.
+tokenizer and exact copies left out, a decision that looks at the whole corpus. `--pieces` cuts the last and largest
+corpus into so many, as a larger one would be, `--chars` all text into documents of so many characters; what else is
+given are settings of `prepare`. With --verbose, also what the command says.
 """
 
 import argparse
+import itertools
+import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -25,25 +30,47 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=float, nargs="+", default=[200, 2000])
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--pieces", type=int)
+    parser.add_argument("--chars", type=int)
+    parser.add_argument("--verbose", action="store_true")
+    parser.add_argument("settings", nargs="*")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         small = write_jsonl(folder / "small.jsonl", list(library_texts(20)))
         peak_of(folder, small, options.workers, [])
         (folder / "set").rename(folder / "tokenizer")
-        given = [f"tokenizer.path={folder / 'tokenizer' / 'tokenizer.model'}"]
+        given = [f"tokenizer.path={folder / 'tokenizer' / 'tokenizer.model'}", "data.dedup=exact", *options.settings]
         peaks = []
         for megabytes in options.megabytes:
-            source = write_jsonl(folder / "in.jsonl", library_texts(megabytes))
+            source = write_jsonl(folder / "in.jsonl", documents(megabytes, options.chars))
             begin = time.perf_counter()
-            peaks.append(peak_of(folder, source, options.workers, [*given, "data.dedup=exact"]))
+            is_last = len(peaks) + 1 == len(options.megabytes)
+            pieces = options.pieces if is_last else None
+            peaks.append(peak_of(folder, source, options.workers, given, pieces, options.verbose))
             took = time.perf_counter() - begin
-            print(f"{megabytes:6.0f} MB: peak {peaks[-1] / 1e6:6.0f} MB, {took:.0f} s", flush=True)
+            told = json.loads((folder / "set" / "manifest.json").read_text())["corpus"]
+            print(
+                f"{megabytes:6.0f} MB, {told['num_documents']:,} documents kept: "
+                f"peak {peaks[-1] / 1e6:6.0f} MB, {took:.0f} s",
+                flush=True,
+            )
             shutil.rmtree(folder / "set")
         print(f"last / first: {peaks[-1] / peaks[0]:.2f}")
 
 
-def peak_of(folder: Path, source: Path, workers: int, overrides: list[str]) -> int:
+def documents(megabytes: float, chars: int | None) -> Iterator[str]:
+    number = itertools.count()
+    for text in library_texts(megabytes):
+        if not chars:
+            yield text
+        else:  # with a number, as the text repeats itself
+            yield from (f"{next(number)} {text[at : at + chars]}" for at in range(0, len(text), chars))
+
+
+def peak_of(
+    folder: Path, source: Path, workers: int, overrides: list[str], pieces: int | None = None, verbose: bool = False
+) -> int:
     """Bytes."""
     words = [
         "data.name=set",
@@ -51,8 +78,12 @@ def peak_of(folder: Path, source: Path, workers: int, overrides: list[str]) -> i
         f"data.inputs=[{source}]",
         f"prepare.num_workers={workers}",
     ]
-    command = [sys.executable, "-c", "from pretrain.cli import main; main()", "prepare", *words, *overrides]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    code = "from pretrain.cli import main; main()"
+    if pieces:
+        code = f"from data_pipeline import scan; scan.PIECE_BYTES = {source.stat().st_size // pieces}; {code}"
+    command = [sys.executable, "-c", code, "prepare", *words, *overrides]
+    output = None if verbose else subprocess.DEVNULL
+    process = subprocess.Popen(command, stderr=output, env={**os.environ, "OMP_NUM_THREADS": "1"})
     peak = 0
     while process.poll() is None:
         total = 0

@@ -9,6 +9,8 @@ tokens must be sentencepiece's own. For more text than there is, the same comes 
 
 Ours: the whole of `prepare` with that tokenizer, from .jsonl to shards, hashes, the split, checksums and fsync
 included; without numba, and with it where it is installed, what it compiled lying on the disk as after a first use.
+Two runs of ours apart: two processes that know nothing of each other, each with `prepare` for half of the files, and
+with numba where it is installed: what two cores of this machine do, however well the work is shared.
 Megatron-LM's scheme: a pool of processes that take lines of .jsonl, encode each document and give back lists of ids,
 which one process writes with megatron-core's IndexedDatasetBuilder.
 datatrove (if an interpreter that has it, and `tokenizers`, is given): JsonlReader and DocumentTokenizer without its
@@ -33,7 +35,7 @@ import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,7 @@ from tests.support.corpus import data_config, prepare_config, tokenizer_config, 
 CHUNK = 32
 NUM_FILES = 8
 OURS, FAST, MEGATRON, DATATROVE = "ours", "ours with numba", "Megatron-LM's scheme", "datatrove"
+APART = "two runs of ours apart"
 PEER = Path(__file__).with_name("tokenize_peers.py")
 
 
@@ -89,6 +92,7 @@ def main() -> None:
                 found = num_tokens(title, target)
                 assert found == expected, f"{title}: {found} tokens, sentencepiece gives {expected}"
                 shutil.rmtree(target)
+            seconds.setdefault((APART, 2), []).append(run_apart(folder / "out"))
         speeds = {key: megabytes / statistics.median(values) for key, values in seconds.items()}
         print(f"{len(texts)} documents, {megabytes:.1f} MB, {expected} tokens, medians of {options.rounds}")
         for (title, workers), speed in speeds.items():
@@ -96,6 +100,7 @@ def main() -> None:
             print(f"{title:22} {workers} processes {speed:7.2f} MB/s   {', '.join(ratios)}")
         for title in runs:
             print(f"two of {title}: {speeds[title, 2] / speeds[title, 1]:.2f} x one")
+        print(f"{APART}: {speeds[APART, 2] / speeds[FAST if FAST in runs else OURS, 1]:.2f} x one")
         encode_alone(model, texts)
 
 
@@ -144,13 +149,28 @@ def write_inputs(folder: Path, texts: list[str]) -> Path:
     return model
 
 
-def run_ours(target: Path, workers: int) -> float:
-    data = data_config(target, [target.parent / "in"], samples_per_member=64, shard_bytes=1 << 28)
+def run_ours(target: Path, workers: int, inputs: Sequence[Path] = ()) -> float:
+    data = data_config(target, inputs or [target.parent / "in"], samples_per_member=64, shard_bytes=1 << 28)
     tokenizer = tokenizer_config(path=str(target.parent / "tokenizer.model"))
     encoded._tokenizer.cache_clear()  # else one process would remember the words of the round before
     begin = time.perf_counter()
     prepare(data, tokenizer, prepare_config(num_workers=workers), seq_length=2048)
     return time.perf_counter() - begin
+
+
+def run_apart(target: Path) -> float:
+    files = sorted((target.parent / "in").iterdir())
+    context = multiprocessing.get_context("spawn")
+    both_are_there = context.Barrier(3)
+    with context.Pool(2, both_are_there.wait) as pool:
+        both_are_there.wait()
+        halves = [(target.with_name(f"half{half}"), 1, files[half::2]) for half in range(2)]
+        begin = time.perf_counter()
+        pool.starmap(run_ours, halves, chunksize=1)
+        seconds = time.perf_counter() - begin
+    for half, *_ in halves:
+        shutil.rmtree(half)
+    return seconds
 
 
 def run_without_numba(target: Path, workers: int) -> float:

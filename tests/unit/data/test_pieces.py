@@ -13,6 +13,7 @@ import pytest
 
 from data_pipeline import prepare as prepare_module
 from data_pipeline import scan, staging
+from data_pipeline.document import content_hash
 from data_pipeline.durable import write_durably
 from data_pipeline.errors import DataError, WorkInterrupted
 from data_pipeline.inspection import stats
@@ -215,6 +216,17 @@ def test_the_report_shows_counts_and_examples_and_runs_nothing_of_the_text(tmp_p
     assert "length/too_few_chars" in page and "dedup/exact" in page and page.count("data:image/png") == 4
     assert f"{len(TEXTS) + 3:,}" in page, "documents that were equal to an earlier one"
     assert PackedDataset.open(tmp_path / "set", "train").num_samples == manifest.splits["train"].num_samples
+
+
+def test_the_report_shows_a_few_of_many_documents_and_the_same_ones_however_the_corpus_is_cut(tmp_path, monkeypatch):
+    tiny = [f"tiny {number}" for number in range(len(TEXTS))]
+    source = write_jsonl(tmp_path / "in.jsonl", itertools.chain.from_iterable(zip(TEXTS, tiny, strict=True)))
+    for number in (1, 4, 16):
+        monkeypatch.setattr(scan, "LEAST_PIECE_BYTES", source.stat().st_size // number)
+        monkeypatch.setattr(scan, "PIECE_BYTES", source.stat().st_size // number)
+        prepare_synthetic(tmp_path / str(number), [source], steps=({"step": "length", "min_chars": 31},), report=True)
+        page = (tmp_path / str(number) / "prepare_report.html").read_text()
+        assert re.findall(r"<pre>(tiny \d+)</pre>", page) == sorted(tiny, key=content_hash)[:3]
 
 
 def test_the_report_shows_the_places_of_documents_that_could_not_be_read_or_are_empty(tmp_path):
