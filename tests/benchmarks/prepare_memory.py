@@ -10,7 +10,6 @@ given are settings of `prepare`. With --verbose, also what the command says.
 
 import argparse
 import itertools
-import json
 import os
 import shutil
 import subprocess
@@ -22,6 +21,7 @@ from pathlib import Path
 
 import psutil
 
+from data_pipeline.shards.manifest import Manifest
 from tests.benchmarks.tokenize_and_pack import library_texts
 from tests.support.corpus import write_jsonl
 
@@ -49,12 +49,8 @@ def main() -> None:
             pieces = options.pieces if is_last else None
             peaks.append(peak_of(folder, source, options.workers, given, pieces, options.verbose))
             took = time.perf_counter() - begin
-            told = json.loads((folder / "set" / "manifest.json").read_text())["corpus"]
-            print(
-                f"{megabytes:6.0f} MB, {told['num_documents']:,} documents kept: "
-                f"peak {peaks[-1] / 1e6:6.0f} MB, {took:.0f} s",
-                flush=True,
-            )
+            kept = Manifest.load(folder / "set").corpus.num_documents
+            print(f"{megabytes:6.0f} MB, {kept:,} kept: peak {peaks[-1] / 1e6:6.0f} MB, {took:.0f} s", flush=True)
             shutil.rmtree(folder / "set")
         print(f"last / first: {peaks[-1] / peaks[0]:.2f}")
 
