@@ -1,10 +1,13 @@
 """File systems of fsspec behind words of our own: every question is answered in time, every error is one of two."""
 
 import contextlib
+import functools
 import logging
+import os
 import time
 from collections.abc import Callable
-from typing import Any
+from pathlib import PurePosixPath
+from typing import Any, BinaryIO
 
 from data_pipeline.remote.answers import Interrupted, Refused, of_status
 from data_pipeline.remote.patience import Answer, NoAnswer, take_caller
@@ -13,8 +16,10 @@ FIRST_REQUEST_BYTES = 1 << 20
 """A request must come in whole within the time allowed, so that a way that is slow needs small ones."""
 REQUEST_BYTES = 8 << 20
 """File systems ask for range after range: at most so much, where the way is quick."""
+MOST_BLOCKS, BLOCK_UNIT = 5000, 1 << 20
+"""Of a file that is written: S3 takes 10,000 parts, Google's blocks are multiples of 256 KiB."""
 LISTING_PATIENCE = 10
-"""Times of the time allowed: one call lists many files, 1000 in each of the server's answers."""
+"""Times of the time allowed: one call lists or removes many files, 1000 in each of the server's answers."""
 _VERSIONS = "generation", "ETag", "etag", "md5Hash", "mtime", "LastModified", "last_modified", "updated", "created"
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 
@@ -72,6 +77,48 @@ class Place:
             return block
 
         return self._ask(ask)
+
+    def list(self) -> dict[str, int | None]:
+        """Name and size of what lies in the folder itself, as it is now; {}: there is no folder."""
+
+        def ask() -> dict[str, int | None]:
+            self._system.invalidate_cache()
+            try:
+                found = self._system.ls(self.path, detail=True)
+            except FileNotFoundError:
+                return {}
+            return {PurePosixPath(details["name"]).name: details.get("size") for details in found}
+
+        return self._ask(ask)
+
+    def write(self, source: BinaryIO) -> None:
+        """All that is in a file here, block by block, each within the time allowed."""
+        num_bytes = os.fstat(source.fileno()).st_size
+        size = max(REQUEST_BYTES, -(-num_bytes // MOST_BLOCKS // BLOCK_UNIT) * BLOCK_UNIT)
+
+        def begin() -> Any:
+            self._system.makedirs(self._system._parent(self.path), exist_ok=True)
+            return self._system.open(self.path, "wb", block_size=size)
+
+        file = self._ask(begin)
+        try:
+            while block := source.read(size):
+                self._ask(functools.partial(file.write, block))
+            self._ask(file.close, LISTING_PATIENCE)  # a server puts the blocks together
+        except BaseException:
+            with contextlib.suppress(AttributeError):  # else it would end the upload as it is when it is collected
+                file.closed = True
+            raise
+
+    def remove(self) -> None:
+        """The file, or the folder with all that is in it, if it is there."""
+
+        def ask() -> None:
+            self._system.invalidate_cache()
+            with contextlib.suppress(FileNotFoundError):
+                self._system.rm(self.path, recursive=True)
+
+        self._ask(ask, LISTING_PATIENCE)
 
     def close(self, file: Any = None) -> None:
         if file is not None:

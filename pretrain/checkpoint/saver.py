@@ -19,7 +19,7 @@ from pretrain.checkpoint.agreement import together
 from pretrain.checkpoint.mirror import Mirror
 from pretrain.checkpoint.store import CheckpointStore, Snapshot
 from pretrain.config.errors import RunError
-from pretrain.config.run import CheckpointConfig
+from pretrain.config.run import CheckpointConfig, RunConfig
 from pretrain.engine.interface import Engine
 from pretrain.layout.groups import ProcessGroups
 from pretrain.run_state import RunState
@@ -81,11 +81,12 @@ def levels_of(
     return [Level(shared, config), Level(on_node, config.local)]
 
 
-def open_mirror(config: CheckpointConfig, shared: CheckpointStore) -> Mirror | None:
+def open_mirror(config: RunConfig, shared: CheckpointStore) -> Mirror | None:
     """The mirror of the configuration; what it has that is newer than all in the shared folder is fetched first."""
-    if config.mirror is None:
+    url, keep_last = config.checkpoint.mirror, config.checkpoint.keep_last
+    if url is None:
         return None
-    mirror = Mirror(config.mirror, config.keep_last)
+    mirror = Mirror(url, keep_last, config.data.cache, dist.get_rank(), dist.get_world_size())
     is_main = dist.get_rank() == 0
     fetch = lambda: mirror.fetch_newer(shared.folder) if is_main else None  # noqa: E731
     together("fetch", shared.folder, shared.control, fetch)

@@ -90,7 +90,8 @@ class CheckpointConfig:
     """Whether training goes on while a checkpoint is written."""
     local: LocalCheckpointConfig
     mirror: str | None
-    """URL of a folder that complete checkpoints are copied to; a run that finds a newer one there goes on from it."""
+    """URL of a folder that complete checkpoints are copied to; a run that finds a newer one there goes on from it. How
+    often and how long a server is asked say data.cache.retries and data.cache.timeout_seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)

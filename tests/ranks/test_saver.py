@@ -22,6 +22,7 @@ from pretrain.config.run import LocalCheckpointConfig, RunConfig
 from pretrain.engine.interface import Engine
 from pretrain.layout.runtime import Runtime
 from pretrain.run_state import RunState
+from tests.support.corpus import cache_config
 from tests.support.models import batches, run_config
 from tests.support.ranks import run_ranks
 from tests.support.training import start, train, whole_state
@@ -254,7 +255,8 @@ def test_another_layout_takes_the_shared_one_unless_all_parts_are_at_hand(tmp_pa
 
 def mirror_saves(here: Runtime, config: RunConfig, folder: Path, url: str, steps: int) -> None:
     engine = start(here, config)
-    saver = saver_of(engine, shared_level(engine, folder), mirror=Mirror(url, keep_last=2))
+    mirror = Mirror(url, 2, config.data.cache, here.rank, here.world_size)
+    saver = saver_of(engine, shared_level(engine, folder), mirror=mirror)
     for step in range(1, steps + 1):
         train(here, config, engine, [step])
         saver.after_step(RunState(step=step), 0, last=step == steps)
@@ -262,7 +264,7 @@ def mirror_saves(here: Runtime, config: RunConfig, folder: Path, url: str, steps
 
 
 def fetch(here: Runtime, folder: Path, url: str) -> None:
-    Mirror(url, keep_last=2).fetch_newer(folder / "checkpoints")
+    Mirror(url, 2, cache_config(folder, retries=0), 0, 1).fetch_newer(folder / "checkpoints")
 
 
 def test_a_mirror_gives_back_its_newest_whole_checkpoint(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from tests.support.http_server import Handler, Served, serving
 SCHEMES = "s3", "gs"
 # Read when gcsfs is imported: emulators speak no gRPC, over which it asks for each bucket's kind.
 os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+WRITES = "writes"
 _OF_ONE_CONNECTION = {"connection", "transfer-encoding", "content-length", "keep-alive"}
 
 
@@ -125,7 +126,8 @@ def bucket_at(scheme: str, port: int, patch: pytest.MonkeyPatch) -> Iterator[Buc
 class Relay(Handler):
     """Hands requests on, and their answers back unless a fault is due.
 
-    The last part of an object's name stands for requests of its bytes, `about NAME` for those of all else about it.
+    The last part of an object's name stands for requests of its bytes, `about NAME` for those of all else about it,
+    WRITES for those that change anything.
     """
 
     port: int
@@ -138,12 +140,11 @@ class Relay(Handler):
         name = urllib.parse.unquote(parts.path).rpartition("/")[2]
         if not (self.headers["Range"] or "alt=media" in parts.query):
             name = f"about {name}"
-        fault = None
-        if reads:
-            with self.lock:
-                self.served.requests[name] += 1
-                waiting = self.served.faults.get(name)
-                fault = waiting.pop(0) if waiting else self.served.lasting.get(name, self.served.every)
+        name = name if reads else WRITES
+        with self.lock:
+            self.served.requests[name] += 1
+            waiting = self.served.faults.get(name)
+            fault = waiting.pop(0) if waiting else self.served.lasting.get(name, self.served.every if reads else None)
         upstream = http.client.HTTPConnection("127.0.0.1", self.port)
         try:
             headers = {name: value for name, value in self.headers.items() if name != "Expect"}

@@ -5,7 +5,6 @@ import gzip
 import logging
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import fsspec
@@ -21,23 +20,10 @@ from data_pipeline.sources.corpus import Corpus
 from data_pipeline.sources.files import find_files
 from tests.support import http_server as faulty
 from tests.support.corpus import cache_config, data_config, make_texts, prepare_synthetic, write_folder, write_jsonl
-from tests.support.object_stores import SCHEMES, Bucket, bucket_at, gs_server, s3_server
 from tests.unit.data.remote.reading import SHARD, everything, remote, take
 
 TEXTS = make_texts(60)
 RANDOM = np.random.default_rng(0).bytes(3 << 20)
-
-
-@pytest.fixture(scope="module")
-def ports() -> Iterator[dict[str, int]]:
-    with s3_server() as s3, gs_server() as gs:
-        yield {"s3": s3, "gs": gs}
-
-
-@pytest.fixture(params=SCHEMES)
-def bucket(request: pytest.FixtureRequest, ports: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
-    with bucket_at(request.param, ports[request.param], monkeypatch) as made:
-        yield made
 
 
 @pytest.fixture(scope="module")
