@@ -111,7 +111,7 @@ def run(
         engine = build_engine(config, vocab_size, groups, here.device, eod_id=manifest.tokenizer.eod_id)
         node = (here.local_rank, here.local_size)
         levels = levels_of(config.checkpoint, folder, groups, node, lambda: run_id(folder))
-        mirror = open_mirror(config, levels[0].store)
+        mirror = open_mirror(config, levels[0].store, here)
         found = newest_of([level.store for level in levels], engine)
         changes: list[Change] = []
         if found is None:

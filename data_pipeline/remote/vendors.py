@@ -3,11 +3,11 @@
 import contextlib
 import functools
 import logging
-import os
+import secrets
 import time
 from collections.abc import Callable
 from pathlib import PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any, Protocol
 
 from data_pipeline.remote.answers import Interrupted, Refused, of_status
 from data_pipeline.remote.patience import Answer, NoAnswer, take_caller
@@ -19,9 +19,16 @@ REQUEST_BYTES = 8 << 20
 MOST_BLOCKS, BLOCK_UNIT = 5000, 1 << 20
 """Of a file that is written: S3 takes 10,000 parts, Google's blocks are multiples of 256 KiB."""
 LISTING_PATIENCE = 10
-"""Times of the time allowed: one call lists or removes many files, 1000 in each of the server's answers."""
+"""Times of the time allowed: one call lists many files, 1000 in each of the server's answers, or joins many blocks."""
 _VERSIONS = "generation", "ETag", "etag", "md5Hash", "mtime", "LastModified", "last_modified", "updated", "created"
+STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oci", "oss"}
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
+
+
+class Source(Protocol):
+    """What is written somewhere."""
+
+    def read(self, size: int, /) -> bytes: ...
 
 
 class Place:
@@ -91,34 +98,54 @@ class Place:
 
         return self._ask(ask)
 
-    def write(self, source: BinaryIO) -> None:
-        """All that is in a file here, block by block, each within the time allowed."""
-        num_bytes = os.fstat(source.fileno()).st_size
+    def write(self, source: Source, num_bytes: int) -> None:
+        """A file of so many bytes, block by block, each within the time allowed; it is there when all of it is."""
         size = max(REQUEST_BYTES, -(-num_bytes // MOST_BLOCKS // BLOCK_UNIT) * BLOCK_UNIT)
+        # What opens a file here empties it, if need be long after nobody waits for the answer any more. A store puts a
+        # file there when it is closed; one that is collected is closed too, and is marked as if it were until then.
+        path = self.path if _is_store(self._system) else f"{self.path}.{secrets.token_hex(8)}.partial"
 
         def begin() -> Any:
-            self._system.makedirs(self._system._parent(self.path), exist_ok=True)
-            return self._system.open(self.path, "wb", block_size=size)
+            opened = self._system.open(path, "wb", block_size=size)
+            _mark(opened, closed=True)
+            return opened
 
-        file = self._ask(begin)
+        try:
+            file = self._ask(begin)
+        except Refused:
+            if _is_store(self._system):  # it would make buckets
+                raise
+            self._ask(lambda: self._system.makedirs(self._system._parent(path), exist_ok=True))
+            file = self._ask(begin)
+        _mark(file, closed=False)
         try:
             while block := source.read(size):
                 self._ask(functools.partial(file.write, block))
-            self._ask(file.close, LISTING_PATIENCE)  # a server puts the blocks together
+            self._ask(file.close, 1 if num_bytes <= size else LISTING_PATIENCE)  # a store puts blocks together
+            if path != self.path:
+                self._ask(lambda: self._system.mv(path, self.path))
         except BaseException:
-            with contextlib.suppress(AttributeError):  # else it would end the upload as it is when it is collected
-                file.closed = True
+            _mark(file, closed=True)
+            with contextlib.suppress(Interrupted, Refused):  # blocks that lie there cost money
+                self._ask(file.discard if path == self.path else lambda: self._system.rm_file(path))
             raise
 
     def remove(self) -> None:
         """The file, or the folder with all that is in it, if it is there."""
 
-        def ask() -> None:
-            self._system.invalidate_cache()
+        def remove(path: str) -> None:
             with contextlib.suppress(FileNotFoundError):
-                self._system.rm(self.path, recursive=True)
+                self._system.rm_file(path)
 
-        self._ask(ask, LISTING_PATIENCE)
+        def end() -> None:
+            with contextlib.suppress(Exception):  # there is none, or never was: stores have only names
+                self._system.rmdir(self.path)
+
+        self._ask(lambda: self._system.invalidate_cache())
+        # One by one: `rm` takes names for patterns, and of many at once S3's does not tell which it refused.
+        for path in self._ask(lambda: self._system.find(self.path)):
+            self._ask(functools.partial(remove, path))
+        self._ask(end)
 
     def close(self, file: Any = None) -> None:
         if file is not None:
@@ -171,6 +198,18 @@ class FsspecStream:
 
     def close(self) -> None:
         self._place.close(self._file)
+
+
+def _is_store(system: Any) -> bool:
+    """Whether it has objects, which are there whole or not at all, and no files."""
+    schemes = [system.protocol] if isinstance(system.protocol, str) else system.protocol
+    return bool(STORES.intersection(schemes))
+
+
+def _mark(file: Any, closed: bool) -> None:
+    """Where that is kept in the file itself, as with all that fsspec makes of blocks."""
+    with contextlib.suppress(AttributeError):
+        file.closed = closed
 
 
 def version_of(details: dict[str, Any]) -> str | None:

@@ -1,29 +1,34 @@
 """Copies of checkpoints at a URL: any file system that fsspec knows."""
 
+import hashlib
+import io
 import logging
 import os
 import queue
 import re
+import shutil
 import threading
 import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 from data_pipeline.config import CacheConfig
+from data_pipeline.durable import sync_folder, write_durably
 from data_pipeline.errors import BadFile, DataError
-from data_pipeline.remote.addresses import shown
+from data_pipeline.remote.addresses import PIPE, shown
 from data_pipeline.remote.answers import Interrupted, Refused
 from data_pipeline.remote.transfer import Attempts, blocks, read_small
 from data_pipeline.remote.vendors import Place
-from pretrain.checkpoint.manifest import MANIFEST, read_manifest, remove_folder
+from pretrain.checkpoint.manifest import MANIFEST, file_faults, read_manifest
 from pretrain.checkpoint.store import complete_ones, read_checkpoint
 from pretrain.config.errors import ConfigError, Problem, RunError
 
-PATIENCE = 900.0
-"""Seconds that rank 0 waits for the next whole file of the others."""
+PATIENCE = 1800.0
+"""Seconds that rank 0 waits for the next rank to be done."""
 REMEDY = "mend it or the way to it, give it more time (data.cache.timeout_seconds), or take checkpoint.mirror out"
+PROBE = "probe"
 
 Answer = TypeVar("Answer")
 
@@ -31,17 +36,35 @@ log = logging.getLogger(__name__)
 
 
 class Mirror:
-    """Sends complete checkpoints in a thread: every rank its own files, rank 0 the manifest when all are there."""
+    """Sends complete checkpoints in a thread: every rank a share of the files, rank 0 the manifest when all are in."""
 
-    def __init__(self, url: str, keep_last: int, cache: CacheConfig, rank: int, num_ranks: int) -> None:
-        """`cache` says how often and how long a server is asked; ConfigError where the URL names nothing here."""
+    def __init__(
+        self,
+        url: str,
+        keep_last: int,
+        cache: CacheConfig,
+        rank: int,
+        num_ranks: int,
+        *,
+        still_seconds: float = 900.0,
+        moved: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`cache` says how often and how long a server is asked; ConfigError where the URL names nothing here.
+
+        `still_seconds`: so long the end of a run waits where nothing moves; `moved` is called where something does.
+        """
         self.url, self.keep_last = url.rstrip("/"), keep_last
         self._cache, self._rank, self._num_ranks = cache, rank, num_ranks
+        self._still_seconds, self._moved, self._moves = still_seconds, moved, 0
         try:
+            if url.startswith(PIPE):
+                raise Refused("a command is no place to write to")
             Place(self.url, cache.timeout_seconds).close()
-        except (Interrupted, Refused) as error:
+        except Refused as error:
             remedy = "give a URL such as s3://bucket/folder, and install what fsspec needs for it"
             raise ConfigError([Problem("checkpoint.mirror", shown(url), str(error), remedy)]) from None
+        except Interrupted:  # whoever asks it next tries again
+            pass
         self._waiting: queue.Queue[Path | None] = queue.Queue()
         self._thread = threading.Thread(target=self._send_all, name="mirror", daemon=True)
         self._thread.start()
@@ -51,39 +74,67 @@ class Mirror:
         self._waiting.put(folder)
 
     def close(self) -> None:
-        """Until all are sent."""
+        """Until all are sent, or nothing has moved for too long, which is told."""
         self._waiting.put(None)
-        self._thread.join()
+        seen, since = self._moves, time.monotonic()
+        while self._thread.is_alive():
+            self._thread.join(0.5)
+            if self._moves != seen:
+                seen, since = self._moves, time.monotonic()
+                self._moved()
+            elif time.monotonic() - since > self._still_seconds:
+                log.warning("%s: given up, as nothing moved; what was not copied is in the run's folder", self)
+                return
 
-    def fetch_newer(self, checkpoints: Path) -> None:
-        """On one rank: bring the mirror's newest checkpoint into a folder that has none as new.
+    def __str__(self) -> str:
+        return f"checkpoint.mirror={shown(self.url)}"
 
-        Raises RunError where the mirror cannot be listed.
+    def begin(self, checkpoints: Path) -> None:
+        """On one rank, before the run: see that the mirror can be written to, and bring its newest checkpoint into a
+        folder that has none as new.
+
+        One there that is damaged is passed over; raises RunError where the mirror cannot be asked.
         """
-        here = max((path.name for path in complete_ones(checkpoints)), default="")
         try:
-            there = self._complete()
+            self._write(PROBE, io.BytesIO(b"probe"), 5)
+            self._ask(PROBE, "removed", Place.remove)
+            self._fetch_newer(checkpoints)
         except DataError as error:
             raise RunError(f"checkpoint.mirror: {error}") from None
-        for name in reversed(there):
+
+    def _fetch_newer(self, checkpoints: Path) -> None:
+        here = max((path.name for path in complete_ones(checkpoints) if _has_its_files(path)), default="")
+        for name in reversed(self._complete(self._names())):
             if name <= here:
                 return
             log.info("fetching %s/%s: newer than all in %s", shown(self.url), name, checkpoints)
-            partial = checkpoints / f"{name}.partial"
+            partial, final = checkpoints / f"{name}.partial", checkpoints / name
             try:
                 self._fetch(name, partial)
-            except (OSError, RunError, DataError) as error:
+            except (OSError, RunError) as error:
                 log.warning("%s; trying the one before", error)
-                if partial.exists():
-                    remove_folder(partial)
+                shutil.rmtree(partial, ignore_errors=True)
                 continue
-            partial.rename(checkpoints / name)
+            if final.exists():
+                aside = final.with_suffix(".damaged")
+                log.warning("%s is damaged: it is %s now, and its copy takes its place", final, aside.name)
+                shutil.rmtree(aside, ignore_errors=True)
+                final.rename(aside)
+            partial.rename(final)
+            sync_folder(checkpoints)
             return
 
     def _fetch(self, name: str, folder: Path) -> None:
+        """RunError: what is there is damaged; DataError: it cannot be had."""
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / MANIFEST).write_bytes(read_small(f"{self.url}/{name}/{MANIFEST}", self._cache))
-        for file, record in read_manifest(folder)["files"].items():
+        write_durably(folder / MANIFEST, read_small(f"{self.url}/{name}/{MANIFEST}", self._cache))
+        files = read_manifest(folder)["files"]
+        sizes = self._ask(name, "listed", Place.list)
+        for file, record in files.items():
+            if sizes.get(file) != record["bytes"]:
+                told = f"{sizes[file]} bytes instead of {record['bytes']}" if file in sizes else "none"
+                raise RunError(f"{shown(self.url)}/{name}/{file} is damaged: there are {told}")
+        for file, record in files.items():
             with (folder / file).open("wb") as target:
                 for block in blocks(f"{self.url}/{name}/{file}", self._cache, size=record["bytes"]):
                     target.write(block)
@@ -91,9 +142,11 @@ class Mirror:
                 os.fsync(target.fileno())
         read_checkpoint(folder)
 
-    def _complete(self) -> list[str]:
-        """Names of the checkpoints there, the oldest first."""
-        names = sorted(name for name in self._ask("", "listed", Place.list) if re.fullmatch(r"step-\d+", name))
+    def _names(self) -> list[str]:
+        """Of all checkpoints there, whole or not, the oldest first."""
+        return sorted(name for name in self._ask("", "listed", Place.list) if re.fullmatch(r"step-\d+", name))
+
+    def _complete(self, names: list[str]) -> list[str]:
         return [name for name in names if MANIFEST in self._ask(name, "listed", Place.list)]
 
     def _send_all(self) -> None:
@@ -102,51 +155,96 @@ class Mirror:
                 self._send(folder)
             except (OSError, RunError, DataError) as error:
                 log.warning("%s: not copied to %s: %s; training goes on", folder, shown(self.url), error)
+                continue
+            try:
+                if self._rank == 0:
+                    self._prune(folder.name)
+            except DataError as error:
+                log.warning("%s: older checkpoints are not removed: %s; training goes on", self, error)
 
     def _send(self, folder: Path) -> None:
+        content = (folder / MANIFEST).read_bytes()
         files = read_manifest(folder)["files"]
+        # What lies there may be of an earlier try: each rank says which files it has sent.
+        mark = f"sent-{hashlib.sha256(content).hexdigest()[:16]}"
+        if self._rank == 0:
+            self._ask(f"{folder.name}/{MANIFEST}", "removed", Place.remove)
         for name in sorted(files)[self._rank :: self._num_ranks]:
-            self._put(folder, name)
+            with (folder / name).open("rb") as source:
+                self._write(f"{folder.name}/{name}", source, files[name]["bytes"])
+        self._write(f"{folder.name}/{mark}-{self._rank}", io.BytesIO(b"sent"), 4)
         if self._rank != 0:
             return
-        self._wait_for({name: record["bytes"] for name, record in files.items()}, folder.name)
-        self._put(folder, MANIFEST)
+        self._wait_for({f"{mark}-{rank}" for rank in range(self._num_ranks)}, folder.name)
+        self._write(f"{folder.name}/{MANIFEST}", io.BytesIO(content), len(content))
         log.info("copied %s to %s", folder, shown(self.url))
-        for name in self._complete()[: -self.keep_last]:
+
+    def _prune(self, newest: str) -> None:
+        """Leave the last `keep_last` whole ones up to this one, and what a run that went back will come to again."""
+        names = [name for name in self._names() if name <= newest]
+        kept = self._complete(names)[-self.keep_last :]
+        for name in names[: names.index(kept[0])] if kept else []:
             self._ask(f"{name}/{MANIFEST}", "removed", Place.remove)  # first: what has none is no checkpoint
             self._ask(name, "removed", Place.remove)
 
-    def _put(self, folder: Path, name: str) -> None:
+    def _write(self, name: str, source: BinaryIO, num_bytes: int) -> None:
         def write(place: Place) -> None:
-            with (folder / name).open("rb") as source:
-                place.write(source)
+            source.seek(0)
+            place.write(_Watched(source, self._move), num_bytes)
 
-        self._ask(f"{folder.name}/{name}", "written", write)
+        self._ask(name, "written", write)
 
-    def _wait_for(self, sizes: dict[str, int], folder: str) -> None:
-        """Until all ranks' files are there."""
-        missing = set(sizes)
+    def _wait_for(self, names: set[str], folder: str) -> None:
+        """Until all of these files are there."""
+        missing = names
         deadline = time.monotonic() + PATIENCE
         while True:
-            found = self._ask(folder, "listed", Place.list)
-            still_missing = {name for name, size in sizes.items() if found.get(name) != size}
+            still_missing = names - self._ask(folder, "listed", Place.list, moves=False).keys()
             if not still_missing:
                 return
             if still_missing != missing:
                 missing, deadline = still_missing, time.monotonic() + PATIENCE
+                self._move()
             if time.monotonic() > deadline:
-                raise RunError(f"{min(missing)}, which another rank sends, did not come in {PATIENCE / 60:.0f} minutes")
+                rank = min(int(name.rpartition("-")[2]) for name in missing)
+                raise RunError(f"rank {rank} did not send its files in {PATIENCE / 60:.0f} minutes")
             time.sleep(1.0)
 
-    def _ask(self, name: str, done: str, question: Callable[[Place], Answer]) -> Answer:
+    def _ask(self, name: str, done: str, question: Callable[[Place], Answer], *, moves: bool = True) -> Answer:
         """The answer about what has this name there; asked again where none came, BadFile in the end."""
         url = f"{self.url}/{name}".rstrip("/")
         attempts = Attempts(url, self._cache, threading.Event())
         while True:
             try:
                 with closing(Place(url, self._cache.timeout_seconds)) as place:
-                    return question(place)
+                    answer = question(place)
             except Refused as error:
                 raise BadFile(f"{shown(url)}: cannot be {done}: {error}; {REMEDY}") from None
             except Interrupted as error:
                 attempts.failed(f"cannot be {done}: {error}", REMEDY)
+            else:
+                if moves:
+                    self._move()
+                return answer
+
+    def _move(self) -> None:
+        self._moves += 1
+
+
+class _Watched:
+    """A file of which is told when a block is read, as the one before is sent by then."""
+
+    def __init__(self, source: BinaryIO, moved: Callable[[], None]) -> None:
+        self._source, self._moved = source, moved
+
+    def read(self, size: int, /) -> bytes:
+        self._moved()
+        return self._source.read(size)
+
+
+def _has_its_files(folder: Path) -> bool:
+    """By their sizes."""
+    try:
+        return not any(file_faults(folder, read_manifest(folder)["files"], digests=False))
+    except RunError:
+        return False

@@ -22,6 +22,7 @@ from pretrain.config.errors import RunError
 from pretrain.config.run import CheckpointConfig, RunConfig
 from pretrain.engine.interface import Engine
 from pretrain.layout.groups import ProcessGroups
+from pretrain.layout.runtime import Runtime
 from pretrain.run_state import RunState
 
 RETRY_SECONDS = 60.0
@@ -81,15 +82,22 @@ def levels_of(
     return [Level(shared, config), Level(on_node, config.local)]
 
 
-def open_mirror(config: RunConfig, shared: CheckpointStore) -> Mirror | None:
+def open_mirror(config: RunConfig, shared: CheckpointStore, here: Runtime) -> Mirror | None:
     """The mirror of the configuration; what it has that is newer than all in the shared folder is fetched first."""
     url, keep_last = config.checkpoint.mirror, config.checkpoint.keep_last
     if url is None:
         return None
-    mirror = Mirror(url, keep_last, config.data.cache, dist.get_rank(), dist.get_world_size())
-    is_main = dist.get_rank() == 0
-    fetch = lambda: mirror.fetch_newer(shared.folder) if is_main else None  # noqa: E731
-    together("fetch", shared.folder, shared.control, fetch)
+    mirror = Mirror(
+        url,
+        keep_last,
+        config.data.cache,
+        here.rank,
+        here.world_size,
+        still_seconds=config.engine.timeout_minutes * 60 / 2,
+        moved=here.moved,
+    )
+    begin = lambda: mirror.begin(shared.folder) if here.is_main else None  # noqa: E731
+    together("fetch", shared.folder, shared.control, begin)
     return mirror
 
 

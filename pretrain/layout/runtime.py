@@ -44,6 +44,11 @@ class Runtime:
         """Pass batches on, the first of them for the step after `step`: a failure is told with its step."""
         return iter(batches) if self.sentinel is None else self.sentinel.count_steps(batches, step)
 
+    def moved(self) -> None:
+        """Say that the main thread gets on, where it waits at one place for something that does."""
+        if self.sentinel is not None:
+            self.sentinel.moved()
+
     @property
     def gpu_name(self) -> str | None:
         return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else None

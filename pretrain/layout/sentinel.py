@@ -108,6 +108,10 @@ class Sentinel:
                 return
             yield batch
 
+    def moved(self) -> None:
+        """What the main thread waits for gets on."""
+        self._still.reset()
+
     def close(self, word: str = "") -> None:
         """End in good order, or for a reason that is no failure of this rank, said in `word`."""
         self._closed.set()

@@ -264,7 +264,7 @@ def mirror_saves(here: Runtime, config: RunConfig, folder: Path, url: str, steps
 
 
 def fetch(here: Runtime, folder: Path, url: str) -> None:
-    Mirror(url, 2, cache_config(folder, retries=0), 0, 1).fetch_newer(folder / "checkpoints")
+    Mirror(url, 2, cache_config(folder, retries=0), 0, 1).begin(folder / "checkpoints")
 
 
 def test_a_mirror_gives_back_its_newest_whole_checkpoint(tmp_path: Path) -> None:

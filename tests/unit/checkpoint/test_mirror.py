@@ -1,16 +1,22 @@
 """Checkpoints at a URL: what is there is whole, and whoever is silent there holds a run up for a bounded time."""
 
+import gc
+import shutil
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import fsspec
 import pytest
 import torch
+from fsspec.implementations.local import LocalFileSystem
 
-from data_pipeline.remote import vendors
+from data_pipeline.remote import patience, vendors
 from pretrain.checkpoint import mirror as mirror_module
-from pretrain.checkpoint.manifest import MANIFEST, read_manifest
+from pretrain.checkpoint.manifest import MANIFEST
 from pretrain.checkpoint.mirror import Mirror
 from pretrain.config.errors import ConfigError, RunError
 from tests.support import http_server as faulty
@@ -49,7 +55,7 @@ def send(url: str, *folders: Path, **changes: object) -> None:
 def fetched(url: str, run: Path, **changes: object) -> list[Path]:
     """All that lies among the checkpoints of a run afterwards."""
     (one,) = mirrors(url, num_ranks=1, **changes)
-    one.fetch_newer(run / "checkpoints")
+    one.begin(run / "checkpoints")
     one.close()
     return sorted((run / "checkpoints").iterdir())
 
@@ -93,7 +99,7 @@ def test_what_is_not_whole_is_passed_over(bucket: Bucket, tmp_path: Path, caplog
     (newest,) = fetched(f"{bucket.url}/run", tmp_path / "new", retries=0)
     assert same(newest, sent[0])
     size = (sent[1] / "__0_0.distcp").stat().st_size
-    assert f"step-00000002/__0_0.distcp: cannot be read: has 3 bytes, must have {size:,}" in caplog.text
+    assert f"step-00000002/__0_0.distcp is damaged: there are 3 bytes instead of {size}; trying the one" in caplog.text
 
 
 def test_a_store_that_is_ill_costs_a_copy_and_not_the_run(
@@ -122,9 +128,7 @@ def test_a_store_that_says_nothing_is_named_and_left(
     set_environment(monkeypatch, scheme, silent)
     url, impatient = f"{scheme}://bucket/run", {"timeout_seconds": 0.3, "retries": 1}
     began = time.monotonic()
-    with pytest.raises(
-        RunError, match=rf"checkpoint.mirror: {url}: cannot be listed: no answer in time, tried 2 times"
-    ):
+    with pytest.raises(RunError, match=f"mirror: {url}/probe: cannot be written: no answer in time, tried 2 times"):
         fetched(url, tmp_path / "new", **impatient)
     send(url, made(tmp_path / "run", 1), **impatient)
     assert time.monotonic() - began < 10
@@ -137,22 +141,139 @@ def test_the_first_rank_waits_for_the_others_as_long_as_their_files_come(
 ) -> None:
     monkeypatch.setattr(mirror_module, "PATIENCE", 1.5)
     folder, there = made(tmp_path / "run", 1), tmp_path / "mirror" / "step-00000001"
-    others = sorted(read_manifest(folder)["files"])[1:]
-    first = mirrors(str(tmp_path / "mirror"), num_ranks=3)[0]
+    first, *others = mirrors(str(tmp_path / "mirror"), num_ranks=3)
     first.send(folder)
-    for name in others:
+    for other in others:
         assert not (there / MANIFEST).exists()
         time.sleep(1.0)
-        (there / name).write_bytes((folder / name).read_bytes())
+        other.send(folder)
+        other.close()
     first.close()
-    assert same(there, folder)
-    caplog.clear()
-    send(str(tmp_path / "other"), folder, num_ranks=1)
-    alone = mirrors(str(tmp_path / "alone"), num_ranks=3)[0]
-    alone.send(folder)
-    alone.close()
-    assert f"{others[0]}, which another rank sends, did not come" in caplog.text
-    assert not (tmp_path / "alone" / "step-00000001" / MANIFEST).exists()
+    assert all((there / path.name).read_bytes() == path.read_bytes() for path in folder.iterdir())
+    first, second, _ = mirrors(str(tmp_path / "mirror"), num_ranks=3)
+    with (folder / MANIFEST).open("a") as file:
+        file.write(" ")  # saved anew: files of the same names and sizes are there, and its manifest
+    for rank in (first, second):
+        rank.send(folder)
+    for rank in (first, second):
+        rank.close()
+    assert "rank 2 did not send its files in 0 minutes" in caplog.text
+    assert not (there / MANIFEST).exists()
+
+
+def test_the_end_of_a_run_waits_as_long_as_something_moves(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    moves: list[float] = []
+    cache = cache_config("unused")
+    url = str(tmp_path / "mirror")
+    first = Mirror(url, 2, cache, 0, 2, still_seconds=1.5, moved=lambda: moves.append(time.monotonic()))
+    first.send(made(tmp_path / "run", 1))
+    began = time.monotonic()
+    first.close()
+    assert 1.5 < time.monotonic() - began < 10 and moves
+    assert f"checkpoint.mirror={url}: given up, as nothing moved" in caplog.text
+
+
+def test_what_is_removed_is_of_this_mirror_and_older_than_what_was_sent(bucket: Bucket, tmp_path: Path) -> None:
+    bucket.put("run*/step-00000009/manifest.json", b"damaged")
+    bucket.put("runs/step-00000001/x", b"of another")
+    bucket.put("run*/step-00000000/x", b"never whole")
+    bucket.put("run*/else/x", b"something else")
+    sent = [made(tmp_path / "run", step) for step in (1, 2)]
+    send(f"{bucket.url}/run*", *sent, keep_last=1)
+    left = {name.rpartition("/")[0].removeprefix(f"{bucket.name}/") for name in bucket.files.find(bucket.name)}
+    assert left == {"run*/else", "run*/step-00000002", "run*/step-00000009", "runs/step-00000001"}
+    (newest,) = fetched(f"{bucket.url}/run*", tmp_path / "new")
+    assert same(newest, sent[1])
+
+
+def test_a_call_that_was_given_up_does_no_harm_later(
+    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late, begun, of_others = threading.Event(), threading.Event(), callers()
+    monkeypatch.setattr(patience, "_idle", [])
+    system = type(bucket.files)
+    real = system._open
+
+    def slow_once(self: Any, path: str, mode: str = "rb", **options: Any) -> Any:
+        if mode == "wb" and not begun.is_set():
+            begun.set()
+            late.wait(20)
+        return real(self, path, mode, **options)
+
+    sent = made(tmp_path / "run", 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(system, "_open", slow_once)
+        send(f"{bucket.url}/run", sent, num_ranks=1, timeout_seconds=1.0)
+        assert begun.is_set()
+        late.set()
+        wait_for_idle(of_others)
+    (newest,) = fetched(f"{bucket.url}/run", tmp_path / "new")
+    assert same(newest, sent)
+
+
+def test_a_local_file_is_not_emptied_by_a_call_that_was_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late, begun, of_others = threading.Event(), threading.Event(), callers()
+    monkeypatch.setattr(patience, "_idle", [])
+
+    class Late(LocalFileSystem):
+        protocol = "late"
+
+        def _open(self, path: str, mode: str = "rb", **options: Any) -> Any:
+            if mode == "wb" and path.startswith(str(tmp_path / "mirror" / "step")) and not begun.is_set():
+                begun.set()
+                late.wait(20)
+            return super()._open(path, mode, **options)
+
+        @classmethod
+        def _strip_protocol(cls, path: str) -> str:
+            return super()._strip_protocol(path.removeprefix("late://"))
+
+    fsspec.register_implementation("late", Late, clobber=True)
+    sent = made(tmp_path / "run", 1)
+    (tmp_path / "mirror" / "step-00000001").mkdir(parents=True)
+    send(f"late://{tmp_path}/mirror", sent, num_ranks=1, timeout_seconds=0.5)
+    assert begun.is_set()
+    late.set()
+    wait_for_idle(of_others)
+    there = tmp_path / "mirror" / "step-00000001"
+    assert all((there / path.name).read_bytes() == path.read_bytes() for path in sent.iterdir())
+
+
+def callers() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name == "file-system"}
+
+
+def wait_for_idle(of_others: set[threading.Thread]) -> None:
+    """Until no call that was given up is at work."""
+    deadline = time.monotonic() + 10
+    while len(callers() - of_others) > len(patience._idle):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    gc.collect()
+
+
+def test_what_cannot_be_read_stops_the_start_and_what_is_damaged_here_is_fetched(
+    bucket: Bucket, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sent = made(tmp_path / "run", 1)
+    send(f"{bucket.url}/run", sent)
+    bucket.served.lasting["__0_0.distcp"] = faulty.status(503)
+    with pytest.raises(RunError, match=r"step-00000001/__0_0.distcp: cannot be read: .*tried 2 times"):
+        fetched(f"{bucket.url}/run", tmp_path / "new", retries=1, timeout_seconds=1.0)
+    bucket.served.lasting.clear()
+    shutil.copytree(tmp_path / "run", tmp_path / "hurt")
+    hurt = checkpoint_of(tmp_path / "hurt", 1)
+    (hurt / "__1_0.distcp").write_bytes(b"cut")
+    newest, aside = fetched(f"{bucket.url}/run", tmp_path / "hurt")
+    assert same(newest, sent) and aside.name == "step-00000001.damaged"
+    assert f"{hurt} is damaged" in caplog.text
+
+
+def test_a_command_is_no_mirror() -> None:
+    with pytest.raises(ConfigError, match=r"checkpoint.mirror.*a command is no place to write to"):
+        mirrors("pipe:cat {file}")
 
 
 def test_a_url_that_names_no_file_system_is_refused() -> None:

@@ -1,0 +1,23 @@
+"""A run that lost its folder goes on from where its checkpoints were copied to."""
+
+import shutil
+
+from tests.support.runs import Workplace, user_error
+
+
+def test_a_run_goes_on_from_its_mirror_and_names_one_that_it_cannot_write_to(place: Workplace) -> None:
+    mirror, folder = place.folder / "elsewhere", place.run_dir("mirrored") / "checkpoints"
+    settings = (f"checkpoint.mirror=file://{mirror}", "checkpoint.keep_last=1", "evaluation.every_steps=0")
+    done = place.torchrun(2, "mirrored", *settings, "train.max_steps=6")
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in mirror.iterdir()] == ["step-00000006"]
+    shutil.rmtree(folder)
+    done = place.train("mirrored", *settings, "train.max_steps=8")
+    assert done.returncode == 0, done.stderr
+    assert f"fetching file://{mirror}/step-00000006: newer than all in" in done.stderr
+    assert "step 6, sample 48" in done.stderr
+    assert [path.name for path in mirror.iterdir()] == ["step-00000008"]
+    (place.folder / "a-file").write_text("")
+    url = f"file://{place.folder}/a-file/mirror"
+    told = user_error(place.train("other", f"checkpoint.mirror={url}", "data.cache.retries=0"))
+    assert told.startswith(f"checkpoint.mirror: {url}/probe: cannot be written: ") and "\n" not in told
