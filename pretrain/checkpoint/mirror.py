@@ -93,7 +93,8 @@ class Mirror:
         """On one rank, before the run: see that the mirror can be written to, and bring its newest checkpoint into a
         folder that has none as new.
 
-        One there that is damaged is passed over; raises RunError where the mirror cannot be asked.
+        One there that is damaged is passed over; raises RunError where the mirror cannot be asked, OSError where the
+        disk here does not take a copy.
         """
         try:
             self._write(PROBE, io.BytesIO(b"probe"), 5)
@@ -111,18 +112,14 @@ class Mirror:
             partial, final = checkpoints / f"{name}.partial", checkpoints / name
             try:
                 self._fetch(name, partial)
-            except (OSError, RunError) as error:
+                _set_aside(final)
+                partial.rename(final)
+                sync_folder(checkpoints)
+                return
+            except RunError as error:
                 log.warning("%s; trying the one before", error)
+            finally:
                 shutil.rmtree(partial, ignore_errors=True)
-                continue
-            if final.exists():
-                aside = final.with_suffix(".damaged")
-                log.warning("%s is damaged: it is %s now, and its copy takes its place", final, aside.name)
-                shutil.rmtree(aside, ignore_errors=True)
-                final.rename(aside)
-            partial.rename(final)
-            sync_folder(checkpoints)
-            return
 
     def _fetch(self, name: str, folder: Path) -> None:
         """RunError: what is there is damaged; DataError: it cannot be had."""
@@ -240,6 +237,15 @@ class _Watched:
     def read(self, size: int, /) -> bytes:
         self._moved()
         return self._source.read(size)
+
+
+def _set_aside(damaged: Path) -> None:
+    """So that a copy can take its place."""
+    if damaged.exists():
+        aside = damaged.with_suffix(".damaged")
+        log.warning("%s is damaged: it is %s now, and its copy takes its place", damaged, aside.name)
+        shutil.rmtree(aside, ignore_errors=True)
+        damaged.rename(aside)
 
 
 def _has_its_files(folder: Path) -> bool:

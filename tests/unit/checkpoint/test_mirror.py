@@ -271,6 +271,17 @@ def test_what_cannot_be_read_stops_the_start_and_what_is_damaged_here_is_fetched
     assert f"{hurt} is damaged" in caplog.text
 
 
+def test_a_disk_that_takes_no_copy_does_not_pass_for_a_damaged_one(tmp_path: Path) -> None:
+    url = str(tmp_path / "mirror")
+    send(url, made(tmp_path / "run", 1), made(tmp_path / "run", 2))
+    blocked = checkpoint_of(tmp_path / "new", 2).with_suffix(".partial")
+    blocked.parent.mkdir(parents=True)
+    blocked.write_text("a file")
+    with pytest.raises(OSError, match="File exists"):
+        fetched(url, tmp_path / "new")
+    assert list(blocked.parent.iterdir()) == [blocked]
+
+
 def test_a_command_is_no_mirror() -> None:
     with pytest.raises(ConfigError, match=r"checkpoint.mirror.*a command is no place to write to"):
         mirrors("pipe:cat {file}")
