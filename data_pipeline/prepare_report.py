@@ -11,14 +11,13 @@ import numpy as np
 
 from data_pipeline.duplicates import Duplicates
 from data_pipeline.durable import write_durably
-from data_pipeline.pieces.cleaned import documents, sources, texts
+from data_pipeline.pieces.cleaned import EXCERPT_CHARS, documents, sources, texts
 from data_pipeline.pieces.work import WorkFolder
 from data_pipeline.scan import Scan
 from data_pipeline.shards.manifest import Manifest
 from data_pipeline.sources.names import printable
 
 REPORT_FILE = "prepare_report.html"
-EXCERPT_CHARS = 1000
 SHOWN_SOURCES = 30
 MOST_BITS = 64  # of a document's length
 INK, ACCENT = "#444444", "#3b6ea8"

@@ -5,7 +5,7 @@
 The peak of the resident memory of the command and all its workers together, looked at ten times a second, with a given
 tokenizer and exact copies left out, a decision that looks at the whole corpus. `--pieces` cuts the last and largest
 corpus into so many, as a larger one would be, `--chars` all text into documents of so many characters; what else is
-given are settings of `prepare`. With --verbose, also what the command says.
+given are settings of `prepare`.
 """
 
 import argparse
@@ -32,7 +32,6 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--pieces", type=int)
     parser.add_argument("--chars", type=int)
-    parser.add_argument("--verbose", action="store_true")
     parser.add_argument("settings", nargs="*")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -47,7 +46,7 @@ def main() -> None:
             begin = time.perf_counter()
             is_last = len(peaks) + 1 == len(options.megabytes)
             pieces = options.pieces if is_last else None
-            peaks.append(peak_of(folder, source, options.workers, given, pieces, options.verbose))
+            peaks.append(peak_of(folder, source, options.workers, given, pieces))
             took = time.perf_counter() - begin
             kept = Manifest.load(folder / "set").corpus.num_documents
             print(f"{megabytes:6.0f} MB, {kept:,} kept: peak {peaks[-1] / 1e6:6.0f} MB, {took:.0f} s", flush=True)
@@ -64,9 +63,7 @@ def documents(megabytes: float, chars: int | None) -> Iterator[str]:
             yield from (f"{next(number)} {text[at : at + chars]}" for at in range(0, len(text), chars))
 
 
-def peak_of(
-    folder: Path, source: Path, workers: int, overrides: list[str], pieces: int | None = None, verbose: bool = False
-) -> int:
+def peak_of(folder: Path, source: Path, workers: int, overrides: list[str], pieces: int | None = None) -> int:
     """Bytes."""
     words = [
         "data.name=set",
@@ -78,8 +75,7 @@ def peak_of(
     if pieces:
         code = f"from data_pipeline import scan; scan.PIECE_BYTES = {source.stat().st_size // pieces}; {code}"
     command = [sys.executable, "-c", code, "prepare", *words, *overrides]
-    output = None if verbose else subprocess.DEVNULL
-    process = subprocess.Popen(command, stderr=output, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
     peak = 0
     while process.poll() is None:
         total = 0

@@ -1,5 +1,6 @@
-"""Object stores: their servers are started where a test asks for a bucket."""
+"""Object stores, whose servers are started where a test asks for a bucket, and a server that is silent."""
 
+import socket
 from collections.abc import Iterator
 
 import pytest
@@ -18,3 +19,10 @@ def bucket(request: pytest.FixtureRequest, ports: dict[str, int], monkeypatch: p
     """An empty one, of its own for each test."""
     with bucket_at(request.param, ports[request.param], monkeypatch) as made:
         yield made
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """The URL of a server that takes connections and says nothing."""
+    with socket.create_server(("127.0.0.1", 0), backlog=100) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"

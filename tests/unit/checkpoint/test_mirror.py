@@ -2,10 +2,8 @@
 
 import gc
 import shutil
-import socket
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +21,6 @@ from tests.support import http_server as faulty
 from tests.support.checkpoints import checkpoint_of, write_checkpoint
 from tests.support.corpus import cache_config
 from tests.support.object_stores import SCHEMES, WRITES, Bucket, set_environment
-
-
-@pytest.fixture
-def silent() -> Iterator[str]:
-    """The URL of a server that takes connections and says nothing."""
-    with socket.create_server(("127.0.0.1", 0), backlog=100) as server:
-        yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
 def made(run: Path, step: int, size: int = 1000) -> Path:

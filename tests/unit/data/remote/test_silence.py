@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -79,13 +78,6 @@ def sleepy(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Sleepy]]:
     yield Sleepy
     Sleepy.awake.set()
     ends(lambda: len(set(threads()) - of_others) == len(patience._idle))
-
-
-@pytest.fixture
-def silent() -> Iterator[str]:
-    """The URL of a server that takes connections and says nothing."""
-    with socket.create_server(("127.0.0.1", 0), backlog=100) as server:
-        yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
 def threads() -> list[threading.Thread]:
