@@ -1,5 +1,6 @@
 """Copies of checkpoints at a URL: any file system that fsspec knows."""
 
+import contextlib
 import hashlib
 import io
 import logging
@@ -16,7 +17,7 @@ from typing import BinaryIO, TypeVar
 
 from data_pipeline.config import CacheConfig
 from data_pipeline.durable import sync_folder, write_durably
-from data_pipeline.errors import BadFile, DataError
+from data_pipeline.errors import BadFile, DataError, Stopped
 from data_pipeline.remote.addresses import PIPE, shown
 from data_pipeline.remote.answers import Interrupted, Refused
 from data_pipeline.remote.transfer import Attempts, blocks, read_small
@@ -66,7 +67,8 @@ class Mirror:
         except Interrupted:  # whoever asks it next tries again
             pass
         self._waiting: queue.Queue[Path | None] = queue.Queue()
-        self._thread = threading.Thread(target=self._send_all, name="mirror", daemon=True)
+        self._given_up = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="mirror", daemon=True)
         self._thread.start()
 
     def send(self, folder: Path) -> None:
@@ -74,7 +76,7 @@ class Mirror:
         self._waiting.put(folder)
 
     def close(self) -> None:
-        """Until all are sent, or nothing has moved for too long, which is told."""
+        """Until all are sent, or nothing has moved for too long, which is told; nothing is begun there after that."""
         self._waiting.put(None)
         seen, since = self._moves, time.monotonic()
         while self._thread.is_alive():
@@ -84,6 +86,7 @@ class Mirror:
                 self._moved()
             elif time.monotonic() - since > self._still_seconds:
                 log.warning("%s: given up, as nothing moved; what was not copied is in the run's folder", self)
+                self._given_up.set()
                 return
 
     def __str__(self) -> str:
@@ -146,6 +149,10 @@ class Mirror:
     def _complete(self, names: list[str]) -> list[str]:
         return [name for name in names if MANIFEST in self._ask(name, "listed", Place.list)]
 
+    def _work(self) -> None:
+        with contextlib.suppress(Stopped):
+            self._send_all()
+
     def _send_all(self) -> None:
         while (folder := self._waiting.get()) is not None:
             try:
@@ -205,12 +212,13 @@ class Mirror:
             if time.monotonic() > deadline:
                 rank = min(int(name.rpartition("-")[2]) for name in missing)
                 raise RunError(f"rank {rank} did not send its files in {PATIENCE / 60:.0f} minutes")
-            time.sleep(1.0)
+            if self._given_up.wait(1.0):
+                raise Stopped
 
     def _ask(self, name: str, done: str, question: Callable[[Place], Answer], *, moves: bool = True) -> Answer:
         """The answer about what has this name there; asked again where none came, BadFile in the end."""
         url = f"{self.url}/{name}".rstrip("/")
-        attempts = Attempts(url, self._cache, threading.Event())
+        attempts = Attempts(url, self._cache, self._given_up)
         while True:
             try:
                 with closing(Place(url, self._cache.timeout_seconds)) as place:
@@ -225,6 +233,8 @@ class Mirror:
                 return answer
 
     def _move(self) -> None:
+        if self._given_up.is_set():
+            raise Stopped
         self._moves += 1
 
 

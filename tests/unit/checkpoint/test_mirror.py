@@ -4,6 +4,8 @@ import gc
 import shutil
 import threading
 import time
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +48,8 @@ def send(url: str, *folders: Path, **changes: object) -> None:
 def fetched(url: str, run: Path, **changes: object) -> list[Path]:
     """All that lies among the checkpoints of a run afterwards."""
     (one,) = mirrors(url, num_ranks=1, **changes)
-    one.begin(run / "checkpoints")
-    one.close()
+    with closing(one):
+        one.begin(run / "checkpoints")
     return sorted((run / "checkpoints").iterdir())
 
 
@@ -141,27 +143,33 @@ def test_the_first_rank_waits_for_the_others_as_long_as_their_files_come(
         other.close()
     first.close()
     assert all((there / path.name).read_bytes() == path.read_bytes() for path in folder.iterdir())
-    first, second, _ = mirrors(str(tmp_path / "mirror"), num_ranks=3)
+    first, second, third = mirrors(str(tmp_path / "mirror"), num_ranks=3)
     with (folder / MANIFEST).open("a") as file:
         file.write(" ")  # saved anew: files of the same names and sizes are there, and its manifest
     for rank in (first, second):
         rank.send(folder)
-    for rank in (first, second):
+    for rank in (first, second, third):
         rank.close()
     assert "rank 2 did not send its files in 0 minutes" in caplog.text
     assert not (there / MANIFEST).exists()
 
 
-def test_the_end_of_a_run_waits_as_long_as_something_moves(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_end_of_a_run_waits_as_long_as_something_moves_and_then_leaves_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     moves: list[float] = []
-    cache = cache_config("unused")
-    url = str(tmp_path / "mirror")
+    cache, of_others = cache_config("unused"), threads("mirror")
+    url, folder = str(tmp_path / "mirror"), made(tmp_path / "run", 1)
     first = Mirror(url, 2, cache, 0, 2, still_seconds=1.5, moved=lambda: moves.append(time.monotonic()))
-    first.send(made(tmp_path / "run", 1))
+    first.send(folder)
     began = time.monotonic()
     first.close()
     assert 1.5 < time.monotonic() - began < 10 and moves
     assert f"checkpoint.mirror={url}: given up, as nothing moved" in caplog.text
+    wait_for(lambda: threads("mirror") <= of_others)
+    with closing(Mirror(url, 2, cache, 1, 2)) as second:
+        second.send(folder)
+    assert not (tmp_path / "mirror" / folder.name / MANIFEST).exists()
 
 
 def test_what_is_removed_is_of_this_mirror_and_older_than_what_was_sent(bucket: Bucket, tmp_path: Path) -> None:
@@ -180,7 +188,7 @@ def test_what_is_removed_is_of_this_mirror_and_older_than_what_was_sent(bucket: 
 def test_a_call_that_was_given_up_does_no_harm_later(
     bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    late, begun, of_others = threading.Event(), threading.Event(), callers()
+    late, begun, of_others = threading.Event(), threading.Event(), threads("file-system")
     monkeypatch.setattr(patience, "_idle", [])
     system = type(bucket.files)
     real = system._open
@@ -205,7 +213,7 @@ def test_a_call_that_was_given_up_does_no_harm_later(
 def test_a_local_file_is_not_emptied_by_a_call_that_was_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    late, begun, of_others = threading.Event(), threading.Event(), callers()
+    late, begun, of_others = threading.Event(), threading.Event(), threads("file-system")
     monkeypatch.setattr(patience, "_idle", [])
 
     class Late(LocalFileSystem):
@@ -232,16 +240,20 @@ def test_a_local_file_is_not_emptied_by_a_call_that_was_given_up(
     assert all((there / path.name).read_bytes() == path.read_bytes() for path in sent.iterdir())
 
 
-def callers() -> set[threading.Thread]:
-    return {thread for thread in threading.enumerate() if thread.name == "file-system"}
+def threads(name: str) -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name == name}
+
+
+def wait_for(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def wait_for_idle(of_others: set[threading.Thread]) -> None:
     """Until no call that was given up is at work."""
-    deadline = time.monotonic() + 10
-    while len(callers() - of_others) > len(patience._idle):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_for(lambda: len(threads("file-system") - of_others) <= len(patience._idle))
     gc.collect()
 
 
