@@ -1,15 +1,18 @@
 """Peak memory of `pretrain prepare` on little and on much text.
 
-    python -m tests.benchmarks.prepare_memory [--megabytes 200 2000] [--workers 2] [--pieces N] [--chars N] [-- SETTING]
+    python -m tests.benchmarks.prepare_memory [--megabytes 200 2000] [--workers 2] [--pieces N] [--chars N] [--copies N]
+        [-- SETTING]
 
 The peak of the resident memory of the command and all its workers together, looked at ten times a second, with a given
 tokenizer and exact copies left out, a decision that looks at the whole corpus. `--pieces` cuts the last and largest
-corpus into so many, as a larger one would be, `--chars` all text into documents of so many characters; what else is
-given are settings of `prepare`.
+corpus into so many, as a larger one would be, `--chars` all text into documents of so many characters. `--copies` gives
+each document so often, one after another, in files of zstd: such a corpus may be larger than the disk. What else is
+given are settings of `prepare`, whose progress is shown.
 """
 
 import argparse
 import itertools
+import json
 import os
 import shutil
 import subprocess
@@ -20,10 +23,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
+import zstandard
 
 from data_pipeline.shards.manifest import Manifest
 from tests.benchmarks.tokenize_and_pack import library_texts
 from tests.support.corpus import write_jsonl
+
+FILE_BYTES = 100_000_000
+"""Of a compressed corpus, about, before that."""
 
 
 def main() -> None:
@@ -32,6 +39,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--pieces", type=int)
     parser.add_argument("--chars", type=int)
+    parser.add_argument("--copies", type=int)
     parser.add_argument("settings", nargs="*")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -42,14 +50,19 @@ def main() -> None:
         given = [f"tokenizer.path={folder / 'tokenizer' / 'tokenizer.model'}", "data.dedup=exact", *options.settings]
         peaks = []
         for megabytes in options.megabytes:
-            source = write_jsonl(folder / "in.jsonl", documents(megabytes, options.chars))
+            texts = documents(megabytes / (options.copies or 1), options.chars)
+            if options.copies:
+                source = write_copies(folder / "in", texts, options.copies)
+            else:
+                source = write_jsonl(folder / "in.jsonl", texts)
             begin = time.perf_counter()
             is_last = len(peaks) + 1 == len(options.megabytes)
             pieces = options.pieces if is_last else None
             peaks.append(peak_of(folder, source, options.workers, given, pieces))
             took = time.perf_counter() - begin
-            kept = Manifest.load(folder / "set").corpus.num_documents
-            print(f"{megabytes:6.0f} MB, {kept:,} kept: peak {peaks[-1] / 1e6:6.0f} MB, {took:.0f} s", flush=True)
+            corpus = Manifest.load(folder / "set").corpus
+            counts = f"{megabytes:6.0f} MB, {corpus.num_documents:,} kept, dropped {corpus.dropped}"
+            print(f"{counts}: peak {peaks[-1] / 1e6:6.0f} MB, {took:.0f} s", flush=True)
             shutil.rmtree(folder / "set")
         print(f"last / first: {peaks[-1] / peaks[0]:.2f}")
 
@@ -61,6 +74,23 @@ def documents(megabytes: float, chars: int | None) -> Iterator[str]:
             yield text
         else:  # with a number, as the text repeats itself
             yield from (f"{next(number)} {text[at : at + chars]}" for at in range(0, len(text), chars))
+
+
+def write_copies(folder: Path, texts: Iterator[str], copies: int) -> Path:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for number in itertools.count():
+        if (first := next(texts, None)) is None:
+            return folder
+        with zstandard.open(folder / f"{number:05d}.jsonl.zst", "wb") as file:
+            size = 0
+            for text in itertools.chain([first], texts):
+                lines = (json.dumps({"text": text}) + "\n").encode() * copies
+                file.write(lines)
+                size += len(lines)
+                if size > FILE_BYTES:
+                    break
+    raise AssertionError
 
 
 def peak_of(folder: Path, source: Path, workers: int, overrides: list[str], pieces: int | None = None) -> int:
@@ -75,7 +105,7 @@ def peak_of(folder: Path, source: Path, workers: int, overrides: list[str], piec
     if pieces:
         code = f"from data_pipeline import scan; scan.PIECE_BYTES = {source.stat().st_size // pieces}; {code}"
     command = [sys.executable, "-c", code, "prepare", *words, *overrides]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
     peak = 0
     while process.poll() is None:
         total = 0
