@@ -13,7 +13,10 @@ those pages do not have the rest of the pair's text, so in other bands the two m
 All this depends on the order of documents in the whole corpus alone, so pieces may be cut anywhere.
 """
 
-from collections.abc import Callable, Iterator
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +32,8 @@ NEIGHBOURS = 16
 
 SHARES = 16
 """Documents are compared by their hashes in so many shares, one after another."""
+
+HASH_BYTES = 16
 
 BLOCK = 1 << 13
 """Signatures looked at together: 4 MiB of them with 128 permutations."""
@@ -56,23 +61,46 @@ def near_duplicates(
     return lowest
 
 
-def exact_duplicates(hashes: npt.NDArray[np.void] | npt.NDArray[np.uint64]) -> Numbers:
-    """For each document the lowest number among those with the same 16 bytes.
+def exact_duplicates(
+    hashes: Iterable[npt.NDArray[np.void]],
+    num_documents: int,
+    folder: Path,
+    update: Callable[[int], None] = lambda num_bytes: None,
+) -> Numbers:
+    """For each document the lowest number among those with the same 16 bytes; the hashes come in one array or many.
 
-    Takes 9 bytes a document besides the hashes, and 60 for each of one share of SHARES at a time.
+    `update` is told how many bytes of hashes have been read, and after that how many more have been compared.
+    Takes 9 bytes a document, and 60 for each of one share of SHARES at a time; 16 in `folder` for so long.
     """
-    halves = np.ascontiguousarray(hashes).view(np.uint64).reshape(-1, 2)
-    shares = (halves[:, 0] % np.uint64(SHARES)).astype(np.uint8)
-    firsts = np.empty(len(halves), np.int64)
-    for share in range(SHARES):
-        numbers = np.flatnonzero(shares == share)
-        mine = halves[numbers]
-        order = np.lexsort((mine[:, 1], mine[:, 0]))  # stable: equal hashes stay in order of their numbers
-        numbers, mine = numbers[order], mine[order]
-        is_first = np.ones(len(numbers), bool)
-        is_first[1:] = (mine[1:] != mine[:-1]).any(axis=1)
-        firsts[numbers] = numbers[is_first][np.cumsum(is_first) - 1]
+    firsts = np.empty(num_documents, np.int64)
+    shares = np.empty(num_documents, np.uint8)
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context(tempfile.TemporaryFile(dir=folder)) for _ in range(SHARES)]
+        at = 0
+        for some in hashes:
+            halves = _halves(some.tobytes())
+            of_these = (halves[:, 0] % np.uint64(SHARES)).astype(np.uint8)
+            shares[at : at + len(halves)] = of_these
+            at += len(halves)
+            for share, file in enumerate(files):
+                file.write(halves[of_these == share].tobytes())
+            update(at * HASH_BYTES)
+        compared = 0
+        for share, file in enumerate(files):
+            file.seek(0)
+            mine, numbers = _halves(file.read()), np.flatnonzero(shares == share)
+            order = np.lexsort((mine[:, 1], mine[:, 0]))  # stable: equal hashes stay in order of their numbers
+            numbers, mine = numbers[order], mine[order]
+            is_first = np.ones(len(numbers), bool)
+            is_first[1:] = (mine[1:] != mine[:-1]).any(axis=1)
+            firsts[numbers] = numbers[is_first][np.cumsum(is_first) - 1]
+            compared += len(numbers)
+            update((num_documents + compared) * HASH_BYTES)
     return firsts
+
+
+def _halves(hashes: bytes) -> Hashes:
+    return np.frombuffer(hashes, np.uint64).reshape(-1, 2)
 
 
 class _Corpus:

@@ -1,5 +1,7 @@
 import random
+import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data_pipeline import duplicates
 from data_pipeline.dedup import clusters
 from data_pipeline.dedup.clusters import exact_duplicates, near_duplicates
 from data_pipeline.dedup.minhash import DEFAULT, EMPTY, NearDedupConfig, signatures
@@ -150,9 +153,22 @@ def test_signatures_of_another_configuration_are_refused():
         near_duplicates(signatures(["a"], SMALL), DEFAULT)
 
 
-@given(st.lists(st.sampled_from([b"\0" * 16, b"\0" * 15 + b"a", b"a" + b"\0" * 15, content_hash("x")])))
+HASHES = st.sampled_from([b"\0" * 16, b"\0" * 15 + b"a", b"a" + b"\0" * 15, content_hash("x")])
+
+
+@given(st.lists(st.lists(HASHES)))
 def test_exact_copies_are_those_of_the_same_hash(hashes):
-    stored = np.frombuffer(b"".join(hashes), "V16")
-    expected = [hashes.index(one) for one in hashes]
-    assert exact_duplicates(stored).tolist() == expected
-    assert exact_duplicates(stored.view(np.uint64).reshape(-1, 2)).tolist() == expected
+    flat, told = [one for some in hashes for one in some], []
+    stored = [np.frombuffer(b"".join(some), "V16") for some in hashes]
+    originals = exact_duplicates(stored, len(flat), Path(tempfile.gettempdir()), told.append)
+    assert originals.tolist() == [flat.index(one) for one in flat]
+    assert told == sorted(told) and told[-1] == 2 * 16 * len(flat)
+
+
+@given(st.lists(st.integers(0, 30)))
+def test_clusters_are_told_by_size_the_largest_with_its_last_copy(values):
+    numbers = {value: [at for at, one in enumerate(values) if one == value] for value in values}
+    clusters = sorted((group for group in numbers.values() if len(group) > 1), key=lambda group: (-len(group), group))
+    sizes, largest = duplicates._clusters(np.array([values.index(value) for value in values], np.int64))
+    assert sizes == Counter(map(len, clusters))
+    assert largest == [(group[0], group[-1], len(group)) for group in clusters[: duplicates.SHOWN_CLUSTERS]]
