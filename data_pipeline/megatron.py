@@ -28,6 +28,8 @@ Tokens = npt.NDArray[np.integer[Any]]
 
 def paths_of(prefix: Path) -> tuple[Path, Path]:
     """The two files; either of them may be given in place of what their names share."""
+    if not prefix.name:
+        raise DataError(f"{prefix}: names no files; give what the names of .bin and .idx share, as in data/corpus")
     name = prefix.name.removesuffix(".bin").removesuffix(".idx")
     return prefix.with_name(f"{name}.bin"), prefix.with_name(f"{name}.idx")
 

@@ -20,8 +20,9 @@ from data_pipeline.errors import DataError
 from data_pipeline.pieces.encoded import Encoding, encode_piece, encoded
 from data_pipeline.pieces.executors import num_processes, open_executor, run_all
 from data_pipeline.pieces.work import WorkFolder, key_of
+from data_pipeline.places import folder_to_write, refuse_others_files
 from data_pipeline.prepare_report import write_prepare_report
-from data_pipeline.remote.addresses import is_url, shown
+from data_pipeline.remote.addresses import shown
 from data_pipeline.scan import Scan, scan_corpus
 from data_pipeline.shards.folder import LocalFolder
 from data_pipeline.shards.layout import dtype_for
@@ -46,11 +47,7 @@ def prepare(data: DataConfig, tokenizer: TokenizerConfig, prepare: PrepareConfig
 
     Every fault of the input is a DataError. Nothing stands under `data.path` before it is whole.
     """
-    if is_url(data.path):
-        raise DataError(
-            f"data.path={shown(data.path)}: `prepare` writes to a disk; give a folder, copy it there when it is done"
-        )
-    folder = Path(data.path)
+    folder = folder_to_write(data.path)
     recover(folder)
     corpus = Corpus(data)
     settings = _settings(data, tokenizer, seq_length)
@@ -154,9 +151,10 @@ def _find_existing(
             )
         _check_whole(folder, existing, every_byte=overwrite)
     except DataError:
-        if overwrite:
-            return None
-        raise
+        if not overwrite:
+            raise
+        refuse_others_files(folder)
+        return None
     return existing
 
 

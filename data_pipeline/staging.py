@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from data_pipeline import places
 from data_pipeline.durable import sync_folder
 from data_pipeline.errors import DataError, WorkInterrupted
 from data_pipeline.pieces.work import WorkFolder
@@ -26,7 +27,7 @@ def stage(folder: Path) -> Iterator[Path]:
     What an interrupted attempt left is removed first. If the block raises, nothing is left and `folder` is as before.
     Only one process may stage a folder at a time.
     """
-    staged, replaced = folder.with_name(folder.name + ".partial"), folder.with_name(folder.name + ".replaced")
+    staged, replaced = places.staged(folder), places.replaced(folder)
     with _faults(folder), _tidied(staged), _locked(staged):
         _recover(folder, replaced)
         for entry in staged.iterdir():
@@ -51,7 +52,7 @@ def working(folder: Path) -> Iterator[WorkFolder]:
     It is removed when the block ends well; when it raises too, unless it was interrupted or has more than
     SECONDS_OF_WORK in it: a mistake in the settings must not cost hours, nor leave crumbs behind.
     """
-    work = WorkFolder(folder.with_name(folder.name + ".work"))
+    work = WorkFolder(places.work(folder))
     with _faults(folder), _tidied(work.path), _locked(work.path):
         try:
             yield work
@@ -95,18 +96,20 @@ def _tidied(folder: Path) -> Iterator[None]:
 @contextmanager
 def stage_new(folder: Path) -> Iterator[Path]:
     """As `stage`, for a folder that must not be there yet."""
-    if folder.exists() or folder.is_symlink():
-        raise DataError(f"{folder}: is there already, and nothing is overwritten; name another folder")
+    with _faults(folder):
+        if folder.exists() or folder.is_symlink():
+            raise DataError(f"{folder}: is there already, and nothing is overwritten; name another folder")
     with stage(folder) as staged:
         yield staged
 
 
 def recover(folder: Path) -> None:
     """Undo or finish a replacement that was interrupted between its two renames."""
-    staged, replaced = folder.with_name(folder.name + ".partial"), folder.with_name(folder.name + ".replaced")
-    if replaced.exists():
-        with _locked(staged):
-            _recover(folder, replaced)
+    replaced = places.replaced(folder)
+    with _faults(folder):
+        if replaced.exists():
+            with _locked(places.staged(folder)):
+                _recover(folder, replaced)
 
 
 def _recover(folder: Path, replaced: Path) -> None:

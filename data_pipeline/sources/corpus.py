@@ -13,6 +13,7 @@ from typing import BinaryIO
 from data_pipeline.config import DataConfig
 from data_pipeline.document import Document
 from data_pipeline.errors import DataError
+from data_pipeline.places import own
 from data_pipeline.sources.compression import ByteReader
 from data_pipeline.sources.files import InputFile, find_files
 from data_pipeline.sources.names import compression_of, format_of
@@ -40,7 +41,7 @@ class Corpus:
     def __init__(self, data: DataConfig, piece: Piece | None = None) -> None:
         self._data = data
         if piece is None:
-            found = find_files(data.inputs, data.include, data.cache)
+            found = find_files(data.inputs, data.include, data.cache, own(data.path))
             piece = tuple(Span(file, 0, None, file.num_bytes) for file in found)
         self.spans = piece
         self.files = [span.file for span in piece]

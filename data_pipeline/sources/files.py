@@ -1,7 +1,8 @@
 """Which files the inputs name, in an order that does not depend on the machine."""
 
 import os
-from collections.abc import Sequence
+import stat
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -11,6 +12,8 @@ from data_pipeline.errors import DataError
 from data_pipeline.remote.addresses import is_url, shown
 from data_pipeline.sources import stdlib
 from data_pipeline.sources.names import is_included, not_read
+
+REMEDY = "mend that, take it out of there, or name files and folders one by one"
 
 
 @dataclass(frozen=True)
@@ -57,32 +60,33 @@ class InputFile:
             raise DataError(f"{self.name}: cannot be read ({error.strerror})") from None
 
 
-def find_files(inputs: Sequence[str], include: Sequence[str], cache: CacheConfig) -> list[InputFile]:
+def find_files(
+    inputs: Sequence[str], include: Sequence[str], cache: CacheConfig, excluded: Set[Path] = frozenset()
+) -> list[InputFile]:
     """Files named directly, and those in folders whose names match a pattern, sorted within each folder.
 
-    `cache`: how URLs are read.
+    `cache`: how URLs are read; `excluded`: real paths of folders that are passed over.
     """
     if not inputs:
         raise DataError(
             "data.inputs=[]: names no text; name files or folders, as in data.inputs=[my.txt], or take data=stdlib"
         )
+    is_excluded = lambda folder: Path(os.path.realpath(folder)) in excluded  # noqa: E731
     files: list[InputFile] = []
     for given in inputs:
-        path = Path(given).expanduser()
+        path = Path(os.path.expanduser(given))  # noqa: PTH111, which takes what is nobody's home for a name
         if given == stdlib.INPUT:
-            files += _in_folder(stdlib.stdlib_folder(), "stdlib", given, include, stdlib.EXCLUDED_FOLDERS, cache)
+            files += _in_folder(stdlib.stdlib_folder(), "stdlib", given, include, stdlib.is_excluded, cache)
         elif is_url(given):
             from data_pipeline.remote.listing import list_remote
 
             entries = list_remote(given, include, cache)
             named = shown(given)
             files += [InputFile(entry.url, entry.name, entry.size, entry.version, named, cache) for entry in entries]
-        elif path.is_dir():
-            files += _in_folder(path, path.resolve().name, given, include, frozenset(), cache)
-        elif path.exists():
-            files.append(_input_file(path, given, given, cache))
+        elif os.path.isdir(path):  # noqa: PTH112, which is False where it may not look
+            files += _in_folder(path, path.resolve().name, given, include, is_excluded, cache)
         else:
-            raise DataError(f"data.inputs: {given} does not exist; name files, folders or {stdlib.INPUT}")
+            files.append(_input_file(path, given, given, cache))
     for file in files:
         why_not = not_read(file.name)
         if why_not is not None:
@@ -91,16 +95,13 @@ def find_files(inputs: Sequence[str], include: Sequence[str], cache: CacheConfig
 
 
 def _in_folder(
-    folder: Path, name: str, given: str, include: Sequence[str], excluded: frozenset[str], cache: CacheConfig
+    folder: Path, name: str, given: str, include: Sequence[str], is_excluded: Callable[[Path], bool], cache: CacheConfig
 ) -> list[InputFile]:
-    relative: list[Path] = []
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [child for child in folders if child not in excluded]
-        relative += [(Path(parent) / file).relative_to(folder) for file in names if is_included(file, include)]
+    files = _walk(folder, given, is_excluded)
+    relative = [path.relative_to(folder) for path in files if is_included(path.name, include)]
     found = [
         _input_file(folder / path, f"{name}/{path.as_posix()}", given, cache)
         for path in sorted(relative, key=lambda path: path.parts)
-        if (folder / path).is_file()  # not a socket, nor a link to nowhere
     ]
     if not found:
         raise DataError(
@@ -110,6 +111,31 @@ def _in_folder(
     return found
 
 
+def _walk(folder: Path, given: str, is_excluded: Callable[[Path], bool]) -> Iterator[Path]:
+    """All files, links followed; what cannot be looked into, or is there twice, is an error and no missing text."""
+
+    def refuse(error: OSError) -> None:
+        raise DataError(f"data.inputs: {error.filename}, in {given}, cannot be read ({error.strerror}); {REMEDY}")
+
+    seen: set[str] = set()
+    for parent, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
+        real = os.path.realpath(parent)
+        if real in seen:
+            raise DataError(f"data.inputs: {parent}, in {given}, is there twice, through a link; {REMEDY}")
+        seen.add(real)
+        folders[:] = [child for child in folders if not is_excluded(Path(parent, child))]
+        yield from (Path(parent, name) for name in names)
+
+
 def _input_file(path: Path, name: str, given: str, cache: CacheConfig) -> InputFile:
-    status = path.stat()
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        if path.is_symlink():
+            raise DataError(f"data.inputs: {name} is a link to nothing; {REMEDY}") from None
+        raise DataError(f"data.inputs: {name} does not exist; name files, folders or {stdlib.INPUT}") from None
+    except OSError as error:
+        raise DataError(f"data.inputs: {name} cannot be read ({error.strerror}); {REMEDY}") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise DataError(f"data.inputs: {name} is a pipe, a socket or a device; write its text to a file, and name that")
     return InputFile(str(path), name, status.st_size, str(status.st_mtime_ns), given, cache)

@@ -1,7 +1,9 @@
 import collections
+import errno
 import gzip
 import io
 import json
+import os
 import tracemalloc
 import zlib
 
@@ -314,6 +316,54 @@ def test_inputs_that_name_nothing_are_refused(tmp_path, monkeypatch, inputs, mes
     (tmp_path / "folder" / "x.bin").write_bytes(b"x")
     with pytest.raises(DataError, match=message):
         read(tmp_path / "out", *inputs)
+
+
+def test_links_in_folders_are_followed_and_what_cannot_be_reached_is_an_error(tmp_path, monkeypatch):
+    write_folder(tmp_path / "elsewhere", ["linked"])
+    folder = write_folder(tmp_path / "in", ["own"])
+    (folder / "link").symlink_to(tmp_path / "elsewhere")
+    assert texts(read(tmp_path / "out", folder)[1]) == ["own", "linked"]
+    for name, target, message in (
+        ("gone.txt", tmp_path / "nowhere", "in/gone.txt is a link to nothing; mend that, take it out of there"),
+        ("again", tmp_path / "elsewhere", "in/link, in .*in, is there twice, through a link|in/again, in .* twice"),
+        ("loop", folder, "in/loop, in .*in, is there twice, through a link"),
+    ):
+        (folder / name).symlink_to(target)
+        with pytest.raises(DataError, match=message):
+            read(tmp_path / "out", folder)
+        (folder / name).unlink()
+    real = os.scandir
+
+    def denied(path):
+        if str(path).endswith("link"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    with pytest.raises(DataError, match=r"data.inputs: .*in/link, in .*in, cannot be read \(Permission denied\); mend"):
+        read(tmp_path / "out", folder)
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    folder = write_folder(tmp_path / "in", ["own"])
+    os.mkfifo(folder / "pipe.txt")
+    for given, name in ((folder, "in/pipe.txt"), (folder / "pipe.txt", str(folder / "pipe.txt"))):
+        with pytest.raises(DataError, match=f"data.inputs: {name} is a pipe, a socket or a device; write its text"):
+            read(tmp_path / "out", given)
+
+
+def test_a_name_that_begins_like_a_home_is_a_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "~nobody-of-this-name.txt").write_text("mine")
+    assert texts(read(tmp_path / "out", "~nobody-of-this-name.txt")[1]) == ["mine"]
+
+
+def test_what_prepare_writes_is_no_input_of_its_own(tmp_path):
+    folder = write_folder(tmp_path / "in", ["own"])
+    for beside in ("", ".work", ".partial", ".replaced"):
+        write_folder(folder / "deep" / f"out{beside}", ["not this"])
+    write_folder(folder / "deep" / "output", ["this"])
+    assert texts(read(folder / "deep" / "out", folder)[1]) == ["own", "this"]
 
 
 def test_touching_a_file_changes_the_status(tmp_path):
