@@ -10,9 +10,20 @@ import re
 
 Spans = list[tuple[int, int]]
 
-_HOST = re.compile(r"@(?:[^\W_][\w-]{0,62}\.){1,8}[^\W\d_]{2,24}(?![\w@-])")
+ENDS = r"(?!_*+[^\W_])"
+"""No word goes on here; Markdown's _ may follow."""
+UNJOINED = r"(?!_*+-?[^\W_])"
+"""Nor is one joined by a hyphen; a dash may follow."""
+
+_HOST = re.compile(rf"@(?:[^\W_][\w-]{{0,62}}\.){{1,8}}[^\W\d_]{{2,24}}(?!@){UNJOINED}")
 _MAILBOX_MARKS = frozenset("._+-%'~")
 _MAILBOX_CHARS = 64
+
+
+def begins(joined: str, begin: str = ".") -> str:
+    """Looks back from behind `begin`: no word ends before it, nor one of `joined`; Markdown's _ or __ may."""
+    emphasis = "".join(rf"|(?<={mark}{begin})(?<![\w{joined}]{mark}{begin})" for mark in ("_", "__"))
+    return rf"(?:(?<![\w{joined}]{begin}){emphasis})"
 
 
 def apart(spans: Spans) -> Spans:
@@ -40,8 +51,8 @@ def emails(text: str) -> Spans:
 
 
 # Each pattern begins with what it consumes and looks back from there: so `re` skips quickly to the next candidate.
-_IPV4 = re.compile(r"[0-9](?<![\w.].)[0-9]{0,2}\.(?:[0-9]{1,3}\.){2}[0-9]{1,3}(?!\w|\.\d)", re.DOTALL)
-_IPV6 = re.compile(r"[23](?<![\w:.].)[0-9A-Fa-f]{3}(?::[0-9A-Fa-f]{0,4}){2,7}(?![\w:])", re.DOTALL)
+_IPV4 = re.compile(rf"[0-9]{begins('.')}[0-9]{{0,2}}\.(?:[0-9]{{1,3}}\.){{2}}[0-9]{{1,3}}{ENDS}(?!\.\d)", re.DOTALL)
+_IPV6 = re.compile(rf"[23]{begins(':.')}[0-9A-Fa-f]{{3}}(?::[0-9A-Fa-f]{{0,4}}){{2,7}}{ENDS}(?!:)", re.DOTALL)
 _VERSION_BEFORE = re.compile(
     r"(?:\b(?:v|ver|version|release|rev|revision|build)[.:]?\s{0,2}|[^\W\d_]-|[=<>~]=\s?)$", re.I
 )
@@ -71,10 +82,14 @@ def _is_public(written: str) -> bool:
         return False
 
 
-_PHONE_ABROAD = re.compile(r"\+(?<![\w+].)[1-9](?:[ ()/-]{0,2}[0-9]){7,14}(?![\w-]|\.\d)", re.DOTALL)
+_DASH_BEFORE = r"(?<=--.)"
+_NUMBER_ENDS = rf"{UNJOINED}(?!\.\d)"
+_PHONE_ABROAD = re.compile(rf"\+{begins('+')}[1-9](?:[ ()/-]{{0,2}}[0-9]){{7,14}}{_NUMBER_ENDS}", re.DOTALL)
 _PHONE_NANP = re.compile(
-    r"[1-9(](?<![\w.+/-].)(?:(?<=1)[ .-](?:\([2-9][0-9]{2}\) ?|[2-9][0-9]{2}[ .-])"
-    r"|(?<=\()[2-9][0-9]{2}\) ?|(?<=[2-9])[0-9]{2}[ .-])[2-9][0-9]{2}[.-][0-9]{4}(?![\w-]|\.\d)",
+    rf"[1-9(](?:{begins('.+/-')}|{_DASH_BEFORE})"
+    r"(?:(?<=1)[ .-](?:\([2-9][0-9]{2}\) ?|[2-9][0-9]{2}[ .-])"
+    r"|(?<=\()[2-9][0-9]{2}\) ?|(?<=[2-9])[0-9]{2}[ .-])[2-9][0-9]{2}[.-][0-9]{4}"
+    rf"{_NUMBER_ENDS}",
     re.DOTALL,
 )
 
@@ -86,8 +101,9 @@ def phones(text: str) -> Spans:
 
 
 _CARD = re.compile(
-    r"[2-6](?<![\w.+-].)(?:[0-9]{12,18}|[0-9]{3}([ -])[0-9]{4}\1[0-9]{4}\1[0-9]{1,7}"
-    r"|[47][0-9]{2}([ -])[0-9]{6}\2[0-9]{5})(?![\w-]|\.\d)",
+    rf"[2-6](?:{begins('.+-')}|{_DASH_BEFORE})"
+    r"(?:[0-9]{12,18}|[0-9]{3}([ -])[0-9]{4}\1[0-9]{4}\1[0-9]{1,7}|[47][0-9]{2}([ -])[0-9]{6}\2[0-9]{5})"
+    rf"{_NUMBER_ENDS}",
     re.DOTALL,
 )
 

@@ -31,7 +31,7 @@ class Pii(Step):
     """Private keys, access tokens."""
 
     name = "pii"
-    version = 1
+    version = 2
     rules = tuple(
         rule
         for kind, says in (

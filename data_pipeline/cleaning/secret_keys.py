@@ -2,10 +2,15 @@
 
 import re
 
-from data_pipeline.cleaning.personal import Spans, apart
+from data_pipeline.cleaning.personal import ENDS, UNJOINED, Spans, apart, begins
 
-_NO_WORD = r"(?<![\w-])"
 _BODY = r"(?:[\w\s+/=\\:,.()@\"']|-(?!----))"
+
+
+def _marked(mark: str) -> str:
+    """A key's first characters, looked back over: so `re` skips quickly to the next candidate."""
+    return mark + begins("-", mark)
+
 
 # A mark that the text must hold, and the pattern that is tried only then: most texts hold none of the marks.
 _KEYS = tuple(
@@ -17,17 +22,16 @@ _KEYS = tuple(
             rf"-----BEGIN (?:[A-Z0-9]{{1,16}} ){{0,4}}PRIVATE KEY(?: BLOCK)?-----{_BODY}{{64,}}+"
             r"(?:-----END [A-Z0-9 ]{1,64}-----|\Z)",
         ),
-        ("AKIA", _NO_WORD + r"AKIA[0-9A-Z]{16}(?!\w)"),
-        ("ASIA", _NO_WORD + r"ASIA[0-9A-Z]{16}(?!\w)"),
-        *((mark, _NO_WORD + mark + r"[A-Za-z0-9]{36,255}(?!\w)") for mark in ("ghp_", "gho_", "ghu_", "ghs_", "ghr_")),
-        ("github_pat_", _NO_WORD + r"github_pat_\w{22,255}(?!\w)"),
-        ("glpat-", _NO_WORD + r"glpat-[\w-]{20,255}(?![\w-])"),
-        ("hf_", _NO_WORD + r"hf_[A-Za-z0-9]{34}(?!\w)"),
-        ("sk-", _NO_WORD + r"sk-(?=[\w-]{0,200}\d)(?:[a-z]{1,8}\d{0,2}-){0,2}[\w-]{32,255}(?![\w-])"),
-        ("_live_", _NO_WORD + r"[sr]k_live_[A-Za-z0-9]{16,255}(?!\w)"),
-        ("xox", _NO_WORD + r"xox[abeoprs]-[\w-]{10,255}(?![\w-])"),
-        ("AIza", _NO_WORD + r"AIza[\w-]{35}(?![\w-])"),
-        ("eyJ", _NO_WORD + r"eyJ[\w-]{8,}+\.eyJ[\w-]{8,}+\.[\w-]{8,}+"),
+        *((mark, rf"{_marked(mark)}[0-9A-Z]{{16}}{ENDS}") for mark in ("AKIA", "ASIA")),
+        *((mark, rf"{_marked(mark)}[A-Za-z0-9]{{36,255}}{ENDS}") for mark in ("ghp_", "gho_", "ghu_", "ghs_", "ghr_")),
+        ("github_pat_", rf"{_marked('github_pat_')}\w{{22,255}}(?!\w)"),
+        ("glpat-", rf"{_marked('glpat-')}[\w-]{{20,255}}(?![\w-])"),
+        ("hf_", rf"{_marked('hf_')}[A-Za-z0-9]{{34}}{ENDS}"),
+        ("sk-", rf"{_marked('sk-')}(?=[\w-]{{0,200}}\d)(?:[a-z]{{1,8}}\d{{0,2}}-){{0,2}}[\w-]{{32,255}}(?![\w-])"),
+        ("_live_", rf"{_marked('[sr]k_live_')}[A-Za-z0-9]{{16,255}}{ENDS}"),
+        ("xox", rf"{_marked('xox[abeoprs]-')}[\w-]{{10,255}}(?![\w-])"),
+        ("AIza", rf"{_marked('AIza')}[\w-]{{35}}{UNJOINED}"),
+        ("eyJ", rf"{_marked('eyJ')}[\w-]{{8,}}+\.eyJ[\w-]{{8,}}+\.[\w-]{{8,}}+"),
     )
 )
 

@@ -131,6 +131,48 @@ def test_the_check_digit_is_luhns(digits):
     assert is_valid or not is_card(digits)
 
 
+FINDERS = {
+    "john@example.com": emails,
+    "93.184.216.34": ip_addresses,
+    "2a00:1450::200e": ip_addresses,
+    "+49 30 1234567": phones,
+    "(415) 555-2671": phones,
+    "4111 1111 1111 1111": cards,
+    "AK" + "IA" + "IOSFODNN7EXAMPLE": secret_keys,
+    "hf" + "_" + "aB" * 17: secret_keys,
+}
+
+
+@pytest.mark.parametrize("written", FINDERS)
+@pytest.mark.parametrize("frame", ["_{}_", "__{}__", "**_{}_**", "{}__", "{}--Mary", "{}-", "{}- or", "{}--", "({}_)"])
+def test_what_is_emphasised_or_beside_a_dash_is_found(written, frame):
+    assert found(FINDERS[written], frame.format(written)) == [written]
+
+
+@pytest.mark.parametrize("written", [written for written in FINDERS if "@" not in written])
+@pytest.mark.parametrize("frame", ["x{}", "x_{}", "x__{}", "{}x", "{}_x", "{}__x"])
+def test_what_is_within_a_longer_name_is_left_alone(written, frame):
+    assert found(FINDERS[written], frame.format(written)) == []
+
+
+@pytest.mark.parametrize("number", ["4111 1111 1111 1111", "415-555-2671"])
+def test_numbers_after_a_typed_dash_are_found_and_longer_ones_left_alone(number):
+    finder = cards if number.startswith("4111") else phones
+    assert found(finder, f"mine--{number}") == [number]
+    for longer in (f"2-{number}", f"{number}-2", f"-{number}", f"{number}_2"):
+        assert found(finder, longer) == []
+
+
+@pytest.mark.parametrize("address", ["a@b.com-pany.org", "a@b.com--pany.org", "a@b.com_pany.org"])
+def test_a_domain_goes_on_after_a_hyphen_where_it_ends_in_letters(address):
+    assert found(emails, address) == [address]
+
+
+@pytest.mark.parametrize("text", ["x@self.weight_matrix", "x@self.weight__matrix", "a@b.com-pany", "a@b.com_-x"])
+def test_names_that_are_no_domain_are_left_alone(text):
+    assert found(emails, text) == []
+
+
 @pytest.mark.parametrize("key", KEYS)
 @pytest.mark.parametrize("frame", ["{}", "key = '{}'\n", "a {}\n\nb"])
 def test_keys_are_found_whole(key, frame):
@@ -208,6 +250,7 @@ MILLION = 1 << 20
         ),
         *("eyJ-", "sk-", "sk-a-", "-", "a.", "a@b.", "a@a.a.a.a.a.a.a.a ", "AKIA", "-----BEGIN PRIVATE KEY-----"),
         "-----BEGIN A PRIVATE KEY-----x ",
+        *("_", "a@b.co_", "@a.bc_-", "1.1.1.1_", "_1", "--4", "+1--", "_eyJ", "--eyJ", "-_eyJ", "-_sk-", "_AKIA"),
     ),
 )
 def test_a_megabyte_made_to_be_slow_takes_less_than_a_second(piece):
