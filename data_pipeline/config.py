@@ -18,7 +18,8 @@ class MixturePhase:
 
 @dataclass(frozen=True, kw_only=True)
 class DecontaminateConfig:
-    """Documents that share a run of words with these texts are left out (Brown et al. 2020, appendix C)."""
+    """Documents that share a run of words with these texts, before data.steps or after them, are left out (Brown et al.
+    2020, appendix C)."""
 
     inputs: tuple[str, ...]
     """Files and folders, as in data.inputs; none: nothing is left out."""

@@ -23,7 +23,7 @@ from data_pipeline.pieces.work import WorkFolder, key_of
 from data_pipeline.places import folder_to_write, refuse_others_files
 from data_pipeline.prepare_report import write_prepare_report
 from data_pipeline.remote.addresses import shown
-from data_pipeline.scan import Scan, scan_corpus
+from data_pipeline.scan import Scan, held_out_corpus, scan_corpus
 from data_pipeline.shards.folder import LocalFolder
 from data_pipeline.shards.layout import dtype_for
 from data_pipeline.shards.manifest import CorpusRecord, Manifest, SourceRecord, SplitRecord, TokenizerRecord
@@ -104,6 +104,8 @@ def _settings(data: DataConfig, tokenizer: TokenizerConfig, seq_length: int) -> 
     """Everything that decides what is written, by dotted key, as JSON gives it back, without what may be secret."""
     settings: dict[str, Any] = {"model.seq_length": seq_length}
     not_of_it = ("path", *KEYS_OF_READING)
+    if data.decontaminate.inputs:
+        settings["fingerprint of data.decontaminate.inputs"] = held_out_corpus(data).content_digest
     against = dataclasses.replace(data.decontaminate, inputs=tuple(map(shown, data.decontaminate.inputs)))
     data = dataclasses.replace(data, inputs=tuple(map(shown, data.inputs)), decontaminate=against)
     settings |= {f"data.{key}": value for key, value in dataclasses.asdict(data).items() if key not in not_of_it}

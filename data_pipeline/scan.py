@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from data_pipeline.config import DataConfig, TokenizerConfig
-from data_pipeline.dedup.contamination import HeldOutNgrams
+from data_pipeline.config import DataConfig, DecontaminateConfig, TokenizerConfig
+from data_pipeline.dedup.contamination import LEAST_WORDS, HeldOutNgrams
 from data_pipeline.duplicates import Duplicates, find_duplicates
 from data_pipeline.errors import DataError
 from data_pipeline.pieces.cleaned import (
@@ -31,6 +31,7 @@ from data_pipeline.pieces.cleaned import (
 from data_pipeline.pieces.executors import run_all
 from data_pipeline.pieces.work import WorkFolder
 from data_pipeline.progress import show_progress
+from data_pipeline.remote.addresses import shown
 from data_pipeline.selection import Selector, Split
 from data_pipeline.sources.corpus import Corpus, Piece
 
@@ -152,17 +153,43 @@ def scan_corpus(
     )
 
 
+def held_out_corpus(data: DataConfig) -> Corpus:
+    """The texts that no document may share words with; there must be inputs of them."""
+    against = data.decontaminate
+    return Corpus(dataclasses.replace(data, inputs=against.inputs, text_key=against.text_key))
+
+
 def held_out_ngrams(data: DataConfig, work: WorkFolder) -> Path | None:
-    """A file with the n-grams of the texts that no document may share, if there are any."""
+    """A file with the n-grams of these texts, if there are inputs of them."""
     if not data.decontaminate.inputs:
         return None
-    against = dataclasses.replace(data, inputs=data.decontaminate.inputs, text_key=data.decontaminate.text_key)
-    texts = (document.text for document in Corpus(against).documents(data.max_document_bytes))
+    corpus = held_out_corpus(data)
+    texts = (document.text for document in corpus.documents(data.max_document_bytes))
     ngrams = HeldOutNgrams.of(texts, data.decontaminate.ngram)
+    _tell_what_is_not_looked_for(ngrams, corpus.dropped, data.decontaminate)
     path = work.file(f"held-out-{ngrams.digest[:16]}", ".npy")
     ngrams.save(path)
     logger.info("decontamination: %s n-grams of %d words", f"{ngrams.num_ngrams:,}", data.decontaminate.ngram)
     return path
+
+
+def _tell_what_is_not_looked_for(ngrams: HeldOutNgrams, dropped: Counter[str], against: DecontaminateConfig) -> None:
+    if not ngrams.num_ngrams:
+        raise DataError(
+            f"data.decontaminate.inputs={list(map(shown, against.inputs))}: nothing to look for, 0 n-grams of "
+            f"data.decontaminate.ngram={against.ngram} words ({ngrams.num_texts} texts, {ngrams.num_too_short} of them "
+            f"of fewer than {LEAST_WORDS} words; left out: {_sorted(dropped) or 'nothing'}); give longer texts, under "
+            f"data.decontaminate.text_key={against.text_key}"
+        )
+    if ngrams.num_too_short:
+        logger.warning(
+            "data.decontaminate.inputs: %s of %s texts have fewer than %d words and are not looked for",
+            f"{ngrams.num_too_short:,}",
+            f"{ngrams.num_texts:,}",
+            LEAST_WORDS,
+        )
+    if dropped:
+        logger.warning("data.decontaminate.inputs: some documents are not looked for (left out: %s)", _sorted(dropped))
 
 
 def _clean(pieces: list[Piece], treatment: Treatment, work: WorkFolder, executor: Executor) -> list[str]:

@@ -41,7 +41,7 @@ class HeldOutNgrams:
     def of(cls, texts: Iterable[str], n: int = 13) -> "HeldOutNgrams":
         """Every run of `n` words; a shorter text is one run as a whole, or too short if it has under LEAST_WORDS."""
         if not LEAST_WORDS <= n < 64:
-            raise DataError(f"held-out text: runs of {n} words; must be of {LEAST_WORDS} to 63, 13 is usual")
+            raise DataError(f"data.decontaminate.ngram={n}: must be {LEAST_WORDS} to 63 words; 13 is usual")
         runs: list[Hashes] = [np.empty(0, np.uint64)]
         num_texts = num_too_short = lengths = 0
         for text in texts:

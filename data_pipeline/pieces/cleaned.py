@@ -33,7 +33,7 @@ EXAMPLES = 3
 EXCERPT_CHARS = 1000
 BATCH_BYTES = 1 << 20
 SECONDS_BETWEEN_NEWS = 2.0
-FORMAT = 6
+FORMAT = 7
 """Of these files, and of all that decides what is in them beside the settings."""
 
 
@@ -212,7 +212,7 @@ class _Cleaning:
             self.num_bytes += document.num_bytes
             result = self._cleaner.clean(document.text)
             reason = result.dropped_by
-            if reason is None and self._held_out is not None and self._held_out.found_in(result.text or ""):
+            if reason is None and self._is_contaminated(document.text, result.text or ""):
                 reason = CONTAMINATED
             if reason is not None:
                 self.dropped[reason] += 1
@@ -227,6 +227,11 @@ class _Cleaning:
                 yield document
             else:
                 yield Document(result.text, document.source, len(result.text.encode()))
+
+    def _is_contaminated(self, before: str, after: str) -> bool:
+        """Steps may hide what was copied, as by a mask, and lay bare what was, as by taking lines out."""
+        held_out = self._held_out
+        return held_out is not None and any(held_out.found_in(text) for text in {before, after})
 
 
 class Examples:

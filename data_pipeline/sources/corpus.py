@@ -61,6 +61,14 @@ class Corpus:
             digest.update(f"{file.identity}\n".encode(errors="replace"))
         return digest.hexdigest()
 
+    @property
+    def content_digest(self) -> str:
+        """Names and bytes of all files, which are read for it as they lie there."""
+        digest = hashlib.sha256()
+        for file in self.files:
+            digest.update(f"{file.name}\0{_content_hash(file)}\n".encode(errors="replace"))
+        return digest.hexdigest()
+
     def documents(
         self, document_bytes: int, left_out: Callable[[str, str, str], None] = lambda reason, source, problem: None
     ) -> Iterator[Document]:
@@ -129,6 +137,14 @@ class Corpus:
             return lambda: reader.compressed_position() - span.start, items
         reader = ByteReader(raw, file.name)
         return reader.compressed_position, read_text(reader, file.name, document_bytes)
+
+
+def _content_hash(file: InputFile) -> str:
+    try:
+        with closing(file.open()) as raw:
+            return hashlib.file_digest(raw, "sha256").hexdigest()  # type: ignore[arg-type]  # BinaryIO says too little
+    except OSError as error:
+        raise DataError(f"{file.name}: cannot be read ({error.strerror})") from None
 
 
 def _is_parquet(file: InputFile) -> bool:

@@ -282,14 +282,3 @@ def test_an_input_that_gives_no_document_is_told_and_counted(tmp_path, caplog, l
     [told] = [record.message for record in caplog.records if record.levelname == "WARNING"]
     assert re.match(rf"data.inputs: {inputs[1]} gives no document to the dataset \(left out: {left_out}\);", told)
     assert [source.documents for source in manifest.sources] == [len(TEXTS), 0]
-
-
-def test_a_document_that_shares_words_with_a_benchmark_is_left_out(tmp_path):
-    benchmark = tmp_path / "benchmark.txt"
-    words = " ".join(f"word{number}" for number in range(20))
-    benchmark.write_text(words)
-    source = write_jsonl(tmp_path / "in.jsonl", [*TEXTS, f"Before it. {words.upper()} and after."])
-    against = data_config(tmp_path, []).decontaminate.__class__(inputs=(str(benchmark),), text_key="text", ngram=13)
-    manifest = prepare_synthetic(tmp_path / "set", [source], decontaminate=against)
-    assert manifest.corpus.dropped == {"decontaminate/held_out_ngram": 1}
-    assert manifest.corpus.num_documents == len(TEXTS)

@@ -125,5 +125,5 @@ def test_a_file_of_something_else_is_named(tmp_path: Path, content):
 
 @pytest.mark.parametrize("n", [0, 7, 64])
 def test_impossible_lengths_are_refused(n):
-    with pytest.raises(DataError, match=f"runs of {n} words; must be"):
+    with pytest.raises(DataError, match=rf"data\.decontaminate\.ngram={n}: must be 8 to 63 words"):
         HeldOutNgrams.of([QUESTION], n)

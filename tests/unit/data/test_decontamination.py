@@ -1,0 +1,105 @@
+"""Benchmarks kept out of a dataset: whatever the steps do, whatever becomes of the benchmarks' files."""
+
+import re
+
+import pytest
+
+from data_pipeline.config import DecontaminateConfig
+from data_pipeline.errors import DataError
+from tests.support.corpus import make_texts, prepare_synthetic, write_folder, write_jsonl
+
+TEXTS = make_texts(40)
+WORDS = [f"word{number}" for number in range(20)]
+CONTAMINATED = "decontaminate/held_out_ngram"
+
+
+def against(*inputs, **changes):
+    defaults = {"inputs": tuple(map(str, inputs)), "text_key": "text", "ngram": 13}
+    return {"decontaminate": DecontaminateConfig(**{**defaults, **changes})}
+
+
+def warnings(caplog):
+    return [record.message for record in caplog.records if record.levelname == "WARNING"]
+
+
+def test_a_document_that_shares_words_with_a_benchmark_is_left_out(tmp_path, caplog):
+    benchmark = write_jsonl(tmp_path / "benchmark.jsonl", [" ".join(WORDS)])
+    source = write_jsonl(tmp_path / "in.jsonl", [*TEXTS, f"Before it. {' '.join(WORDS).upper()} and after."])
+    manifest = prepare_synthetic(tmp_path / "set", [source], **against(benchmark))
+    assert manifest.corpus.dropped == {CONTAMINATED: 1}
+    assert manifest.corpus.num_documents == len(TEXTS)
+    assert warnings(caplog) == []
+
+
+def test_steps_neither_hide_a_benchmark_nor_count_a_document_twice(tmp_path):
+    question = [*WORDS[:8], "me@example.com", *WORDS[8:16]]
+    benchmark = write_jsonl(tmp_path / "benchmark.jsonl", [" ".join(question), " ".join(WORDS)])
+    masked, laid_bare = " ".join(question), "\n".join([*WORDS[:9], "A line.", *WORDS[9:]])
+    planted = [masked, laid_bare, f"{masked} short"]
+    source = write_jsonl(tmp_path / "in.jsonl", [*TEXTS, *planted])
+    steps = (
+        {"step": "lines", "patterns": [r"A line\."]},
+        {"step": "pii", "email": "mask"},
+        {"step": "lines", "patterns": [r".* short"]},
+    )
+    manifest = prepare_synthetic(tmp_path / "set", [source], steps=steps, **against(benchmark))
+    assert manifest.corpus.dropped == {CONTAMINATED: 2, "lines/nothing_left": 1}
+    assert manifest.corpus.num_documents == len(TEXTS)
+    assert manifest.corpus.changed == {}
+
+
+@pytest.mark.parametrize("name", ["benchmark.jsonl", "in a folder"])
+def test_a_benchmark_that_changed_under_its_name_is_noticed(tmp_path, caplog, name):
+    def write(text):
+        return write_folder(path, [text]) if name == "in a folder" else write_jsonl(path, [text])
+
+    path = tmp_path / name
+    source = write_jsonl(tmp_path / "in.jsonl", [*TEXTS, " ".join(WORDS)])
+    caplog.set_level("INFO")
+    of_others = write(" ".join(WORDS[::-1]))
+    first = prepare_synthetic(tmp_path / "set", [source], **against(of_others))
+    assert first.corpus.dropped == {}
+    write(" ".join(WORDS[::-1]))  # at another time
+    assert prepare_synthetic(tmp_path / "set", [source], **against(path)) == first
+    assert "already prepared" in caplog.text
+    write(" ".join(WORDS))
+    expected = r"settings \(fingerprint of data.decontaminate.inputs was '[0-9a-f]{64}', now '[0-9a-f]{64}'\); choose"
+    with pytest.raises(DataError, match=expected):
+        prepare_synthetic(tmp_path / "set", [source], **against(path))
+    second = prepare_synthetic(tmp_path / "set", [source], overwrite=True, **against(path))
+    assert second.corpus.dropped == {CONTAMINATED: 1}
+
+
+@pytest.mark.parametrize(
+    ("lines", "found"),
+    [
+        ([], "0 texts, 0 of them of fewer than 8 words; left out: nothing"),
+        (["", "too short"], r"1 texts, 1 of them of fewer than 8 words; left out: \{'empty': 1\}"),
+    ],
+)
+def test_nothing_to_look_for_is_an_error_that_names_what_to_mend(tmp_path, lines, found):
+    source = write_jsonl(tmp_path / "in.jsonl", TEXTS)
+    benchmark = write_jsonl(tmp_path / "benchmark.jsonl", lines)
+    message = (
+        rf"data.decontaminate.inputs=\['{re.escape(str(benchmark))}'\]: nothing to look for, 0 n-grams of "
+        rf"data.decontaminate.ngram=13 words \({found}\); give longer texts, under data.decontaminate.text_key=text"
+    )
+    with pytest.raises(DataError, match=message):
+        prepare_synthetic(tmp_path / "set", [source], **against(benchmark))
+
+
+def test_what_is_not_looked_for_is_told_with_its_number(tmp_path, caplog):
+    source = write_jsonl(tmp_path / "in.jsonl", TEXTS)
+    texts = write_jsonl(tmp_path / "benchmark.jsonl", [" ".join(WORDS), "too short", "short too", ""])
+    of_other_key = write_jsonl(tmp_path / "other.jsonl", ["a", "b", "c"], key="question")
+    prepare_synthetic(tmp_path / "set", [source], encoding_errors="skip", **against(texts, of_other_key))
+    assert warnings(caplog) == [
+        "data.decontaminate.inputs: 2 of 3 texts have fewer than 8 words and are not looked for",
+        "data.decontaminate.inputs: some documents are not looked for (left out: {'empty': 1, 'no_text': 3})",
+    ]
+
+
+def test_a_length_that_is_none_is_refused_by_its_key(tmp_path):
+    source = write_jsonl(tmp_path / "in.jsonl", TEXTS)
+    with pytest.raises(DataError, match=r"data\.decontaminate\.ngram=5: must be 8 to 63 words"):
+        prepare_synthetic(tmp_path / "set", [source], **against(source, ngram=5))
