@@ -15,6 +15,7 @@ import sentencepiece
 
 from data_pipeline.errors import DataError
 from data_pipeline.tokenizers.base import TokenizerSettings, find_eod, refuse_surrogates
+from data_pipeline.tokenizers.sentencepiece_file import BPE, UNIGRAM, unlike_ours
 from data_pipeline.tokenizers.word_memory import WordMemory
 
 if TYPE_CHECKING:
@@ -66,11 +67,15 @@ class SentencePieceTokenizer:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Hash of pieces, scores and kinds; the file itself may differ where these do not."""
+        """Hash of all that decides ids and the text of ids, as far as it is not as in every model made here; the file
+        itself may differ where this does not."""
         digest = hashlib.sha256(struct.pack("<ii", self.vocab_size, self.eod_id))
         for piece, score, *kind in self._pieces:
             raw = piece.encode()
             digest.update(struct.pack("<If???", len(raw), score, *kind) + raw)
+        model: bytes = self._processor.serialized_model_proto()
+        for message, number, value in unlike_ours(model, BPE if self._is_bpe() else UNIGRAM):
+            digest.update(f"{message} {number} {value!r}\n".encode())
         return digest.hexdigest()
 
     @functools.cached_property

@@ -1,0 +1,76 @@
+"""What decides ids and text in a SentencePiece model, and the package does not tell: read from the model's bytes.
+
+They are a protobuf message: fields by number, whose values are numbers, or bytes that may be a message again.
+"""
+
+from collections.abc import Iterator
+
+Value = int | bytes
+
+UNIGRAM, BPE = 1, 2
+_PIECES, _TRAINER, _NORMALIZER, _DENORMALIZER = 1, 2, 3, 5
+_MODEL_TYPE, _WHITESPACE_AS_SUFFIX, _UNKNOWN_SURFACE = 3, 24, 44
+_CHARACTER_MAP, _DUMMY_PREFIX, _REMOVE_WHITESPACE, _ESCAPE_WHITESPACE = 2, 3, 4, 5
+_KIND = 3
+_KINDS_NOT_TOLD = (4, 5)
+"""Pieces that the user defined, and unused ones."""
+
+_DEFAULTS: dict[tuple[int, int], Value] = {
+    (_TRAINER, _MODEL_TYPE): UNIGRAM,
+    (_TRAINER, _WHITESPACE_AS_SUFFIX): 0,
+    (_TRAINER, _UNKNOWN_SURFACE): " \u2047 ".encode(),
+    **{(both, _CHARACTER_MAP): b"" for both in (_NORMALIZER, _DENORMALIZER)},
+    **{
+        (both, field): 1
+        for both in (_NORMALIZER, _DENORMALIZER)
+        for field in (_DUMMY_PREFIX, _REMOVE_WHITESPACE, _ESCAPE_WHITESPACE)
+    },
+}
+"""By message and field, where the model does not say."""
+_MADE_HERE = _DEFAULTS | {
+    (_NORMALIZER, _DUMMY_PREFIX): 0,
+    (_NORMALIZER, _REMOVE_WHITESPACE): 0,
+}
+
+
+def unlike_ours(model: bytes, model_type: int) -> list[tuple[int, int, Value]]:
+    """Settings, by message and field, that are not as in the models of this type that `train_tokenizer` makes; and
+    kinds of pieces, by their ids, that those do not have."""
+    settings, kinds = dict(_DEFAULTS), list[Value]()
+    for message, content in _fields(model):
+        assert isinstance(content, bytes)
+        if message == _PIECES:
+            kinds.append(dict(_fields(content)).get(_KIND, 0))
+        else:
+            settings |= {(message, field): value for field, value in _fields(content) if (message, field) in settings}
+    ours = _MADE_HERE | {(_TRAINER, _MODEL_TYPE): model_type}
+    return [
+        *((message, field, value) for (message, field), value in settings.items() if value != ours[message, field]),
+        *((_PIECES, index, kind) for index, kind in enumerate(kinds) if kind in _KINDS_NOT_TOLD),
+    ]
+
+
+def _fields(message: bytes) -> Iterator[tuple[int, Value]]:
+    """Numbers of fields, and their values, of a message that the package has read before."""
+    at = 0
+    while at < len(message):
+        tag, at = _number(message, at)
+        wire_type = tag & 7
+        if wire_type == 0:
+            value, at = _number(message, at)
+            yield tag >> 3, value
+        else:
+            size, at = _number(message, at) if wire_type == 2 else ({1: 8, 5: 4}[wire_type], at)
+            yield tag >> 3, message[at : at + size]
+            at += size
+
+
+def _number(message: bytes, at: int) -> tuple[int, int]:
+    """Of seven bits in each byte, the lowest first; and where it ends."""
+    number = shift = 0
+    while True:
+        byte = message[at]
+        number |= (byte & 127) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 128:
+            return number, at
