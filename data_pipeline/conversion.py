@@ -36,6 +36,8 @@ class _Survey:
     """Of each document, in UTF-8; -1: it is empty."""
     num_bytes: int
     num_empty: int
+    num_needless_ends: int
+    """Documents that had ends of nothing, which `_text_tokens` leaves out."""
 
 
 def to_packed(
@@ -72,7 +74,7 @@ def to_packed(
                 document_bytes=0,
                 num_cut_files=0,
                 dropped={"empty": survey.num_empty} if survey.num_empty else {},
-                changed={},
+                changed={"needless_ends": survey.num_needless_ends} if survey.num_needless_ends else {},
             ),
             tokenizer=TokenizerRecord(
                 file=tokenizer.file_name,
@@ -160,21 +162,23 @@ def _index(dataset: PackedDataset, prefix: Path) -> dict[str, int]:
 def _survey(source: IndexedDataset, tokenizer: Tokenizer, data: DataConfig) -> _Survey:
     selector = Selector(data, 0, 0)
     sizes = array.array("q")
-    num_empty = num_ended = 0
+    num_empty = num_ended = num_needless_ends = 0
     last_tokens: set[int] = set()
     with show_progress("reading", source.num_bytes) as update:
         done = 0
         for number, tokens in enumerate(source):
             done += tokens.nbytes
             _check_range(source, number, tokens, tokenizer)
-            text_tokens = _without_end(tokens, tokenizer.eod_id)
-            num_ended += len(text_tokens) < len(tokens)
+            text_tokens = _text_tokens(tokens, tokenizer.eod_id)
+            is_ended = len(tokens) > 0 and int(tokens[-1]) == tokenizer.eod_id
+            num_ended += is_ended
             if len(tokens) and len(last_tokens) < 2:
                 last_tokens.add(int(tokens[-1]))
             if not len(text_tokens):
                 num_empty += 1
                 sizes.append(-1)
                 continue
+            num_needless_ends += len(text_tokens) + is_ended < len(tokens)
             sizes.append(len(tokenizer.decode(text_tokens.tolist()).encode()))
             selector.add(_content_hash(text_tokens), sizes[-1])
             update(done)
@@ -184,6 +188,13 @@ def _survey(source: IndexedDataset, tokenizer: Tokenizer, data: DataConfig) -> _
             source.num_documents - num_ended,
             source.num_documents,
         )
+    if num_needless_ends:
+        logger.info(
+            "%d of %d documents have end-of-document tokens that end nothing, at their beginning or after another one; "
+            "those tokens are left out",
+            num_needless_ends,
+            source.num_documents,
+        )
     if source.num_documents > 1 and len(last_tokens) == 1 and not num_ended:
         logger.warning(
             "every document ends with the token %d, which is not this tokenizer's end of document (%d): is "
@@ -191,7 +202,7 @@ def _survey(source: IndexedDataset, tokenizer: Tokenizer, data: DataConfig) -> _
             *last_tokens,
             tokenizer.eod_id,
         )
-    return _Survey(selector.split(), selector.digest, sizes, selector.num_bytes, num_empty)
+    return _Survey(selector.split(), selector.digest, sizes, selector.num_bytes, num_empty, num_needless_ends)
 
 
 def _pack(source: IndexedDataset, survey: _Survey, tokenizer: Tokenizer, writers: dict[str, SplitWriter]) -> None:
@@ -202,7 +213,7 @@ def _pack(source: IndexedDataset, survey: _Survey, tokenizer: Tokenizer, writers
             done += tokens.nbytes
             if num_text_bytes < 0:
                 continue
-            text_tokens = _without_end(tokens, tokenizer.eod_id)
+            text_tokens = _text_tokens(tokens, tokenizer.eod_id)
             held_out = survey.split.holds_out(_content_hash(text_tokens))
             writers["validation" if held_out else "train"].add(np.concatenate([text_tokens, end]), num_text_bytes)
             update(done)
@@ -217,8 +228,15 @@ def _check_range(source: IndexedDataset, number: int, tokens: Tokens, tokenizer:
         )
 
 
-def _without_end(tokens: Tokens, eod_id: int) -> Tokens:
-    return tokens[:-1] if len(tokens) and tokens[-1] == eod_id else tokens
+def _text_tokens(tokens: Tokens, eod_id: int) -> Tokens:
+    """A document without its end, and without ends that end nothing, at its beginning or after another one.
+
+    Those would be empty documents, which pass for filling in a padded sample.
+    """
+    is_end = tokens == eod_id
+    ends_nothing = is_end & np.append(True, is_end)[:-1]
+    text_tokens = tokens[~ends_nothing]
+    return text_tokens[:-1] if len(text_tokens) and text_tokens[-1] == eod_id else text_tokens
 
 
 def _content_hash(tokens: Tokens) -> bytes:

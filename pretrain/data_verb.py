@@ -17,7 +17,7 @@ CONVERT_HELP = """
 --to packed: SOURCE is what the names of a Megatron-LM .bin and .idx pair share, TARGET the folder of a new dataset.
 tokenizer.path (and tokenizer.eod) name the tokenizer that made the tokens, model.seq_length and data.validation_* are
 those of `pretrain prepare`: documents are kept whole, held out by a hash of their tokens, and get an end-of-document
-token where they have none.
+token where they have none; such tokens that end nothing (several in a row, at the beginning) are left out and counted.
 
 --to megatron: SOURCE is a prepared dataset, TARGET a new folder for train.bin, train.idx, validation.bin,
 validation.idx and the tokenizer. Documents stand in stored order, each with its end-of-document token; the last one of

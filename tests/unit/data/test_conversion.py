@@ -114,6 +114,25 @@ def test_documents_of_megatrons_builder_are_packed_whole_with_one_end_each(
     assert manifest.splits["validation"].num_text_bytes >= 2000
 
 
+@pytest.mark.parametrize("packing", ["stream", "best_fit"])
+def test_ends_that_end_nothing_are_left_out_and_counted(
+    theirs: Any, prepared: Path, documents: list[list[int]], tmp_path: Path, packing: str
+) -> None:
+    eod = Manifest.load(prepared).tokenizer.eod_id
+    plain = [[*ids[:30], eod, *ids[30:]] for ids in documents]
+    with_ends = [[eod, eod, *ids[:30], eod, eod, eod, *ids[30:], eod, eod] for ids in documents]
+    manifests = []
+    for name, given in (("plain", [[*ids, eod] for ids in plain]), ("ends", [*with_ends, [eod, eod]])):
+        prefix, target = build(theirs, tmp_path / name, given), tmp_path / f"{name} packed" / "set"
+        manifests.append(to_packed(prefix, target, prepared / "tokenizer.model", packing=packing))
+    expected, found = manifests
+    assert found.splits == expected.splits and found.corpus.digest == expected.corpus.digest
+    assert expected.corpus.changed == {} and found.corpus.changed == {"needless_ends": len(documents)}
+    assert found.corpus.dropped == {"empty": 1}
+    for record in found.splits.values() if packing == "best_fit" else ():
+        assert record.num_samples * 17 == record.num_tokens + record.num_padding_tokens and not record.num_tail_tokens
+
+
 @pytest.mark.parametrize("dtype", [np.int32, np.int64, np.uint16, np.int16])
 def test_neither_the_type_nor_copies_nor_order_change_what_is_held_out(
     theirs: Any, prepared: Path, documents: list[list[int]], tmp_path: Path, dtype: Any
