@@ -25,19 +25,23 @@ class LowestKeys:
         self._heap: list[int] = []  # negative keys: the highest one comes first
         self._total = 0
 
-    def add(self, key: int, num_bytes: int) -> None:
+    def add(self, key: int, num_bytes: int) -> list[int]:
+        """See a document; the keys that now are not, or no longer, among the lowest, and never will be."""
         if key in self._sizes:
             if not self._count_copies:
-                return
+                return []
             self._sizes[key] += num_bytes
         elif self._heap and self._total >= self._limit_bytes and key > -self._heap[0]:
-            return
+            return [key]
         else:
             self._sizes[key] = num_bytes
             heapq.heappush(self._heap, -key)
         self._total += num_bytes
+        left = []
         while self._heap and self._total - self._sizes[-self._heap[0]] >= self._limit_bytes:
-            self._total -= self._sizes.pop(-heapq.heappop(self._heap))
+            left.append(-heapq.heappop(self._heap))
+            self._total -= self._sizes.pop(left[-1])
+        return left
 
     def sizes(self) -> Iterator[tuple[int, int]]:
         """(key, bytes) from the lowest key on."""
@@ -68,6 +72,8 @@ class Selector:
         self._sample_bytes = sample_bytes
         self._sample_purpose = f"tokenizer {seed}"
         self._sample = LowestKeys(sample_bytes, count_copies=False)
+        self._undecided: dict[int, tuple[int, int]] = {}
+        """By split key, of those that may be held out for the least size: the key for the sample, and the bytes."""
         self._digest = hashlib.sha256()
         self.num_documents = 0
         self.num_bytes = 0
@@ -80,9 +86,11 @@ class Selector:
         key = hash_key(content, SPLIT_PURPOSE)
         if key < self._fraction_key:
             self._fraction_bytes += num_bytes
-        self._lowest.add(key, num_bytes)
-        if self._sample_bytes:
-            self._sample.add(hash_key(content, self._sample_purpose), num_bytes)
+        self._undecided[key] = (self.sample_key(content), num_bytes)
+        for decided in self._lowest.add(key, num_bytes):
+            candidate = self._undecided.pop(decided)
+            if decided >= self._fraction_key:
+                self._sample.add(*candidate)
 
     @property
     def digest(self) -> str:
@@ -103,18 +111,25 @@ class Selector:
         return Split(self._fraction_key, self._fraction_bytes, wanted)
 
     def sampled_keys(self) -> set[int]:
-        """Of the documents that `sample` wants to see."""
-        return {key for key, _ in self._sample.sizes()}
+        """Of the documents that `sample` wants to see, none of them held out."""
+        threshold = self.split().threshold
+        chosen = LowestKeys(self._sample_bytes, count_copies=False)
+        for key, num_bytes in self._sample.sizes():
+            chosen.add(key, num_bytes)
+        for split_key, candidate in self._undecided.items():
+            if split_key >= threshold:
+                chosen.add(*candidate)
+        return {key for key, _ in chosen.sizes()}
 
     def sample_key(self, content: bytes) -> int:
         return hash_key(content, self._sample_purpose)
 
     def sample(self, documents: Iterable[str]) -> list[str]:
-        """Texts to train the tokenizer on, `sample_bytes` at most; none of them held out.
+        """Texts to train the tokenizer on: `sample_bytes` of them, or all if there are fewer; none of them held out.
 
         `documents`: at least those with the sampled keys, in any order.
         """
-        split, wanted = self.split(), self.sampled_keys()
+        wanted = self.sampled_keys()
         found: dict[int, bytes] = {}
         for text in documents:
             key = self.sample_key(content_hash(text))
@@ -123,10 +138,6 @@ class Selector:
         texts: list[str] = []
         room = self._sample_bytes
         for key in sorted(wanted):
-            text = found[key][:room].decode(errors="ignore")  # only the last one may be cut
+            texts.append(found[key][:room].decode(errors="ignore"))  # only the last one may be cut
             room -= len(found[key])
-            if not split.holds_out(content_hash(found[key].decode())):
-                texts.append(text)
-            if room <= 0:
-                break
         return texts

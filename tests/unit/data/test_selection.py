@@ -86,6 +86,17 @@ def test_sample_is_bounded_and_holds_nothing_held_out(tmp_path):
     assert any(text.startswith(sample[-1]) for text in texts)
 
 
+@pytest.mark.parametrize("fraction", [0.0, 0.2, 0.7])
+@pytest.mark.parametrize("least", [0, 3_000, 60_000, 10**9])
+@pytest.mark.parametrize("sample_bytes", [100, 20_000, 10**9])
+def test_what_is_held_out_takes_no_room_of_the_sample(tmp_path, fraction, least, sample_bytes):
+    texts = make_texts(300)
+    selector = select(tmp_path, texts, sample_bytes, validation_fraction=fraction, validation_min_bytes=least)
+    training = [text for text in texts if text not in held_out(selector, texts)]
+    sampled = sum(len(text.encode()) for text in selector.sample(texts))
+    assert sampled == min(sample_bytes, sum(len(text.encode()) for text in training))
+
+
 def test_a_document_larger_than_the_sample_still_trains(tmp_path):
     text = "é" * 50_000
     sample = select(tmp_path, [text], sample_bytes=1001, validation_min_bytes=0).sample([text])
