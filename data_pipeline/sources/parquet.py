@@ -28,6 +28,8 @@ class ParquetReader:
         names = self._file.schema_arrow.names
         if text_key not in names:
             raise DataError(f"{name}: has no column {text_key!r} (it has {sorted(names)[:8]}); set data.text_key")
+        if (count := names.count(text_key)) > 1:
+            raise DataError(f"{name}: has {count} columns {text_key!r}; rename all but one, or set data.text_key")
         kind = self._file.schema_arrow.field(text_key).type
         if pyarrow.types.is_dictionary(kind):
             kind = kind.value_type

@@ -79,6 +79,15 @@ def test_a_missing_column_is_told_with_those_there_are(tmp_path: Path) -> None:
         read(path, text_key="id")
 
 
+def test_two_columns_of_the_name_are_refused(tmp_path: Path) -> None:
+    columns = [pyarrow.array(["a"]), pyarrow.array(["b"]), pyarrow.array(["c"])]
+    content = pyarrow.Table.from_arrays(columns, names=["text", "body", "text"])
+    path = write(tmp_path / "in.parquet", content)
+    with pytest.raises(DataError, match=r"in\.parquet: has 2 columns 'text'; rename all but one, or set data.text_key"):
+        read(path)
+    assert [document.text for document in read(path, text_key="body")[1]] == ["b"]
+
+
 @pytest.mark.parametrize("keep", [0, 3, 100, -9])
 def test_a_file_cut_short_is_refused(tmp_path: Path, keep: int) -> None:
     path = write(tmp_path / "in.parquet", table(TEXTS))
