@@ -32,8 +32,11 @@ class ByteReader:
         self._buffered = io.BufferedReader(_Raw(self._checked_read), CHUNK_BYTES)
 
     def read(self, size: int) -> bytes:
-        """At most `size` bytes, fewer only at the end."""
-        return self._buffered.read(size)
+        """At most `size` bytes, fewer only at the end; memory is taken for what there is."""
+        content = io.BytesIO()
+        while size > 0 and (block := self._buffered.read(min(size, CHUNK_BYTES))):
+            size -= content.write(block)
+        return content.getvalue()
 
     def readline(self, max_bytes: int) -> bytes:
         """One line with its end, or as much of it; b"" at the end of the file."""

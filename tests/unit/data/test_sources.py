@@ -153,6 +153,19 @@ def test_long_text_is_cut_at_line_ends_and_loses_nothing(tmp_path, document_byte
         assert all(d.text.endswith("\n") for d in documents[-10:-1])
 
 
+@pytest.mark.parametrize("document_bytes", [10**12, 10**19])
+def test_a_limit_that_no_file_reaches_takes_no_memory(tmp_path, document_bytes):
+    text = "".join(make_texts(200))
+    (tmp_path / "in.txt").write_bytes(text.encode())
+    corpus = Corpus(data_config(tmp_path / "out", [tmp_path / "in.txt"]))
+    tracemalloc.start()
+    try:
+        assert texts(corpus.documents(document_bytes)) == [text]
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
+
+
 def test_empty_documents_are_left_out_and_counted(tmp_path):
     write_folder(tmp_path / "in", ["", "x", ""])
     write_jsonl(tmp_path / "in" / "z.jsonl", ["", "y"])
