@@ -60,7 +60,7 @@ def check_run(config: RunConfig, world_size: int) -> None:
 
 def check_prepare(config: RunConfig) -> None:
     """Raise ConfigError with every setting of the data that is out of range."""
-    problems = list(_out_of_range(config, _DATA_BOUNDS))
+    problems = [*_out_of_range(config, _DATA_BOUNDS), *_members(config)]
     if problems:
         raise ConfigError(problems)
 
@@ -93,6 +93,10 @@ def total_steps(config: RunConfig) -> int:
 def tokens_per_step(config: RunConfig) -> int:
     return config.train.global_batch_size * config.model.seq_length
 
+
+LARGEST = 1 << 24
+"""Far more tokens than a sample has, or pieces than a tokenizer; what is held for each of them must fit the memory."""
+MEMBER_BYTES = 1 << 30
 
 _POSITIVE = {
     "model": (
@@ -151,6 +155,11 @@ _DATA_BOUNDS: tuple[Bound, ...] = (
     ({"data": "validation_min_bytes"}, "must not be negative", lambda value: value >= 0),
     ({"data": "validation_fraction"}, "must be at least 0 and less than 1", lambda value: 0 <= value < 1),
     ({"data": "max_document_bytes"}, "must be at least 1024", lambda value: value >= 1024),
+    (
+        {"model": "seq_length", "tokenizer": "vocab_size"},
+        f"must be at most {LARGEST}",
+        lambda value: value <= LARGEST,
+    ),
 )
 
 
@@ -168,6 +177,14 @@ def _value_at(config: RunConfig, key: str) -> float | None:
         value = getattr(value, part)
     assert value is None or isinstance(value, int | float)
     return value
+
+
+def _members(config: RunConfig) -> Iterator[Problem]:
+    """Whoever writes a member, or compares it with its hash, holds all of it."""
+    length, count = config.model.seq_length, config.data.samples_per_member
+    if 1 <= length <= LARGEST and count > (most := MEMBER_BYTES // (4 * (length + 1))):
+        rule = f"makes tar members of more than {MEMBER_BYTES >> 20} MiB with model.seq_length={length}"
+        yield Problem("data.samples_per_member", count, rule, f"choose at most {most}")
 
 
 def _batch(config: RunConfig, dp: int | None) -> Iterator[Problem]:

@@ -335,6 +335,7 @@ DATA_RANGES = [
     ("data.validation_min_bytes", -1, "must not be negative"),
     ("data.validation_fraction", 1.0, "must be at least 0 and less than 1"),
     ("data.max_document_bytes", 1023, "must be at least 1024"),
+    *((key, (1 << 24) + 1, "must be at most 16777216") for key in ("model.seq_length", "tokenizer.vocab_size")),
 ]
 
 
@@ -343,6 +344,16 @@ def test_a_data_setting_out_of_its_range_is_told(key: str, value: float, rule: s
     with pytest.raises(ConfigError) as caught:
         check_prepare(changed(**{key.replace(".", "__"): value}))
     assert str(caught.value) == f"{key}={value!r}: {rule}"
+
+
+def test_a_member_of_a_shard_fits_the_memory() -> None:
+    check_prepare(changed(model__seq_length=(1 << 18) - 1, data__samples_per_member=1 << 10))
+    with pytest.raises(ConfigError) as caught:
+        check_prepare(changed(model__seq_length=(1 << 18) - 1, data__samples_per_member=10**12))
+    assert str(caught.value) == (
+        "data.samples_per_member=1000000000000: makes tar members of more than 1024 MiB with model.seq_length=262143; "
+        "choose at most 1024"
+    )
 
 
 def test_all_broken_rules_are_told_at_once() -> None:
