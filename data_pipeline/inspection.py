@@ -21,6 +21,8 @@ from data_pipeline.tokenizers.base import Tokenizer
 Split = Literal["train", "validation"]
 SPLITS: tuple[Split, ...] = ("train", "validation")
 END_OF_DOCUMENT = "<|end of document|>"
+NUM_POSITIONS = 1 << 63
+"""In the order of a run, which has no end but that of the numbers it is computed in."""
 
 
 def inspect(
@@ -34,19 +36,17 @@ def inspect(
     folder = as_folder(place)
     dataset = PackedDataset.open(folder, split)
     tokenizer = folder.tokenizer(dataset.manifest)
-    positions = np.arange(first, first + count, dtype=np.int64)
-    if shuffled_by is not None:
-        numbers = sample_at(positions, dataset.num_samples, shuffled_by)
-    else:
-        numbers = positions
-        if first + count > dataset.num_samples:
-            raise DataError(
-                f"{folder}: the {split} split has samples 0 to {dataset.num_samples - 1:,}; "
-                f"{first:,} to {first + count - 1:,} were asked for"
-            )
-    samples = dataset.read(numbers)
-    padding = num_padding_tokens(samples, tokenizer.eod_id).tolist() if dataset.is_padded else [0] * count
-    for number, tokens, filling in zip(numbers.tolist(), samples, padding, strict=True):
+    what, end = ("samples", dataset.num_samples) if shuffled_by is None else ("positions", NUM_POSITIONS)
+    if first + count > end:
+        raise DataError(
+            f"{folder}: the {split} split has {what} 0 to {end - 1:,}; "
+            f"{first:,} to {first + count - 1:,} were asked for"
+        )
+    for position in range(first, first + count):
+        number = position if shuffled_by is None else int(sample_at([position], dataset.num_samples, shuffled_by)[0])
+        samples = dataset.read(np.array([number], dtype=np.int64))
+        filling = int(num_padding_tokens(samples, tokenizer.eod_id)[0]) if dataset.is_padded else 0
+        tokens = samples[0]
         ids = tokens[: len(tokens) - filling].astype(np.int64)
         ends = int((ids == tokenizer.eod_id).sum())
         documents = f"{ends} document end{'' if ends == 1 else 's'}" + (f", {filling} of padding" if filling else "")

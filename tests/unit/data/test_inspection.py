@@ -77,6 +77,17 @@ def test_samples_that_are_not_there_are_refused_with_the_range(prepared: Path) -
         list(inspect(prepared, "validation", count - 1, 2))
 
 
+@pytest.mark.parametrize("shuffled_by", [None, 7])
+def test_numbers_beyond_all_samples_and_positions_are_refused(prepared: Path, shuffled_by: int | None) -> None:
+    with pytest.raises(DataError, match=r"has (samples|positions) 0 to [\d,]+; .*,999 to 100,.*,001 were asked for"):
+        list(inspect(prepared, "train", 10**20 - 1, 3, shuffled_by=shuffled_by))
+
+
+def test_a_sample_is_shown_before_the_next_is_read(prepared: Path) -> None:
+    first = next(inspect(prepared, "train", 0, 10**15, shuffled_by=7))
+    assert [first] == list(inspect(prepared, "train", 0, 1, shuffled_by=7))
+
+
 def test_stats_are_the_manifests_figures(prepared: Path) -> None:
     figures, manifest = stats(prepared), Manifest.load(prepared)
     assert json.loads(json.dumps(figures)) == figures
