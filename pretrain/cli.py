@@ -4,11 +4,13 @@
 1   failed; the log has the traceback
 2   a mistake in what was given; the message says what to do
 75  stopped by a signal, saved, to be continued by the same command
+141 what it prints is not read to its end, as by `| head`; the code that shells give tools which SIGPIPE ends
 """
 
 import argparse
 import logging
 import os
+import select
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -22,7 +24,8 @@ from pretrain.actions import positive, positive_number, run_action
 from pretrain.config.errors import ConfigError, TrainingDiverged
 from pretrain.layout.failures import RankFailed
 
-EXIT_FAILED, EXIT_USER_ERROR, EXIT_STOPPED = 1, 2, 75
+EXIT_FAILED, EXIT_USER_ERROR, EXIT_STOPPED, EXIT_NOT_READ = 1, 2, 75, 141
+STDOUT = 1
 SECONDS_FOR_RANK_0 = 15
 
 log = logging.getLogger("pretrain")
@@ -293,7 +296,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _run(verb: Verb, given: argparse.Namespace) -> int:
     try:
-        return verb.run(given)
+        code = verb.run(given)
+        sys.stdout.flush()
+        return code
     except UserError as error:
         _tell(error)
         return EXIT_USER_ERROR
@@ -307,12 +312,22 @@ def _run(verb: Verb, given: argparse.Namespace) -> int:
         log.error("interrupted")
         return EXIT_FAILED
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)  # what is left in the buffer goes nowhere
+            return EXIT_NOT_READ
         log.exception("rank %d failed", _rank())
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             from pretrain.layout.sentinel import announce
 
             announce(error)
         return EXIT_FAILED
+
+
+def _nobody_reads() -> bool:
+    """Whether the other end of the pipe that stdout is has been closed."""
+    poll = select.poll()
+    poll.register(STDOUT, 0)  # that end's closing is told unasked
+    return bool(poll.poll(0))
 
 
 def _tell(error: UserError) -> None:

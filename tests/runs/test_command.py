@@ -1,13 +1,17 @@
 """The command itself: help, both ways to call it, the configuration it shows, what it tells nobody."""
 
+import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from pretrain import prepare as prepare_module
+from pretrain.cli import EXIT_FAILED, EXIT_NOT_READ, main
 from pretrain.config.load import load_run_config, read_run_config
-from tests.support.runs import environment, train_records, validation_records
+from tests.support.runs import environment, program_command, train_records, validation_records
 
 VERBS = ("prepare", "data", "train", "plan", "bench", "status", "generate", "verify-resume", "show-config")
 
@@ -35,6 +39,26 @@ def test_shown_configuration_loads_back_the_same_from_either_command(place):
     command = [str(script), "show-config", *overrides]
     installed = subprocess.run(command, cwd=place.folder, env=environment(), capture_output=True, text=True)
     assert installed.stdout == shown.stdout
+
+
+def test_a_reader_that_has_enough_ends_the_command_without_a_word():
+    reading, writing = os.pipe()
+    os.close(reading)
+    words = [*program_command(), "show-config"]
+    done = subprocess.run(words, stdout=writing, stderr=subprocess.PIPE, text=True, env=environment(), check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (EXIT_NOT_READ, "")
+
+
+def test_a_pipe_that_breaks_elsewhere_is_a_failure(monkeypatch, caplog, capsys):
+    def breaking(config):
+        raise BrokenPipeError(errno.EPIPE, "a socket")
+
+    monkeypatch.setattr(prepare_module, "prepare", breaking)
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    with pytest.raises(SystemExit) as end:
+        main(["prepare"])
+    assert end.value.code == EXIT_FAILED and "rank 0 failed" in caplog.text
 
 
 def test_a_micro_batch_that_is_left_to_the_program_is_saved_as_its_number(place):
