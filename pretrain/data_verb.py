@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from data_pipeline.remote.addresses import is_url, shown
 from pretrain.actions import add_action, positive, whole_number
 
 if TYPE_CHECKING:
@@ -45,13 +46,22 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     _path(add_action(actions, "stats", "print the figures as JSON", _stats))
     _path(add_action(actions, "fetch", "bring a dataset at a URL into this node's cache", _fetch))
     convert = add_action(actions, "convert", "to and from Megatron-LM's .bin and .idx", _convert, CONVERT_HELP)
-    convert.add_argument("source", type=Path, metavar="SOURCE", help="prefix of .bin and .idx, or a prepared dataset")
-    convert.add_argument("target", type=Path, metavar="TARGET", help="folder to make")
+    convert.add_argument("source", type=_local, metavar="SOURCE", help="prefix of .bin and .idx, or a prepared dataset")
+    convert.add_argument("target", type=_local, metavar="TARGET", help="folder to make")
     convert.add_argument("--to", choices=("packed", "megatron"), required=True, help="what to make")
     convert.add_argument("overrides", nargs="*", metavar="key=value", help="--to packed: as for `pretrain prepare`")
     merge = add_action(actions, "merge", "join prepared datasets into one", _merge, MERGE_HELP)
-    merge.add_argument("parts", type=Path, nargs="+", metavar="PART", help="folder of a prepared dataset")
-    merge.add_argument("--into", type=Path, required=True, metavar="TARGET", help="folder to make")
+    merge.add_argument("parts", type=_local, nargs="+", metavar="PART", help="folder of a prepared dataset")
+    merge.add_argument("--into", type=_local, required=True, metavar="TARGET", help="folder to make")
+
+
+def _local(text: str) -> Path:
+    if is_url(text):
+        raise argparse.ArgumentTypeError(
+            f"{shown(text)}: is a URL, only places on a disk are taken; copy what is read to a disk first, and what is "
+            "written from there when it is done"
+        )
+    return Path(text)
 
 
 def _path(parser: argparse.ArgumentParser) -> None:

@@ -47,6 +47,23 @@ def test_overrides_of_convert_are_taken_before_and_after_its_option(capsys, tmp_
 
 
 @pytest.mark.parametrize(
+    ("words", "which"),
+    [
+        (["merge", "a", "b", "--into", "URL"], "--into"),
+        (["merge", "a", "URL", "--into", "c"], "PART"),
+        (["convert", "a", "URL", "--to", "megatron"], "TARGET"),
+        (["convert", "URL", "b", "--to", "packed"], "SOURCE"),
+    ],
+)
+@pytest.mark.parametrize(("url", "shown"), [("s3://bucket/x", "s3://bucket/x"), ("http://a:b@c/d", "http://c/d")])
+def test_what_is_joined_or_converted_lies_on_a_disk(capsys, words, which, url, shown):
+    with pytest.raises(SystemExit) as end:
+        main(["data", *(url if word == "URL" else word for word in words)])
+    assert end.value.code == 2
+    assert f"argument {which}: {shown}: is a URL, only places on a disk are taken; copy" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("words", "message"),
     [
         (["verify", "nowhere"], "nowhere: not prepared"),
