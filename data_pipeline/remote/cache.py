@@ -6,9 +6,11 @@ it. Locks go with their process, so a killed one leaves a partial file that nobo
 
 import contextlib
 import fcntl
+import logging
 import os
 import re
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO
@@ -19,10 +21,16 @@ from data_pipeline.remote.transfer import fetch
 from data_pipeline.shards.manifest import FileRecord
 from data_pipeline.staging import NO_SPACE
 
+logger = logging.getLogger(__name__)
 PARTIAL = ".partial"
 LOCK_FILE = "lock"
 SECONDS_BETWEEN_LOOKS = 0.05
+SECONDS_UNTIL_TOLD = 10.0
+STILL_SECONDS = 900.0
+"""So long room is waited for where nothing moves of what others fetch."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+Entry = tuple[int, int, Path]
+"""Time of the latest use, length and path."""
 
 
 def cache_folder(config: CacheConfig) -> Path:
@@ -64,7 +72,7 @@ class Cache:
         """Whether a file is here, whole; it counts as used now."""
         path = self._path(record)
         with self._faults(), contextlib.suppress(FileNotFoundError):
-            with contextlib.suppress(PermissionError):  # another user's
+            with contextlib.suppress(OSError):  # another user's, or a disk that is only read
                 os.utime(path)
             return path.stat().st_size == record.bytes
         return False
@@ -105,7 +113,7 @@ class Cache:
                 os.close(descriptor)
                 path.unlink(missing_ok=True)
                 return None
-            with contextlib.suppress(OSError):  # another user's
+            with contextlib.suppress(OSError):
                 os.utime(descriptor)  # eviction takes the least recently used
             return descriptor
 
@@ -120,6 +128,7 @@ class Cache:
                 return None
             with file:
                 try:
+                    file.truncate()  # a killed process left all of its length
                     descriptor = self._find(record)  # the one before may have finished it
                     if descriptor is not None:
                         partial.unlink()
@@ -140,38 +149,43 @@ class Cache:
         limit = self._config.max_bytes
         if record.bytes > limit:
             raise DataError(f"data.cache.max_bytes={limit:,}: {record.file} alone has {record.bytes:,} bytes; raise it")
+        waiting = _Waiting(f"data.cache.max_bytes={limit:,}: no room for the {record.bytes:,} bytes of {record.file}")
         while True:
             with (self.folder / LOCK_FILE).open("ab") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
-                if self._evict(limit - record.bytes):
+                in_the_way = self._evict(limit - record.bytes)
+                if not in_the_way:
                     file.truncate(record.bytes)
                     return
-            if stop.wait(SECONDS_BETWEEN_LOOKS):  # others are being fetched, and can be evicted then
+            waiting.look(in_the_way)
+            if stop.wait(SECONDS_BETWEEN_LOOKS):
                 raise Stopped
 
-    def _evict(self, limit: int) -> bool:
-        """Remove the least recently used files until at most `limit` bytes are here; whether that was possible."""
-        entries = self._entries()
-        total = sum(size for _, size, _ in entries)
-        for _, size, path in sorted(entries):
+    def _evict(self, limit: int) -> list[Entry]:
+        """Remove the least recently used files until at most `limit` bytes are here; what others fetch if it is more:
+        that can be evicted then.
+        """
+        entries = sorted(self._entries())
+        total, in_the_way = sum(size for _, size, _ in entries), []
+        for entry in entries:
             if total <= limit:
-                break
-            if _SHA256.fullmatch(path.name):
-                path.unlink(missing_ok=True)
+                return []
+            _, size, path = entry
+            if _remove(path):
                 total -= size
-            elif path.name.endswith(PARTIAL) and size and (left := _lock(path)) is not None:  # of a killed process
-                with left:
-                    path.unlink()
-                total -= size
-        return total <= limit
+            else:
+                in_the_way.append(entry)
+        return in_the_way if total > limit else []
 
-    def _entries(self) -> list[tuple[int, int, Path]]:
-        """Time of the latest use, length and path of what is here; others come and go meanwhile."""
+    def _entries(self) -> list[Entry]:
+        """The files of the cache that have a length, whatever else lies here; others come and go meanwhile."""
         entries = []
         for path in self.folder.iterdir():
-            with contextlib.suppress(FileNotFoundError):
-                status = path.stat()
-                entries.append((status.st_mtime_ns, status.st_size, path))
+            if _SHA256.fullmatch(path.name.removesuffix(PARTIAL)):
+                with contextlib.suppress(FileNotFoundError):
+                    status = path.stat()
+                    if status.st_size:
+                        entries.append((status.st_mtime_ns, status.st_size, path))
         return entries
 
     def _path(self, record: FileRecord) -> Path:
@@ -189,6 +203,41 @@ class Cache:
                     "on another disk"
                 ) from None
             raise DataError(f"data.cache.dir={self.folder}: cannot be used ({error}); choose another") from None
+
+
+class _Waiting:
+    """For room that files have which others fetch: told once, and given up where nothing of them moves."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._seen: list[Entry] = []
+        self._began = self._moved = time.monotonic()
+        self._is_told = False
+
+    def look(self, in_the_way: list[Entry]) -> None:
+        now = time.monotonic()
+        if in_the_way != self._seen:
+            self._seen, self._moved = in_the_way, now
+        num_bytes = sum(size for _, size, _ in in_the_way)
+        what = f"{self._what} beside {num_bytes:,} that others fetch, as {in_the_way[0][2]}"
+        if now - self._moved > STILL_SECONDS:
+            raise DataError(f"{what}, and nothing of them has come for {STILL_SECONDS:.0f} s; end those, or raise it")
+        if now - self._began > SECONDS_UNTIL_TOLD and not self._is_told:
+            self._is_told = True
+            logger.warning("%s; waiting for them", what)
+
+
+def _remove(path: Path) -> bool:
+    """Whether that was possible: not while another one fetches it."""
+    if not path.name.endswith(PARTIAL):
+        path.unlink(missing_ok=True)
+        return True
+    file = _lock(path)
+    if file is None:
+        return False
+    with file:
+        path.unlink()
+    return True
 
 
 def _lock(path: Path) -> IO[bytes] | None:

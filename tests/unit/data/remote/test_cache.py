@@ -1,11 +1,11 @@
 """The cache stays in its bound, is shared by processes, and never gives half a file."""
 
 import fcntl
-import os
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +13,9 @@ import pytest
 
 from data_pipeline.config import CacheConfig
 from data_pipeline.errors import DataError
+from data_pipeline.remote import cache as caches
 from data_pipeline.remote.ahead import check_cache_holds, fetch_ahead
-from data_pipeline.remote.folder import RemoteFolder
+from data_pipeline.shards import reader
 from data_pipeline.shards.manifest import Manifest
 from data_pipeline.shards.reader import PackedDataset
 from tests.support import http_server as faulty
@@ -50,22 +51,35 @@ def test_a_shard_larger_than_the_cache_is_refused(served, cache):
         everything(remote(f"{served.url}/set", cache, max_bytes=4000))
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small file system")
-def test_a_full_disk_names_the_cache_and_leaves_no_part(folder, served, tmp_path):
-    (tmp_path / "disk").mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", tmp_path / "disk"], check=False).returncode:
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A small file system."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", place], check=False).returncode:
         pytest.skip("no right to mount")
-    try:
-        config = cache_config(tmp_path / "disk")
-        dataset = PackedDataset.open(RemoteFolder(f"{served.url}/set", config), "train")
-        with pytest.raises(DataError, match=rf"data.cache.dir={tmp_path}/disk: no space left on the disk; free some"):
-            everything(dataset)
-        assert not list((tmp_path / "disk").glob("*.partial"))
-        with pytest.raises(DataError, match=r"data.cache.dir=.*bytes are still to be fetched, the disk has room for"):
-            check_cache_holds([dataset])
-        dataset.close()
-    finally:
-        subprocess.run(["umount", "--lazy", tmp_path / "disk"], check=True)  # the index of an open dataset is mapped
+    yield place
+    subprocess.run(["umount", "--lazy", place], check=True)  # the index of an open dataset is mapped
+
+
+def test_a_full_disk_names_the_cache_and_leaves_no_part(served, disk):
+    dataset = remote(f"{served.url}/set", cache_config(disk))
+    with pytest.raises(DataError, match=rf"data.cache.dir={disk}: no space left on the disk; free some"):
+        everything(dataset)
+    assert not list(disk.glob("*.partial"))
+    with pytest.raises(DataError, match=r"data.cache.dir=.*bytes are still to be fetched, the disk has room for"):
+        check_cache_holds([dataset])
+
+
+def test_what_a_disk_holds_that_is_only_read_serves_a_run(folder, served, disk, monkeypatch):
+    monkeypatch.setattr(reader, "SECONDS_BETWEEN_LOOKS", 0.0)
+    subprocess.run(["mount", "-o", "remount,size=4m", disk], check=True)
+    everything(remote(f"{served.url}/set", cache_config(disk)))
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+    dataset = remote(f"{served.url}/set", cache_config(disk))
+    check_cache_holds([dataset])
+    for _ in range(2):  # what is mapped is looked for again
+        assert np.array_equal(everything(dataset), everything(PackedDataset.open(folder / "set", "train")))
 
 
 def test_a_folder_that_cannot_be_written_is_named(served, tmp_path):
@@ -93,7 +107,7 @@ print(dataset.read(np.arange(dataset.num_samples)).sum())
 """
 
 
-def reader(url: str, cache: CacheConfig) -> subprocess.Popen[bytes]:
+def start_reader(url: str, cache: CacheConfig) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-c", READ_ALL, url, str(cache.dir)], stdout=subprocess.PIPE)
 
 
@@ -102,7 +116,7 @@ def test_two_processes_fetch_each_file_once(folder, served, cache):
     local = PackedDataset.open(folder / "set", "train")
     for record in local.record.files:
         served.lasting[record.file] = slow
-    processes = [reader(f"{served.url}/set", cache) for _ in range(2)]
+    processes = [start_reader(f"{served.url}/set", cache) for _ in range(2)]
     assert [int(process.communicate()[0]) for process in processes] == [everything(local).sum()] * 2
     assert [served.requests[record.file] for record in local.record.files] == [1] * len(local.record.files)
     assert served.requests["manifest.json"] == 2
@@ -112,7 +126,7 @@ def test_what_a_killed_fetcher_leaves_is_not_trusted_and_holds_nobody_up(folder,
     served.fault(SHARD, faulty.hangs_in_the_middle)
     sha256 = Manifest.load(folder / "set").splits["train"].shards[1].sha256
     partial = Path(cache.dir) / f"{sha256}.partial"
-    process = reader(f"{served.url}/set", cache)
+    process = start_reader(f"{served.url}/set", cache)
     while not (partial.exists() and partial.stat().st_size):  # the server hangs in the middle of it
         assert process.poll() is None
         time.sleep(0.01)
@@ -150,3 +164,41 @@ def test_what_a_killed_fetcher_leaves_is_evicted(folder, served, cache):
     limit = sum(record.bytes for record in Manifest.load(folder / "set").splits["train"].files)
     everything(remote(f"{served.url}/set", cache, max_bytes=limit))
     assert not left.exists()
+
+
+def test_what_a_killed_fetcher_leaves_takes_no_room_from_the_next_one(folder, served, cache):
+    records = Manifest.load(folder / "set").splits["train"].files
+    Path(cache.dir).mkdir()
+    for record in records:
+        (Path(cache.dir) / f"{record.sha256}.partial").write_bytes(bytes(record.bytes))
+    limit = sum(record.bytes for record in records)
+    everything(remote(f"{served.url}/set", cache, max_bytes=limit))
+    assert {path.name for path in finished(cache)} == {record.sha256 for record in records}
+
+
+def test_files_of_others_in_the_folder_count_for_nothing_and_stay(folder, served, cache):
+    others = [Path(cache.dir) / name for name in ("text.tar", "text.partial")]
+    Path(cache.dir).mkdir()
+    for path in others:
+        path.write_bytes(bytes(1_000_000))
+    limit = sum(record.bytes for record in Manifest.load(folder / "set").splits["train"].files)
+    dataset = remote(f"{served.url}/set", cache, max_bytes=limit)
+    check_cache_holds([dataset])
+    everything(dataset)
+    assert len(finished(cache)) == len(dataset.record.files) and all(path.exists() for path in others)
+
+
+def test_room_that_others_hold_is_not_waited_for_without_a_word_nor_for_ever(
+    folder, served, cache, monkeypatch, caplog
+):
+    monkeypatch.setattr(caches, "SECONDS_UNTIL_TOLD", 0.1)
+    monkeypatch.setattr(caches, "STILL_SECONDS", 0.5)
+    limit = sum(record.bytes for record in Manifest.load(folder / "set").splits["train"].files)
+    dataset = remote(f"{served.url}/set", cache, max_bytes=limit)
+    with (Path(cache.dir) / ("0" * 64 + ".partial")).open("wb") as other:
+        other.truncate(limit)
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(DataError, match=rf"max_bytes={limit:,}: no room for .* beside {limit:,} that others fetch"):
+            everything(dataset)
+    assert caplog.text.count("waiting for them") == 1
+    everything(dataset)
