@@ -43,7 +43,7 @@ class CacheConfig:
     retry_seconds: float
     """Before the first of them; twice as long before each further one, in the mean."""
     timeout_seconds: float
-    """To wait for a server's, or a command's, next bytes; ten times as long for a list of files."""
+    """To wait for a server's, or a command's, next bytes, a day at most; ten times as long for a list of files."""
     allow_pipe: bool
     """Take `pipe:COMMAND` for data.path: the command, run without a shell, prints {file}."""
 

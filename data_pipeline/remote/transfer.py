@@ -17,6 +17,7 @@ from data_pipeline.shards.manifest import FileRecord
 
 logger = logging.getLogger(__name__)
 LONGEST_DELAY = 60.0
+MOST_DOUBLINGS = 64
 MAX_SMALL_BYTES = 1 << 28
 
 
@@ -32,7 +33,8 @@ class Attempts:
         self.failures += 1
         if self.failures > self._config.retries:
             raise BadFile(f"{shown(self._url)}: {what}, tried {self.failures} times; {remedy}")
-        delay = min(self._config.retry_seconds * 2 ** (self.failures - 1), LONGEST_DELAY) * random.uniform(0.5, 1.5)
+        growth = 2 ** min(self.failures - 1, MOST_DOUBLINGS)
+        delay = min(self._config.retry_seconds * growth, LONGEST_DELAY) * random.uniform(0.5, 1.5)
         numbers = self.failures, self._config.retries
         logger.warning("%s: %s; trying again in %.1f s (%d of %d)", shown(self._url), what, delay, *numbers)
         if self._stop.wait(delay):

@@ -131,6 +131,7 @@ Bound = tuple[Mapping[str, str], str, Callable[[float], bool]]
 
 _CACHE_BOUNDS: tuple[Bound, ...] = (
     ({"data.cache": "max_bytes timeout_seconds"}, "must be greater than 0", lambda value: value > 0),
+    ({"data.cache": "timeout_seconds"}, "must be at most 86400, which is a day", lambda value: value <= 86400),
     ({"data.cache": "retries retry_seconds"}, "must not be negative", lambda value: value >= 0),
 )
 _BOUNDS: tuple[Bound, ...] = (

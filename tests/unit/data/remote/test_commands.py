@@ -86,6 +86,7 @@ def test_the_data_verb_takes_urls_and_the_caches_settings(prepared, tmp_path, ca
     [
         ("data.cache.max_bytes=0", r"data.cache.max_bytes=0: must be greater than 0"),
         ("data.cache.timeout_seconds=0", r"data.cache.timeout_seconds=0.0: must be greater than 0"),
+        ("data.cache.timeout_seconds=1e5", r"data.cache.timeout_seconds=100000.0: must be at most 86400, which is"),
         ("data.cache.retries=-1", r"data.cache.retries=-1: must not be negative"),
     ],
 )

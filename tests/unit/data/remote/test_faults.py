@@ -89,6 +89,12 @@ def test_what_stays_bad_stops_the_run_and_leaves_nothing_in_the_cache(served, ca
     assert not list(Path(cache.dir).glob("*.partial"))
 
 
+def test_no_number_of_retries_is_too_many(served, cache):
+    served.lasting["manifest.json"] = faulty.closes
+    with pytest.raises(DataError, match=r"manifest.json: cannot be read: .*, tried 1101 times; "):
+        remote(f"{served.url}/set", cache, retries=1100, retry_seconds=0.0)
+
+
 def test_a_server_that_never_answers_is_named(served, cache):
     served.lasting["manifest.json"] = faulty.hangs
     with pytest.raises(
