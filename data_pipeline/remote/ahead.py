@@ -39,6 +39,7 @@ def fetch_all(folder: RemoteFolder) -> str:
     num_bytes = sum(record.bytes for record in records)
 
     def fetch(record: FileRecord) -> int:
+        folder.drop_damaged(record)
         os.close(folder.open(record))
         return record.bytes
 

@@ -6,6 +6,7 @@ it. Locks go with their process, so a killed one leaves a partial file that nobo
 
 import contextlib
 import fcntl
+import hashlib
 import logging
 import os
 import re
@@ -76,6 +77,16 @@ class Cache:
                 os.utime(path)
             return path.stat().st_size == record.bytes
         return False
+
+    def drop_damaged(self, record: FileRecord) -> None:
+        """Remove a file if its content is not as it was when it got its name, so that who opens it next fetches it."""
+        path = self._path(record)
+        with self._faults(), contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() == record.sha256:
+                return
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):  # else another process was quicker
+                logger.warning("%s: is damaged here (sha256 does not fit); %s is fetched again", path, record.file)
+                path.unlink()
 
     def check_holds(self, records: Iterable[FileRecord]) -> None:
         """Raise DataError unless all these files can be here at once: a shuffled order needs each of them all the time.

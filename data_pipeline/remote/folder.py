@@ -74,6 +74,10 @@ class RemoteFolder:
     def blocks(self, record: FileRecord) -> Iterator[bytes]:
         return blocks(self.address(record.file), self._config, size=record.bytes)
 
+    def drop_damaged(self, record: FileRecord) -> bool:
+        self.cache.drop_damaged(record)
+        return True
+
 
 def _check_pipe(url: str, config: CacheConfig) -> None:
     if not config.allow_pipe:

@@ -37,6 +37,12 @@ class DatasetFolder(Protocol):
     def blocks(self, record: FileRecord) -> Iterator[bytes]:
         """Every byte of a file as it lies there now."""
 
+    def drop_damaged(self, record: FileRecord) -> bool:
+        """After a fault in a file's content: remove it if it is a damaged copy; False: it is none, and stays as it is.
+
+        Otherwise another `open` gives the content that the checksum is of.
+        """
+
 
 class LocalFolder:
     """A folder of this machine: files are read where they are."""
@@ -82,6 +88,9 @@ class LocalFolder:
                     yield block
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+
+    def drop_damaged(self, record: FileRecord) -> bool:
+        return False  # it is no copy
 
 
 def as_folder(place: Path | DatasetFolder) -> DatasetFolder:

@@ -235,8 +235,13 @@ class PackedDataset:
                 self._forget(set(self._mapped).difference(used.tolist()))
             self._map(shard, stop)
         self._looked_at[shard] = time.monotonic()
-        for member in np.unique(members[~self._is_checked[members]]).tolist():
-            self._check_member(self._mapped[shard].content, shard, member)
+        try:
+            self._check_members(shard, members)
+        except BadFile:
+            if not self.folder.drop_damaged(record):
+                raise
+            self._map(shard, stop)
+            self._check_members(shard, members)
 
     def _forget(self, shards: Iterable[int]) -> None:
         for shard in shards:
@@ -288,6 +293,10 @@ class PackedDataset:
         size = self.manifest.samples_per_member
         self._is_checked[first // size : -(-end // size)] = False  # it may be another file than before
 
+    def _check_members(self, shard: int, members: npt.NDArray[np.int64]) -> None:
+        for member in np.unique(members[~self._is_checked[members]]).tolist():
+            self._check_member(self._mapped[shard].content, shard, member)
+
     def _check_member(self, content: npt.NDArray[np.uint8], shard: int, member: int) -> None:
         """It must lie within its shard, have its own name, and the content that the writer hashed."""
         begin, name = int(self._offsets[member]), f"{member_key(self.split, member)}.npy"
@@ -322,13 +331,11 @@ def check_sizes(folder: DatasetFolder, records: Iterable[FileRecord]) -> None:
 def _load_index(folder: DatasetFolder, manifest: Manifest, split: str) -> npt.NDArray[np.int64]:
     """Offset and hash of each member [members, 2]; processes of a machine share the memory that holds them."""
     record = manifest.splits[split].index
-    descriptor = folder.open(record)
-    try:
-        content = mmap.mmap(descriptor, record.bytes, access=mmap.ACCESS_READ)
-    finally:
-        os.close(descriptor)
+    content = _map_whole(folder, record)
+    if content is None and folder.drop_damaged(record):
+        content = _map_whole(folder, record)
     name, remedy = folder.locate(record.file), "prepare again with prepare.overwrite=true"
-    if hashlib.sha256(content).hexdigest() != record.sha256:
+    if content is None:
         raise DataError(
             f"{name}: its content differs from what `prepare` wrote (sha256 does not fit); restore it, or {remedy}"
         )
@@ -347,3 +354,13 @@ def _load_index(folder: DatasetFolder, manifest: Manifest, split: str) -> npt.ND
     if num_members and (offsets.min() < TAR_BLOCK or np.any(offsets & (TAR_BLOCK - 1))):
         raise DataError(f"{name}: has a member that begins where no tar has one; {remedy}")
     return index
+
+
+def _map_whole(folder: DatasetFolder, record: FileRecord) -> mmap.mmap | None:
+    """The content of a file; None where it is not what `prepare` wrote."""
+    descriptor = folder.open(record)
+    try:
+        content = mmap.mmap(descriptor, record.bytes, access=mmap.ACCESS_READ)
+    finally:
+        os.close(descriptor)
+    return content if hashlib.sha256(content).hexdigest() == record.sha256 else None
