@@ -36,7 +36,7 @@ class CacheConfig:
     dir: str | None
     """A folder on a disk of the node; null: with the user's other caches (XDG_CACHE_HOME, ~/.cache)."""
     max_bytes: int
-    """Bound of the folder; the least recently used shards go first."""
+    """Bound of the shards there, for all runs that share the folder; the least recently used go first."""
     retries: int
     """How often a file is tried for again: after no answer in time, broken connections, a server's own faults, short
     answers, wrong checksums."""

@@ -8,6 +8,7 @@ import contextlib
 import fcntl
 import hashlib
 import logging
+import math
 import os
 import re
 import threading
@@ -18,7 +19,7 @@ from typing import IO
 
 from data_pipeline.config import CacheConfig
 from data_pipeline.errors import DataError, Stopped
-from data_pipeline.remote.transfer import fetch
+from data_pipeline.remote.transfer import fetch, longest_silence
 from data_pipeline.shards.manifest import FileRecord
 from data_pipeline.staging import NO_SPACE
 
@@ -27,8 +28,7 @@ PARTIAL = ".partial"
 LOCK_FILE = "lock"
 SECONDS_BETWEEN_LOOKS = 0.05
 SECONDS_UNTIL_TOLD = 10.0
-STILL_SECONDS = 900.0
-"""So long room is waited for where nothing moves of what others fetch."""
+SECONDS_BETWEEN_WARNINGS = 600.0
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 Entry = tuple[int, int, Path]
 """Time of the latest use, length and path."""
@@ -47,6 +47,7 @@ class Cache:
     def __init__(self, config: CacheConfig) -> None:
         self._config = config
         self.folder = cache_folder(config)
+        self._lost = _Lost(f"data.cache.dir={self.folder}", f"data.cache.max_bytes={config.max_bytes:,}")
 
     def open(self, record: FileRecord, url: str, stop: threading.Event | None = None) -> int:
         """A descriptor of the whole file, fetched from `url` unless it is here; good also after its eviction."""
@@ -87,6 +88,7 @@ class Cache:
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):  # else another process was quicker
                 logger.warning("%s: is damaged here (sha256 does not fit); %s is fetched again", path, record.file)
                 path.unlink()
+                self._lost.forget(record)
 
     def check_holds(self, records: Iterable[FileRecord]) -> None:
         """Raise DataError unless all these files can be here at once: a shuffled order needs each of them all the time.
@@ -126,6 +128,7 @@ class Cache:
                 return None
             with contextlib.suppress(OSError):
                 os.utime(descriptor)  # eviction takes the least recently used
+            self._lost.see(record)
             return descriptor
 
     def _fetch(self, record: FileRecord, url: str, stop: threading.Event) -> int | None:
@@ -144,11 +147,13 @@ class Cache:
                     if descriptor is not None:
                         partial.unlink()
                         return descriptor
+                    self._lost.miss(record)
                     self._reserve(record, file, stop)
                     fetch(url, record, file, self._config, stop)
                     file.flush()
                     os.fsync(file.fileno())
                     partial.replace(path)
+                    self._lost.see(record)
                 except BaseException:
                     partial.unlink(missing_ok=True)
                     raise
@@ -160,7 +165,8 @@ class Cache:
         limit = self._config.max_bytes
         if record.bytes > limit:
             raise DataError(f"data.cache.max_bytes={limit:,}: {record.file} alone has {record.bytes:,} bytes; raise it")
-        waiting = _Waiting(f"data.cache.max_bytes={limit:,}: no room for the {record.bytes:,} bytes of {record.file}")
+        what = f"data.cache.max_bytes={limit:,}: no room for the {record.bytes:,} bytes of {record.file}"
+        waiting = _Waiting(what, longest_silence(self._config))
         while True:
             with (self.folder / LOCK_FILE).open("ab") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
@@ -216,11 +222,45 @@ class Cache:
             raise DataError(f"data.cache.dir={self.folder}: cannot be used ({error}); choose another") from None
 
 
-class _Waiting:
-    """For room that files have which others fetch: told once, and given up where nothing of them moves."""
+class _Lost:
+    """Files that were here and must be fetched again, as where others evict them: counted, and told now and then."""
 
-    def __init__(self, what: str) -> None:
-        self._what = what
+    def __init__(self, place: str, bound: str) -> None:
+        self._place, self._bound = place, bound
+        self._known: set[str] = set()
+        self._count, self._said = 0, -math.inf
+        self._lock = threading.Lock()
+
+    def see(self, record: FileRecord) -> None:
+        self._known.add(record.sha256)
+
+    def forget(self, record: FileRecord) -> None:
+        self._known.discard(record.sha256)
+
+    def miss(self, record: FileRecord) -> None:
+        if record.sha256 not in self._known:
+            return
+        with self._lock:
+            now = time.monotonic()
+            self._count += 1
+            if now - self._said < SECONDS_BETWEEN_WARNINGS:
+                return
+            self._said = now
+        logger.warning(
+            "%s: %s was here and is fetched again (%d so far): all who share the folder need more than %s together "
+            "and evict one another's files; raise it, or give each a data.cache.dir of its own",
+            self._place,
+            record.file,
+            self._count,
+            self._bound,
+        )
+
+
+class _Waiting:
+    """For room that files have which others fetch: told once, and given up where nothing of them comes any more."""
+
+    def __init__(self, what: str, still_seconds: float) -> None:
+        self._what, self._still_seconds = what, still_seconds
         self._seen: list[Entry] = []
         self._began = self._moved = time.monotonic()
         self._is_told = False
@@ -231,8 +271,9 @@ class _Waiting:
             self._seen, self._moved = in_the_way, now
         num_bytes = sum(size for _, size, _ in in_the_way)
         what = f"{self._what} beside {num_bytes:,} that others fetch, as {in_the_way[0][2]}"
-        if now - self._moved > STILL_SECONDS:
-            raise DataError(f"{what}, and nothing of them has come for {STILL_SECONDS:.0f} s; end those, or raise it")
+        still = now - self._moved
+        if still > self._still_seconds:
+            raise DataError(f"{what}, and nothing of them has come for {still:.0f} s; end those, or raise it")
         if now - self._began > SECONDS_UNTIL_TOLD and not self._is_told:
             self._is_told = True
             logger.warning("%s; waiting for them", what)

@@ -17,8 +17,13 @@ from data_pipeline.shards.manifest import FileRecord
 
 logger = logging.getLogger(__name__)
 LONGEST_DELAY = 60.0
-MOST_DOUBLINGS = 64
+MOST_DOUBLINGS, MOST_JITTER = 64, 1.5
 MAX_SMALL_BYTES = 1 << 28
+
+
+def longest_silence(config: CacheConfig) -> float:
+    """Seconds for which a file is tried for at most while nothing of it comes."""
+    return (config.retries + 1) * (config.timeout_seconds + LONGEST_DELAY * MOST_JITTER)
 
 
 class Attempts:
@@ -34,7 +39,7 @@ class Attempts:
         if self.failures > self._config.retries:
             raise BadFile(f"{shown(self._url)}: {what}, tried {self.failures} times; {remedy}")
         growth = 2 ** min(self.failures - 1, MOST_DOUBLINGS)
-        delay = min(self._config.retry_seconds * growth, LONGEST_DELAY) * random.uniform(0.5, 1.5)
+        delay = min(self._config.retry_seconds * growth, LONGEST_DELAY) * random.uniform(0.5, MOST_JITTER)
         numbers = self.failures, self._config.retries
         logger.warning("%s: %s; trying again in %.1f s (%d of %d)", shown(self._url), what, delay, *numbers)
         if self._stop.wait(delay):

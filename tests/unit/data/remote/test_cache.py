@@ -1,6 +1,7 @@
 """The cache stays in its bound, is shared by processes, and never gives half a file."""
 
 import fcntl
+import re
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ import pytest
 from data_pipeline.config import CacheConfig
 from data_pipeline.errors import DataError
 from data_pipeline.remote import cache as caches
+from data_pipeline.remote import transfer
 from data_pipeline.remote.ahead import check_cache_holds, fetch_ahead
 from data_pipeline.shards import reader
 from data_pipeline.shards.manifest import Manifest
@@ -44,6 +46,29 @@ def test_a_run_that_the_cache_cannot_hold_is_refused_with_the_numbers(served, ca
     check_cache_holds([remote(f"{served.url}/set", cache, max_bytes=needed)] * 2)
     with pytest.raises(DataError, match=rf"data.cache.max_bytes={needed - 1:,}: .* have {needed:,} bytes"):
         check_cache_holds([remote(f"{served.url}/set", cache, max_bytes=needed - 1)])
+
+
+def test_runs_that_evict_one_anothers_files_say_so_now_and_then(served, cache, caplog, monkeypatch):
+    needed = sum(record.bytes for record in remote(f"{served.url}/set", cache).record.files)
+    datasets = [remote(f"{served.url}/{name}", cache, max_bytes=needed) for name in ("set", "other")]
+
+    def warnings() -> int:
+        caplog.clear()
+        for dataset in datasets:
+            check_cache_holds([dataset])
+            everything(dataset)
+            dataset.close()
+        return len(caplog.records)
+
+    assert warnings() == 0
+    assert [warnings() for _ in range(3)] == [2, 0, 0]
+    monkeypatch.setattr(caches, "SECONDS_BETWEEN_WARNINGS", 0.0)
+    assert warnings() > 2
+    assert re.search(
+        rf"data.cache.dir={cache.dir}: train-.* was here and is fetched again .* than data.cache.max_bytes={needed:,} "
+        r"together and .*; raise it, or give each a data.cache.dir of its own",
+        caplog.text,
+    )
 
 
 def test_a_shard_larger_than_the_cache_is_refused(served, cache):
@@ -192,13 +217,13 @@ def test_room_that_others_hold_is_not_waited_for_without_a_word_nor_for_ever(
     folder, served, cache, monkeypatch, caplog
 ):
     monkeypatch.setattr(caches, "SECONDS_UNTIL_TOLD", 0.1)
-    monkeypatch.setattr(caches, "STILL_SECONDS", 0.5)
+    monkeypatch.setattr(transfer, "LONGEST_DELAY", 0.01)
     limit = sum(record.bytes for record in Manifest.load(folder / "set").splits["train"].files)
-    dataset = remote(f"{served.url}/set", cache, max_bytes=limit)
+    dataset = remote(f"{served.url}/set", cache, max_bytes=limit, timeout_seconds=0.2)
     with (Path(cache.dir) / ("0" * 64 + ".partial")).open("wb") as other:
         other.truncate(limit)
         fcntl.flock(other, fcntl.LOCK_EX)
         with pytest.raises(DataError, match=rf"max_bytes={limit:,}: no room for .* beside {limit:,} that others fetch"):
             everything(dataset)
     assert caplog.text.count("waiting for them") == 1
-    everything(dataset)
+    everything(remote(f"{served.url}/set", cache, max_bytes=limit))
