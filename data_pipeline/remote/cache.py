@@ -179,8 +179,9 @@ class Cache:
                 raise Stopped
 
     def _evict(self, limit: int) -> list[Entry]:
-        """Remove the least recently used files until at most `limit` bytes are here; what others fetch if it is more:
-        that can be evicted then.
+        """Remove the least recently used files until at most `limit` bytes are here; what others fetch if not.
+
+        That can be evicted when they are done.
         """
         entries = sorted(self._entries())
         total, in_the_way = sum(size for _, size, _ in entries), []
