@@ -119,6 +119,7 @@ def run_loop(
         if profiler is not None:
             with clock.outside():
                 profiler.end_step(step)
+        refuse_empty_batch(step, batch, agreed, checkpoints.last_name)
         refuse_divergence(state, result, batch, config.train.max_bad_steps, checkpoints.last_name)
 
         finished = step == total_steps
@@ -157,6 +158,16 @@ def agree(batch: Batch, counted_here: bool, stop: bool, save: int, control: dist
 def is_bad(result: StepResult, precision: str) -> bool:
     """NaN or infinity; an fp16 overflow under a finite loss is the loss scale finding its height, not a bad step."""
     return not math.isfinite(result.loss) or (not result.applied and precision != "fp16")
+
+
+def refuse_empty_batch(step: int, batch: Batch, agreed: Agreement, last_checkpoint: Callable[[], str]) -> None:
+    """Raise RunError where all samples of the global batch were skipped: there was nothing to learn from."""
+    if agreed.skipped_samples == batch.next_position - batch.position:
+        raise RunError(
+            f"step {step}: none of samples {batch.position} to {batch.next_position - 1} counts: all are in bad "
+            "shards, named in the logs of the ranks (data.on_bad_shard=skip); the weights were not updated; last "
+            f"checkpoint: {last_checkpoint()}; restore the shards, and the same command goes on from there"
+        )
 
 
 def refuse_divergence(

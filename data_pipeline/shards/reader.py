@@ -255,11 +255,8 @@ class PackedDataset:
             if fault is not None:
                 self._bad_shards[shard] = fault
         if self._bad_shards:
-            first = next(iter(self._bad_shards.values()))
-            counts = f"{len(self._bad_shards)} of {len(self.record.shards)} shards for {self.split}"
-            if len(self._bad_shards) == len(self.record.shards):
-                raise DataError(f"{self.folder}: {counts} cannot be used, as {first}; restore them")
-            logger.warning("%s: %s cannot be used, as %s", self.folder, counts, first)
+            self._refuse_if_all_are_bad()
+            logger.warning("%s: %s", self.folder, self._what_is_bad())
 
     def _give_up(self, shard: int, fault: str) -> None:
         """From now on; named once, when the first of its samples is asked for."""
@@ -269,6 +266,16 @@ class PackedDataset:
             self._named_shards.add(shard)
             count = self.record.shards[shard].samples
             logger.error("%s; its %d samples are skipped and counted (data.on_bad_shard=skip)", fault, count)
+        self._refuse_if_all_are_bad()
+
+    def _refuse_if_all_are_bad(self) -> None:
+        if len(self._bad_shards) == len(self.record.shards):
+            raise DataError(f"{self.folder}: {self._what_is_bad()}; nothing is left to train on: restore them")
+
+    def _what_is_bad(self) -> str:
+        first = next(iter(self._bad_shards.values()))
+        counts = f"{len(self._bad_shards)} of {len(self.record.shards)} shards for {self.split}"
+        return f"{counts} cannot be used, as {first}"
 
     def _map(self, shard: int, stop: threading.Event | None) -> None:
         record = self.record.shards[shard]

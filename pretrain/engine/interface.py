@@ -12,7 +12,7 @@ class StepResult:
     """One optimizer step, the same on every rank."""
 
     loss: float
-    """Mean over the targets of the global batch that count, in nats; 0 where none does."""
+    """Mean over the targets of the global batch that count, in nats; NaN where none does."""
     grad_norm: float
     """Global norm before clipping; inf where the step was skipped."""
     applied: bool

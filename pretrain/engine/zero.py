@@ -141,7 +141,7 @@ class ZeroEngine:
         watch.mark()
         total, count = totals.tolist()  # until here the host waited once, for the norm
         return StepResult(
-            loss=total / count if count else 0.0,
+            loss=total / count,
             grad_norm=self._norm / loss_scale if applied else math.inf,
             applied=applied,
             loss_scale=loss_scale,
@@ -213,11 +213,14 @@ class ZeroEngine:
             self.optimizer.empty_partition_cache()
 
     def _weights(self, mask: Tensor) -> Tensor:
-        """[n, s] such that the mean over the global batch is that of the targets that count, wherever they lie."""
+        """[n, s] such that the mean over the global batch is that of the targets that count, wherever they lie.
+
+        Where none counts there is no mean: all are NaN, which keeps the update from the parameters.
+        """
         weights = to_device(mask, self.device).double()
         mean = weights.mean() / self.groups.layout.dp
         dist.all_reduce(mean, group=self.groups.data_parallel)
-        return (weights / mean.clamp_min(torch.finfo(torch.float64).tiny)).float()  # where none counts, all 0
+        return (weights / mean).float()
 
     def _over_all_ranks(self, totals: Tensor) -> Tensor:
         """Sum over data-parallel ranks of what the last stage has, once for all tensor-parallel ranks."""

@@ -1,36 +1,52 @@
-"""A run goes on without a bad shard, if told so, and says what that cost."""
+"""A run goes on without a bad shard, if told so, and says what that cost; on nothing at all it does not train."""
 
 import itertools
 import shutil
+from collections.abc import Iterator
+from pathlib import Path
 
-from data_pipeline.loader import train_batches
+import pytest
+
+from data_pipeline.loader import Batch, train_batches
 from data_pipeline.shards.reader import PackedDataset
 from tests.support.corpus import make_texts, write_jsonl
 from tests.support.runs import Workplace, train_records, user_error
 
 BAD = "train-00001.tar"
 STEPS = 6
+SHORT = ("evaluation.every_steps=0", f"train.max_steps={STEPS}", "lr_schedule.warmup_steps=2", "run.seed=7")
+SKIP = ("data.on_bad_shard=skip", *SHORT)
 
 
-def test_a_run_skips_a_bad_shard_and_counts_its_samples_over_ranks_and_stops(tmp_path):
-    place = Workplace(tmp_path / "place", tmp_path / "dataset")
-    corpus = write_jsonl(tmp_path / "corpus.jsonl", make_texts(60))
-    assert place.prepare(f"data.inputs=[{corpus}]", "data.shard_bytes=10000").returncode == 0
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset of several shards."""
+    folder = tmp_path_factory.mktemp("sharded")
+    corpus = write_jsonl(folder / "corpus.jsonl", make_texts(60))
+    done = Workplace(folder, folder / "dataset").prepare(f"data.inputs=[{corpus}]", "data.shard_bytes=10000")
+    assert done.returncode == 0, done.stderr
+    return folder / "dataset"
+
+
+@pytest.fixture
+def place(tmp_path: Path, sharded: Path) -> Workplace:
+    return Workplace(tmp_path / "place", shutil.copytree(sharded, tmp_path / "dataset"))
+
+
+def test_a_run_skips_a_bad_shard_and_counts_its_samples_over_ranks_and_stops(place):
     whole = list(itertools.islice(batches_of(place.dataset, skip_bad_shards=False), STEPS))
     (place.dataset / BAD).unlink()
-    wanted = list(itertools.islice(batches_of(place.dataset, skip_bad_shards=True), STEPS))
+    wanted = list(itertools.islice(batches_of(place.dataset), STEPS))
     counts = list(itertools.accumulate(batch.num_skipped for batch in wanted))
     assert 0 < counts[3] < counts[5] < 8 * STEPS, "some come before the stop, some after it"
 
-    short = ("evaluation.every_steps=0", f"train.max_steps={STEPS}", "lr_schedule.warmup_steps=2", "run.seed=7")
-    assert BAD in user_error(place.train("skipping", *short))
-    skip = ("data.on_bad_shard=skip", *short)
-    done = place.torchrun(2, "skipping", *skip, "train.micro_batch_size=1")
+    assert BAD in user_error(place.train("skipping", *SHORT))
+    done = place.torchrun(2, "skipping", *SKIP, "train.micro_batch_size=1")
     assert done.returncode == 0, done.stderr
     run = place.run_dir("skipping")
     check_record(run, wanted, counts)
     shutil.rmtree(run / "checkpoints" / f"step-{STEPS:08d}")
-    done = place.train("skipping", *skip)
+    done = place.train("skipping", *SKIP)
     assert done.returncode == 0 and "step 4, sample 32" in done.stderr, done.stderr
     check_record(run, wanted, counts)
 
@@ -42,9 +58,33 @@ def test_a_run_skips_a_bad_shard_and_counts_its_samples_over_ranks_and_stops(tmp
     ]
 
 
-def batches_of(folder, *, skip_bad_shards):
+def test_a_batch_of_bad_samples_only_stops_all_ranks_and_is_not_saved(place):
+    for path in sorted(place.dataset.glob("train-*.tar"))[::2]:
+        path.unlink()
+    batches = batches_of(place.dataset, global_batch_size=2)
+    empty = next(step for step, batch in enumerate(batches, 1) if batch.num_skipped == 2)
+    assert empty > 1
+    small = ("train.global_batch_size=2", "train.micro_batch_size=1", "train.max_steps=100")
+    done = place.torchrun(2, "empty", *SKIP, *small, "checkpoint.every_steps=1")
+    said = f"pretrain: error: step {empty}: none of samples {2 * empty - 2} to {2 * empty - 1} counts: all are in bad"
+    assert done.returncode != 0 and said in done.stderr, done.stderr
+    last = max((place.run_dir("empty") / "checkpoints").iterdir()).name
+    assert last == f"step-{empty - 1:08d}" and f"last checkpoint: runs/empty/checkpoints/{last};" in done.stderr
+    assert max(train_records(place.run_dir("empty"))) == empty - 1
+
+
+def test_a_run_whose_shards_all_go_bad_stops(place):
+    with place.training("bare", *SKIP, "train.max_steps=100000", "checkpoint.every_steps=0") as run:
+        run.wait_for_step(20)
+        for path in place.dataset.glob("train-*.tar"):
+            path.unlink()
+        assert run.end() == 2, run.log
+    assert "shards for train cannot be used, as" in run.log and "Traceback" not in run.log
+
+
+def batches_of(folder: Path, *, skip_bad_shards: bool = True, global_batch_size: int = 8) -> Iterator[Batch]:
     dataset = PackedDataset.open(folder, "train", skip_bad_shards=skip_bad_shards)
-    return train_batches(dataset, seed=7, global_batch_size=8, rank=0, size=1, position=0)
+    return train_batches(dataset, seed=7, global_batch_size=global_batch_size, rank=0, size=1, position=0)
 
 
 def check_record(run, wanted, counts):

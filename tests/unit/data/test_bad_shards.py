@@ -211,6 +211,25 @@ def test_a_dataset_without_any_good_shard_is_refused(folder):
         PackedDataset.open(folder, "train", skip_bad_shards=True)
 
 
+def test_once_no_good_shard_is_left_the_stream_ends_with_an_error(folder, monkeypatch):
+    monkeypatch.setattr(reader, "SECONDS_BETWEEN_LOOKS", 0.0)
+    dataset = PackedDataset.open(folder, "train", skip_bad_shards=True)
+    take(dataset)
+    for path in folder.glob("train-*.tar"):
+        path.unlink()
+    with pytest.raises(DataError, match=r"(\d+) of \1 shards for train cannot be used, as .*tar: .*restore them"):
+        take(dataset)
+
+
+def test_a_server_that_has_no_shard_is_an_error(written, tmp_path):
+    with serving(written) as served:
+        where = RemoteFolder(served.url, cache_config(tmp_path / "cache"))
+        dataset = PackedDataset.open(where, "train", skip_bad_shards=True)
+        served.lasting |= {record.file: faulty.status(404) for record in dataset.record.shards}
+        with pytest.raises(DataError, match=r"(\d+) of \1 shards for train cannot be used, as .*404"):
+            take(dataset)
+
+
 def test_in_a_mixture_only_the_bad_shard_of_one_dataset_is_skipped(written, folder, caplog):
     plan, folders = Plan({"set": 0.5, "whole": 0.5}, {}, []), {"set": folder, "whole": written}
     undisturbed = take(mix(plan, folders))
