@@ -5,6 +5,9 @@ from typing import Any, Literal
 
 from data_pipeline.dedup.minhash import NearDedupConfig
 
+LEAST_SHARE = 2.0**-20
+"""Of a dataset in a mixture; shares are kept to whole multiples of it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class MixturePhase:
@@ -91,7 +94,7 @@ class DataConfig:
     a sample are cut, the rest of a sample being filled with tokens that count in no loss (but as trained tokens)."""
     mixture: dict[str, float] | None
     """Train on several prepared datasets, those that lie beside data.path under these names, in shares of the tokens
-    by these weights, as in {web: 0.7, code: 0.3}; null: on data.path alone."""
+    by these weights, as in {web: 0.7, code: 0.3}, each 0 or a millionth of all at least; null: on data.path alone."""
     mixture_max_epochs: dict[str, float] | None
     """Passes over a dataset of the mixture after which the others fill its place, as in {code: 4}; one that is not
     named has no end."""

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from data_pipeline.config import LEAST_SHARE
 from data_pipeline.errors import DataError
 from data_pipeline.order import Positions, sample_at
 from data_pipeline.shards.folder import DatasetFolder
@@ -25,7 +26,7 @@ from data_pipeline.shards.manifest import ShardRecord
 from data_pipeline.shards.mapped import Samples
 from data_pipeline.shards.reader import PackedDataset
 
-UNITS = 1 << 20
+UNITS = round(1 / LEAST_SHARE)
 """Weights are rounded to so many parts of the whole."""
 MAX_POSITION = 1 << 42
 """Positions times units stay below 2**63."""
@@ -305,13 +306,21 @@ def mix(
                     f"prepare it again with that one's (tokenizer.path={its_tokenizer})"
                 )
     ingredients = [
-        Ingredient(name, dataset.num_samples, _cap(plan.max_epochs.get(name), dataset.num_samples))
+        Ingredient(name, dataset.num_samples, _cap(name, plan.max_epochs.get(name), dataset.num_samples))
         for name, dataset in datasets.items()
     ]
-    phases = [(0, plan.weights)] + [(-(-tokens // first.seq_length), weights) for tokens, weights in plan.later]
-    by_number = [(start, [weights.get(name, 0.0) for name in datasets]) for start, weights in phases]
+    phases = {0: plan.weights} | {-(-tokens // first.seq_length): weights for tokens, weights in plan.later}
+    by_number = [(start, [weights.get(name, 0.0) for name in datasets]) for start, weights in phases.items()]
     return MixedDataset(datasets, Mixture(ingredients, by_number))
 
 
-def _cap(epochs: float | None, num_samples: int) -> int | None:
-    return None if epochs is None else math.floor(epochs * num_samples)
+def _cap(name: str, epochs: float | None, num_samples: int) -> int | None:
+    if epochs is None:
+        return None
+    cap = math.floor(min(epochs * num_samples, MAX_POSITION))
+    if not cap:
+        raise DataError(
+            f"data.mixture_max_epochs.{name}={epochs}: allows none of its {num_samples:,} samples; raise it, or take "
+            f"{name} out of data.mixture"
+        )
+    return cap

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 
-from data_pipeline.config import DataConfig
+from data_pipeline.config import LEAST_SHARE, DataConfig
 from pretrain.config.attention import attention_problems, calls_of
 from pretrain.config.changes import accept_problems
 from pretrain.config.cluster_checks import cluster_problems
@@ -47,7 +47,7 @@ def check_run(config: RunConfig, world_size: int) -> None:
         *_offload(config.engine),
         *_attention(config),
         *compile_problems(config),
-        *_mixture(config.data),
+        *_mixture(config.data, config.model.seq_length),
         *cluster_problems(config.cluster),
         *accept_problems(config),
     ]
@@ -301,7 +301,7 @@ def _attention(config: RunConfig) -> Iterator[Problem]:
         )
 
 
-def _mixture(data: DataConfig) -> Iterator[Problem]:
+def _mixture(data: DataConfig, seq_length: int) -> Iterator[Problem]:
     if data.mixture is None:
         for name in ("mixture_max_epochs", "mixture_later"):
             if getattr(data, name):
@@ -312,10 +312,17 @@ def _mixture(data: DataConfig) -> Iterator[Problem]:
         ("data.mixture", data.mixture),
         *((f"data.mixture_later[{number}].weights", phase.weights) for number, phase in enumerate(data.mixture_later)),
     ):
+        whole = sum(weights.values())
         if not all(math.isfinite(weight) and weight >= 0 for weight in weights.values()):
             yield Problem(key, weights, "weights must not be negative")
-        elif not sum(weights.values()) > 0:
+        elif not whole > 0:
             yield Problem(key, weights, "at least one weight must be greater than 0")
+        elif not math.isfinite(whole):
+            yield Problem(key, weights, "must have a finite sum", "divide all weights by one number: only ratios count")
+        for name, weight in weights.items():
+            if 0 < weight < whole * LEAST_SHARE < math.inf:
+                rule = f"is less than {LEAST_SHARE:.2g} of all weights, shares are kept to no finer"
+                yield Problem(f"{key}.{name}", weight, rule, "raise it, or set it to 0")
         if unknown := sorted(weights.keys() - data.mixture.keys()):
             yield Problem(key, unknown[0], "is not in data.mixture", f"name {names}; with weight 0 one may begin later")
     for name, epochs in (data.mixture_max_epochs or {}).items():
@@ -323,9 +330,11 @@ def _mixture(data: DataConfig) -> Iterator[Problem]:
             yield Problem("data.mixture_max_epochs", name, "is not in data.mixture", f"name {names}")
         if not (math.isfinite(epochs) and epochs > 0):
             yield Problem(f"data.mixture_max_epochs.{name}", epochs, "must be greater than 0")
-    begins = [0, *(phase.after_tokens for phase in data.mixture_later)]
+    after = [phase.after_tokens for phase in data.mixture_later]
+    begins = [0, *(-(-tokens // max(1, seq_length)) for tokens in after)]
     if any(later <= earlier for earlier, later in itertools.pairwise(begins)):
-        yield Problem("data.mixture_later", begins[1:], "after_tokens must grow from phase to phase, from above 0")
+        rule = "after_tokens must grow from phase to phase, from above 0"
+        yield Problem("data.mixture_later", after, f"{rule}, each into a later sample of {seq_length} tokens")
 
 
 def _and(values: list[int]) -> str:

@@ -237,11 +237,34 @@ def _to_record(values: object, record: type[Record], where: str = "") -> Record:
     if record is RunConfig and isinstance(values, Mapping):
         values = _with_numbers_for_auto(values)
     try:
-        # Strict JSON: "8" is no integer and 0.5 no step count, while a list may become a tuple.
-        return adapter.validate_json(json.dumps(_renamed(values, _record_key)), strict=True)
+        return _validated(adapter, json.loads(json.dumps(_renamed(values, _record_key))))
     except ValidationError as error:
         known = list(record_keys(record))
         raise ConfigError([_problem(fault, known, where) for fault in error.errors()]) from None
+
+
+def _validated(adapter: TypeAdapter[Record], values: Any) -> Record:
+    """By strict JSON: "8" is no integer and 0.5 no step count, while 9e9 is one, and a list may become a tuple.
+
+    Writes integers for such numbers into `values`.
+    """
+    try:
+        return adapter.validate_json(json.dumps(values), strict=True)
+    except ValidationError as error:
+        written = [fault for fault in error.errors() if fault["type"] == "int_type" and _is_whole(fault["input"])]
+        if not written:
+            raise
+    for fault in written:
+        *sections, name = fault["loc"]
+        place = values
+        for section in sections:
+            place = place[section]
+        place[name] = int(fault["input"])
+    return _validated(adapter, values)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, float) and value.is_integer()
 
 
 def _with_numbers_for_auto(values: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -188,7 +188,32 @@ RULES: list[tuple[dict[str, object], int, str]] = [
             ),
         },
         1,
-        "data.mixture_later=[5, 5]: after_tokens must grow from phase to phase, from above 0",
+        "data.mixture_later=[5, 5]: after_tokens must grow from phase to phase, from above 0, each into a later sample "
+        "of 256 tokens",
+    ),
+    (
+        {
+            "data__mixture": {"web": 1.0},
+            "data__mixture_later": (
+                MixturePhase(after_tokens=513, weights={"web": 1.0}),
+                MixturePhase(after_tokens=768, weights={"web": 1.0}),
+            ),
+        },
+        1,
+        "data.mixture_later=[513, 768]: after_tokens must grow from phase to phase, from above 0, each into a later "
+        "sample of 256 tokens",
+    ),
+    (
+        {"data__mixture": {"web": 1e308, "code": 1e308}},
+        1,
+        "data.mixture={'web': 1e+308, 'code': 1e+308}: must have a finite sum; divide all weights by one number: only "
+        "ratios count",
+    ),
+    (
+        {"data__mixture": {"web": 1.0, "code": 9e-7}},
+        1,
+        "data.mixture.code=9e-07: is less than 9.5e-07 of all weights, shares are kept to no finer; raise it, or set "
+        "it to 0",
     ),
     (
         {"data__mixture": {"web": 1.0}, "data__mixture_max_epochs": {"books": 2.0}},

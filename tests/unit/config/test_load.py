@@ -62,6 +62,15 @@ def test_show_config_prints_what_a_run_would_read_back(capsys: pytest.CaptureFix
     assert read_run_config(path) == load_run_config(overrides)
 
 
+def test_a_whole_number_may_be_written_with_a_point_or_an_exponent_wherever_an_integer_stands() -> None:
+    later = "data.mixture_later=[{after_tokens: 9e9, weights: {web: 1}}]"
+    config = load_run_config([later, "train.max_steps=null", "train.max_tokens=1e10", "profile.steps=[10.0,12]"])
+    (phase,) = config.data.mixture_later
+    assert config.profile.steps is not None
+    numbers = (phase.after_tokens, config.train.max_tokens, *config.profile.steps)
+    assert numbers == (9 * 10**9, 10**10, 10, 12) and all(type(number) is int for number in numbers)
+
+
 # In text that is left readable PyYAML reads one control character, "next line", back as a space.
 TEXT = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\x85"), max_size=10)
 
@@ -100,6 +109,8 @@ MISTAKES = [
     (["optim.lr=fast"], "optim.lr='fast': must be a valid number"),
     (["train.max_steps=many"], "train.max_steps='many': must be a valid integer"),
     (["train.max_steps=0.5"], "train.max_steps=0.5: must be a valid integer"),
+    (["train.max_steps=0.5", "train.max_tokens=1e9"], "train.max_steps=0.5: must be a valid integer"),
+    (["train.max_tokens=inf"], "train.max_tokens=inf: must be a valid integer"),
     (["model.bias=1"], "model.bias=1: must be a valid boolean"),
     (["model.bias='true'"], "model.bias='true': must be a valid boolean"),
     (["model.num_layers='2'"], "model.num_layers='2': must be a valid integer"),

@@ -193,6 +193,23 @@ def test_datasets_of_other_tokenizers_are_refused_with_what_to_do(tmp_path: Path
         mix(Plan({"a": 1.0, "c": 1.0}, {}, ()), {"a": tmp_path / "a", "c": tmp_path / "c"})
 
 
+@pytest.mark.parametrize("epochs", [1e-9, 0.03])
+def test_a_limit_that_allows_no_sample_is_refused(folders: dict[str, Path], epochs: float) -> None:
+    with pytest.raises(
+        DataError, match=rf"data\.mixture_max_epochs\.a={epochs}: allows none of its 30 samples; raise it"
+    ):
+        mixed(folders, max_epochs={"a": epochs})
+
+
+def test_a_limit_may_lie_beyond_all_that_can_be_taken(folders: dict[str, Path]) -> None:
+    assert mixed(folders, max_epochs={"a": 1e308, "b": 0.02}).end is None
+
+
+def test_of_phases_that_begin_with_one_sample_the_last_holds(folders: dict[str, Path]) -> None:
+    dataset = mixed(folders, later=[(39, {"b": 1.0}), (40, {"a": 1.0})])  # samples of 2 tokens
+    assert dataset.mixture.phases[1:] == ((20, [1.0, 0.0]),)
+
+
 def test_a_dataset_that_is_not_there_is_named(folders: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nowhere: not prepared"):
         mix(Plan({"a": 1.0, "b": 1.0}, {}, ()), folders | {"b": tmp_path / "nowhere"})
