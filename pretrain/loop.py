@@ -194,6 +194,7 @@ def train_record(
         "lr": lr,
         "tokens": state.tokens,
         "samples": state.position,
+        "batch_samples": batch.next_position - batch.position,
         "epoch": batch.epoch,
         "loss_scale": result.loss_scale,
         "bad_steps": state.bad_steps,

@@ -82,13 +82,14 @@ def begin_proof(
         log.warning("%s: %s", run_dir, words)
     later = {number: record for number, record in recorded.items() if number > step}
     # A run that was stopped in good order left nothing to repeat.
-    last = None if later else max((number for number in recorded), default=0)
+    placed = (number for number, record in recorded.items() if "batch_samples" in record)
+    last = None if later else max(placed, default=0)
     wanted: list[Any] = [last and recorded[last]]
     dist.broadcast_object_list(wanted, src=0, group=groups.control)
     if wanted[0]:
         _compare_batch(wanted[0], resumed.manifest, dataset, groups, seed)
     elif last == 0 and dist.get_rank() == 0:
-        log.warning("resume not verified: no step up to %d is recorded in %s", step, run_dir)
+        log.warning("resume not verified: no step up to %d is recorded with its batch in %s", step, run_dir)
     origins = (facts_of_checkpoint(resumed.manifest), facts_of_last_attempt(run_dir)) if later else ()
     return ResumeProof(step, later, excuse(origins, now, on_gpu=dist.get_backend() == "nccl"))
 
@@ -97,7 +98,7 @@ def _compare_batch(
     record: Mapping[str, Any], manifest: Mapping[str, Any], dataset: TrainingData, groups: ProcessGroups, seed: int
 ) -> None:
     """Read the batch of a recorded step again: order and content of the data are what they were."""
-    samples, dp = manifest["config"]["train"]["global_batch_size"], groups.layout.dp
+    samples, dp = record["batch_samples"], groups.layout.dp
     # A batch size that was changed need not divide over the ranks there are now: then one reads all.
     rank, size = (groups.dp_rank, dp) if samples % dp == 0 else (0, 1)
     batches = train_batches(

@@ -51,8 +51,9 @@ def train(config: RunConfig) -> str:
     # All that can be refused is refused before the run folder is made, and what takes no heavy import first.
     check_run(config, world_size)
     dataset, validation = open_datasets(config)
-    check_enough_data(config, dataset)
     folder = Path(config.run.dir)
+    if not folder.exists() and config.checkpoint.mirror is None:  # else it counts where the run stands
+        check_enough_data(config, dataset, RunState())
     check_same_config(folder, config)
     check_space(folder, checkpoint_bytes(config.model, dataset.manifest.tokenizer.vocab_size))
     initial = None
@@ -124,6 +125,7 @@ def run(
         if state.step >= steps:
             log.info("%s is finished: step %d of %d; nothing to do", folder, state.step, steps)
             return "finished"
+        check_enough_data(config, dataset, state)
 
         peak = device_peak(config.tracking.peak_tflops, here.gpu_name, config.engine.precision)
         description = describe_run(config, dataset, list(validation.values()), layout, peak) | origin

@@ -12,6 +12,7 @@ from pretrain.config.changes import Change, to_accept
 from pretrain.config.checks import total_steps
 from pretrain.config.errors import ConfigError, Problem, RunError
 from pretrain.config.run import RunConfig
+from pretrain.run_state import RunState
 
 if TYPE_CHECKING:
     from data_pipeline.loader import Batch
@@ -38,10 +39,10 @@ def open_datasets(config: RunConfig) -> tuple[TrainingData, dict[str, PackedData
     return dataset, validation
 
 
-def check_enough_data(config: RunConfig, dataset: TrainingData) -> None:
-    """Raise ConfigError where a mixture whose datasets have an end is shorter than the run."""
+def check_enough_data(config: RunConfig, dataset: TrainingData, state: RunState) -> None:
+    """Raise ConfigError where a mixture whose datasets have an end is shorter than the run that stands at `state`."""
     end = dataset.end
-    needed = total_steps(config) * config.train.global_batch_size
+    needed = state.position + (total_steps(config) - state.step) * config.train.global_batch_size
     if end is not None and end < needed:
         rule = f"the mixture ends after {end:,} samples, the run takes {needed:,}"
         remedy = "raise data.mixture_max_epochs, shorten the run, or give more text"

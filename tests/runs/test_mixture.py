@@ -58,6 +58,19 @@ def test_a_mixture_shorter_than_the_run_is_refused_before_it_begins(mixing):
     assert not mixing.run_dir("short").exists()
 
 
+def test_a_mixture_shorter_than_what_is_left_of_a_run_is_refused_when_it_is_resumed(mixing):
+    caps = "data.mixture_max_epochs={dataset: 0.1, other: 0.1}"
+    short = (HALF, caps, "evaluation.every_steps=0", "lr_schedule.warmup_steps=1")
+    done = mixing.train("left", *short, "train.max_steps=2", "train.global_batch_size=16")
+    assert done.returncode == 0, done.stderr
+    other = ("train.global_batch_size=2", "run.accept_changes=[train.global_batch_size]")
+    done = mixing.train("left", *short, "train.max_steps=1000", *other)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "the mixture ends after" in done.stderr and "the run takes 2,028" in done.stderr
+    done = mixing.train("left", *short, "train.max_steps=4", *other)
+    assert done.returncode == 0 and "resume verified" in done.stderr, done.stderr
+
+
 def test_a_dataset_of_the_mixture_that_is_not_there_is_named(mixing):
     done = mixing.train("missing", "data.mixture={dataset: 1, books: 1}")
     assert done.returncode == 2 and "books: not prepared" in done.stderr
