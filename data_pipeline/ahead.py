@@ -17,11 +17,12 @@ def read_ahead(
     stop: threading.Event,
     depth: int = 1,
     settle: Callable[[Item], object] = lambda _: None,
+    asked_to_stop: Callable[[], bool] = lambda: False,
 ) -> Generator[Item, None, None]:
     """The same items, made in a thread, `depth` ahead; its exception is raised here, and closing this ends it.
 
     `stop` is set by then: whoever makes items that take long looks at it. `settle` is called by the thread, once, with
-    an item that it could not hand over in WAIT_SECONDS.
+    an item that it could not hand over in WAIT_SECONDS. Where none is ready for so long, `asked_to_stop` ends this.
     """
     ready: queue.Queue[Item | _End] = queue.Queue(maxsize=depth)
 
@@ -52,7 +53,12 @@ def read_ahead(
     thread.start()
     try:
         while True:
-            item = ready.get()
+            try:
+                item = ready.get(timeout=WAIT_SECONDS)
+            except queue.Empty:
+                if asked_to_stop():
+                    return
+                continue
             if isinstance(item, _End):
                 if item.error is not None:
                     raise item.error

@@ -6,7 +6,7 @@ any other size continues the same order.
 
 import contextlib
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -49,19 +49,35 @@ class Batch(NamedTuple):
 
 
 def train_batches(
-    dataset: TrainingData, *, seed: int, global_batch_size: int, rank: int, size: int, position: int
+    dataset: TrainingData,
+    *,
+    seed: int,
+    global_batch_size: int,
+    rank: int,
+    size: int,
+    position: int,
+    asked_to_stop: Callable[[], bool] = lambda: False,
 ) -> Generator[Batch, None, None]:
-    """Endless shuffled batches from a global position on, read ahead by a thread that ends with the iterator."""
+    """Endless shuffled batches from a global position on, read ahead by a thread that ends with the iterator.
+
+    `asked_to_stop` ends them where the next one would have to be waited for.
+    """
     assert 0 <= rank < size and global_batch_size % size == 0 and position >= 0
-    return _stream(dataset, seed, global_batch_size, rank, size, position)
+    return _stream(dataset, seed, global_batch_size, rank, size, position, asked_to_stop)
 
 
 def _stream(
-    dataset: TrainingData, seed: int, global_batch_size: int, rank: int, size: int, position: int
+    dataset: TrainingData,
+    seed: int,
+    global_batch_size: int,
+    rank: int,
+    size: int,
+    position: int,
+    asked_to_stop: Callable[[], bool],
 ) -> Generator[Batch, None, None]:
     stop = threading.Event()
     windows = _train_windows(dataset, seed, global_batch_size, rank, size, position, stop)
-    ahead = read_ahead(windows, stop, settle=_Window.settle)
+    ahead = read_ahead(windows, stop, settle=_Window.settle, asked_to_stop=asked_to_stop)
     with fetch_ahead(dataset, seed, position, stop), contextlib.closing(ahead) as ready:
         for window in ready:
             yield from window.batches(global_batch_size)

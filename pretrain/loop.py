@@ -1,4 +1,4 @@
-"""The training loop: batch, step, record, evaluate, save, stop, in that order and in plain sight."""
+"""The training loop: batch, stop, step, record, evaluate, save, in that order and in plain sight."""
 
 import math
 import time
@@ -60,7 +60,7 @@ class NothingSaved:
 
 @dataclass(frozen=True)
 class Agreement:
-    """What all ranks know of a step besides its result."""
+    """What all ranks know of a step before it is taken."""
 
     batch_hash: str
     """Names the samples of the global batch, whatever the number of ranks."""
@@ -68,7 +68,7 @@ class Agreement:
     """Of the global batch."""
     stop: bool
     save: int
-    """What rank 0's clock says is due."""
+    """What rank 0's clock says is due after the step."""
 
 
 def run_loop(
@@ -93,19 +93,24 @@ def run_loop(
     `samples_counted_here`: true on one of the ranks that share a batch, so that the batch's hash counts it once.
     """
     every_evaluation = config.evaluation.every_steps
-    began = time.monotonic() - state.train_seconds
+    began, start = time.monotonic() - state.train_seconds, state.step
     while state.step < total_steps:
         if profiler is not None:
             profiler.begin_step(state.step + 1)
         with clock.part("data"):
-            batch = next(batches)
+            batch = next(batches, None)
+        agreed = agree(batch, samples_counted_here, stop_requested(), checkpoints.due_by_clock(), control)
+        if agreed.stop or batch is None:
+            if state.step > start:
+                checkpoints.after_step(state, agreed.save, last=True)
+            return state, "stopped"
         step = state.step + 1
+        refuse_empty_batch(step, batch, agreed, checkpoints.last_name)
         lr = lr_at(step)
         result = engine.train_step(batch.tokens, lr, batch.mask)
         clock.add("forward_backward", result.seconds_forward_backward)
         clock.add("optimizer", result.seconds_optimizer)
         batch_tokens = (batch.next_position - batch.position) * config.model.seq_length
-        agreed = agree(batch, samples_counted_here, stop_requested(), checkpoints.due_by_clock(), control)
         state = replace(
             state,
             step=step,
@@ -119,7 +124,6 @@ def run_loop(
         if profiler is not None:
             with clock.outside():
                 profiler.end_step(step)
-        refuse_empty_batch(step, batch, agreed, checkpoints.last_name)
         refuse_divergence(state, result, batch, config.train.max_bad_steps, checkpoints.last_name)
 
         finished = step == total_steps
@@ -130,24 +134,25 @@ def run_loop(
                 limit = config.evaluation.final_max_samples if finished else config.evaluation.max_samples
                 record("validation", step, evaluate(max_samples=limit))
         with clock.outside():
-            checkpoints.after_step(state, agreed.save, last=finished or agreed.stop)
-        if agreed.stop and not finished:
-            return state, "stopped"
+            checkpoints.after_step(state, agreed.save, last=finished)
     return state, "finished"
 
 
-def agree(batch: Batch, counted_here: bool, stop: bool, save: int, control: dist.ProcessGroup) -> Agreement:
-    """One small message among all ranks, on the CPU: whoever is asked to stop stops all, rank 0's clock saves.
+def agree(batch: Batch | None, counted_here: bool, stop: bool, save: int, control: dist.ProcessGroup) -> Agreement:
+    """One small message among all ranks, on the CPU: whoever is asked to stop, or has no batch, stops all, rank 0's
+    clock saves.
 
     Raises RunError where ranks that share a batch were given different ones.
     """
-    of_batch = (batch.digest, batch.num_skipped, 1) if counted_here else (0, 0, 0)
+    digest, skipped_here = (batch.digest, batch.num_skipped) if batch is not None else (0, 0)
+    of_batch = (digest, skipped_here, 1) if counted_here else (0, 0, 0)
     due_here = save if dist.get_rank() == 0 else 0
-    shared = torch.tensor([*of_batch, batch.digest, int(stop), due_here], dtype=torch.int64)
+    shared = torch.tensor([*of_batch, digest, int(stop or batch is None), due_here], dtype=torch.int64)
     dist.all_reduce(shared, group=control)
     # Sums mod 2**64: int64 addition wraps around.
     total, skipped, num_counted, total_of_all, stops, due = shared.tolist()
-    if (total * (dist.get_world_size() // num_counted) - total_of_all) % 2**64:
+    is_shared = (total * (dist.get_world_size() // num_counted) - total_of_all) % 2**64 == 0
+    if batch is not None and not stops and not is_shared:
         raise RunError(
             f"batch of samples {batch.position} to {batch.next_position - 1}: ranks that share it read different ones; "
             "a shard is bad on some nodes and whole on others: the logs of the ranks name it; restore it there"
@@ -165,7 +170,7 @@ def refuse_empty_batch(step: int, batch: Batch, agreed: Agreement, last_checkpoi
     if agreed.skipped_samples == batch.next_position - batch.position:
         raise RunError(
             f"step {step}: none of samples {batch.position} to {batch.next_position - 1} counts: all are in bad "
-            "shards, named in the logs of the ranks (data.on_bad_shard=skip); the weights were not updated; last "
+            "shards, named in the logs of the ranks (data.on_bad_shard=skip); nothing is learned of it; last "
             f"checkpoint: {last_checkpoint()}; restore the shards, and the same command goes on from there"
         )
 

@@ -155,7 +155,7 @@ def run(
         state, sinks.outcome = run_loop(
             config=config,
             engine=engine,
-            batches=here.count_steps(batches_from(state.position, config, dataset, groups), state.step),
+            batches=here.count_steps(batches_from(state.position, config, dataset, groups, stop_requested), state.step),
             state=state,
             total_steps=steps,
             lr_at=lr_of(config),

@@ -1,6 +1,6 @@
 """What a run is trained on: opened, checked against model and run, compared with what a checkpoint was trained on."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,8 +49,14 @@ def check_enough_data(config: RunConfig, dataset: TrainingData, state: RunState)
         raise ConfigError([Problem("data.mixture_max_epochs", config.data.mixture_max_epochs, rule, remedy)])
 
 
-def batches_from(position: int, config: RunConfig, dataset: TrainingData, groups: "ProcessGroups") -> Iterator["Batch"]:
-    """This rank's training batches from a position on."""
+def batches_from(
+    position: int,
+    config: RunConfig,
+    dataset: TrainingData,
+    groups: "ProcessGroups",
+    asked_to_stop: Callable[[], bool] = lambda: False,
+) -> Iterator["Batch"]:
+    """This rank's training batches from a position on; `asked_to_stop` ends the waiting for one, and with it them."""
     from data_pipeline.loader import train_batches
 
     return train_batches(
@@ -60,6 +66,7 @@ def batches_from(position: int, config: RunConfig, dataset: TrainingData, groups
         rank=groups.dp_rank,
         size=groups.layout.dp,
         position=position,
+        asked_to_stop=asked_to_stop,
     )
 
 

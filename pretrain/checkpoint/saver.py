@@ -46,6 +46,8 @@ class Level:
     def __init__(self, store: CheckpointStore, interval: Interval) -> None:
         self.store, self.interval = store, interval
         self.due_at = self._next()
+        self.step = -1
+        """Of its newest save that has not failed."""
 
     def is_due_at(self, step: int) -> bool:
         return self.interval.every_steps > 0 and step % self.interval.every_steps == 0
@@ -53,11 +55,11 @@ class Level:
     def is_due_now(self) -> bool:
         return time.monotonic() >= self.due_at
 
-    def begun(self) -> None:
-        self.due_at = self._next()
+    def begun(self, step: int) -> None:
+        self.due_at, self.step = self._next(), step
 
     def failed(self) -> None:
-        self.due_at = time.monotonic() + RETRY_SECONDS
+        self.due_at, self.step = time.monotonic() + RETRY_SECONDS, -1
 
     def _next(self) -> float:
         return time.monotonic() + (self.interval.every_minutes * 60 or float("inf"))
@@ -127,21 +129,23 @@ class Saver:
         return sum(level.is_due_now() << number for number, level in enumerate(self.levels))
 
     def after_step(self, state: RunState, by_clock: int, *, last: bool) -> None:
-        """Save if it is time for it; the `last` time in any case, and then it is on the disk on return.
+        """Save if it is time for it, no step twice; the `last` one is on the disk on return.
 
         A save that failed is told and tried again a minute later; only the last one raises RunError.
         """
+        if self._running is not None and (last or self._running[1].done.is_set()):
+            self.wait()
         due = [
             level
             for number, level in enumerate(self.levels)
-            if by_clock >> number & 1 or level.is_due_at(state.step) or (last and number == 0)
+            if level.step != state.step
+            and (by_clock >> number & 1 or level.is_due_at(state.step) or (last and number == 0))
         ]
-        if self._running is not None and (due or self._running[1].done.is_set()):
-            self.wait()
         if not due:
             return
+        self.wait()
         for level in due:
-            level.begun()
+            level.begun(state.step)
         store = due[0].store  # what is in the shared folder need not be on the node too
         save = _Save(store, store.snapshot(self.engine, state, self.describe(state)), self.group)
         self._running = (due[0], save)

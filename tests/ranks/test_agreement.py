@@ -38,6 +38,15 @@ def test_a_batch_is_counted_once_by_the_ranks_that_share_it() -> None:
         assert found == Agreement(batch_hash=twice, skipped_samples=2, stop=False, save=False)
 
 
+def without_batch(here: Runtime, config: RunConfig) -> Agreement:
+    groups = join(here, config)
+    return agree(None if here.rank == 1 else BATCH, groups.tp_rank == 0, False, 0, groups.control)
+
+
+def test_a_rank_that_has_no_batch_stops_all() -> None:
+    assert all(found.stop for found in run_ranks(without_batch, 4, CONFIG))
+
+
 def test_ranks_that_share_a_batch_and_read_different_ones_stop() -> None:
     for found in run_ranks(agreed, 4, CONFIG, True):
         assert "batch of samples 40 to 43: ranks that share it read different ones" in found

@@ -112,6 +112,30 @@ def test_a_slow_save_holds_the_step_that_it_was_begun_at(tmp_path: Path, ranks: 
     assert same(run_ranks(read_all, 1, run_config("gpt"), tmp_path)[0], states)
 
 
+def ask_again_to_stop(here: Runtime, config: RunConfig, folder: Path) -> tuple[int, list[str]]:
+    """How often tensors were written, and the checkpoints that there are when the last save was asked for."""
+    write_slowly(0.005)
+    slow, calls = store_module.write_tensors, 0
+
+    def counted(*given: Any) -> str:
+        nonlocal calls
+        calls += 1
+        return slow(*given)
+
+    store_module.write_tensors = counted
+    engine = start(here, config)
+    level = shared_level(engine, folder)
+    saver = saver_of(engine, level)
+    train(here, config, engine, [1])
+    saver.after_step(RunState(step=1), 0, last=False)
+    saver.after_step(RunState(step=1), 0, last=True)
+    return calls, level.store.names()
+
+
+def test_a_step_that_is_being_saved_is_waited_for_and_not_saved_again_where_the_run_stops(tmp_path: Path) -> None:
+    assert run_ranks(ask_again_to_stop, 2, run_config("gpt", *batches(2)), tmp_path) == [(1, ["step-00000001"])] * 2
+
+
 def fail_then_mend(here: Runtime, config: RunConfig, folder: Path) -> list[str]:
     """The second of three saves fails on one rank; the messages of rank 0."""
     messages: list[str] = []

@@ -152,6 +152,16 @@ def test_closing_ends_the_thread(datasets):
     assert threading.active_count() == before
 
 
+def test_who_waits_for_a_batch_is_heard_when_asked_to_stop(datasets, monkeypatch):
+    asked = threading.Event()
+    monkeypatch.setattr(loader._Window, "__init__", lambda window, *given: given[-1].wait(60))
+    dataset = datasets(24)
+    stream = train_batches(dataset, seed=1, global_batch_size=4, rank=0, size=1, position=0, asked_to_stop=asked.is_set)
+    threading.Timer(0.3, asked.set).start()
+    began = time.monotonic()
+    assert next(stream, None) is None and 0.2 < time.monotonic() - began < 30
+
+
 def test_a_fault_while_reading_ahead_reaches_the_consumer(tmp_path):
     write(tmp_path / "set")
     dataset = PackedDataset.open(tmp_path / "set", "train")
