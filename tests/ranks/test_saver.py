@@ -180,7 +180,7 @@ def test_the_clock_of_each_level_is_asked_apart(monkeypatch: pytest.MonkeyPatch)
     for seconds, due in ((59, False), (60, True)):
         now[0] = 1000.0 + seconds
         assert (level.is_due_now(), never.is_due_now()) == (due, False)
-    level.begun()
+    level.begun(1)
     assert not level.is_due_now()
     never.failed()
     now[0] += 60
