@@ -184,7 +184,8 @@ def run(
             f"{state.position:,}",
         )
     if sinks.outcome == "stopped":
-        log.info("stopped after step %d of %d, saved; the same command goes on from there", state.step, steps)
+        what = "saved" if state.step else "with nothing to save"
+        log.info("stopped after step %d of %d, %s; the same command goes on from there", state.step, steps, what)
     return sinks.outcome
 
 
