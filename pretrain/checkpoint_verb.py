@@ -115,6 +115,8 @@ def _verify(given: argparse.Namespace) -> int:
     code = 0
     for each in found:
         faults, tensors = faults_of(each)
+        if not each.folder.exists():
+            continue  # a live run has deleted it
         code = FOUND_ONE if faults else code
         files = len(each.manifest["files"]) if each.manifest else 0
         _print_lines(faults or [f"{each.folder}: whole: {files} files, {tensors} tensors"])

@@ -1,5 +1,7 @@
 """The checkpoints of a run as a reader finds them: whole, damaged, or left over; without torch, to be quick."""
 
+import contextlib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,9 +60,15 @@ def folder_of_checkpoints(path: Path) -> Path | None:
 
 
 def find_all(path: Path, *, digests: bool = False) -> list[Found]:
-    """Every checkpoint folder of a run, oldest first, or the one at `path`; files checked by size, or by digest."""
+    """Every checkpoint folder of a run, oldest first, or the one at `path`; files checked by size, or by digest.
+
+    One that a live run deletes meanwhile is left out.
+    """
     folder = folder_of_checkpoints(path)
-    return [look_at(each, digests=digests) for each in ([path] if folder is None else sorted(_folders(folder)))]
+    if folder is None:
+        return [look_at(path, digests=digests)]
+    found = [look_at(each, digests=digests) for each in sorted(_folders(folder))]
+    return [each for each in found if each.folder.exists()]
 
 
 def look_at(folder: Path, *, digests: bool = False) -> Found:
@@ -105,8 +113,13 @@ def sizes_in(found: Found) -> Mapping[str, int]:
 
 
 def bytes_below(folder: Path) -> int:
-    """What a folder takes on the disk, as far as sizes tell."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    """What a folder takes on the disk, as far as sizes tell; a live run may be deleting it."""
+    total = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                total += Path(parent, name).stat().st_size
+    return total
 
 
 def _folders(folder: Path) -> Iterator[Path]:

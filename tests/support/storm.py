@@ -128,7 +128,13 @@ def steps(storm: Storm) -> int:
 
 
 def is_saving(storm: Storm) -> bool:
-    return any(True for folder in storm.saves for _ in Path(folder).glob("**/*.partial"))
+    # `walk` passes over a folder that the run deletes meanwhile, Path.glob raises.
+    return any(
+        name.endswith(".partial")
+        for folder in storm.saves
+        for _, folders, files in os.walk(folder)
+        for name in (*folders, *files)
+    )
 
 
 def end(pid: int) -> int:

@@ -4,14 +4,17 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 
 from pretrain import cli
+from pretrain.checkpoint import listing, verifying
 from pretrain.checkpoint.manifest import MANIFEST, digest_of
 from pretrain.run_folder import hold_run_folder
 from tests.golden.make_checkpoint import DIGESTS
@@ -78,6 +81,48 @@ def test_list_takes_a_run_its_checkpoints_and_a_single_one(command: Command, run
     rows = {path: json.loads(command("list", path, "--json")[1]) for path in (run, run / "checkpoints")}
     assert rows[run] == rows[run / "checkpoints"]
     assert json.loads(command("list", checkpoint_of(run, 2), "--json")[1])[0]["tokens"] == 768
+
+
+@pytest.mark.parametrize(
+    ("action", "where"),
+    [
+        ("list", (listing, "read_manifest")),
+        ("verify", (listing, "read_manifest")),
+        ("verify", (verifying, "read_index")),
+    ],
+)
+def test_a_checkpoint_that_a_live_run_deletes_meanwhile_is_no_fault(
+    command: Command, run: Path, monkeypatch: pytest.MonkeyPatch, action: str, where: tuple[ModuleType, str]
+) -> None:
+    shutil.rmtree(checkpoint_of(run, 6))
+    read = getattr(*where)
+
+    def deleted_first(folder: Path) -> Any:
+        if folder == checkpoint_of(run, 2):
+            shutil.rmtree(folder)
+        return read(folder)
+
+    monkeypatch.setattr(*where, deleted_first)
+    code, out, _ = command(action, run)
+    assert code == 0 and "step-00000004" in out and "step-00000002" not in out
+
+
+def test_the_size_of_a_folder_is_told_while_it_is_deleted(tmp_path: Path) -> None:
+    def fill_and_delete() -> None:
+        while not done.is_set():
+            for name in ("a", "b", "c"):
+                (tmp_path / "step" / name).mkdir(parents=True)
+                (tmp_path / "step" / name / "file").write_bytes(b"12345")
+            shutil.rmtree(tmp_path / "step")
+
+    done = threading.Event()
+    thread = threading.Thread(target=fill_and_delete)
+    thread.start()
+    try:
+        assert {listing.bytes_below(tmp_path) for _ in range(3000)} <= {0, 5, 10, 15}
+    finally:
+        done.set()
+        thread.join()
 
 
 def test_list_imports_no_torch(run: Path) -> None:
