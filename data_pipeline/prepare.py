@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from data_pipeline.cleaning.cleaner import Cleaner
 from data_pipeline.config import KEYS_OF_READING, DataConfig, PrepareConfig, TokenizerConfig
 from data_pipeline.document import content_hash
 from data_pipeline.durable import write_durably
@@ -104,6 +105,8 @@ def _settings(data: DataConfig, tokenizer: TokenizerConfig, seq_length: int) -> 
     """Everything that decides what is written, by dotted key, as JSON gives it back, without what may be secret."""
     settings: dict[str, Any] = {"model.seq_length": seq_length}
     not_of_it = ("path", *KEYS_OF_READING)
+    if data.steps:
+        settings["fingerprint of the rules of data.steps"] = Cleaner(data.steps).digest
     if data.decontaminate.inputs:
         settings["fingerprint of data.decontaminate.inputs"] = held_out_corpus(data).content_digest
     against = dataclasses.replace(data.decontaminate, inputs=tuple(map(shown, data.decontaminate.inputs)))

@@ -4,6 +4,8 @@ show."""
 import pytest
 
 from data_pipeline import scan
+from data_pipeline.cleaning.pii import Pii
+from data_pipeline.errors import DataError
 from data_pipeline.shards.manifest import Manifest
 from tests.support.corpus import prepare_synthetic
 from tests.support.dirty import CHANGED, DROPPED, dirty_settings, write_dirty
@@ -47,3 +49,11 @@ def test_neither_the_size_of_pieces_nor_the_number_of_workers_changes_a_byte_of_
     monkeypatch.setattr(scan, "PIECE_BYTES", piece_bytes)
     prepare_synthetic(tmp_path / "set", inputs, num_workers=num_workers, **dirty_settings(folder, dedup))
     assert contents(tmp_path / "set") == contents(expected)
+
+
+@both_kinds
+def test_a_dataset_that_was_cleaned_by_other_rules_under_the_same_settings_is_noticed(corpus, whole, monkeypatch):
+    (folder, inputs), (dedup, made) = corpus, whole
+    monkeypatch.setattr(Pii, "version", Pii.version + 1)
+    with pytest.raises(DataError, match=r"fingerprint of the rules of data.steps was '\w+', now '\w+'\); choose"):
+        prepare_synthetic(made, inputs, **dirty_settings(folder, dedup))
