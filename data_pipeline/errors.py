@@ -9,6 +9,10 @@ class DataError(UserError):
     """Text, a tokenizer or a prepared dataset that cannot be used as it is."""
 
 
+class InputError(DataError):
+    """What an entry of some inputs names cannot be used as text; whoever has the inputs says which key they are."""
+
+
 class BadFile(DataError):
     """One file of a dataset that stays missing, unreadable or damaged, whatever was tried; others may be whole."""
 

@@ -156,7 +156,8 @@ def scan_corpus(
 def held_out_corpus(data: DataConfig) -> Corpus:
     """The texts that no document may share words with; there must be inputs of them."""
     against = data.decontaminate
-    return Corpus(dataclasses.replace(data, inputs=against.inputs, text_key=against.text_key))
+    of_benchmarks = dataclasses.replace(data, inputs=against.inputs, text_key=against.text_key)
+    return Corpus(of_benchmarks, section="data.decontaminate")
 
 
 def held_out_ngrams(data: DataConfig, work: WorkFolder) -> Path | None:

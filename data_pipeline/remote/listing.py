@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 from typing import TypeVar
 
 from data_pipeline.config import CacheConfig
-from data_pipeline.errors import DataError
+from data_pipeline.errors import InputError
 from data_pipeline.remote.addresses import PIPE, is_http, shown
 from data_pipeline.remote.answers import Interrupted, Refused
 from data_pipeline.remote.transfer import Attempts
@@ -32,9 +32,9 @@ class RemoteEntry:
 
 
 def list_remote(url: str, include: Sequence[str], config: CacheConfig) -> list[RemoteEntry]:
-    """The files, sorted by their names; DataError where there is none."""
+    """The files, sorted by their names; InputError where there is none."""
     if url.startswith(PIPE):
-        raise DataError(f"data.inputs: {url}: commands serve data.path only; name files, folders or URLs")
+        raise InputError(f"{url}: commands serve data.path only; name files, folders or URLs")
     if is_http(url):
         return [_insist(url, config, lambda: _http_entry(url, config))]
     return _insist(url, config, lambda: _entries(url, include, config))
@@ -43,7 +43,7 @@ def list_remote(url: str, include: Sequence[str], config: CacheConfig) -> list[R
 def _http_entry(url: str, config: CacheConfig) -> RemoteEntry:
     name = PurePosixPath(shown(url))
     if url.endswith("/") or "*" in name.name:
-        raise DataError(f"data.inputs: {shown(url)}: HTTP does not tell what is in a folder; name its files")
+        raise InputError(f"{shown(url)}: HTTP does not tell what is in a folder; name its files")
     with closing(connect(url, 0, config.timeout_seconds)) as stream:
         return _entry(url, shown(url), stream.size, stream.version)
 
@@ -69,8 +69,8 @@ def _entries(url: str, include: Sequence[str], config: CacheConfig) -> list[Remo
             for path in in_order
         ]
     if not entries:
-        raise DataError(
-            f"data.inputs: {shown(url)} has no file that matches it and data.include={list(include)}; "
+        raise InputError(
+            f"{shown(url)} has no file that matches it and data.include={list(include)}; "
             "give other patterns, or name files"
         )
     return entries
@@ -78,7 +78,7 @@ def _entries(url: str, include: Sequence[str], config: CacheConfig) -> list[Remo
 
 def _entry(url: str, name: str, size: int | None, version: str | None) -> RemoteEntry:
     if size is None:
-        raise DataError(f"data.inputs: {name}: its length is not told, and so its end cannot be known; copy it first")
+        raise InputError(f"{name}: its length is not told, and so its end cannot be known; copy it first")
     return RemoteEntry(url, name, size, version)
 
 
@@ -88,7 +88,7 @@ def _insist(url: str, config: CacheConfig, ask: Callable[[], Found]) -> Found:
         try:
             return ask()
         except Refused as error:
-            raise DataError(f"data.inputs: {shown(url)}: {error}; check the address, and who may read it") from None
+            raise InputError(f"{shown(url)}: {error}; check the address, and who may read it") from None
         except Interrupted as error:
             remedy = "mend the address or the way to it, or give it more time (data.cache.timeout_seconds)"
             attempts.failed(f"cannot be found: {error}", remedy)

@@ -17,7 +17,7 @@ from data_pipeline.places import own
 from data_pipeline.sources.compression import ByteReader
 from data_pipeline.sources.files import InputFile, find_files
 from data_pipeline.sources.names import compression_of, format_of
-from data_pipeline.sources.readers import Unreadable, fault, read_jsonl, read_text
+from data_pipeline.sources.readers import TextKey, Unreadable, fault, read_jsonl, read_text
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,12 @@ Piece = tuple[Span, ...]
 class Corpus:
     """The inputs of one configuration, or a piece of them; `documents` may be asked for again and gives the same."""
 
-    def __init__(self, data: DataConfig, piece: Piece | None = None) -> None:
+    def __init__(self, data: DataConfig, piece: Piece | None = None, *, section: str = "data") -> None:
+        """`section`: where `inputs` and `text_key` are set, for messages."""
         self._data = data
+        self._text_key = TextKey(data.text_key, f"{section}.text_key")
         if piece is None:
-            found = find_files(data.inputs, data.include, data.cache, own(data.path))
+            found = find_files(data.inputs, data.include, data.cache, own(data.path), key=f"{section}.inputs")
             piece = tuple(Span(file, 0, None, file.num_bytes) for file in found)
         self.spans = piece
         self.files = [span.file for span in piece]
@@ -124,7 +126,7 @@ class Corpus:
         self, raw: BinaryIO, span: Span, document_bytes: int
     ) -> tuple[Callable[[], int], Iterator[Document | Unreadable]]:
         """How far the span is read, in bytes; its documents."""
-        key, file = self._data.text_key, span.file
+        key, file = self._text_key, span.file
         if _is_parquet(file):
             from data_pipeline.sources.parquet import ParquetReader  # only who has such files waits for pyarrow
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from data_pipeline.config import CacheConfig
-from data_pipeline.errors import DataError
+from data_pipeline.errors import DataError, InputError
 from data_pipeline.remote.addresses import is_url, shown
 from data_pipeline.sources import stdlib
 from data_pipeline.sources.names import is_included, not_read
@@ -61,16 +61,27 @@ class InputFile:
 
 
 def find_files(
-    inputs: Sequence[str], include: Sequence[str], cache: CacheConfig, excluded: Set[Path] = frozenset()
+    inputs: Sequence[str],
+    include: Sequence[str],
+    cache: CacheConfig,
+    excluded: Set[Path] = frozenset(),
+    *,
+    key: str = "data.inputs",
 ) -> list[InputFile]:
     """Files named directly, and those in folders whose names match a pattern, sorted within each folder.
 
-    `cache`: how URLs are read; `excluded`: real paths of folders that are passed over.
+    `cache`: how URLs are read; `excluded`: real paths of folders that are passed over; `key`: of the inputs, for
+    messages.
     """
     if not inputs:
-        raise DataError(
-            "data.inputs=[]: names no text; name files or folders, as in data.inputs=[my.txt], or take data=stdlib"
-        )
+        raise DataError(f"{key}=[]: names no text; name files or folders, as in {key}=[my.txt], or take data=stdlib")
+    try:
+        return _find(inputs, include, cache, excluded)
+    except InputError as error:
+        raise DataError(f"{key}: {error}") from None
+
+
+def _find(inputs: Sequence[str], include: Sequence[str], cache: CacheConfig, excluded: Set[Path]) -> list[InputFile]:
     is_excluded = lambda folder: Path(os.path.realpath(folder)) in excluded  # noqa: E731
     files: list[InputFile] = []
     for given in inputs:
@@ -90,7 +101,7 @@ def find_files(
     for file in files:
         why_not = not_read(file.name)
         if why_not is not None:
-            raise DataError(f"data.inputs: {file.name} {why_not}; unpack it, or compress what is in it by gzip or zstd")
+            raise InputError(f"{file.name} {why_not}; unpack it, or compress what is in it by gzip or zstd")
     return files
 
 
@@ -104,9 +115,8 @@ def _in_folder(
         for path in sorted(relative, key=lambda path: path.parts)
     ]
     if not found:
-        raise DataError(
-            f"data.inputs: folder {given} has no file that matches data.include={list(include)}; "
-            "give other patterns, or name files"
+        raise InputError(
+            f"folder {given} has no file that matches data.include={list(include)}; give other patterns, or name files"
         )
     return found
 
@@ -115,13 +125,13 @@ def _walk(folder: Path, given: str, is_excluded: Callable[[Path], bool]) -> Iter
     """All files, links followed; what cannot be looked into, or is there twice, is an error and no missing text."""
 
     def refuse(error: OSError) -> None:
-        raise DataError(f"data.inputs: {error.filename}, in {given}, cannot be read ({error.strerror}); {REMEDY}")
+        raise InputError(f"{error.filename}, in {given}, cannot be read ({error.strerror}); {REMEDY}")
 
     seen: set[str] = set()
     for parent, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
         real = os.path.realpath(parent)
         if real in seen:
-            raise DataError(f"data.inputs: {parent}, in {given}, is there twice, through a link; {REMEDY}")
+            raise InputError(f"{parent}, in {given}, is there twice, through a link; {REMEDY}")
         seen.add(real)
         folders[:] = [child for child in folders if not is_excluded(Path(parent, child))]
         yield from (Path(parent, name) for name in names)
@@ -132,10 +142,10 @@ def _input_file(path: Path, name: str, given: str, cache: CacheConfig) -> InputF
         status = path.stat()
     except FileNotFoundError:
         if path.is_symlink():
-            raise DataError(f"data.inputs: {name} is a link to nothing; {REMEDY}") from None
-        raise DataError(f"data.inputs: {name} does not exist; name files, folders or {stdlib.INPUT}") from None
+            raise InputError(f"{name} is a link to nothing; {REMEDY}") from None
+        raise InputError(f"{name} does not exist; name files, folders or {stdlib.INPUT}") from None
     except OSError as error:
-        raise DataError(f"data.inputs: {name} cannot be read ({error.strerror}); {REMEDY}") from None
+        raise InputError(f"{name} cannot be read ({error.strerror}); {REMEDY}") from None
     if not stat.S_ISREG(status.st_mode):
-        raise DataError(f"data.inputs: {name} is a pipe, a socket or a device; write its text to a file, and name that")
+        raise InputError(f"{name} is a pipe, a socket or a device; write its text to a file, and name that")
     return InputFile(str(path), name, status.st_size, str(status.st_mtime_ns), given, cache)

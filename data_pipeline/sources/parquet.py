@@ -8,16 +8,16 @@ import pyarrow.parquet
 
 from data_pipeline.document import Document
 from data_pipeline.errors import DataError
-from data_pipeline.sources.readers import Unreadable
+from data_pipeline.sources.readers import TextKey, Unreadable
 
 ROWS_AT_ONCE = 64
 """Few, as web pages may be megabytes long."""
 
 
 class ParquetReader:
-    """The column `text_key` of an open file; `name` is for messages."""
+    """The column of `text_key` in an open file; `name` is for messages."""
 
-    def __init__(self, raw: BinaryIO, name: str, text_key: str, row_groups: range | None = None) -> None:
+    def __init__(self, raw: BinaryIO, name: str, text_key: TextKey, row_groups: range | None = None) -> None:
         self._name, self._text_key = name, text_key
         self._file = _open(raw, name)
         metadata = self._file.metadata
@@ -26,19 +26,25 @@ class ParquetReader:
         self._rows_read = self._first_row = sum(rows[: self._row_groups.start])
         self._num_rows = sum(rows) - self._first_row
         names = self._file.schema_arrow.names
-        if text_key not in names:
-            raise DataError(f"{name}: has no column {text_key!r} (it has {sorted(names)[:8]}); set data.text_key")
-        if (count := names.count(text_key)) > 1:
-            raise DataError(f"{name}: has {count} columns {text_key!r}; rename all but one, or set data.text_key")
-        kind = self._file.schema_arrow.field(text_key).type
+        if text_key.name not in names:
+            raise DataError(
+                f"{name}: has no column {text_key.name!r} (it has {sorted(names)[:8]}); set {text_key.setting}"
+            )
+        if (count := names.count(text_key.name)) > 1:
+            raise DataError(
+                f"{name}: has {count} columns {text_key.name!r}; rename all but one, or set {text_key.setting}"
+            )
+        kind = self._file.schema_arrow.field(text_key.name).type
         if pyarrow.types.is_dictionary(kind):
             kind = kind.value_type
         if not any(check(kind) for check in _TEXT_KINDS):
-            raise DataError(f"{name}: column {text_key!r} is {kind}, must be string; set data.text_key")
+            raise DataError(f"{name}: column {text_key.name!r} is {kind}, must be string; set {text_key.setting}")
 
     def documents(self) -> Iterator[Document | Unreadable]:
         """The text of each row, in order."""
-        batches = self._file.iter_batches(ROWS_AT_ONCE, list(self._row_groups), [self._text_key], use_threads=False)
+        batches = self._file.iter_batches(
+            ROWS_AT_ONCE, list(self._row_groups), [self._text_key.name], use_threads=False
+        )
         while True:
             try:
                 batch = next(batches)
@@ -61,7 +67,7 @@ class ParquetReader:
         except UnicodeDecodeError as error:
             return Unreadable("not_utf8", where, f"not UTF-8 at byte {error.start} of the text ({error.reason})")
         if text is None:
-            return Unreadable("no_text", where, f"{self._text_key!r} is null")
+            return Unreadable("no_text", where, f"{self._text_key.name!r} is null")
         return Document(text, where, len(text.encode()))
 
 

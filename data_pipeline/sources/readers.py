@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from data_pipeline.document import Document
 from data_pipeline.errors import DataError
@@ -10,6 +11,14 @@ from data_pipeline.sources.compression import CHUNK_BYTES, ByteReader
 
 LONGEST_LINE_BYTES = 1 << 28
 """Far more than a document has; what never ends must not fill the memory."""
+
+
+class TextKey(NamedTuple):
+    """The key or column that holds the text."""
+
+    name: str
+    setting: str = "data.text_key"
+    """Which says so, for messages."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +64,7 @@ def _cut_place(block: bytes, limit: int) -> int:
 
 
 def read_jsonl(
-    reader: ByteReader, name: str, text_key: str, first: int = 0, end: int | None = None
+    reader: ByteReader, name: str, text_key: TextKey, first: int = 0, end: int | None = None
 ) -> Iterator[Document | Unreadable]:
     """The text of each line that begins at byte `first` or later and before `end`; blank lines are passed over.
 
@@ -88,7 +97,7 @@ def _pass_line(reader: ByteReader, start: int, end: int | None) -> int:
     return start
 
 
-def _parse_line(line: bytes, where: str, start: int, text_key: str) -> Document | Unreadable:
+def _parse_line(line: bytes, where: str, start: int, text_key: TextKey) -> Document | Unreadable:
     try:
         record = json.loads(line.decode())
     except UnicodeDecodeError as error:
@@ -97,16 +106,18 @@ def _parse_line(line: bytes, where: str, start: int, text_key: str) -> Document 
         return Unreadable("broken_json", where, f"not a JSON object ({error}), {_RULE}")
     if not isinstance(record, dict):
         return Unreadable("broken_json", where, f"not a JSON object but {type(record).__name__}, {_RULE}")
-    if text_key not in record:
-        return Unreadable("no_text", where, f"has no key {text_key!r} (it has {sorted(record)[:8]}); set data.text_key")
-    text = record[text_key]
+    if text_key.name not in record:
+        return Unreadable(
+            "no_text", where, f"has no key {text_key.name!r} (it has {sorted(record)[:8]}); set {text_key.setting}"
+        )
+    text = record[text_key.name]
     if not isinstance(text, str):
-        return Unreadable("no_text", where, f"{text_key!r} is {type(text).__name__}, must be a string")
+        return Unreadable("no_text", where, f"{text_key.name!r} is {type(text).__name__}, must be a string")
     try:
         return Document(text, where, len(text) if text.isascii() else len(text.encode()))
     except UnicodeEncodeError as error:
         what = f"lone surrogate ({text[error.start]!r}) at character {error.start}"
-        return Unreadable("not_utf8", where, f"not UTF-8: {text_key!r} has a {what}")
+        return Unreadable("not_utf8", where, f"not UTF-8: {text_key.name!r} has a {what}")
 
 
 def _not_utf8(error: UnicodeDecodeError, start: int) -> str:

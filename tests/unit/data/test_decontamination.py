@@ -2,6 +2,8 @@
 
 import re
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from data_pipeline.config import DecontaminateConfig
@@ -103,3 +105,19 @@ def test_a_length_that_is_none_is_refused_by_its_key(tmp_path):
     source = write_jsonl(tmp_path / "in.jsonl", TEXTS)
     with pytest.raises(DataError, match=r"data\.decontaminate\.ngram=5: must be 8 to 63 words"):
         prepare_synthetic(tmp_path / "set", [source], **against(source, ngram=5))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nowhere.jsonl", r"^data\.decontaminate\.inputs: \S+nowhere.jsonl does not exist; name files"),
+        ("answers.jsonl", r"answers.jsonl:1: has no key 'text' .*; set data\.decontaminate\.text_key$"),
+        ("answers.parquet", r"answers.parquet: has no column 'text' .*; set data\.decontaminate\.text_key$"),
+    ],
+)
+def test_what_is_wrong_with_a_benchmark_is_told_under_its_own_keys(tmp_path, name, message):
+    source = write_jsonl(tmp_path / "in.jsonl", TEXTS)
+    write_jsonl(tmp_path / "answers.jsonl", ["42"], key="answer")
+    pyarrow.parquet.write_table(pyarrow.table({"answer": ["42"]}), tmp_path / "answers.parquet")
+    with pytest.raises(DataError, match=message):
+        prepare_synthetic(tmp_path / "set", [source], **against(tmp_path / name))

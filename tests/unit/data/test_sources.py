@@ -263,7 +263,7 @@ def test_neither_memory_nor_reading_grows_with_a_line_that_does_not_end(monkeypa
     raw.seek(max(first - 1, 0))
     tracemalloc.start()
     try:
-        items = list(readers.read_jsonl(ByteReader(raw, "in.jsonl"), "in.jsonl", "text", first, end))
+        items = list(readers.read_jsonl(ByteReader(raw, "in.jsonl"), "in.jsonl", readers.TextKey("text"), first, end))
         assert tracemalloc.get_traced_memory()[1] < 8 << 20
     finally:
         tracemalloc.stop()
