@@ -101,10 +101,10 @@ def test_a_later_phase_changes_nothing_before_it() -> None:
 
 def test_a_place_far_away_is_found_at_once() -> None:
     mixture = Mixture([Ingredient(str(n), 10**9, None) for n in range(40)], [(0, range(1, 41))])
-    started = time.perf_counter()
+    started = time.thread_time()  # of this thread's work: others may have the processor in between
     mixture.locate(10**12 + np.arange(64))
     mixture.taken(10**12)
-    assert time.perf_counter() - started < 0.1
+    assert time.thread_time() - started < 0.1
 
 
 @pytest.fixture(scope="module")
