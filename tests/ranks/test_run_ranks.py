@@ -33,7 +33,7 @@ def die_on(here: Runtime, rank: int) -> None:
 
 def sleep(_: Runtime, pids: str) -> None:
     (Path(pids) / str(os.getpid())).touch()
-    time.sleep(60)
+    time.sleep(600)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
@@ -64,9 +64,9 @@ def test_a_rank_that_dies_is_named_with_what_it_printed() -> None:
 
 def test_ranks_that_take_too_long_are_killed(tmp_path: Path) -> None:
     started = time.monotonic()
-    with pytest.raises(RanksFailed, match=r"(?s)rank 0: not done in 1 s.*rank 1: not done in 1 s"):
-        run_ranks(sleep, 2, str(tmp_path), timeout=1.0)
-    assert time.monotonic() - started < 10
+    with pytest.raises(RanksFailed, match=r"(?s)rank 0: not done in 5 s.*rank 1: not done in 5 s"):
+        run_ranks(sleep, 2, str(tmp_path), timeout=5.0)
+    assert time.monotonic() - started < 100
     pids = [int(path.name) for path in tmp_path.iterdir()]
     assert len(pids) == 2
     # Reaped, not only killed: a zombie would still have its entry.

@@ -74,24 +74,36 @@ def test_workers_start_before_what_was_finished_earlier_is_handed_on(tmp_path):
         run_all(executor, work, "x", dict.fromkeys(sizes, ()), do, sizes, "abc", lambda key: started.wait(60) or 1 / 0)
 
 
+class Noting(concurrent.futures.ThreadPoolExecutor):
+    """Remembers what it was given."""
+
+    def __init__(self, num_threads):
+        super().__init__(num_threads)
+        self.futures = []
+
+    def submit(self, fn, /, *args):
+        self.futures.append(super().submit(fn, *args))
+        return self.futures[-1]
+
+
 def test_a_failure_is_told_before_more_is_handed_on(tmp_path):
-    work, given, handing_on, failed = WorkFolder(tmp_path), [], threading.Event(), threading.Event()
+    work, given, handing_on, told = WorkFolder(tmp_path), [], threading.Event(), threading.Event()
     for key in "abcd":
         work.finish(key, {}, ())
 
     def do(work, key):
         handing_on.wait(60)
-        failed.set()
         raise DataError("planted")
 
     def take(key):
+        (future,) = executor.futures
+        future.add_done_callback(lambda _: told.set())  # called after those that were added before
         handing_on.set()
-        failed.wait(60)
-        time.sleep(0.1)
+        assert told.wait(60)
         given.append(key)
 
     sizes = dict.fromkeys("abcde", 1)
-    with concurrent.futures.ThreadPoolExecutor(1) as executor, pytest.raises(DataError, match="planted"):
+    with Noting(1) as executor, pytest.raises(DataError, match="planted"):
         run_all(executor, work, "x", dict.fromkeys(sizes, ()), do, sizes, "abcde", take)
     assert given == ["a"]
 

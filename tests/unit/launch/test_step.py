@@ -34,7 +34,8 @@ def test_srun_that_does_not_end_after_a_rank_failed_is_given_up(capfd: pytest.Ca
     assert "srun has not ended 2 s after a rank failed" in capfd.readouterr().out
 
 
-def test_srun_that_ends_after_a_rank_failed_keeps_its_exit_code() -> None:
+def test_srun_that_ends_after_a_rank_failed_keeps_its_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step, "AFTER_FAILURE_SECONDS", 60.0)
     watched = watch(f"{FAILED}\ntime.sleep(0.5)\nsys.exit(7)")
     assert not watched.stuck and watched.exit_code == 7 and len(watched.failures) == 1
 
