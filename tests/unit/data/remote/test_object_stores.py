@@ -190,7 +190,7 @@ def passes(handler: faulty.Handler, content: bytes) -> bool:
 def test_faults_that_pass_change_nothing_and_what_came_is_not_asked_for_again(bucket, cache, what, fault):
     url = bucket.put("a", RANDOM)
     bucket.served.fault(what, passes, FAULTS[fault], FAULTS[fault])
-    patient = dataclasses.replace(cache, timeout_seconds=0.5, retries=10)
+    patient = dataclasses.replace(cache, timeout_seconds=2.0, retries=10)
     assert b"".join(blocks(url, patient, size=len(RANDOM), version=find_files([url], [], patient)[0].version)) == RANDOM
     [first, *later] = bucket.served.ranges
     assert first == "bytes=0-1048575" and first not in later
@@ -209,7 +209,7 @@ def test_a_connection_that_a_silent_request_holds_is_not_waited_for(bucket, cach
     monkeypatch.setitem(fsspec.config.conf, "s3", {"config_kwargs": {"max_pool_connections": 1}})
     url = bucket.put("a", RANDOM)
     bucket.served.fault("a", faulty.hangs)
-    assert b"".join(blocks(url, dataclasses.replace(cache, timeout_seconds=0.5))) == RANDOM
+    assert b"".join(blocks(url, dataclasses.replace(cache, timeout_seconds=2.0))) == RANDOM
 
 
 READ_ALL = """
