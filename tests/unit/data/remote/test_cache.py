@@ -219,7 +219,7 @@ def test_room_that_others_hold_is_not_waited_for_without_a_word_nor_for_ever(
     monkeypatch.setattr(caches, "SECONDS_UNTIL_TOLD", 0.1)
     monkeypatch.setattr(transfer, "LONGEST_DELAY", 0.01)
     limit = sum(record.bytes for record in Manifest.load(folder / "set").splits["train"].files)
-    dataset = remote(f"{served.url}/set", cache, max_bytes=limit, timeout_seconds=0.2)
+    dataset = remote(f"{served.url}/set", cache, max_bytes=limit, timeout_seconds=2.0, retries=0)
     with (Path(cache.dir) / ("0" * 64 + ".partial")).open("wb") as other:
         other.truncate(limit)
         fcntl.flock(other, fcntl.LOCK_EX)
