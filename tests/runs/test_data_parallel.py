@@ -14,7 +14,7 @@ LLAMA = ("model=tiny_llama", "model.num_query_groups=1")
 def two_then_one(tmp_path_factory, dataset):
     """The training of `plain_run` by two processes until one of them is killed, and then by one."""
     place = Workplace(tmp_path_factory.mktemp("parallel"), dataset)
-    with place.training("plain", *LLAMA, "engine.zero_stage=3", num_ranks=2) as run:
+    with place.training("plain", *LLAMA, "engine.zero_stage=3", num_ranks=2, step_seconds=0.2) as run:
         run.wait_for_step(9)
         run.wait_for(lambda: (place.run_dir("plain") / "checkpoints" / "step-00000008").exists())
         ranks = run.ranks()
@@ -95,7 +95,7 @@ def test_a_run_stopped_on_4_ranks_goes_on_on_2_and_then_3_with_the_batches_of_on
     )
     sizes = []
     for num_ranks in (4, 2):
-        with place.training("moved", *settings, num_ranks=num_ranks) as run:
+        with place.training("moved", *settings, num_ranks=num_ranks, step_seconds=0.2) as run:
             run.wait_for_step(max(sizes, default=0) + 3)
             run.process.send_signal(signal.SIGTERM)
             assert run.end() != 0

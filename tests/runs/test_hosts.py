@@ -33,7 +33,7 @@ def start(place: Workplace, ssh: str, name: str, *overrides: str) -> LiveRun:
 
 
 def test_a_run_is_stopped_continued_and_shown(place: Workplace, tmp_path: Path) -> None:
-    run = start(place, stand_in(tmp_path), "stopped", "train.max_steps=40", "checkpoint.every_steps=0")
+    run = start(place, stand_in(tmp_path), "stopped", "train.max_steps=100000", "checkpoint.every_steps=0")
     try:
         run.wait_for_step(3)
         run.process.send_signal(signal.SIGTERM)

@@ -11,6 +11,8 @@ import pytest
 from tests.support.runs import Workplace, files_below, train_records, user_error, validation_records
 
 DROPOUT = "model.hidden_dropout=0.1"
+SLOW = 0.2
+"""Seconds of a step, so that a run of few steps does not end before what is to happen between two of them."""
 COMPUTED = ("loss", "grad_norm", "lr", "tokens", "samples", "epoch", "loss_scale", "bad_steps", "batch_hash")
 
 
@@ -20,7 +22,7 @@ def interrupted_run(tmp_path_factory, dataset):
     place = Workplace(tmp_path_factory.mktemp("interrupted"), dataset)
     folder = place.run_dir("finished") / "checkpoints"
 
-    with place.training("finished", DROPOUT) as run:
+    with place.training("finished", DROPOUT, step_seconds=SLOW) as run:
         run.wait_for_step(5)
         run.freeze_where(lambda: folder.exists() and names(folder) == ["step-00000004"])
         second = place.train("finished", DROPOUT)  # frozen is still alive
@@ -28,7 +30,7 @@ def interrupted_run(tmp_path_factory, dataset):
     assert f"in use by another live process (process {run.process.pid} on" in user_error(second)
     assert names(folder) == ["step-00000004"]
 
-    with place.training("finished", DROPOUT) as run:
+    with place.training("finished", DROPOUT, step_seconds=SLOW) as run:
         run.freeze_where(lambda: bool(list(folder.glob("*.partial"))))
         run.kill()
     assert "step 4, sample 32" in run.log
@@ -36,7 +38,7 @@ def interrupted_run(tmp_path_factory, dataset):
     assert "step-00000004" in killed_in_save and any(name.endswith(".partial") for name in killed_in_save)
 
     # No more saves by steps: nothing else replaces what the killed one left.
-    with place.training("finished", DROPOUT, "checkpoint.every_steps=0") as run:
+    with place.training("finished", DROPOUT, "checkpoint.every_steps=0", step_seconds=SLOW) as run:
         run.wait_for(lambda: re.search(r"step \d+/16  loss", run.log) is not None)
         os.kill(run.process.pid, signal.SIGTERM)
         assert run.end() == 75, run.log

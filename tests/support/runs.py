@@ -49,6 +49,24 @@ TRAINING = (
     "tracking.peak_tflops=1",
     "tracking.log_every_steps=1",
 )
+SLOW_STEPS = """
+import os
+import time
+
+import data_pipeline.loader as loader
+
+real_batches = loader.train_batches
+
+
+def train_batches(*args, **kwargs):
+    for batch in real_batches(*args, **kwargs):
+        time.sleep(float(os.environ["STEP_SECONDS"]))
+        yield batch
+
+
+loader.train_batches = train_batches
+"""
+"""A module that Python imports at its start."""
 
 
 class Workplace:
@@ -95,15 +113,20 @@ class Workplace:
         )
 
     @contextlib.contextmanager
-    def training(self, name: str, *overrides: str, num_ranks: int = 0) -> Iterator["LiveRun"]:
-        """A run in the background, under torchrun if ranks are given; whatever is left of it is killed at the end."""
+    def training(
+        self, name: str, *overrides: str, num_ranks: int = 0, step_seconds: float = 0.0
+    ) -> Iterator["LiveRun"]:
+        """A run in the background, under torchrun if ranks are given; whatever is left of it is killed at the end.
+
+        `step_seconds`: a step takes at least so long, for whoever does something to the run between two of its steps.
+        """
         program = torchrun_command(num_ranks) if num_ranks else program_command()
         log = self.folder / f"{name}-{time.monotonic_ns()}.log"
         with log.open("wb") as stream:
             process = subprocess.Popen(
                 [*program, "train", *self.train_overrides(name, *overrides)],
                 cwd=self.folder,
-                env=environment(),
+                env=environment(self._slowed(step_seconds) if step_seconds else None),
                 stdout=stream,
                 stderr=stream,
             )
@@ -112,6 +135,13 @@ class Workplace:
             yield run
         finally:
             run.kill()
+
+    def _slowed(self, step_seconds: float) -> dict[str, str]:
+        """Variables of a run whose steps take so long."""
+        planted = self.folder / "planted"
+        planted.mkdir(exist_ok=True)
+        (planted / "sitecustomize.py").write_text(SLOW_STEPS, encoding="utf-8")
+        return {"PYTHONPATH": os.pathsep.join([str(planted), str(ROOT)]), "STEP_SECONDS": str(step_seconds)}
 
 
 class LiveRun:
@@ -140,19 +170,33 @@ class LiveRun:
         self.wait_for(lambda: metrics.exists() and mark in metrics.read_bytes())
 
     def ranks(self) -> dict[int, psutil.Process]:
-        """The processes that torchrun started."""
-        workers = psutil.Process(self.process.pid).children(recursive=True)
-        return {int(worker.environ()["RANK"]): worker for worker in workers if "RANK" in worker.environ()}
+        """The processes that the launcher started, without those that they started in turn."""
+        found: dict[int, psutil.Process] = {}
+        for process in psutil.Process(self.process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):  # one that has ended meanwhile
+                variables = process.environ()
+                if "RANK" in variables:
+                    found.setdefault(int(variables["RANK"]), process)
+        return found
 
     def freeze_where(self, holds: Callable[[], bool]) -> None:
         """Stop the process at a moment when `holds`: looked at again when nothing moves any more."""
         while True:
             self.wait_for(holds)
             self.process.send_signal(signal.SIGSTOP)
-            time.sleep(0.02)  # the stop reaches every thread
+            self.wait_for(self._stands_still)
             if holds():
                 return
             self.process.send_signal(signal.SIGCONT)
+
+    def _stands_still(self) -> bool:
+        """Every thread has stopped: one that was in a call to the system ended it first."""
+        tasks = Path(f"/proc/{self.process.pid}/task")
+        for task in os.listdir(tasks):
+            with contextlib.suppress(OSError):  # a thread that has ended
+                if (tasks / task / "stat").read_text().rpartition(")")[2].split()[0] not in "TXZ":
+                    return False
+        return True
 
     def kill(self) -> None:
         """kill -9, also of a frozen run; nothing where it has ended."""

@@ -99,7 +99,7 @@ class LiveJob:
     def wait_for_training(self, attempt: int) -> None:
         """Until an attempt has made two steps of its own."""
         log = self.run_dir / "logs" / f"attempt-{attempt:04d}"
-        self._wait(lambda: "".join(f.read_text() for f in log.glob("*-rank-00000.log")).count("  loss ") >= 2, attempt)
+        self._wait(lambda: sum(f.read_bytes().count(b"  loss ") for f in log.glob("*-rank-00000.log")) >= 2, attempt)
 
     def wait_for_end(self, attempt: int) -> Attempt:
         """Until an attempt has ended."""
