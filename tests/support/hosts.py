@@ -36,6 +36,15 @@ def sshd_program() -> str | None:
 
 
 @contextlib.contextmanager
+def held_port() -> Iterator[int]:
+    """Of this machine: nobody gets it who asks for any, and a server does that asks for this one."""
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("", 0))
+        yield holder.getsockname()[1]
+
+
+@contextlib.contextmanager
 def real_ssh(folder: Path) -> Iterator[str]:
     """A server of our own with keys of our own; the command that reaches it."""
     program = sshd_program()
@@ -43,20 +52,19 @@ def real_ssh(folder: Path) -> Iterator[str]:
     for name in ("host", "user"):
         key = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)]
         subprocess.run(key, check=True, stdin=subprocess.DEVNULL)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.2", 0))
-        port = probe.getsockname()[1]
     if os.geteuid() == 0:
         Path("/run/sshd").mkdir(exist_ok=True)  # it will not start without
     config = folder / "sshd_config"
-    config.write_text(
-        "".join(f"ListenAddress {name}:{port}\n" for name in NAMES)
-        + f"HostKey {folder}/host\nAuthorizedKeysFile {folder}/user.pub\nPidFile {folder}/pid\n"
-        "StrictModes no\nUsePAM no\nPermitRootLogin yes\nPasswordAuthentication no\n"
-    )
-    server = subprocess.Popen([program, "-D", "-f", str(config), "-E", str(folder / "sshd.log")])
-    try:
-        limit = time.monotonic() + 10
+    with held_port() as port, contextlib.ExitStack() as ending:
+        config.write_text(
+            "".join(f"ListenAddress {name}:{port}\n" for name in NAMES)
+            + f"HostKey {folder}/host\nAuthorizedKeysFile {folder}/user.pub\nPidFile {folder}/pid\n"
+            "StrictModes no\nUsePAM no\nPermitRootLogin yes\nPasswordAuthentication no\n"
+        )
+        server = subprocess.Popen([program, "-D", "-f", str(config), "-E", str(folder / "sshd.log")])
+        ending.callback(server.wait)
+        ending.callback(server.kill)
+        limit = time.monotonic() + 60
         while True:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.3", port), 1):
                 break
@@ -64,14 +72,17 @@ def real_ssh(folder: Path) -> Iterator[str]:
             time.sleep(0.05)
         options = f"-o BatchMode=yes -o StrictHostKeyChecking=no -o UserKnownHostsFile={folder}/known -o LogLevel=ERROR"
         yield f"ssh -F none -p {port} -i {folder}/user {options}"
-    finally:
-        server.kill()
-        server.wait()
 
 
 def assert_gone(pids: list[int]) -> None:
     """Fails where one of the processes still lives after a while."""
     limit = time.monotonic() + 10
-    while any(psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE for pid in pids):
+    while any(map(_lives, pids)):
         assert time.monotonic() < limit, pids
         time.sleep(0.05)
+
+
+def _lives(pid: int) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    return False

@@ -9,13 +9,13 @@ import json
 import os
 import random
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.support.hosts import held_port
 from tests.support.ranks import _warm_up
 
 
@@ -43,15 +43,16 @@ def main() -> None:
     chance = random.Random(storm.seed)
     kills = 0
     while True:
-        ranks = start(storm)
-        killed = kills < storm.kills and disturb(storm, ranks, chance)
-        kills += killed
-        if killed:
-            # As a launcher does; that they would end by themselves is for other tests to show.
-            time.sleep(chance.random() / 3)
-            for pid in ranks:
-                os.kill(pid, signal.SIGKILL)
-        codes = [end(pid) for pid in ranks]
+        with held_port() as port:
+            ranks = start(storm, port)
+            killed = kills < storm.kills and disturb(storm, ranks, chance)
+            kills += killed
+            if killed:
+                # As a launcher does; that they would end by themselves is for other tests to show.
+                time.sleep(chance.random() / 3)
+                for pid in ranks:
+                    os.kill(pid, signal.SIGKILL)
+            codes = [end(pid) for pid in ranks]
         if codes == [0] * storm.ranks:
             break
         if -signal.SIGKILL not in codes:
@@ -59,10 +60,7 @@ def main() -> None:
     sys.stdout.write(f"{kills}\n")
 
 
-def start(storm: Storm) -> list[int]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+def start(storm: Storm, port: int) -> list[int]:
     world = {
         "WORLD_SIZE": storm.ranks,
         "LOCAL_WORLD_SIZE": storm.ranks,
