@@ -182,7 +182,6 @@ def check_memory(config: RunConfig, vocab_size: int, layout: ParallelLayout, ava
 
 def _write_trace(recorded: "profile", folder: Path) -> dict[str, Any]:
     """Beside the result, for chrome://tracing and Perfetto."""
-    folder.mkdir(parents=True, exist_ok=True)
     recorded.export_chrome_trace(str(folder / TRACE_FILE))
     with gzip.open(folder / TRACE_FILE) as file:
         trace: dict[str, Any] = json.load(file)

@@ -1,5 +1,6 @@
 """What a measurement found, as it is saved, and its files."""
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -32,14 +33,19 @@ Result = Mapping[str, Any]
 
 
 def new_folder(wanted: Path | None, name: str, *, beside: Path = Path("bench")) -> Path:
-    """Where a result goes: as wanted, where none may be yet, else a name of its own in bench/."""
-    if wanted is not None:
-        if wanted.exists() and (not wanted.is_dir() or any(wanted.iterdir())):
-            raise RunError(f"--out {wanted}: is there already, and nothing is overwritten; choose another folder")
-        return wanted
-    numbers = range(1, 1_000_000)
-    names = (beside / (name if number == 1 else f"{name}-{number}") for number in numbers)
-    return next(folder for folder in names if not folder.exists())
+    """Where a result goes: as wanted, where none may be yet, else a name of its own in bench/.
+
+    Made at once: a place where none can be made is told before anything is measured.
+    """
+    if wanted is not None and wanted.exists() and (not wanted.is_dir() or any(wanted.iterdir())):
+        raise RunError(f"--out {wanted}: is there already, and nothing is overwritten; choose another folder")
+    names = (beside / (name if number == 1 else f"{name}-{number}") for number in itertools.count(1))
+    folder = wanted or next(folder for folder in names if not folder.exists())
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"--out {folder}: cannot be made ({error.strerror}); choose another folder") from None
+    return folder
 
 
 def step_figures(steps: Sequence[Mapping[str, float]]) -> dict[str, Any]:
@@ -152,7 +158,6 @@ def _notes(warmup: int, steps: int, peak: DevicePeak | None, synthetic: bool) ->
 
 def save(folder: Path, result: Result, table: str, plot: bytes) -> None:
     """Write the three files, bench.json last."""
-    folder.mkdir(parents=True, exist_ok=True)
     write_durably(folder / TABLE_FILE, table.encode())
     write_durably(folder / PLOT_FILE, plot)
     write_durably(folder / RESULT_FILE, (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())

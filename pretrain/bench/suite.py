@@ -92,7 +92,6 @@ def run_suite(
     models = _chosen(name, suite.models, only)
     folder = new_folder(wanted.out, name)
     wanted = replace(wanted, vocab_size=wanted.vocab_size or suite.vocab_size)
-    folder.mkdir(parents=True, exist_ok=True)
     rows: list[tuple[str, ...]] = [
         ("model", "median ms", "p95 ms", "tokens/s", "MFU of peak", "of products", "GiB", "limited by")
     ]

@@ -106,6 +106,8 @@ def test_what_is_no_result_is_refused(tmp_path: Path, content: str):
         (["model=tiny"], {"row_minutes": 1.0}, "--only and --row-minutes are for suite=NAME"),
         (["model=tiny"], {"vocab_size": 1}, "--vocab-size 1: must be at least 2"),
         (["model=tiny"], {"out": Path("taken")}, "--out taken: is there already"),
+        (["model=tiny"], {"out": Path("taken/bench.json/out")}, "--out taken/bench.json/out: cannot be made (Not a dir"),
+        (["suite=tiny"], {"out": Path("taken/bench.json/out")}, "--out taken/bench.json/out: cannot be made (Not a dir"),
         (["train.micro_batch_size=5"], {}, "train.global_batch_size=16: must be a multiple"),
     ],
 )
@@ -199,9 +201,7 @@ def test_only_the_rows_that_are_named_are_measured(tmp_path, monkeypatch):
 
 
 def test_results_do_not_take_each_others_place(tmp_path: Path):
-    first = new_folder(None, "tiny", beside=tmp_path)
-    first.mkdir()
-    assert (first.name, new_folder(None, "tiny", beside=tmp_path).name) == ("tiny", "tiny-2")
+    assert [new_folder(None, "tiny", beside=tmp_path).name for _ in range(2)] == ["tiny", "tiny-2"]
 
 
 @pytest.mark.parametrize("packing", ["stream", "best_fit"])
