@@ -119,13 +119,16 @@ def device_peak(configured_tflops: float | None, gpu_name: str | None, precision
     if configured_tflops is not None:
         return DevicePeak(configured_tflops * 1e12, "configured")
     if gpu_name is None:
-        return DevicePeak(_measure_cpu_flops(), "measured")
+        return DevicePeak(_measure_cpu_flops(precision), "measured")
     flops = peak_flops(gpu_name, precision)
     return None if flops is None else DevicePeak(flops, "table")
 
 
 def peak_flops(device_name: str, precision: Precision) -> float | None:
-    """Dense peak of the chip that calls itself `device_name`; None for an unknown chip or what it cannot do."""
+    """Dense peak of the chip that calls itself `device_name`; None for an unknown chip, a part of one (MIG) or what it
+    cannot do."""
+    if re.search(r"\bMIG\b", device_name):
+        return None
     for pattern, half, bf16, fp32 in _CHIPS:
         if re.search(pattern, device_name):
             tflops = {"fp16": half, "bf16": bf16, "fp32": fp32}[precision]
@@ -160,12 +163,12 @@ _CHIPS: tuple[tuple[str, float, float | None, float], ...] = (
 )
 
 
-def _measure_cpu_flops(limit_seconds: float = 0.2) -> float:
-    """The best of a few fp32 matrix products with the threads that this process computes with."""
+def _measure_cpu_flops(precision: Precision, limit_seconds: float = 0.2) -> float:
+    """The best of a few matrix products in this precision with the threads that this process computes with."""
     import torch
 
-    size = 512
-    left, right = torch.ones(size, size), torch.ones(size, size)
+    size, dtype = 512, {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    left, right = torch.ones(size, size, dtype=dtype), torch.ones(size, size, dtype=dtype)
     best = float("inf")
     deadline = time.perf_counter() + limit_seconds
     while time.perf_counter() < deadline:

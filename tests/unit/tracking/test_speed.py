@@ -1,6 +1,7 @@
 import os
 
 import pytest
+import torch
 
 from pretrain.model.flops import TokenFlops
 from pretrain.tracking.speed import DevicePeak, StepClock, device_peak, memory_use, peak_flops
@@ -119,9 +120,11 @@ def test_known_chips_are_found_by_the_name_they_give_themselves(name, precision,
         ("NVIDIA GeForce RTX 5090 D", "bf16"),
         ("NVIDIA GeForce RTX 5090 Laptop GPU", "bf16"),
         ("Tesla V100-SXM2-16GB", "bf16"),
+        ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", "bf16"),
+        ("NVIDIA H200 MIG 3g.71gb", "bf16"),
     ],
 )
-def test_other_chips_and_missing_units_have_no_peak(name, precision):
+def test_other_chips_parts_of_chips_and_missing_units_have_no_peak(name, precision):
     assert peak_flops(name, precision) is None
 
 
@@ -131,10 +134,20 @@ def test_the_configured_peak_goes_before_the_table():
     assert device_peak(None, "an unknown chip", "bf16") is None
 
 
-def test_the_peak_of_a_cpu_is_measured():
-    peak = device_peak(None, None, "fp32")
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_the_peak_of_a_cpu_is_measured_in_the_precision_of_the_run(monkeypatch, precision, dtype):
+    """A CPU with units for bf16 computes in it several times as fast as in fp32: MFU would be more than the whole."""
+    multiply, seen = torch.mm, set()
+
+    def watched(left, right):
+        seen.add((left.dtype, right.dtype))
+        return multiply(left, right)
+
+    monkeypatch.setattr(torch, "mm", watched)
+    peak = device_peak(None, None, precision)
     assert peak is not None and peak.source == "measured"
     assert 1e8 < peak.flops < 1e15
+    assert seen == {(dtype, dtype)}
 
 
 def test_resident_memory_is_what_the_system_says():
