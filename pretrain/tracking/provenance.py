@@ -137,9 +137,10 @@ def _num_threads() -> int:
 
 
 def _device_name() -> str:
+    """Of what this process computes on: a GPU may be there and not be asked for."""
     import torch
 
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
         return torch.cuda.get_device_name()
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()

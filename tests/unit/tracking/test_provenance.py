@@ -5,6 +5,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+import torch
 
 from pretrain.tracking import provenance
 from pretrain.tracking.provenance import describe_environment, write_description
@@ -57,6 +58,14 @@ def test_the_environment_is_told_without_its_variables(monkeypatch):
     assert described["versions"]["wandb"] == metadata.version("wandb")
     assert described["device"] and described["cores"] == os.cpu_count()
     assert secret not in json.dumps(described)
+
+
+@pytest.mark.parametrize("used", [True, False])
+def test_the_device_is_the_one_that_computes_not_one_that_is_there(monkeypatch, used):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: used)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    assert (describe_environment()["device"] == "a GPU") == used
 
 
 def test_the_description_comes_back_as_written(tmp_path):
