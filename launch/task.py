@@ -5,7 +5,6 @@ so that srun does not cut off the others, who may still be closing; rank 0's own
 """
 
 import contextlib
-import ctypes
 import json
 import os
 import signal
@@ -16,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.children import die_with_parent
 from data_pipeline.durable import write_durably
 from launch.rendezvous import interface_towards
 from launch.signals import SIGNALS, ignore_until_gone
@@ -40,7 +40,7 @@ def main(words: Sequence[str]) -> int:
     child = subprocess.Popen(
         [sys.executable, "-m", "pretrain", *command],
         env=environment,
-        preexec_fn=_die_with_parent,  # there is one thread here
+        preexec_fn=die_with_parent,  # there is one thread here
     )
     while True:
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -81,11 +81,6 @@ def read_note(folder: Path) -> dict[str, Any]:
         return dict(json.loads((folder / NOTE_FILE).read_bytes()))
     except (OSError, ValueError):
         return {}
-
-
-def _die_with_parent() -> None:
-    set_death_signal = 1
-    ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from pretrain.bench.result import Result, load
 from pretrain.bench.table import CONVENTIONS, columns
 from pretrain.config.load import flatten
 
-_IGNORED = ("config.run.", "environment.host", "environment.git.dirty")
+_IGNORED = ("config.run.dir", "config.run.name")
 
 
 def compare(first: Path, second: Path) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 
+from data_pipeline.children import die_with_parent
 from data_pipeline.durable import write_durably
 from pretrain.bench.data import VOCAB_SIZE
 from pretrain.bench.measure import Wanted
@@ -95,14 +96,16 @@ def run_suite(
     rows: list[tuple[str, ...]] = [
         ("model", "median ms", "p95 ms", "tokens/s", "MFU of peak", "of products", "GiB", "limited by")
     ]
+    head = [f"suite {name}; MFU by 6N + 6Lhs; all figures in {folder}/MODEL/"]
+    if overrides:  # what a row is called says nothing of them, though they may change its very model
+        head.append(f"every row with {' '.join(overrides)}")
     failed, table = 0, ""
     for number, (model, its) in enumerate(models.items(), 1):
         log.info("%s: %d of %d", model, number, len(models))
         fault = _run_one(folder / model, [*its, *overrides], wanted, row_minutes)
         rows.append(_failed(model, fault) if fault else _row(model, load(folder / model)))
         failed += fault is not None
-        head = f"suite {name}; MFU by 6N + 6Lhs; all figures in {folder}/MODEL/"
-        table = "\n".join([head, "", *columns(rows, left=(0, len(rows[0]) - 1))]) + "\n"
+        table = "\n".join([*head, "", *columns(rows, left=(0, len(rows[0]) - 1))]) + "\n"
         write_durably(folder / TABLE_FILE, table.encode())  # after each model: the next ones may take long
     return table, failed < len(models)
 
@@ -121,7 +124,13 @@ def _run_one(folder: Path, overrides: Sequence[str], wanted: Wanted, minutes: fl
     words += [f"--warmup={wanted.warmup}", f"--steps={wanted.steps}", f"--vocab-size={wanted.vocab_size}"]
     log_file = folder.with_name(f"{folder.name}.log")
     with log_file.open("wb") as stream:
-        process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream)
+        process = subprocess.Popen(
+            words,
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=stream,
+            preexec_fn=die_with_parent,  # Python has one thread here
+        )
         try:
             code = process.wait(None if minutes is None else 60 * minutes)
         except subprocess.TimeoutExpired:
@@ -168,7 +177,7 @@ def _row(model: str, result: Result) -> tuple[str, ...]:
         share(mfu["of_peak"]),
         share(mfu["of_ceiling"]),
         f"{result['memory']['peak_gib']:.2f}",
-        max(result["roofline"], key=lambda row: row["seconds"])["part"],
+        max(result["roofline"], key=lambda row: row["seconds"], default={"part": "-"})["part"],
     )
 
 

@@ -3,6 +3,10 @@
 import argparse
 import contextlib
 import json
+import os
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -25,6 +29,7 @@ from pretrain.config.load import load_run_config
 from pretrain.layout.grid import ParallelLayout
 from pretrain.model.flops import TokenFlops
 from pretrain.model.size import count_parameters
+from tests.support.runs import ROOT
 
 
 def test_median_p95_and_split_of_the_steps():
@@ -83,6 +88,24 @@ def test_a_comparison_tells_first_what_was_not_alike(tmp_path: Path):
     assert "same settings, versions and machine" in compare(tmp_path / "a.json", tmp_path / "a.json")
 
 
+@pytest.mark.parametrize(
+    ("place", "key", "values"),
+    [
+        ("environment", "host", ("one", "other")),
+        ("environment", "git", ({"revision": "a", "dirty": False}, {"revision": "a", "dirty": True})),
+        ("config", "run", ({"seed": 1}, {"seed": 2})),
+        ("config", "model", ({"seq_length": 1024}, {"seq_length": 2048})),
+    ],
+)
+def test_what_is_told_to_be_the_same_is_the_same(tmp_path: Path, place: str, key: str, values: tuple):
+    for name, value in zip("ab", values, strict=True):
+        given = result(100.0, "fp32", "2.12")
+        given[place][key] = value
+        (tmp_path / f"{name}.json").write_text(json.dumps(given))
+    told = compare(tmp_path / "a.json", tmp_path / "b.json")
+    assert f"  {place}.{key}" in told and "same settings" not in told
+
+
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": "something else"}', "\x00\xff"])
 def test_what_is_no_result_is_refused(tmp_path: Path, content: str):
     path = tmp_path / "bench.json"
@@ -106,8 +129,8 @@ def test_what_is_no_result_is_refused(tmp_path: Path, content: str):
         (["model=tiny"], {"row_minutes": 1.0}, "--only and --row-minutes are for suite=NAME"),
         (["model=tiny"], {"vocab_size": 1}, "--vocab-size 1: must be at least 2"),
         (["model=tiny"], {"out": Path("taken")}, "--out taken: is there already"),
-        (["model=tiny"], {"out": Path("taken/bench.json/out")}, "--out taken/bench.json/out: cannot be made (Not a dir"),
-        (["suite=tiny"], {"out": Path("taken/bench.json/out")}, "--out taken/bench.json/out: cannot be made (Not a dir"),
+        (["model=tiny"], {"out": Path("taken/bench.json/out")}, "bench.json/out: cannot be made (Not a directory)"),
+        (["suite=tiny"], {"out": Path("taken/bench.json/out")}, "bench.json/out: cannot be made (Not a directory)"),
         (["train.micro_batch_size=5"], {}, "train.global_batch_size=16: must be a multiple"),
     ],
 )
@@ -170,6 +193,16 @@ def write_program(path: Path, script: str) -> str:
     return str(path)
 
 
+def until_gone(process: int, seconds: float = 20.0) -> None:
+    """Wait until a process has ended; fail where it goes on."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for _ in range(int(seconds / 0.01)):
+            if psutil.Process(process).status() == psutil.STATUS_ZOMBIE:  # whoever is to reap it may take its time
+                return
+            time.sleep(0.01)
+        pytest.fail(f"process {process} goes on")
+
+
 def test_a_row_that_takes_too_long_is_ended_with_all_it_started_and_the_next_one_begun(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     script = """
@@ -187,10 +220,43 @@ def test_a_row_that_takes_too_long_is_ended_with_all_it_started_and_the_next_one
     ]
     assert {path.name for path in Path("out").iterdir()} == {"table.txt", "tiny.log", "tiny_llama.log"}
     assert not Path("out/tiny.log").read_text()
-    grandchild = int(Path("pid").read_text())
-    with contextlib.suppress(psutil.NoSuchProcess):
-        while psutil.Process(grandchild).status() != psutil.STATUS_ZOMBIE:  # whoever is to reap it may take its time
-            time.sleep(0.01)
+    until_gone(int(Path("pid").read_text()))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_row_does_not_outlive_its_suite(tmp_path, number):
+    """`timeout` and schedulers end the suite only: its row would go on and hold the GPU."""
+    row = write_program(tmp_path / "row", "echo $$ >&2; exec sleep 600")
+    script = f"""
+import sys
+from pathlib import Path
+from pretrain.bench.measure import Wanted
+from pretrain.bench.suite import run_suite
+sys.executable = {row!r}
+run_suite("tiny", [], Wanted(out=Path({str(tmp_path / "out")!r})))
+"""
+    log_file = tmp_path / "out" / "tiny.log"
+    with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT) as suite:
+        try:
+            while not (log_file.exists() and log_file.read_text().endswith("\n")):
+                assert suite.poll() is None
+                time.sleep(0.01)
+        finally:
+            suite.send_signal(number)
+    process = int(log_file.read_text())
+    try:
+        until_gone(process)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+
+
+def test_a_suite_says_what_all_its_rows_were_given(tmp_path, monkeypatch):
+    """Else a row that is called after one model could stand for another."""
+    monkeypatch.setattr("sys.executable", write_program(tmp_path / "python", "exit 3"))
+    for overrides, second in ((["model=tiny", "optim.lr=1"], "every row with model=tiny optim.lr=1"), ([], "")):
+        table, _ = run_suite("tiny", overrides, Wanted(out=tmp_path / f"with {len(overrides)}"))
+        assert table.splitlines()[1] == second
 
 
 def test_only_the_rows_that_are_named_are_measured(tmp_path, monkeypatch):
