@@ -56,4 +56,5 @@ def _parts(axes: "Axes", result: Result) -> None:
             left[bar] += 1000 * seconds
     axes.invert_yaxis()
     axes.set_xlabel("ms of the median step")
-    axes.legend(frameon=False, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.25))
+    if result["roofline"]:
+        axes.legend(frameon=False, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.25))

@@ -76,8 +76,11 @@ def roofline(
     """Parts that add up to the median step: what was profiled, the wait for data, and the rest, which is idle.
 
     On a CPU profiling lengthens all, so the parts are taken in proportion to the profiled step; on a GPU kernels take
-    as long as ever, and only where they fill more than the step are they cut to it.
+    as long as ever, and only where they fill more than the step are they cut to it. None where nothing was seen: that
+    would all be idle.
     """
+    if not measured.seconds:
+        return []
     seconds, busy = dict(measured.seconds), sum(measured.seconds.values())
     scale = min(1.0, step_seconds / busy) if measured.on_gpu and busy else step_seconds / measured.step_seconds
     seconds = {part: value * scale for part, value in seconds.items()}
@@ -90,6 +93,8 @@ def roofline(
 
 def limit(rows: Sequence[Row]) -> str:
     """One line: the part that takes most, and the one in which most is to be won."""
+    if not rows:
+        return "not known"
     whole = sum(row.seconds for row in rows)
     most = max(rows, key=lambda row: row.seconds)
     known = [row for row in rows if row.ideal_seconds is not None]

@@ -1,10 +1,13 @@
 """The parts of a step beside their ideals: they add up to the step, whatever was profiled."""
 
+import warnings
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pretrain.bench.parts import PartTimes
+from pretrain.bench.plot import draw
 from pretrain.bench.roofline import Row, elementwise_elements, ideal_seconds, limit, roofline
 from pretrain.config.load import load_run_config
 from pretrain.layout.grid import ParallelLayout
@@ -24,7 +27,9 @@ seconds = st.floats(0, 100)
 
 
 @given(
-    st.dictionaries(st.sampled_from(["matrix products", "attention", "optimizer", "communication", "data"]), seconds),
+    st.dictionaries(
+        st.sampled_from(["matrix products", "attention", "optimizer", "communication", "data"]), seconds, min_size=1
+    ),
     st.floats(0.001, 100),
     seconds,
     st.booleans(),
@@ -71,3 +76,12 @@ def test_one_line_says_what_takes_most_and_where_most_is_to_be_won():
         "most is to be won in elementwise and norms: 2500.0 ms (25%) over it"
     )
     assert limit([Row("data", 9.0, 0.0), Row("matrix products", 1.0, 1.0)]).startswith("data takes most, 90%")
+
+
+def test_where_nothing_was_seen_nothing_is_said_to_limit_the_step():
+    """As without CUPTI: that all of the step is idle, nobody has seen."""
+    rows = roofline(PartTimes({}, 20.0, on_gpu=True), 8.0, 1.0, IDEAL)
+    assert (rows, limit(rows)) == ([], "not known")
+    step = {"all": [1.0, 2.0], "median": 1.5, "p95": 2.0}
+    with warnings.catch_warnings(action="error"):
+        assert draw({"model": "tiny", "environment": {"device": "one"}, "step_seconds": step, "roofline": rows})
