@@ -13,7 +13,7 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _SQUARES = {"cuda": (2048, 4096, 8192), "cpu": (256, 512, 1024)}
 _COPIED_BYTES = {"cuda": 2**30, "cpu": 2**28}
 SECONDS = 0.2
-"""For each product, after a first one; a device that slows down under load has done so by then."""
+"""For each product, after a first one. The best counts: a device that slows down under load is measured before."""
 
 Shape = tuple[int, int, int]
 """Rows, depth and columns of a product."""

@@ -134,23 +134,21 @@ def make_result(
         "profiled_step_seconds": profiled.step_seconds,
         "limit": limit(rows),
         "notes": [
-            *_notes(warmup, len(timed), peak, tokenizer.kind == SYNTHETIC),
-            *(
-                []
-                if profiled.seconds
-                else ["the profiler saw no kernels (CUPTI), so the parts of the step are unknown"]
-            ),
+            *_notes(config, warmup, len(timed), peak, tokenizer.kind == SYNTHETIC),
+            *([] if rows else ["the profiler saw no kernels (CUPTI), so the parts of the step are unknown"]),
         ],
     }
 
 
-def _notes(warmup: int, steps: int, peak: DevicePeak | None, synthetic: bool) -> list[str]:
+def _notes(config: RunConfig, warmup: int, steps: int, peak: DevicePeak | None, synthetic: bool) -> list[str]:
     notes = []
     if warmup < LEAST_WARMUP or steps < LEAST_STEPS:
         least = f"{LEAST_WARMUP} and {LEAST_STEPS}"
         notes.append(f"only {warmup} warm-up and {steps} timed steps; a result worth keeping has at least {least}")
     if synthetic:
         notes.append("the data are pseudo-random tokens")
+    if config.data.document_mask:
+        notes.append("MFU and ideals count attention over whole samples, not documents")
     if peak is None:
         notes.append("the peak of this chip is not known; tracking.peak_tflops gives it")
     return notes

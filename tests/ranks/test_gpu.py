@@ -1,4 +1,7 @@
-"""On a GPU: a first look at what no CPU can show. `pytest tests/ranks/test_gpu.py` on a machine that has one."""
+"""On a GPU: a first look at what no CPU can show. `pytest tests/ranks/test_gpu.py` on a machine that has one.
+
+Besides what the program needs: pytest, pytest-timeout, hypothesis with sortedcontainers, and zstandard.
+"""
 
 import functools
 import itertools
