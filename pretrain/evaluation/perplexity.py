@@ -51,10 +51,7 @@ def evaluate(
 
 
 def _figures(totals: Tensor, num_bytes: float) -> dict[str, float]:
-    """`totals`: sum of losses and number of tokens."""
+    """`totals`: sum of losses and number of tokens; those of `pretrain bench` are of no text."""
     loss = (totals[0] / totals[1]).item()
-    return {
-        "loss": loss,
-        "perplexity": math.exp(min(loss, 700.0)),
-        "bits_per_byte": totals[0].item() / math.log(2) / num_bytes,
-    }
+    values = {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
+    return values | {"bits_per_byte": totals[0].item() / math.log(2) / num_bytes} if num_bytes else values

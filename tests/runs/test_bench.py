@@ -10,6 +10,7 @@ import pytest
 from pretrain.bench.result import load
 from pretrain.bench.table import as_table
 from pretrain.profiling import step_mark
+from pretrain.tracking.metrics_file import read_metrics
 from tests.support.runs import SHAPE, torchrun_command
 
 SMALL = (*SHAPE, "engine.device=cpu", "engine.cpu_threads=1", "train.global_batch_size=8", "train.micro_batch_size=2")
@@ -57,6 +58,14 @@ def test_figures_follow_from_each_other(measured):
 def test_the_trace_holds_the_steps_after_the_timed_ones(measured):
     with gzip.open(measured[1] / "trace.json.gz") as file:
         assert steps_of(json.load(file)) == ["step 7", "step 8", "step 9"]
+
+
+def test_pseudo_random_tokens_can_be_trained_on(measured, place):
+    words = (f"data.path={measured[1].absolute() / 'data'}", "train.max_steps=4", "checkpoint.every_steps=0")
+    done = place.train("random", *words)
+    assert done.returncode == 0, done.stderr
+    (validation,) = (record for record in read_metrics(place.run_dir("random")) if record["kind"] == "validation")
+    assert validation["loss"] > 0 and "bits_per_byte" not in validation
 
 
 def test_two_ranks_measure_the_configured_dataset_together(place):
