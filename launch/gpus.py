@@ -22,7 +22,8 @@ GPU_FIELDS = (
     "ecc.errors.uncorrected.volatile.total",
 )
 ROW_FIELDS = ("gpu_uuid", "remapped_rows.pending", "remapped_rows.failure")
-PROCESS_FIELDS = ("gpu_uuid", "pid", "process_name", "used_memory")
+PROCESS_FIELDS = ("gpu_uuid", "pid", "used_memory", "process_name")
+"""The name, in which there may be commas, comes last."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def parse_gpus(gpus: str, rows: str, processes: str) -> list[Gpu]:
     """The answers to the three queries, as CSV without head and units, put together; raises ValueError on others."""
     remapped = {fields[0]: fields[1:] for fields in _fields(rows, len(ROW_FIELDS))}
     using: dict[str, list[str]] = {}
-    for uuid, pid, program, mib in _fields(processes, len(PROCESS_FIELDS)):
+    for uuid, pid, mib, program in _fields(processes, len(PROCESS_FIELDS)):
         using.setdefault(uuid, []).append(f"process {pid} ({program}, {mib} MiB)")
     found = []
     for index, uuid, name, celsius, used, total, errors in _fields(gpus, len(GPU_FIELDS)):
@@ -127,7 +128,7 @@ def _ask(what: str, fields: Sequence[str]) -> str:
 
 def _fields(text: str, count: int) -> Iterator[list[str]]:
     for line in text.splitlines():
-        fields = [field.strip() for field in line.split(",")]
+        fields = [field.strip() for field in line.split(",", count - 1)]
         if len(fields) != count:
             if line.strip():
                 raise ValueError(f"unexpected answer {line!r}")

@@ -19,7 +19,7 @@ SICK = f"""\
 2, {C}, NVIDIA A100-SXM4-80GB, 30, 4, 81920, 0
 """
 SICK_ROWS = f"{A}, 1, 0\n{B}, 0, 0\n{C}, 0, 1\n"
-SICK_PROCESSES = f"{A}, 4711, /usr/bin/python3, 71230\n"
+SICK_PROCESSES = f"{A}, 4711, 71230, /usr/bin/python3\n"
 CONSUMER = f"0, {A}, NVIDIA GeForce RTX 4090, 35, 12, 24564, [N/A]\n"
 CONSUMER_ROWS = f"{A}, [N/A], [N/A]\n"
 
@@ -46,6 +46,11 @@ def test_every_fault_names_its_gpu_and_what_to_do() -> None:
         f"GPU 2 (NVIDIA A100-SXM4-80GB, {C}): memory rows could not be remapped; the GPU must be replaced",
     ]
     assert [line[: len(start)] for line, start in zip(told, expected, strict=True)] == expected
+
+
+def test_a_program_may_have_commas_in_its_name() -> None:
+    gpu, _, _ = parse_gpus(SICK, "", f"{A}, 4711, 71230, ray::Worker(a, b)\n")
+    assert gpu.processes == ("process 4711 (ray::Worker(a, b), 71230 MiB)",)
 
 
 @pytest.mark.parametrize(
