@@ -27,6 +27,7 @@ _SOURCE = Path(__file__).resolve().parents[2]
 _PACKAGES = (
     "pretrain",
     "torch",
+    "triton",
     "deepspeed",
     "megatron-core",
     "sentencepiece",
@@ -41,7 +42,7 @@ def describe_environment() -> dict[str, Any]:
     """Git revision (None outside a checkout), versions, host, device, cores and threads, ready for JSON."""
     return {
         "git": _git_state(_SOURCE),
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES} | _libraries(),
         "host": socket.gethostname(),
         "platform": platform.platform(),
         "device": _device_name(),
@@ -127,6 +128,13 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
+
+
+def _libraries() -> dict[str, str | int | None]:
+    """What torch computes with on a GPU: its own version may be the same for several of them."""
+    import torch
+
+    return {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
 
 
 def _num_threads() -> int:

@@ -60,6 +60,13 @@ def test_the_environment_is_told_without_its_variables(monkeypatch):
     assert secret not in json.dumps(described)
 
 
+def test_the_libraries_of_a_gpu_are_versions_too(monkeypatch):
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91002)
+    versions = describe_environment()["versions"]
+    assert (versions["cuda"], versions["cudnn"]) == ("13.0", 91002) and "triton" in versions
+
+
 @pytest.mark.parametrize("used", [True, False])
 def test_the_device_is_the_one_that_computes_not_one_that_is_there(monkeypatch, used):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
