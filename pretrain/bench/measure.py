@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from data_pipeline.mixture import TrainingData
 from data_pipeline.shards.reader import PackedDataset
 from pretrain.bench.data import VOCAB_SIZE, open_prepared, write_synthetic
+from pretrain.bench.parts import PartTimes, part_times
 from pretrain.bench.plot import draw
 from pretrain.bench.result import make_result, new_folder, save
 from pretrain.bench.table import as_table
@@ -84,7 +85,6 @@ def _measure(
     with megatron_imports():
         from pretrain.engine.build import build_engine, smallest_memory
     from pretrain.bench.ceilings import measure_ceilings
-    from pretrain.bench.parts import part_times
     from pretrain.bench.roofline import ideal_seconds, roofline
     from pretrain.bench.steps import peak_over_ranks, run_steps, start_peak
     from pretrain.profiling import StepProfiler
@@ -109,11 +109,11 @@ def _measure(
             "%s: %d warm-up, %d timed, %d profiled steps", config.model.name, wanted.warmup, wanted.steps, PROFILED
         )
         measured = wanted.warmup + wanted.steps
-        traces: list[dict[str, Any]] = []
+        parts: list[PartTimes] = []
 
         def keep(recorded: "profile", first: int, last: int) -> None:
             assert folder is not None
-            traces.append(_write_trace(recorded, folder))
+            parts.append(parts_of(recorded, folder, on_gpu=here.device.type == "cuda"))
 
         profiler = StepProfiler(measured + 1, measured + PROFILED, keep) if here.is_main else None
         gc.collect()  # what was left by building is no step's
@@ -122,7 +122,7 @@ def _measure(
         environment = describe_environment()
         if folder is None:
             return None
-    timed, profiled = steps[wanted.warmup : measured], part_times(traces[0], on_gpu=here.device.type == "cuda")
+    timed, profiled = steps[wanted.warmup : measured], parts[0]
     ideal = ideal_seconds(config, tokenizer.vocab_size, layout, ceilings.best[1], ceilings.bandwidth)
     middle = {name: statistics.median(step[name] for step in timed) for name in ("seconds_step", "seconds_data")}
     result = make_result(
@@ -180,9 +180,15 @@ def check_memory(config: RunConfig, vocab_size: int, layout: ParallelLayout, ava
         )
 
 
-def _write_trace(recorded: "profile", folder: Path) -> dict[str, Any]:
-    """Beside the result, for chrome://tracing and Perfetto."""
-    recorded.export_chrome_trace(str(folder / TRACE_FILE))
-    with gzip.open(folder / TRACE_FILE) as file:
-        trace: dict[str, Any] = json.load(file)
-    return trace
+def parts_of(recorded: "profile", folder: Path, *, on_gpu: bool) -> PartTimes:
+    """From the trace, which is written beside the result for chrome://tracing and Perfetto.
+
+    Nothing where that cannot be written or read: what was timed is worth keeping without it.
+    """
+    try:
+        recorded.export_chrome_trace(str(folder / TRACE_FILE))
+        with gzip.open(folder / TRACE_FILE) as file:
+            return part_times(json.load(file), on_gpu=on_gpu)
+    except Exception:
+        log.exception("%s: the trace of the profiler is of no use", folder / TRACE_FILE)
+        return PartTimes({}, 0.0, on_gpu)

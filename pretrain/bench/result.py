@@ -135,7 +135,7 @@ def make_result(
         "limit": limit(rows),
         "notes": [
             *_notes(config, warmup, len(timed), peak, tokenizer.kind == SYNTHETIC),
-            *([] if rows else ["the profiler saw no kernels (CUPTI), so the parts of the step are unknown"]),
+            *([] if rows else ["the parts of a step are unknown: no kernels (CUPTI) or no trace that can be read"]),
         ],
     }
 

@@ -1,7 +1,11 @@
 """Time by part: kernels and operators by their names, each moment of a trace given to one part."""
 
+import gzip
+import json
+
 import pytest
 
+from pretrain.bench.measure import parts_of
 from pretrain.bench.parts import UPDATE_MARK, part_of, part_times
 
 
@@ -178,3 +182,27 @@ def test_the_step_of_middle_length_is_looked_at():
     events += [event("cpu_op", "aten::mm", began + 1, seconds) for began, _, seconds in steps]
     times = part_times({"traceEvents": events}, on_gpu=False)
     assert (times.seconds, times.step_seconds) == (pytest.approx({"matrix products": 2}), 12)
+
+
+class Recorded:
+    """A profile that writes what it was given."""
+
+    def __init__(self, content):
+        self.content = content
+
+    def export_chrome_trace(self, path):
+        if self.content is None:
+            raise OSError(28, "No space left on device")
+        with gzip.open(path, "wb") as file:
+            file.write(self.content)
+
+
+@pytest.mark.parametrize("content", [None, b'{"traceEvents": [', b"{}", b'{"traceEvents": []}', b"\xff"])
+def test_a_trace_of_no_use_costs_nothing_but_the_parts(tmp_path, content):
+    """Whatever the profiler makes of a device that it does not know, the timed steps are kept."""
+    assert parts_of(Recorded(content), tmp_path, on_gpu=True).seconds == {}
+
+
+def test_a_trace_is_read_where_it_was_written(tmp_path):
+    trace = {"traceEvents": [mark("step 7", 0, 20), event("cpu_op", "aten::mm", 0, 19)]}
+    assert parts_of(Recorded(json.dumps(trace).encode()), tmp_path, on_gpu=False).seconds == {"matrix products": 19}
