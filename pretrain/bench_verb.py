@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pretrain.actions import positive, positive_number
 from pretrain.config.errors import ConfigError
+from pretrain.config.public import public_words
 
 NONE_WORKED = 1
 
@@ -31,7 +32,8 @@ def run(given: argparse.Namespace) -> int:
 
     options = {name: getattr(given, name) for name in ("warmup", "steps", "out", "vocab_size")}
     wanted = Wanted(
-        **{name: value for name, value in options.items() if value is not None}, command=["pretrain", *sys.argv[1:]]
+        **{name: value for name, value in options.items() if value is not None},
+        command=["pretrain", *public_words(sys.argv[1:])],
     )
     suites = [word.partition("=")[2] for word in words if word.startswith("suite=")]
     if suites:

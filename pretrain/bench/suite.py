@@ -19,6 +19,7 @@ from pretrain.bench.measure import Wanted
 from pretrain.bench.result import TABLE_FILE, Result, load, new_folder
 from pretrain.bench.table import columns, milliseconds, share
 from pretrain.config.errors import RunError
+from pretrain.config.public import public_words
 from pretrain.layout.grid import world_from_environment
 
 
@@ -98,7 +99,7 @@ def run_suite(
     ]
     head = [f"suite {name}; MFU by 6N + 6Lhs; all figures in {folder}/MODEL/"]
     if overrides:  # what a row is called says nothing of them, though they may change its very model
-        head.append(f"every row with {' '.join(overrides)}")
+        head.append(f"every row with {' '.join(public_words(overrides))}")
     failed, table = 0, ""
     for number, (model, its) in enumerate(models.items(), 1):
         log.info("%s: %d of %d", model, number, len(models))

@@ -1,7 +1,7 @@
 """What may be stored and shown of a configuration: all but the secrets that its values may hold."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from data_pipeline.remote.addresses import is_url, shown
@@ -25,3 +25,11 @@ def without_secrets(values: Any, *, names_tell: bool = False) -> Any:
     if isinstance(values, list | tuple):
         return type(values)(without_secrets(value) for value in values)
     return shown(values) if isinstance(values, str) and is_url(values) else values
+
+
+def public_words(words: Sequence[str]) -> list[str]:
+    """A command line without passwords and signatures in URLs, nor what it says of `cluster.environment`."""
+    return [
+        f"{word.partition('=')[0]}={NOT_STORED}" if "environment" in word and "=" in word else shown(word)
+        for word in words
+    ]

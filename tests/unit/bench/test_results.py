@@ -26,6 +26,7 @@ from pretrain.bench.suite import SUITES, run_suite
 from pretrain.config.checks import check_run
 from pretrain.config.errors import RunError
 from pretrain.config.load import load_run_config
+from pretrain.config.public import public_words
 from pretrain.layout.grid import ParallelLayout
 from pretrain.model.flops import TokenFlops
 from pretrain.model.size import count_parameters
@@ -257,6 +258,26 @@ def test_a_suite_says_what_all_its_rows_were_given(tmp_path, monkeypatch):
     for overrides, second in ((["model=tiny", "optim.lr=1"], "every row with model=tiny optim.lr=1"), ([], "")):
         table, _ = run_suite("tiny", overrides, Wanted(out=tmp_path / f"with {len(overrides)}"))
         assert table.splitlines()[1] == second
+
+
+def test_what_is_kept_of_a_command_has_no_secrets(tmp_path, monkeypatch):
+    words = [
+        "data.path=https://me:hidden@host/data?X-Amz-Signature=hidden",
+        "+cluster.environment.TOKEN=hidden",
+        "+cluster={environment: {TOKEN: hidden}}",
+        "model=tiny",
+    ]
+    told = public_words(words)
+    assert told[0] == "data.path=https://host/data" and told[-1] == "model=tiny"
+    assert [word.partition("=")[0] for word in told] == [word.partition("=")[0] for word in words]
+    monkeypatch.setattr("sys.executable", write_program(tmp_path / "python", "exit 3"))
+    table, _ = run_suite("tiny", words, Wanted(out=tmp_path / "out"))
+    kept = []
+    monkeypatch.setattr("pretrain.bench.measure.bench", lambda config, wanted: kept.extend(wanted.command))
+    monkeypatch.setattr("sys.argv", ["pretrain", "bench", *words])
+    given = {"warmup": None, "steps": None, "out": None, "vocab_size": None, "only": [], "row_minutes": None}
+    bench_verb.run(argparse.Namespace(overrides=["model=tiny"], **given))
+    assert kept == ["pretrain", "bench", *told] and "hidden" not in table + "".join(kept)
 
 
 def test_only_the_rows_that_are_named_are_measured(tmp_path, monkeypatch):
