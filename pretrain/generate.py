@@ -43,12 +43,18 @@ def generate(config: GenerateConfig) -> None:
 
 def continuations(config: GenerateConfig, run: Path, used: RunConfig, tokenizer: Tokenizer) -> list[str]:
     """`num_samples` texts, each with the prompt before it."""
-    checkpoint = find_checkpoint(run / "checkpoints", config.checkpoint)
-    if checkpoint.manifest["tokenizer_fingerprint"] != tokenizer.fingerprint:
-        raise RunError(
-            f"{checkpoint.folder} was trained with another tokenizer than {used.data.path} holds: prepare the "
-            "data again as it was"
-        )
+
+    def find() -> "Checkpoint":
+        checkpoint = find_checkpoint(run / "checkpoints", config.checkpoint)
+        if checkpoint.manifest["tokenizer_fingerprint"] != tokenizer.fingerprint:
+            raise RunError(
+                f"{checkpoint.folder} was trained with another tokenizer than {used.data.path} holds: prepare the "
+                "data again as it was"
+            )
+        return checkpoint
+
+    rank, world_size, _ = world_from_environment()
+    found = find() if rank == 0 else None  # one for all ranks: a live run saves others meanwhile
 
     import torch
 
@@ -62,13 +68,12 @@ def continuations(config: GenerateConfig, run: Path, used: RunConfig, tokenizer:
         from pretrain.engine.build import build_engine
 
     parallel = used.parallel
-    layout = ParallelLayout(world_from_environment()[1], parallel.tp, parallel.pp)
+    layout = ParallelLayout(world_size, parallel.tp, parallel.pp)
     with runtime(used.engine, layout=layout) as here:
         groups = build_groups(layout, config.seed, here.group_timeout_minutes, here.device, vp=parallel.vp)
         store = CheckpointStore(run, groups=groups, keep_last=1, keep_every=0)
-        vocab_size = int(checkpoint.manifest["vocab_size"])
-        engine = build_engine(used, vocab_size, groups, here.device, eod_id=tokenizer.eod_id)
-        store.restore_weights(checkpoint, engine)
+        engine = build_engine(used, tokenizer.vocab_size, groups, here.device, eod_id=tokenizer.eod_id)
+        store.restore_weights(engine, found, find)
         generator = torch.Generator().manual_seed(config.seed)
         # An empty prompt begins a new document, which in training follows the end of another.
         prompt = list(tokenizer.encode(config.prompt)) or [tokenizer.eod_id]

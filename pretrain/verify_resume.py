@@ -28,10 +28,8 @@ from pretrain.train import lr_of
 from pretrain.training_data import batches_from, check_same_data, open_datasets
 
 if TYPE_CHECKING:
-    from pretrain.checkpoint.store import Checkpoint, CheckpointStore
-    from pretrain.engine.interface import Engine
+    from pretrain.checkpoint.store import Checkpoint
     from pretrain.layout.groups import ProcessGroups
-    from pretrain.run_state import RunState
 
 AT_MOST = 10
 """Steps, unless more are asked for."""
@@ -186,7 +184,7 @@ def replay(plan: Plan, config: RunConfig, dataset: TrainingData, groups: "Proces
     tokenizer = dataset.manifest.tokenizer
     engine = build_engine(config, tokenizer.vocab_size, groups, device, eod_id=tokenizer.eod_id)
     store = CheckpointStore(plan.checkpoint.folder.parents[1], groups=groups, keep_last=1, keep_every=0)
-    state = restore_of_live_run(store, plan.checkpoint, engine)
+    state = store.restore(plan.checkpoint, engine)
     pairs: list[Pair] = []
 
     def record(kind: str, step: int, values: Values) -> None:
@@ -209,16 +207,6 @@ def replay(plan: Plan, config: RunConfig, dataset: TrainingData, groups: "Proces
         control=groups.control,
     )
     return pairs
-
-
-def restore_of_live_run(store: "CheckpointStore", checkpoint: "Checkpoint", engine: "Engine") -> "RunState":
-    try:
-        return store.restore(checkpoint, engine)
-    except Exception:
-        if checkpoint.folder.exists():
-            raise
-        words = "was deleted while it was read: the run goes on and keeps its newest ones; try again"
-        raise RunError(f"{checkpoint.folder} {words}") from None
 
 
 def as_recorded(recorded: RunConfig, used: RunConfig) -> RunConfig:

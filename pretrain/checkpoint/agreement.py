@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
+from data_pipeline.errors import UserError
 from pretrain.config.errors import RunError
 
 ALMOST_NOTHING = 1 << 20
@@ -20,7 +21,7 @@ def together(what: str, folder: Path, group: dist.ProcessGroup, action: Callable
     result, fault = None, None
     try:
         result = action()
-    except RunError as error:
+    except UserError as error:
         fault = str(error)
     except OSError as error:
         full = folder.exists() and shutil.disk_usage(folder).free < ALMOST_NOTHING

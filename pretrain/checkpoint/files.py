@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -114,11 +115,15 @@ def merge_indices(folder: Path) -> str:
 class JsonIndexReader(FileSystemReader):
     """DCP's reader of a JSON index; tensors themselves are read with weights_only, so nothing is unpickled."""
 
+    @cached_property
+    def tensors(self) -> dict[str, Any]:
+        """The index: whoever asks before DCP does gets the error of a missing one, which DCP logs with its stack."""
+        return dict(json.loads((Path(self.path) / INDEX).read_bytes()))
+
     def read_metadata(self, *_: Any, **__: Any) -> Metadata:
-        tensors = json.loads((Path(self.path) / INDEX).read_bytes())
         index: dict[str, Any] = {}
         places: dict[MetadataIndex, _StorageInfo] = {}
-        for name, tensor in tensors.items():
+        for name, tensor in self.tensors.items():
             chunks = [
                 ChunkStorageMetadata(offsets=torch.Size(c["offsets"]), sizes=torch.Size(c["sizes"]))
                 for c in tensor["chunks"]

@@ -1,13 +1,10 @@
 """Continued pretraining: a new run begins with the weights of another, and with nothing else of it."""
 
-import hashlib
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-import torch.distributed as dist
 
 from data_pipeline.shards.manifest import TokenizerRecord
 from pretrain.checkpoint.store import MANIFEST, Checkpoint, CheckpointStore, newest_whole, read_checkpoint
@@ -28,13 +25,7 @@ def find_initial(init_from: str, run_dir: Path, model: ModelConfig, tokenizer: T
     """
     if any(path.suffix == "" for path in (run_dir / "checkpoints").glob("step-*")):
         return None
-    path = Path(init_from)
-    if not path.is_dir():
-        raise ConfigError([Problem("run.init_from", init_from, "no such folder", "give a run folder or a checkpoint")])
-    found = read_checkpoint(path) if (path / MANIFEST).exists() else newest_whole(path / "checkpoints")
-    if found is None:
-        rule = "holds no whole checkpoint"
-        raise ConfigError([Problem("run.init_from", init_from, rule, "give a run folder or a checkpoint")])
+    found = _find(init_from)
     problems: list[Problem | str] = [*_other_shape(found, model), *_other_tokenizer(found, tokenizer)]
     if problems:
         raise ConfigError(problems)
@@ -47,23 +38,34 @@ def load_initial(
     """On all ranks, with what rank 0 found: load the weights; returns where they came from, for the record."""
     if init_from is None:
         return {"init_from": None}
-    shared = [found]
-    dist.broadcast_object_list(shared, src=0, group=store.control)
-    (checkpoint,) = shared
-    if checkpoint is None:
-        raise RunError(
-            f"{store.folder}: no checkpoint in it is whole; run.init_from={init_from!r} is for a run that has none: "
-            "remove them to begin anew, or choose another run.name"
-        )
-    store.restore_weights(checkpoint, engine)
+
+    def find_again() -> Checkpoint:
+        if found is None:
+            raise RunError(
+                f"{store.folder}: no checkpoint in it is whole; run.init_from={init_from!r} is for a run that has "
+                "none: remove them to begin anew, or choose another run.name"
+            )
+        return _find(init_from)
+
+    checkpoint, digest = store.restore_weights(engine, found, find_again)
     log.info("weights of %s (step %d); optimizer, data and steps begin anew", checkpoint.folder, checkpoint.step)
-    digest = hashlib.sha256((checkpoint.folder / MANIFEST).read_bytes()).hexdigest()
     return {"init_from": {"checkpoint": str(checkpoint.folder), "step": checkpoint.step, "manifest_sha256": digest}}
 
 
 def origin_of(own: Checkpoint) -> dict[str, Any]:
     """Where the weights of a run came from that goes on from a checkpoint of its own."""
     return {"init_from": own.manifest.get("init_from")}
+
+
+def _find(init_from: str) -> Checkpoint:
+    path = Path(init_from)
+    if not path.is_dir():
+        raise ConfigError([Problem("run.init_from", init_from, "no such folder", "give a run folder or a checkpoint")])
+    found = read_checkpoint(path) if (path / MANIFEST).exists() else newest_whole(path / "checkpoints")
+    if found is None:
+        rule = "holds no whole checkpoint"
+        raise ConfigError([Problem("run.init_from", init_from, rule, "give a run folder or a checkpoint")])
+    return found
 
 
 def _other_shape(found: Checkpoint, model: ModelConfig) -> Iterator[Problem]:

@@ -7,11 +7,12 @@
     random-00000.safetensors
 """
 
+import contextlib
 import json
 import logging
 import secrets
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
@@ -21,6 +22,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from safetensors.torch import save as safetensors_bytes
 from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
 
 from data_pipeline.durable import sync_folder, write_durably
 from pretrain.checkpoint.agreement import together
@@ -54,6 +56,16 @@ class Checkpoint:
     @property
     def step(self) -> int:
         return int(self.manifest["state"]["step"])
+
+
+class CheckpointDeleted(RunError):
+    """It was whole, and is gone: a live run keeps its newest ones alone."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(
+            f"{folder} was deleted while it was read, as a live run does with all but its newest "
+            "(checkpoint.keep_last); try again"
+        )
 
 
 @dataclass(frozen=True)
@@ -180,11 +192,14 @@ class CheckpointStore:
     def restore(self, checkpoint: Checkpoint, engine: Engine) -> RunState:
         """Load parameters, optimizer, counters and random states; returns the state to go on from."""
         state_dict = state_dict_of(engine.state_shards())
-        dcp.load(state_dict, storage_reader=JsonIndexReader(checkpoint.folder), process_group=self.control)
-        engine.restored(checkpoint.manifest["counters"])
-        if checkpoint.manifest["layout"] == self.layout:
-            restore_random_states(load_file(checkpoint.folder / _random_file(self.rank)))
-        elif self.rank == 0:
+        is_same_layout = checkpoint.manifest["layout"] == self.layout
+        with self._reading(checkpoint):
+            self._load(checkpoint, state_dict)
+            engine.restored(checkpoint.manifest["counters"])
+            if is_same_layout:
+                random = checkpoint.folder / _random_file(self.rank)
+                together("read", self.folder, self.control, lambda: restore_random_states(load_file(random)))
+        if not is_same_layout and self.rank == 0:
             log.warning(
                 "%s was saved by %s, now there are %s: random states for dropout start anew",
                 checkpoint.folder,
@@ -193,11 +208,43 @@ class CheckpointStore:
             )
         return RunState.from_json(checkpoint.manifest["state"])
 
-    def restore_weights(self, checkpoint: Checkpoint, engine: Engine) -> None:
-        """Load the weights alone; the optimizer stays as it is."""
+    def restore_weights(
+        self, engine: Engine, found: Checkpoint | None, find: Callable[[], Checkpoint]
+    ) -> tuple[Checkpoint, str]:
+        """Load the weights alone; the optimizer stays as it is. Returns of which checkpoint, and its manifest's digest.
+
+        Rank 0 says which: what it has `found`, or, where there is none or a live run deletes that meanwhile, what it
+        finds now.
+        """
+        chosen = together("find", self.folder, self.control, lambda: None if self.rank else found or find())[0]
+        assert chosen is not None
         weights = state_dict_of(engine.state_shards(weights_only=True))
-        dcp.load(weights, storage_reader=JsonIndexReader(checkpoint.folder), process_group=self.control)
+        try:
+            with self._reading(chosen):
+                digest = self._load(chosen, weights)
+        except CheckpointDeleted:
+            return self.restore_weights(engine, None, find)
         engine.restored(engine.counters())
+        return chosen, digest
+
+    def _load(self, checkpoint: Checkpoint, state_dict: dict[str, Any]) -> str:
+        """Fill the tensors; returns the digest of the manifest."""
+        reader, manifest = JsonIndexReader(checkpoint.folder), checkpoint.folder / MANIFEST
+        digests = together("read", self.folder, self.control, lambda: reader.tensors and digest_of(manifest)["sha256"])
+        dcp.load(state_dict, storage_reader=reader, process_group=self.control)
+        return str(digests[0])
+
+    @contextlib.contextmanager
+    def _reading(self, checkpoint: Checkpoint) -> Iterator[None]:
+        """Around what all ranks read together; raises CheckpointDeleted on all where it is gone from any."""
+        try:
+            yield
+        except (RunError, CheckpointException) as error:
+            if not all(together("read", self.folder, self.control, checkpoint.folder.exists)):
+                raise CheckpointDeleted(checkpoint.folder) from None
+            if isinstance(error, CheckpointException):  # which is no Exception: nobody would tell the other ranks
+                raise RuntimeError(f"{checkpoint.folder}: {error}") from error
+            raise
 
     def last_name(self) -> str:
         """The newest complete checkpoint by its name, or `none`."""
@@ -253,11 +300,16 @@ def complete_ones(folder: Path) -> list[Path]:
 
 def newest_whole(folder: Path) -> Checkpoint | None:
     """The newest checkpoint in `folder` whose files are all as its manifest says."""
-    for path in reversed(complete_ones(folder)):
+    paths = complete_ones(folder)
+    while paths:
+        path = paths.pop()
         try:
             return read_checkpoint(path)
         except RunError as error:
-            log.warning("%s; trying the one before", error)
+            if path.exists():
+                log.warning("%s; trying the one before", error)
+            else:
+                paths = complete_ones(folder)  # a live run has deleted it, for a newer one
     return None
 
 

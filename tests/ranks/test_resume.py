@@ -163,7 +163,7 @@ def logits_of(here: Runtime, config: RunConfig, folder: Path | None, save_to: Pa
     if folder is not None:
         newest = store.newest()
         assert newest is not None
-        store.restore_weights(newest, engine)
+        store.restore_weights(engine, newest, lambda: newest)
     else:
         train(here, config, engine, range(SAVED))
         store.save(engine, RunState(step=SAVED), {})
