@@ -9,7 +9,8 @@ import secrets
 import shutil
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -31,8 +32,12 @@ log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def hold_run_folder(folder: Path) -> Iterator[None]:
-    """Make the folder and keep other processes out of it; raises RunError naming the process that holds it."""
+def hold_run_folder(folder: Path) -> Iterator[Callable[[], None]]:
+    """Make the folder and keep other processes out of it; raises RunError naming the process that holds it.
+
+    Gives what raises RunError once another folder has that name, or none: somebody moved or deleted the one that is
+    held, and another run may hold the one that is there.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / LOCK_FILE).open("a+")
@@ -50,7 +55,17 @@ def hold_run_folder(folder: Path) -> Iterator[None]:
         lock.truncate(0)
         lock.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
         lock.flush()
-        yield  # the lock goes with the file, also when the process is killed
+        yield partial(_refuse_another, folder, lock)  # the lock goes with the file, also when the process is killed
+
+
+def _refuse_another(folder: Path, lock: TextIO) -> None:
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        if os.path.samestat(os.fstat(lock.fileno()), (folder / LOCK_FILE).stat()):
+            return
+    raise RunError(
+        f"run.dir={str(folder)!r}: is not the folder that this run began in: that was moved or deleted (or its "
+        f"{LOCK_FILE}); put it back, or stop this run"
+    )
 
 
 def holder(folder: Path) -> str | None:

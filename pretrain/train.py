@@ -64,11 +64,10 @@ def train(config: RunConfig) -> str:
 
     choose_device(config.engine.device, local_rank)
     with contextlib.ExitStack() as stack:
-        if rank == 0:
-            stack.enter_context(hold_run_folder(folder))
+        still_held = stack.enter_context(hold_run_folder(folder)) if rank == 0 else lambda: None
         stop_requested = stack.enter_context(stop_on_signals())
         stack.enter_context(log_to_file(folder, rank))
-        return run(config, folder, dataset, validation, initial, stop_requested)
+        return run(config, folder, dataset, validation, initial, still_held, stop_requested)
 
 
 def run(
@@ -77,6 +76,7 @@ def run(
     dataset: TrainingData,
     validation: Mapping[str, PackedDataset],
     initial: "Checkpoint | None",
+    still_held: Callable[[], None],
     stop_requested: Callable[[], bool],
 ) -> str:
     """Build every part, restore the newest checkpoint (or the weights of `initial`), hand all to the loop."""
@@ -111,7 +111,7 @@ def run(
         config = with_micro_batch(config, vocab_size, here.world_size, memory)
         engine = build_engine(config, vocab_size, groups, here.device, eod_id=manifest.tokenizer.eod_id)
         node = (here.local_rank, here.local_size)
-        levels = levels_of(config.checkpoint, folder, groups, node, lambda: run_id(folder))
+        levels = levels_of(config.checkpoint, folder, groups, node, lambda: run_id(folder), still_held)
         mirror = open_mirror(config, levels[0].store, here)
         found = newest_of([level.store for level in levels], engine)
         changes: list[Change] = []

@@ -66,13 +66,19 @@ class Level:
 
 
 def levels_of(
-    config: CheckpointConfig, run_dir: Path, groups: ProcessGroups, node: tuple[int, int], run_id: Callable[[], str]
+    config: CheckpointConfig,
+    run_dir: Path,
+    groups: ProcessGroups,
+    node: tuple[int, int],
+    run_id: Callable[[], str],
+    still_held: Callable[[], None],
 ) -> list[Level]:
     """The shared level and, if there is one, that on the nodes' disks; raises RunError where that has no place.
 
-    `node`: this rank's number on its node, and how many ranks it has; `run_id` is called on one rank.
+    `node`: this rank's number on its node, and how many ranks it has; `run_id` and `still_held` are called on one rank.
     """
-    shared = CheckpointStore(run_dir, groups=groups, keep_last=config.keep_last, keep_every=config.keep_every)
+    keep_last, keep_every = config.keep_last, config.keep_every
+    shared = CheckpointStore(run_dir, groups=groups, keep_last=keep_last, keep_every=keep_every, still_held=still_held)
     if config.local.path is None:
         return [Level(shared, config)]
     disk = Path(config.local.path)

@@ -99,9 +99,12 @@ class CheckpointStore:
         keep_last: int,
         keep_every: int = 0,
         node: tuple[int, int] | None = None,
+        still_held: Callable[[], None] = lambda: None,
     ) -> None:
+        """`still_held`: raises RunError, before a save, where the folder is not the run's any more."""
         self.folder, self.layout = run_dir / "checkpoints", asdict(groups.layout)
         self.control, self.keep_last, self.keep_every = groups.control, keep_last, keep_every
+        self.still_held = still_held
         self.rank, self.on_node = dist.get_rank(), node is not None
         self.place, self.sharing = node or (self.rank, dist.get_world_size())
 
@@ -251,6 +254,7 @@ class CheckpointStore:
         return str(max(complete_ones(self.folder), default="none"))
 
     def _make_place(self, partial: Path) -> str:
+        self.still_held()
         # What a killed or failed save or deletion left; before writing, as the disk may be full of it.
         for leftover in [*self.folder.glob("step-*.partial"), *self.folder.glob("step-*.deleting")]:
             shutil.rmtree(leftover)

@@ -1,0 +1,49 @@
+"""A run's folder is its own from the first step to the last."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pretrain.config.errors import RunError
+from pretrain.run_folder import LOCK_FILE, hold_run_folder
+
+
+def move(folder: Path) -> None:
+    folder.rename(folder.with_name("away"))
+
+
+def lose_the_lock(folder: Path) -> None:
+    (folder / LOCK_FILE).unlink()
+
+
+def replace(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.mkdir()
+    (folder / LOCK_FILE).write_text("")
+
+
+def put_a_file_in_its_place(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.write_text("")
+
+
+@pytest.mark.parametrize("lose", [move, shutil.rmtree, lose_the_lock, replace, put_a_file_in_its_place])
+def test_a_held_folder_that_is_lost_is_refused(tmp_path: Path, lose: Callable[[Path], None]) -> None:
+    folder = tmp_path / "run"
+    with hold_run_folder(folder) as still_held:
+        still_held()
+        lose(folder)
+        with pytest.raises(RunError, match="is not the folder that this run began in"):
+            still_held()
+
+
+def test_a_held_folder_is_the_same_by_any_name_and_when_it_is_back(tmp_path: Path) -> None:
+    (tmp_path / "other").symlink_to(tmp_path / "run")
+    (tmp_path / "run").mkdir()
+    with hold_run_folder(tmp_path / "other") as still_held:
+        still_held()
+        move(tmp_path / "run")
+        (tmp_path / "away").rename(tmp_path / "run")
+        still_held()
