@@ -1,7 +1,7 @@
 """The `pretrain` command: one verb, Hydra overrides, an exit code.
 
 0   done
-1   failed; the log has the traceback
+1   failed; the log has the traceback, or the file and why the system refuses it
 2   a mistake in what was given; the message says what to do
 75  stopped by a signal, saved, to be continued by the same command
 141 what it prints is not read to its end, as by `| head`; the code that shells give tools which SIGPIPE ends
@@ -10,7 +10,6 @@
 import argparse
 import logging
 import os
-import select
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -23,9 +22,9 @@ from pretrain import bench_verb, checkpoint_verb, data_verb, status_verb, verify
 from pretrain.actions import positive, positive_number, run_action
 from pretrain.config.errors import ConfigError, TrainingDiverged
 from pretrain.layout.failures import RankFailed
+from pretrain.streams import drop_output, is_refusal, nobody_reads, open_closed_streams
 
 EXIT_FAILED, EXIT_USER_ERROR, EXIT_STOPPED, EXIT_NOT_READ = 1, 2, 75, 141
-STDOUT = 1
 SECONDS_FOR_RANK_0 = 15
 
 log = logging.getLogger("pretrain")
@@ -283,6 +282,7 @@ VERBS = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point: never returns."""
+    open_closed_streams()
     given = _parse(arguments)
     _set_up_logging()
     code = _run(VERBS[given.verb], given)
@@ -312,22 +312,19 @@ def _run(verb: Verb, given: argparse.Namespace) -> int:
         log.error("interrupted")
         return EXIT_FAILED
     except Exception as error:
-        if isinstance(error, BrokenPipeError) and _nobody_reads():
-            os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)  # what is left in the buffer goes nowhere
+        if isinstance(error, BrokenPipeError) and nobody_reads():
+            drop_output()
             return EXIT_NOT_READ
-        log.exception("rank %d failed", _rank())
+        if is_refusal(error):
+            log.error("rank %d failed: %s", _rank(), error)
+            drop_output()  # it may be what could not be written
+        else:
+            log.exception("rank %d failed", _rank())
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             from pretrain.layout.sentinel import announce
 
             announce(error)
         return EXIT_FAILED
-
-
-def _nobody_reads() -> bool:
-    """Whether the other end of the pipe that stdout is has been closed."""
-    poll = select.poll()
-    poll.register(STDOUT, 0)  # that end's closing is told unasked
-    return bool(poll.poll(0))
 
 
 def _tell(error: UserError) -> None:

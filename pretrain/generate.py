@@ -1,7 +1,9 @@
 """`pretrain generate`: text from a checkpoint."""
 
 import dataclasses
+import errno
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,7 +38,6 @@ def generate(config: GenerateConfig) -> None:
     sys.stdout.write(text + "\n")
     if config.output is not None:
         path = Path(config.output)
-        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text + "\n", encoding="utf-8")
         log.info("written to %s", path)
 
@@ -154,5 +155,21 @@ def check(config: GenerateConfig) -> None:
         problems.append(Problem("top_k", config.top_k, "must be at least 1, or null"))
     if config.top_p is not None and not 0 < config.top_p <= 1:
         problems.append(Problem("top_p", config.top_p, "must be above 0 and at most 1, or null"))
+    fault = output_fault(Path(config.output)) if config.output is not None else None
+    if fault:
+        problems.append(Problem("output", config.output, f"cannot be written: {fault}", "name another file"))
     if problems:
         raise ConfigError(problems)
+
+
+def output_fault(path: Path) -> str | None:
+    """Why no text could be written there; its folder is made."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            return os.strerror(errno.EISDIR)
+        return None if os.access(path if path.exists() else path.parent, os.W_OK) else "no permission"
+    except FileExistsError:
+        return os.strerror(errno.ENOTDIR)
+    except OSError as error:
+        return error.strerror

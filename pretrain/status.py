@@ -1,7 +1,6 @@
 """Where a run stands: what lies in its folder, and what Slurm says of its jobs. No torch, nothing is changed."""
 
 import contextlib
-import getpass
 import itertools
 import subprocess
 import time
@@ -104,7 +103,7 @@ def status_of(run_dir: Path, jobs: Mapping[str, Job], now: float) -> Status:
 
 def ask_slurm() -> dict[str, Job]:
     """This user's jobs by their ids, and tasks of arrays by theirs; empty where there is no Slurm that answers."""
-    command = ["squeue", "-h", "-u", getpass.getuser(), "-o", "%i|%A|%j|%T|%r|%Z"]
+    command = ["squeue", "-h", "--me", "-o", "%i|%A|%j|%T|%r|%Z"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=SQUEUE_SECONDS, check=True)
     except (OSError, subprocess.SubprocessError):

@@ -36,9 +36,13 @@ Entry = tuple[int, int, Path]
 
 def cache_folder(config: CacheConfig) -> Path:
     """Where files are kept: as configured, else with the user's other caches."""
-    if config.dir is not None:
-        return Path(config.dir).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "pretrain" / "shards"
+    kept = config.dir or f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/pretrain/shards"
+    try:
+        return Path(kept).expanduser()
+    except RuntimeError:
+        raise DataError(
+            f"data.cache.dir={config.dir or 'null'}: {kept} is below no home folder that is known here; name another"
+        ) from None
 
 
 class Cache:

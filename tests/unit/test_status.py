@@ -3,6 +3,7 @@
 import argparse
 import fcntl
 import json
+import pwd
 import time
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from launch import attempts
 from pretrain.config.errors import RunError
 from pretrain.config.load import load_run_config, to_yaml
 from pretrain.run_folder import hold_run_folder, holder
-from pretrain.status import Job, Status, all_statuses, find_runs, parse_jobs, status_of
+from pretrain.status import Job, Status, all_statuses, ask_slurm, find_runs, parse_jobs, status_of
 from pretrain.status_verb import lines, run
 from pretrain.tracking.metrics_file import TAIL, last_step, latest_records
 
@@ -118,6 +119,19 @@ def test_a_job_that_waits_for_its_first_start_is_told_and_one_that_has_a_run_is_
     assert found[0].jobs == ["7 (running)"] and [job.id for job in waiting] == ["8"]
     told = list(lines(found, waiting))
     assert told[-1] == "job 8 next: pending (Resources), submitted in /x, no attempt of these runs yet"
+
+
+def test_a_user_whose_number_has_no_name_may_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container that runs as one."""
+
+    def nameless(number: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {number}")
+
+    monkeypatch.setattr(pwd, "getpwuid", nameless)
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert ask_slurm() == {}
 
 
 def test_runs_are_found_with_those_of_grids_and_nothing_inside_of_them(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -227,3 +228,14 @@ def test_room_that_others_hold_is_not_waited_for_without_a_word_nor_for_ever(
             everything(dataset)
     assert caplog.text.count("waiting for them") == 1
     everything(remote(f"{served.url}/set", cache, max_bytes=limit))
+
+
+@pytest.mark.parametrize("folder", [None, "~/shards"])
+def test_without_a_home_the_folder_of_the_cache_is_asked_for(monkeypatch, folder):
+    def homeless(path):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "expanduser", homeless)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    with pytest.raises(DataError, match=rf"data.cache.dir={re.escape(folder or 'null')}: .* name another"):
+        caches.cache_folder(replace(cache_config(""), dir=folder))
