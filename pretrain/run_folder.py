@@ -41,12 +41,13 @@ def hold_run_folder(folder: Path) -> Iterator[Callable[[], None]]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / LOCK_FILE).open("a+")
+        is_free = _lock(lock)
     except OSError as error:
         raise RunError(
             f"run.dir={str(folder)!r}: cannot be written: {error.strerror}; choose another run.dir"
         ) from None
     with lock:
-        if not _lock(lock):
+        if not is_free:
             lock.seek(0)
             raise RunError(
                 f"run.dir={str(folder)!r}: in use by another live process ({_holder(lock.read())}); wait for it, stop "

@@ -162,22 +162,21 @@ def _to_go(records: Sequence[Mapping[str, float]], steps: int | None) -> float |
     if steps is None or not records:
         return None
     last = records[-1]
-    if len(records) > 1 and last["step"] > records[0]["step"]:
-        gaps = sorted(
-            (b["time"] - a["time"]) / (b["step"] - a["step"])
-            for a, b in itertools.pairwise(records)
-            if b["step"] > a["step"]
-        )
-        # A pause between attempts is one gap among many: the mean of all but the longest.
-        kept = gaps[:-1] or gaps
+    gaps = sorted(
+        (b["time"] - a["time"]) / (b["step"] - a["step"])
+        for a, b in itertools.pairwise(records)
+        if b["step"] > a["step"] and b["time"] > a["time"]  # a clock may be set back
+    )
+    # A pause between attempts is one gap among many: the mean of all but the longest.
+    kept = gaps[:-1] or gaps
+    if kept:
         return (steps - last["step"]) * sum(kept) / len(kept)
     seconds = _number(last.get("seconds_step"))
     return None if seconds is None else (steps - last["step"]) * seconds
 
 
 def _number(value: object) -> float | None:
-    """Metrics hold NaN and infinity as text."""
-    return float(value) if isinstance(value, int | float | str) else None
+    return float(value) if isinstance(value, int | float) else None
 
 
 def all_statuses(folders: Sequence[Path]) -> tuple[list[Status], list[Job]]:

@@ -11,6 +11,7 @@ import os
 import queue
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -30,6 +31,8 @@ SECONDS_BETWEEN_LOOKS = 1.0
 MOST_SUBMITTED = 2048
 """Pieces that an executor is given at once: for a thousand workers, one in work and one waiting. There may be a hundred
 thousand, and each of those that are submitted is looked at."""
+LONGEST_FOLDER = 70
+"""Bytes of TMPDIR below which the server's socket has a name of at most 107, which is all that a socket can have."""
 PRELOADED = ["__main__", "data_pipeline.pieces.cleaned", "data_pipeline.pieces.encoded"]
 
 
@@ -116,12 +119,16 @@ def _start_fork_server() -> None:
     resource_tracker.ensure_running()  # before: it lets the signal through again
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # of this thread, and so of what is started in it
     # The server of Python 3.11 would look in the current folder first, wherever this process has its modules from.
+    folder = tempfile.tempdir
+    if len(os.fsencode(tempfile.gettempdir())) > LONGEST_FOLDER:
+        tempfile.tempdir = "/tmp"
     path = {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     before = {name: os.environ[name] for name in path if name in os.environ}
     os.environ.update(path)
     try:
         forkserver.ensure_running()
     finally:
+        tempfile.tempdir = folder
         for name in path:
             del os.environ[name]
         os.environ.update(before)

@@ -78,9 +78,6 @@ def all_records(run_dir: Path) -> Iterator[dict[str, Any]]:
     for line in path.read_bytes().splitlines() if path.exists() else []:
         record = _parse(line)
         if record is not None:
-            for name, value in record.items():
-                if isinstance(value, str) and value in _NOT_FINITE:
-                    record[name] = _NOT_FINITE[value]
             yield record
 
 
@@ -119,8 +116,10 @@ def _parse(line: bytes) -> dict[str, Any] | None:
         record = json.loads(line)
     except ValueError:
         return None
-    whole = isinstance(record, dict) and isinstance(record.get("kind"), str) and isinstance(record.get("step"), int)
-    return record if whole else None
+    wanted: dict[str, Any] = {"kind": str, "step": int, "time": int | float}
+    if not isinstance(record, dict) or not all(isinstance(record.get(name), kind) for name, kind in wanted.items()):
+        return None
+    return {name: _NOT_FINITE.get(value, value) if isinstance(value, str) else value for name, value in record.items()}
 
 
 def strict(value: float | int | str) -> float | int | str:

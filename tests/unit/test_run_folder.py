@@ -1,5 +1,8 @@
 """A run's folder is its own from the first step to the last."""
 
+import errno
+import fcntl
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -37,6 +40,17 @@ def test_a_held_folder_that_is_lost_is_refused(tmp_path: Path, lose: Callable[[P
         lose(folder)
         with pytest.raises(RunError, match="is not the folder that this run began in"):
             still_held()
+
+
+def test_a_disk_that_gives_no_locks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As NFS without lockd, or Lustre without `flock`, do."""
+
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with pytest.raises(RunError, match="No locks available"), hold_run_folder(tmp_path):
+        pass
 
 
 def test_a_held_folder_is_the_same_by_any_name_and_when_it_is_back(tmp_path: Path) -> None:

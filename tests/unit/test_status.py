@@ -66,6 +66,33 @@ def test_the_pause_between_two_attempts_is_not_in_the_time_to_go(tmp_path: Path)
         assert status_of(folder, {}, NOW).seconds_to_go == pytest.approx(120.0)
 
 
+def test_a_clock_that_was_set_back_tells_no_time_to_go(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", 40)
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for record in records[20:]:
+        record["time"] -= 3600
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    with hold_run_folder(folder):
+        found = status_of(folder, {}, NOW - 3700)
+    assert found.seconds_to_go == pytest.approx(120.0) and found.seconds_since_record == 0.0
+
+
+@pytest.mark.parametrize(
+    "line", ['{"kind": "train", "step": 6}', '{"kind": "train", "step": 6, "time": "noon"}', '{"kind": "train", "st']
+)
+def test_a_line_that_is_no_record_is_passed_over(tmp_path: Path, line: str) -> None:
+    folder = make_run(tmp_path / "run", 5)
+    with (folder / "metrics.jsonl").open("a") as metrics:
+        metrics.write(line)
+    assert status_of(folder, {}, NOW).step == 5
+
+
+def test_a_value_that_is_no_number_is_not_told(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", 5, loss="low", tokens_per_second=[1])
+    found = status_of(folder, {}, NOW)
+    assert found.loss is None and found.tokens_per_second is None
+
+
 def test_the_state_is_that_of_the_lock_then_of_the_job_then_of_the_last_attempt(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", 5)
     assert status_of(make_run(tmp_path / "new"), {}, NOW).state == "not begun"

@@ -3,8 +3,12 @@
 import concurrent.futures
 import contextlib
 import os
+import subprocess
+import sys
+import tempfile
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -28,6 +32,21 @@ from tests.support.corpus import make_texts, prepare_config, prepare_synthetic, 
 )
 def test_it_is_known_how_many_processes_share_the_work_unless_they_come_and_go(how, number):
     assert executors.num_processes(prepare_config(**how)) == number
+
+
+@pytest.mark.parametrize("length", [executors.LONGEST_FOLDER - 1, executors.LONGEST_FOLDER, 200])
+def test_workers_start_however_long_the_name_of_the_folder_for_temporary_files_is(length):
+    program = (
+        "from data_pipeline.pieces.executors import local_executor\n"
+        "with local_executor(2) as executor:\n    print(executor.submit(abs, -3).result())"
+    )
+    with tempfile.TemporaryDirectory(dir="/tmp") as short:
+        folder = Path(short) / ("x" * (length - len(short) - 1))
+        folder.mkdir()
+        environment = {**os.environ, "TMPDIR": str(folder)}
+        done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+        assert (done.returncode, done.stdout) == (0, "3\n"), done.stderr
+        assert len(str(folder)) == length and not list(folder.iterdir())
 
 
 @pytest.mark.parametrize("num_workers", [1, 4])
