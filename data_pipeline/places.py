@@ -44,10 +44,17 @@ def work(folder: Path) -> Path:
     return folder.with_name(folder.name + ".work")
 
 
+def lock(folder: Path) -> Path:
+    """The file that keeps other processes out of one of these."""
+    return folder.with_name(folder.name + ".lock")
+
+
 def own(path: str) -> frozenset[Path]:
     """All of these for a `data.path`, without links: none of them is text to read."""
     real = _real(Path(path))
-    return frozenset((real, staged(real), replaced(real), work(real)) if real.name else ())
+    if not real.name:
+        return frozenset()
+    return frozenset((real, staged(real), replaced(real), work(real), lock(staged(real)), lock(work(real))))
 
 
 def refuse_others_files(folder: Path) -> None:

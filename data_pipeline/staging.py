@@ -121,16 +121,21 @@ def _recover(folder: Path, replaced: Path) -> None:
 
 @contextmanager
 def _locked(staged: Path) -> Iterator[None]:
-    """Hold the folder itself as the lock: it goes with the process and leaves no file behind."""
-    staged.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(staged, os.O_RDONLY)
-    try:
+    """Make the folder and hold the file beside it, which a kill may leave there, but not held.
+
+    A lock on the folder itself would keep out no other host: over NFS only that of a file does, opened for writing.
+    """
+    staged.parent.mkdir(parents=True, exist_ok=True)
+    path = places.lock(staged)
+    with path.open("ab") as file:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise DataError(f"{staged}: another `pretrain prepare` is writing it; wait for its end") from None
-        if not staged.exists() or not os.path.samestat(os.fstat(descriptor), staged.stat()):
+        if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
             raise DataError(f"{staged}: another `pretrain prepare` has just finished; run this one again")
-        yield
-    finally:
-        os.close(descriptor)
+        try:
+            staged.mkdir(exist_ok=True)
+            yield
+        finally:
+            path.unlink(missing_ok=True)

@@ -1,8 +1,10 @@
 import dataclasses
+import fcntl
 import logging
 import os
 import resource
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -290,6 +292,22 @@ def test_two_at_once_are_kept_apart(source, tmp_path):
         with pytest.raises(DataError, match=r"set.partial: another `pretrain prepare` is writing it"):
             prepare_synthetic(tmp_path / "set", [source])
     assert contents(tmp_path / "set") == {"x": b"mine"}
+
+
+def test_locks_are_files_open_for_writing_which_alone_hold_between_hosts_and_none_stays(source, tmp_path, monkeypatch):
+    """NFS keeps a lock of a folder to itself, and gives none of a file that is open for reading."""
+    lock, kinds = fcntl.flock, []
+
+    def seen(file, operation):
+        kinds.append((stat.S_ISREG(os.fstat(file.fileno()).st_mode), file.writable()))
+        lock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", seen)
+    for left_by_a_kill in ("set.partial.lock", "set.work.lock"):
+        (tmp_path / left_by_a_kill).touch()
+    prepare_synthetic(tmp_path / "set", [source])
+    assert len(kinds) == 2 and set(kinds) == {(True, True)}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["set"]
 
 
 def test_text_that_changes_while_it_is_read_is_noticed(source, tmp_path, monkeypatch):
