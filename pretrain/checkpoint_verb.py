@@ -99,8 +99,8 @@ def _inspect(given: argparse.Namespace) -> int:
     if given.json:
         _print_json(facts | {"tensors": list(rows())})
         return 0
-    _print_lines(describing_lines(facts))
     filled = [[_cell(value) for value in row.values()] for row in rows()]
+    _print_lines(describing_lines(facts))
     head = ["tensor", "shape", "dtype", "chunks", "files"]
     head += [] if given.no_values else ["norm", "least", "greatest", "NaN", "inf"]
     _print_lines(["", *table(head, filled, right=range(3, len(head)))])

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pretrain.checkpoint.manifest import unreadable
 from pretrain.config.errors import RunError
 
 INDEX = "tensors.json"
@@ -54,7 +55,7 @@ def read_index(folder: Path) -> dict[str, StoredTensor]:
         stored = json.loads(path.read_bytes())
         return {name: _tensor(name, values) for name, values in stored.items()}
     except OSError as error:
-        raise RunError(f"{path} cannot be read: {error.strerror}") from None
+        raise unreadable(path, error) from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RunError(f"{path} is damaged: {error}") from None
 

@@ -19,6 +19,16 @@ MANIFEST = "manifest.json"
 Manifest = dict[str, Any]
 
 
+class CheckpointDeleted(RunError):
+    """It was there, and is gone: a live run keeps its newest ones alone."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(
+            f"{folder} was deleted while it was read, as a live run does with all but its newest "
+            "(checkpoint.keep_last); try again"
+        )
+
+
 def _as_it_is(stored: Manifest) -> Manifest:
     return stored
 
@@ -51,6 +61,13 @@ def read_manifest(folder: Path) -> Manifest:
     if not whole:
         raise RunError(f"{path} is damaged: the step, or the name, size or digest of a file in it is none")
     return manifest
+
+
+def unreadable(path: Path, error: OSError) -> RunError:
+    """A file of a checkpoint cannot be read: because a live run deleted all of it, or for what the system says."""
+    if isinstance(error, FileNotFoundError) and not path.parent.exists():
+        return CheckpointDeleted(path.parent)
+    return RunError(f"{path} cannot be read: {error.strerror or error}")
 
 
 def file_faults(folder: Path, files: Mapping[str, Mapping[str, Any]], *, digests: bool) -> Iterator[str]:

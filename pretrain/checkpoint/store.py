@@ -31,6 +31,7 @@ from pretrain.checkpoint.index import read_index
 from pretrain.checkpoint.manifest import (
     FORMAT_VERSION,
     MANIFEST,
+    CheckpointDeleted,
     digest_of,
     file_faults,
     read_manifest,
@@ -56,16 +57,6 @@ class Checkpoint:
     @property
     def step(self) -> int:
         return int(self.manifest["state"]["step"])
-
-
-class CheckpointDeleted(RunError):
-    """It was whole, and is gone: a live run keeps its newest ones alone."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(
-            f"{folder} was deleted while it was read, as a live run does with all but its newest "
-            "(checkpoint.keep_last); try again"
-        )
 
 
 @dataclass(frozen=True)

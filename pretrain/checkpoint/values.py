@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pretrain.checkpoint.index import StoredChunk, StoredTensor
+from pretrain.checkpoint.manifest import unreadable
 from pretrain.config.errors import RunError
 
 AT_ONCE = 1 << 18
@@ -121,7 +122,7 @@ def read_chunk(folder: Path, tensor: StoredTensor, chunk: StoredChunk) -> Tensor
             part = io.BufferedReader(_Part(file, chunk.begin, chunk.bytes))
             values = torch.load(part, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise RunError(f"{path} cannot be read: {error.strerror or error}") from None
+        raise unreadable(path, error) from None
     except Exception as error:  # what torch raises for bytes that are no tensor has no common base
         raise RunError(f"{where} are no stored tensor: {_first_sentence(error)}") from None
     plain = isinstance(values, Tensor) and values.layout == torch.strided

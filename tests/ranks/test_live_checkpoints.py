@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from pretrain.checkpoint import store as store_module
-from pretrain.checkpoint.store import CheckpointDeleted, CheckpointStore, newest_whole, read_checkpoint
+from pretrain.checkpoint.manifest import CheckpointDeleted
+from pretrain.checkpoint.store import CheckpointStore, newest_whole, read_checkpoint
 from pretrain.config.run import RunConfig
 from pretrain.layout.runtime import Runtime
 from pretrain.run_state import RunState

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from pretrain import cli
-from pretrain.checkpoint import listing, verifying
+from pretrain.checkpoint import listing, values, verifying
 from pretrain.checkpoint.manifest import MANIFEST, digest_of
 from pretrain.run_folder import hold_run_folder
 from tests.golden.make_checkpoint import DIGESTS
@@ -105,6 +105,23 @@ def test_a_checkpoint_that_a_live_run_deletes_meanwhile_is_no_fault(
     monkeypatch.setattr(*where, deleted_first)
     code, out, _ = command(action, run)
     assert code == 0 and "step-00000004" in out and "step-00000002" not in out
+
+
+@pytest.mark.parametrize("words", [("inspect",), ("inspect", "--json"), ("diff",)])
+@pytest.mark.parametrize("where", [(listing, "read_index"), (values, "read_chunk")])
+def test_what_is_deleted_while_it_is_looked_into_is_told_in_place_of_half_an_answer(
+    command: Command, run: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], where: tuple[ModuleType, str]
+) -> None:
+    other, doomed = shutil.copytree(run, run.with_name("other")), checkpoint_of(run, 4)
+    read = getattr(*where)
+
+    def deleted_first(*arguments: Any) -> Any:
+        shutil.rmtree(doomed, ignore_errors=True)
+        return read(*arguments)
+
+    monkeypatch.setattr(*where, deleted_first)
+    code, out, err = command(words[0], run, *([other] if words[0] == "diff" else []), *words[1:])
+    assert (code, out) == (2, "") and f"{doomed} was deleted while it was read" in err
 
 
 def test_the_size_of_a_folder_is_told_while_it_is_deleted(tmp_path: Path) -> None:
