@@ -37,6 +37,7 @@ def load_run_config(overrides: Sequence[str], conf_dir: Path = CONF_DIR) -> RunC
 
     Raises ConfigError, with every fault, for unknown keys, wrong types and missing values.
     """
+    _refuse_torn(overrides)
     return _to_record(_compose("pretrain", overrides, conf_dir, RunConfig), RunConfig)
 
 
@@ -46,6 +47,7 @@ def load_generate_config(overrides: Sequence[str], conf_dir: Path = CONF_DIR) ->
     # of conf/, for `train`, and Hydra would look for a file in it.
     plain: dict[str, str] = {}
     others: list[str] = []
+    _refuse_torn(overrides)
     for override in overrides:
         key, separator, value = override.partition("=")
         if separator and key in ("prompt", "checkpoint"):
@@ -168,6 +170,13 @@ def _compose(root: str, overrides: Sequence[str], conf_dir: Path, record: type) 
         raise ConfigError(mistakes or [_hydra_message(error)]) from None
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}
+
+
+def _refuse_torn(overrides: Sequence[str]) -> None:
+    """A file's name may be of any bytes, the text of a configuration not."""
+    torn = [override for override in overrides if override.encode(errors="ignore").decode() != override]
+    if torn:
+        raise ConfigError([f"{override!a}: is not UTF-8, as it must be; rename what it names" for override in torn])
 
 
 def _hydra_message(error: Exception) -> str:

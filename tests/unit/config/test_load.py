@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools
+import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -185,3 +187,11 @@ def test_a_prompt_is_taken_as_it_stands(prompt: str) -> None:
 
 def test_a_checkpoint_is_taken_by_its_name() -> None:
     assert load_generate_config(["run=x", "checkpoint=step-00000500"]).checkpoint == "step-00000500"
+
+
+@pytest.mark.parametrize("load", [load_run_config, load_generate_config])
+def test_bytes_that_are_no_text_are_refused_by_name(load: Callable[[list[str]], object]) -> None:
+    torn = os.fsdecode(b"prompt=\xff")
+    with pytest.raises(ConfigError) as caught:
+        load([torn, "run=x"])
+    assert str(caught.value) == "'prompt=\\udcff': is not UTF-8, as it must be; rename what it names"
