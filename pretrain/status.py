@@ -1,6 +1,7 @@
 """Where a run stands: what lies in its folder, and what Slurm says of its jobs. No torch, nothing is changed."""
 
 import contextlib
+import glob
 import itertools
 import subprocess
 import time
@@ -64,10 +65,11 @@ class Status:
 def find_runs(folder: Path) -> list[Path]:
     """The run folders in `folder`, and those of grids one level below."""
     found = {
-        path.parent
+        (folder / path).parent
         for name in (CONFIG_FILE, ATTEMPTS_FILE, METRICS_FILE)
         for pattern in (f"*/{name}", f"*/*/{name}")
-        for path in folder.glob(pattern)
+        # Path's raises where a folder is deleted meanwhile.
+        for path in glob.iglob(pattern, root_dir=folder, include_hidden=True)  # noqa: PTH207
     }
     return sorted(path for path in found if path.parent not in found)
 

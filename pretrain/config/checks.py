@@ -40,6 +40,7 @@ def check_run(config: RunConfig, world_size: int) -> None:
         *layout,
         *_batch(config, data_parallel_size(config.parallel, world_size)),
         *_length(config),
+        *_names(config),
         *_profile(config),
         *_loss_scale(config),
         *_recompute(config),
@@ -220,6 +221,12 @@ def _length(config: RunConfig) -> Iterator[Problem]:
             value = schedule.warmup_tokens if in_tokens else schedule.warmup_steps
             rule = f"is longer than the whole run of {steps} steps"
             yield Problem(key, value, rule, "shorten the warmup or lengthen train.max_steps")
+
+
+def _names(config: RunConfig) -> Iterator[Problem]:
+    for key, value in (("run.name", config.run.name), ("run.dir", config.run.dir)):
+        if not value.strip():
+            yield Problem(key, value, "names no folder of the run's own", "give it a name")
 
 
 def _profile(config: RunConfig) -> Iterator[Problem]:

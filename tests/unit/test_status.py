@@ -4,6 +4,8 @@ import argparse
 import fcntl
 import json
 import pwd
+import shutil
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -159,6 +161,23 @@ def test_a_user_whose_number_has_no_name_may_ask(monkeypatch: pytest.MonkeyPatch
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PATH", "/nowhere")
     assert ask_slurm() == {}
+
+
+def test_runs_are_found_while_others_are_deleted(tmp_path: Path) -> None:
+    def make_and_delete() -> None:
+        while not done.is_set():
+            (tmp_path / "grid" / "1" / "logs").mkdir(parents=True)
+            shutil.rmtree(tmp_path / "grid")
+
+    make_run(tmp_path / ".one")
+    done = threading.Event()
+    thread = threading.Thread(target=make_and_delete)
+    thread.start()
+    try:
+        assert all(find_runs(tmp_path) == [tmp_path / ".one"] for _ in range(1000))
+    finally:
+        done.set()
+        thread.join()
 
 
 def test_runs_are_found_with_those_of_grids_and_nothing_inside_of_them(tmp_path: Path) -> None:

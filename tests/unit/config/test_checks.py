@@ -33,6 +33,8 @@ def changed(**changes: object) -> RunConfig:
 
 
 RULES: list[tuple[dict[str, object], int, str]] = [
+    ({"run__name": ""}, 1, "run.name='': names no folder of the run's own; give it a name"),
+    ({"run__dir": " "}, 1, "run.dir=' ': names no folder of the run's own; give it a name"),
     (
         {"model__num_heads": 5},
         1,
