@@ -10,7 +10,6 @@ import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -36,37 +35,57 @@ def hold_run_folder(folder: Path) -> Iterator[Callable[[], None]]:
     """Make the folder and keep other processes out of it; raises RunError naming the process that holds it.
 
     Gives what raises RunError once another folder has that name, or none: somebody moved or deleted the one that is
-    held, and another run may hold the one that is there.
+    held, and another run may hold the one that is there. A lock that somebody deleted is taken again.
     """
+    with contextlib.ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            held = os.open(folder, os.O_RDONLY)  # while it is open, no other folder is given its number
+        except OSError as error:
+            raise _not_writable(folder, error) from None
+        stack.callback(os.close, held)
+        locks = [stack.enter_context(_take_lock(folder))]  # goes with its file, also when the process is killed
+
+        def refuse_another() -> None:
+            if not _is_at(held, folder):
+                raise RunError(
+                    f"run.dir={str(folder)!r}: is not the folder that this run began in: that was moved or deleted; "
+                    "put it back, or stop this run"
+                )
+            if not _is_at(locks[-1].fileno(), folder / LOCK_FILE):
+                locks.append(stack.enter_context(_take_lock(folder)))
+
+        yield refuse_another
+
+
+def _take_lock(folder: Path) -> TextIO:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / LOCK_FILE).open("a+")
         is_free = _lock(lock)
     except OSError as error:
-        raise RunError(
-            f"run.dir={str(folder)!r}: cannot be written: {error.strerror}; choose another run.dir"
-        ) from None
-    with lock:
-        if not is_free:
+        raise _not_writable(folder, error) from None
+    if not is_free:
+        with lock:
             lock.seek(0)
             raise RunError(
                 f"run.dir={str(folder)!r}: in use by another live process ({_holder(lock.read())}); wait for it, stop "
                 "it, or choose another run.name or run.dir"
             )
-        lock.truncate(0)
-        lock.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
-        lock.flush()
-        yield partial(_refuse_another, folder, lock)  # the lock goes with the file, also when the process is killed
+    lock.truncate(0)
+    lock.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+    lock.flush()
+    return lock
 
 
-def _refuse_another(folder: Path, lock: TextIO) -> None:
+def _not_writable(folder: Path, error: OSError) -> RunError:
+    return RunError(f"run.dir={str(folder)!r}: cannot be written: {error.strerror}; choose another run.dir")
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Whether what is open is still what has that name."""
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        if os.path.samestat(os.fstat(lock.fileno()), (folder / LOCK_FILE).stat()):
-            return
-    raise RunError(
-        f"run.dir={str(folder)!r}: is not the folder that this run began in: that was moved or deleted (or its "
-        f"{LOCK_FILE}); put it back, or stop this run"
-    )
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    return False
 
 
 def holder(folder: Path) -> str | None:

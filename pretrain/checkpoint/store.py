@@ -10,6 +10,7 @@
 import contextlib
 import json
 import logging
+import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -301,7 +302,7 @@ def newest_whole(folder: Path) -> Checkpoint | None:
         try:
             return read_checkpoint(path)
         except RunError as error:
-            if path.exists():
+            if os.path.lexists(path):
                 log.warning("%s; trying the one before", error)
             else:
                 paths = complete_ones(folder)  # a live run has deleted it, for a newer one

@@ -17,10 +17,6 @@ def move(folder: Path) -> None:
     folder.rename(folder.with_name("away"))
 
 
-def lose_the_lock(folder: Path) -> None:
-    (folder / LOCK_FILE).unlink()
-
-
 def replace(folder: Path) -> None:
     shutil.rmtree(folder)
     folder.mkdir()
@@ -32,7 +28,7 @@ def put_a_file_in_its_place(folder: Path) -> None:
     folder.write_text("")
 
 
-@pytest.mark.parametrize("lose", [move, shutil.rmtree, lose_the_lock, replace, put_a_file_in_its_place])
+@pytest.mark.parametrize("lose", [move, shutil.rmtree, replace, put_a_file_in_its_place])
 def test_a_held_folder_that_is_lost_is_refused(tmp_path: Path, lose: Callable[[Path], None]) -> None:
     folder = tmp_path / "run"
     with hold_run_folder(folder) as still_held:
@@ -61,3 +57,19 @@ def test_a_held_folder_is_the_same_by_any_name_and_when_it_is_back(tmp_path: Pat
         move(tmp_path / "run")
         (tmp_path / "away").rename(tmp_path / "run")
         still_held()
+
+
+def test_a_lock_that_somebody_deleted_is_taken_again_and_keeps_others_out(tmp_path: Path) -> None:
+    with hold_run_folder(tmp_path) as still_held:
+        for _ in range(2):
+            (tmp_path / LOCK_FILE).unlink()
+            still_held()
+            with pytest.raises(RunError, match="in use by another live process"), hold_run_folder(tmp_path):
+                pass
+
+
+def test_a_run_whose_lock_was_deleted_gives_way_to_one_that_began_there_since(tmp_path: Path) -> None:
+    with hold_run_folder(tmp_path) as still_held:
+        (tmp_path / LOCK_FILE).unlink()
+        with hold_run_folder(tmp_path), pytest.raises(RunError, match="in use by another live process"):
+            still_held()
