@@ -164,9 +164,10 @@ class ZeroEngine:
     @torch.no_grad()
     def logits(self, tokens: Tensor) -> Tensor:
         self.engine.eval()
-        length, tp = tokens.shape[1], self.groups.layout.tp
+        length = tokens.shape[1]
         # Sequence parallelism cuts the sequence in equal parts; what is added at its end, no earlier token sees.
-        padded = functional.pad(tokens, (0, -length % tp))
+        parts = self.groups.layout.tp if self.stage.config.sequence_parallel else 1
+        padded = functional.pad(tokens, (0, -length % parts))
         own = run_logits(self.handles, self._micro_batch(padded, padded, None))  # [b, s, v / tp]
         self._let_go()
         return self._whole_logits(own, padded.shape)[:, :length, : self.vocab_size]

@@ -2,7 +2,7 @@
 
 import functools
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +87,18 @@ def test_validation_and_logits_do_not_depend_on_the_layout(model: str, layout: s
         assert rank.logits.shape == expected.logits.shape
         np.testing.assert_allclose(rank.logits, expected.logits, rtol=1e-4, atol=1e-5)
         assert rank.after == pytest.approx(expected.after, rel=1e-6)
+
+
+def logits_of_whole_sample(here: Runtime, config: RunConfig) -> np.ndarray:
+    tokens = torch.from_numpy(batch_of(7, 1, config)[:, : config.model.seq_length])
+    return np.asarray(start(here, config).logits(tokens))
+
+
+def test_a_whole_sample_has_logits_also_where_ranks_do_not_divide_its_learned_positions() -> None:
+    odd = run_config("gpt", "model.seq_length=15", "train.global_batch_size=2", "train.micro_batch_size=2")
+    (expected,) = run_ranks(logits_of_whole_sample, 1, odd)
+    for logits in run_ranks(logits_of_whole_sample, 2, replace(odd, parallel=replace(odd.parallel, tp=2))):
+        np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
 
 
 Steps = list[tuple[float, float]]
