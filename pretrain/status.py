@@ -6,8 +6,9 @@ import itertools
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from launch.attempts import ATTEMPTS_FILE, Attempt, read_attempts
 from pretrain.checkpoint.listing import find_all, next_resume
@@ -181,11 +182,27 @@ def _number(value: object) -> float | None:
     return float(value) if isinstance(value, int | float) else None
 
 
+def _readable_or_not(folder: Path, jobs: Mapping[str, Job], now: float) -> Status:
+    """Others' runs are told all the same where one cannot be read."""
+    try:
+        return status_of(folder, jobs, now)
+    except OSError as error:
+        nothing: dict[str, Any] = {field.name: None for field in fields(Status)}
+        known = {
+            "run": str(folder),
+            "state": f"unreadable ({error.strerror})",
+            "jobs": [],
+            "attempts": 0,
+            "restarts": 0,
+        }
+        return Status(**(nothing | known))
+
+
 def all_statuses(folders: Sequence[Path]) -> tuple[list[Status], list[Job]]:
     """The given runs, and this user's jobs that none of their attempts has had yet."""
     jobs = ask_slurm()
     now = time.time()
-    found = [status_of(folder, jobs, now) for folder in folders]
+    found = [_readable_or_not(folder, jobs, now) for folder in folders]
     begun = {id_.partition(" ")[0] for each in found for id_ in each.jobs}
     waiting = {job.id: job for id_, job in jobs.items() if id_ not in begun and job.id not in begun}
     return found, list(waiting.values())

@@ -114,7 +114,7 @@ def _drop_lines_after(path: Path, resume_step: int) -> None:
 def _parse(line: bytes) -> dict[str, Any] | None:
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     wanted: dict[str, Any] = {"kind": str, "step": int, "time": int | float}
     if not isinstance(record, dict) or not all(isinstance(record.get(name), kind) for name, kind in wanted.items()):

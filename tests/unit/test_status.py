@@ -205,6 +205,31 @@ def test_json_is_strict_and_lines_have_a_second_one_for_the_end(
     assert second == "  attempt 1 stopped after step 5: by a signal"
 
 
+def test_a_run_that_cannot_be_read_hides_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good, bad = make_run(tmp_path / "good", 3), make_run(tmp_path / "bad", 3)
+    (bad / "metrics.jsonl").unlink()
+    (bad / "metrics.jsonl").mkdir()
+    assert run(argparse.Namespace(runs=[bad, good], json=False)) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == f"{bad}: unreadable (Is a directory)" and second.startswith(f"{good}: ended, step 3/100")
+    assert run(argparse.Namespace(runs=[bad], json=True)) == 0
+
+
+@pytest.mark.parametrize(
+    "line", ['{"kind": "train", "step": 9}', '{"kind": "train", "step": 9, "time": "x"}', "[" * 100_000]
+)
+def test_lines_that_are_no_records_tell_nothing(tmp_path: Path, line: str) -> None:
+    folder = make_run(tmp_path / "run", 3)
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(f"{line}\n")
+    assert status_of(folder, {}, NOW).step == 3
+
+
+@pytest.mark.parametrize("loss", ["x", None, [1]])
+def test_a_loss_that_is_no_number_is_not_known(tmp_path: Path, loss: Any) -> None:
+    assert status_of(make_run(tmp_path / "run", 3, loss=loss), {}, NOW).loss is None
+
+
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="not the folder of a run"):
         status_of(tmp_path, {}, NOW)
