@@ -320,7 +320,7 @@ def _run(verb: Verb, given: argparse.Namespace) -> int:
             drop_output()  # it may be what could not be written
         else:
             log.exception("rank %d failed", _rank())
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if _from_launcher("WORLD_SIZE") > 1:
             from pretrain.layout.sentinel import announce
 
             announce(error)
@@ -337,7 +337,13 @@ def _tell(error: UserError) -> None:
 
 
 def _rank() -> int:
-    return int(os.environ.get("RANK", "0"))
+    return _from_launcher("RANK")
+
+
+def _from_launcher(name: str) -> int:
+    """0 where there is none; what is no number is told by who works with it."""
+    text = os.environ.get(name, "0")
+    return int(text) if text.isdecimal() else 0
 
 
 def _set_up_logging() -> None:

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from pretrain.config.errors import ConfigError, Problem
+
 GroupKind = Literal["tensor", "data", "pipeline", "model", "embedding"]
 
 
@@ -60,8 +62,22 @@ _APART: dict[GroupKind, Callable[[int, int, int], tuple[int, ...]]] = {
 
 
 def world_from_environment() -> tuple[int, int, int]:
-    """(rank, world size, local rank) as torchrun or Slurm's launcher set them; (0, 1, 0) alone."""
-    return tuple(int(os.environ.get(name, default)) for name, default in _WORLD)  # type: ignore[return-value]
+    """(rank, world size, local rank) as torchrun or Slurm's launcher set them; (0, 1, 0) alone.
+
+    Raises ConfigError where they are no such numbers.
+    """
+    found = {name: os.environ.get(name, default) for name, default in _WORLD}
+    if wrong := [
+        Problem(name, text, "must be a whole number", "unset it")
+        for name, text in found.items()
+        if not text.isdecimal()
+    ]:
+        raise ConfigError(wrong)
+    rank, world_size, local_rank = map(int, found.values())
+    if not rank < world_size:
+        rule = f"must be less than WORLD_SIZE={world_size}"
+        raise ConfigError([Problem("RANK", rank, rule, "start ranks with torchrun or Slurm, or unset both")])
+    return rank, world_size, local_rank
 
 
 _WORLD = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))

@@ -6,7 +6,9 @@ from typing import get_args
 
 import pytest
 
-from pretrain.layout.grid import GroupKind, ParallelLayout
+from pretrain.cli import main
+from pretrain.config.errors import ConfigError
+from pretrain.layout.grid import GroupKind, ParallelLayout, world_from_environment
 
 SMALL = [
     ParallelLayout(world, tp, pp)
@@ -99,3 +101,30 @@ def test_groups_are_those_of_megatron() -> None:
             assert sorted(layout.group_ranks(kind)) == sorted(map(sorted, theirs.get_ranks(token))), (layout, kind)
         ends = [parallel_state.default_embedding_ranks(ranks) for ranks in theirs.get_ranks("pp")]
         assert sorted(layout.group_ranks("embedding")) == sorted(ends), layout
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE='two': must be a whole number; unset it"),
+        ({"RANK": "-1"}, "RANK='-1': must be a whole number; unset it"),
+        ({"WORLD_SIZE": "2", "RANK": "2"}, "RANK=2: must be less than WORLD_SIZE=2; start ranks with torchrun"),
+        ({"WORLD_SIZE": "0"}, "RANK=0: must be less than WORLD_SIZE=0; start ranks with torchrun"),
+    ],
+)
+def test_a_place_in_the_world_that_cannot_be_is_refused(monkeypatch, given: dict[str, str], words: str) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    assert world_from_environment() == (0, 1, 0)
+    for name, text in given.items():
+        monkeypatch.setenv(name, text)
+    with pytest.raises(ConfigError) as caught:
+        world_from_environment()
+    assert str(caught.value).startswith(words)
+
+
+def test_the_command_tells_of_such_a_place_in_one_message(monkeypatch, capsys) -> None:
+    monkeypatch.setenv("RANK", "first")
+    with pytest.raises(SystemExit) as ended:
+        main(["generate", "run=x"])
+    assert ended.value.code == 2 and "x/config.yaml: no such file" in capsys.readouterr().err
