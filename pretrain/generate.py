@@ -1,18 +1,21 @@
 """`pretrain generate`: text from a checkpoint."""
 
 import dataclasses
-import errno
 import logging
+import math
 import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from data_pipeline.durable import write_durably
 from data_pipeline.folders import dataset_folders
 from data_pipeline.tokenizers.base import Tokenizer
+from pretrain.config.checks import SEED_RULE, is_seed
+from pretrain.config.engine import OffloadConfig
 from pretrain.config.errors import ConfigError, Problem, RunError
 from pretrain.config.layout_checks import data_parallel_size, layout_problems
-from pretrain.config.load import read_run_config
+from pretrain.config.load import is_text, read_run_config
 from pretrain.config.run import GenerateConfig, RunConfig
 from pretrain.layout.grid import ParallelLayout, world_from_environment
 
@@ -25,6 +28,7 @@ log = logging.getLogger(__name__)
 def generate(config: GenerateConfig) -> None:
     """Print continuations of the prompt; raises UserError where run, checkpoint or tokenizer cannot be used."""
     check(config)
+    output = place_for(config.output)
     run = Path(config.run)
     trained = read_run_config(run / "config.yaml")
     tokenizer = tokenizer_of(trained)
@@ -36,10 +40,12 @@ def generate(config: GenerateConfig) -> None:
     rule = "\n" + "-" * 40 + "\n"
     text = rule.join(texts)
     sys.stdout.write(text + "\n")
-    if config.output is not None:
-        path = Path(config.output)
-        path.write_text(text + "\n", encoding="utf-8")
-        log.info("written to %s", path)
+    if output is not None:
+        try:
+            write_durably(output, f"{text}\n".encode())
+        except OSError as error:
+            raise RunError(f"{output} cannot be written: {error.strerror}") from None
+        log.info("written to %s", config.output)
 
 
 def continuations(config: GenerateConfig, run: Path, used: RunConfig, tokenizer: Tokenizer) -> list[str]:
@@ -113,7 +119,12 @@ def for_generation(trained: RunConfig, config: GenerateConfig, world_size: int) 
         parallel=config.parallel,
         # Nothing is updated, the device need not be the one that was trained on, and each length is another graph.
         engine=dataclasses.replace(
-            trained.engine, zero_stage=0, device=config.device, attention="auto", compile="none"
+            trained.engine,
+            zero_stage=0,
+            offload=OffloadConfig(optimizer="none", params="none", nvme_path=None),
+            device=config.device,
+            attention="auto",
+            compile="none",
         ),
         train=dataclasses.replace(trained.train, micro_batch_size=1, global_batch_size=dp * max(1, config.parallel.pp)),
     )
@@ -149,27 +160,36 @@ def check(config: GenerateConfig) -> None:
         problems.append(Problem("max_new_tokens", config.max_new_tokens, "must be at least 1"))
     if config.num_samples < 1:
         problems.append(Problem("num_samples", config.num_samples, "must be at least 1"))
-    if config.temperature < 0:
-        problems.append(Problem("temperature", config.temperature, "must not be negative"))
+    if not 0 <= config.temperature < math.inf:
+        problems.append(Problem("temperature", config.temperature, "must be 0 or a finite number above it"))
     if config.top_k is not None and config.top_k < 1:
         problems.append(Problem("top_k", config.top_k, "must be at least 1, or null"))
     if config.top_p is not None and not 0 < config.top_p <= 1:
         problems.append(Problem("top_p", config.top_p, "must be above 0 and at most 1, or null"))
-    fault = output_fault(Path(config.output)) if config.output is not None else None
-    if fault:
-        problems.append(Problem("output", config.output, f"cannot be written: {fault}", "name another file"))
+    if not is_seed(config.seed):
+        problems.append(Problem("seed", config.seed, SEED_RULE))
+    if not is_text(config.prompt):
+        problems.append(Problem("prompt", config.prompt, "is not UTF-8 text"))
+    for name in ("tp", "pp", "vp"):
+        if (degree := getattr(config.parallel, name)) < 1:
+            problems.append(Problem(f"parallel.{name}", degree, "must be greater than 0"))
     if problems:
         raise ConfigError(problems)
 
 
-def output_fault(path: Path) -> str | None:
-    """Why no text could be written there; its folder is made."""
+def place_for(output: str | None) -> Path | None:
+    """The file to write, its folder made; raises ConfigError where no file can be written there."""
+    if output is None:
+        return None
+    remedy = "give the path of a file"
+    path = Path(output).resolve()  # a link stays one
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_dir():
-            return os.strerror(errno.EISDIR)
-        return None if os.access(path if path.exists() else path.parent, os.W_OK) else "no permission"
-    except FileExistsError:
-        return os.strerror(errno.ENOTDIR)
+        is_other = path.exists() and not path.is_file()
     except OSError as error:
-        return error.strerror
+        raise ConfigError([Problem("output", output, f"no file can be there: {error.strerror}", remedy)]) from None
+    if is_other:
+        raise ConfigError([Problem("output", output, "is there and no file", remedy)])
+    if not os.access(path.parent, os.W_OK):
+        raise ConfigError([Problem("output", output, "its folder cannot be written to", remedy)])
+    return path

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from data_pipeline.folders import dataset_folders
 from data_pipeline.shards.folder import LocalFolder
 from data_pipeline.shards.manifest import MANIFEST_FILE
-from pretrain.config.checks import check_run
+from pretrain.config.checks import LARGEST, check_run
 from pretrain.config.errors import ConfigError, Problem
 from pretrain.config.layout_checks import data_parallel_size, micro_batches
 from pretrain.config.run import AUTO, RunConfig
@@ -42,7 +42,7 @@ def plan(config: RunConfig, ranks: int | None, gpu_memory: float | None) -> str:
     world_size = ranks or _ranks_from_environment()
     check_run(config, world_size)
     vocab_size, source = vocabulary(config)
-    budget = None if gpu_memory is None else int(gpu_memory * GIB)
+    budget = None if gpu_memory is None else int(min(gpu_memory * GIB, 1 << 62))
     if budget is not None:
         config = with_micro_batch(config, vocab_size, world_size, budget)
     elif config.train.micro_batch_size == AUTO:
@@ -78,7 +78,10 @@ def vocabulary(config: RunConfig) -> tuple[int, str]:
     folder = next(iter(dataset_folders(config.data).values()))
     if not isinstance(folder, LocalFolder) or (folder.path / MANIFEST_FILE).exists():
         return folder.manifest().tokenizer.vocab_size, f"of the dataset in {folder}"
-    return config.tokenizer.vocab_size, f"tokenizer.vocab_size; {folder} is not prepared"
+    size = config.tokenizer.vocab_size
+    if not 1 <= size <= LARGEST:
+        raise ConfigError([Problem("tokenizer.vocab_size", size, f"must be from 1 to {LARGEST}")])
+    return size, f"tokenizer.vocab_size; {folder} is not prepared"
 
 
 def _layout(config: RunConfig, world_size: int) -> str:

@@ -16,6 +16,7 @@ from pretrain.config.layout_checks import (
     chunks_or_none,
     data_parallel_size,
     describe_layouts,
+    divisors,
     either,
     layout_problems,
     nearest,
@@ -33,6 +34,7 @@ def check_run(config: RunConfig, world_size: int) -> None:
     """
     if config.train.micro_batch_size == AUTO:
         config = replace(config, train=replace(config.train, micro_batch_size=1))
+    _refuse_excess(config, world_size)
     layout = list(layout_problems(config, world_size))
     problems: list[Problem | str] = [
         *_out_of_range(config, _BOUNDS),
@@ -59,6 +61,15 @@ def check_run(config: RunConfig, world_size: int) -> None:
         raise ConfigError(problems)
 
 
+def _refuse_excess(config: RunConfig, world_size: int) -> None:
+    """Raise ConfigError where counting out what could be done instead, or what each layer holds, would not end."""
+    problems = list(_out_of_range(config, _LIMITS))
+    if world_size > LARGEST:
+        problems.append(Problem("number of ranks", world_size, f"must be at most {LARGEST}"))
+    if problems:
+        raise ConfigError(problems)
+
+
 def check_prepare(config: RunConfig) -> None:
     """Raise ConfigError with every setting of the data that is out of range."""
     problems = [*_out_of_range(config, _DATA_BOUNDS), *_members(config)]
@@ -72,13 +83,12 @@ def check_model(model: ModelConfig) -> Iterator[Problem]:
     if min(hidden, heads, model.kv_heads, model.num_layers, model.ffn_hidden_size, model.seq_length) < 1:
         return  # told by _BOUNDS
     if model.head_dim is None and hidden % heads:
-        near = nearest((n for n in range(1, hidden + 1) if hidden % n == 0), heads)
+        near = nearest(divisors(hidden), heads)
         rule = f"does not divide model.hidden_size={hidden}"
         yield Problem("model.num_heads", heads, rule, f"choose {either(near)}, or give model.head_dim")
     if heads % model.kv_heads:
         rule = f"does not divide model.num_heads={heads}"
-        fitting = [n for n in range(1, heads + 1) if heads % n == 0]
-        yield Problem("model.num_query_groups", model.kv_heads, rule, f"choose {either(fitting)}")
+        yield Problem("model.num_query_groups", model.kv_heads, rule, f"choose {either(divisors(heads))}")
     if model.position == "rope" and model.head_size % 2:
         yield Problem("model.head_dim", model.head_size, "rotary positions turn pairs: it must be even")
 
@@ -97,7 +107,16 @@ def tokens_per_step(config: RunConfig) -> int:
 
 LARGEST = 1 << 24
 """Far more tokens than a sample has, or pieces than a tokenizer; what is held for each of them must fit the memory."""
+MOST_LAYERS = 10_000
 MEMBER_BYTES = 1 << 30
+
+SEED_RULE = f"must be from {-(1 << 62)} to {1 << 62}"
+
+
+def is_seed(value: float) -> bool:
+    """Whether a generator takes it, and what is added to it for a rank or an epoch."""
+    return abs(value) <= 1 << 62
+
 
 _POSITIVE = {
     "model": (
@@ -139,8 +158,21 @@ _BOUNDS: tuple[Bound, ...] = (
     *_CACHE_BOUNDS,
     (_POSITIVE, "must be greater than 0", lambda value: value > 0),
     (_NOT_NEGATIVE, "must not be negative", lambda value: value >= 0),
+    ({"run": "seed"}, SEED_RULE, is_seed),
     (_SHARE, "must be between 0 and 1", lambda value: 0 <= value <= 1),
     (_BELOW_ONE, "must be at least 0 and less than 1", lambda value: 0 <= value < 1),
+)
+_LIMITS: tuple[Bound, ...] = (
+    (
+        {
+            "model": "hidden_size num_heads num_query_groups head_dim ffn_hidden_size seq_length vocab_multiple_of",
+            "train": "global_batch_size micro_batch_size",
+            "parallel": "tp pp vp",
+        },
+        f"must be at most {LARGEST}",
+        lambda value: value <= LARGEST,
+    ),
+    ({"model": "num_layers"}, f"must be at most {MOST_LAYERS}", lambda value: value <= MOST_LAYERS),
 )
 _DATA_BOUNDS: tuple[Bound, ...] = (
     *_CACHE_BOUNDS,
@@ -169,7 +201,8 @@ def _out_of_range(config: RunConfig, bounds: Iterable[Bound]) -> Iterator[Proble
     for keys, rule, holds in bounds:
         for key in (f"{section}.{name}" for section, names in keys.items() for name in names.split()):
             value = _value_at(config, key)
-            if value is not None and not (math.isfinite(value) and holds(value)):
+            # Some integers are too large to be asked whether they are finite.
+            if value is not None and not ((isinstance(value, int) or math.isfinite(value)) and holds(value)):
                 yield Problem(key, value, rule)
 
 
@@ -260,8 +293,7 @@ def _recompute(config: RunConfig) -> Iterator[Problem]:
     # Megatron's uniform groups run past the end of a chunk that they don't divide; its block ends with the chunk.
     if recompute.method == "uniform" and any(size % recompute.num_layers for size in sizes):
         rule = f"engine.recompute.method=uniform: must divide the layers of each chunk, {_and(sizes)}"
-        common = math.gcd(*sizes)
-        fitting = nearest((n for n in range(1, common + 1) if common % n == 0), recompute.num_layers)
+        fitting = nearest(divisors(math.gcd(*sizes)), recompute.num_layers)
         yield Problem("engine.recompute.num_layers", recompute.num_layers, rule, f"choose {either(fitting)}")
     if recompute.method == "block" and recompute.num_layers > max(sizes):
         rule = "engine.recompute.method=block: is more than any chunk has layers"

@@ -45,7 +45,7 @@ def load_generate_config(overrides: Sequence[str], conf_dir: Path = CONF_DIR) ->
     """The configuration of `generate`; `prompt=` and `checkpoint=` are taken as they stand, without Hydra's grammar."""
     # A prompt is text, often code: brackets, commas and quotes in it must not be parsed. `checkpoint` is also a group
     # of conf/, for `train`, and Hydra would look for a file in it.
-    plain: dict[str, str] = {}
+    plain: dict[str, Any] = {}
     others: list[str] = []
     _refuse_torn(overrides)
     for override in overrides:
@@ -54,16 +54,19 @@ def load_generate_config(overrides: Sequence[str], conf_dir: Path = CONF_DIR) ->
             plain[key] = value
         else:
             others.append(override)
-    return _to_record(_compose("generate", others, conf_dir, GenerateConfig) | plain, GenerateConfig)
+    record = _to_record(_compose("generate", others, conf_dir, GenerateConfig), GenerateConfig)
+    return dataclasses.replace(record, **plain)
 
 
 def read_run_config(path: Path) -> RunConfig:
     """The resolved configuration that a run wrote into its folder."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise ConfigError([f"{path}: no such file; is {path.parent} the folder of a run?"]) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise ConfigError([f"{path}: cannot be read: {error.strerror}"]) from None
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError([f"{path}: not readable as YAML: {' '.join(str(error).split())}"]) from None
     return _to_record(values, RunConfig, where=f"{path}: ")
 
@@ -174,9 +177,8 @@ def _compose(root: str, overrides: Sequence[str], conf_dir: Path, record: type) 
 
 def _refuse_torn(overrides: Sequence[str]) -> None:
     """A file's name may be of any bytes, the text of a configuration not."""
-    torn = [override for override in overrides if override.encode(errors="ignore").decode() != override]
-    if torn:
-        raise ConfigError([f"{override!a}: is not UTF-8, as it must be; rename what it names" for override in torn])
+    if torn := [override for override in overrides if not is_text(override)]:
+        raise ConfigError([f"{override!a}: is not UTF-8 text" for override in torn])
 
 
 def _hydra_message(error: Exception) -> str:
@@ -240,16 +242,32 @@ def _to_record(values: object, record: type[Record], where: str = "") -> Record:
     for section in _record_types(record):
         section.__pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[attr-defined]
     adapter = TypeAdapter(record)
-    missing = [key for key, value in flatten(values).items() if value == "???"] if isinstance(values, Mapping) else []
-    if missing:
-        raise ConfigError([Problem(where + key, "???", "a value must be given", f"add {key}=...") for key in missing])
-    if record is RunConfig and isinstance(values, Mapping):
+    if not isinstance(values, Mapping):
+        raise ConfigError([f"{where}holds no keys with values"])
+    if unusable := list(_unusable(values, where)):
+        raise ConfigError(unusable)
+    if record is RunConfig:
         values = _with_numbers_for_auto(values)
     try:
-        return _validated(adapter, json.loads(json.dumps(_renamed(values, _record_key))))
+        # default=str: dates, which YAML knows and JSON does not.
+        return _validated(adapter, json.loads(json.dumps(_renamed(values, _record_key), default=str)))
     except ValidationError as error:
         known = list(record_keys(record))
         raise ConfigError([_problem(fault, known, where) for fault in error.errors()]) from None
+
+
+def _unusable(values: Mapping[str, Any], where: str) -> Iterator[Problem]:
+    """Values that are not there, or that no JSON text can hold."""
+    for key, value in flatten(values).items():
+        if value == "???":
+            yield Problem(where + key, value, "a value must be given", f"add {key}=...")
+        elif not is_text(json.dumps(value, ensure_ascii=False, default=str)):
+            yield Problem(where + key, value, "is not UTF-8 text")
+
+
+def is_text(text: str) -> bool:
+    """Whether it has a form in UTF-8: a byte of the command line that is none arrives as half of a surrogate pair."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _validated(adapter: TypeAdapter[Record], values: Any) -> Record:

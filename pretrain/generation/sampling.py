@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from pretrain.config.errors import RunError
 from pretrain.config.run import GenerateConfig
 
 
@@ -33,13 +34,19 @@ def continue_tokens(
 
 
 def choose(logits: Tensor, config: GenerateConfig, generator: torch.Generator) -> int:
-    """One token from logits [v]: greedy at temperature 0, else drawn after top-k and top-p (Holtzman et al. 2020)."""
+    """One token from logits [v]: greedy at temperature 0, else drawn after top-k and top-p (Holtzman et al. 2020).
+
+    Raises RunError where they are no numbers: what would be drawn then means nothing.
+    """
+    if not logits.isfinite().all():
+        raise RunError("the model's logits are NaN or infinite: its weights diverged, or engine.precision overflows")
     if config.temperature == 0:
         return int(logits.argmax())
-    logits = logits.double() / config.temperature
+    # Less the largest: divided by next to nothing the others become -inf and it stays 0.
+    logits = (logits.double() - logits.max()) / config.temperature
     if config.top_k is not None:
-        floor = logits.topk(min(config.top_k, logits.numel())).values[-1]
-        logits = logits.masked_fill(logits < floor, -torch.inf)
+        likeliest = logits.topk(min(config.top_k, logits.numel()))
+        logits = torch.full_like(logits, -torch.inf).scatter(0, likeliest.indices, likeliest.values)
     probabilities = logits.softmax(0)
     if config.top_p is not None:
         ordered, indices = probabilities.sort(descending=True)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pretrain.config.errors import RunError
 from pretrain.config.parallel import ParallelConfig
 from pretrain.config.run import GenerateConfig
 from pretrain.generation.sampling import choose, continue_tokens
@@ -47,6 +48,17 @@ def test_temperature_zero_takes_the_likeliest() -> None:
     assert shares(50, temperature=0.0) == {0: 1.0}
 
 
+def test_the_lowest_temperatures_take_the_likeliest() -> None:
+    assert shares(50, temperature=5e-324) == shares(50, temperature=1e-308) == {0: 1.0}
+
+
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_nothing_is_drawn_from_logits_that_are_no_numbers(broken: float, temperature: float) -> None:
+    with pytest.raises(RunError, match="NaN or infinite"):
+        choose(torch.tensor([1.0, broken]), config(temperature=temperature), torch.Generator())
+
+
 def test_low_temperature_sharpens() -> None:
     squares = {0: 0.25, 1: 0.01, 2: 0.09, 3: 0.0036, 4: 0.0016}
     total = sum(squares.values())
@@ -57,6 +69,11 @@ def test_low_temperature_sharpens() -> None:
 @pytest.mark.parametrize(("top_k", "kept"), [(1, {0}), (2, {0, 2}), (3, {0, 1, 2}), (99, {0, 1, 2, 3, 4})])
 def test_top_k_keeps_the_k_likeliest(top_k: int, kept: set[int]) -> None:
     assert set(shares(top_k=top_k)) == kept
+
+
+def test_top_k_keeps_no_more_where_logits_are_equal() -> None:
+    generator = torch.Generator().manual_seed(1)
+    assert len({choose(torch.zeros(9), config(top_k=3), generator) for _ in range(200)}) == 3
 
 
 @pytest.mark.parametrize(

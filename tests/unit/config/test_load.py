@@ -162,7 +162,18 @@ def test_missing_values_are_told_with_what_to_add() -> None:
 
 
 @pytest.mark.parametrize(
-    "content", ["optim: {lr: fast}", "[1, 2]", "just text", "a: [", "\x00", "", "model: {}\nextra: 1"]
+    "content",
+    [
+        "optim: {lr: fast}",
+        "[1, 2]",
+        "just text",
+        "a: [",
+        "\x00",
+        "",
+        "model: {}\nextra: 1",
+        "run: {name: 2020-01-01}",
+        "[" * 5000,
+    ],
 )
 def test_a_broken_config_file_is_named(tmp_path: Path, content: str) -> None:
     path = tmp_path / "config.yaml"
@@ -172,17 +183,32 @@ def test_a_broken_config_file_is_named(tmp_path: Path, content: str) -> None:
     assert str(path) in str(caught.value)
 
 
+def test_a_config_file_that_cannot_be_there_or_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"file/config.yaml: no such file; is .*file the folder of a run\?$"):
+        read_run_config(tmp_path / "file" / "config.yaml")
+    with pytest.raises(ConfigError, match=r"cannot be read: Is a directory$"):
+        read_run_config(tmp_path)
+
+
 def test_a_missing_config_file_asks_for_the_folder_of_a_run(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no such file; is .* the folder of a run"):
         read_run_config(tmp_path / "config.yaml")
 
 
 @pytest.mark.parametrize(
-    "prompt", ["def main(", "a=b,c", "[1, 2", "'quoted\"", "${x}", "", "  two\nlines ", "x: {y}", "ünï"]
+    "prompt", ["def main(", "a=b,c", "[1, 2", "'quoted\"", "${x}", "", "  two\nlines ", "x: {y}", "ünï", "???"]
 )
 def test_a_prompt_is_taken_as_it_stands(prompt: str) -> None:
     config = load_generate_config(["run=runs/x", f"prompt={prompt}", "temperature=0.5"])
     assert (config.prompt, config.run, config.temperature) == (prompt, "runs/x", 0.5)
+
+
+def test_a_value_of_a_file_that_is_no_text_is_told_by_its_key_and_nothing_else_is_shown(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text('data: {inputs: ["a\\udcff"]}')
+    with pytest.raises(ConfigError, match=r"config.yaml: data\.inputs=\['a\\udcff'\]: is not UTF-8 text$"):
+        read_run_config(path)
 
 
 def test_a_checkpoint_is_taken_by_its_name() -> None:
@@ -194,4 +220,4 @@ def test_bytes_that_are_no_text_are_refused_by_name(load: Callable[[list[str]], 
     torn = os.fsdecode(b"prompt=\xff")
     with pytest.raises(ConfigError) as caught:
         load([torn, "run=x"])
-    assert str(caught.value) == "'prompt=\\udcff': is not UTF-8, as it must be; rename what it names"
+    assert str(caught.value) == "'prompt=\\udcff': is not UTF-8 text"

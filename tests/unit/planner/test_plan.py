@@ -152,3 +152,26 @@ def test_a_plan_finds_the_micro_batch_for_a_memory_and_asks_for_one(capsys) -> N
     assert said.code == 0 and "fits:" in said.out and "32 samples = 0 micro" not in said.out
     said = Said(capsys, *asked)
     assert said.code == 2 and "train.micro_batch_size='auto'" in said.err and "--gpu-memory" in said.err
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("model.num_layers=100000000", "model.num_layers=100000000: must be at most 10000"),
+        ("model.num_heads=1000000007", "model.num_heads=1000000007: must be at most 16777216"),
+        (f"model.hidden_size={10**400}", f"model.hidden_size={10**400}: must be at most 16777216"),
+        ("train.global_batch_size=1000000000000007", "train.global_batch_size=1000000000000007: must be at most"),
+        ("parallel.pp=1000000007", "parallel.pp=1000000007: must be at most 16777216"),
+        ("tokenizer.vocab_size=0", "tokenizer.vocab_size=0: must be from 1 to 16777216"),
+        (f"run.seed={2**63}", f"run.seed={2**63}: must be from"),
+    ],
+)
+def test_what_cannot_be_counted_out_is_refused_at_once(capsys, override: str, words: str) -> None:
+    said = Said(capsys, "plan", "model=tiny", override)
+    assert said.code == 2 and said.err.startswith(f"pretrain: error: {words}") and not said.out
+
+
+def test_too_many_ranks_are_refused_at_once_and_any_memory_is_taken(capsys) -> None:
+    said = Said(capsys, "plan", "model=tiny", "--ranks", str(10**18 + 9), "parallel.tp=3")
+    assert said.code == 2 and f"number of ranks={10**18 + 9}: must be at most 16777216" in said.err
+    assert Said(capsys, "plan", "model=tiny", "--gpu-memory", "1e308").code == 0
