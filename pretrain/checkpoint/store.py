@@ -28,7 +28,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from data_pipeline.durable import sync_folder, write_durably
 from pretrain.checkpoint.agreement import together
 from pretrain.checkpoint.files import JsonIndexReader, merge_indices, write_tensors
-from pretrain.checkpoint.index import read_index
+from pretrain.checkpoint.index import index_faults, read_index
 from pretrain.checkpoint.manifest import (
     FORMAT_VERSION,
     MANIFEST,
@@ -162,6 +162,9 @@ class CheckpointStore:
                 raise RunError(f"{path} is not the same save on all nodes")
             share = dict(list(manifests[self.rank]["files"].items())[self.place :: self.sharing])
             together("read", self.folder, self.control, lambda: refuse_damage(path, share))
+            if not self.on_node:  # a node's index has the parts that lie there
+                files = manifests[0]["files"]
+                together("read", self.folder, self.control, lambda: refuse_holes(path, files))
         except RunError as error:
             if self.rank == 0:
                 log.warning("%s; trying the one before", error)
@@ -313,12 +316,23 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """Open one checkpoint, its files checked against its manifest; raises RunError naming what is wrong."""
     manifest = read_manifest(path)
     refuse_damage(path, manifest["files"])
+    refuse_holes(path, manifest["files"])
     return Checkpoint(path, manifest)
 
 
 def refuse_damage(path: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
     """Raise RunError naming the first file that is not as the manifest says."""
     for fault in file_faults(path, files, digests=True):
+        raise RunError(fault)
+
+
+def refuse_holes(path: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise RunError unless the index finds every element of every tensor in the checkpoint's own files.
+
+    DCP leaves as it was what the index leaves out.
+    """
+    sizes = {name: record["bytes"] for name, record in files.items()}
+    for fault in index_faults(path, read_index(path), sizes):
         raise RunError(fault)
 
 

@@ -16,6 +16,7 @@ from torch.distributed import checkpoint as dcp
 
 from pretrain.checkpoint import store as store_module
 from pretrain.checkpoint.files import JsonIndexReader
+from pretrain.checkpoint.manifest import digest_of
 from pretrain.checkpoint.store import CheckpointStore, newest_whole, read_checkpoint
 from pretrain.checkpoint.tensors import state_dict_of
 from pretrain.config.errors import RunError
@@ -110,7 +111,29 @@ def come_from_the_future(folder: Path) -> str:
     return "step-00000002 has format version 99, this program reads version 1"
 
 
+def index_anew(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change a tensor that both ranks have a part of, in an index whose digest is right."""
+    path, manifest = folder / "tensors.json", json.loads((folder / "manifest.json").read_bytes())
+    index = json.loads(path.read_bytes())
+    change(next(tensor for tensor in index.values() if len({chunk["file"] for chunk in tensor["chunks"]}) > 1))
+    path.write_text(json.dumps(index))
+    manifest["files"]["tensors.json"] = digest_of(path)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def leave_out_a_rank(folder: Path) -> str:
+    index_anew(folder, lambda tensor: tensor["chunks"].pop())
+    return "elements are in no chunk"
+
+
+def lead_elsewhere(folder: Path) -> str:
+    index_anew(folder, lambda tensor: tensor["chunks"][0].update(file="../step-00000001/__0_0.distcp"))
+    return "lies in ../step-00000001/__0_0.distcp, which the manifest does not name"
+
+
 DAMAGES = [
+    leave_out_a_rank,
+    lead_elsewhere,
     truncate,
     flip_a_bit,
     lose_a_file,
@@ -130,6 +153,18 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
     newest = newest_whole(checkpoints)
     assert newest is not None and newest.step == 1
     assert expected in caplog.text and "trying the one before" in caplog.text
+
+
+def step_of_newest(here: Runtime, config: RunConfig, folder: Path) -> int:
+    newest = store_of(start(here, config), folder).newest()
+    assert newest is not None
+    return newest.step
+
+
+@pytest.mark.parametrize("damage", [leave_out_a_rank, lead_elsewhere, flip_a_bit])
+def test_no_run_goes_on_from_a_damaged_checkpoint(damage: Callable[[Path], str], checkpoints: Path) -> None:
+    damage(checkpoints / "step-00000002")
+    assert run_ranks(step_of_newest, 2, run_config("gpt", zero_stage=2), checkpoints.parent) == [1, 1]
 
 
 def test_without_any_whole_checkpoint_there_is_none(checkpoints: Path) -> None:

@@ -40,6 +40,7 @@ def make_checkpoint(folder, step, config=OLD, files=None):
         "config": asdict(config),
     }
     (place / "manifest.json").write_text(json.dumps(manifest))
+    (place / "tensors.json").write_text("{}")
     return place
 
 
@@ -75,11 +76,11 @@ def test_of_a_sparse_record_what_there_is_is_compared(tmp_path):
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, caplog):
     run = make_run(tmp_path, saved=(4, 8), recorded=range(1, 11))
-    make_checkpoint(run, 8, files={"tensors.json": {"bytes": 1, "sha256": "0"}})
+    make_checkpoint(run, 8, files={"__0_0.distcp": {"bytes": 1, "sha256": "0"}})
     with caplog.at_level(logging.WARNING):
         assert planned(run) == (4, list(range(5, 11)))
-    assert "tensors.json is missing; trying the one before" in caplog.text
-    with pytest.raises(RunError, match=r"tensors\.json is missing"):
+    assert "__0_0.distcp is missing; trying the one before" in caplog.text
+    with pytest.raises(RunError, match=r"__0_0\.distcp is missing"):
         planned(run, checkpoint=8)
 
 

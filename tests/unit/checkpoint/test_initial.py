@@ -31,6 +31,7 @@ def old(tmp_path):
             "tokenizer_fingerprint": "abc",
         }
         (folder / "manifest.json").write_text(json.dumps(manifest))
+        (folder / "tensors.json").write_text("{}")
     return tmp_path / "old"
 
 
