@@ -163,8 +163,8 @@ class CheckpointStore:
             share = dict(list(manifests[self.rank]["files"].items())[self.place :: self.sharing])
             together("read", self.folder, self.control, lambda: refuse_damage(path, share))
             if not self.on_node:  # a node's index has the parts that lie there
-                files = manifests[0]["files"]
-                together("read", self.folder, self.control, lambda: refuse_holes(path, files))
+                files, main = manifests[0]["files"], self.rank == 0
+                together("read", self.folder, self.control, lambda: refuse_holes(path, files) if main else None)
         except RunError as error:
             if self.rank == 0:
                 log.warning("%s; trying the one before", error)
