@@ -51,9 +51,11 @@ def said(here: Runtime, run: Path, folder: Path, size_now: int, kept: tuple[str,
     batch = next(stream)
     stream.close()
     name = agree(batch, True, False, 0, groups.control).batch_hash
-    record = {"kind": "train", "step": 10, "samples": POSITION + SAMPLES, "batch_samples": SAMPLES, "batch_hash": name}
+    record = {"samples": POSITION + SAMPLES, "batch_samples": SAMPLES, "batch_hash": name}
     if here.rank == 0:
-        (run / METRICS_FILE).write_text(json.dumps({key: record[key] for key in ("kind", "step", *kept)}) + "\n")
+        (run / METRICS_FILE).write_text(
+            json.dumps({"kind": "train", "step": 10, "time": 0.0} | {key: record[key] for key in kept}) + "\n"
+        )
     lines, log = Lines(), logging.getLogger("pretrain.resume_proof")
     log.addHandler(lines)
     log.setLevel(logging.INFO)
