@@ -38,7 +38,7 @@ def refused(done: subprocess.CompletedProcess[str], place: Workplace, *words: st
         ("optim.lr=-1", ["optim.lr=-1.0: must be greater than 0"]),
         ("model.seq_length=64", ["model.seq_length=64", "was packed for 32 tokens", "set model.seq_length=32"]),
         ("data.path=nowhere", ["data.path=nowhere: not prepared", "run `pretrain prepare` with the same settings"]),
-        ("model.num_layers=90000000", ["run.dir='runs/refused': no space left: one checkpoint takes", "GiB are free"]),
+        ("model.hidden_size=1048576", ["run.dir='runs/refused': no space left: one checkpoint takes", "GiB are free"]),
     ],
 )
 def test_train_refuses_before_it_makes_the_run_folder(place, override, words):
