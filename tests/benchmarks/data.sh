@@ -11,10 +11,10 @@ run() {
     python -m "tests.benchmarks.$1" "${@:2}"
 }
 run tokenize_and_pack --megabytes 100 --rounds 5 ${text_peers:+--datatrove "${text_peers[0]}"}
-run tokenize_and_pack --megabytes 600 --rounds 5 --alone
 run cleaning --megabytes 0.7 ${text_peers:+--datatrove "${text_peers[0]}"}
 run cleaning --megabytes 0.7 --chars 800 ${text_peers:+--datatrove "${text_peers[0]}"}
 run loader --folder /dev/shm ${loader_peers:+--peers --peers-python "${loader_peers[0]}"}
 run dedup ${text_peers:+--datasketch "${text_peers[0]}" --datatrove "${text_peers[0]}"}
 run prepare_memory
 run document_mask
+run tokenize_and_pack --megabytes 600 --rounds 5 --alone

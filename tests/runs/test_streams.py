@@ -40,6 +40,6 @@ def test_what_the_system_refuses_is_one_line_that_names_it(tmp_path):
     assert done.stderr.splitlines()[0].endswith("failed: [Errno 28] No space left on device")
     assert done.stderr.count("\n") == 1
     name = "x" * 300
-    done = shell("", *program_command(), "status", name)
+    done = shell("", *program_command(), "checkpoint", "list", name)
     assert done.returncode == EXIT_FAILED and done.stderr.count("\n") == 1
     assert f"File name too long: '{name}" in done.stderr

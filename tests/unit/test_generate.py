@@ -18,7 +18,7 @@ from pretrain.generate import check, for_generation, place_for
         ("temperature=inf", "temperature=inf: must be 0 or a finite number above it"),
         ("temperature=-1", "temperature=-1.0: must be 0 or a finite number above it"),
         (f"seed={2**63}", f"seed={2**63}: must be from {-(2**62)} to {2**62}"),
-        ("prompt=a\udcffb", "prompt='a\\udcffb': is not UTF-8 text"),
+        ("prompt=a\udcffb", "'prompt=a\\udcffb': is not UTF-8 text"),
         ("parallel.tp=0", "parallel.tp=0: must be greater than 0"),
         ("parallel.pp=-1", "parallel.pp=-1: must be greater than 0"),
     ],

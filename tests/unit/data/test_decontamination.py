@@ -111,7 +111,7 @@ def test_a_length_that_is_none_is_refused_by_its_key(tmp_path):
     ("name", "message"),
     [
         ("nowhere.jsonl", r"^data\.decontaminate\.inputs: \S+nowhere.jsonl does not exist; name files"),
-        ("answers.jsonl", r"answers.jsonl:1: has no key 'text' .*; set data\.decontaminate\.text_key$"),
+        ("answers.jsonl", r"answers.jsonl:1: has no key 'text' .*; set data\.decontaminate\.text_key;"),
         ("answers.parquet", r"answers.parquet: has no column 'text' .*; set data\.decontaminate\.text_key$"),
     ],
 )

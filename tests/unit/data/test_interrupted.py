@@ -99,6 +99,8 @@ def start(tmp_path, whole, cwd=None, piece_bytes=PIECE_BYTES, seconds=0.05, **ho
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # What a shell started in the background would ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
