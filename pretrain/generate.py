@@ -15,7 +15,7 @@ from pretrain.config.checks import SEED_RULE, is_seed
 from pretrain.config.engine import OffloadConfig
 from pretrain.config.errors import ConfigError, Problem, RunError
 from pretrain.config.layout_checks import data_parallel_size, layout_problems
-from pretrain.config.load import is_text, read_run_config
+from pretrain.config.load import read_run_config
 from pretrain.config.run import GenerateConfig, RunConfig
 from pretrain.layout.grid import ParallelLayout, world_from_environment
 
@@ -168,8 +168,6 @@ def check(config: GenerateConfig) -> None:
         problems.append(Problem("top_p", config.top_p, "must be above 0 and at most 1, or null"))
     if not is_seed(config.seed):
         problems.append(Problem("seed", config.seed, SEED_RULE))
-    if not is_text(config.prompt):
-        problems.append(Problem("prompt", config.prompt, "is not UTF-8 text"))
     for name in ("tp", "pp", "vp"):
         if (degree := getattr(config.parallel, name)) < 1:
             problems.append(Problem(f"parallel.{name}", degree, "must be greater than 0"))
