@@ -9,12 +9,14 @@ from torch import Tensor
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """The tensor on `device`; on a GPU the copy is under way when this returns, and later work there follows it.
 
-    Only from pinned memory does the host not wait. Integers, which are tokens here, cross in 32 bits.
+    Only from pinned memory does the host not wait. A copy is pinned with the strides of the original, which fails for a
+    view whose elements share memory (torch 2.13): such a view becomes a plain tensor first. Integers, which are tokens
+    here, cross in 32 bits.
     """
     if device.type == "cpu":
         return tensor
     narrow = tensor.to(torch.int32) if tensor.dtype == torch.int64 else tensor
-    return narrow.pin_memory().to(device, non_blocking=True).to(tensor.dtype)
+    return narrow.contiguous().pin_memory().to(device, non_blocking=True).to(tensor.dtype)
 
 
 class Stopwatch:
