@@ -1,6 +1,5 @@
 """The training loop: batch, stop, step, record, evaluate, save, in that order and in plain sight."""
 
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -10,8 +9,9 @@ import torch
 import torch.distributed as dist
 
 from data_pipeline.loader import Batch
-from pretrain.config.errors import RunError, TrainingDiverged
+from pretrain.config.errors import RunError
 from pretrain.config.run import RunConfig
+from pretrain.divergence import count_faults, refuse_divergence
 from pretrain.engine.interface import Engine, StepResult
 from pretrain.profiling import StepProfiler
 from pretrain.run_state import RunState
@@ -112,11 +112,10 @@ def run_loop(
         clock.add("optimizer", result.seconds_optimizer)
         batch_tokens = (batch.next_position - batch.position) * config.model.seq_length
         state = replace(
-            state,
+            count_faults(state, result, config.engine),
             step=step,
             position=batch.next_position,
             tokens=state.tokens + batch_tokens,
-            bad_steps=state.bad_steps + is_bad(result, config.engine.precision),
             skipped_samples=state.skipped_samples + agreed.skipped_samples,
             train_seconds=time.monotonic() - began,
         )
@@ -124,7 +123,7 @@ def run_loop(
         if profiler is not None:
             with clock.outside():
                 profiler.end_step(step)
-        refuse_divergence(state, result, batch, config.train.max_bad_steps, checkpoints.last_name)
+        refuse_divergence(state, result, batch, config, checkpoints.last_name)
 
         finished = step == total_steps
         if step % config.tracking.log_every_steps == 0 or finished or not result.applied:
@@ -160,11 +159,6 @@ def agree(batch: Batch | None, counted_here: bool, stop: bool, save: int, contro
     return Agreement(batch_hash=f"{total % 2**64:016x}", skipped_samples=skipped, stop=stops > 0, save=due)
 
 
-def is_bad(result: StepResult, precision: str) -> bool:
-    """NaN or infinity; an fp16 overflow under a finite loss is the loss scale finding its height, not a bad step."""
-    return not math.isfinite(result.loss) or (not result.applied and precision != "fp16")
-
-
 def refuse_empty_batch(step: int, batch: Batch, agreed: Agreement, last_checkpoint: Callable[[], str]) -> None:
     """Raise RunError where all samples of the global batch were skipped: there was nothing to learn from."""
     if agreed.skipped_samples == batch.next_position - batch.position:
@@ -172,20 +166,6 @@ def refuse_empty_batch(step: int, batch: Batch, agreed: Agreement, last_checkpoi
             f"step {step}: none of samples {batch.position} to {batch.next_position - 1} counts: all are in bad "
             "shards, named in the logs of the ranks (data.on_bad_shard=skip); nothing is learned of it; last "
             f"checkpoint: {last_checkpoint()}; restore the shards, and the same command goes on from there"
-        )
-
-
-def refuse_divergence(
-    state: RunState, result: StepResult, batch: Batch, max_bad_steps: int, last_checkpoint: Callable[[], str]
-) -> None:
-    """Raise TrainingDiverged once more steps went bad than are allowed, or a bad one was applied."""
-    applied_nan = result.applied and not math.isfinite(result.loss)
-    if state.bad_steps > max_bad_steps or applied_nan:
-        raise TrainingDiverged(
-            f"step {state.step}: loss {result.loss}, gradient norm {result.grad_norm}; batch of samples "
-            f"{batch.position} to {batch.next_position - 1}; {state.bad_steps} bad steps so far, "
-            f"train.max_bad_steps={max_bad_steps} allowed; last good checkpoint: {last_checkpoint()}; lower optim.lr, "
-            "look at that batch, or allow more bad steps"
         )
 
 
@@ -203,6 +183,7 @@ def train_record(
         "epoch": batch.epoch,
         "loss_scale": result.loss_scale,
         "bad_steps": state.bad_steps,
+        "overflow_steps": state.overflow_steps,
         "skipped_samples": state.skipped_samples,
         "batch_hash": agreed.batch_hash,
     }

@@ -16,6 +16,8 @@ class RunState:
     """Tokens in those samples."""
     bad_steps: int = 0
     """Steps left out because of a NaN or an infinity."""
+    overflow_steps: int = 0
+    """Steps left out while fp16's loss scale was too high; a lower one follows."""
     skipped_samples: int = 0
     """Of those samples, how many did not count because their shard is bad."""
     train_seconds: float = 0.0

@@ -13,7 +13,7 @@ class LossScaleConfig:
     window: int
     """Steps without overflow after which the scale doubles."""
     minimum: float
-    """The scale is never lowered below this."""
+    """The scale is never lowered below this; an overflow at it counts against train.max_bad_steps."""
     hysteresis: int
     """The overflow of this number lowers the scale, as does each later one until the scale has doubled again."""
 

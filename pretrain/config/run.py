@@ -46,7 +46,8 @@ class TrainConfig:
     max_tokens: int | None
     """Length in tokens."""
     max_bad_steps: int
-    """Steps with a NaN or infinite loss or gradient that may be skipped before the run stops."""
+    """Steps with a NaN or infinite loss or gradient that may be skipped before the run stops. In fp16 an infinite
+    gradient counts only at the least loss scale, engine.loss_scale.minimum; above it the scale is lowered."""
 
 
 @dataclass(frozen=True, kw_only=True)
