@@ -94,6 +94,33 @@ def test_the_mean_is_over_the_targets_that_count(layout: Layout) -> None:
         np.testing.assert_allclose(found.totals, alone.totals, rtol=1e-6)
 
 
+VALIDATED = (7, 12, 30, 36)
+"""Samples given at once to an engine with micro-batches of 12, as with another evaluation.micro_batch_size: one, one,
+three and three micro-batches, some not full. An interleaved schedule of two stages wants an even number."""
+
+
+def validated_by_engine(here: Runtime, config: RunConfig) -> list[list[float]]:
+    engine, tokens = start(here, config), own_batch(here, config, HELD_OUT)
+    every = torch.ones(len(tokens), config.model.seq_length, dtype=torch.bool)
+    return [engine.evaluate(tokens[:number], every[:number]).tolist() for number in VALIDATED]
+
+
+def validated_by_plain_torch(here: Runtime, config: RunConfig) -> list[list[float]]:
+    stage, tokens = plain_stage(here, config), own_batch(here, config, HELD_OUT)
+    with torch.no_grad():
+        losses = stage(0, tokens[:, :-1], positions_of(tokens[:, :-1]), None, labels=tokens[:, 1:]).double()
+    return [[losses[:number].sum().item(), losses[:number].numel()] for number in VALIDATED]
+
+
+def test_what_fills_up_the_micro_batches_of_an_interleaved_validation_does_not_count() -> None:
+    layout = Layout("gpt", 1, pp=2, vp=2, micro_batches=4)
+    alone = Layout("gpt", 0, micro_batches=1, overrides=(f"model.num_layers={layout.num_layers}",))
+    (expected,) = run_ranks(validated_by_plain_torch, 1, alone.config)
+    assert layout.config.train.micro_batch_size == 12
+    for found in run_ranks(validated_by_engine, layout.world_size, layout.config):
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
 def without_targets(here: Runtime, config: RunConfig) -> tuple[StepResult, bool, float]:
     """A step without targets between two others; whether it left all as it was; the loss of the last."""
     engine = start(here, config)

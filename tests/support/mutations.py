@@ -48,6 +48,9 @@ DROPOUT = "tests/ranks/test_recompute.py::test_dropout_is_alike_on_replicas_and_
 RECOMPUTED = "tests/ranks/test_recompute.py::test_recomputed_activations_change_no_bit"
 APART = "tests/ranks/test_documents.py::test_equals_one_process_given_each_document_alone"
 MEAN = "tests/ranks/test_loss_mask.py::test_the_mean_is_over_the_targets_that_count"
+FILLED = (
+    "tests/ranks/test_loss_mask.py::test_what_fills_up_the_micro_batches_of_an_interleaved_validation_does_not_count"
+)
 WAITS = (
     "tests/ranks/test_no_waiting.py::"
     "test_nothing_is_asked_of_the_device_between_the_first_forward_and_the_last_backward"
@@ -246,6 +249,22 @@ MUTATIONS = (
         "totals.zero_()",
         "pass",
         (f"{SEEN}[gpt-tp2-pp2-zero0]",),
+    ),
+    Mutation(
+        "filled-turns",
+        "micro-batches that complete a turn of interleaved stages count in a validation",
+        ZERO,
+        "torch.zeros_like(parts[-1][1])",
+        "parts[-1][1]",
+        (FILLED,),
+    ),
+    Mutation(
+        "filled-micro-batch",
+        "samples that fill up the last micro-batch of a validation count",
+        ZERO,
+        "functional.pad(mask, (0, 0, 0, missing))",
+        "functional.pad(mask, (0, 0, 0, missing), value=1)",
+        (FILLED,),
     ),
     Mutation(
         "padding-of-parts",
