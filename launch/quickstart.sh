@@ -29,17 +29,14 @@ cd -- "$root"
 PATH="$venv/bin:$PATH"
 timed "data: text to tokenizer and shards" pretrain prepare experiment=quickstart "$@"
 timed "training" pretrain train experiment=quickstart "$@"
-timed "a sample of its text" pretrain generate "run='$run_dir'" "prompt=$prompt" "output='$run_dir/sample.txt'"
+timed "a sample of its text" pretrain generate "run='$run_dir'" "prompt=$prompt"
 
 cat <<END
 
 == done
 $times$(printf '%6d s' "$SECONDS")  in all
 
-  checkpoint  $run_dir/checkpoints
-  loss curve  $run_dir/loss.png
-  report      $run_dir/report.html
-  sample      $run_dir/sample.txt
+  report  $run_dir/report.html
 
 What to try next, in $root:
   source '$venv/bin/activate'

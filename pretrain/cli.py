@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from textwrap import dedent
 
 from data_pipeline.errors import UserError
@@ -44,9 +45,12 @@ class Verb:
 
 def _prepare(given: argparse.Namespace) -> int:
     from pretrain.config.load import load_run_config
+    from pretrain.next_steps import after_prepare
     from pretrain.prepare import prepare
 
-    prepare(load_run_config(given.overrides))
+    config = load_run_config(given.overrides)
+    prepare(config)
+    sys.stdout.write(after_prepare(config.data, given.overrides))
     return 0
 
 
@@ -60,9 +64,14 @@ def _train(given: argparse.Namespace) -> int:
         return 0
     if given.ranks is not None:
         raise ConfigError(["--ranks is for --check: how many ranks train is the launcher's to say"])
+    from pretrain.next_steps import after_train
     from pretrain.train import train
 
-    return EXIT_STOPPED if train(load_run_config(given.overrides)) == "stopped" else 0
+    config = load_run_config(given.overrides)
+    outcome = train(config)
+    if _rank() == 0:
+        sys.stdout.write(after_train(Path(config.run.dir), outcome))
+    return EXIT_STOPPED if outcome == "stopped" else 0
 
 
 def _plan(given: argparse.Namespace) -> int:

@@ -3,6 +3,7 @@
 import contextlib
 import glob
 import itertools
+import json
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ from pretrain.config.errors import ConfigError, RunError
 from pretrain.config.load import read_run_config
 from pretrain.run_folder import CONFIG_FILE, holder
 from pretrain.tracking.metrics_file import METRICS_FILE, latest_records
+from pretrain.tracking.provenance import DESCRIPTION_FILE
 
 PACE_RECORDS = 50
 """Of the last ones comes the time to go."""
@@ -97,7 +99,7 @@ def status_of(run_dir: Path, jobs: Mapping[str, Job], now: float) -> Status:
         steps=steps,
         loss=_number(last.get("loss")),
         tokens_per_second=_number(last.get("tokens_per_second")),
-        seconds_to_go=_to_go(records, steps) if held_by is not None else None,
+        seconds_to_go=_with_final_validation(run_dir, _to_go(records, steps)) if held_by is not None else None,
         seconds_since_record=max(0.0, now - last["time"]) if last else None,
         checkpoint=found.folder.name if found else None,
         ended=_last_end(attempts),
@@ -176,6 +178,24 @@ def _to_go(records: Sequence[Mapping[str, float]], steps: int | None) -> float |
         return (steps - last["step"]) * sum(kept) / len(kept)
     seconds = _number(last.get("seconds_step"))
     return None if seconds is None else (steps - last["step"]) * seconds
+
+
+def _with_final_validation(run_dir: Path, seconds: float | None) -> float | None:
+    """The time to go with the validation after the last step, by the pace of the last validation if there was one."""
+    validations = latest_records(run_dir, "validation", 1)
+    if seconds is None or not validations:
+        return seconds
+    took, samples = _number(validations[-1].get("seconds")), _number(validations[-1].get("samples"))
+    final = _number(_description(run_dir).get("final_validation_samples"))
+    return seconds + final * took / samples if took and samples and final else seconds
+
+
+def _description(run_dir: Path) -> Mapping[str, Any]:
+    """What description.json says of the data; empty if it cannot be read."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        found = json.loads((run_dir / DESCRIPTION_FILE).read_bytes())["data"]
+        return found if isinstance(found, dict) else {}
+    return {}
 
 
 def _number(value: object) -> float | None:

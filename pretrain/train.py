@@ -29,8 +29,9 @@ from pretrain.run_folder import (
 from pretrain.run_state import RunState
 from pretrain.signals import stop_on_signals
 from pretrain.tracking.circumstances import facts_now
+from pretrain.tracking.pace import validation_sizes
 from pretrain.tracking.provenance import describe_checkpoint, describe_run, write_description
-from pretrain.tracking.sinks import Sink, build_sinks
+from pretrain.tracking.sinks import ShowsProgress, Sink, build_sinks
 from pretrain.tracking.speed import StepClock, device_peak
 from pretrain.tracking.wandb_sink import check_wandb_login
 from pretrain.training_data import batches_from, check_enough_data, check_same_data, open_datasets
@@ -85,6 +86,7 @@ def run(
     from pretrain.checkpoint.saver import Saver, levels_of, open_mirror
     from pretrain.checkpoint.store import newest_of
     from pretrain.evaluation.perplexity import evaluate
+    from pretrain.generation.sample import write_sample
     from pretrain.layout.groups import build_groups
     from pretrain.layout.link_check import check_links
     from pretrain.layout.runtime import runtime
@@ -133,10 +135,11 @@ def run(
         now = facts_now(config, layout, description)
         proof = begin_proof(folder, newest, dataset, now, groups, seed=config.run.seed)
         sinks = Sinks()
+        sizes = validation_sizes([split.num_samples for split in validation.values()], config.evaluation)
         if here.is_main:
             record_config(folder, config, state.step, changes)
             write_description(folder, description)
-            sinks.open(build_sinks(config, folder, state.step, steps, description))
+            sinks.open(build_sinks(config, folder, state.step, steps, description, sizes))
         closing.callback(sinks.close)
         closing.callback(proof.close)
         of_run = describe_checkpoint(config, manifest) | origin
@@ -170,6 +173,7 @@ def run(
                 batch_size=(config.evaluation.micro_batch_size or config.train.micro_batch_size) * layout.pp,
                 rank=groups.dp_rank,
                 size=layout.dp,
+                show=sinks.validating,
             ),
             checkpoints=saver,
             stop_requested=stop_requested,
@@ -177,6 +181,9 @@ def run(
             profiler=profiler_of(config.profile.steps, folder, here.rank),
         )
         saver.close()
+        if sinks.outcome == "finished":
+            first = next(iter(validation.values()))
+            write_sample(config, folder, engine, first, control=groups.control, stop_requested=stop_requested)
     if state.skipped_samples:
         log.warning(
             "%s of %s samples did not count: the log names their shards (data.on_bad_shard=skip)",
@@ -202,6 +209,11 @@ class Sinks:
     def record(self, kind: Any, step: int, values: Mapping[str, float | int | str]) -> None:
         for sink in self._sinks:
             sink.log(kind, step, values)
+
+    def validating(self, done: int, total: int) -> None:
+        for sink in self._sinks:
+            if isinstance(sink, ShowsProgress):
+                sink.validating(done, total)
 
     def close(self) -> None:
         for sink in self._sinks:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch import Tensor
 from data_pipeline.loader import evaluation_batches
 from data_pipeline.shards.reader import PackedDataset
 from pretrain.engine.interface import Engine
+from pretrain.tracking.pace import count_samples
 
 
 def evaluate(
@@ -20,14 +21,18 @@ def evaluate(
     rank: int,
     size: int,
     max_samples: int | None,
+    show: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, float]:
     """Mean loss (nats a token), perplexity and bits per byte over the first `max_samples` samples of each dataset.
 
     Of several datasets each has its own `loss/NAME`, `perplexity/NAME` and `bits_per_byte/NAME`, and the plain ones are
     over all their tokens. Bits per byte let models with different tokenizers be compared: bytes are those of the
-    validation text, and end-of-document tokens count as cost without bytes. Called on all ranks together.
+    validation text, and end-of-document tokens count as cost without bytes. Called on all ranks together. `show` is
+    called with the samples done and the samples in all: at the start, and after each batch.
     """
     started = time.perf_counter()
+    num_samples = count_samples((dataset.num_samples for dataset in datasets.values()), max_samples)
+    show(0, num_samples)
     values: dict[str, float] = {}
     whole, num_bytes, samples = torch.zeros(2, dtype=torch.float64), 0.0, 0
     for name, dataset in datasets.items():
@@ -36,6 +41,7 @@ def evaluate(
             assert batch.mask is not None, "given for every evaluation"
             totals += engine.evaluate(batch.tokens, batch.mask).cpu()
             samples += batch.next_position - batch.position
+            show(samples, num_samples)
         # Of the text that was read: the split's bytes, by the share of its tokens.
         bytes_read = totals[1].item() * dataset.record.num_text_bytes / dataset.record.num_tokens
         if len(datasets) > 1:

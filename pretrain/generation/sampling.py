@@ -1,12 +1,24 @@
 """Text from a model, token by token."""
 
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from pretrain.config.errors import RunError
 from pretrain.config.run import GenerateConfig
+
+
+class Choice(Protocol):
+    """How a token is drawn; the fields mean what they mean in GenerateConfig."""
+
+    @property
+    def temperature(self) -> float: ...
+    @property
+    def top_k(self) -> int | None: ...
+    @property
+    def top_p(self) -> float | None: ...
 
 
 def continue_tokens(
@@ -33,7 +45,7 @@ def continue_tokens(
     return tokens[len(prompt) :]
 
 
-def choose(logits: Tensor, config: GenerateConfig, generator: torch.Generator) -> int:
+def choose(logits: Tensor, config: Choice, generator: torch.Generator) -> int:
     """One token from logits [v]: greedy at temperature 0, else drawn after top-k and top-p (Holtzman et al. 2020).
 
     Raises RunError where they are no numbers: what would be drawn then means nothing.

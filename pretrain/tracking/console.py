@@ -10,29 +10,42 @@ from collections.abc import Callable, Iterator
 from typing import TextIO
 
 from pretrain.tracking.metrics_file import Kind, Values
+from pretrain.tracking.pace import Progress, ValidationProgress, ValidationSizes
 
 _logger = logging.getLogger(__name__)
 _CLEAR = "\r\x1b[K"
 
 
-def console_sink(total_steps: int, stream: TextIO | None = None) -> "LiveConsole | PlainConsole":
+def console_sink(
+    total_steps: int, sizes: ValidationSizes | None = None, stream: TextIO | None = None
+) -> "LiveConsole | PlainConsole":
     """The live line where `stream` (stderr unless given) is a terminal that can redraw it, else log lines."""
-    stream = sys.stderr if stream is None else stream
+    stream, final = sys.stderr if stream is None else stream, 0 if sizes is None else sizes.final
     live = stream.isatty() and os.environ.get("TERM") != "dumb"
-    return LiveConsole(total_steps, stream) if live else PlainConsole(total_steps)
+    return LiveConsole(total_steps, stream, final) if live else PlainConsole(total_steps, final)
 
 
 class PlainConsole:
     """A log line for each record."""
 
-    def __init__(self, total_steps: int, now: Callable[[], float] = time.monotonic) -> None:
-        self._progress = Progress(total_steps, now)
+    def __init__(self, total_steps: int, final_samples: int = 0, now: Callable[[], float] = time.monotonic) -> None:
+        self._progress = Progress(total_steps, final_samples, now)
+        self._validation = ValidationProgress(now)
+        self._step = 0
 
     def log(self, kind: Kind, step: int, values: Values) -> None:
+        self._step = step
         if kind == "validation":
+            self._progress.validated(values)
             _logger.info("%s", validation_line(step, values))
         else:
             _logger.info("%s", "  ".join(self._fields(step, values)))
+
+    def validating(self, done: int, total: int) -> None:
+        """Announce the final validation, and log a line now and then while any validation runs."""
+        line = progress_line(self._validation, self._step == self._progress.total_steps, done, total)
+        if (done == 0 and self._step == self._progress.total_steps) or (done and self._validation.is_line_due()):
+            _logger.info("%s", line)
 
     def close(self, outcome: str) -> None:
         """Nothing is held open."""
@@ -45,26 +58,38 @@ class PlainConsole:
         yield from _speed(values)
         yield from _skipped(values)
         yield from _number(values, "mfu_6n_6lhs", "MFU {:.1%}")
-        yield f"ETA {self._progress.remaining(step, values)}"
+        yield f"ETA {duration(self._progress.remaining(step, values))}"
 
 
 class LiveConsole:
     """One line, redrawn in place; validation results and log lines of the program stand above it."""
 
-    def __init__(self, total_steps: int, stream: TextIO, now: Callable[[], float] = time.monotonic) -> None:
-        self._progress = Progress(total_steps, now)
+    def __init__(
+        self, total_steps: int, stream: TextIO, final_samples: int = 0, now: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._progress = Progress(total_steps, final_samples, now)
+        self._validation = ValidationProgress(now)
+        self._step = 0
         self._stream = stream
-        self._line = ""
+        self._line = self._step_line = ""
         self._handlers = list(_handlers_on_terminal(stream))
         for handler in self._handlers:
             handler.setStream(_AboveLiveLine(self))
 
     def log(self, kind: Kind, step: int, values: Values) -> None:
+        self._step = step
         if kind == "validation":
+            self._progress.validated(values)
+            self._line = self._step_line
             self.print_above(validation_line(step, values) + "\n")
         else:
-            self._line = "  ".join(self._fields(step, values))
+            self._line = self._step_line = "  ".join(self._fields(step, values))
             self._draw()
+
+    def validating(self, done: int, total: int) -> None:
+        """Show the progress of a validation in place of the step's line."""
+        self._line = progress_line(self._validation, self._step == self._progress.total_steps, done, total)
+        self._draw()
 
     def close(self, outcome: str) -> None:
         """Leave the last line standing and give the terminal back."""
@@ -93,7 +118,7 @@ class LiveConsole:
         yield from _number(values, "loss", "loss {:.4f}")
         yield from _speed(values)
         yield from _skipped(values)
-        yield f"ETA {self._progress.remaining(step, values)}"
+        yield f"ETA {duration(self._progress.remaining(step, values))}"
 
 
 class _AboveLiveLine:
@@ -122,25 +147,6 @@ def _handlers_on_terminal(stream: TextIO) -> Iterator[logging.StreamHandler]:
         logger = logger.parent
 
 
-class Progress:
-    """Time to go, from the pace since the first record: it holds validation and saving as well as steps."""
-
-    def __init__(self, total_steps: int, now: Callable[[], float]) -> None:
-        self.total_steps = total_steps
-        self._now = now
-        self._first: tuple[int, float] | None = None
-
-    def remaining(self, step: int, values: Values) -> str:
-        """Such as 3m12s; ? until two records or a step time are known."""
-        now = self._now()
-        first_step, first_time = self._first = self._first or (step, now)
-        if step > first_step:
-            pace = (now - first_time) / (step - first_step)
-        else:
-            pace = float(values.get("seconds_step", math.nan))
-        return duration((self.total_steps - step) * pace)
-
-
 def validation_line(step: int, values: Values) -> str:
     """A validation result in one line."""
     results = [
@@ -153,6 +159,16 @@ def validation_line(step: int, values: Values) -> str:
             results += _number(values, key, f"{key.removeprefix('loss/')} {{:.4f}}")
     cost = [*_number(values, "samples", "{:,.0f} samples"), *_number(values, "seconds", "{:.1f} s")]
     return f"validation at step {step}: {', '.join(results)}" + (f" ({', '.join(cost)})" if cost else "")
+
+
+def progress_line(progress: ValidationProgress, is_final: bool, done: int, total: int) -> str:
+    """How far a validation is: samples, rate and time to go."""
+    title = "final validation" if is_final else "validation"
+    to_go = progress.seconds_to_go(done, total)
+    if not done:
+        return f"{title}: {total:,} samples"
+    rate = short_number(progress.rate(done))
+    return f"{title}: {done:,} of {total:,} samples  {rate} samples/s  ETA {duration(to_go)}"
 
 
 def duration(seconds: float) -> str:

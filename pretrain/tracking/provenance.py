@@ -19,6 +19,7 @@ from pretrain.config.public import without_secrets
 from pretrain.config.run import RunConfig
 from pretrain.layout.grid import ParallelLayout
 from pretrain.model.size import count_parameters
+from pretrain.tracking.pace import validation_sizes
 from pretrain.tracking.speed import DevicePeak
 
 DESCRIPTION_FILE = "description.json"
@@ -80,6 +81,9 @@ def describe_run(
             "document_mask": config.data.document_mask,
             "train_tokens": dataset.num_train_tokens,
             "validation_bytes": sum(split.record.num_text_bytes for split in validation),
+            "final_validation_samples": validation_sizes(
+                [split.num_samples for split in validation], config.evaluation
+            ).final,
         },
         "peak": {"tflops": peak.flops / 1e12, "source": peak.source} if peak else None,
         **describe_environment(),

@@ -16,6 +16,7 @@ from pretrain.tracking.provenance import DESCRIPTION_FILE
 
 CONFIG_FILE = "config.yaml"
 REPORT_FILE = "report.html"
+SAMPLE_FILE = "sample.txt"
 
 
 class ReportSink:

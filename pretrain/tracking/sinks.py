@@ -3,12 +3,13 @@
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from data_pipeline.errors import UserError
 from pretrain.config.run import RunConfig
 from pretrain.tracking.console import console_sink
 from pretrain.tracking.metrics_file import JsonlSink, Kind, Values
+from pretrain.tracking.pace import ValidationSizes
 from pretrain.tracking.report import ReportSink
 from pretrain.tracking.tensorboard_sink import TensorBoardSink
 from pretrain.tracking.wandb_sink import WandbSink
@@ -26,19 +27,32 @@ class Sink(Protocol):
         """End the record: `finished`, `stopped` (to be resumed), or another word for a failure."""
 
 
+@runtime_checkable
+class ShowsProgress(Protocol):
+    """A sink that shows how far a validation is."""
+
+    def validating(self, done: int, total: int) -> None:
+        """Take the number of samples done; 0 at the start."""
+
+
 def build_sinks(
-    config: RunConfig, run_dir: Path, resume_step: int, total_steps: int, description: Mapping[str, object]
+    config: RunConfig,
+    run_dir: Path,
+    resume_step: int,
+    total_steps: int,
+    description: Mapping[str, object],
+    sizes: ValidationSizes | None = None,
 ) -> list[Sink]:
     """The sinks that `config.tracking` asks for, set to go on after `resume_step` (0: from the start).
 
     metrics.jsonl, the console and the report are always among them. A sink that fails, now or later, is left out with
     one warning. Raises UserError where wandb is online and finds no key.
     """
-    builders: list[tuple[str, Callable[[], Sink]]] = [("console", lambda: console_sink(total_steps))]
+    builders: list[tuple[str, Callable[[], Sink]]] = [("console", lambda: console_sink(total_steps, sizes))]
     if config.tracking.tensorboard:
-        builders.append(("TensorBoard", lambda: TensorBoardSink(run_dir, resume_step)))
+        builders.append(("TensorBoard", lambda: TensorBoardSink(run_dir, resume_step, sizes)))
     if config.tracking.wandb != "off":
-        builders.append(("wandb", lambda: WandbSink(config, run_dir, description)))
+        builders.append(("wandb", lambda: WandbSink(config, run_dir, description, sizes)))
     # Last: it shows what the others have been told.
     builders.append(("report", lambda: ReportSink(run_dir)))
 
@@ -63,6 +77,9 @@ class Spare:
 
     def log(self, kind: Kind, step: int, values: Values) -> None:
         self._try(lambda sink: sink.log(kind, step, values))
+
+    def validating(self, done: int, total: int) -> None:
+        self._try(lambda sink: sink.validating(done, total) if isinstance(sink, ShowsProgress) else None)
 
     def close(self, outcome: str) -> None:
         self._try(lambda sink: sink.close(outcome))

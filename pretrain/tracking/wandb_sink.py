@@ -13,6 +13,7 @@ from pretrain.config.errors import RunError
 from pretrain.config.public import without_secrets
 from pretrain.config.run import RunConfig, TrackingConfig
 from pretrain.tracking.metrics_file import Kind, Values
+from pretrain.tracking.pace import ValidationSizes, series_name
 
 RUN_ID_FILE = "wandb_run_id"
 
@@ -37,11 +38,18 @@ _QUIET_SETTINGS: dict[str, object] = {
 
 
 class WandbSink:
-    """Records as `kind/name` of one wandb run, stored under run_dir/wandb."""
+    """Records as `series/name` of one wandb run, stored under run_dir/wandb."""
 
-    def __init__(self, config: RunConfig, run_dir: Path, description: Mapping[str, object]) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        run_dir: Path,
+        description: Mapping[str, object],
+        sizes: ValidationSizes | None = None,
+    ) -> None:
         import wandb
 
+        self._sizes = sizes
         self._folder = run_dir / "wandb"
         self._id = _run_id(run_dir)
         self._mode: Literal["online", "offline"] = "online" if config.tracking.wandb == "online" else "offline"
@@ -68,7 +76,8 @@ class WandbSink:
             self._run = wandb.init(mode=self._mode, settings=_settings(), **arguments)
 
     def log(self, kind: Kind, step: int, values: Values) -> None:
-        self._run.log({f"{kind}/{name}": value for name, value in values.items()}, step=step)
+        series = series_name(kind, values, self._sizes)
+        self._run.log({f"{series}/{name}": value for name, value in values.items()}, step=step)
 
     def close(self, outcome: str) -> None:
         self._run.summary["outcome"] = outcome

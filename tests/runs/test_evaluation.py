@@ -30,6 +30,10 @@ def test_samples_are_limited_at_intervals_and_all_taken_at_the_end(finished_run,
     assert records[16]["samples"] == Manifest.load(dataset).splits["validation"].num_samples
 
 
+def test_a_finished_run_holds_a_sample_of_text(finished_run):
+    assert len((finished_run / "sample.txt").read_text(encoding="utf-8")) > 20
+
+
 def evaluate_twice(here: Any, config: RunConfig, folder: Path, batch_size: int) -> list[dict[str, float]]:
     from pretrain.engine.build import build_engine
     from pretrain.evaluation.perplexity import evaluate
@@ -38,12 +42,22 @@ def evaluate_twice(here: Any, config: RunConfig, folder: Path, batch_size: int) 
     validation = PackedDataset.open(folder, "validation")
     tokenizer = validation.manifest.tokenizer
     engine = build_engine(config, tokenizer.vocab_size, join(here, config), here.device, eod_id=tokenizer.eod_id)
-    return [
+    shown: list[tuple[int, int]] = []
+    results = [
         evaluate(
-            engine, {"one": validation}, batch_size=batch_size, rank=here.rank, size=here.world_size, max_samples=None
+            engine,
+            {"one": validation},
+            batch_size=batch_size,
+            rank=here.rank,
+            size=here.world_size,
+            max_samples=None,
+            show=lambda done, total: shown.append((done, total)),
         )
         for _ in range(2)
     ]
+    number = validation.num_samples
+    assert shown[0] == (0, number) and shown[-1] == (number, number) and shown == sorted(shown[: len(shown) // 2]) * 2
+    return results
 
 
 @pytest.mark.parametrize(("zero_stage", "world_size", "batch_size"), [(1, 1, 5), (2, 2, 2), (3, 3, 2)])

@@ -58,6 +58,16 @@ def test_a_live_run_without_slurm_is_known_by_its_lock_and_has_a_time_to_go(tmp_
     assert status_of(folder, {}, NOW).state == "ended" and status_of(folder, {}, NOW).seconds_to_go is None
 
 
+def test_the_time_to_go_holds_the_final_validation(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", 60)
+    (folder / "description.json").write_text(json.dumps({"data": {"final_validation_samples": 500}}))
+    with (folder / "metrics.jsonl").open("a") as file:
+        record = {"kind": "validation", "step": 50, "time": NOW, "samples": 100, "seconds": 4.0}
+        file.write(json.dumps(record) + "\n")
+    with hold_run_folder(folder):
+        assert status_of(folder, {}, NOW).seconds_to_go == pytest.approx(80.0 + 20.0)
+
+
 def test_the_pause_between_two_attempts_is_not_in_the_time_to_go(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", 40)
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

@@ -47,7 +47,7 @@ def screen(text):
 
 def test_a_file_gets_plain_lines(tmp_path, caplog):
     with (tmp_path / "log").open("w") as stream, caplog.at_level(logging.INFO):
-        sink = console_sink(100, stream)
+        sink = console_sink(100, stream=stream)
         assert isinstance(sink, PlainConsole)
         sink.log("train", 10, TRAIN | {"seconds_step": 2.0})
         sink.log("validation", 10, VALIDATION)
@@ -60,14 +60,14 @@ def test_a_file_gets_plain_lines(tmp_path, caplog):
 
 def test_a_dumb_terminal_gets_plain_lines(terminal, monkeypatch):
     monkeypatch.setenv("TERM", "dumb")
-    assert isinstance(console_sink(100, terminal[0]), PlainConsole)
+    assert isinstance(console_sink(100, stream=terminal[0]), PlainConsole)
 
 
 def test_a_terminal_shows_one_live_line_below_the_validations(terminal, monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "120")
     stream, shown = terminal
-    sink = console_sink(100, stream)
+    sink = console_sink(100, stream=stream)
     assert isinstance(sink, LiveConsole)
     for step in range(1, 51):
         sink.log("train", step, TRAIN | {"loss": 6 - step / 50})
@@ -109,12 +109,64 @@ def test_log_lines_of_the_program_stand_above_the_live_line(terminal, monkeypatc
 
 def test_time_to_go_follows_the_pace_since_the_first_record(caplog):
     clock = Clock()
-    sink = PlainConsole(1000, clock)
+    sink = PlainConsole(1000, now=clock)
     with caplog.at_level(logging.INFO):
         sink.log("train", 500, {"seconds_step": 1.0})
         clock.time = 20.0  # two seconds a step: validation and saving count too
         sink.log("train", 510, {"seconds_step": 1.0})
     assert [record.getMessage().split("ETA ")[1] for record in caplog.records] == ["8m20s", "16m20s"]
+
+
+def test_the_final_validation_is_announced_and_its_progress_logged(caplog):
+    clock = Clock()
+    sink = PlainConsole(20, final_samples=100, now=clock)
+    with caplog.at_level(logging.INFO):
+        sink.log("train", 20, {})
+        for done in range(0, 101, 10):
+            sink.validating(done, 100)
+            clock.time += 2.0
+    lines = [record.getMessage() for record in caplog.records[1:]]
+    assert lines == [
+        "final validation: 100 samples",
+        "final validation: 30 of 100 samples  5 samples/s  ETA 14s",
+        "final validation: 60 of 100 samples  5 samples/s  ETA 8s",
+        "final validation: 90 of 100 samples  5 samples/s  ETA 2s",
+    ]
+
+
+def test_a_quick_validation_at_the_interval_logs_its_result_only(caplog):
+    clock = Clock()
+    sink = PlainConsole(20, final_samples=100, now=clock)
+    with caplog.at_level(logging.INFO):
+        sink.log("train", 10, {})
+        for done in range(0, 101, 10):
+            sink.validating(done, 100)
+            clock.time += 0.1
+    assert len(caplog.records) == 1
+
+
+def test_a_terminal_shows_a_validation_in_place_of_the_step(terminal, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    stream, shown = terminal
+    sink = LiveConsole(100, stream)
+    sink.log("train", 50, TRAIN)
+    sink.validating(0, 256)
+    sink.validating(128, 256)
+    assert screen(shown())[-1].startswith("validation: 128 of 256 samples")
+    sink.log("validation", 50, VALIDATION)
+    validation, live = screen(shown())
+    assert validation.startswith("validation at step 50") and live.startswith("step 50/100")
+
+
+@pytest.mark.parametrize("validated", [False, True])
+def test_the_time_to_go_holds_the_final_validation(caplog, validated):
+    sink = PlainConsole(20, final_samples=1000, now=Clock())
+    with caplog.at_level(logging.INFO):
+        if validated:
+            sink.log("validation", 10, {"samples": 100, "seconds": 3.0})
+        # Before the first validation: a third of 0.9 seconds for each of 10 samples.
+        sink.log("train", 19, {"seconds_step": 1.0, "seconds_forward_backward": 0.9, "batch_samples": 10})
+    assert caplog.records[-1].getMessage().endswith("ETA 31s")
 
 
 @pytest.mark.parametrize(
