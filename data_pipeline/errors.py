@@ -1,4 +1,10 @@
-"""Errors that a person can mend: the command line prints their text alone and exits with 2. And an end without one."""
+"""Errors that a person can mend: the command line prints their text alone and exits. And an end without one."""
+
+import errno
+
+NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+SYSTEM_FAULTS = NO_SPACE | {errno.EIO, errno.ESTALE, errno.EROFS}
+"""Faults of the system rather than of the path that was given."""
 
 
 class UserError(Exception):
@@ -15,6 +21,15 @@ class InputError(DataError):
 
 class BadFile(DataError):
     """One file of a dataset that stays missing, unreadable or damaged, whatever was tried; others may be whole."""
+
+
+class SystemRefused(UserError):
+    """The system did not do what was asked: no space, no permission, a disk that fails. Once that is fixed, the same
+    command continues."""
+
+
+class NoSpace(DataError, SystemRefused):
+    """The disk has no room for data."""
 
 
 class WorkInterrupted(DataError):

@@ -1,7 +1,6 @@
 """A folder that appears whole or not at all: it is built beside its place and renamed into it."""
 
 import contextlib
-import errno
 import fcntl
 import logging
 import os
@@ -12,10 +11,9 @@ from pathlib import Path
 
 from data_pipeline import places
 from data_pipeline.durable import sync_folder
-from data_pipeline.errors import DataError, WorkInterrupted
+from data_pipeline.errors import NO_SPACE, DataError, NoSpace, WorkInterrupted
 from data_pipeline.pieces.work import WorkFolder
 
-NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 SECONDS_OF_WORK = 60.0
 logger = logging.getLogger(__name__)
 
@@ -73,7 +71,7 @@ def _faults(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in NO_SPACE:
-            raise DataError(
+            raise NoSpace(
                 f"data.path={folder}: no space left on the disk, nothing unfinished was kept; free some, or choose a "
                 "data.path on another disk"
             ) from None

@@ -5,9 +5,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from launch.attempts import Outcome
+from launch.outcomes import outcome_of
 from launch.step import Failure
+from pretrain.exit_codes import ExitCode
 
-EXIT_STOPPED, EXIT_MISTAKE = 75, 2
 LAST_CHECKPOINT = "training goes on from the last checkpoint that was saved"
 TAIL_BYTES = 1 << 16
 
@@ -52,8 +53,8 @@ def judge(facts: Facts) -> Ending:
     code = facts.rank_0 if facts.rank_0 is not None else facts.exit_code
     if facts.exit_code == 0 and facts.rank_0 == 0:
         return Ending("finished", 0, "finished")
-    if facts.rank_0 == EXIT_STOPPED:
-        return Ending("stopped", EXIT_STOPPED, f"stopped and saved: {facts.slurm_ends or facts.stop or 'asked to'}")
+    if facts.rank_0 == ExitCode.STOPPED:
+        return Ending("stopped", ExitCode.STOPPED, f"stopped and saved: {facts.slurm_ends or facts.stop or 'asked to'}")
     if facts.slurm_ends:
         told = f" ({gone.node}: {gone.words})" if gone is not None else ""
         cause = f"{facts.slurm_ends}{told} before it could save: {LAST_CHECKPOINT}"
@@ -61,10 +62,8 @@ def judge(facts: Facts) -> Ending:
     if facts.exit_code is None:
         late = "the save took longer than there was time; give more by sbatch --signal"
         return Ending("lost", None, f"{facts.stop}: {late}; {LAST_CHECKPOINT}")
-    if (words := _mistake_of(facts)) is not None:
-        if _IN_USE in words:  # by what is left of an attempt on a node that is out of reach
-            return Ending("failed", EXIT_MISTAKE, words)
-        return Ending("mistake", EXIT_MISTAKE, words)
+    if (refusal := _refusal_of(facts)) is not None:
+        return refusal
     if facts.stop and not facts.made_steps:
         return Ending("stopped", code, f"{facts.stop}: before the first step, nothing was trained")
     if gone is not None:  # also where a rank on another node noticed it before
@@ -119,17 +118,19 @@ def _verdict_in(folder: Path) -> tuple[str, int | None] | None:
     return None
 
 
-def _mistake_of(facts: Facts) -> str | None:
-    """The message of a refusal, by whichever rank it was."""
-    refused = facts.rank_0 == EXIT_MISTAKE or facts.exit_code == EXIT_MISTAKE
-    if not refused and not any(f"exit code {EXIT_MISTAKE}" == each.words[-11:] for each in facts.failures[:1]):
+def _refusal_of(facts: Facts) -> Ending | None:
+    """The ending by a refusal with a message, by whichever rank it was."""
+    first = next((re.search(r"exit code (\d+)$", each.words) for each in facts.failures[:1]), None)
+    codes = (facts.rank_0, facts.exit_code, int(first[1]) if first else None)
+    code = next((ExitCode(code) for code in codes if code in _REFUSALS), None)
+    if code is None:
         return None
     for log in sorted(facts.folder.glob("*.log")):
         text = "\n".join(last_lines(log, 400))
         _, mark, message = text.rpartition("pretrain: error: ")
         if mark:
-            return " ".join(message.split())
-    return "a mistake in what was given, see the logs"
+            return Ending(outcome_of(code), code, " ".join(message.split()))
+    return Ending(outcome_of(code), code, f"{code.meaning}, see the logs")
 
 
 def _node_of(log: Path | None) -> str | None:
@@ -137,7 +138,7 @@ def _node_of(log: Path | None) -> str | None:
 
 
 _KILLED = re.compile(r"Killed|Bus error|Segmentation fault|exit code 13[4-9]$")
-_IN_USE = "in use by another live process"
+_REFUSALS = (ExitCode.MISTAKE, ExitCode.IN_USE, ExitCode.REFUSED)
 _VERDICT = re.compile(
     r"rank \d+ \(.* failed first.*|rank \d+ \(.* kept the others waiting.*|no rank came on, .*|training diverged: .*"
     r"|rank \d+ ended: .*"

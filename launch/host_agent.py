@@ -16,6 +16,8 @@ import threading
 from collections.abc import Mapping
 from typing import BinaryIO
 
+from pretrain.exit_codes import exit_code_of
+
 SILENT_SECONDS = 45.0
 """Without a word from the launcher, as where the network broke."""
 LAST_WORDS_SECONDS = 2.0
@@ -93,7 +95,7 @@ def _see_out(rank: int, process: "subprocess.Popen[bytes]") -> None:
     relay.start()
     code = process.wait()
     relay.join(LAST_WORDS_SECONDS)
-    _say(b"x %d %d" % (rank, code if code >= 0 else 128 - code))
+    _say(b"x %d %d" % (rank, exit_code_of(code)))
 
 
 def _relay(rank: int, process: "subprocess.Popen[bytes]") -> None:

@@ -3,7 +3,7 @@
 Every host must see this folder and the run folder under the same path, and have this Python. First each one is looked
 at (`launch.preflight`), then all ranks start. What they print is shown with their rank in front and kept in the run's
 logs/attempt-NNNN/. Ctrl-C, SIGTERM and SIGUSR1 reach all ranks, which save and stop; when one rank fails, all end. The
-exit code is that of `pretrain train`: 0 finished, 2 a mistake, 75 stopped and saved; 1 also where a host is bad.
+exit code is that of `pretrain train` (`pretrain.exit_codes`); 1 also if a host is bad.
 """
 
 import argparse
@@ -23,9 +23,9 @@ from data_pipeline.errors import UserError
 from launch import attempts
 from launch.connections import HostUnreachable, Ranks
 from launch.hostfile import Host, read_hostfile
-from launch.preflight import EXIT_BAD_NODE
+from launch.outcomes import outcome_of
+from pretrain.exit_codes import ExitCode
 
-EXIT_FAILED, EXIT_MISTAKE, EXIT_STOPPED = 1, 2, 75
 SSH = "ssh -o BatchMode=yes -o ServerAliveInterval=10 -o ServerAliveCountMax=3"
 GRACE_SECONDS = 40.0
 """After a rank failed: the others find out who and why, and end by themselves; then they are killed."""
@@ -46,10 +46,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _run(given, asked)
     except UserError as error:
-        return _say(f"error: {error}", EXIT_MISTAKE)
+        return _say(f"error: {error}", ExitCode.MISTAKE)
     except HostUnreachable as error:
         remedy = "try `ssh HOST true` by hand, and see that this folder and this Python are there too"
-        return _say(f"{error}: not reached over ssh; {remedy}", EXIT_FAILED)
+        return _say(f"{error}: not reached over ssh; {remedy}", ExitCode.FAILED)
 
 
 def _run(given: argparse.Namespace, asked: "deque[int]") -> int:
@@ -65,13 +65,12 @@ def _run(given: argparse.Namespace, asked: "deque[int]") -> int:
     gpus = given.gpus if given.gpus is not None else min(h.slots for h in hosts) * (config.engine.device == "cuda")
     code = _preflight(hosts, ssh, run_dir, gpus, asked)
     if code or asked:
-        return code or EXIT_STOPPED
+        return code or ExitCode.STOPPED
     number = attempts.next_attempt(run_dir)
     names = [host.address for host in hosts]
     attempts.began(run_dir, number, job=None, restart=0, nodes=names, ranks=num_ranks, step=last_step(run_dir))
     code, cause = _train(hosts, ssh, given.overrides, attempts.log_folder(run_dir, number), asked)
-    outcomes: Mapping[int, attempts.Outcome] = {0: "finished", EXIT_STOPPED: "stopped", EXIT_MISTAKE: "mistake"}
-    outcome, step = outcomes.get(code, "failed"), last_step(run_dir)
+    outcome, step = outcome_of(code), last_step(run_dir)
     attempts.ended(run_dir, number, outcome=outcome, exit_code=code, cause=cause, step=step)
     return _say(f"attempt {number} {outcome} after step {step}, exit code {code}: {cause}", code)
 
@@ -89,8 +88,8 @@ def _preflight(hosts: Sequence[Host], ssh: Sequence[str], run_dir: Path, gpus: i
         ranks.close()
     if asked:
         return 0
-    worst = max(codes.values(), default=EXIT_FAILED)
-    return EXIT_FAILED if worst >= EXIT_BAD_NODE else worst
+    worst = max(codes.values(), default=ExitCode.FAILED)
+    return worst if worst in (ExitCode.DONE, ExitCode.MISTAKE, ExitCode.REFUSED) else ExitCode.FAILED
 
 
 def _train(
@@ -146,17 +145,17 @@ def environments(hosts: Sequence[Host], port: int, here: Mapping[str, str]) -> l
 
 def code_of(codes: Mapping[int, int]) -> int:
     """The exit code of a run from those of its ranks, in the order in which they ended: the first failure's."""
-    failed = [code for code in codes.values() if code not in (0, EXIT_STOPPED)]
-    return failed[0] if failed else max(codes.values(), default=EXIT_FAILED)
+    failed = [code for code in codes.values() if code not in (0, ExitCode.STOPPED)]
+    return failed[0] if failed else max(codes.values(), default=ExitCode.FAILED)
 
 
 def cause_of(codes: Mapping[int, int], tails: Mapping[int, Sequence[str]], hosts: Mapping[int, str]) -> str:
     """Why a run ended: what its ranks said of it, else which one ended how."""
     code = code_of(codes)
-    if code in (0, EXIT_STOPPED):
+    if code in (0, ExitCode.STOPPED):
         return "all steps are done" if code == 0 else "stopped by a signal and saved"
     # The rank that failed knows best; the others may know who it was.
-    failed = [rank for rank, its in codes.items() if its not in (0, EXIT_STOPPED)]
+    failed = [rank for rank, its in codes.items() if its not in (0, ExitCode.STOPPED)]
     for rank in failed:
         for line in reversed(tails.get(rank, ())):
             if _CAUSE.search(line):
@@ -177,7 +176,7 @@ def watch(
         while asked:
             ranks.signal(asked.popleft())
         codes |= ranks.hear(0.2, printed)
-        if kill_at == float("inf") and any(code not in (0, EXIT_STOPPED) for code in codes.values()):
+        if kill_at == float("inf") and any(code not in (0, ExitCode.STOPPED) for code in codes.values()):
             kill_at = time.monotonic() + grace
         if time.monotonic() > kill_at:
             if killed:

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from data_pipeline.errors import UserError
 from launch.sweep import read_sweep
-
-EXIT_USER_ERROR = 2
+from pretrain.exit_codes import ExitCode
 
 
 def command_of(words: Sequence[str], environment: Mapping[str, str]) -> list[str]:
@@ -31,7 +30,7 @@ def main() -> None:
         command = command_of(sys.argv[1:], os.environ)
     except UserError as error:
         sys.stderr.write(f"launch.member: error: {error}\n")
-        sys.exit(EXIT_USER_ERROR)
+        sys.exit(ExitCode.MISTAKE)
     os.execv(command[0], command)
 
 

@@ -1,8 +1,8 @@
 """One look at every node, in seconds, before a model is built: `srun --ntasks-per-node=1 python -m launch.preflight`.
 
-0  all nodes are good
-2  a mistake that other nodes would not mend: versions differ, the run folder is not shared or full
-3  some nodes are bad; the last line on stdout is {"bad_nodes": ["name", ...]}
+It ends with 0 if all nodes are good, with MISTAKE if other nodes would not help (versions differ, the run folder is not
+shared), with REFUSED if the run folder's disk is full, and with BAD_NODE if some nodes are bad; then the last line on
+stdout is {"bad_nodes": ["name", ...]}.
 
 The nodes meet in a folder inside the run folder, which thereby is proved to be shared and writable: node 0 makes it,
 the others put their reports there, node 0 reads them, speaks, and removes it.
@@ -25,11 +25,12 @@ from pathlib import Path
 import psutil
 
 from data_pipeline.durable import write_durably
+from data_pipeline.errors import SYSTEM_FAULTS
 from launch.gpus import look_at_gpus
 from launch.node import GIB, Node, describe_node, place_of
 from launch.verdict import Demands, Seen, Verdict, judge
+from pretrain.exit_codes import ExitCode
 
-EXIT_MISTAKE, EXIT_BAD_NODE = 2, 3
 POLL_SECONDS = 0.1
 SHARED_KINDS = re.compile(r"nfs|lustre|gpfs|beegfs|ceph|glusterfs|orangefs|wekafs|panfs|afs|cifs|smb|9p|virtiofs|fuse")
 
@@ -52,7 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except FileExistsError:
         return _mistake(f"{meeting}: left by another preflight; give each one its own --token, or remove the folder")
     except OSError as error:
-        return _mistake(f"run folder {run_dir}: {name} cannot write there: {error.strerror}; choose another run.dir")
+        code = ExitCode.REFUSED if error.errno in SYSTEM_FAULTS else ExitCode.MISTAKE
+        fault = f"run folder {run_dir}: {name} cannot write there: {error.strerror}; choose another run.dir"
+        return _mistake(fault, code)
     try:
         seen, missing = _gather(meeting, name, gpu_faults, count, given.seconds)
     finally:
@@ -114,12 +117,13 @@ def _names(count: int, environment: Mapping[str, str] = os.environ) -> list[str]
 
 
 def _tell(verdict: Verdict, seen: Sequence[Seen], seconds: float) -> int:
-    for mistake in verdict.mistakes:
-        _mistake(mistake)
+    for fault in (*verdict.mistakes, *verdict.refusals):
+        _mistake(fault)
     for name, faults in verdict.bad_nodes.items():
         for fault in faults:
             sys.stderr.write(f"preflight: bad node {name}: {fault}\n")
-    if not verdict.mistakes and not verdict.bad_nodes:
+    code = _code_of(verdict)
+    if code == ExitCode.DONE:
         least = min(seen, key=lambda each: each.node.free_memory).node
         versions = ", ".join(f"{what} {version}" for what, version in seen[0].node.versions.items())
         sys.stderr.write(
@@ -127,12 +131,20 @@ def _tell(verdict: Verdict, seen: Sequence[Seen], seconds: float) -> int:
             f"{least.free_memory / GIB:.1f} GiB on {least.name}, {least.free_disk / GIB:.1f} GiB free for the run\n"
         )
     sys.stdout.write(json.dumps({"bad_nodes": list(verdict.bad_nodes)}) + "\n")
-    return EXIT_MISTAKE if verdict.mistakes else EXIT_BAD_NODE if verdict.bad_nodes else 0
+    return code
 
 
-def _mistake(text: str) -> int:
+def _code_of(verdict: Verdict) -> ExitCode:
+    if verdict.mistakes:
+        return ExitCode.MISTAKE
+    if verdict.refusals:
+        return ExitCode.REFUSED
+    return ExitCode.BAD_NODE if verdict.bad_nodes else ExitCode.DONE
+
+
+def _mistake(text: str, code: ExitCode = ExitCode.MISTAKE) -> int:
     sys.stderr.write(f"preflight: error: {text}\n")
-    return EXIT_MISTAKE
+    return code
 
 
 def file_system_of(path: Path) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from launch.wrapping import wrapping_of
 from pretrain.config.cluster import ClusterConfig
+from pretrain.exit_codes import ExitCode
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,8 @@ def _commands(cluster: ClusterConfig, job: Job) -> Iterator[str]:
     if cluster.modules:
         # A batch shell is no login shell; profiles don't bear `set -eu`, which comes after.
         yield "type module >/dev/null 2>&1 || . /etc/profile"
-        yield f'module load {shlex.join(cluster.modules)} || {{ echo "no modules on $(hostname)" >&2; exit 2; }}'
+        refuse = f'{{ echo "no modules on $(hostname)" >&2; exit {ExitCode.MISTAKE}; }}'
+        yield f"module load {shlex.join(cluster.modules)} || {refuse}"
     yield "set -euo pipefail"
     yield f"cd -- {shlex.quote(job.folder)}"
     for name, value in {**cluster.environment, **wrapping_of(cluster, job.folder)}.items():

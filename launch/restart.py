@@ -5,6 +5,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from launch.attempts import Attempt
+from pretrain.exit_codes import ExitCode
 
 LONGEST_WAIT_SECONDS = 3600.0
 
@@ -42,6 +43,8 @@ def decide(attempts: Sequence[Attempt], job: str, limits: Limits) -> Decision:
         return Decision(False, "the run is finished")
     if ended.outcome == "mistake":
         return Decision(False, "a mistake in what was given: another attempt would end the same way")
+    if _diverged_again(attempts):
+        return Decision(False, "it diverged twice at the same step: another attempt would end the same way")
     recent = _recent(attempts, job, limits.restart_window_minutes * 60)
     exclude = _bad_nodes(recent, limits.exclude_after)
     fruitless = _fruitless(recent, _steps_before(attempts, recent))
@@ -53,6 +56,12 @@ def decide(attempts: Sequence[Attempt], job: str, limits: Limits) -> Decision:
     wait = min(limits.backoff_seconds * 2 ** max(0, fruitless - 1), LONGEST_WAIT_SECONDS)
     counted = f"restart {fruitless} of at most {limits.max_restarts} without a new step"
     return Decision(True, counted if fruitless else "it made progress", wait, exclude)
+
+
+def _diverged_again(attempts: Sequence[Attempt]) -> bool:
+    """Whether the newest two attempts diverged at one step: a resume is exact, and a faulty device is not."""
+    ends = [attempt.ended for attempt in attempts[-2:] if attempt.ended is not None]
+    return len(ends) == 2 and all(end.exit_code == ExitCode.DIVERGED for end in ends) and ends[0].step == ends[1].step
 
 
 def _recent(attempts: Sequence[Attempt], job: str, window_seconds: float) -> list[Attempt]:

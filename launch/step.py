@@ -13,6 +13,7 @@ from pathlib import Path
 from launch import slurm_job
 from launch.slurm_job import Job
 from launch.wrapping import command_prefix, rank_python, srun_flags
+from pretrain.exit_codes import exit_code_of
 
 POLL_SECONDS = 0.2
 AFTER_FAILURE_SECONDS = 60.0
@@ -76,7 +77,7 @@ def run_step(
                     srun.wait()
             time.sleep(POLL_SECONDS)
         reader.join(5)
-    watched.exit_code = srun.returncode if srun.returncode >= 0 else 128 - srun.returncode
+    watched.exit_code = exit_code_of(srun.returncode)
     return watched
 
 

@@ -14,9 +14,10 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from data_pipeline.errors import UserError
+from data_pipeline.errors import SYSTEM_FAULTS, UserError
 from launch import attempts, slurm_job
-from launch.ending import EXIT_MISTAKE, EXIT_STOPPED, LAST_CHECKPOINT, Ending, Facts, judge, last_lines, log_of
+from launch.ending import LAST_CHECKPOINT, Ending, Facts, judge, last_lines, log_of
+from launch.outcomes import outcome_of
 from launch.rendezvous import rendezvous
 from launch.restart import Decision, Limits, decide
 from launch.signals import Signals, ignore_until_gone, say
@@ -24,6 +25,8 @@ from launch.slurm_job import Job
 from launch.step import run_step, srun_command
 from launch.task import PEER, read_note
 from pretrain.config.cluster import ClusterConfig
+from pretrain.config.errors import RunInUse, code_of_refusal
+from pretrain.exit_codes import ExitCode
 
 
 def main(words: Sequence[str]) -> int:
@@ -31,7 +34,12 @@ def main(words: Sequence[str]) -> int:
         return supervise(words, Signals())
     except UserError as error:
         say(f"pretrain: error: {error}")
-        return EXIT_MISTAKE
+        return code_of_refusal(error)
+    except OSError as error:
+        if error.errno not in SYSTEM_FAULTS:
+            raise
+        say(f"pretrain: error: {error}: no attempt can be recorded; make room and sbatch the same command")
+        return ExitCode.REFUSED
     finally:
         ignore_until_gone()
 
@@ -58,6 +66,8 @@ def supervise(words: Sequence[str], signals: Signals) -> int:
     try:
         folder.mkdir(parents=True)
     except OSError as error:
+        if error.errno in SYSTEM_FAULTS:
+            raise
         remedy = "make room or choose another run.dir"
         raise UserError(f"run.dir={str(run_dir)!r}: {folder} cannot be made ({error.strerror}); {remedy}") from None
     attempts.began(run_dir, number, job=job.name, restart=job.restarts, nodes=job.nodes, ranks=job.ranks, step=before)
@@ -128,8 +138,8 @@ def preflight(job: Job, run_dir: Path, folder: Path, signals: Signals) -> Ending
         return Ending("lost", done.returncode, f"{signals.slurm_ends} before training began")
     named = next((line for line in lines if line.startswith('{"bad_nodes": ["')), None)
     told = [line for line in said if line.startswith("preflight: ")] or lines[-1:] or ["preflight: failed"]
-    outcome: attempts.Outcome = "mistake" if done.returncode == EXIT_MISTAKE else "failed"
-    return Ending(outcome, done.returncode, told[-1], json.loads(named)["bad_nodes"][0] if named else None)
+    node = json.loads(named)["bad_nodes"][0] if named else None
+    return Ending(outcome_of(done.returncode), done.returncode, told[-1], node)
 
 
 def settle_last(run_dir: Path, job: Job) -> None:
@@ -139,9 +149,9 @@ def settle_last(run_dir: Path, job: Job) -> None:
         return
     number, began = done[-1].number, done[-1].began
     if began.job is not None and began.job != job.name and slurm_job.is_alive(began.job):
-        raise UserError(f"run.dir={str(run_dir)!r}: job {began.job} trains it; wait for it, or choose another run.name")
+        raise RunInUse(f"run.dir={str(run_dir)!r}: job {began.job} trains it; wait for it, or choose another run.name")
     note = read_note(attempts.log_folder(run_dir, number))
-    saved = note.get("code") == EXIT_STOPPED
+    saved = note.get("code") == ExitCode.STOPPED
     unsaved = "its job ended without a word, with its first node or in a grace shorter than a save"
     cause = "stopped and saved" if saved else f"{unsaved}: {LAST_CHECKPOINT}"
     attempts.ended(

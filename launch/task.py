@@ -1,6 +1,6 @@
 """One rank, as srun starts it: `python -m launch.task ATTEMPT_FOLDER -- WORDS` runs `python -m pretrain WORDS`.
 
-It gives the rank its place in the environment and stays beside it: a rank that stopped and saved (75) ends with 0 here,
+It gives the rank its place in the environment and stays beside it: a rank that stopped and saved ends with 0 here,
 so that srun does not cut off the others, who may still be closing; rank 0's own exit code is left in a file.
 """
 
@@ -20,11 +20,11 @@ from data_pipeline.durable import write_durably
 from launch.rendezvous import interface_towards
 from launch.signals import SIGNALS, ignore_until_gone
 from launch.slurm_job import counts
+from pretrain.exit_codes import ExitCode, exit_code_of
 
 NOTE_FILE = "rank-0.json"
 PEER = "PRETRAIN_PEER"
 """Address of another node than the first."""
-EXIT_STOPPED = 75
 POLL_SECONDS = 1.0
 
 
@@ -49,12 +49,12 @@ def main(words: Sequence[str]) -> int:
         if os.getppid() != parent:  # Slurm's own process on this node was killed: nobody would end the rank
             child.kill()
     ignore_until_gone()
-    code = code if code >= 0 else 128 - code
+    code = exit_code_of(code)
     if environment["RANK"] == "0":
         note = {"code": code, "asked": asked[0] if asked else None}
         with contextlib.suppress(OSError):  # a full disk: srun's exit code remains
             write_durably(Path(folder) / NOTE_FILE, json.dumps(note).encode())
-    return 0 if code == EXIT_STOPPED else code
+    return ExitCode.DONE if code == ExitCode.STOPPED else code
 
 
 def place(slurm: Mapping[str, str]) -> dict[str, str]:

@@ -39,6 +39,8 @@ class Verdict:
     """What to tell."""
 
     mistakes: list[str]
+    refusals: list[str]
+    """Faults of what all nodes share, which may be over later."""
     bad_nodes: dict[str, list[str]]
     """Name -> what is wrong there, and what to do."""
 
@@ -49,7 +51,7 @@ def judge(seen: Sequence[Seen], demands: Demands, *, missing: Sequence[str], sec
     `shared`: whether the run folder is known to lie on a file system of several machines.
     """
     bad: dict[str, list[str]] = {}
-    mistakes = list(_differing_versions([each.node for each in seen]))
+    mistakes, refusals = list(_differing_versions([each.node for each in seen])), []
     for each in seen:
         faults = [*each.node.gpu_faults, *_short_of(each.node, demands)]
         if faults:
@@ -61,7 +63,7 @@ def judge(seen: Sequence[Seen], demands: Demands, *, missing: Sequence[str], sec
         )
     least = min(seen, key=lambda each: each.node.free_disk).node
     if least.free_disk < demands.disk_gb * GIB:
-        mistakes.append(
+        refusals.append(
             f"run folder: {least.free_disk / GIB:.1f} GiB are free, {demands.disk_gb:g} are asked for (--min-disk-gb); "
             "make room or choose another run.dir"
         )
@@ -76,7 +78,7 @@ def judge(seen: Sequence[Seen], demands: Demands, *, missing: Sequence[str], sec
                 f"did not report within {seconds:g} s: it is stuck, or the run folder is not the same there; look at "
                 "its file systems and this step's output"
             ]
-    return Verdict(mistakes, bad)
+    return Verdict(mistakes, refusals, bad)
 
 
 def _short_of(node: Node, demands: Demands) -> Iterator[str]:

@@ -1,11 +1,4 @@
-"""The `pretrain` command: one verb, Hydra overrides, an exit code.
-
-0   done
-1   failed; the log has the traceback, or the file and why the system refuses it
-2   a mistake in what was given; the message says what to do
-75  stopped by a signal, saved, to be continued by the same command
-141 what it prints is not read to its end, as by `| head`; the code that shells give tools which SIGPIPE ends
-"""
+"""The `pretrain` command: one verb, Hydra overrides, an exit code of `pretrain.exit_codes`."""
 
 import argparse
 import logging
@@ -21,11 +14,11 @@ from data_pipeline.errors import UserError
 from launch import submit
 from pretrain import bench_verb, checkpoint_verb, data_verb, status_verb, verify_verb
 from pretrain.actions import positive, positive_number, run_action
-from pretrain.config.errors import ConfigError, TrainingDiverged
+from pretrain.config.errors import ConfigError, TrainingDiverged, code_of_refusal
+from pretrain.exit_codes import ExitCode
 from pretrain.layout.failures import RankFailed
 from pretrain.streams import drop_output, is_refusal, nobody_reads, open_closed_streams
 
-EXIT_FAILED, EXIT_USER_ERROR, EXIT_STOPPED, EXIT_NOT_READ = 1, 2, 75, 141
 SECONDS_FOR_RANK_0 = 15
 
 log = logging.getLogger("pretrain")
@@ -71,7 +64,7 @@ def _train(given: argparse.Namespace) -> int:
     outcome = train(config)
     if _rank() == 0:
         sys.stdout.write(after_train(Path(config.run.dir), outcome))
-    return EXIT_STOPPED if outcome == "stopped" else 0
+    return ExitCode.STOPPED if outcome == "stopped" else ExitCode.DONE
 
 
 def _plan(given: argparse.Namespace) -> int:
@@ -297,7 +290,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     code = _run(VERBS[given.verb], given)
     sys.stdout.flush()
     sys.stderr.flush()
-    if code == EXIT_FAILED:
+    if code in (ExitCode.FAILED, ExitCode.DIVERGED, ExitCode.REFUSED):
         # Past the interpreter's clean-up: threads of a broken process group may wait there for ranks that are gone.
         os._exit(code)
     sys.exit(code)
@@ -310,20 +303,20 @@ def _run(verb: Verb, given: argparse.Namespace) -> int:
         return code
     except UserError as error:
         _tell(error)
-        return EXIT_USER_ERROR
+        return code_of_refusal(error)
     except TrainingDiverged as error:
         log.error("training diverged: %s", error)
-        return EXIT_FAILED
+        return ExitCode.DIVERGED
     except RankFailed as error:
         log.error("%s", error)
-        return EXIT_FAILED
+        return ExitCode.FAILED
     except KeyboardInterrupt:
         log.error("interrupted")
-        return EXIT_FAILED
+        return ExitCode.FAILED
     except Exception as error:
         if isinstance(error, BrokenPipeError) and nobody_reads():
             drop_output()
-            return EXIT_NOT_READ
+            return ExitCode.NOT_READ
         if is_refusal(error):
             log.error("rank %d failed: %s", _rank(), error)
             drop_output()  # it may be what could not be written
@@ -333,7 +326,7 @@ def _run(verb: Verb, given: argparse.Namespace) -> int:
             from pretrain.layout.sentinel import announce
 
             announce(error)
-        return EXIT_FAILED
+        return ExitCode.REFUSED if is_refusal(error) else ExitCode.FAILED
 
 
 def _tell(error: UserError) -> None:
@@ -381,7 +374,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="pretrain",
         description="Pretrain GPT-style language models from raw text.",
-        epilog="`pretrain VERB --help` explains a verb; `pretrain show-config` lists all keys that can be set.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for name, verb in VERBS.items():
@@ -397,3 +391,13 @@ def _parser() -> argparse.ArgumentParser:
         if verb.takes_overrides:
             sub.add_argument("overrides", nargs="*", metavar="key=value", help="Hydra overrides of the configuration")
     return parser
+
+
+_EPILOG = "\n".join(
+    [
+        "`pretrain VERB --help` explains a verb; `pretrain show-config` lists all keys that can be set.",
+        "",
+        "exit codes:",
+        *(f"  {code.value:<4} {code.meaning}" for code in ExitCode),
+    ]
+)

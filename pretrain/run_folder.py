@@ -16,8 +16,9 @@ from typing import Any, TextIO
 import yaml
 
 from data_pipeline.durable import write_durably
+from data_pipeline.errors import SYSTEM_FAULTS
 from pretrain.config.changes import Change, changes_between, refusal
-from pretrain.config.errors import RunError
+from pretrain.config.errors import RunError, RunInUse, RunRefused
 from pretrain.config.load import flatten, to_yaml
 from pretrain.config.run import RunConfig
 
@@ -67,7 +68,7 @@ def _take_lock(folder: Path) -> TextIO:
     if not is_free:
         with lock:
             lock.seek(0)
-            raise RunError(
+            raise RunInUse(
                 f"run.dir={str(folder)!r}: in use by another live process ({_holder(lock.read())}); wait for it, stop "
                 "it, or choose another run.name or run.dir"
             )
@@ -78,7 +79,8 @@ def _take_lock(folder: Path) -> TextIO:
 
 
 def _not_writable(folder: Path, error: OSError) -> RunError:
-    return RunError(f"run.dir={str(folder)!r}: cannot be written: {error.strerror}; choose another run.dir")
+    kind = RunRefused if error.errno in SYSTEM_FAULTS else RunError
+    return kind(f"run.dir={str(folder)!r}: cannot be written: {error.strerror}; choose another run.dir")
 
 
 def _is_at(descriptor: int, path: Path) -> bool:
@@ -131,11 +133,11 @@ def record_config(folder: Path, config: RunConfig, step: int, other_data: Sequen
 
 
 def check_space(folder: Path, needed: int) -> None:
-    """Raise RunError where the disk has no room for one checkpoint of `needed` bytes."""
+    """Raise RunRefused if the disk has no room for one checkpoint of `needed` bytes."""
     standing = next(place for place in (folder, *folder.absolute().parents) if place.is_dir())
     free = shutil.disk_usage(standing).free
     if free < needed:
-        raise RunError(
+        raise RunRefused(
             f"run.dir={str(folder)!r}: no space left: one checkpoint takes {needed / 2**30:.2f} GiB, "
             f"{free / 2**30:.2f} GiB are free; make room or choose a run.dir on another disk"
         )

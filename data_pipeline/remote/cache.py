@@ -18,10 +18,9 @@ from pathlib import Path
 from typing import IO
 
 from data_pipeline.config import CacheConfig
-from data_pipeline.errors import DataError, Stopped
+from data_pipeline.errors import NO_SPACE, DataError, NoSpace, Stopped
 from data_pipeline.remote.transfer import fetch, longest_silence
 from data_pipeline.shards.manifest import FileRecord
-from data_pipeline.staging import NO_SPACE
 
 logger = logging.getLogger(__name__)
 PARTIAL = ".partial"
@@ -220,7 +219,7 @@ class Cache:
             yield
         except OSError as error:
             if error.errno in NO_SPACE:
-                raise DataError(
+                raise NoSpace(
                     f"data.cache.dir={self.folder}: no space left on the disk; free some, or choose a data.cache.dir "
                     "on another disk"
                 ) from None

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pretrain.config.errors import RunError
+from pretrain.config.errors import RunError, RunRefused
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -55,7 +55,7 @@ def read_manifest(folder: Path) -> Manifest:
     except (FileNotFoundError, NotADirectoryError):
         raise RunError(f"{folder} is no checkpoint: it has no {MANIFEST}") from None
     except OSError as error:
-        raise RunError(f"{path} cannot be read: {error.strerror}") from None
+        raise RunRefused(f"{path} cannot be read: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RunError(f"{path} is damaged: {error}") from None
     if not whole:
@@ -67,7 +67,7 @@ def unreadable(path: Path, error: OSError) -> RunError:
     """A file of a checkpoint cannot be read: because a live run deleted all of it, or for what the system says."""
     if isinstance(error, FileNotFoundError) and not path.parent.exists():
         return CheckpointDeleted(path.parent)
-    return RunError(f"{path} cannot be read: {error.strerror or error}")
+    return RunRefused(f"{path} cannot be read: {error.strerror or error}")
 
 
 def file_faults(folder: Path, files: Mapping[str, Mapping[str, Any]], *, digests: bool) -> Iterator[str]:

@@ -137,7 +137,7 @@ class Saver:
     def after_step(self, state: RunState, by_clock: int, *, last: bool) -> None:
         """Save if it is time for it, no step twice; the `last` one is on the disk on return.
 
-        A save that failed is told and tried again a minute later; only the last one raises RunError.
+        A save that failed is logged and tried again within a minute; only the last one raises RunError.
         """
         if self._running is not None and (last or self._running[1].done.is_set()):
             self.wait()
@@ -159,7 +159,7 @@ class Saver:
             fault = self._end()
             if fault is not None:
                 remedy = "earlier checkpoints are untouched; make room or mend the disk and run the same command again"
-                raise RunError(f"{fault}; {remedy}")
+                raise type(fault)(f"{fault}; {remedy}")
         elif not self.in_background:
             self.wait()
         else:
@@ -169,7 +169,10 @@ class Saver:
         """Until nothing is being written; a failure is told."""
         fault = self._end()
         if fault is not None and dist.get_rank() == 0:
-            advice = f"training goes on and tries again in {RETRY_SECONDS:.0f} s; make room or mend the disk"
+            advice = (
+                f"training continues and tries again at the next save that is due, in {RETRY_SECONDS:.0f} s at the "
+                "latest; make room or repair the disk"
+            )
             log.error("NOT saved: %s; earlier checkpoints are untouched, %s", fault, advice)
 
     def _end(self) -> RunError | None:

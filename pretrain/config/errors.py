@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from data_pipeline.errors import UserError
+from data_pipeline.errors import SystemRefused, UserError
+from pretrain.exit_codes import ExitCode
 
 
 @dataclass(frozen=True)
@@ -33,5 +34,20 @@ class RunError(UserError):
     """A run folder or checkpoint that cannot be used as asked."""
 
 
+class RunRefused(RunError, SystemRefused):
+    """The system refused to read or write a run folder or checkpoint."""
+
+
+class RunInUse(RunError):
+    """Another live process holds the run folder."""
+
+
 class TrainingDiverged(Exception):
     """Training met NaN or infinite losses or gradients more often than allowed; the text says where."""
+
+
+def code_of_refusal(error: UserError) -> ExitCode:
+    """The exit code, by whose turn it is: the user's, the system's, or that of another process."""
+    if isinstance(error, SystemRefused):
+        return ExitCode.REFUSED
+    return ExitCode.IN_USE if isinstance(error, RunInUse) else ExitCode.MISTAKE

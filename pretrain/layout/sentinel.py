@@ -20,6 +20,7 @@ from typing import TypeVar
 
 from data_pipeline.errors import UserError
 from pretrain.config.errors import TrainingDiverged
+from pretrain.exit_codes import ExitCode
 from pretrain.layout import failures, stacks
 from pretrain.layout.board import Board
 from pretrain.layout.failures import Place, RankFailed, Stand, Trouble, Verdict
@@ -320,7 +321,7 @@ class Sentinel:
         teller.start()
         teller.join(TELL_SECONDS)
         self._host_stays()
-        os._exit(1)
+        os._exit(ExitCode.FAILED)
 
     def _tell(self, verdict: Verdict) -> None:
         if self._place.rank in verdict.culprits:

@@ -8,13 +8,16 @@ from pathlib import Path
 
 import pytest
 
+from pretrain.exit_codes import ExitCode
 from tests.support.corpus import make_texts, write_folder, write_jsonl
 from tests.support.runs import Workplace, files_below, user_error
 
 
-def refused(done: subprocess.CompletedProcess[str], place: Workplace, *words: str) -> str:
+def refused(
+    done: subprocess.CompletedProcess[str], place: Workplace, *words: str, code: ExitCode = ExitCode.MISTAKE
+) -> str:
     """The message, which has these words; the folder is as empty as before."""
-    message = user_error(done)
+    message = user_error(done, code)
     for word in words:
         assert word in message
     assert not list(place.folder.iterdir())
@@ -179,13 +182,20 @@ def small_disk(tmp_path):
 def test_prepare_on_a_full_disk_keeps_nothing(place, small_disk, tmp_path):
     source = write_jsonl(tmp_path / "in.jsonl", make_texts(200))
     done = place.prepare(f"data.inputs=[{source}]", f"data.path={small_disk}/sets/dataset")
-    refused(done, place, f"data.path={small_disk}/sets/dataset: no space left on the disk, nothing unfinished was kept")
+    refused(
+        done,
+        place,
+        f"data.path={small_disk}/sets/dataset: no space left on the disk, nothing unfinished was kept",
+        code=ExitCode.REFUSED,
+    )
     assert not list(small_disk.iterdir())
 
 
 def test_train_on_a_small_disk_is_refused_before_it_begins(place, small_disk):
     done = place.train("refused", f"run.dir={small_disk}/run")
-    refused(done, place, f"run.dir='{small_disk}/run': no space left: one checkpoint takes 0.00 GiB")
+    refused(
+        done, place, f"run.dir='{small_disk}/run': no space left: one checkpoint takes 0.00 GiB", code=ExitCode.REFUSED
+    )
     assert not list(small_disk.iterdir())
 
 
@@ -194,7 +204,12 @@ def test_a_run_goes_on_on_a_full_disk_and_fails_if_its_last_checkpoint_finds_no_
     subprocess.run(["mount", "-o", "remount,size=2m", str(small_disk)], check=True)
     done = place.train("full", f"run.dir={run}", "checkpoint.every_steps=2", "checkpoint.keep_last=16")
     fault = f"could not write a checkpoint in {run}/checkpoints: rank 0: no space left on the disk; earlier checkpoints"
-    assert f"NOT saved: {fault} are untouched, training goes on and tries again in 60 s" in done.stderr
-    assert f"{fault} are untouched; make room or mend the disk and run the same command again" in user_error(done)
+    assert (
+        f"NOT saved: {fault} are untouched, training continues and tries again at the next save that is due, in 60 s"
+        in done.stderr
+    )
+    assert f"{fault} are untouched; make room or mend the disk and run the same command again" in user_error(
+        done, ExitCode.REFUSED
+    )
     assert "step 16/16" in done.stderr
     assert (run / "checkpoints" / "step-00000002" / "manifest.json").exists()

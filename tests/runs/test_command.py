@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from pretrain import prepare as prepare_module
-from pretrain.cli import EXIT_FAILED, EXIT_NOT_READ, main
+from pretrain.cli import main
 from pretrain.config.load import load_run_config, read_run_config
+from pretrain.exit_codes import ExitCode
 from tests.support.runs import environment, program_command, train_records, validation_records
 
 VERBS = ("prepare", "data", "train", "plan", "bench", "status", "generate", "verify-resume", "show-config")
@@ -47,7 +48,7 @@ def test_a_reader_that_has_enough_ends_the_command_without_a_word():
     words = [*program_command(), "show-config"]
     done = subprocess.run(words, stdout=writing, stderr=subprocess.PIPE, text=True, env=environment(), check=False)
     os.close(writing)
-    assert (done.returncode, done.stderr) == (EXIT_NOT_READ, "")
+    assert (done.returncode, done.stderr) == (ExitCode.NOT_READ, "")
 
 
 def test_a_pipe_that_breaks_elsewhere_is_a_failure(monkeypatch, caplog, capsys):
@@ -58,7 +59,7 @@ def test_a_pipe_that_breaks_elsewhere_is_a_failure(monkeypatch, caplog, capsys):
     monkeypatch.setattr(os, "_exit", sys.exit)
     with pytest.raises(SystemExit) as end:
         main(["prepare"])
-    assert end.value.code == EXIT_FAILED and "rank 0 failed" in caplog.text
+    assert end.value.code == ExitCode.FAILED and "rank 0 failed" in caplog.text
 
 
 def test_a_micro_batch_that_is_left_to_the_program_is_saved_as_its_number(place):

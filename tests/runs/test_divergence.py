@@ -16,6 +16,7 @@ from pretrain.config.errors import TrainingDiverged
 from pretrain.config.load import load_run_config
 from pretrain.config.run import RunConfig
 from pretrain.engine.interface import Engine, StepResult
+from pretrain.exit_codes import ExitCode
 from pretrain.model.flops import token_flops
 from pretrain.run_state import RunState
 from tests.support.ranks import run_ranks
@@ -33,7 +34,7 @@ def test_a_run_that_diverges_stops_with_its_place_and_the_last_checkpoint(finish
         "train.max_steps=24",
         "train.max_bad_steps=2",
     )
-    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.returncode == ExitCode.DIVERGED and "Traceback" not in done.stderr
     (message,) = [line for line in done.stderr.splitlines() if "training diverged: " in line]
     assert "step 20: loss nan, gradient norm inf; batch of samples 152 to 159; 3 bad steps so far" in message
     assert "train.max_bad_steps=2 allowed; last good checkpoint: runs/finished/checkpoints/step-00000016" in message

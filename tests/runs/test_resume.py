@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pretrain.exit_codes import ExitCode
 from tests.support.runs import Workplace, files_below, train_records, user_error, validation_records
 
 DROPOUT = "model.hidden_dropout=0.1"
@@ -27,7 +28,7 @@ def interrupted_run(tmp_path_factory, dataset):
         run.freeze_where(lambda: folder.exists() and names(folder) == ["step-00000004"])
         second = place.train("finished", DROPOUT)  # frozen is still alive
         run.kill()
-    assert f"in use by another live process (process {run.process.pid} on" in user_error(second)
+    assert f"in use by another live process (process {run.process.pid} on" in user_error(second, ExitCode.IN_USE)
     assert names(folder) == ["step-00000004"]
 
     with place.training("finished", DROPOUT, step_seconds=SLOW) as run:

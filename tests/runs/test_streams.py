@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from pretrain.cli import EXIT_FAILED, EXIT_USER_ERROR
+from pretrain.exit_codes import ExitCode
 from tests.support.runs import environment, program_command
 
 SHUT = [">&-", "2>&-", "<&-", ">&- 2>&- <&-"]
@@ -21,7 +21,7 @@ def test_closed_streams_change_no_outcome(tmp_path, redirection):
     done = shell(redirection, *program_command(), "show-config")
     assert (done.returncode, done.stderr) == (0, "") and ("optim:" in done.stdout) == (">&-" not in redirection.split())
     done = shell(redirection, *program_command(), "status", str(tmp_path / "nowhere"))
-    assert done.returncode == EXIT_USER_ERROR and "Traceback" not in done.stderr
+    assert done.returncode == ExitCode.MISTAKE and "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("redirection", SHUT)
@@ -36,10 +36,10 @@ def test_no_file_gets_the_number_of_a_closed_stream(tmp_path, redirection):
 
 def test_what_the_system_refuses_is_one_line_that_names_it(tmp_path):
     done = shell(">/dev/full", *program_command(), "show-config")
-    assert done.returncode == EXIT_FAILED
+    assert done.returncode == ExitCode.REFUSED
     assert done.stderr.splitlines()[0].endswith("failed: [Errno 28] No space left on device")
     assert done.stderr.count("\n") == 1
     name = "x" * 300
     done = shell("", *program_command(), "checkpoint", "list", name)
-    assert done.returncode == EXIT_FAILED and done.stderr.count("\n") == 1
+    assert done.returncode == ExitCode.REFUSED and done.stderr.count("\n") == 1
     assert f"File name too long: '{name}" in done.stderr

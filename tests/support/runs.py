@@ -12,6 +12,7 @@ from typing import Any
 
 import psutil
 
+from pretrain.exit_codes import ExitCode
 from pretrain.tracking.metrics_file import read_metrics
 from tests.support.corpus import make_texts, write_jsonl
 
@@ -248,9 +249,9 @@ def validation_records(run_dir: Path) -> dict[int, dict[str, Any]]:
     return {record["step"]: record for record in read_metrics(run_dir) if record["kind"] == "validation"}
 
 
-def user_error(done: subprocess.CompletedProcess[str]) -> str:
-    """The message of a command that refused: one message, exit code 2, no traceback."""
-    assert done.returncode == 2, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+def user_error(done: subprocess.CompletedProcess[str], code: ExitCode = ExitCode.MISTAKE) -> str:
+    """The message of a command that refused: one message, an exit code, no traceback."""
+    assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
     assert "Traceback" not in done.stderr
     _, mark, message = done.stderr.partition("pretrain: error: ")
     assert mark and "pretrain: error: " not in message, done.stderr

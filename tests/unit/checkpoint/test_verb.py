@@ -16,6 +16,7 @@ import torch
 from pretrain import cli
 from pretrain.checkpoint import listing, values, verifying
 from pretrain.checkpoint.manifest import MANIFEST, digest_of
+from pretrain.exit_codes import ExitCode
 from pretrain.run_folder import hold_run_folder
 from tests.golden.make_checkpoint import DIGESTS
 from tests.support.checkpoints import change_json, checkpoint_of, flip_a_bit, make_run, write_checkpoint
@@ -280,7 +281,7 @@ def test_prune_refuses_while_a_live_process_holds_the_run(command: Command, run:
     before = names(run)
     with hold_run_folder(run):
         code, _, err = command("prune", run, "--keep-last", 1)
-    assert code == 2 and "in use by another live process" in err and names(run) == before
+    assert code == ExitCode.IN_USE and "in use by another live process" in err and names(run) == before
 
 
 def test_prune_wants_a_run_and_at_least_one_to_keep(command: Command, run: Path) -> None:

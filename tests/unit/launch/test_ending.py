@@ -7,6 +7,7 @@ import pytest
 
 from launch.ending import Facts, judge
 from launch.step import Failure
+from pretrain.exit_codes import ExitCode
 
 VERDICT = "rank 1 (stage 0 of 1, tp 0, dp 1, host b, process 9) failed first"
 
@@ -83,7 +84,9 @@ def test_a_mistake_is_told_in_the_words_of_the_refusal(facts: Facts) -> None:
 
 def test_a_run_folder_still_held_by_a_lost_node_is_no_mistake(facts: Facts) -> None:
     say(facts, 0, "pretrain: error: run.dir='x': in use by another live process (process 1 on b); wait for it")
-    assert judge(replace(facts, exit_code=2, rank_0=2)).outcome == "failed"
+    ending = judge(replace(facts, exit_code=ExitCode.IN_USE, rank_0=ExitCode.IN_USE))
+    assert (ending.outcome, ending.exit_code) == ("failed", ExitCode.IN_USE)
+    assert "in use by another live process" in ending.cause
 
 
 def test_a_stop_before_the_first_step_lost_nothing(facts: Facts) -> None:

@@ -1,9 +1,12 @@
 """Whether a job is started again, from its attempts alone."""
 
+from dataclasses import replace
+
 import pytest
 
 from launch.attempts import Attempt, Began, Ended, Outcome
 from launch.restart import Limits, decide
+from pretrain.exit_codes import ExitCode
 
 LIMITS = Limits(max_restarts=2, restart_window_minutes=10, backoff_seconds=30, exclude_after=2)
 CODES: dict[Outcome, int] = {"finished": 0, "stopped": 75, "failed": 1, "mistake": 2, "lost": 1}
@@ -52,6 +55,17 @@ def test_steps_that_a_resume_makes_again_are_no_progress() -> None:
 
 def test_a_stop_that_never_comes_to_a_step_is_counted_too() -> None:
     assert not decide(attempts(*[("stopped", 0)] * 3), "7", LIMITS).restart
+
+
+def test_a_run_that_diverges_twice_at_the_same_step_is_not_started_again() -> None:
+    def diverged(*steps: int) -> list[Attempt]:
+        made = attempts(*[("failed", step) for step in steps])
+        return [replace(each, ended=replace(each.ended, exit_code=ExitCode.DIVERGED)) for each in made if each.ended]
+
+    assert decide(diverged(9), "7", LIMITS).restart
+    assert not decide(diverged(9, 9), "7", LIMITS).restart
+    assert decide(diverged(9, 12), "7", LIMITS).restart
+    assert decide(attempts(("failed", 9), ("failed", 9)), "7", LIMITS).restart
 
 
 def test_failures_of_another_job_and_before_a_long_pause_are_forgotten() -> None:

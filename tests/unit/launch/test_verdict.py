@@ -26,7 +26,7 @@ def verdict(seen: Sequence[Seen], missing: Sequence[str] = (), shared: bool = Fa
 
 
 def test_good_nodes_are_good() -> None:
-    assert verdict(nodes(5)) == Verdict([], {})
+    assert verdict(nodes(5)) == Verdict([], [], {})
 
 
 def test_versions_that_differ_are_told_with_the_nodes_that_have_them() -> None:
@@ -55,9 +55,10 @@ def test_a_node_that_lacks_something_is_bad_and_no_other(values: dict[str, objec
     assert not found.mistakes
 
 
-def test_a_full_disk_under_the_run_folder_is_nobody_s_fault_but_the_user_s() -> None:
+def test_a_full_disk_under_the_run_folder_is_neither_a_mistake_nor_a_bad_node() -> None:
     found = verdict([changed(each, free_disk=GIB) for each in nodes(2)])
-    assert "1.0 GiB are free, 2 are asked for" in found.mistakes[0] and not found.bad_nodes
+    assert "1.0 GiB are free, 2 are asked for" in found.refusals[0]
+    assert not found.mistakes and not found.bad_nodes
 
 
 def test_a_clock_is_wrong_where_the_report_was_written_before_it_was_asked_for_or_after_it_came() -> None:
