@@ -41,11 +41,11 @@ def complete(pieces: Iterable[Piece], local: Mapping[nn.Parameter, LocalParamete
     pieces = list(pieces)
     partial = [piece for parameter, piece in pieces if local[parameter].summed_over_tp]
     if partial:
-        _sum_together(partial, groups.tensor_parallel)
+        _sum_together(partial, groups.tensor_parallel, groups.device)
     tied = [piece for parameter, piece in pieces if local[parameter].tied]
     if tied:
         assert groups.embedding is not None
-        _sum_together(tied, groups.embedding)
+        _sum_together(tied, groups.embedding, groups.device)
 
 
 def global_norm(
@@ -64,7 +64,7 @@ def global_norm(
             norms = torch._foreach_norm(counted, 2, torch.float64)
             square = torch.stack(norms).square().sum()
     if groups.world.size() > 1:
-        square = square.to(_device_of(groups.world))
+        square = square.to(groups.device)
         dist.all_reduce(square, group=groups.world)
     # In fp32, so that the order of summation does not show in the last bits of what is clipped by it.
     norm = square.sqrt().float().item()
@@ -178,16 +178,9 @@ def _is_offloaded(optimizer: Any) -> bool:
     return bool(getattr(optimizer, "cpu_offload", False) or getattr(optimizer, "offload_optimizer", False))
 
 
-def _sum_together(pieces: list[Tensor], group: dist.ProcessGroup) -> None:
-    """All-reduce as one flat fp32 tensor: the pieces are many and small."""
-    flat = torch.cat([piece.reshape(-1).float() for piece in pieces]).to(_device_of(group))
+def _sum_together(pieces: list[Tensor], group: dist.ProcessGroup, device: torch.device) -> None:
+    """All-reduce as one flat fp32 tensor on `device`: the pieces are many and small."""
+    flat = torch.cat([piece.reshape(-1).float() for piece in pieces]).to(device)
     dist.all_reduce(flat, group=group)
     for piece, summed in zip(pieces, flat.split([piece.numel() for piece in pieces]), strict=True):
         piece.copy_(summed.view_as(piece))
-
-
-def _device_of(group: dist.ProcessGroup) -> torch.device:
-    """Where the group's collectives take tensors."""
-    return (
-        torch.device("cuda", torch.cuda.current_device()) if dist.get_backend(group) == "nccl" else torch.device("cpu")
-    )

@@ -335,7 +335,7 @@ def import_deepspeed(device: torch.device) -> Any:
         from deepspeed.runtime.zero.muon import muon_optimizer  # noqa: F401  # later it would be imported all the same
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    if device.type == "cpu":
+    if device.type != "cuda":
         # DeepSpeed compiles a shared-memory op on its first CPU run (half a minute, needs a compiler), which only
         # inference uses. It looks for the op in this cache (deepspeed/ops/__init__.py) and goes on without it.
         deepspeed.ops.__dict__["__compatible_ops__"] = {}

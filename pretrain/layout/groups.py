@@ -15,6 +15,8 @@ class ProcessGroups:
     """The groups of this rank, and its place in each."""
 
     layout: ParallelLayout
+    device: torch.device
+    """Of the tensors that all groups take, but those on the CPU."""
     tp_rank: int
     dp_rank: int
     pp_rank: int
@@ -56,6 +58,7 @@ def build_groups(
     assert world is not None and control is not None
     return ProcessGroups(
         layout=layout,
+        device=device,
         tp_rank=tp_rank,
         dp_rank=dp_rank,
         pp_rank=pp_rank,

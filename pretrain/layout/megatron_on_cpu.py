@@ -1,7 +1,8 @@
 """Megatron-core 0.16.1 on a machine without a GPU.
 
-It names the GPU outright (`device="cuda"`, `torch.cuda.current_device()`, CUDA generator states). Where torch sees no
-GPU those names are redirected to the CPU; where it sees one, nothing here is called and Megatron is left as it is.
+It names the GPU outright (`device="cuda"`, `torch.cuda.current_device()`, CUDA generator states). Where the run is on
+another device those names are redirected there, random states to the CPU's; on a GPU nothing here is called and
+Megatron is left as it is.
 """
 
 import contextlib
@@ -14,19 +15,19 @@ import torch
 
 from pretrain.layout.vendor_imports import megatron_imports
 
-CPU = torch.device("cpu")
 FACTORIES = ("zeros", "ones", "empty", "full", "tensor", "arange", "rand", "randn")
 
 
-def redirect() -> None:
-    """Send Megatron's GPU tensors and random states to the CPU; a second call does nothing."""
+def redirect(device: torch.device) -> None:
+    """Send Megatron's GPU tensors to `device`, its random states to the CPU; a later call may name another device."""
     with megatron_imports():
         from megatron.core.pipeline_parallel import schedules
         from megatron.core.tensor_parallel import random as megatron_random
-    if isinstance(schedules.torch, _TorchOnCpu):
+    torch.cuda.current_device = lambda: device  # type: ignore[assignment, return-value]
+    is_first = not isinstance(schedules.torch, _TorchOn)
+    schedules.torch = _TorchOn(device)
+    if not is_first:
         return
-    torch.cuda.current_device = lambda: CPU  # type: ignore[assignment, return-value]
-    schedules.torch = _TorchOnCpu()
     torch.cuda.get_rng_state = lambda device=None: torch.get_rng_state()
     torch.cuda.manual_seed = lambda seed: torch.manual_seed(seed)  # type: ignore[assignment]
     megatron_random._get_cuda_rng_state = lambda *args, **kwargs: torch.get_rng_state()
@@ -34,11 +35,12 @@ def redirect() -> None:
     megatron_random.CudaRNGStatesTracker = _tracker_class(megatron_random.CudaRNGStatesTracker)
 
 
-class _TorchOnCpu(ModuleType):
-    """Stands for `torch` inside one module: factory functions make CPU tensors whatever device is named."""
+class _TorchOn(ModuleType):
+    """Stands for `torch` inside one module: factory functions make tensors here, whatever device is named."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
         super().__init__("torch")
+        self._device = device
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(torch, name)
@@ -46,12 +48,12 @@ class _TorchOnCpu(ModuleType):
             return value
 
         @functools.wraps(value)
-        def on_cpu(*args: Any, **kwargs: Any) -> Any:
+        def made_here(*args: Any, **kwargs: Any) -> Any:
             if "device" in kwargs:
-                kwargs["device"] = CPU
+                kwargs["device"] = self._device
             return value(*args, **kwargs)
 
-        return on_cpu
+        return made_here
 
 
 def _tracker_class(base: type) -> type:

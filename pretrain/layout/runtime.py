@@ -93,7 +93,7 @@ def runtime(
         # DeepSpeed asks the environment, and its probing of accelerators takes a second.
         os.environ["DS_ACCELERATOR"] = "cpu"
         torch.set_num_threads(config.cpu_threads or _threads_per_process())
-        megatron_on_cpu.redirect()
+        megatron_on_cpu.redirect(device)
     _complete_environment(rank, world_size, local_rank)
     if layout is not None and layout.tp > 1:
         # One queue of work to the GPU keeps a tensor-parallel collective before the product that it overlaps with.

@@ -17,6 +17,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
@@ -40,16 +41,18 @@ def run_ranks(
     *args: Any,
     timeout: float = 120.0,
     warm: Callable[[], None] | None = None,
+    around: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext,
 ) -> list[Any]:
     """Call `function(here, *args)` on each rank, `here` being its `Runtime` on the CPU; returns each rank's result.
 
     The function is named by its module, so it stands at a module's top level; arguments and results are pickled.
-    `warm` is called before, in the process that all ranks are forked from.
+    `warm` is called before, in the process that all ranks are forked from. In each rank all of this happens in the
+    context that `around` makes: `on_pretend_gpu` (pretend_machine.py), for example.
     """
     engine = run_config(timeout_minutes=timeout / 60).engine
     server = _server()
     try:
-        server.send_bytes(pickle.dumps(_Request(function, world_size, args, timeout, engine, warm)))
+        server.send_bytes(pickle.dumps(_Request(function, world_size, args, timeout, engine, warm, around)))
         outcome = pickle.loads(server.recv_bytes())
     except BaseException:
         # Interrupted, or the server is gone: the next call must not receive this one's answer.
@@ -69,6 +72,7 @@ class _Request:
     timeout: float
     engine: EngineConfig
     warm: Callable[[], None] | None
+    around: Callable[[], AbstractContextManager[Any]]
 
 
 @functools.cache
@@ -122,7 +126,7 @@ def _warm_up() -> None:
     from pretrain.engine import zero
     from pretrain.layout import megatron_on_cpu
 
-    megatron_on_cpu.redirect()
+    megatron_on_cpu.redirect(torch.device("cpu"))
     zero.import_deepspeed(torch.device("cpu"))
     gc.collect()
     gc.freeze()  # a collection in a rank would touch, and so copy, all that the imports left behind
@@ -244,7 +248,7 @@ def _call(request: _Request, rank: int, folder: Path) -> Any:
     size = request.world_size
     world = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size}
     os.environ.update({name: str(value) for name, value in world.items()})
-    with runtime(request.engine, dist.FileStore(str(folder / "store"), size)) as here:
+    with request.around(), runtime(request.engine, dist.FileStore(str(folder / "store"), size)) as here:
         return request.function(here, *request.args)
 
 
