@@ -14,7 +14,9 @@ from pretrain.config.run import RunConfig
 from pretrain.divergence import count_faults, refuse_divergence
 from pretrain.engine.interface import Engine, StepResult
 from pretrain.profiling import StepProfiler
+from pretrain.run_length import RunLength
 from pretrain.run_state import RunState
+from pretrain.time_limit import NO_LIMIT, TimeLimit
 from pretrain.tracking.speed import StepClock, memory_use
 
 Values = Mapping[str, float | int | str]
@@ -69,6 +71,8 @@ class Agreement:
     stop: bool
     save: int
     """What rank 0's clock says is due after the step."""
+    cut: int = 0
+    """The tokens after which the run ends, as rank 0's clock says; 0: no sooner than was known."""
 
 
 def run_loop(
@@ -77,8 +81,7 @@ def run_loop(
     engine: Engine,
     batches: Iterator[Batch],
     state: RunState,
-    total_steps: int,
-    lr_at: Callable[[int], float],
+    length: RunLength,
     samples_counted_here: bool,
     clock: StepClock,
     record: Recorder,
@@ -87,26 +90,38 @@ def run_loop(
     stop_requested: Callable[[], bool],
     control: dist.ProcessGroup,
     profiler: StepProfiler | None = None,
+    time_limit: TimeLimit = NO_LIMIT,
+    last_step: int | None = None,
 ) -> tuple[RunState, str]:
-    """Train until `total_steps` or until asked to stop; returns the state and `finished` or `stopped`.
+    """Train for the `length` of the run, or until asked to stop; returns the state and `finished` or `stopped`.
 
+    `last_step`: the loop ends with this step instead; its learning rates are still those of the whole length.
     `samples_counted_here`: true on one of the ranks that share a batch, so that the batch's hash counts it once.
     """
     every_evaluation = config.evaluation.every_steps
     began, start = time.monotonic() - state.train_seconds, state.step
-    while state.step < total_steps:
+    state = state.with_batches_of(length.step_tokens)
+
+    def is_over() -> bool:
+        return length.is_over(state) if last_step is None else state.step >= last_step
+
+    while not is_over():
         if profiler is not None:
             profiler.begin_step(state.step + 1)
         with clock.part("data"):
             batch = next(batches, None)
-        agreed = agree(batch, samples_counted_here, stop_requested(), checkpoints.due_by_clock(), control)
+        cut = time_limit.cut(state, time.monotonic() - began)
+        agreed = agree(batch, samples_counted_here, stop_requested(), checkpoints.due_by_clock(), control, cut)
         if agreed.stop or batch is None:
             if state.step > start:
                 checkpoints.after_step(state, agreed.save, last=True)
             return state, "stopped"
         step = state.step + 1
         refuse_empty_batch(step, batch, agreed, checkpoints.last_name)
-        lr = lr_at(step)
+        if agreed.cut:
+            state = replace(state, cut_tokens=agreed.cut, cut_minutes=length.train.max_minutes)
+            record("length", state.step, length_record(state, length))
+        lr = length.lr(state)
         result = engine.train_step(batch.tokens, lr, batch.mask)
         clock.add("forward_backward", result.seconds_forward_backward)
         clock.add("optimizer", result.seconds_optimizer)
@@ -125,7 +140,7 @@ def run_loop(
                 profiler.end_step(step)
         refuse_divergence(state, result, batch, config, checkpoints.last_name)
 
-        finished = step == total_steps
+        finished = is_over()
         if step % config.tracking.log_every_steps == 0 or finished or not result.applied:
             record("train", step, train_record(state, result, lr, batch, agreed) | clock.take() | memory_use())
         if finished or (every_evaluation and step % every_evaluation == 0):
@@ -137,26 +152,28 @@ def run_loop(
     return state, "finished"
 
 
-def agree(batch: Batch | None, counted_here: bool, stop: bool, save: int, control: dist.ProcessGroup) -> Agreement:
+def agree(
+    batch: Batch | None, counted_here: bool, stop: bool, save: int, control: dist.ProcessGroup, cut: int = 0
+) -> Agreement:
     """One small message among all ranks, on the CPU: whoever is asked to stop, or has no batch, stops all, rank 0's
-    clock saves.
+    clock saves and cuts the run.
 
     Raises RunError where ranks that share a batch were given different ones.
     """
     digest, skipped_here = (batch.digest, batch.num_skipped) if batch is not None else (0, 0)
     of_batch = (digest, skipped_here, 1) if counted_here else (0, 0, 0)
-    due_here = save if dist.get_rank() == 0 else 0
-    shared = torch.tensor([*of_batch, digest, int(stop or batch is None), due_here], dtype=torch.int64)
+    by_clock = (save, cut) if dist.get_rank() == 0 else (0, 0)
+    shared = torch.tensor([*of_batch, digest, int(stop or batch is None), *by_clock], dtype=torch.int64)
     dist.all_reduce(shared, group=control)
     # Sums mod 2**64: int64 addition wraps around.
-    total, skipped, num_counted, total_of_all, stops, due = shared.tolist()
+    total, skipped, num_counted, total_of_all, stops, due, end = shared.tolist()
     is_shared = (total * (dist.get_world_size() // num_counted) - total_of_all) % 2**64 == 0
     if batch is not None and not stops and not is_shared:
         raise RunError(
             f"batch of samples {batch.position} to {batch.next_position - 1}: ranks that share it read different ones; "
             "a shard is bad on some nodes and whole on others: the logs of the ranks name it; restore it there"
         )
-    return Agreement(batch_hash=f"{total % 2**64:016x}", skipped_samples=skipped, stop=stops > 0, save=due)
+    return Agreement(batch_hash=f"{total % 2**64:016x}", skipped_samples=skipped, stop=stops > 0, save=due, cut=end)
 
 
 def refuse_empty_batch(step: int, batch: Batch, agreed: Agreement, last_checkpoint: Callable[[], str]) -> None:
@@ -186,4 +203,16 @@ def train_record(
         "overflow_steps": state.overflow_steps,
         "skipped_samples": state.skipped_samples,
         "batch_hash": agreed.batch_hash,
+        **_cut_of(state),
     }
+
+
+def length_record(state: RunState, length: RunLength) -> dict[str, float | int | str]:
+    """The record of a cut by train.max_minutes."""
+    return {**_cut_of(state), "end_step": length.end_step(state), "train_seconds": state.train_seconds}
+
+
+def _cut_of(state: RunState) -> dict[str, float | int | str]:
+    if state.cut_tokens is None or state.cut_minutes is None:
+        return {}
+    return {"cut_tokens": state.cut_tokens, "cut_minutes": state.cut_minutes}

@@ -1,7 +1,8 @@
 """What a run must carry over a stop, besides tensors: if it is not here, it is not resumed."""
 
+import itertools
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 
@@ -22,10 +23,36 @@ class RunState:
     """Of those samples, how many did not count because their shard is bad."""
     train_seconds: float = 0.0
     """Time spent in training so far, over all attempts."""
+    batch_changes: tuple[tuple[int, int], ...] = ()
+    """The steps, with the tokens until then, after which batches had another size."""
+    cut_tokens: int | None = None
+    """The length that train.max_minutes has cut the run to; None: it is as long as configured."""
+    cut_minutes: float | None = None
+    """The train.max_minutes that this cut was made for; with another value the cut does not count."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
     @staticmethod
     def from_json(values: Mapping[str, Any]) -> "RunState":
-        return RunState(**values)
+        changes = tuple((int(step), int(tokens)) for step, tokens in values.get("batch_changes", ()))
+        return RunState(**{**values, "batch_changes": changes})
+
+    def with_batches_of(self, tokens: int) -> "RunState":
+        """Ready for steps of so many tokens; a change of their number is noted."""
+        step, before = self.batch_changes[-1] if self.batch_changes else (0, 0)
+        if self.tokens - before == (self.step - step) * tokens:
+            return self
+        return replace(self, batch_changes=(*self.batch_changes, (self.step, self.tokens)))
+
+    def tokens_after(self, step: int) -> int:
+        """The tokens that were trained on when this step was done; it lies in the past."""
+        corners = [(0, 0), *self.batch_changes, (self.step, self.tokens)]
+        for (first, before), (last, after) in itertools.pairwise(corners):
+            if first <= step <= last and first < last:
+                return before + (after - before) * (step - first) // (last - first)
+        return self.tokens
+
+    def first_batch(self) -> int | None:
+        """The tokens of the first step; None before it."""
+        return self.tokens_after(1) if self.step else None

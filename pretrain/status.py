@@ -13,10 +13,12 @@ from typing import Any
 
 from launch.attempts import ATTEMPTS_FILE, Attempt, read_attempts
 from pretrain.checkpoint.listing import find_all, next_resume
-from pretrain.config.checks import total_steps
+from pretrain.config.checks import tokens_per_step
 from pretrain.config.errors import ConfigError, RunError
 from pretrain.config.load import read_run_config
 from pretrain.run_folder import CONFIG_FILE, holder
+from pretrain.run_length import RunLength
+from pretrain.run_state import RunState
 from pretrain.tracking.metrics_file import METRICS_FILE, latest_records
 from pretrain.tracking.provenance import DESCRIPTION_FILE
 
@@ -84,7 +86,7 @@ def status_of(run_dir: Path, jobs: Mapping[str, Job], now: float) -> Status:
     attempts, held_by = read_attempts(run_dir), holder(run_dir)
     records = latest_records(run_dir, "train", PACE_RECORDS)
     last = records[-1] if records else {}
-    steps = _total(run_dir)
+    steps = _total(run_dir, last)
     found = next_resume(find_all(run_dir)) if (run_dir / "checkpoints").is_dir() else None
     ids = list(dict.fromkeys(each.began.job for each in attempts if each.began and each.began.job))
     state = _state(held_by is not None, attempts, [jobs[id_] for id_ in ids if id_ in jobs], last.get("step"), steps)
@@ -156,9 +158,15 @@ def _job_text(id_: str, job: Job | None) -> str:
     return f"{id_} ({job.state}{f': {job.reason}' if job.reason else ''})"
 
 
-def _total(run_dir: Path) -> int | None:
+def _total(run_dir: Path, last: Mapping[str, Any]) -> int | None:
+    """The last step of the run, from where its last record stands."""
     with contextlib.suppress(ConfigError):
-        return total_steps(read_run_config(run_dir / CONFIG_FILE))
+        config = read_run_config(run_dir / CONFIG_FILE)
+        step = last.get("step", 0)
+        tokens = last.get("tokens", step * tokens_per_step(config))
+        cut_tokens, cut_minutes = last.get("cut_tokens"), last.get("cut_minutes")
+        state = RunState(step=step, tokens=tokens, cut_tokens=cut_tokens, cut_minutes=cut_minutes)
+        return RunLength.of(config).end_step(state)
     return None
 
 

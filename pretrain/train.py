@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from data_pipeline.mixture import TrainingData
 from data_pipeline.shards.reader import PackedDataset
+from pretrain.announce import announce_end, announce_start
 from pretrain.config.changes import Change
-from pretrain.config.checks import check_run, tokens_per_step, total_steps
+from pretrain.config.checks import check_run
 from pretrain.config.run import RunConfig
 from pretrain.layout.grid import ParallelLayout, world_from_environment
 from pretrain.model.flops import token_flops
 from pretrain.model.size import checkpoint_bytes
-from pretrain.optim.learning_rate import lr_at
 from pretrain.planner.micro_batch import with_micro_batch
 from pretrain.run_folder import (
     check_same_config,
@@ -26,9 +26,12 @@ from pretrain.run_folder import (
     record_config,
     run_id,
 )
+from pretrain.run_length import RunLength
 from pretrain.run_state import RunState
 from pretrain.signals import stop_on_signals
+from pretrain.time_limit import Earlier, earlier_cuts, time_limit_of
 from pretrain.tracking.circumstances import facts_now
+from pretrain.tracking.metrics_file import all_records
 from pretrain.tracking.pace import validation_sizes
 from pretrain.tracking.provenance import describe_checkpoint, describe_run, write_description
 from pretrain.tracking.sinks import ShowsProgress, Sink, build_sinks
@@ -99,7 +102,7 @@ def run(
         from pretrain.engine.build import build_engine, smallest_memory
 
     manifest = dataset.manifest
-    vocab_size, steps = manifest.tokenizer.vocab_size, total_steps(config)
+    vocab_size, length = manifest.tokenizer.vocab_size, RunLength.of(config)
     parallel = config.parallel
     layout = ParallelLayout(world_from_environment()[1], parallel.tp, parallel.pp)
     # The sinks are closed last: a failure is told to the other ranks before the network is asked for anything.
@@ -124,22 +127,24 @@ def run(
             store, newest = found
             changes = check_same_data(newest.manifest, dataset, newest.folder, config.run.accept_changes)
             state, origin = restore(newest, store, engine), origin_of(newest)
-        if state.step >= steps:
-            log.info("%s is finished: step %d of %d; nothing to do", folder, state.step, steps)
+        if length.is_over(state):
+            log.info("%s is finished after step %d; nothing to do", folder, state.step)
             return "finished"
         check_enough_data(config, dataset, state)
 
         peak = device_peak(config.tracking.peak_tflops, here.gpu_name, config.engine.precision)
         description = describe_run(config, dataset, list(validation.values()), layout, peak) | origin
-        say_start(config, description, state, steps)
+        announce_start(config, description, dataset, state)
         now = facts_now(config, layout, description)
         proof = begin_proof(folder, newest, dataset, now, groups, seed=config.run.seed)
-        sinks = Sinks()
+        sinks, earlier = Sinks(), Earlier()
         sizes = validation_sizes([split.num_samples for split in validation.values()], config.evaluation)
         if here.is_main:
+            if newest is not None:
+                earlier = earlier_cuts(all_records(folder), state, config.train.max_minutes)
             record_config(folder, config, state.step, changes)
             write_description(folder, description)
-            sinks.open(build_sinks(config, folder, state.step, steps, description, sizes))
+            sinks.open(build_sinks(config, folder, state.step, length.end_step(state), description, sizes))
         closing.callback(sinks.close)
         closing.callback(proof.close)
         of_run = describe_checkpoint(config, manifest) | origin
@@ -160,8 +165,7 @@ def run(
             engine=engine,
             batches=here.count_steps(batches_from(state.position, config, dataset, groups, stop_requested), state.step),
             state=state,
-            total_steps=steps,
-            lr_at=lr_of(config),
+            length=length,
             samples_counted_here=groups.tp_rank == groups.pp_rank == 0,
             clock=StepClock(token_flops(config.model, vocab_size), here.world_size, peak),
             record=proof.watching(sinks.record),
@@ -179,6 +183,7 @@ def run(
             stop_requested=stop_requested,
             control=groups.control,
             profiler=profiler_of(config.profile.steps, folder, here.rank),
+            time_limit=time_limit_of(length, earlier),
         )
         saver.close()
         if sinks.outcome == "finished":
@@ -190,9 +195,12 @@ def run(
             f"{state.skipped_samples:,}",
             f"{state.position:,}",
         )
+    if sinks.outcome == "finished":
+        announce_end(config, dataset, state, sinks.losses)
     if sinks.outcome == "stopped":
         what = "saved" if state.step else "with nothing to save"
-        log.info("stopped after step %d of %d, %s; the same command goes on from there", state.step, steps, what)
+        end = length.end_step(state)
+        log.info("stopped after step %d of %d, %s; the same command goes on from there", state.step, end, what)
     return sinks.outcome
 
 
@@ -202,11 +210,15 @@ class Sinks:
     def __init__(self) -> None:
         self._sinks: list[Sink] = []
         self.outcome = "failed"
+        self.losses: dict[str, float] = {}
+        """The last ones of training and validation."""
 
     def open(self, sinks: list[Sink]) -> None:
         self._sinks = sinks
 
     def record(self, kind: Any, step: int, values: Mapping[str, float | int | str]) -> None:
+        if "loss" in values:
+            self.losses[f"{kind} loss"] = float(values["loss"])
         for sink in self._sinks:
             sink.log(kind, step, values)
 
@@ -229,50 +241,8 @@ def open_initial(config: RunConfig, dataset: TrainingData) -> "Checkpoint | None
     return find_initial(config.run.init_from, Path(config.run.dir), config.model, dataset.manifest.tokenizer)
 
 
-def lr_of(config: RunConfig) -> Callable[[int], float]:
-    """The learning rate of each step."""
-    return partial(
-        lr_at,
-        peak=config.optim.lr,
-        schedule=config.lr_schedule,
-        total_steps=total_steps(config),
-        tokens_per_step=tokens_per_step(config),
-    )
-
-
 def restore(newest: "Checkpoint", store: "CheckpointStore", engine: "Engine") -> RunState:
     """Load a checkpoint; returns where the run stands."""
     state = store.restore(newest, engine)
     log.info("resumed from %s: step %d, sample %d", newest.folder, state.step, state.position)
     return state
-
-
-def say_start(config: RunConfig, description: Mapping[str, Any], state: RunState, steps: int) -> None:
-    """The derived numbers, printed and never typed."""
-    layout, data = description["layout"], description["data"]
-    log.info(
-        "%s: %s parameters, %d rank(s) as tp%d pp%d dp%d, ZeRO-%d %s, "
-        "global batch %d = %d micro x %d accumulated x %d data-parallel",
-        config.model.name,
-        f"{description['parameters']['total']:,}",
-        layout["world_size"],
-        layout["tensor_parallel"],
-        layout["pipeline_parallel"],
-        layout["data_parallel"],
-        config.engine.zero_stage,
-        config.engine.precision,
-        config.train.global_batch_size,
-        config.train.micro_batch_size,
-        layout["gradient_accumulation"],
-        layout["data_parallel"],
-    )
-    step_tokens = tokens_per_step(config)
-    log.info(
-        "%s: %s training tokens; %d steps of %s tokens are %.2f epochs; starting after step %d",
-        data["corpus"],
-        f"{data['train_tokens']:,}",
-        steps,
-        f"{step_tokens:,}",
-        steps * step_tokens / data["train_tokens"],
-        state.step,
-    )

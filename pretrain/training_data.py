@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_pipeline.folders import dataset_folders
-from data_pipeline.mixture import Plan, TrainingData, mix
+from data_pipeline.mixture import MixedDataset, Plan, TrainingData, mix
 from data_pipeline.remote.ahead import check_cache_holds
 from data_pipeline.shards.reader import PackedDataset
 from pretrain.config.changes import Change, to_accept
-from pretrain.config.checks import total_steps
 from pretrain.config.errors import ConfigError, Problem, RunError
 from pretrain.config.run import RunConfig
+from pretrain.run_length import RunLength
 from pretrain.run_state import RunState
 
 if TYPE_CHECKING:
@@ -42,11 +42,20 @@ def open_datasets(config: RunConfig) -> tuple[TrainingData, dict[str, PackedData
 def check_enough_data(config: RunConfig, dataset: TrainingData, state: RunState) -> None:
     """Raise ConfigError where a mixture whose datasets have an end is shorter than the run that stands at `state`."""
     end = dataset.end
-    needed = state.position + (total_steps(config) - state.step) * config.train.global_batch_size
+    needed = RunLength.of(config).end_position(state)
     if end is not None and end < needed:
         rule = f"the mixture ends after {end:,} samples, the run takes {needed:,}"
         remedy = "raise data.mixture_max_epochs, shorten the run, or give more text"
         raise ConfigError([Problem("data.mixture_max_epochs", config.data.mixture_max_epochs, rule, remedy)])
+
+
+def epochs_at(dataset: TrainingData, position: int) -> dict[str, float]:
+    """How often the samples before a position pass over each dataset, by its name."""
+    if isinstance(dataset, MixedDataset):
+        taken = dataset.mixture.taken(position)
+        parts = zip(dataset.names, taken, dataset.parts, strict=True)
+        return {name: count / part.num_samples for name, count, part in parts}
+    return {dataset.manifest.corpus.name: position / dataset.num_samples}
 
 
 def batches_from(

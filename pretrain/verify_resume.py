@@ -19,12 +19,12 @@ from pretrain.config.run import RunConfig
 from pretrain.layout.grid import ParallelLayout, world_from_environment
 from pretrain.model.flops import token_flops
 from pretrain.run_folder import CONFIG_FILE
+from pretrain.run_length import RunLength
 from pretrain.tracking.circumstances import Facts, excuse, facts_now, facts_of_checkpoint, facts_of_last_attempt
 from pretrain.tracking.metrics_file import METRICS_FILE
 from pretrain.tracking.provenance import describe_environment
 from pretrain.tracking.replay import Pair, Values, Verdict, judge, recorded_steps
 from pretrain.tracking.speed import StepClock
-from pretrain.train import lr_of
 from pretrain.training_data import batches_from, check_same_data, open_datasets
 
 if TYPE_CHECKING:
@@ -196,8 +196,8 @@ def replay(plan: Plan, config: RunConfig, dataset: TrainingData, groups: "Proces
         engine=engine,
         batches=batches_from(state.position, config, dataset, groups),
         state=state,
-        total_steps=max(plan.recorded),
-        lr_at=lr_of(config),
+        length=RunLength.of(config),
+        last_step=max(plan.recorded),
         samples_counted_here=groups.tp_rank == groups.pp_rank == 0,
         clock=StepClock(token_flops(config.model, tokenizer.vocab_size), groups.layout.world_size, None),
         record=record,

@@ -19,9 +19,9 @@ from pretrain.layout.runtime import Runtime
 from pretrain.loop import NothingSaved, run_loop
 from pretrain.model.flops import TokenFlops, token_flops
 from pretrain.profiling import StepProfiler
+from pretrain.run_length import RunLength
 from pretrain.run_state import RunState
 from pretrain.tracking.speed import StepClock
-from pretrain.train import lr_of
 from pretrain.training_data import batches_from
 
 if TYPE_CHECKING:
@@ -60,8 +60,8 @@ def run_steps(
         engine=engine,
         batches=here.count_steps(_with_marked_updates(batches, engine), 0),
         state=RunState(),
-        total_steps=count,
-        lr_at=lr_of(config),
+        length=RunLength.of(config),
+        last_step=count,
         samples_counted_here=groups.tp_rank == groups.pp_rank == 0,
         clock=clock,
         record=lambda kind, step, values: None,

@@ -26,6 +26,8 @@ SAFE = (
     "train.max_steps",
     "train.max_tokens",
     "train.max_bad_steps",
+    "train.max_minutes",
+    "train.warn_epochs",
     "model.name",
 )
 """Where, how fast, how long, and what is recorded. Data and tokenizer are held to the digests in the checkpoint: see

@@ -123,7 +123,7 @@ _POSITIVE = {
         "num_layers hidden_size num_heads num_query_groups head_dim ffn_hidden_size seq_length vocab_multiple_of "
         "norm_eps rope_base"
     ),
-    "train": "global_batch_size micro_batch_size max_steps max_tokens",
+    "train": "global_batch_size micro_batch_size max_steps max_tokens max_minutes warn_epochs",
     "optim": "lr eps",
     "evaluation": "max_samples final_max_samples micro_batch_size",
     "checkpoint": "keep_last",

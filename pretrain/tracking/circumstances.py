@@ -30,6 +30,7 @@ _WITHOUT_EFFECT = (
     "checkpoint.",
     "tracking.",
     "train.max_bad_steps",
+    "train.warn_epochs",
     "engine.timeout_minutes",
     "engine.offload.nvme_path",
     "engine.link_check",

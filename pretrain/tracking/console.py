@@ -35,7 +35,9 @@ class PlainConsole:
 
     def log(self, kind: Kind, step: int, values: Values) -> None:
         self._step = step
-        if kind == "validation":
+        if kind == "length":
+            self._progress.total_steps = int(values["end_step"])
+        elif kind == "validation":
             self._progress.validated(values)
             _logger.info("%s", validation_line(step, values))
         else:
@@ -78,7 +80,9 @@ class LiveConsole:
 
     def log(self, kind: Kind, step: int, values: Values) -> None:
         self._step = step
-        if kind == "validation":
+        if kind == "length":
+            self._progress.total_steps = int(values["end_step"])
+        elif kind == "validation":
             self._progress.validated(values)
             self._line = self._step_line
             self.print_above(validation_line(step, values) + "\n")

@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 from data_pipeline.durable import write_durably
 
-Kind = Literal["train", "validation"]
+Kind = Literal["train", "validation", "length"]
+"""length: train.max_minutes has cut the run after this step."""
 Values = Mapping[str, float | int | str]
 
 METRICS_FILE = "metrics.jsonl"

@@ -37,6 +37,7 @@ from pretrain.layout.groups import ProcessGroups, build_groups
 from pretrain.layout.runtime import runtime
 from pretrain.layout.vendor_imports import megatron_imports
 from pretrain.optim.param_groups import decay_groups
+from pretrain.run_length import RunLength
 from pretrain.run_state import RunState
 
 with megatron_imports():
@@ -172,7 +173,9 @@ def main() -> None:
             [
                 f"run.dir={folder}",
                 f"train.max_steps={steps}",
+                "lr_schedule=constant",
                 "lr_schedule.warmup_steps=1",
+                f"optim.lr={LR}",
                 "tracking.log_every_steps=1",
                 "evaluation.final_max_samples=1",
                 *overrides,
@@ -240,8 +243,7 @@ def run_all(config: RunConfig, dataset: PackedDataset, folder: Path, hf: bool) -
             engine=engine,
             batches=batches(),
             state=RunState(),
-            total_steps=config.train.max_steps or 0,
-            lr_at=lambda step: LR,
+            length=RunLength.of(config),
             samples_counted_here=True,
             clock=StepClock(token_flops(config.model, vocab_size), 1, peak),
             record=record,

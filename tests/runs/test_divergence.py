@@ -18,6 +18,7 @@ from pretrain.config.run import RunConfig
 from pretrain.engine.interface import Engine, StepResult
 from pretrain.exit_codes import ExitCode
 from pretrain.model.flops import token_flops
+from pretrain.run_length import RunLength
 from pretrain.run_state import RunState
 from tests.support.ranks import run_ranks
 from tests.support.runs import SHAPE, TRAINING, train_records
@@ -129,8 +130,8 @@ def run_poisoned(here: Any, config: RunConfig, folder: Path, bad: frozenset[int]
             engine=engine,  # type: ignore[arg-type]
             batches=batches,
             state=RunState(),
-            total_steps=6,
-            lr_at=lambda step: 1e-3,
+            length=RunLength.of(config),
+            last_step=6,
             samples_counted_here=True,
             clock=StepClock(token_flops(config.model, tokenizer.vocab_size), here.world_size, None),
             record=lambda kind, step, values: records.append({"kind": kind, "step": step, **values}),

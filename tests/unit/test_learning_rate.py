@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pretrain.config.optim import LrScheduleConfig
-from pretrain.optim.learning_rate import lr_at, warmup_steps
+from pretrain.optim.learning_rate import lr_at
 
 NAMES = ["cosine", "linear", "constant", "wsd"]
 FALLING = ["cosine", "linear", "wsd"]
@@ -21,10 +21,11 @@ def schedule(**changes: Any) -> LrScheduleConfig:
     return LrScheduleConfig(**{**values, **changes})
 
 
-def curve(config: LrScheduleConfig, total_steps: int, tokens_per_step: int = 100) -> list[float]:
-    """Learning rates of steps 1 to `total_steps`."""
+def curve(config: LrScheduleConfig, total_steps: int, unit: float = 1) -> list[float]:
+    """Learning rates of steps 1 to `total_steps`, of `unit` each."""
+    warmup = (config.warmup_steps or 0) * unit
     return [
-        lr_at(step, peak=PEAK, schedule=config, total_steps=total_steps, tokens_per_step=tokens_per_step)
+        lr_at(step * unit, peak=PEAK, schedule=config, warmup=warmup, end=total_steps * unit)
         for step in range(1, total_steps + 1)
     ]
 
@@ -94,19 +95,12 @@ def test_wsd_is_flat_until_its_decay() -> None:
     assert rates[149:] == pytest.approx([PEAK * (1 - 0.9 * n / 50) for n in range(51)])
 
 
-@pytest.mark.parametrize(("tokens", "steps"), [(0, 0), (1, 1), (100, 1), (101, 2), (1000, 10)])
-def test_warmup_in_tokens_is_rounded_up_to_steps(tokens: int, steps: int) -> None:
-    by_tokens = schedule(warmup_steps=None, warmup_tokens=tokens)
-    assert warmup_steps(by_tokens, 1000, 100) == steps
-    assert curve(by_tokens, 1000) == curve(schedule(warmup_steps=steps), 1000)
-
-
-def test_warmup_by_default_is_a_twentieth_of_the_run() -> None:
-    unset = schedule(warmup_steps=None)
-    assert curve(unset, 400) == curve(schedule(warmup_steps=20), 400)
-    assert curve(unset, 400)[19] == PEAK
+def test_the_unit_does_not_matter() -> None:
+    for name in NAMES:
+        config = schedule(name=name, warmup_steps=7)
+        assert curve(config, 90, unit=384) == pytest.approx(curve(config, 90), rel=1e-12)
 
 
 def test_steps_beyond_the_end_stay_at_the_final_rate() -> None:
-    beyond = lr_at(999, peak=PEAK, schedule=schedule(), total_steps=100, tokens_per_step=1)
+    beyond = lr_at(999, peak=PEAK, schedule=schedule(), warmup=0, end=100)
     assert beyond == pytest.approx(PEAK * 0.1)

@@ -1,0 +1,83 @@
+"""What `train` logs of a run at its start and at its end: derived numbers, printed and never typed."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from data_pipeline.mixture import TrainingData
+from pretrain.config.run import RunConfig
+from pretrain.run_length import RunLength
+from pretrain.run_state import RunState
+from pretrain.training_data import epochs_at
+
+log = logging.getLogger(__name__)
+
+
+def announce_start(config: RunConfig, description: Mapping[str, Any], dataset: TrainingData, state: RunState) -> None:
+    """Model, layout and batch; length, and how often it passes over each dataset."""
+    layout, data, length = description["layout"], description["data"], RunLength.of(config)
+    log.info(
+        "%s: %s parameters, %d rank(s) as tp%d pp%d dp%d, ZeRO-%d %s, "
+        "global batch %d = %d micro x %d accumulated x %d data-parallel",
+        config.model.name,
+        f"{description['parameters']['total']:,}",
+        layout["world_size"],
+        layout["tensor_parallel"],
+        layout["pipeline_parallel"],
+        layout["data_parallel"],
+        config.engine.zero_stage,
+        config.engine.precision,
+        config.train.global_batch_size,
+        config.train.micro_batch_size,
+        layout["gradient_accumulation"],
+        layout["data_parallel"],
+    )
+    log.info(
+        "%s: %s training tokens; the run ends with step %d, after %s tokens: %s; starting after step %d",
+        data["corpus"],
+        f"{data['train_tokens']:,}",
+        length.end_step(state),
+        f"{length.end_tokens(state):,}",
+        in_words(epochs_at(dataset, length.end_position(state))),
+        state.step,
+    )
+    warn_of_repeated_data(config, dataset, length.end_position(state))
+
+
+def warn_of_repeated_data(config: RunConfig, dataset: TrainingData, end_position: int) -> None:
+    """Log a warning that names the datasets which the run passes over too often."""
+    limit = config.train.warn_epochs
+    repeated = {} if limit is None else {n: e for n, e in epochs_at(dataset, end_position).items() if e > limit}
+    if repeated:
+        log.warning(
+            "%s: more than train.warn_epochs=%g passes over the same text; repeated text teaches less and less "
+            "(Muennighoff et al. 2023). Give more text, lower the weight in data.mixture, or shorten the run",
+            in_words(repeated),
+            limit,
+        )
+
+
+def announce_end(config: RunConfig, dataset: TrainingData, state: RunState, losses: Mapping[str, float]) -> None:
+    """What a finished run has reached, and why it ended before its planned length if it did."""
+    length = RunLength.of(config)
+    reached = [f"{name} {loss:.4f}" for name, loss in losses.items()]
+    log.info(
+        "finished: %s",
+        ", ".join(
+            [f"step {state.step:,}", f"{state.tokens:,} tokens", in_words(epochs_at(dataset, state.position)), *reached]
+        ),
+    )
+    planned = length.planned_end_step(state)
+    if planned > state.step:
+        log.info(
+            "it ended before its %s steps: train.max_minutes=%g, and it trained for %.1f minutes; a longer run learns "
+            "more: set train.max_minutes=null, or more minutes, and start it again",
+            f"{planned:,}",
+            config.train.max_minutes,
+            state.train_seconds / 60,
+        )
+
+
+def in_words(epochs: Mapping[str, float]) -> str:
+    """Such as `files 0.16 epochs, more 16.20 epochs`."""
+    return ", ".join(f"{name} {count:.2f} epochs" for name, count in epochs.items())
