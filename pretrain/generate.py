@@ -17,6 +17,7 @@ from pretrain.config.errors import ConfigError, Problem, RunError
 from pretrain.config.layout_checks import data_parallel_size, layout_problems
 from pretrain.config.load import read_run_config
 from pretrain.config.run import GenerateConfig, RunConfig
+from pretrain.layout.environment import set_variables
 from pretrain.layout.grid import ParallelLayout, world_from_environment
 
 if TYPE_CHECKING:
@@ -62,6 +63,9 @@ def continuations(config: GenerateConfig, run: Path, used: RunConfig, tokenizer:
 
     rank, world_size, _ = world_from_environment()
     found = find() if rank == 0 else None  # one for all ranks: a live run saves others meanwhile
+    parallel = used.parallel
+    layout = ParallelLayout(world_size, parallel.tp, parallel.pp)
+    set_variables(layout)
 
     import torch
 
@@ -74,8 +78,6 @@ def continuations(config: GenerateConfig, run: Path, used: RunConfig, tokenizer:
     with megatron_imports():
         from pretrain.engine.build import build_engine
 
-    parallel = used.parallel
-    layout = ParallelLayout(world_size, parallel.tp, parallel.pp)
     with runtime(used.engine, layout=layout) as here:
         groups = build_groups(layout, config.seed, here.group_timeout_minutes, here.device, vp=parallel.vp)
         store = CheckpointStore(run, groups=groups, keep_last=1, keep_every=0)

@@ -14,6 +14,7 @@ from pretrain.announce import announce_end, announce_start
 from pretrain.config.changes import Change
 from pretrain.config.checks import check_run
 from pretrain.config.run import RunConfig
+from pretrain.layout.environment import set_variables
 from pretrain.layout.grid import ParallelLayout, world_from_environment
 from pretrain.model.flops import token_flops
 from pretrain.model.size import checkpoint_bytes
@@ -64,6 +65,7 @@ def train(config: RunConfig) -> str:
     if rank == 0:
         check_wandb_login(config.tracking)
         initial = open_initial(config, dataset)
+    set_variables(ParallelLayout(world_size, config.parallel.tp, config.parallel.pp))
     from pretrain.layout.runtime import choose_device
 
     choose_device(config.engine.device, local_rank)

@@ -16,6 +16,7 @@ from pretrain.config.checks import check_run
 from pretrain.config.errors import RunError
 from pretrain.config.load import read_run_config, run_config_of, with_overrides
 from pretrain.config.run import RunConfig
+from pretrain.layout.environment import set_variables
 from pretrain.layout.grid import ParallelLayout, world_from_environment
 from pretrain.model.flops import token_flops
 from pretrain.run_folder import CONFIG_FILE
@@ -74,13 +75,14 @@ def verify_resume(
     check_run(used, world_size)
     dataset, _ = open_datasets(used)
     plan = plan_replay(run, steps, checkpoint) if rank == 0 else None
+    layout = ParallelLayout(world_size, used.parallel.tp, used.parallel.pp)
+    set_variables(layout)
 
     import torch.distributed as dist
 
     from pretrain.layout.groups import build_groups
     from pretrain.layout.runtime import runtime
 
-    layout = ParallelLayout(world_size, used.parallel.tp, used.parallel.pp)
     with runtime(used.engine, layout=layout) as here:
         groups = build_groups(layout, used.run.seed, here.group_timeout_minutes, here.device, vp=used.parallel.vp)
         plans = [plan]

@@ -21,6 +21,7 @@ from pretrain.bench.table import as_table
 from pretrain.config.checks import check_run
 from pretrain.config.errors import ConfigError, RunError
 from pretrain.config.run import AUTO, RunConfig
+from pretrain.layout.environment import set_variables
 from pretrain.layout.failures import describe_error, is_out_of_memory
 from pretrain.layout.grid import ParallelLayout, world_from_environment
 from pretrain.model.flops import token_flops
@@ -78,6 +79,10 @@ def bench(config: RunConfig, wanted: Wanted) -> tuple[Path, dict[str, Any]] | No
 def _measure(
     config: RunConfig, wanted: Wanted, prepared: TrainingData | None, folder: Path | None
 ) -> tuple[Path, dict[str, Any]] | None:
+    parallel = config.parallel
+    layout = ParallelLayout(world_from_environment()[1], parallel.tp, parallel.pp)
+    set_variables(layout)
+
     from pretrain.layout.groups import build_groups
     from pretrain.layout.runtime import runtime
     from pretrain.layout.vendor_imports import megatron_imports
@@ -89,8 +94,6 @@ def _measure(
     from pretrain.bench.steps import peak_over_ranks, run_steps, start_peak
     from pretrain.profiling import StepProfiler
 
-    parallel = config.parallel
-    layout = ParallelLayout(world_from_environment()[1], parallel.tp, parallel.pp)
     with runtime(config.engine, layout=layout) as here:
         groups = build_groups(layout, config.run.seed, here.group_timeout_minutes, here.device, vp=parallel.vp)
         place = _place_of_all(folder, groups)

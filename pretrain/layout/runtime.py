@@ -16,6 +16,7 @@ import torch.distributed as dist
 from pretrain.config.engine import EngineConfig
 from pretrain.config.errors import ConfigError, Problem
 from pretrain.layout import megatron_on_cpu
+from pretrain.layout.environment import set_variables
 from pretrain.layout.grid import ParallelLayout, world_from_environment
 from pretrain.layout.sentinel import Sentinel, watched
 
@@ -85,6 +86,7 @@ def runtime(
     ranks may be gone.
     """
     rank, world_size, local_rank = world_from_environment()
+    set_variables(layout or ParallelLayout(world_size))
     device = choose_device(config.device, local_rank)
     _quiet_vendors()
     if device.type == "cuda":
@@ -94,10 +96,6 @@ def runtime(
         os.environ["DS_ACCELERATOR"] = "cpu"
         torch.set_num_threads(config.cpu_threads or _threads_per_process())
         megatron_on_cpu.redirect(device)
-    _complete_environment(rank, world_size, local_rank)
-    if layout is not None and layout.tp > 1:
-        # One queue of work to the GPU keeps a tensor-parallel collective before the product that it overlaps with.
-        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     on_gpu = device.type == "cuda"
     # gloo raises in the ranks that wait, NCCL ends their processes without a word: the sentinel comes after the one and
     # before the other.
@@ -132,20 +130,6 @@ def _threads_per_process() -> int:
 
 def _local_size() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-
-
-def _complete_environment(rank: int, world_size: int, local_rank: int) -> None:
-    """What DeepSpeed reads from the environment although the process group stands already."""
-    defaults = {
-        "RANK": rank,
-        "WORLD_SIZE": world_size,
-        "LOCAL_RANK": local_rank,
-        "LOCAL_SIZE": os.environ.get("LOCAL_WORLD_SIZE", "1"),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": "29500",
-    }
-    for name, value in defaults.items():
-        os.environ.setdefault(name, str(value))
 
 
 def _quiet_vendors() -> None:
