@@ -86,22 +86,7 @@ def run(
     stop_requested: Callable[[], bool],
 ) -> str:
     """Build every part, restore the newest checkpoint (or the weights of `initial`), hand all to the loop."""
-    # Not at the top: torch, DeepSpeed and Megatron take seconds to import, which a typing mistake need not wait for.
-    from pretrain.checkpoint.initial import load_initial, origin_of
-    from pretrain.checkpoint.saver import Saver, levels_of, open_mirror
-    from pretrain.checkpoint.store import newest_of
-    from pretrain.evaluation.perplexity import evaluate
-    from pretrain.generation.sample import write_sample
-    from pretrain.layout.groups import build_groups
-    from pretrain.layout.link_check import check_links
     from pretrain.layout.runtime import runtime
-    from pretrain.layout.vendor_imports import megatron_imports
-    from pretrain.loop import run_loop
-    from pretrain.profiling import profiler_of
-    from pretrain.resume_proof import begin_proof
-
-    with megatron_imports():
-        from pretrain.engine.build import build_engine, smallest_memory
 
     manifest = dataset.manifest
     vocab_size, length = manifest.tokenizer.vocab_size, RunLength.of(config)
@@ -112,6 +97,23 @@ def run(
         contextlib.ExitStack() as closing,
         runtime(config.engine, layout=layout, stop_requested=stop_requested) as here,
     ):
+        # Not at the top: DeepSpeed and Megatron take seconds to import. A typing mistake need not wait for them, and
+        # a rank that dies while it imports them is noticed only once the ranks have met.
+        from pretrain.checkpoint.initial import load_initial, origin_of
+        from pretrain.checkpoint.saver import Saver, levels_of, open_mirror
+        from pretrain.checkpoint.store import newest_of
+        from pretrain.evaluation.perplexity import evaluate
+        from pretrain.generation.sample import write_sample
+        from pretrain.layout.groups import build_groups
+        from pretrain.layout.link_check import check_links
+        from pretrain.layout.vendor_imports import megatron_imports
+        from pretrain.loop import run_loop
+        from pretrain.profiling import profiler_of
+        from pretrain.resume_proof import begin_proof
+
+        with megatron_imports():
+            from pretrain.engine.build import build_engine, smallest_memory
+
         groups = build_groups(layout, config.run.seed, here.group_timeout_minutes, here.device, vp=parallel.vp)
         check_links(config.engine.link_check, here, groups.control, folder)
         memory = smallest_memory(here.device, groups.control)

@@ -129,7 +129,7 @@ _POSITIVE = {
     "checkpoint": "keep_last",
     "checkpoint.local": "keep_last",
     "tracking": "log_every_steps peak_tflops",
-    "engine": "cpu_threads timeout_minutes",
+    "engine": "cpu_threads timeout_minutes meeting_minutes",
     "engine.loss_scale": "window minimum hysteresis",
     "engine.recompute": "num_layers",
     "parallel": "tp pp vp",

@@ -73,6 +73,9 @@ class EngineConfig:
     """Threads of each CPU process; null: the machine's cores shared among its processes."""
     timeout_minutes: float
     """A collective that takes longer ends the run."""
+    meeting_minutes: float = 5.0
+    """How long the ranks may take to meet when they start, from the first to the last; then the missing ones are named
+    and the run ends."""
     link_check: bool = True
     """On several nodes: sums over the network are checked and timed before the model is built."""
     cross_entropy: Literal["plain", "in_place"] = "plain"

@@ -124,9 +124,10 @@ def judge(
     silent = [rank for rank in places if rank not in stands]
     if silent:
         seconds = max((silent_seconds or {}).get(rank, 0.0) for rank in silent)
-        never = all(places[rank].pid == 0 for rank in silent)
-        since = "never met the others" if never else f"no sign of life for {seconds:.0f} s"
-        cause = f"{_names(places, silent)} failed first: {since}: {SILENT}"
+        never = [rank for rank in silent if not places[rank].pid]
+        if never:  # those that answer no more are waited for too, but were there
+            return Verdict(tuple(never), f"{_names(places, never)} failed first: {NEVER_MET}")
+        cause = f"{_names(places, silent)} failed first: no sign of life for {seconds:.0f} s: {SILENT}"
         return Verdict(tuple(silent), cause, silent=True)
     stuck = sorted(rank for rank, stand in stands.items() if not stand.waits)
     if not stuck or (len(stuck) == len(stands) and len(stands) > 1):
@@ -183,6 +184,7 @@ def _in_step(step: int | None) -> str:
 
 KILLED = "killed, or out of memory"
 SILENT = "killed, stopped, stuck in native code, or its machine is gone"
+NEVER_MET = "never met the others: not started, killed before, or slower than engine.meeting_minutes"
 MEMORY_REMEDY = (
     "lower train.micro_batch_size, set engine.recompute.granularity to selective or full, or raise engine.zero_stage"
 )

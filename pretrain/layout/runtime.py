@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from pretrain.config.engine import EngineConfig
 from pretrain.config.errors import ConfigError, Problem
@@ -22,6 +23,7 @@ from pretrain.layout.sentinel import Sentinel, watched
 
 SLACK_SECONDS = 5.0
 NCCL_SLACK_MINUTES = 2.0
+MEETING_SLACK_SECONDS = 60.0
 
 Item = TypeVar("Item")
 
@@ -95,7 +97,6 @@ def runtime(
         # DeepSpeed asks the environment, and its probing of accelerators takes a second.
         os.environ["DS_ACCELERATOR"] = "cpu"
         torch.set_num_threads(config.cpu_threads or _threads_per_process())
-        megatron_on_cpu.redirect(device)
     on_gpu = device.type == "cuda"
     # gloo raises in the ranks that wait, NCCL ends their processes without a word: the sentinel comes after the one and
     # before the other.
@@ -104,12 +105,17 @@ def runtime(
     with contextlib.ExitStack() as stack:
         sentinel = None
         if store is None:
-            sentinel = Sentinel(rank, layout or ParallelLayout(world_size), limit, minutes * 60, stop_requested)
+            meeting = config.meeting_minutes * 60
+            sentinel = Sentinel(rank, layout or ParallelLayout(world_size), limit, meeting, stop_requested)
             stack.enter_context(watched(sentinel))
         if store is None and world_size == 1:
             # Alone, a file stands in for a rendezvous: no port that another run could hold.
             folder = stack.enter_context(tempfile.TemporaryDirectory())
             store = dist.FileStore(str(Path(folder) / "store"), 1)
+        elif store is None:
+            # torch waits longer than the sentinel, which names the missing ranks.
+            until = timedelta(minutes=config.meeting_minutes, seconds=MEETING_SLACK_SECONDS)
+            store, _, _ = next(rendezvous("env://", rank, world_size, timeout=until))
         dist.init_process_group(
             "nccl" if on_gpu else "gloo",
             store=store,
@@ -117,6 +123,10 @@ def runtime(
             world_size=world_size,
             timeout=timedelta(minutes=minutes),
         )
+        if sentinel is not None:
+            sentinel.have_met()
+        if not on_gpu:
+            megatron_on_cpu.redirect(device)  # after the ranks met: imports take long, and a rank may die in them
         yield Runtime(rank, world_size, local_rank, _local_size(), device, minutes, sentinel)
         dist.destroy_process_group()
 

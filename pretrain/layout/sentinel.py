@@ -60,7 +60,10 @@ class Sentinel:
         meeting_seconds: float,
         stop_requested: Callable[[], bool],
     ) -> None:
-        """`limit_seconds`: without any move of the main thread until the run is ended."""
+        """`limit_seconds`: without any move of the main thread until the run is ended.
+
+        `meeting_seconds`: the same until all ranks have met.
+        """
         machine, host = machine_name(), socket.gethostname()
         self._place = Place(rank, failures.coordinates(layout, rank), host, machine, os.getpid())
         self._layout, self._limit, self._meeting_seconds = layout, limit_seconds, meeting_seconds
@@ -69,7 +72,8 @@ class Sentinel:
         self._still = StillMeter()
         self._step: int | None = None
         self._board: Board | None = None
-        self._has_met = False
+        self._is_connected = self._have_all_met = False
+        self._meeting_ends = time.monotonic() + meeting_seconds
         self._verdict = Verdict((), "")
         self._own_stand: Stand | None = None
         self._neighbours = Neighbours(rank, layout.world_size)
@@ -108,6 +112,11 @@ class Sentinel:
             except StopIteration:
                 return
             yield batch
+
+    def have_met(self) -> None:
+        """All ranks are there."""
+        self._have_all_met = True
+        self._still.reset()
 
     def moved(self) -> None:
         """What the main thread waits for gets on."""
@@ -209,8 +218,8 @@ class Sentinel:
             except RuntimeError:
                 lost_at = lost_at or time.monotonic()
                 self._board = None
-                for_good = self._is_orphan() or time.monotonic() - lost_at > LOST_SECONDS
-                verdict = self._lost() if for_good else None
+                limit = lost_at + LOST_SECONDS if self._is_connected else self._meeting_ends
+                verdict = self._lost() if self._is_orphan() or time.monotonic() > limit else None
             if verdict is not None:
                 self._conclude(verdict)
                 return
@@ -223,9 +232,10 @@ class Sentinel:
         if self.alone:
             return self._verdict_alone() if self._still.seconds >= self._limit else None
         if self._board is None:
-            board = Board.connect(LOST_SECONDS if self._has_met else self._meeting_seconds)
+            seconds = LOST_SECONDS if self._is_connected else self._meeting_ends - time.monotonic()
+            board = Board.connect(max(seconds, BEAT_SECONDS))
             board.enter(self._place)
-            self._board, self._has_met = board, True
+            self._board, self._is_connected = board, True
         board = self._board
         if self._closed.is_set():
             return None
@@ -246,7 +256,8 @@ class Sentinel:
     def _is_stuck(self) -> bool:
         # A launcher whose rank died before the ranks met asks the others to stop, who wait for it to come.
         cut_short = self._step is None and (self._stop_requested() or self._has_signal())
-        return self._still.seconds >= (min(START_SECONDS, self._limit) if cut_short else self._limit)
+        limit = self._limit if self._have_all_met else self._meeting_seconds
+        return self._still.seconds >= (min(START_SECONDS, limit) if cut_short else limit)
 
     def _has_signal(self) -> bool:
         """Whether a signal came that Python handles, also while native code keeps its handler waiting."""
@@ -281,7 +292,8 @@ class Sentinel:
     def _set_backstop(self) -> None:
         """Native code that never lets Python run also stops this thread: then C code ends the process, with stacks."""
         if not self.alone and not self._closed.is_set():
-            faulthandler.dump_traceback_later(self._limit + LOST_SECONDS + DEADLINE_SECONDS, exit=True)
+            limit = self._limit if self._have_all_met else max(self._limit, self._meeting_seconds)
+            faulthandler.dump_traceback_later(limit + LOST_SECONDS + DEADLINE_SECONDS, exit=True)
             if self._closed.is_set() or self._failing.is_set():  # meanwhile
                 faulthandler.cancel_dump_traceback_later()
 
@@ -296,7 +308,8 @@ class Sentinel:
         if _agent_holds_store():
             return Verdict((), f"the launcher at {where}, through which the ranks met, is gone")
         place = failures.coordinates(self._layout, 0)
-        return Verdict((0,), f"rank 0 ({place}, at {where}) failed first: ended without a word: {failures.KILLED}")
+        why = f"ended without a word: {failures.KILLED}" if self._is_connected else failures.NEVER_MET
+        return Verdict((0,), f"rank 0 ({place}, at {where}) failed first: {why}")
 
     def _conclude(self, verdict: Verdict) -> None:
         """Give the main thread time to fail by itself; then end the process."""

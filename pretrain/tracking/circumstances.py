@@ -32,6 +32,7 @@ _WITHOUT_EFFECT = (
     "train.max_bad_steps",
     "train.warn_epochs",
     "engine.timeout_minutes",
+    "engine.meeting_minutes",
     "engine.offload.nvme_path",
     "engine.link_check",
 )

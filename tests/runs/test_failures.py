@@ -9,8 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import psutil
+import pytest
 
-from tests.support.runs import ROOT, LiveRun, Workplace, environment, torchrun_command
+from tests.support.hosts import held_port
+from tests.support.runs import ROOT, LiveRun, Workplace, environment, program_command, torchrun_command
 
 END_SECONDS = 30
 TIMEOUT_SECONDS = 6
@@ -151,6 +153,33 @@ def test_a_failure_before_the_ranks_have_met_is_told_too(place):
     assert "rank 1 failed" in ended.log and "MemoryError: planted" in ended.log
     if 0 in ended.told:  # where it had come so far that the launcher's signal did not end it
         assert re.match(rf"rank 1 .* failed first: out of memory: MemoryError: planted; {remedy}", ended.told[0]), ended
+
+
+@pytest.mark.parametrize("victim", [0, 1], ids=["the rank that holds the store", "another rank"])
+def test_without_a_launcher_a_rank_that_died_before_the_meeting_is_named_soon(place: Workplace, victim: int) -> None:
+    planted = place.folder / "planted"
+    planted.mkdir()
+    deed = "os.kill(os.getpid(), 9)"
+    (planted / "sitecustomize.py").write_text(EARLY_PLANT.replace('"1"', f'"{victim}"').format(deed=deed))
+    overrides = place.train_overrides("run", "engine.meeting_minutes=0.1")  # engine.timeout_minutes is 30
+    with held_port() as port, contextlib.ExitStack() as ending:
+        ranks = []
+        for rank in range(2):
+            world = {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "RANK": rank, "LOCAL_RANK": rank, "MASTER_PORT": port}
+            variables = {**{name: str(value) for name, value in world.items()}, "MASTER_ADDR": "127.0.0.1"}
+            process = subprocess.Popen(
+                [*program_command(), "train", *overrides],
+                cwd=place.folder,
+                env=environment({"PYTHONPATH": os.pathsep.join([str(planted), str(ROOT)]), **variables}),
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            ending.callback(process.kill)
+            ranks.append(process)
+        _, log = ranks[1 - victim].communicate(timeout=150)
+    assert ranks[1 - victim].returncode == 1 and ranks[victim].wait() == -9
+    words = f"rank {victim} .* failed first: never met the others: not started, killed before, or slower than"
+    assert re.search(f"{words} engine.meeting_minutes$", log.rstrip().splitlines()[-1]), log
 
 
 def test_a_killed_rank_is_named_by_the_others(place):

@@ -96,6 +96,14 @@ def test_what_the_kernel_killed_for_memory_is_called_so():
     assert "killed by the kernel for want of memory; lower train" in judged({}, ended=[1], kernel_kills=1).cause
 
 
+def test_who_never_came_is_to_blame_before_who_is_silent():
+    places = {**PLACES, 3: Place(3, coordinates(LAYOUT, 3), "", "", 0)}
+    verdict = judge(places, {0: WAITING, 1: WAITING}, silent_seconds={2: 9.4})
+    assert verdict is not None and verdict.culprits == (3,)
+    assert "rank 3 (stage 1 of 2, tp 0, dp 1, not heard of yet) failed first: never met the others" in verdict.cause
+    assert "engine.meeting_minutes" in verdict.cause and not verdict.silent
+
+
 def test_who_is_silent_is_to_blame_before_who_is_stuck():
     verdict = judged({0: WAITING, 1: READING, 3: WAITING}, silent_seconds={2: 9.4})
     assert verdict.culprits == (2,) and verdict.silent
