@@ -59,8 +59,8 @@ class RunLength:
 
     def lr(self, state: RunState) -> float:
         """The learning rate of the next step."""
-        unit = self.step_tokens
-        done, end = state.tokens + unit, self.end_tokens(state)
+        unit, end = self.step_tokens, self.end_tokens(state)
+        done = state.tokens + unit
         warmup_steps = self._warmup_steps()
         if warmup_steps is None:
             warmup = self._warmup_tokens(state)
@@ -68,6 +68,9 @@ class RunLength:
             done, warmup = (state.step + 1) * unit, warmup_steps * unit
         else:
             warmup = state.tokens_after(warmup_steps)
+        if self._cut(state) is not None and warmup > end // 2:
+            # The planned warmup would fill a run that a slow machine has cut short.
+            done, warmup = state.tokens + unit, end // 2
         # In steps of today's batch: while it is always the same, these are whole numbers, and no rounding is added.
         return lr_at(
             done / unit,

@@ -40,22 +40,16 @@ NO_LIMIT = NoLimit()
 
 @dataclass(frozen=True)
 class Earlier:
-    """What an earlier attempt decided in the steps that are repeated."""
+    """The decisions of an earlier attempt in the steps that are repeated."""
 
     cuts: Mapping[int, int] = field(default_factory=dict)
     """Step -> tokens."""
     last_step: int = 0
     """The last step that it recorded."""
 
-
-class RecordedLimit:
-    """Takes the decisions of an earlier attempt, and none of its own."""
-
-    def __init__(self, earlier: Earlier) -> None:
-        self._earlier = earlier
-
     def cut(self, state: RunState, seconds: float) -> int:
-        return self._earlier.cuts.get(state.step, 0)
+        """As a limit: these decisions and no others."""
+        return self.cuts.get(state.step, 0)
 
 
 class ClockLimit:
@@ -75,7 +69,7 @@ class ClockLimit:
             self._measured_from = (state.tokens, seconds)
             self._next_look = seconds + PACE_SHARE * self._limit
         if state.step <= self._earlier.last_step:
-            return self._earlier.cuts.get(state.step, 0)
+            return self._earlier.cut(state, seconds)
         if self._measured_from is None or seconds < self._next_look:
             return 0
         self._next_look = seconds + LOOK_SHARE * self._limit
@@ -93,12 +87,12 @@ class ClockLimit:
         return state.tokens + fitting * self._length.step_tokens if fitting < steps else 0
 
 
-def earlier_cuts(records: Iterable[Mapping[str, Any]], state: RunState, minutes: float | None) -> Earlier:
-    """What an attempt with the same limit recorded of the steps after `state`."""
+def earlier_cuts(records: Iterable[Mapping[str, Any]], step: int, minutes: float | None) -> Earlier:
+    """What an attempt with the same limit decided after `step`, from its records."""
     cuts: dict[int, int] = {}
     last_step = 0
     for record in records:
-        if record["step"] >= state.step and record["kind"] == "length" and record.get("cut_minutes") == minutes:
+        if record["kind"] == "length" and record["step"] >= step and record.get("cut_minutes") == minutes:
             cuts[record["step"]] = int(record["cut_tokens"])
         if record["kind"] in ("train", "length"):
             last_step = max(last_step, record["step"])

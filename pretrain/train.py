@@ -145,7 +145,7 @@ def run(
         sizes = validation_sizes([split.num_samples for split in validation.values()], config.evaluation)
         if here.is_main:
             if newest is not None:
-                earlier = earlier_cuts(all_records(folder), state, config.train.max_minutes)
+                earlier = earlier_cuts(all_records(folder), state.step, config.train.max_minutes)
             record_config(folder, config, state.step, changes)
             write_description(folder, description)
             sinks.open(build_sinks(config, folder, state.step, length.end_step(state), description, sizes))

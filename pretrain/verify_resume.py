@@ -21,8 +21,9 @@ from pretrain.layout.grid import ParallelLayout, world_from_environment
 from pretrain.model.flops import token_flops
 from pretrain.run_folder import CONFIG_FILE
 from pretrain.run_length import RunLength
+from pretrain.time_limit import Earlier, earlier_cuts
 from pretrain.tracking.circumstances import Facts, excuse, facts_now, facts_of_checkpoint, facts_of_last_attempt
-from pretrain.tracking.metrics_file import METRICS_FILE
+from pretrain.tracking.metrics_file import METRICS_FILE, all_records
 from pretrain.tracking.provenance import describe_environment
 from pretrain.tracking.replay import Pair, Values, Verdict, judge, recorded_steps
 from pretrain.tracking.speed import StepClock
@@ -50,6 +51,8 @@ class Plan:
     """The steps to compare: all that were recorded after the checkpoint, up to the last one wanted."""
     origins: Sequence[Facts]
     """Of the attempts that saved the checkpoint and recorded the steps."""
+    cuts: Earlier
+    """Where train.max_minutes shortened the run between these steps."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,8 @@ def plan_replay(run: Path, steps: int | None, checkpoint: int | None) -> Plan:
             continue
         config, origins = attempts_after(run, saved, step, wanted[-1])
         found = {number: records[number] for number in wanted}
-        return Plan(whole, config, found, [facts_of_checkpoint(whole.manifest), *origins])
+        cuts = earlier_cuts(all_records(run), step, config.train.max_minutes)
+        return Plan(whole, config, found, [facts_of_checkpoint(whole.manifest), *origins], cuts)
     after = "a whole checkpoint" if checkpoint is None else f"checkpoint {checkpoint}"
     raise RunError(
         f"{run}: {f'no {needed} steps are' if needed > 1 else 'no step is'} recorded after {after}; checkpoints are of "
@@ -207,6 +211,7 @@ def replay(plan: Plan, config: RunConfig, dataset: TrainingData, groups: "Proces
         checkpoints=NothingSaved(),
         stop_requested=lambda: False,
         control=groups.control,
+        time_limit=plan.cuts,
     )
     return pairs
 
