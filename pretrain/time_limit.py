@@ -13,12 +13,15 @@ from typing import Any, Protocol
 
 from pretrain.run_length import RunLength
 from pretrain.run_state import RunState
+from pretrain.tracking.pace import FORWARD_SHARE
 
 PACE_SHARE = 0.1
 """Share of the limit over which the pace is measured at least."""
 LOOK_SHARE = 0.02
 """Share of the limit between two looks at the clock, and the excess that is let pass: the pace changes a little all the
 time, and a cut is never taken back."""
+VALIDATION_SHARE = 0.25
+"""Share of the limit that is kept for the final validation at most."""
 
 
 class TimeLimit(Protocol):
@@ -55,8 +58,10 @@ class Earlier:
 class ClockLimit:
     """Shortens the run if, at its mean pace in this attempt, it would not end within its minutes."""
 
-    def __init__(self, length: RunLength, minutes: float, earlier: Earlier) -> None:
+    def __init__(self, length: RunLength, minutes: float, earlier: Earlier, final_tokens: int = 0) -> None:
+        """`final_tokens`: of the validation after the last step."""
         self._length, self._limit, self._earlier = length, 60 * minutes, earlier
+        self._final_tokens = final_tokens
         self._first_step: int | None = None
         self._measured_from: tuple[int, float] | None = None
         self._next_look = 0.0
@@ -81,9 +86,11 @@ class ClockLimit:
     def _cut(self, state: RunState, seconds: float, pace: float) -> int:
         """`pace`: seconds that a token takes. A step is always left, which has the last learning rate."""
         steps, step_seconds = self._length.steps_left(state), pace * self._length.step_tokens
-        if seconds + steps * step_seconds <= self._limit * (1 + LOOK_SHARE):
+        validation = min(VALIDATION_SHARE * self._limit, FORWARD_SHARE * pace * self._final_tokens)
+        left = self._limit - validation - seconds
+        if steps * step_seconds <= left + LOOK_SHARE * self._limit:
             return 0
-        fitting = max(1, math.floor((self._limit - seconds) / step_seconds))
+        fitting = max(1, math.floor(left / step_seconds))
         return state.tokens + fitting * self._length.step_tokens if fitting < steps else 0
 
 
@@ -99,7 +106,7 @@ def earlier_cuts(records: Iterable[Mapping[str, Any]], step: int, minutes: float
     return Earlier(cuts, last_step)
 
 
-def time_limit_of(length: RunLength, earlier: Earlier) -> TimeLimit:
-    """The limit that the configuration asks for."""
+def time_limit_of(length: RunLength, earlier: Earlier, final_tokens: int = 0) -> TimeLimit:
+    """The limit that the configuration asks for; `final_tokens`: of the validation after the last step."""
     minutes = length.train.max_minutes
-    return NO_LIMIT if minutes is None else ClockLimit(length, minutes, earlier)
+    return NO_LIMIT if minutes is None else ClockLimit(length, minutes, earlier, final_tokens)

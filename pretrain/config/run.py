@@ -49,8 +49,9 @@ class TrainConfig:
     """Steps with a NaN or infinite loss or gradient that may be skipped before the run stops. In fp16 an infinite
     gradient counts only at the least loss scale, engine.loss_scale.minimum; above it the scale is lowered."""
     max_minutes: float | None = None
-    """Training time after which the run ends, at most: it is shortened as soon as its pace is known, and the learning
-    rate falls to its end in the time that is left; null: no limit. Validation after the last step is not counted."""
+    """The run is to end within this time of training and validation, over all its attempts: once its pace is known, it
+    is shortened if it would take longer, and the learning rate falls to its end in the time that is left; null: no
+    limit. On a machine that is fast enough nothing changes."""
     warn_epochs: float | None = 4
     """Passes over a dataset beyond which the run warns that it repeats it too often; null: no warning. Muennighoff et
     al. 2023 found that up to about 4 are nearly as good as new text."""

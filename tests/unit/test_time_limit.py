@@ -72,6 +72,16 @@ def test_a_slow_run_ends_in_time_at_the_last_learning_rate(slow: float) -> None:
     assert run.cuts[0] <= max(2, 0.15 * 300 / slow)
 
 
+def test_the_validation_after_the_last_step_has_its_time() -> None:
+    def ends(samples: int) -> float:
+        limit = ClockLimit(LENGTH, 5, Earlier(), samples * CONFIG.model.seq_length)
+        return trained(lambda step: 1.0, limit).seconds
+
+    # Forward passes alone: a third of the 0.25 s that a sample takes in training. At most a quarter of the time.
+    assert ends(480) == pytest.approx(300 - 40, abs=9)
+    assert ends(10_000) == pytest.approx(300 - 75, abs=9)
+
+
 def test_a_machine_that_becomes_busy_shortens_the_run_by_and_by() -> None:
     run = trained(lambda step: 0.2 if step < 500 else 1.0, fresh())
     assert 300 * 0.97 <= run.seconds <= 300 * 1.1 and len(run.cuts) > 1
