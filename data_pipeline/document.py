@@ -15,6 +15,8 @@ class Document:
     """Path relative to the input that named it, and its line or first byte where a file holds several."""
     num_bytes: int
     """Length in UTF-8."""
+    ends_inside_line: bool = False
+    """Cut out of a longer text within a line, as that has no end near enough."""
 
 
 def content_hash(text: str) -> bytes:

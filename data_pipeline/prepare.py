@@ -24,7 +24,7 @@ from data_pipeline.pieces.work import WorkFolder, key_of
 from data_pipeline.places import folder_to_write, refuse_others_files
 from data_pipeline.prepare_report import write_prepare_report
 from data_pipeline.remote.addresses import shown
-from data_pipeline.scan import Scan, held_out_corpus, scan_corpus
+from data_pipeline.scan import Scan, held_out_corpus, report_passed_over, scan_corpus
 from data_pipeline.shards.folder import LocalFolder
 from data_pipeline.shards.layout import dtype_for
 from data_pipeline.shards.manifest import CorpusRecord, Manifest, SourceRecord, SplitRecord, TokenizerRecord
@@ -51,6 +51,7 @@ def prepare(data: DataConfig, tokenizer: TokenizerConfig, prepare: PrepareConfig
     folder = folder_to_write(data.path)
     recover(folder)
     corpus = Corpus(data)
+    report_passed_over(corpus, "data.inputs")
     settings = _settings(data, tokenizer, seq_length)
     with contextlib.ExitStack() as stack:
 

@@ -34,6 +34,7 @@ from data_pipeline.progress import show_progress
 from data_pipeline.remote.addresses import shown
 from data_pipeline.selection import Selector, Split
 from data_pipeline.sources.corpus import Corpus, Piece
+from data_pipeline.sources.names import printable
 
 logger = logging.getLogger(__name__)
 PIECE_BYTES = 8 << 20
@@ -41,6 +42,7 @@ LEAST_PIECE_BYTES = 2 << 20
 PIECES_FOR_ALL_WORKERS = 16
 """A small corpus is cut into as many, so that no worker waits long for the last one; equal for any number of them."""
 PIECES_WHEN_FEW = 64
+NAMES_SHOWN = 3
 GIVEN_TOKENIZER_SAMPLE_BYTES = 1 << 18  # to see whether it gives text back
 
 
@@ -87,6 +89,7 @@ class _Counts:
 
     def __init__(self, work: WorkFolder, keys: list[str], given: list[str]) -> None:
         self.num_documents = self.num_cut_files = 0
+        self.cuts_inside_lines: list[str] = []
         self.dropped_of: collections.defaultdict[str, Counter[str]] = collections.defaultdict(Counter)
         """By input and reason."""
         self.changed: Counter[str] = Counter()
@@ -95,6 +98,7 @@ class _Counts:
             record = cleaned(work, key)
             self.num_documents += record.num_documents
             self.num_cut_files += record.num_cut_files
+            self.cuts_inside_lines += record.cuts_inside_lines
             self.dropped_of[named_by].update(record.dropped)
             self.changed.update(record.changed)
             self.examples.merge(record.examples)
@@ -136,6 +140,7 @@ def scan_corpus(
         logger.info("few documents: text files are cut at line ends into documents of at most %d bytes", finer)
         document_bytes = finer
     _tell_inputs_without_documents(pieces, counts.dropped_of)
+    _report_cuts(counts, document_bytes)
     return Scan(
         digest=selector.digest,
         num_documents=selector.num_documents,
@@ -153,6 +158,20 @@ def scan_corpus(
     )
 
 
+def report_passed_over(corpus: Corpus, key: str) -> None:
+    """Log how many files in the folders of the inputs are not read."""
+    for given, names in corpus.passed_over.items():
+        if names:
+            logger.info(
+                "%s: %s: passed over %d files that are hidden, or READMEs beside data (%s%s); name one to read it",
+                key,
+                given,
+                len(names),
+                ", ".join(map(printable, names[:NAMES_SHOWN])),
+                ", ..." if len(names) > NAMES_SHOWN else "",
+            )
+
+
 def held_out_corpus(data: DataConfig) -> Corpus:
     """The texts that no document may share words with; there must be inputs of them."""
     against = data.decontaminate
@@ -165,6 +184,7 @@ def held_out_ngrams(data: DataConfig, work: WorkFolder) -> Path | None:
     if not data.decontaminate.inputs:
         return None
     corpus = held_out_corpus(data)
+    report_passed_over(corpus, "data.decontaminate.inputs")
     texts = (document.text for document in corpus.documents(data.max_document_bytes))
     ngrams = HeldOutNgrams.of(texts, data.decontaminate.ngram)
     _tell_what_is_not_looked_for(ngrams, corpus.dropped, data.decontaminate)
@@ -224,6 +244,24 @@ def _choose(
             seen += table.nbytes
             update(seen)
     return found, selector
+
+
+def _report_cuts(counts: _Counts, document_bytes: int) -> None:
+    if not counts.num_cut_files:
+        return
+    logger.info(
+        "data.inputs: %d text files are longer than %s bytes and were cut into several documents",
+        counts.num_cut_files,
+        f"{document_bytes:,}",
+    )
+    if counts.cuts_inside_lines:
+        logger.warning(
+            "data.inputs: %d documents end inside a line, as no line ends within %s bytes (first: %s); raise "
+            "data.max_document_bytes to keep such lines whole",
+            len(counts.cuts_inside_lines),
+            f"{document_bytes:,}",
+            printable(counts.cuts_inside_lines[0]),
+        )
 
 
 def _tell_inputs_without_documents(pieces: list[ScannedPiece], dropped: Mapping[str, Counter[str]]) -> None:

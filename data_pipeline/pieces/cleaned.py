@@ -33,7 +33,7 @@ EXAMPLES = 3
 EXCERPT_CHARS = 1000
 BATCH_BYTES = 1 << 20
 SECONDS_BETWEEN_NEWS = 2.0
-FORMAT = 7
+FORMAT = 8
 """Of these files, and of all that decides what is in them beside the settings."""
 
 
@@ -72,6 +72,8 @@ class CleanedPiece:
     changed: dict[str, int]
     """Documents that a step changed, by rule."""
     num_cut_files: int
+    cuts_inside_lines: list[str]
+    """The documents that end there, as no line does near enough."""
     examples: dict[str, list[Example]]
     """Some documents of each reason and rule, as they were; of those that could not be read, what is wrong."""
 
@@ -112,6 +114,7 @@ def clean_piece(work: WorkFolder, key: str, piece: Piece, treatment: Treatment) 
         dropped=dict(corpus.dropped + cleaning.dropped),
         changed=dict(cleaning.changed),
         num_cut_files=corpus.num_cut_files,
+        cuts_inside_lines=corpus.cuts_inside_lines,
         examples=cleaning.examples.chosen(),
     )
     work.finish(key, dataclasses.asdict(record), (TEXTS, DOCUMENTS, SOURCES, SIGNATURES))

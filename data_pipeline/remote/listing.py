@@ -1,6 +1,7 @@
 """Which files a URL among the inputs names: one file, those of a folder, or those that fit a pattern."""
 
 import glob
+import re
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -15,9 +16,10 @@ from data_pipeline.remote.answers import Interrupted, Refused
 from data_pipeline.remote.transfer import Attempts
 from data_pipeline.remote.transport import connect
 from data_pipeline.remote.vendors import Place, version_of
-from data_pipeline.sources.names import is_included
+from data_pipeline.sources.names import choose, is_included
 
 Found = TypeVar("Found")
+_MAGIC = re.compile("[*?[]")
 
 
 @dataclass(frozen=True)
@@ -31,12 +33,16 @@ class RemoteEntry:
     version: str | None
 
 
-def list_remote(url: str, include: Sequence[str], config: CacheConfig) -> list[RemoteEntry]:
+Listing = tuple[list[RemoteEntry], list[str]]
+"""The files to read, and the names of those in the folder that are passed over."""
+
+
+def list_remote(url: str, include: Sequence[str], config: CacheConfig) -> Listing:
     """The files, sorted by their names; InputError where there is none."""
     if url.startswith(PIPE):
         raise InputError(f"{url}: commands serve data.path only; name files, folders or URLs")
     if is_http(url):
-        return [_insist(url, config, lambda: _http_entry(url, config))]
+        return [_insist(url, config, lambda: _http_entry(url, config))], []
     return _insist(url, config, lambda: _entries(url, include, config))
 
 
@@ -48,7 +54,7 @@ def _http_entry(url: str, config: CacheConfig) -> RemoteEntry:
         return _entry(url, shown(url), stream.size, stream.version)
 
 
-def _entries(url: str, include: Sequence[str], config: CacheConfig) -> list[RemoteEntry]:
+def _entries(url: str, include: Sequence[str], config: CacheConfig) -> Listing:
     with closing(Place(url, config.timeout_seconds)) as place:
         try:
             details = place.details()  # first, for names that only look like patterns
@@ -56,24 +62,28 @@ def _entries(url: str, include: Sequence[str], config: CacheConfig) -> list[Remo
             if not glob.has_magic(place.path):
                 raise
             found = place.glob()
-            names = {path: shown(place.url_of(path)) for path in found}
+            top = _MAGIC.split(place.path, maxsplit=1)[0].rpartition("/")[0]
+            name_of = lambda path: shown(place.url_of(path))  # noqa: E731
         else:
             if details.get("type") != "directory":
-                return [_entry(url, shown(url), details.get("size"), version_of(details))]
+                return [_entry(url, shown(url), details.get("size"), version_of(details))], []
             found = {path: of for path, of in place.find().items() if is_included(PurePosixPath(path).name, include)}
-            parent = PurePosixPath(place.path.rstrip("/")).parent
-            names = {path: PurePosixPath(path).relative_to(parent).as_posix() for path in found}
-        in_order = sorted(found, key=lambda path: PurePosixPath(path).parts)
+            top = place.path.rstrip("/")
+            parent = PurePosixPath(top).parent
+            name_of = lambda path: PurePosixPath(path).relative_to(parent).as_posix()  # noqa: E731
+        within = {path.removeprefix(top).lstrip("/"): path for path in found}
+        chosen, others = choose(within)
         entries = [
-            _entry(place.url_of(path), names[path], found[path].get("size"), version_of(found[path]))
-            for path in in_order
+            _entry(place.url_of(path), name_of(path), found[path].get("size"), version_of(found[path]))
+            for path in map(within.__getitem__, chosen)
         ]
     if not entries:
+        hidden = f" (beside {len(others)} hidden ones)" if others else ""
         raise InputError(
-            f"{shown(url)} has no file that matches it and data.include={list(include)}; "
+            f"{shown(url)} has no file that matches it and data.include={list(include)}{hidden}; "
             "give other patterns, or name files"
         )
-    return entries
+    return entries, others
 
 
 def _entry(url: str, name: str, size: int | None, version: str | None) -> RemoteEntry:

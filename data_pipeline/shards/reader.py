@@ -5,6 +5,7 @@ import hashlib
 import logging
 import mmap
 import os
+import re
 import stat
 import threading
 import time
@@ -26,6 +27,7 @@ logger = logging.getLogger(__name__)
 MAX_MAPPED_SHARDS = 1 << 13
 """Of a dataset: 2 TiB of them as `conf/data` has it. Linux lets a process map 65,530."""
 SECONDS_BETWEEN_LOOKS = 1.0
+MEMBER_NAME = re.compile(rb"[\w./-]+")
 SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 """What keeps a file from being opened and is not its fault."""
 
@@ -307,9 +309,10 @@ class PackedDataset:
     def _check_member(self, content: npt.NDArray[np.uint8], shard: int, member: int) -> None:
         """It must lie within its shard, have its own name, and the content that the writer hashed."""
         begin, name = int(self._offsets[member]), f"{member_key(self.split, member)}.npy"
-        found = content[begin - TAR_BLOCK : begin].tobytes().partition(b"\0")[0].decode(errors="replace")
-        if found != name:
-            raise self._fault(shard, f"holds {found!r} where member {name!r} should be")
+        found = content[begin - TAR_BLOCK : begin].tobytes().partition(b"\0")[0]
+        if found != name.encode():
+            other = repr(found.decode()) if MEMBER_NAME.fullmatch(found) else "no member"
+            raise self._fault(shard, f"holds {other} where member {name!r} should be")
         samples = min(self.manifest.samples_per_member, self.num_samples - member * self.manifest.samples_per_member)
         end = begin + NPY_HEADER_BYTES + samples * (self.seq_length + 1) * self.dtype.itemsize
         if end > len(content) or content_hash(content[begin:end].data) != self._hashes[member]:

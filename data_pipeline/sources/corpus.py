@@ -19,6 +19,9 @@ from data_pipeline.sources.files import InputFile, find_files
 from data_pipeline.sources.names import compression_of, format_of
 from data_pipeline.sources.readers import TextKey, Unreadable, fault, read_jsonl, read_text
 
+READING_RULES = 2
+"""Raised when other text is read from the same files: a dataset made before is then compared with its text again."""
+
 
 @dataclass(frozen=True)
 class Span:
@@ -42,8 +45,17 @@ class Corpus:
         """`section`: where `inputs` and `text_key` are set, for messages."""
         self._data = data
         self._text_key = TextKey(data.text_key, f"{section}.text_key")
+        self.passed_over: collections.defaultdict[str, list[str]] = collections.defaultdict(list)
+        """By entry of the inputs: names of the files in its folder that are hidden or describe the data."""
         if piece is None:
-            found = find_files(data.inputs, data.include, data.cache, own(data.path), key=f"{section}.inputs")
+            found = find_files(
+                data.inputs,
+                data.include,
+                data.cache,
+                own(data.path),
+                key=f"{section}.inputs",
+                pass_over=lambda given, paths: self.passed_over[given].extend(paths),
+            )
             piece = tuple(Span(file, 0, None, file.num_bytes) for file in found)
         self.spans = piece
         self.files = [span.file for span in piece]
@@ -52,21 +64,23 @@ class Corpus:
         """By reason, of the latest pass."""
         self.num_cut_files = 0
         """Text files cut into several documents, in the latest pass."""
+        self.cuts_inside_lines: list[str] = []
+        """The documents that end there, in the latest pass."""
         self.disk_position = 0
         """Bytes taken from the disk in the latest pass."""
 
     @property
     def status_digest(self) -> str:
-        """Names, sizes and times of all files: if equal, nothing was touched."""
-        digest = hashlib.sha256()
+        """Names, sizes and times of all files, and how they are read: if equal, they give the same text."""
+        digest = hashlib.sha256(b"%d" % READING_RULES)
         for file in self.files:
             digest.update(f"{file.identity}\n".encode(errors="replace"))
         return digest.hexdigest()
 
     @property
     def content_digest(self) -> str:
-        """Names and bytes of all files, which are read for it as they lie there."""
-        digest = hashlib.sha256()
+        """Names and bytes of all files, which are read for it as they lie there, and how they are read."""
+        digest = hashlib.sha256(b"%d" % READING_RULES)
         for file in self.files:
             digest.update(f"{file.name}\0{_content_hash(file)}\n".encode(errors="replace"))
         return digest.hexdigest()
@@ -79,6 +93,7 @@ class Corpus:
         `left_out` is told of each other one: reason, place, and what is wrong with it.
         """
         self.dropped.clear()
+        self.cuts_inside_lines.clear()
         self.num_cut_files = self.disk_position = 0
         for span in self.spans:
             before, file = self.disk_position, span.file
@@ -97,6 +112,8 @@ class Corpus:
                         self.dropped["empty"] += 1
                         left_out("empty", item.source, "")
                     else:
+                        if item.ends_inside_line:
+                            self.cuts_inside_lines.append(item.source)
                         yield item
             self.disk_position = before + span.num_bytes
 

@@ -11,9 +11,11 @@ from data_pipeline.config import CacheConfig
 from data_pipeline.errors import DataError, InputError
 from data_pipeline.remote.addresses import is_url, shown
 from data_pipeline.sources import stdlib
-from data_pipeline.sources.names import is_included, not_read
+from data_pipeline.sources.names import choose, is_included, not_read
 
 REMEDY = "mend that, take it out of there, or name files and folders one by one"
+PassOver = Callable[[str, Sequence[str]], None]
+"""Takes an entry of the inputs and the files of its folder that are not read."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,18 @@ class InputFile:
         """Equal for as long as nobody touched the file."""
         place = self.location if is_url(self.location) else Path(self.location).resolve()
         return f"{place}\0{self.num_bytes}\0{self.version}"
+
+    @property
+    def content_place(self) -> str:
+        """Equal for names of the same file: links, and other ways to write its path."""
+        path = self.location.removeprefix("file://")
+        if is_url(path):
+            return path
+        try:
+            status = os.stat(path)  # noqa: PTH116  # quick: there may be a million
+        except OSError:
+            return path
+        return f"{status.st_dev}:{status.st_ino}"
 
     def is_touched(self) -> bool:
         """Whether a file of this machine is another one now; those elsewhere are watched while they are read."""
@@ -67,62 +81,96 @@ def find_files(
     excluded: Set[Path] = frozenset(),
     *,
     key: str = "data.inputs",
+    pass_over: PassOver = lambda given, paths: None,
 ) -> list[InputFile]:
     """Files named directly, and those in folders whose names match a pattern, sorted within each folder.
 
     `cache`: how URLs are read; `excluded`: real paths of folders that are passed over; `key`: of the inputs, for
-    messages.
+    messages; `pass_over` is called with the names in folders that match but are hidden or describe the data.
     """
     if not inputs:
         raise DataError(f"{key}=[]: names no text; name files or folders, as in {key}=[my.txt], or take data=stdlib")
     try:
-        return _find(inputs, include, cache, excluded)
+        return _find(inputs, include, cache, excluded, pass_over)
     except InputError as error:
         raise DataError(f"{key}: {error}") from None
 
 
-def _find(inputs: Sequence[str], include: Sequence[str], cache: CacheConfig, excluded: Set[Path]) -> list[InputFile]:
+def _find(
+    inputs: Sequence[str], include: Sequence[str], cache: CacheConfig, excluded: Set[Path], pass_over: PassOver
+) -> list[InputFile]:
     is_excluded = lambda folder: Path(os.path.realpath(folder)) in excluded  # noqa: E731
     files: list[InputFile] = []
     for given in inputs:
         path = Path(os.path.expanduser(given))  # noqa: PTH111, which takes what is nobody's home for a name
         if given == stdlib.INPUT:
-            files += _in_folder(stdlib.stdlib_folder(), "stdlib", given, include, stdlib.is_excluded, cache)
+            library = stdlib.stdlib_folder()
+            files += _in_folder(library, "stdlib", given, include, stdlib.is_excluded, cache, pass_over)
         elif is_url(given):
             from data_pipeline.remote.listing import list_remote
 
-            entries = list_remote(given, include, cache)
             named = shown(given)
+            entries, others = list_remote(given, include, cache)
+            pass_over(named, others)
             files += [InputFile(entry.url, entry.name, entry.size, entry.version, named, cache) for entry in entries]
         elif os.path.isdir(path):  # noqa: PTH112, which is False where it may not look
-            files += _in_folder(path, path.resolve().name, given, include, is_excluded, cache)
+            files += _in_folder(path, path.resolve().name, given, include, is_excluded, cache, pass_over)
         else:
             files.append(_input_file(path, given, given, cache))
     for file in files:
         why_not = not_read(file.name)
         if why_not is not None:
             raise InputError(f"{file.name} {why_not}; unpack it, or compress what is in it by gzip or zstd")
+    _refuse_twice(files)
     return files
 
 
+def _refuse_twice(files: Sequence[InputFile]) -> None:
+    """A file that two entries name, or two names in one folder, would be read twice."""
+    first_with: dict[str, InputFile] = {}
+    for file in files:
+        first = first_with.setdefault(file.content_place, file)
+        if first is file:
+            continue
+        if first.given != file.given:
+            raise InputError(
+                f"{first.given} and {file.given} both name the file {file.location}, which would be read twice; leave "
+                "one of them out"
+            )
+        if first.location == file.location:
+            raise InputError(f"{file.given} stands there twice, and would be read twice; name it once")
+        raise InputError(
+            f"{first.name} and {file.name}, in {file.given}, are the same file, through a link; take one of them out "
+            "of there, or name files and folders one by one"
+        )
+
+
 def _in_folder(
-    folder: Path, name: str, given: str, include: Sequence[str], is_excluded: Callable[[Path], bool], cache: CacheConfig
+    folder: Path,
+    name: str,
+    given: str,
+    include: Sequence[str],
+    is_excluded: Callable[[Path], bool],
+    cache: CacheConfig,
+    pass_over: PassOver,
 ) -> list[InputFile]:
     files = _walk(folder, given, is_excluded)
-    relative = [path.relative_to(folder) for path in files if is_included(path.name, include)]
-    found = [
-        _input_file(folder / path, f"{name}/{path.as_posix()}", given, cache)
-        for path in sorted(relative, key=lambda path: path.parts)
-    ]
-    if not found:
+    chosen, others = choose(path.relative_to(folder).as_posix() for path in files if is_included(path.name, include))
+    pass_over(given, others)
+    if not chosen:
+        hidden = f" (beside {len(others)} hidden ones)" if others else ""
         raise InputError(
-            f"folder {given} has no file that matches data.include={list(include)}; give other patterns, or name files"
+            f"folder {given} has no file that matches data.include={list(include)}{hidden}; give other patterns, or "
+            "name files"
         )
-    return found
+    return [_input_file(folder / path, f"{name}/{path}", given, cache) for path in chosen]
 
 
 def _walk(folder: Path, given: str, is_excluded: Callable[[Path], bool]) -> Iterator[Path]:
-    """All files, links followed; what cannot be looked into, or is there twice, is an error and no missing text."""
+    """All files, links followed; what cannot be looked into, or is there twice, is an error and no missing text.
+
+    In hidden folders, of which nothing is read, it is neither.
+    """
 
     def refuse(error: OSError) -> None:
         raise InputError(f"{error.filename}, in {given}, cannot be read ({error.strerror}); {REMEDY}")
@@ -135,6 +183,11 @@ def _walk(folder: Path, given: str, is_excluded: Callable[[Path], bool]) -> Iter
         seen.add(real)
         folders[:] = [child for child in folders if not is_excluded(Path(parent, child))]
         yield from (Path(parent, name) for name in names)
+        for hidden in [child for child in folders if child.startswith(".")]:
+            folders.remove(hidden)
+            path = Path(parent, hidden)
+            if not path.is_symlink():
+                yield from (Path(inside, name) for inside, _, there in os.walk(path) for name in there)
 
 
 def _input_file(path: Path, name: str, given: str, cache: CacheConfig) -> InputFile:

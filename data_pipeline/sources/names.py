@@ -22,6 +22,26 @@ FORMATS: Mapping[str, Format] = {
     ".json": "json_lines",  # what C4 and many others call it; one that holds something else is an error, not text
     ".parquet": "parquet",
 }
+CARDS = ("readme", "dataset_card", "datacard")
+"""Names, up to their first dot, of texts about the data that lie beside it."""
+
+
+def choose(paths: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Those of the files found in a folder that hold its text, and those that are passed over, both sorted.
+
+    Passed over is what is hidden, as are copies that editors and operating systems keep, and what describes the data:
+    a README beside JSON lines or Parquet. `paths` begin in the folder, with / between their parts.
+    """
+    in_order = sorted(paths, key=lambda path: path.split("/"))
+    chosen = [path for path in in_order if not any(part.startswith(".") for part in path.split("/"))]
+    if any(format_of(path) != "text" for path in chosen):
+        chosen = [path for path in chosen if format_of(path) != "text" or not _is_card(path)]
+    kept = set(chosen)
+    return chosen, [path for path in in_order if path not in kept]
+
+
+def _is_card(path: str) -> bool:
+    return path.lower().rpartition("/")[2].partition(".")[0] in CARDS
 
 
 def is_included(name: str, patterns: Iterable[str]) -> bool:

@@ -52,7 +52,8 @@ class ParquetReader:
                 return
             except (pyarrow.ArrowException, OSError) as error:
                 raise _damaged(self._name, error) from None
-            for value in batch.column(0):
+            # By its name: the text `meta.text` of a struct `meta` is read along with a column `meta.text`.
+            for value in batch.column(self._text_key.name):
                 self._rows_read += 1
                 yield self._document(value, f"{self._name}:{self._rows_read}")
 

@@ -1,16 +1,25 @@
 """Documents of one file: JSON lines hold one each; any other file is text, and one document unless too long."""
 
-import json
+import codecs
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from data_pipeline.document import Document
 from data_pipeline.errors import DataError
-from data_pipeline.sources.compression import CHUNK_BYTES, ByteReader
+from data_pipeline.sources.compression import BYTE_ORDER_MARK, CHUNK_BYTES, ByteReader
+from data_pipeline.sources.json_object import kind_of, parse_json
 
 LONGEST_LINE_BYTES = 1 << 28
 """Far more than a document has; what never ends must not fill the memory."""
+
+
+OTHER_MARKS = (
+    (codecs.BOM_UTF32_LE, "UTF-32"),  # begins like that of UTF-16
+    (codecs.BOM_UTF32_BE, "UTF-32"),
+    (codecs.BOM_UTF16_LE, "UTF-16"),
+    (codecs.BOM_UTF16_BE, "UTF-16"),
+)
 
 
 class TextKey(NamedTuple):
@@ -34,9 +43,16 @@ class Unreadable:
 
 
 def read_text(reader: ByteReader, name: str, max_bytes: int) -> Iterator[Document | Unreadable]:
-    """The whole file, or pieces of at most `max_bytes` that end where a line does if there is one."""
+    """The whole file, or pieces of at most `max_bytes` that end where a line does if there is one.
+
+    A byte order mark is passed over where a line begins: at the beginning of the file, or of one that it was joined of.
+    """
+    if (other := _other_encoding(reader, name)) is not None:
+        yield other
+        return
     start = 0
     rest = b""
+    begins_line = True
     while True:
         block = rest + reader.read(max_bytes + 1 - len(rest))
         if not block and start:
@@ -45,12 +61,33 @@ def read_text(reader: ByteReader, name: str, max_bytes: int) -> Iterator[Documen
         piece, rest = block[:end], block[end:]
         source = f"{name}@{start}" if start else name
         try:
-            yield Document(piece.decode(), source, len(piece))
+            text = piece.decode()
+            if BYTE_ORDER_MARK in piece:
+                piece = _without_marks(piece, begins_line)
+                text = piece.decode()
+            yield Document(text, source, len(piece), ends_inside_line=bool(rest) and not block.endswith(b"\n", 0, end))
         except UnicodeDecodeError as error:
             yield Unreadable("not_utf8", name, _not_utf8(error, start))
+        begins_line = block.endswith(b"\n", 0, end)
         start += end
         if not end:
             return  # an empty file: one empty document
+
+
+def _without_marks(piece: bytes, begins_line: bool) -> bytes:
+    if begins_line:
+        piece = piece.removeprefix(BYTE_ORDER_MARK)
+    return piece.replace(b"\n" + BYTE_ORDER_MARK, b"\n")
+
+
+def _other_encoding(reader: ByteReader, name: str) -> Unreadable | None:
+    """The file as a whole, if its byte order mark is that of another encoding than UTF-8."""
+    head = reader.peek()
+    encoding = next((encoding for mark, encoding in OTHER_MARKS if head.startswith(mark)), None)
+    if encoding is None:
+        return None
+    how = f"convert the file by `iconv -f {encoding} -t UTF-8`"
+    return Unreadable("not_utf8", name, f"is {encoding}, as its first bytes say, and must be UTF-8 ({how})")
 
 
 def _cut_place(block: bytes, limit: int) -> int:
@@ -69,7 +106,11 @@ def read_jsonl(
     """The text of each line that begins at byte `first` or later and before `end`; blank lines are passed over.
 
     A reader with a `first` above 0 must stand on the byte before it: only that tells whether a line begins there.
+    A byte order mark before a line is passed over: the file, or one of those that it was joined of, begins there.
     """
+    if not first and (other := _other_encoding(reader, name)) is not None:
+        yield other
+        return
     number = 0
     start = _pass_line(reader, first - 1, end) if first else 0
     while end is None or start < end:
@@ -82,8 +123,9 @@ def read_jsonl(
             yield Unreadable("endless_line", where, f"line does not end within {LONGEST_LINE_BYTES:,} bytes")
             start = _pass_line(reader, start + len(line), end)
             continue
-        if not line.isspace():
-            yield _parse_line(line, where, start, text_key)
+        content = line.removeprefix(BYTE_ORDER_MARK)
+        if content and not content.isspace():
+            yield _parse_line(content, where, start + len(line) - len(content), text_key)
         start += len(line)
 
 
@@ -99,20 +141,20 @@ def _pass_line(reader: ByteReader, start: int, end: int | None) -> int:
 
 def _parse_line(line: bytes, where: str, start: int, text_key: TextKey) -> Document | Unreadable:
     try:
-        record = json.loads(line.decode())
+        record = parse_json(line.decode())
     except UnicodeDecodeError as error:
         return Unreadable("not_utf8", where, _not_utf8(error, start))
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         return Unreadable("broken_json", where, f"not a JSON object ({error}), {_RULE}")
     if not isinstance(record, dict):
-        return Unreadable("broken_json", where, f"not a JSON object but {type(record).__name__}, {_RULE}")
+        return Unreadable("broken_json", where, f"not a JSON object but {kind_of(record)}, {_RULE}")
     if text_key.name not in record:
         return Unreadable(
             "no_text", where, f"has no key {text_key.name!r} (it has {sorted(record)[:8]}); set {text_key.setting}"
         )
     text = record[text_key.name]
     if not isinstance(text, str):
-        return Unreadable("no_text", where, f"{text_key.name!r} is {type(text).__name__}, must be a string")
+        return Unreadable("no_text", where, f"{text_key.name!r} is {kind_of(text)}, must be a string")
     try:
         return Document(text, where, len(text) if text.isascii() else len(text.encode()))
     except UnicodeEncodeError as error:

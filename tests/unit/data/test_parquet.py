@@ -71,6 +71,15 @@ def test_bytes_that_are_not_utf8_are_named(tmp_path: Path) -> None:
         read(path)
 
 
+def test_a_column_is_taken_by_its_own_name_beside_a_struct_that_has_the_same_path(tmp_path: Path) -> None:
+    struct = pyarrow.array([{"text": "not this", "n": number} for number in range(200)])
+    for number, names in enumerate((["meta", "meta.text"], ["meta.text", "meta"])):
+        columns = {"meta": struct, "meta.text": pyarrow.array(TEXTS[:200])}
+        content = pyarrow.table({name: columns[name] for name in names})
+        _, documents = read(write(tmp_path / f"{number}.parquet", content, row_group_size=70), text_key="meta.text")
+        assert [document.text for document in documents] == TEXTS[:200]
+
+
 def test_a_missing_column_is_told_with_those_there_are(tmp_path: Path) -> None:
     path = write(tmp_path / "in.parquet", table(["a"]))
     with pytest.raises(DataError, match=r"has no column 'body' \(it has \['id', 'text'\]\); set data.text_key"):

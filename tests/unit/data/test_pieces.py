@@ -74,10 +74,10 @@ def test_a_line_that_cannot_be_read_is_placed_in_the_file_from_any_piece(tmp_pat
     assert last[0].end == source.stat().st_size
 
 
-def test_the_same_file_given_twice_counts_twice(tmp_path):
-    source = write_jsonl(tmp_path / "in.jsonl", TEXTS)
+def test_a_copy_of_a_file_counts_as_a_second_one(tmp_path):
+    source, copy = (write_jsonl(tmp_path / name, TEXTS) for name in ("in.jsonl", "copy.jsonl"))
     once = prepare_synthetic(tmp_path / "once", [source])
-    twice = prepare_synthetic(tmp_path / "twice", [source, source])
+    twice = prepare_synthetic(tmp_path / "twice", [source, copy])
     assert twice.corpus.num_documents == 2 * once.corpus.num_documents
 
 
