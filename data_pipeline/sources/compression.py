@@ -54,7 +54,7 @@ class ByteReader:
         """Bytes taken from the disk so far, for progress."""
         return self._raw.tell()
 
-    def _checked_read(self, size: int) -> bytes:
+    def _checked_read(self, size: int) -> bytes | bytearray:
         try:
             block = self._stream.read(size)
             if not block and self._stream is not self._raw and self._raw.tell() == 0:
@@ -73,7 +73,7 @@ class ByteReader:
 class _Raw(io.RawIOBase):
     """The least that io.BufferedReader asks of a stream."""
 
-    def __init__(self, read: Callable[[int], bytes]) -> None:
+    def __init__(self, read: Callable[[int], bytes | bytearray]) -> None:
         self._read = read
 
     def readable(self) -> bool:
@@ -102,7 +102,7 @@ class _Frames:
         self._output = bytearray()
         self._input = memoryview(b"")
 
-    def read(self, size: int) -> bytes:
+    def read(self, size: int) -> bytearray:
         while len(self._output) < size and self._has_input():
             if self._frame is None:
                 self._frame, self._head = self._new_frame(), b""
@@ -113,7 +113,7 @@ class _Frames:
                 num_used -= len(self._frame.unused_data)
                 self._frame = None
             self._input = self._input[num_used:]
-        block = bytes(self._output[:size])
+        block = self._output[:size]
         del self._output[:size]
         return block
 
