@@ -63,13 +63,13 @@ class DataConfig:
     """Files, folders, their URLs, or `stdlib:` for the standard library of the running Python. Names tell how files are
     read: .jsonl, .ndjson and .json as JSON lines, .parquet by rows, any other as text; .gz and .zst are unpacked."""
     include: tuple[str, ...]
-    """File name patterns taken from folders among the inputs, capital letters or not; files named directly are always
-    taken."""
+    """File name patterns taken from folders among the inputs, capital letters or not. Names that begin with a dot, and
+    READMEs beside JSON lines or Parquet, are passed over there; files named directly are always taken."""
     text_key: str
     """Key of the text in each JSON line; column of the text in a .parquet file."""
     encoding_errors: Literal["fail", "skip"]
-    """A document that is not UTF-8, or a JSON line that is broken, has no text, or does not end: stop and name it, or
-    leave it out and count it."""
+    """A document that is not UTF-8 or that tokenizer.path cannot encode, or a JSON line that is broken, has no text, or
+    does not end: stop and name it, or leave it out and count it."""
     max_document_bytes: int
     """Longer text files are cut at line ends into several documents, so that memory stays bounded."""
     steps: tuple[dict[str, Any], ...]

@@ -15,6 +15,14 @@ class DataError(UserError):
     """Text, a tokenizer or a prepared dataset that cannot be used as it is."""
 
 
+class NewerFormat(DataError):
+    """Something that a newer version of pretrain wrote: it is whole, and must not be replaced."""
+
+
+class Unencodable(DataError):
+    """A text that a tokenizer cannot encode; others it can."""
+
+
 class InputError(DataError):
     """What an entry of some inputs names cannot be used as text; whoever has the inputs says which key they are."""
 

@@ -66,7 +66,7 @@ class IndexedDataset:
 
     def _read_header(self, head: bytes, idx_bytes: int) -> tuple[np.dtype[Any], int, int]:
         if len(head) < HEADER.size or not head.startswith(MAGIC):
-            raise DataError(f"{self.idx_path}: is not the index of a Megatron-LM dataset (it begins {head[:9]!r})")
+            raise DataError(f"{self.idx_path}: is not the index of a Megatron-LM dataset, by its first bytes")
         _, version, code, num_sequences, num_bounds = HEADER.unpack(head)
         if version != VERSION:
             raise DataError(f"{self.idx_path}: has format version {version}, this program reads {VERSION}")

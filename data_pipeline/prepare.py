@@ -6,6 +6,7 @@ import functools
 import json
 import logging
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
 from pathlib import Path
@@ -17,8 +18,9 @@ from data_pipeline.cleaning.cleaner import Cleaner
 from data_pipeline.config import KEYS_OF_READING, DataConfig, PrepareConfig, TokenizerConfig
 from data_pipeline.document import content_hash
 from data_pipeline.durable import write_durably
-from data_pipeline.errors import DataError
-from data_pipeline.pieces.encoded import Encoding, encode_piece, encoded
+from data_pipeline.errors import DataError, NewerFormat
+from data_pipeline.pieces.cleaned import Examples
+from data_pipeline.pieces.encoded import UNENCODABLE, Encoding, encode_piece, encoded, encoded_piece
 from data_pipeline.pieces.executors import num_processes, open_executor, run_all
 from data_pipeline.pieces.work import WorkFolder, key_of
 from data_pipeline.places import folder_to_write, refuse_others_files
@@ -72,7 +74,7 @@ def prepare(data: DataConfig, tokenizer: TokenizerConfig, prepare: PrepareConfig
         with stage(folder) as staged:
             number = num_processes(prepare)
             bytes_each = found.num_bytes // number if number else 0
-            manifest = _build(staged, found, data, tokenizer, settings, seq_length, work, executor, bytes_each)
+            manifest, found = _build(staged, found, data, tokenizer, settings, seq_length, work, executor, bytes_each)
             write_durably(staged / INPUTS_FILE, json.dumps({"status_digest": corpus.status_digest}).encode())
             if prepare.report:
                 write_prepare_report(staged, manifest, found, work, report(manifest))
@@ -156,6 +158,10 @@ def _find_existing(
                 "choose another data.path, or replace it with prepare.overwrite=true"
             )
         _check_whole(folder, existing, every_byte=overwrite)
+    except NewerFormat as error:
+        raise NewerFormat(
+            f"{error}, or choose another data.path: not even prepare.overwrite=true replaces this dataset"
+        ) from None
     except DataError:
         if not overwrite:
             raise
@@ -190,14 +196,26 @@ def _build(
     work: WorkFolder,
     executor: Executor,
     bytes_each: int,
-) -> Manifest:
+) -> tuple[Manifest, Scan]:
+    """The manifest of what is written, and what is known of the corpus once it is encoded."""
     tokenizer = _obtain_tokenizer(staged, scan, tokenizer_config, work)
     dtype = dtype_for(tokenizer.vocab_size)
-    encoding = Encoding(staged / tokenizer.file_name, tokenizer.fingerprint, dtype, scan.split, bytes_each)
+    given = "this one" if tokenizer_config.path is None else f"tokenizer.path={tokenizer_config.path}"
+    encoding = Encoding(
+        tokenizer=staged / tokenizer.file_name,
+        fingerprint=tokenizer.fingerprint,
+        dtype=dtype,
+        split=scan.split,
+        errors=data.encoding_errors,
+        bytes_each=bytes_each,
+        name=given,
+    )
     keys = [encoding.key(piece.key, piece.kept) for piece in scan.pieces]
     pieces = dict(zip(keys, scan.pieces, strict=True))
     tasks = {key: (piece.key, piece.kept, encoding) for key, piece in pieces.items()}
     sources = {piece.given: np.zeros(3, dtype=np.int64) for piece in scan.pieces}
+    dropped, examples = Counter(scan.dropped), Examples()
+    examples.merge(scan.examples)
     with (
         split_writers(staged, data, seq_length=seq_length, dtype=dtype, eod_id=tokenizer.eod_id) as writers,
         _meanwhile(lambda: _try(tokenizer, scan, tokenizer_config)),
@@ -205,7 +223,9 @@ def _build(
         unpacked = iter(scan.pieces)
 
         def pack(key: str) -> None:
-            of_source = sources[next(unpacked).given]
+            of_source, record = sources[next(unpacked).given], encoded_piece(work, key)
+            dropped.update(record.dropped)
+            examples.merge(record.examples)
             for name, writer in writers.items():
                 tokens, documents = encoded(work, key, name, dtype)
                 num_bytes = int(documents["num_bytes"].sum())
@@ -217,7 +237,16 @@ def _build(
         splits = {name: writer.close() for name, writer in writers.items()}
     for name, split in splits.items():
         _check_enough(name, split, seq_length)
-    return Manifest(
+    scan = dataclasses.replace(
+        scan,
+        num_documents=sum(split.num_documents for split in splits.values()),
+        num_bytes=sum(split.num_text_bytes for split in splits.values()),
+        dropped=dict(sorted(dropped.items())),
+        examples=examples.chosen(),
+    )
+    if dropped[UNENCODABLE]:
+        logger.warning("data.inputs: %s cannot encode %d documents, which are left out", given, dropped[UNENCODABLE])
+    manifest = Manifest(
         corpus=CorpusRecord(
             name=data.name,
             digest=scan.digest,
@@ -248,6 +277,7 @@ def _build(
         ),
         settings=settings,
     )
+    return manifest, scan
 
 
 def _obtain_tokenizer(staged: Path, scan: Scan, config: TokenizerConfig, work: WorkFolder) -> Tokenizer:

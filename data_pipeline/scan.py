@@ -140,7 +140,7 @@ def scan_corpus(
         logger.info("few documents: text files are cut at line ends into documents of at most %d bytes", finer)
         document_bytes = finer
     _tell_inputs_without_documents(pieces, counts.dropped_of)
-    _report_cuts(counts, document_bytes)
+    _report_cuts(counts, document_bytes, data.max_document_bytes)
     return Scan(
         digest=selector.digest,
         num_documents=selector.num_documents,
@@ -246,7 +246,7 @@ def _choose(
     return found, selector
 
 
-def _report_cuts(counts: _Counts, document_bytes: int) -> None:
+def _report_cuts(counts: _Counts, document_bytes: int, max_document_bytes: int) -> None:
     if not counts.num_cut_files:
         return
     logger.info(
@@ -255,12 +255,14 @@ def _report_cuts(counts: _Counts, document_bytes: int) -> None:
         f"{document_bytes:,}",
     )
     if counts.cuts_inside_lines:
+        is_limit = document_bytes == max_document_bytes
         logger.warning(
-            "data.inputs: %d documents end inside a line, as no line ends within %s bytes (first: %s); raise "
-            "data.max_document_bytes to keep such lines whole",
+            "data.inputs: %d documents end inside a line, as no line ends within %s bytes (first: %s); %s to "
+            "keep such lines whole",
             len(counts.cuts_inside_lines),
             f"{document_bytes:,}",
             printable(counts.cuts_inside_lines[0]),
+            "raise data.max_document_bytes" if is_limit else "give more text files, or end the lines earlier,",
         )
 
 

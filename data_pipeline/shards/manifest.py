@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from data_pipeline.durable import write_durably
-from data_pipeline.errors import DataError
+from data_pipeline.errors import DataError, NewerFormat
 
 MANIFEST_FILE = "manifest.json"
 FORMAT = "pretrain packed dataset"
@@ -90,7 +90,7 @@ class CorpusRecord:
 
     name: str
     digest: str
-    """Over the content hashes of all documents kept, in order."""
+    """Over the content hashes of all documents kept, in order, those included that the tokenizer cannot encode."""
     num_documents: int
     num_bytes: int
     document_bytes: int
@@ -154,10 +154,14 @@ class Manifest:
             raise DataError(f"{path}: not whole JSON ({error}); {_REMEDY}") from None
         if not isinstance(stored, dict) or stored.get("format") != FORMAT:
             raise DataError(f"{path}: is not the manifest of a {FORMAT}; {_REMEDY}")
-        if stored.get("version") != VERSION:
-            raise DataError(
-                f"{path}: has format version {stored.get('version')!r}, this program reads {VERSION}; {_REMEDY}"
+        version = stored.get("version")
+        if isinstance(version, int) and version > VERSION:
+            raise NewerFormat(
+                f"{path}: was written by a newer version of pretrain (its format is {version}, this version reads "
+                f"{VERSION}); upgrade pretrain"
             )
+        if version != VERSION:
+            raise DataError(f"{path}: has format version {version!r}, this program reads {VERSION}; {_REMEDY}")
         body = stored.get("manifest")
         if stored.get("checksum") != _hash(body):
             raise DataError(f"{path}: was changed after it was written (its checksum does not fit); {_REMEDY}")

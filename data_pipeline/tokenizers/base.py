@@ -1,8 +1,9 @@
 """What the rest of the pipeline asks of a tokenizer, and what all kinds of them share."""
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from data_pipeline.errors import DataError
+from data_pipeline.errors import DataError, Unencodable
 
 Ids = npt.NDArray[np.int32]
 Item = TypeVar("Item")
@@ -133,12 +134,40 @@ def in_threads(function: Callable[[Item], Result], items: Iterable[Item], num_th
         return list(pool.map(function, items))
 
 
+def encode_each(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Ids | Unencodable]:
+    """Ids of each text, or why it has none."""
+    try:
+        return list(tokenizer.encode_batch(texts, num_threads=1))
+    except Unencodable:
+        return [_ids_or_fault(tokenizer, text) for text in texts]
+
+
+def _ids_or_fault(tokenizer: Tokenizer, text: str) -> Ids | Unencodable:
+    try:
+        return tokenizer.encode_batch([text], num_threads=1)[0]
+    except Unencodable as error:
+        return error
+
+
+@contextlib.contextmanager
+def faults_of(package: str, text: str) -> Iterator[None]:
+    """Where a package encodes a text, whatever it raises about that: Unencodable."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # of Rust, and no Exception
+            raise
+        raise Unencodable(
+            f"text of {len(text)} characters from {text[:40]!r} on cannot be encoded: {package} failed on it ({error})"
+        ) from None
+
+
 def refuse_surrogates(text: str) -> None:
-    """Raises DataError for characters that UTF-8 does not have; tokenizers replace them or fail."""
+    """Raises Unencodable for characters that UTF-8 does not have; tokenizers replace them or fail."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise DataError(
+        raise Unencodable(
             f"text cannot be encoded: character {error.start} is a lone surrogate ({text[error.start]!r}), "
             "which UTF-8 does not have; remove it"
         ) from None

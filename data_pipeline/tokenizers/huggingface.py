@@ -9,11 +9,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from data_pipeline.errors import DataError
+from data_pipeline.errors import DataError, Unencodable
 from data_pipeline.tokenizers.base import (
     USUAL_ENDS,
     Ids,
     TokenizerSettings,
+    faults_of,
     find_eod,
     in_threads,
     missing_package,
@@ -91,7 +92,8 @@ class HuggingFaceTokenizer:
 
     def _encode(self, text: str) -> Ids:
         refuse_surrogates(text)
-        (encoding,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
+        with faults_of("tokenizers", text):
+            (encoding,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
         ids = np.array(encoding.ids, dtype=np.int32)
         return self._encode_in_pieces(text) if np.isin(ids, self._reserved_ids).any() else ids
 
@@ -103,7 +105,7 @@ class HuggingFaceTokenizer:
         for index, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
             if index in self._reserved:
                 if end - start < 2:
-                    raise DataError(
+                    raise Unencodable(
                         f"text cannot be encoded: this tokenizer makes its special token {index} of {text[start:end]!r}"
                     )
                 cuts.append(start + 1)

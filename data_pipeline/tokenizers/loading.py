@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_pipeline.durable import write_durably
-from data_pipeline.errors import DataError
-from data_pipeline.tokenizers.base import Tokenizer, TokenizerSettings, first_difference, settings_path
+from data_pipeline.errors import DataError, Unencodable
+from data_pipeline.tokenizers.base import Tokenizer, TokenizerSettings, encode_each, first_difference, settings_path
 from data_pipeline.tokenizers.huggingface import HuggingFaceTokenizer
 from data_pipeline.tokenizers.sentencepiece_model import SentencePieceTokenizer
 from data_pipeline.tokenizers.tiktoken_file import TiktokenTokenizer
@@ -58,8 +58,9 @@ def store_tokenizer(path: Path, folder: Path, fingerprint: str | None = None, *,
 
 def warn_where_text_changes(tokenizer: Tokenizer, texts: Sequence[str], name: str) -> None:
     """Say, with an example, if a tokenizer made elsewhere does not give these texts back."""
-    back = [tokenizer.decode(ids.tolist()) for ids in tokenizer.encode_batch(texts, num_threads=1)]
-    changed = [(text, other) for text, other in zip(texts, back, strict=True) if text != other]
+    encoded = zip(texts, encode_each(tokenizer, texts), strict=True)
+    back = [(text, tokenizer.decode(ids.tolist())) for text, ids in encoded if not isinstance(ids, Unencodable)]
+    changed = [(text, other) for text, other in back if text != other]
     if changed:
         before, after = first_difference(*changed[0])
         logger.warning(

@@ -16,6 +16,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.tokenizers.base import (
     Ids,
     TokenizerSettings,
+    faults_of,
     find_eod,
     in_threads,
     missing_package,
@@ -93,14 +94,8 @@ class TiktokenTokenizer:
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def _encode_part(self, text: str) -> Ids:
-        try:
+        with faults_of("tiktoken", text):
             return self._encoding.encode_to_numpy(text).astype(np.int32)
-        except BaseException as error:
-            if type(error).__name__ != "PanicException":  # of Rust, and no Exception
-                raise
-            raise DataError(
-                f"text of {len(text)} characters from {text[:40]!r} on: tiktoken failed on it ({error})"
-            ) from None
 
 
 def _missing_parts(content: bytes, name: str, settings: TokenizerSettings) -> tuple[str, dict[str, int]]:

@@ -200,7 +200,7 @@ FAULTS: list[tuple[str, Callable[[Path, Path], None], str]] = [
     ("a longer .bin", lambda b, i: lengthen(b), r"t.bin: has \d+ bytes, t.idx tells of \d+; the two do not belong"),
     ("a cut .idx", lambda b, i: cut(i), r"t.idx: has \d+ bytes, its header says \d+; it is cut short"),
     ("a header alone", lambda b, i: i.write_bytes(i.read_bytes()[:20]), r"t.idx: is not the index of a Megatron"),
-    ("other magic", lambda b, i: rewrite(i, 0, b"TNTIDX"), r"t.idx: is not the index .*begins b'TNTIDX"),
+    ("other magic", lambda b, i: rewrite(i, 0, b"TNTIDX"), r"t.idx: is not the index .*, by its first bytes"),
     ("another version", lambda b, i: rewrite(i, 9, b"\2"), r"t.idx: has format version 2, this program reads 1"),
     ("floats", lambda b, i: rewrite(i, 17, b"\7"), r"t.idx: its numbers are float32; tokens must be whole"),
     ("no type", lambda b, i: rewrite(i, 17, b"\x63"), r"t.idx: its numbers are of code 99"),

@@ -60,7 +60,11 @@ FAULTS_SEEN_WHEN_OPENED = {
         lambda f: (f / "manifest.json").write_text("[]"),
         r"manifest.json: is not the manifest of" + AGAIN,
     ),
-    "newer format": (edit_json(lambda m: m.update(version=99)), r"has format version 99, this program reads 2" + AGAIN),
+    "older format": (edit_json(lambda m: m.update(version=1)), r"has format version 1, this program reads 2" + AGAIN),
+    "newer format": (
+        edit_json(lambda m: m.update(version=99)),
+        r"manifest.json: was written by a newer version of pretrain .*99.*; upgrade pretrain$",
+    ),
     "edited": (
         edit_json(lambda m: m["manifest"].update(seq_length=16)),
         r"manifest.json: was changed after it was written" + AGAIN,
@@ -127,6 +131,18 @@ def test_shards_that_changed_places_are_named(written, tmp_path):
         DataError, match="train-00000.tar: holds 'train-.*npy' where member 'train-00000000.npy'" + AGAIN
     ):
         PackedDataset.open(folder, "train").read(np.arange(4))
+
+
+def test_bytes_where_a_name_should_be_are_not_printed(written, tmp_path):
+    folder = tmp_path / "set"
+    shutil.copytree(written, folder)
+    path = folder / "train-00000.tar"
+    path.write_bytes(bytes(range(128, 256)) * 4 + path.read_bytes()[TAR_BLOCK:])
+    with pytest.raises(
+        DataError, match="holds no member where member 'train-00000000.npy' should be" + AGAIN
+    ) as raised:
+        PackedDataset.open(folder, "train").read(np.arange(4))
+    assert str(raised.value).isascii() and "\\x" not in str(raised.value)
 
 
 def test_a_member_that_is_read_first_takes_no_copy_of_its_shard(tmp_path):

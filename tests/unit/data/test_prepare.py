@@ -1,5 +1,6 @@
 import dataclasses
 import fcntl
+import json
 import logging
 import os
 import resource
@@ -154,6 +155,20 @@ def test_overwrite_replaces_and_mends(source, tmp_path):
     assert contents(folder) == good
     assert prepare_synthetic(folder, [source], seq_length=8, overwrite=True).seq_length == 8
     assert [entry.name for entry in tmp_path.iterdir()] == ["set"]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_dataset_of_a_newer_version_is_never_replaced(source, tmp_path, overwrite):
+    folder = tmp_path / "set"
+    prepare_synthetic(folder, [source])
+    stored = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(stored | {"version": 99, "checksum": "of another kind"}))
+    before = contents(folder)
+    with pytest.raises(
+        DataError, match=r"newer version of pretrain .*; upgrade pretrain, or choose another data\.path"
+    ):
+        prepare_synthetic(folder, [source], overwrite=overwrite)
+    assert contents(folder) == before and [entry.name for entry in tmp_path.iterdir()] == ["set"]
 
 
 def test_a_failed_overwrite_keeps_the_old(prepared, source):

@@ -153,6 +153,14 @@ def test_long_text_is_cut_at_line_ends_and_loses_nothing(tmp_path, document_byte
         assert all(d.text.endswith("\n") for d in documents[-10:-1])
 
 
+def test_cuts_inside_a_line_are_listed(tmp_path):
+    (tmp_path / "a.txt").write_text("short\n" + "x" * 95 + "\n" + "y" * 25 + "\n")
+    (tmp_path / "b.txt").write_text("line\n" * 20)
+    corpus, documents = read(tmp_path / "out", tmp_path / "a.txt", tmp_path / "b.txt", document_bytes=30)
+    ended_inside = [document.source for document in documents if not document.text.endswith("\n")]
+    assert corpus.cuts_inside_lines == ended_inside and len(ended_inside) == 3 and corpus.num_cut_files == 2
+
+
 @pytest.mark.parametrize("document_bytes", [10**12, 10**19])
 def test_a_limit_that_no_file_reaches_takes_no_memory(tmp_path, document_bytes):
     text = "".join(make_texts(200))
