@@ -1,7 +1,5 @@
 """prepare_report.html: what became of the text, on one page for people to read, its images inside."""
 
-import base64
-import io
 import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -9,39 +7,41 @@ from typing import Any
 
 import numpy as np
 
+from data_pipeline.drawing import ACCENT, GRID, new_figure, plain, png, shortened
 from data_pipeline.duplicates import Duplicates
 from data_pipeline.durable import write_durably
+from data_pipeline.pages import data_url, figure_text, render_page
 from data_pipeline.pieces.cleaned import EXCERPT_CHARS, documents, sources, texts
 from data_pipeline.pieces.work import WorkFolder
 from data_pipeline.scan import Scan
 from data_pipeline.shards.manifest import Manifest
-from data_pipeline.sources.names import printable
 
 REPORT_FILE = "prepare_report.html"
 SHOWN_SOURCES = 30
 MOST_BITS = 64  # of a document's length
-INK, ACCENT = "#444444", "#3b6ea8"
+LONGEST_LABEL = 48
+IN_TILES = ("documents", "text bytes", "tokens", "bytes per token", "vocabulary", "train samples", "validation samples")
 
 
 def write_prepare_report(
     folder: Path, manifest: Manifest, scan: Scan, work: WorkFolder, figures: Mapping[str, Any]
 ) -> None:
     """Write the page into the dataset's folder; equal datasets give equal bytes with equal versions of matplotlib."""
-    import jinja2
-
     found, changed = scan.dropped, scan.changed
-    page = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(_PAGE)
-    html = page.render(
+    shown = {name: figure_text(value) for name, value in figures.items() if not isinstance(value, dict)}
+    page = render_page(
+        _PAGE,
         name=manifest.corpus.name,
-        figures=[(name, value) for name, value in figures.items() if not isinstance(value, dict)],
-        images=[(title, base64.b64encode(image).decode()) for title, image in _images(manifest, scan, work)],
+        tiles=[(name, shown[name]) for name in IN_TILES if name in shown],
+        figures=[(name, text) for name, text in shown.items() if name not in IN_TILES],
+        images=[(title, data_url(image)) for title, image in _images(manifest, scan, work)],
         num_read=scan.num_read,
         counts=[("left out", sorted(found.items())), ("changed", sorted(changed.items()))],
         examples=[(why, [(source, text) for _, source, text in rows]) for why, rows in scan.examples.items()],
         clusters=list(_clusters(scan.duplicates, work, [piece.key for piece in scan.pieces])),
         settings=sorted(manifest.settings.items()),
     )
-    write_durably(folder / REPORT_FILE, printable(html).encode())
+    write_durably(folder / REPORT_FILE, page)
 
 
 def _clusters(
@@ -66,85 +66,71 @@ def _images(manifest: Manifest, scan: Scan, work: WorkFolder) -> Iterator[tuple[
     lengths = (documents(work, piece.key)["num_bytes"][piece.kept] for piece in scan.pieces)
     of_pieces = (np.bincount(np.log2(some).astype(np.int64), minlength=MOST_BITS) for some in lengths)
     counts = np.trim_zeros(sum(of_pieces, np.zeros(MOST_BITS, dtype=np.int64)), "b")
-    yield "Length of the documents that are kept", _draw_histogram(2.0 ** np.arange(len(counts) + 1), counts)
+    name = manifest.corpus.name
+    yield "Length of the documents that are kept", _draw_histogram(name, 2.0 ** np.arange(len(counts) + 1), counts)
     by_source = sorted(manifest.sources, key=lambda source: -source.tokens)[:SHOWN_SOURCES]
-    yield "Tokens by source", _draw_bars([(source.name, source.tokens) for source in by_source])
+    yield "Tokens by source", _draw_bars(name, [(source.name, source.tokens) for source in by_source])
     if scan.dropped:
-        yield "Documents left out, by reason", _draw_bars(sorted(scan.dropped.items(), key=lambda item: -item[1]))
+        yield "Documents left out, by reason", _draw_bars(name, sorted(scan.dropped.items(), key=lambda item: -item[1]))
     if scan.duplicates.cluster_sizes:
         sizes = sorted(scan.duplicates.cluster_sizes.items())
         shown = [(f"{size} documents", number) for size, number in itertools.islice(sizes, SHOWN_SOURCES)]
-        yield "Clusters of documents that are alike, by size", _draw_bars(shown)
+        yield "Clusters of documents that are alike, by size", _draw_bars(name, shown)
 
 
-def _draw_histogram(edges: Any, counts: Any) -> bytes:
-    figure, axes = _figure(3.0)
+def _draw_histogram(name: str, edges: Any, counts: Any) -> bytes:
+    figure = new_figure(name, 3.2)
+    axes = figure.subplots()
     axes.bar(edges[:-1], counts, width=np.diff(edges), align="edge", color=ACCENT, edgecolor="white")
     axes.set_xscale("log", base=2)
     axes.set_xlabel("bytes")
     axes.set_ylabel("documents")
-    return _png(figure)
+    axes.grid(axis="y", color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    plain(axes)
+    return png(figure)
 
 
-def _draw_bars(rows: list[tuple[str, int]]) -> bytes:
-    figure, axes = _figure(0.8 + 0.28 * len(rows))
-    names = [name if len(name) <= 48 else f"…{name[-47:]}" for name, _ in rows]
+def _draw_bars(name: str, rows: list[tuple[str, int]]) -> bytes:
+    figure = new_figure(name, 1.0 + 0.28 * len(rows))
+    axes = figure.subplots()
     places = range(len(rows))
     bars = axes.barh(places, [value for _, value in rows], color=ACCENT)
-    axes.set_yticks(places, names, parse_math=False)  # $ in a name is no formula
+    labels = [shortened(label, LONGEST_LABEL) for label, _ in rows]
+    axes.set_yticks(places, labels, parse_math=False)  # $ in a name is no formula
     axes.invert_yaxis()
     axes.bar_label(bars, labels=[f"{value:,}" for _, value in rows], padding=3, fontsize=8)
     axes.margins(x=0.12)
-    return _png(figure)
+    plain(axes)
+    axes.set_xticks([])
+    return png(figure)
 
 
-def _figure(height: float) -> tuple[Any, Any]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9.0, height), layout="constrained", dpi=110)
-    axes = figure.subplots()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(colors=INK, labelsize=8)
-    return figure, axes
-
-
-def _png(figure: Any) -> bytes:
-    target = io.BytesIO()
-    figure.savefig(target, format="png", metadata={"Software": None})
-    return target.getvalue()
-
-
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{{ name }}: prepared data</title>
-<style>
-body { font: 15px/1.45 system-ui, sans-serif; color: #222; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
-table { border-collapse: collapse; } td, th { padding: .15rem .8rem .15rem 0; text-align: left; vertical-align: top; }
-td.number { text-align: right; font-variant-numeric: tabular-nums; }
-img { max-width: 100%; } h2 { margin-top: 2rem; }
-pre { background: #f5f5f5; padding: .6rem; overflow-x: auto; white-space: pre-wrap; max-height: 14rem; }
-summary { cursor: pointer; } .quiet { color: #666; }
-</style></head><body>
-<h1>{{ name }}</h1>
-<table>
-{% for key, value in figures %}
-<tr><td class="quiet">{{ key }}</td><td>{{ "{:,}".format(value) if value is integer else value }}</td></tr>
-{% endfor %}
-</table>
-{% for title, image in images %}
-<h2>{{ title }}</h2><img alt="{{ title }}" src="data:image/png;base64,{{ image }}">
+_PAGE = """\
+{% extends "frame.html" %}
+{% import "parts.html" as parts %}
+{% block title %}{{ name }}: prepared data{% endblock %}
+{% block body %}
+<header><span class="quiet">prepared data</span><h1>{{ name }}</h1></header>
+{{ parts.tiles(tiles) }}
+<section><h2>Figures</h2>
+{{ parts.pairs(figures) }}
+</section>
+{% for title, url in images %}
+{{ parts.picture(title, url) }}
 {% endfor %}
 {% for what, rows in counts if rows %}
-<h2>Documents {{ what }}</h2>
+<section><h2>Documents {{ what }}</h2>
 <p class="quiet">of {{ "{:,}".format(num_read) }} in the inputs</p>
 <table>
 {% for reason, count in rows %}
 <tr><td>{{ reason }}</td><td class="number">{{ "{:,}".format(count) }}</td>
 <td class="number">{{ "%.2f" | format(100 * count / num_read) }} %</td></tr>
 {% endfor %}
-</table>
+</table></section>
 {% endfor %}
 {% if examples %}
-<h2>Some of them, as they were, or what is wrong with them</h2>
+<section><h2>Some of them, as they were, or what is wrong with them</h2>
 {% for reason, rows in examples %}
 <details><summary>{{ reason }}</summary>
 {% for source, text in rows %}
@@ -155,9 +141,10 @@ summary { cursor: pointer; } .quiet { color: #666; }
 {% endfor %}
 </details>
 {% endfor %}
+</section>
 {% endif %}
 {% if clusters %}
-<h2>The largest clusters of documents that are alike</h2>
+<section><h2>The largest clusters of documents that are alike</h2>
 {% for size, rows in clusters %}
 <details><summary>{{ size }} documents</summary>
 {% for role, source, text in rows %}
@@ -165,11 +152,10 @@ summary { cursor: pointer; } .quiet { color: #666; }
 {% endfor %}
 </details>
 {% endfor %}
+</section>
 {% endif %}
-<details><summary>Settings</summary><table>
-{% for key, value in settings %}
-<tr><td>{{ key }}</td><td>{{ value }}</td></tr>
-{% endfor %}
-</table></details>
-</body></html>
+<section><details><summary>Settings</summary>
+{{ parts.pairs(settings) }}
+</details></section>
+{% endblock %}
 """

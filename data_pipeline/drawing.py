@@ -1,0 +1,42 @@
+"""Images of one style, drawn without pyplot: no global state, so any thread may draw."""
+
+import io
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK, QUIET, GRID, ACCENT = "#1f2937", "#6b7280", "#e5e7eb", "#24589c"
+LONGEST_NAME = 90
+
+
+def new_figure(name: str, height: float) -> "Figure":
+    """A figure that bears the name of what it shows, so that an image that is passed on says where it is from."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.0, height), dpi=110, layout="constrained")
+    figure.suptitle(shortened(name), x=0.01, ha="left", fontsize=10, color=QUIET, parse_math=False)
+    return figure
+
+
+def plain(axes: "Axes") -> None:
+    """No frame, and quiet ticks."""
+    axes.tick_params(colors=QUIET, length=0)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def png(figure: "Figure") -> bytes:
+    """Equal figures give equal bytes with equal versions of matplotlib."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    image = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(image, metadata={"Software": None})
+    return image.getvalue()
+
+
+def shortened(name: str, limit: int = LONGEST_NAME) -> str:
+    """One line; of a long name the end, which differs most."""
+    line = " ".join(name.split())
+    return line if len(line) <= limit else f"…{line[1 - limit :]}"
