@@ -107,6 +107,12 @@ _PARTS = """\
 </table>
 {% endmacro %}
 
+{% macro charts(charts) %}
+<script>{{ charts.library | safe }}</script>
+<script type="application/json" id="charts">{{ charts.content | safe }}</script>
+<script>Bokeh.embed.embed_item(JSON.parse(document.getElementById("charts").textContent));</script>
+{% endmacro %}
+
 {% macro pairs(rows) %}
 <table>
 {% for key, value in rows %}

@@ -33,6 +33,7 @@ from pretrain.signals import stop_on_signals
 from pretrain.time_limit import Earlier, earlier_cuts, time_limit_of
 from pretrain.tracking.circumstances import facts_now
 from pretrain.tracking.metrics_file import all_records
+from pretrain.tracking.outcome import note_end, note_start
 from pretrain.tracking.pace import validation_sizes
 from pretrain.tracking.provenance import describe_checkpoint, describe_run, write_description
 from pretrain.tracking.sinks import ShowsProgress, Sink, build_sinks
@@ -141,15 +142,16 @@ def run(
         announce_start(config, description, dataset, state)
         now = facts_now(config, layout, description)
         proof = begin_proof(folder, newest, dataset, now, groups, seed=config.run.seed)
-        sinks, earlier = Sinks(), Earlier()
+        sinks, earlier = Sinks(folder), Earlier()
         sizes = validation_sizes([split.num_samples for split in validation.values()], config.evaluation)
         if here.is_main:
             if newest is not None:
                 earlier = earlier_cuts(all_records(folder), state.step, config.train.max_minutes)
             record_config(folder, config, state.step, changes)
             write_description(folder, description)
+            note_start(folder, state.step)
             sinks.open(build_sinks(config, folder, state.step, length.end_step(state), description, sizes))
-        closing.callback(sinks.close)
+        closing.push(sinks.end)
         closing.callback(proof.close)
         of_run = describe_checkpoint(config, manifest) | origin
         saver = Saver(
@@ -190,6 +192,8 @@ def run(
             time_limit=time_limit_of(length, earlier, sizes.final * config.model.seq_length),
         )
         saver.close()
+        why = "" if sinks.outcome == "finished" else "asked to stop by a signal; "
+        sinks.reason = f"{why}trained to step {state.step:,} of {length.end_step(state):,}"
         if sinks.outcome == "finished":
             first = next(iter(validation.values()))
             write_sample(config, folder, engine, first, control=groups.control, stop_requested=stop_requested)
@@ -211,9 +215,10 @@ def run(
 class Sinks:
     """The open sinks of this rank: none but on the main one."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
         self._sinks: list[Sink] = []
-        self.outcome = "failed"
+        self.outcome, self.reason = "failed", ""
         self.losses: dict[str, float] = {}
         """The last ones of training and validation."""
 
@@ -231,7 +236,11 @@ class Sinks:
             if isinstance(sink, ShowsProgress):
                 sink.validating(done, total)
 
-    def close(self) -> None:
+    def end(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """For an exit stack: close the sinks, once the folder says how and why the run ended."""
+        if self._sinks:
+            reason = self.reason if error is None else " ".join(str(error).split()) or type(error).__name__
+            note_end(self._folder, self.outcome, reason)
         for sink in self._sinks:
             sink.close(self.outcome)
 

@@ -1,71 +1,110 @@
 """report.html and its curves: a run on one page, made from what its folder holds."""
 
-import base64
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.durable import write_durably
+from data_pipeline.pages import data_url, figure_text, render_page
 from pretrain.config.load import flatten
 from pretrain.tracking.console import duration, short_number
 from pretrain.tracking.curves import draw_curves
+from pretrain.tracking.interactive import TARGET, run_charts
 from pretrain.tracking.metrics_file import Kind, Values, read_metrics
+from pretrain.tracking.outcome import TRAINING, Outcome, read_outcome
 from pretrain.tracking.provenance import DESCRIPTION_FILE
 
 CONFIG_FILE = "config.yaml"
 REPORT_FILE = "report.html"
 SAMPLE_FILE = "sample.txt"
+LONGEST_SAMPLE = 20_000
+"""Characters of sample.txt that the page shows."""
+
+SHARE_OF_TIME, SECONDS_BETWEEN = 0.01, 60.0
+"""How often the page is written between validations, and the most of a run's time that this may take."""
 
 
 class ReportSink:
-    """Makes the report anew after each validation and at the end."""
+    """Writes the report after validations, now and then between them, and at the end, in a small share of the time."""
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(self, run_dir: Path, now: Callable[[], float] = time.monotonic) -> None:
         self._run_dir = run_dir
+        self._now = now
+        self._written = now()
+        self._seconds = 0.0
+        """That the last report took."""
 
     def log(self, kind: Kind, step: int, values: Values) -> None:
-        if kind == "validation":
-            write_report(self._run_dir)
+        age = self._now() - self._written
+        if age * SHARE_OF_TIME >= self._seconds and (kind == "validation" or age >= SECONDS_BETWEEN):
+            self._write()
 
     def close(self, outcome: str) -> None:
+        self._write()
+
+    def _write(self) -> None:
+        began = self._now()
         write_report(self._run_dir)
+        self._written = self._now()
+        self._seconds = self._written - began
 
 
 def write_report(run_dir: Path) -> None:
-    """Write report.html and its PNG curves from metrics.jsonl, config.yaml and description.json, as far as they exist.
+    """Write report.html and its PNG curves from what the folder holds, as far as it is there.
 
-    The page holds its images, so that it can be sent as one file.
+    The page holds its curves and the script that draws them, so that it can be sent as one file.
     """
-    import jinja2
-
     records = read_metrics(run_dir)
     config_path, description_path = run_dir / CONFIG_FILE, run_dir / DESCRIPTION_FILE
     config = config_path.read_text(encoding="utf-8") if config_path.exists() else ""
     description = json.loads(description_path.read_text(encoding="utf-8")) if description_path.exists() else {}
+    name, outcome = _run_name(run_dir, config), read_outcome(run_dir)
 
-    images = draw_curves(records)
-    for name, image in images.items():
-        write_durably(run_dir / name, image)
-    page = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(_PAGE)
-    html = page.render(
-        name=_run_name(run_dir, config),
+    images = draw_curves(name, records)
+    for file, image in images.items():
+        write_durably(run_dir / file, image)
+    page = render_page(
+        _PAGE,
+        name=name,
+        outcome=outcome,
+        is_training=outcome is not None and outcome.state == TRAINING,
+        times=list(_times(outcome, records)) if outcome else [],
+        written=_time_text(time.time()),
         tiles=list(_tiles(records, description)),
-        images={_TITLES[name]: base64.b64encode(image).decode() for name, image in images.items()},
+        target=TARGET,
+        charts=run_charts(records),
+        images=[(file, data_url(image)) for file, image in images.items()],
+        sample=_sample(run_dir),
         validations=[_validation_row(record) for record in records if record["kind"] == "validation"][-10:],
-        details=[(key, _text(value)) for key, value in flatten(description).items()],
+        details=[(key, figure_text(value)) for key, value in flatten(description).items()],
         config=config,
     )
-    write_durably(run_dir / REPORT_FILE, html.encode())
+    write_durably(run_dir / REPORT_FILE, page)
 
 
-_TITLES = {
-    "loss.png": "Loss",
-    "learning_rate.png": "Learning rate",
-    "gradient_norm.png": "Gradient norm",
-    "speed.png": "Speed and where the time of a step goes",
-}
+def _times(outcome: Outcome, records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Start, end and length of the run, in words."""
+    yield f"started {_time_text(outcome.started)}"
+    if outcome.resumed != outcome.started:
+        yield f"resumed {_time_text(outcome.resumed)}"
+    if outcome.ended is not None:
+        yield f"ended {_time_text(outcome.ended)}"
+        yield f"{duration(outcome.ended - outcome.started)} from start to end"
+    elif records:
+        yield f"last record {_time_text(records[-1]['time'])}"
+
+
+def _time_text(seconds: float) -> str:
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _sample(run_dir: Path) -> str:
+    path = run_dir / SAMPLE_FILE
+    return path.read_text(encoding="utf-8", errors="replace")[:LONGEST_SAMPLE] if path.exists() else ""
 
 
 def _run_name(run_dir: Path, config: str) -> str:
@@ -92,6 +131,8 @@ def _tiles(records: Sequence[Mapping[str, Any]], description: Mapping[str, Any])
             yield "tokens", short_number(train[-1]["tokens"])
         if train[-1].get("skipped_samples"):
             yield "samples of bad shards skipped", f"{train[-1]['skipped_samples']:,}"
+    if train and isinstance(train[-1].get("loss"), float):
+        yield "training loss", f"{train[-1]['loss']:.4f}"
     for key, label, form in (
         ("loss", "validation loss", "{:.4f}"),
         ("perplexity", "perplexity", "{:.2f}"),
@@ -122,66 +163,55 @@ def _validation_row(record: Mapping[str, Any]) -> list[str]:
 _VALIDATION_KEYS = ("loss", "perplexity", "bits_per_byte", "samples", "seconds")
 
 
-def _text(value: object) -> str:
-    if isinstance(value, bool) or value is None:
-        return {True: "yes", False: "no", None: "-"}[value]
-    return f"{value:,}" if isinstance(value, int) else str(value)
-
-
 _PAGE = """\
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{{ name }}</title>
-<style>
-  body { font: 15px/1.5 system-ui, sans-serif; color: #1f2937; background: #f6f7f9; margin: 0; }
-  main { max-width: 1000px; margin: 0 auto; padding: 24px 16px 48px; }
-  h1 { font-size: 26px; margin: 8px 0 20px; overflow-wrap: anywhere; }
-  h2 { font-size: 17px; margin: 0 0 12px; }
-  section { background: white; border: 1px solid #e5e7eb; border-radius: 10px; padding: 16px 20px; margin: 16px 0; }
-  .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(130px, 1fr)); gap: 12px; }
-  .tile { background: white; border: 1px solid #e5e7eb; border-radius: 10px; padding: 12px 16px; }
-  .tile b { display: block; font-size: 21px; font-variant-numeric: tabular-nums; }
-  .tile span, th { color: #6b7280; font-size: 13px; font-weight: normal; }
-  img { width: 100%; height: auto; display: block; }
-  table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-  td, th { text-align: left; padding: 4px 12px 4px 0; border-bottom: 1px solid #f0f1f3; overflow-wrap: anywhere;
-           vertical-align: top; }
-  pre { overflow-x: auto; font-size: 13px; margin: 0; }
-  summary { cursor: pointer; font-weight: 600; }
-</style>
-</head>
-<body><main>
-<h1>{{ name }}</h1>
-<div class="tiles">
-{% for label, text in tiles %}
-  <div class="tile"><b>{{ text }}</b><span>{{ label }}</span></div>
+{% extends "frame.html" %}
+{% import "parts.html" as parts %}
+{% block title %}{{ name }}{% endblock %}
+{% block head %}
+{% if is_training %}
+<noscript><meta http-equiv="refresh" content="60"></noscript>
+<script>
+  // Load the page again each minute while the run trains, unless the reader is at work in it.
+  let touched = 0;
+  for (const what of ["pointerdown", "wheel", "keydown"]) addEventListener(what, () => { touched = Date.now(); });
+  setInterval(() => { if (Date.now() - touched > 60000) location.reload(); }, 60000);
+</script>
+{% endif %}
+{% endblock %}
+{% block body %}
+<header>
+<span class="quiet">training run</span>
+<h1>{{ name }}{% if outcome %} <span class="state {{ outcome.state }}">{{ outcome.state }}</span>{% endif %}</h1>
+{% if outcome and outcome.reason %}
+<p class="quiet">{{ outcome.reason }}</p>
+{% endif %}
+<p class="quiet">{% for time in times %}{{ time }} &middot; {% endfor %}page written {{ written }}</p>
+</header>
+{{ parts.tiles(tiles) }}
+<section><h2>Curves</h2>
+<div id="{{ target }}"></div>
+<noscript>
+{% for file, url in images %}
+<img alt="{{ file }}" src="{{ url }}">
 {% endfor %}
-</div>
-{% for title, image in images.items() %}
-<section><h2>{{ title }}</h2><img alt="{{ title }}" src="data:image/png;base64,{{ image }}"></section>
-{% endfor %}
+</noscript>
+</section>
+{% if sample %}
+<section><h2>Sample of its text</h2><pre class="text">{{ sample }}</pre></section>
+{% endif %}
 {% if validations %}
 <section><h2>Last validations</h2>
-<table>
-  <tr><th>step</th><th>loss</th><th>perplexity</th><th>bits per byte</th><th>samples</th><th>time</th></tr>
-{% for row in validations %}
-  <tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
-{% endfor %}
-</table></section>
+{{ parts.table(["step", "loss", "perplexity", "bits per byte", "samples", "time"], validations) }}
+</section>
 {% endif %}
 {% if details %}
-<section><h2>What was run</h2>
-<table>
-{% for key, value in details %}
-  <tr><th>{{ key }}</th><td>{{ value }}</td></tr>
-{% endfor %}
-</table></section>
+<section><details><summary>What was run</summary>
+{{ parts.pairs(details) }}
+</details></section>
 {% endif %}
 {% if config %}
 <section><details><summary>Configuration</summary><pre>{{ config }}</pre></details></section>
 {% endif %}
-</main></body></html>
+{{ parts.charts(charts) }}
+{% endblock %}
 """
