@@ -49,6 +49,7 @@ def build_groups(
         pipeline_model_parallel_size=layout.pp,
         virtual_pipeline_model_parallel_size=vp if vp > 1 else None,
         distributed_timeout_minutes=timeout_minutes,
+        create_gloo_process_groups=False,  # for Megatron's own optimizer and checkpoints
     )
     tp_rank, dp_rank, pp_rank = layout.coordinates(dist.get_rank())
     tensor_parallel.model_parallel_cuda_manual_seed(seed + 10_000 * dp_rank + 100 * pp_rank, force_reset_rng=True)
