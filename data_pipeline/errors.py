@@ -19,6 +19,10 @@ class NewerFormat(DataError):
     """Something that a newer version of pretrain wrote: it is whole, and must not be replaced."""
 
 
+class MissingPackage(DataError):
+    """An optional package that is needed here is not installed."""
+
+
 class Unencodable(DataError):
     """A text that a tokenizer cannot encode; others it can."""
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_pipeline.durable import write_durably
-from data_pipeline.folders import dataset_folders
 from data_pipeline.tokenizers.base import Tokenizer
 from pretrain.config.checks import SEED_RULE, is_seed
 from pretrain.config.engine import OffloadConfig
@@ -19,6 +18,7 @@ from pretrain.config.load import read_run_config
 from pretrain.config.run import GenerateConfig, RunConfig
 from pretrain.layout.environment import set_variables
 from pretrain.layout.grid import ParallelLayout, world_from_environment
+from pretrain.run_tokenizer import tokenizer_of, tokenizer_place
 
 if TYPE_CHECKING:
     from pretrain.checkpoint.store import Checkpoint
@@ -32,7 +32,7 @@ def generate(config: GenerateConfig) -> None:
     output = place_for(config.output)
     run = Path(config.run)
     trained = read_run_config(run / "config.yaml")
-    tokenizer = tokenizer_of(trained)
+    tokenizer = tokenizer_of(run, trained.data)
     rank, world_size, _ = world_from_environment()
     used = for_generation(trained, config, world_size)
     texts = list(continuations(config, run, used, tokenizer))
@@ -55,9 +55,9 @@ def continuations(config: GenerateConfig, run: Path, used: RunConfig, tokenizer:
     def find() -> "Checkpoint":
         checkpoint = find_checkpoint(run / "checkpoints", config.checkpoint)
         if checkpoint.manifest["tokenizer_fingerprint"] != tokenizer.fingerprint:
+            there = tokenizer_place(run, used.data)
             raise RunError(
-                f"{checkpoint.folder} was trained with another tokenizer than {used.data.path} holds: prepare the "
-                "data again as it was"
+                f"{checkpoint.folder} was trained with another tokenizer than the one in {there}; restore it"
             )
         return checkpoint
 
@@ -148,12 +148,6 @@ def find_checkpoint(folder: Path, name: str) -> "Checkpoint":
     if checkpoint is None:
         raise RunError(f"{folder}: no whole checkpoint yet; train first, or wait for the first save")
     return checkpoint
-
-
-def tokenizer_of(trained: RunConfig) -> Tokenizer:
-    """The tokenizer beside the shards that the run was trained on."""
-    folder = next(iter(dataset_folders(trained.data).values()))
-    return folder.tokenizer(folder.manifest())
 
 
 def check(config: GenerateConfig) -> None:

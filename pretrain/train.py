@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_pipeline.mixture import TrainingData
 from data_pipeline.shards.reader import PackedDataset
+from data_pipeline.tokenizers.loading import TokenizerFiles
 from pretrain.announce import announce_end, announce_start
 from pretrain.config.changes import Change
 from pretrain.config.checks import check_run
@@ -29,6 +30,7 @@ from pretrain.run_folder import (
 )
 from pretrain.run_length import RunLength
 from pretrain.run_state import RunState
+from pretrain.run_tokenizer import check_tokenizer, keep_tokenizer
 from pretrain.signals import stop_on_signals
 from pretrain.time_limit import Earlier, earlier_cuts, time_limit_of
 from pretrain.tracking.circumstances import facts_now
@@ -62,8 +64,9 @@ def train(config: RunConfig) -> str:
         check_enough_data(config, dataset, RunState())
     check_same_config(folder, config)
     check_space(folder, checkpoint_bytes(config.model, dataset.manifest.tokenizer.vocab_size))
-    initial = None
+    initial = tokenizer = None
     if rank == 0:
+        tokenizer = check_tokenizer(dataset)
         check_wandb_login(config.tracking)
         initial = open_initial(config, dataset)
     set_variables(ParallelLayout(world_size, config.parallel.tp, config.parallel.pp))
@@ -74,7 +77,7 @@ def train(config: RunConfig) -> str:
         still_held = stack.enter_context(hold_run_folder(folder)) if rank == 0 else lambda: None
         stop_requested = stack.enter_context(stop_on_signals())
         stack.enter_context(log_to_file(folder, rank))
-        return run(config, folder, dataset, validation, initial, still_held, stop_requested)
+        return run(config, folder, dataset, validation, tokenizer, initial, still_held, stop_requested)
 
 
 def run(
@@ -82,11 +85,15 @@ def run(
     folder: Path,
     dataset: TrainingData,
     validation: Mapping[str, PackedDataset],
+    tokenizer: TokenizerFiles | None,
     initial: "Checkpoint | None",
     still_held: Callable[[], None],
     stop_requested: Callable[[], bool],
 ) -> str:
-    """Build every part, restore the newest checkpoint (or the weights of `initial`), hand all to the loop."""
+    """Build every part, restore the newest checkpoint (or the weights of `initial`), hand all to the loop.
+
+    `tokenizer` is kept in the run folder; rank 0 has it.
+    """
     from pretrain.layout.runtime import runtime
 
     manifest = dataset.manifest
@@ -148,6 +155,8 @@ def run(
             if newest is not None:
                 earlier = earlier_cuts(all_records(folder), state.step, config.train.max_minutes)
             record_config(folder, config, state.step, changes)
+            if tokenizer is not None:
+                keep_tokenizer(folder, tokenizer)
             write_description(folder, description)
             note_start(folder, state.step)
             sinks.open(build_sinks(config, folder, state.step, length.end_step(state), description, sizes))

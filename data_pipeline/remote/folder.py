@@ -11,8 +11,8 @@ from data_pipeline.remote.addresses import FILE_MARK, PIPE, join, shown
 from data_pipeline.remote.cache import Cache
 from data_pipeline.remote.transfer import blocks, read_small
 from data_pipeline.shards.manifest import MANIFEST_FILE, FileRecord, Manifest
-from data_pipeline.tokenizers.base import Tokenizer, TokenizerSettings
-from data_pipeline.tokenizers.loading import parse_tokenizer
+from data_pipeline.tokenizers.base import Tokenizer
+from data_pipeline.tokenizers.loading import TokenizerFiles
 
 _PLAIN_NAME = re.compile(r"\w[\w.-]*", re.ASCII)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -54,13 +54,14 @@ class RemoteFolder:
         return manifest
 
     def tokenizer(self, manifest: Manifest) -> Tokenizer:
+        return self.tokenizer_files(manifest).load(manifest.tokenizer.fingerprint)
+
+    def tokenizer_files(self, manifest: Manifest) -> TokenizerFiles:
         record = manifest.tokenizer
-        model = read_small(self.address(record.file), self._config)
-        settings = TokenizerSettings()
-        if record.settings_file:
-            content = read_small(self.address(record.settings_file), self._config)
-            settings = TokenizerSettings.parse(content, self.locate(record.settings_file))
-        return parse_tokenizer(model, self.locate(record.file), settings, record.fingerprint)
+        content = read_small(self.address(record.file), self._config)
+        beside = record.settings_file
+        settings = read_small(self.address(beside), self._config) if beside else b""
+        return TokenizerFiles(record.file, self.locate(record.file), content, settings)
 
     def open(self, record: FileRecord, stop: threading.Event | None = None) -> int:
         return self.cache.open(record, self.address(record.file), stop)

@@ -10,7 +10,7 @@ from typing import Protocol
 from data_pipeline.errors import DataError
 from data_pipeline.shards.manifest import FileRecord, Manifest
 from data_pipeline.tokenizers.base import Tokenizer
-from data_pipeline.tokenizers.loading import load_tokenizer
+from data_pipeline.tokenizers.loading import TokenizerFiles
 
 READ_BYTES = 16 << 20
 
@@ -23,7 +23,11 @@ class DatasetFolder(Protocol):
 
     def manifest(self) -> Manifest: ...
 
-    def tokenizer(self, manifest: Manifest) -> Tokenizer: ...
+    def tokenizer_files(self, manifest: Manifest) -> TokenizerFiles:
+        """As they are there, whole or not."""
+
+    def tokenizer(self, manifest: Manifest) -> Tokenizer:
+        """Raises DataError where it is not the one that the manifest names."""
 
     def open(self, record: FileRecord, stop: threading.Event | None = None) -> int:
         """A descriptor of a file; where that must be fetched first, `stop` ends the waiting by an exception."""
@@ -64,7 +68,10 @@ class LocalFolder:
         return Manifest.load(self.path)
 
     def tokenizer(self, manifest: Manifest) -> Tokenizer:
-        return load_tokenizer(self.path / manifest.tokenizer.file, manifest.tokenizer.fingerprint)
+        return self.tokenizer_files(manifest).load(manifest.tokenizer.fingerprint)
+
+    def tokenizer_files(self, manifest: Manifest) -> TokenizerFiles:
+        return TokenizerFiles.read(self.path / manifest.tokenizer.file)
 
     def open(self, record: FileRecord, stop: threading.Event | None = None) -> int:
         return os.open(self.path / record.file, os.O_RDONLY)

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from data_pipeline.errors import DataError, Unencodable
+from data_pipeline.errors import DataError, MissingPackage, Unencodable
 
 Ids = npt.NDArray[np.int32]
 Item = TypeVar("Item")
@@ -69,17 +69,6 @@ class TokenizerSettings:
     """How text is cut before merging, as a regular expression or the name of a known encoding (tiktoken files)."""
     special_tokens: Mapping[str, int] = field(default_factory=dict)
     """Ids of special tokens by name (tiktoken files)."""
-
-    @classmethod
-    def beside(cls, tokenizer: Path) -> "TokenizerSettings":
-        """Those of a tokenizer's file; none where there is no such file."""
-        path = settings_path(tokenizer)
-        try:
-            return cls.parse(path.read_bytes(), str(path))
-        except FileNotFoundError:
-            return cls()
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read ({error})") from None
 
     @classmethod
     def parse(cls, content: bytes, path: str) -> "TokenizerSettings":
@@ -173,8 +162,8 @@ def refuse_surrogates(text: str) -> None:
         ) from None
 
 
-def missing_package(name: str, package: str) -> DataError:
-    return DataError(f"{name}: needs the package {package}; install it with pip install 'pretrain[tokenizers]'")
+def missing_package(name: str, package: str) -> MissingPackage:
+    return MissingPackage(f"{name}: needs the package {package}; install it with pip install 'pretrain[tokenizers]'")
 
 
 def first_difference(text: str, back: str) -> tuple[str, str]:

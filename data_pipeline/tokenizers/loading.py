@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from data_pipeline.durable import write_durably
@@ -18,20 +19,67 @@ TIKTOKEN_LINE = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\r?(\n|$)")
 JSON_START = re.compile(rb"\s*\{")
 
 
+@dataclass(frozen=True)
+class TokenizerFiles:
+    """A tokenizer as it is stored: its file and, beside it, the settings that the file does not state."""
+
+    name: str
+    """Of the file."""
+    place: str
+    """Where it was read, for messages; ends with its name."""
+    content: bytes
+    settings: bytes
+    """Empty: there is no file of them."""
+
+    @classmethod
+    def read(cls, path: Path) -> "TokenizerFiles":
+        """Those at `path`; DataError where they cannot be read."""
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise DataError(f"{path}: tokenizer cannot be read ({error.strerror})") from None
+        beside = settings_path(path)
+        try:
+            return cls(path.name, str(path), content, beside.read_bytes())
+        except FileNotFoundError:
+            return cls(path.name, str(path), content, b"")
+        except OSError as error:
+            raise DataError(f"{beside}: cannot be read ({error})") from None
+
+    @classmethod
+    def only_one_in(cls, folder: Path) -> "TokenizerFiles | None":
+        """Those that `write` left in a folder of their own."""
+        names = [kind.file_name for kind in KINDS if (folder / kind.file_name).exists()]
+        return cls.read(folder / names[0]) if names else None
+
+    def load(self, fingerprint: str | None = None, eod: str | None = None) -> Tokenizer:
+        """The tokenizer; DataError where it cannot be read, or has another fingerprint than this."""
+        beside = self.place.removesuffix(self.name) + settings_path(Path(self.name)).name
+        settings = TokenizerSettings.parse(self.settings, beside) if self.settings else TokenizerSettings()
+        if eod is not None:
+            settings = dataclasses.replace(settings, eod=eod)
+        return parse_tokenizer(self.content, self.place, settings, fingerprint)
+
+    def write(self, folder: Path) -> None:
+        """Make the folder one of these files alone."""
+        path = folder / self.name
+        wanted = {path: self.content} | ({settings_path(path): self.settings} if self.settings else {})
+        folder.mkdir(parents=True, exist_ok=True)
+        for file, content in wanted.items():
+            if not file.exists() or file.read_bytes() != content:
+                write_durably(file, content)
+        for other in set(folder.iterdir()) - wanted.keys():
+            if other.is_file():
+                other.unlink()
+
+
 def load_tokenizer(path: Path, fingerprint: str | None = None, *, eod: str | None = None) -> Tokenizer:
     """Read a SentencePiece .model, a Hugging Face tokenizer.json or a tiktoken file.
 
     `eod` names the token that ends documents. Raises DataError where it cannot be read, or its fingerprint is not the
     one given.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: tokenizer cannot be read ({error.strerror})") from None
-    settings = TokenizerSettings.beside(path)
-    if eod is not None:
-        settings = dataclasses.replace(settings, eod=eod)
-    return parse_tokenizer(content, str(path), settings, fingerprint)
+    return TokenizerFiles.read(path).load(fingerprint, eod)
 
 
 def parse_tokenizer(content: bytes, path: str, settings: TokenizerSettings, fingerprint: str | None) -> Tokenizer:
@@ -72,6 +120,9 @@ def warn_where_text_changes(tokenizer: Tokenizer, texts: Sequence[str], name: st
             before,
             after,
         )
+
+
+KINDS = (SentencePieceTokenizer, HuggingFaceTokenizer, TiktokenTokenizer)
 
 
 def _recognise(content: bytes) -> type[SentencePieceTokenizer | HuggingFaceTokenizer | TiktokenTokenizer]:

@@ -12,11 +12,11 @@ import torch.distributed as dist
 
 from data_pipeline.durable import write_durably
 from data_pipeline.errors import UserError
-from data_pipeline.folders import dataset_folders
 from data_pipeline.shards.reader import PackedDataset
 from pretrain.config.run import RunConfig
 from pretrain.engine.interface import Engine
 from pretrain.generation.sampling import choose
+from pretrain.run_tokenizer import tokenizer_of
 from pretrain.tracking.report import SAMPLE_FILE
 
 PROMPT_TOKENS, NEW_TOKENS, SECONDS = 16, 64, 20.0
@@ -61,8 +61,7 @@ def write_sample(
     )
     if dist.get_rank() == 0:
         try:
-            source = next(iter(dataset_folders(config.data).values()))
-            text = source.tokenizer(source.manifest()).decode(tokens)
+            text = tokenizer_of(run_dir, config.data).decode(tokens)
             write_durably(run_dir / SAMPLE_FILE, f"{text}\n".encode())
         except (OSError, UserError) as error:
             log.warning("no sample of text: %s", error)

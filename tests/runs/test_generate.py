@@ -9,13 +9,16 @@ from tests.support.runs import user_error
 PROMPT = 'def f(x=[1, "a"], y={}): # naïve 日本 🙂 ${x} $y \\'
 
 
-def test_text_is_fixed_by_prompt_and_seed_and_begins_with_the_prompt(shared, finished_run):
+def test_text_is_fixed_by_run_prompt_and_seed_and_begins_with_the_prompt(shared, finished_run, place, dataset):
     wanted = [f"run={finished_run}", f"prompt={PROMPT}", "max_new_tokens=12", "seed=3"]
     first = shared.generate(*wanted, "output=out/text.txt")
     assert first.returncode == 0, first.stderr
     assert first.stdout.startswith(PROMPT) and len(first.stdout) > len(PROMPT) + 1
     assert (shared.folder / "out/text.txt").read_text(encoding="utf-8") == first.stdout
-    assert shared.generate(*wanted).stdout == first.stdout
+    alone = shutil.copytree(finished_run, place.run_dir("alone"))
+    config = alone / "config.yaml"
+    config.write_text(config.read_text().replace(str(dataset), str(place.folder / "gone")))
+    assert place.generate("run=runs/alone", *wanted[1:]).stdout == first.stdout, "without its data"
 
 
 def test_temperature_0_takes_the_likeliest_token_whatever_the_seed(shared, finished_run):

@@ -13,8 +13,8 @@ from pretrain.cli import main
 from pretrain.config.checks import check_prepare, check_run
 from pretrain.config.errors import ConfigError
 from pretrain.config.load import load_run_config
-from pretrain.generate import tokenizer_of
 from pretrain.plan import plan
+from pretrain.run_tokenizer import check_tokenizer, keep_tokenizer, tokenizer_of
 from pretrain.training_data import open_datasets
 from tests.support.corpus import make_texts, prepare_synthetic, write_jsonl
 from tests.support.http_server import serving, status
@@ -39,8 +39,12 @@ def test_a_run_opens_the_same_datasets_tokenizer_and_vocabulary(prepared, tmp_pa
         (local, local_held_out), (remote, remote_held_out) = open_datasets(here), open_datasets(there)
         assert remote.manifest == local.manifest
         assert remote_held_out.keys() == local_held_out.keys() == {"files"}
-        assert tokenizer_of(there).fingerprint == tokenizer_of(here).fingerprint
+        assert tokenizer_of(tmp_path, there.data).fingerprint == tokenizer_of(tmp_path, here.data).fingerprint
+        keep_tokenizer(tmp_path / "run", check_tokenizer(remote))
         assert plan(there, 1, None).replace(f"{served.url}/set", "X") == plan(here, 1, None).replace(f"{prepared}", "X")
+
+    kept = tokenizer_of(tmp_path / "run", there.data)
+    assert kept.fingerprint == local.manifest.tokenizer.fingerprint, "the server is gone"
 
 
 def test_what_is_fetched_before_a_run_is_not_asked_for_again(prepared, tmp_path):
