@@ -138,6 +138,7 @@ class SlurmConfig:
     """Jobs that `prepare.executor=slurm` starts and ends."""
 
     jobs: int
+    """Number of jobs."""
     cores: int
     """Of each job; one process on each."""
     memory: str
@@ -145,7 +146,9 @@ class SlurmConfig:
     time: str
     """Limit of each job, as sbatch takes it."""
     partition: str | None
+    """null: as the cluster has it by default."""
     account: str | None
+    """null: as the cluster has it by default."""
     sbatch_flags: tuple[str, ...]
     """More of them, as in [--qos=low]."""
 

@@ -1,10 +1,30 @@
-"""Verbs of several actions, as in `pretrain data verify`: each has its own help, options and function."""
+"""The parser of the command line, and verbs of several actions, as in `pretrain data verify`: each has its own help."""
 
 import argparse
 from collections.abc import Callable
 from textwrap import dedent
+from typing import Any
+
+from pretrain.config.nearest import did_you_mean
 
 Action = Callable[[argparse.Namespace], int]
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Suggests a command for one that does not exist, and adds to its help what takes time to find out."""
+
+    more_help: Callable[[], str] | None = None
+
+    def format_help(self) -> str:
+        text = super().format_help()
+        return text if self.more_help is None else f"{text}\n{self.more_help()}\n"
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.option_strings or not isinstance(action.choices, dict) or value in action.choices:
+            super()._check_value(action, value)
+            return
+        near = did_you_mean(str(value), list(action.choices)) or f"choose from {', '.join(action.choices)}"
+        raise argparse.ArgumentError(None, f"{value}: there is no such command; {near}")
 
 
 def add_action(

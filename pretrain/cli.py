@@ -5,15 +5,15 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import dedent
 
 from data_pipeline.errors import UserError
 from launch import submit
-from pretrain import bench_verb, checkpoint_verb, data_verb, status_verb, verify_verb
-from pretrain.actions import positive, positive_number, run_action
+from pretrain import bench_verb, checkpoint_verb, data_verb, explain_verb, status_verb, verify_verb
+from pretrain.actions import CommandParser, positive, positive_number, run_action
 from pretrain.config.errors import ConfigError, TrainingDiverged, code_of_refusal
 from pretrain.exit_codes import ExitCode
 from pretrain.layout.failures import RankFailed
@@ -34,6 +34,8 @@ class Verb:
     add_options: Callable[[argparse.ArgumentParser], None] | None = None
     takes_overrides: bool = True
     """Else `add_options` asks for them where they may stand."""
+    more_help: Callable[[], str] | None = None
+    """Printed at the end of its help; called only then."""
 
 
 def _prepare(given: argparse.Namespace) -> int:
@@ -86,8 +88,14 @@ def _generate(given: argparse.Namespace) -> int:
 def _show_config(given: argparse.Namespace) -> int:
     from pretrain.config.load import load_run_config, to_yaml
 
-    sys.stdout.write(to_yaml(load_run_config(given.overrides)))
+    text = to_yaml(load_run_config(given.overrides))
+    sys.stdout.write(explain_verb.described_yaml(text) if given.describe else text)
     return 0
+
+
+def _show_config_options(parser: argparse.ArgumentParser) -> None:
+    help_ = "with the meaning, type and default of each key, as comments"
+    parser.add_argument("--describe", action="store_true", help=help_)
 
 
 def _ranks_option(parser: argparse.ArgumentParser) -> None:
@@ -176,7 +184,7 @@ VERBS = {
         submit.add_options,
     ),
     "plan": Verb(
-        "say whether a layout is legal and what it holds, without starting it",
+        "check a layout and its memory, without starting it",
         """
         Checks the run on a number of ranks and tells every broken rule, or prints what each pipeline stage holds, the
         memory of its ranks, and what waiting and traffic the layout costs. It needs no GPU and starts no process.
@@ -209,7 +217,7 @@ VERBS = {
         bench_verb.add_options,
     ),
     "status": Verb(
-        "say where runs stand: jobs, steps, speed, time to go, why the last attempt ended",
+        "show runs: jobs, steps, speed, time to go, how they ended",
         """
         Of the given run folders, or of all in runs/. What Slurm knows of the jobs is asked where squeue is there. A
         table on a terminal, plain lines elsewhere.
@@ -251,9 +259,10 @@ VERBS = {
           pretrain generate run=runs/quickstart prompt="import os" temperature=0 max_new_tokens=64
         """,
         _generate,
+        more_help=explain_verb.keys_of_generate,
     ),
     "verify-resume": Verb(
-        "compute recorded steps of a run again from a checkpoint and compare",
+        "recompute recorded steps from a checkpoint and compare",
         """
         Repeats the steps that were recorded after the newest checkpoint that has some, in memory: the run folder is
         only read, and the run may be training. Batch hash, loss, gradient norm, learning rate and loss scale are
@@ -274,10 +283,26 @@ VERBS = {
         """
         Prints every key of `prepare` and `train` with its value.
 
-        example:
+        examples:
           pretrain show-config experiment=quickstart optim.lr=1e-3
+          pretrain show-config --describe
         """,
         _show_config,
+        _show_config_options,
+    ),
+    "explain": Verb(
+        "describe keys of the configuration: meaning, type, default",
+        """
+        Without a key it lists the sections, with a section its keys and the files that can be chosen for it.
+
+        examples:
+          pretrain explain
+          pretrain explain optim
+          pretrain explain optim.lr model.position
+        """,
+        explain_verb.run,
+        explain_verb.add_options,
+        takes_overrides=False,
     ),
 }
 
@@ -360,32 +385,50 @@ def _set_up_logging() -> None:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = _parser()
     given, rest = parser.parse_known_args(arguments)
+    if given.verb is None:
+        sys.stderr.write(parser.format_help())
+        sys.exit(ExitCode.MISTAKE)
     unknown = [word for word in rest if word.startswith("-")]
     if not hasattr(given, "overrides"):
         unknown = rest
     if unknown:
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+        parser.error(_no_option(unknown, given))
     if rest:
         given.overrides += rest  # argparse takes only the overrides before the first option
     return given
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _listed(verbs: Mapping[str, Verb]) -> str:
+    """A line for each: argparse would break them."""
+    width = max(map(len, verbs))
+    return "\n".join(f"  {name:{width}}  {verb.summary}" for name, verb in verbs.items())
+
+
+def _no_option(words: Sequence[str], given: argparse.Namespace) -> str:
+    """What to do about words that `given.verb` does not take."""
+    key, _, value = words[0].lstrip("-").partition("=")
+    if hasattr(given, "overrides") and "." in key:
+        return f"{words[0]}: a key has no dashes before it; write {key}={value or 'VALUE'}"
+    return f"unrecognized arguments: {' '.join(words)}; `pretrain {given.verb} --help` lists what it takes"
+
+
+def _parser() -> CommandParser:
+    parser = CommandParser(
         prog="pretrain",
-        description="Pretrain GPT-style language models from raw text.",
+        usage="pretrain VERB [options] [key=value ...]",
+        description=f"Pretrain GPT-style language models from raw text.\n\ncommands:\n{_listed(VERBS)}",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    verbs = parser.add_subparsers(prog="pretrain", dest="verb", metavar="VERB", help=argparse.SUPPRESS)
     for name, verb in VERBS.items():
         sub = verbs.add_parser(
             name,
-            help=verb.summary,
             description=f"{verb.summary[0].upper()}{verb.summary[1:]}.",
             epilog=dedent(verb.details).strip(),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
+        sub.more_help = verb.more_help
         if verb.add_options is not None:
             verb.add_options(sub)
         if verb.takes_overrides:
@@ -395,7 +438,7 @@ def _parser() -> argparse.ArgumentParser:
 
 _EPILOG = "\n".join(
     [
-        "`pretrain VERB --help` explains a verb; `pretrain show-config` lists all keys that can be set.",
+        "`pretrain VERB --help` explains a verb; `pretrain explain` describes the keys.",
         "",
         "exit codes:",
         *(f"  {code.value:<4} {code.meaning}" for code in ExitCode),

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from pretrain.config.describe import record_keys
 from pretrain.config.errors import Problem
-from pretrain.config.load import record_keys
 from pretrain.config.run import RunConfig
 
 SAFE = (

@@ -22,10 +22,13 @@ class ClusterConfig:
     Runs made before there was this section are read with them."""
 
     partition: str | None = None
-    """null, here and below: as the cluster has it by default."""
+    """null: as the cluster has it by default."""
     account: str | None = None
+    """null: as the cluster has it by default."""
     qos: str | None = None
+    """Quality of service; null: as the cluster has it by default."""
     nodes: int = 1
+    """Number of nodes."""
     gpus_per_node: int = 0
     """0: CPUs only."""
     gpu_memory_gib: float | None = None
@@ -33,6 +36,7 @@ class ClusterConfig:
     tasks_per_node: int | None = None
     """Ranks on a node; null: one for each GPU, one where there is none."""
     cpus_per_task: int | None = None
+    """CPU cores of each rank; null: as the cluster has it by default."""
     memory: str | None = None
     """Of a node, as in 500G; 0: all of it."""
     time: str | None = None
@@ -44,12 +48,13 @@ class ClusterConfig:
     modules: tuple[str, ...] = ()
     """For `module load`."""
     environment: dict[str, str | int] = field(default_factory=dict)
-    """Variables of every process, such as NCCL_SOCKET_IFNAME; +cluster.environment.NAME=value adds one."""
+    """Variables of every process, such as NCCL_SOCKET_IFNAME; cluster.environment.NAME=value adds one."""
     sbatch_flags: tuple[str, ...] = ()
     """More of them, as in ["--exclusive","--constraint=h100"]."""
     max_restarts: int = 5
     """Attempts that may fail within the window without a step of progress, before the job ends as failed."""
     restart_window_minutes: float = 60.0
+    """Length of that window; a failure that follows the one before it later than this is counted as the first."""
     backoff_seconds: float = 30.0
     """Wait before the first restart after a failure; doubled for each further one."""
     exclude_after: int = 2

@@ -4,12 +4,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from data_pipeline.errors import SystemRefused, UserError
+from data_pipeline.written import written
 from pretrain.exit_codes import ExitCode
+
+MISSING = object()
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One broken rule: which key, what it was, what it must be, what to do."""
+    """One broken rule: which key, what it was (`MISSING`: it has no value), what it must be, what to do.
+
+    A rule about several keys names them all, with commas, and has a tuple of their values.
+    """
 
     key: str
     value: object
@@ -17,8 +23,14 @@ class Problem:
     remedy: str = ""
 
     def __str__(self) -> str:
-        text = f"{self.key}={self.value!r}: {self.rule}"
+        text = f"{self._given()}: {self.rule}"
         return f"{text}; {self.remedy}" if self.remedy else text
+
+    def _given(self) -> str:
+        keys = self.key.split(", ")
+        if len(keys) > 1 and isinstance(self.value, tuple) and len(self.value) == len(keys):
+            return ", ".join(f"{key}={written(value)}" for key, value in zip(keys, self.value, strict=True))
+        return self.key if self.value is MISSING else f"{self.key}={written(self.value)}"
 
 
 class ConfigError(UserError):

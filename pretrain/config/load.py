@@ -1,35 +1,36 @@
-"""YAML values joined to the frozen records: Hydra composes, pydantic checks, everything wrong is told at once.
+"""YAML values joined to the frozen records: Hydra composes, pydantic checks, and every mistake is reported at once.
 
-Hydra, OmegaConf and pydantic are known to this file only.
+Only this file, overrides.py and refusals.py know Hydra, OmegaConf and pydantic.
 """
 
 import dataclasses
-import difflib
 import itertools
 import json
-import keyword
+import math
 import re
-import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from pretrain.config.errors import ConfigError, Problem
+from data_pipeline.errors import DataError
+from data_pipeline.written import Typed
+from pretrain.config.describe import CONF_DIR, record_key, record_keys, record_types, yaml_key
+from pretrain.config.errors import MISSING, ConfigError, Problem
+from pretrain.config.overrides import Known, for_hydra, known_of, parse, typed_values
 from pretrain.config.public import without_secrets
+from pretrain.config.refusals import problems_of, refusal, truth_values
 from pretrain.config.run import AUTO, GenerateConfig, RunConfig
 
 Record = TypeVar("Record")
-
-CONF_DIR = Path(__file__).resolve().parents[2] / "conf"
 
 
 def load_run_config(overrides: Sequence[str], conf_dir: Path = CONF_DIR) -> RunConfig:
@@ -38,7 +39,7 @@ def load_run_config(overrides: Sequence[str], conf_dir: Path = CONF_DIR) -> RunC
     Raises ConfigError, with every fault, for unknown keys, wrong types and missing values.
     """
     _refuse_torn(overrides)
-    return _to_record(_compose("pretrain", overrides, conf_dir, RunConfig), RunConfig)
+    return _loaded("pretrain", RunConfig, overrides, conf_dir)
 
 
 def load_generate_config(overrides: Sequence[str], conf_dir: Path = CONF_DIR) -> GenerateConfig:
@@ -54,7 +55,7 @@ def load_generate_config(overrides: Sequence[str], conf_dir: Path = CONF_DIR) ->
             plain[key] = value
         else:
             others.append(override)
-    record = _to_record(_compose("generate", others, conf_dir, GenerateConfig), GenerateConfig)
+    record = _loaded("generate", GenerateConfig, others, conf_dir)
     return dataclasses.replace(record, **plain)
 
 
@@ -81,12 +82,10 @@ def with_overrides(config: RunConfig, overrides: Sequence[str], may_change: tupl
 
     Raises ConfigError, with every fault, for others and for wrong values.
     """
-    mistakes: list[Problem | str] = [*_unreadable(overrides)]
-    if mistakes:
-        raise ConfigError(mistakes)
+    mistakes: list[Problem | str] = []
     values = dataclasses.asdict(config)
     known = set(record_keys(RunConfig))
-    for override in OverridesParser.create().parse_overrides(list(overrides)):
+    for override in parse(overrides):
         key = override.get_key_element()
         if key not in known or not key.startswith(may_change):
             settable = ", ".join(name + "*" if name.endswith(".") else name for name in may_change)
@@ -99,7 +98,7 @@ def with_overrides(config: RunConfig, overrides: Sequence[str], may_change: tupl
         place[name] = override.value()
     if mistakes:
         raise ConfigError(mistakes)
-    return _to_record(values, RunConfig)
+    return _to_record(values, RunConfig, typed=typed_values(overrides))
 
 
 def sweep_members(overrides: Sequence[str]) -> list[tuple[str, ...]]:
@@ -107,10 +106,10 @@ def sweep_members(overrides: Sequence[str]) -> list[tuple[str, ...]]:
 
     Raises ConfigError where nothing is swept, a key more than once, or without end.
     """
-    mistakes: list[Problem | str] = [*_unreadable(overrides)]
+    mistakes: list[Problem | str] = []
     options: list[list[str]] = []
     swept, keys = [], []
-    for override in [] if mistakes else OverridesParser.create().parse_overrides(list(overrides)):
+    for override in parse(overrides):
         key, given = override.get_key_element(), [str(override.input_line)]
         keys.append(key)
         if override.is_sweep_override():
@@ -128,21 +127,18 @@ def sweep_members(overrides: Sequence[str]) -> list[tuple[str, ...]]:
     return list(itertools.product(*options))
 
 
+def default_values(root: str) -> dict[str, Any]:
+    """What conf/ROOT.yaml gives without overrides, with references such as ${model.name} as they are written."""
+    values: dict[str, Any] = _composed(root, [], CONF_DIR, resolve=False)
+    return values
+
+
 def to_yaml(config: RunConfig | GenerateConfig) -> str:
     """The configuration as YAML that `read_run_config` takes back, unchanged but for secrets, which are left out."""
     values = without_secrets(json.loads(json.dumps(dataclasses.asdict(config))))
     if isinstance(config, RunConfig) and config.train.micro_batch_size == AUTO:
         values["train"]["micro_batch_size"] = "auto"
-    return yaml.safe_dump(_renamed(values, _yaml_key), sort_keys=False, allow_unicode=True)
-
-
-def _record_key(key: str) -> str:
-    """A word that Python reserves, such as `async`, has a line at its end in the record."""
-    return f"{key}_" if keyword.iskeyword(key) else key
-
-
-def _yaml_key(key: str) -> str:
-    return key[:-1] if keyword.iskeyword(key[:-1]) and key.endswith("_") else key
+    return yaml.safe_dump(_renamed(values, yaml_key), sort_keys=False, allow_unicode=True)
 
 
 def _renamed(values: Any, rule: Callable[[str], str]) -> Any:
@@ -162,17 +158,61 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _compose(root: str, overrides: Sequence[str], conf_dir: Path, record: type) -> dict[str, Any]:
-    GlobalHydra.instance().clear()
+def _loaded(root: str, record: type[Record], overrides: Sequence[str], conf_dir: Path) -> Record:
+    """The record that conf/ROOT.yaml and the overrides give; raises ConfigError with every fault of both."""
+    known = known_of(record, root, conf_dir)
+    words, problems = for_hydra(overrides, known)
     try:
-        with initialize_config_dir(str(conf_dir), version_base=None):
-            tree = compose(root, overrides=list(overrides))
-            values = OmegaConf.to_container(tree, resolve=True, throw_on_missing=False)
-    except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: null for a group
-        mistakes: list[Problem | str] = [*_unreadable(overrides), *_unknown_keys(overrides, conf_dir, record)]
-        raise ConfigError(mistakes or [_hydra_message(error)]) from None
+        loaded = _to_record(_compose(root, words, known), record, typed=typed_values(words))
+    except ConfigError as error:
+        raise ConfigError(_one_for_each_key([*problems, *error.problems])) from None
+    if problems:
+        raise ConfigError(problems)
+    return loaded
+
+
+def _one_for_each_key(problems: Sequence[Problem | str]) -> list[Problem | str]:
+    """The first of each: a second one follows from it."""
+    by_key: dict[str, Problem | str] = {}
+    for problem in problems:
+        by_key.setdefault(problem.key if isinstance(problem, Problem) else problem, problem)
+    return list(by_key.values())
+
+
+def _compose(root: str, words: Sequence[str], known: Known) -> dict[str, Any]:
+    try:
+        values = _composed(root, words, known.conf_dir)
+    except _HYDRA_REFUSES as error:
+        raise ConfigError([_refused(root, words, error, known)]) from None
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}
+
+
+_HYDRA_REFUSES = (HydraException, OmegaConfBaseException, ValueError)
+
+
+def _composed(root: str, words: Sequence[str], conf_dir: Path, *, resolve: bool = True) -> Any:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(conf_dir), version_base=None):
+        return OmegaConf.to_container(compose(root, overrides=list(words)), resolve=resolve, throw_on_missing=False)
+
+
+def _refused(root: str, words: Sequence[str], error: Exception, known: Known) -> Problem | str:
+    """What Hydra refuses in words that can be read: an interpolation, or a value of another structure."""
+    typed = typed_values(words)
+    key = getattr(error, "full_key", None)
+    if isinstance(error, InterpolationResolutionError) and key:
+        remedy = "refer to a key by its dotted name, as in ${run.name}"
+        return Problem(key, typed.get(key, MISSING), f"cannot be resolved: {_hydra_message(error)}", remedy)
+    for word in words:
+        try:
+            _composed(root, [word], known.conf_dir)
+        except _HYDRA_REFUSES:
+            key = next(iter(typed_values([word])), word)
+            if key in known.keys:
+                return refusal(known.keys[key].hint, key, typed[key])
+            return f"{word}: {_hydra_message(error)}"
+    return _hydra_message(error)
 
 
 def _refuse_torn(overrides: Sequence[str]) -> None:
@@ -182,87 +222,64 @@ def _refuse_torn(overrides: Sequence[str]) -> None:
 
 
 def _hydra_message(error: Exception) -> str:
-    """Hydra's own words without its search path and pointers to its manual."""
-    text = str(error).split("\nConfig search path")[0].split("\nSee https")[0]
-    return re.sub(r"\s*\n\s*", " ", text).strip()
+    """Hydra's own words without its search path, pointers to its manual and names of Python's classes."""
+    text = str(error).split("\nConfig search path")[0].split("\nSee https")[0].split("\n    full_key")[0]
+    text = re.sub(r"^\w+ raised while resolving interpolation: ", "", text)
+    return re.sub(r"\s*\n\s*", " ", text).strip().strip('"')
 
 
-def _unreadable(overrides: Sequence[str]) -> Iterator[str]:
-    """Overrides that Hydra's grammar refuses: its own messages don't say which, and letters beyond English surprise."""
-    parser = OverridesParser.create()
-    for override in overrides:
-        try:
-            parser.parse_override(override)
-        except HydraException:
-            example = """'data.inputs=["Bücher (1).txt"]'"""
-            yield f"{override}: not readable as key=value; quote text with special characters twice, as in {example}"
-
-
-def _unknown_keys(overrides: Sequence[str], conf_dir: Path, record: type) -> Iterator[Problem]:
-    known = set(record_keys(record))
-    groups = {path.name for path in conf_dir.iterdir() if path.is_dir()}
-    for override in overrides:
-        name, separator, value = override.partition("=")
-        key = name.lstrip("+~").split("@")[0]
-        if key in groups and value == "null":
-            options = sorted(path.stem for path in (conf_dir / key).glob("*.yaml"))
-            yield Problem(key, None, "a group takes the name of one of its files", "choose " + ", ".join(options))
-        elif separator and key not in known and key not in groups:
-            near = difflib.get_close_matches(key, known | groups, n=1, cutoff=0.5)
-            yield Problem(key, value, "there is no such key", f"did you mean {near[0]}?" if near else _SHOW)
-
-
-_SHOW = "`pretrain show-config` lists all keys"
-
-
-def _sections(record: type) -> Iterator[tuple[str, type | None]]:
-    """The fields of a record, each with its own record where it is a section."""
-    hints = typing.get_type_hints(record)
-    for field in dataclasses.fields(record):
-        hint = hints[field.name]
-        yield field.name, hint if dataclasses.is_dataclass(hint) else None  # type: ignore[misc]
-
-
-def record_keys(record: type, prefix: str = "") -> Iterator[str]:
-    """Dotted keys of a record, those of its sections themselves included."""
-    for name, section in _sections(record):
-        yield prefix + _yaml_key(name)
-        if section is not None:
-            yield from record_keys(section, f"{prefix}{name}.")
-
-
-def _record_types(record: type) -> Iterator[type]:
-    yield record
-    for _, section in _sections(record):
-        if section is not None:
-            yield from _record_types(section)
-
-
-def _to_record(values: object, record: type[Record], where: str = "") -> Record:
-    for section in _record_types(record):
+def _to_record(
+    values: object, record: type[Record], where: str = "", typed: Mapping[str, Typed] = MappingProxyType({})
+) -> Record:
+    """The record of checked values; `typed`: those of the command line, as they were typed there."""
+    for section in record_types(record):
         section.__pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[attr-defined]
-    adapter = TypeAdapter(record)
     if not isinstance(values, Mapping):
         raise ConfigError([f"{where}holds no keys with values"])
-    if unusable := list(_unusable(values, where)):
-        raise ConfigError(unusable)
+    unusable: list[Problem | str] = [*_unusable(values, where, typed), *truth_values(record, values, where, typed)]
+    if torn := list(_torn(values, where)):
+        raise ConfigError(torn)
     if record is RunConfig:
         values = _with_numbers_for_auto(values)
     try:
         # default=str: dates, which YAML knows and JSON does not.
-        return _validated(adapter, json.loads(json.dumps(_renamed(values, _record_key), default=str)))
+        made = _validated(TypeAdapter(record), json.loads(json.dumps(_renamed(values, record_key), default=str)))
     except ValidationError as error:
-        known = list(record_keys(record))
-        raise ConfigError([_problem(fault, known, where) for fault in error.errors()]) from None
+        raise ConfigError(_one_for_each_key([*unusable, *problems_of(error, record, where, typed)])) from None
+    except DataError:  # a record that checks itself
+        if not unusable:
+            raise
+    if unusable:
+        raise ConfigError(unusable)
+    return made
 
 
-def _unusable(values: Mapping[str, Any], where: str) -> Iterator[Problem]:
-    """Values that are not there, or that no JSON text can hold."""
+def _torn(values: Mapping[str, Any], where: str) -> Iterator[Problem]:
+    """Values that no JSON text can hold."""
     for key, value in flatten(values).items():
-        if value == "???":
-            yield Problem(where + key, value, "a value must be given", f"add {key}=...")
-        elif not is_text(json.dumps(value, ensure_ascii=False, default=str)):
+        if not is_text(json.dumps(value, ensure_ascii=False, default=str)):
             yield Problem(where + key, value, "is not UTF-8 text")
+
+
+def _unusable(values: Mapping[str, Any], where: str, typed: Mapping[str, Typed]) -> Iterator[Problem]:
+    """Values that are missing, or numbers out of range."""
+    for key, value in flatten(values).items():
+        given = typed.get(key, value)
+        if value == "???":
+            yield Problem(where + key, Typed(value), "a value must be given", f"add {key}=...")
+        elif any(not math.isfinite(number) for number in _floats(value)):
+            yield Problem(where + key, given, "is not a finite number", "the largest is about 1.8e308")
+        elif value == 0 and isinstance(value, float) and re.search("[1-9]", str(given).lower().partition("e")[0]):
+            yield Problem(where + key, given, "is too small for a number", "the smallest above 0 is about 5e-324")
+
+
+def _floats(value: Any) -> Iterator[float]:
+    if isinstance(value, float):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from (number for item in value.values() for number in _floats(item))
+    elif isinstance(value, list | tuple):
+        yield from (number for item in value for number in _floats(item))
 
 
 def is_text(text: str) -> bool:
@@ -300,16 +317,3 @@ def _with_numbers_for_auto(values: Mapping[str, Any]) -> Mapping[str, Any]:
     if isinstance(train, Mapping) and train.get("micro_batch_size") == "auto":
         return {**values, "train": {**train, "micro_batch_size": AUTO}}
     return values
-
-
-def _problem(fault: Any, known: Sequence[str], where: str) -> Problem:
-    key = ".".join(_yaml_key(str(part)) for part in fault["loc"])
-    if fault["type"] == "unexpected_keyword_argument":
-        near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-        return Problem(
-            where + key, fault["input"], "there is no such key", f"did you mean {near[0]}?" if near else _SHOW
-        )
-    if fault["type"] == "missing":
-        return Problem(where + key, "missing", "a value must be given")
-    rule = str(fault["msg"]).removeprefix("Input should be ").replace("a valid array", "a list such as [a,b]")
-    return Problem(where + key, fault["input"], f"must be {rule}")

@@ -11,8 +11,11 @@ class OptimConfig:
     lr: float
     """Peak learning rate."""
     beta1: float
+    """Decay of the average of gradients, at least 0 and less than 1."""
     beta2: float
+    """Decay of the average of squared gradients, at least 0 and less than 1."""
     eps: float
+    """Added to the root of the second average, against division by 0."""
     weight_decay: float
     """Decoupled; not applied to norms, biases and position embeddings."""
     clip_grad_norm: float

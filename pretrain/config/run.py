@@ -30,6 +30,7 @@ class RunSection:
 
 AUTO = -(2**31)
 """train.micro_batch_size=auto: a number that nobody types."""
+TAKES_AUTO = frozenset({"train.micro_batch_size"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,8 +79,11 @@ class LocalCheckpointConfig:
     path: str | None
     """Folder on every node, not shared; null: none."""
     every_steps: int
+    """Interval in steps; 0: not by steps."""
     every_minutes: float
+    """Interval by the clock; 0: not by the clock."""
     keep_last: int
+    """Newest checkpoints to keep."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,9 +113,13 @@ class TrackingConfig:
     wandb: Literal["offline", "online", "off"]
     """offline writes into the run folder, to be sent later with `wandb sync`."""
     wandb_project: str
+    """Project that the run is filed under in wandb."""
     wandb_entity: str | None
+    """User or team that owns the project; null: the account's own."""
     wandb_group: str | None
+    """Name that several runs share, to be shown together in wandb; null: none."""
     tensorboard: bool
+    """Whether event files for TensorBoard are written into the run folder."""
     log_every_steps: int
     """Interval of lines, JSONL records, wandb and TensorBoard points."""
     peak_tflops: float | None
@@ -170,6 +178,8 @@ class GenerateConfig:
     parallel: ParallelConfig
     """How the model is cut over the ranks that generate; it need not be as in training."""
     seed: int
+    """Chooses the tokens that are drawn."""
     output: str | None
     """Also write the text to this file."""
     device: Literal["auto", "cpu", "cuda"]
+    """auto: a GPU if torch sees one."""

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from data_pipeline.written import Typed
 from pretrain.config.errors import ConfigError, Problem
 
 GroupKind = Literal["tensor", "data", "pipeline", "model", "embedding"]
@@ -68,7 +69,7 @@ def world_from_environment() -> tuple[int, int, int]:
     """
     found = {name: os.environ.get(name, default) for name, default in _WORLD}
     if wrong := [
-        Problem(name, text, "must be a whole number", "unset it")
+        Problem(name, Typed(text), "must be a whole number", "unset it")
         for name, text in found.items()
         if not text.isdecimal()
     ]:

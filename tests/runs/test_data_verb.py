@@ -68,7 +68,7 @@ def test_what_is_joined_or_converted_lies_on_a_disk(capsys, words, which, url, s
     [
         (["verify", "nowhere"], "nowhere: not prepared"),
         (["inspect", "nowhere", "--samples", "0"], "'0' is not a number above 0"),
-        (["look", "nowhere"], "invalid choice: 'look'"),
+        (["look", "nowhere"], "look: there is no such command"),
         (["merge", "nowhere", "--into", "x"], "nowhere: not prepared"),
         (
             ["convert", "nowhere", "x", "--to", "megatron", "data.name=x"],

@@ -106,8 +106,8 @@ def test_groups_are_those_of_megatron() -> None:
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"WORLD_SIZE": "two"}, "WORLD_SIZE='two': must be a whole number; unset it"),
-        ({"RANK": "-1"}, "RANK='-1': must be a whole number; unset it"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE=two: must be a whole number; unset it"),
+        ({"RANK": "-1"}, "RANK=-1: must be a whole number; unset it"),
         ({"WORLD_SIZE": "2", "RANK": "2"}, "RANK=2: must be less than WORLD_SIZE=2; start ranks with torchrun"),
         ({"WORLD_SIZE": "0"}, "RANK=0: must be less than WORLD_SIZE=0; start ranks with torchrun"),
     ],

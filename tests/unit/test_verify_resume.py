@@ -125,7 +125,7 @@ def test_layout_and_engine_may_be_others():
         ("parallel.tpp=2", "here only"),
         ("parallel=tp2", "here only"),
         ("engine.zero_stage=7", "engine.zero_stage=7: must be 0, 1, 2 or 3"),
-        ("engine.zero_stage=[", "not readable as key=value"),
+        ("engine.zero_stage=[", "cannot be read as a value"),
     ],
 )
 def test_other_keys_and_wrong_values_are_refused(override, words):

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from data_pipeline.config import MixturePhase
+from data_pipeline.written import written
 from pretrain.config.checks import check_prepare, check_run, total_steps
 from pretrain.config.errors import ConfigError
 from pretrain.config.load import load_run_config
@@ -65,17 +66,17 @@ RULES: list[tuple[dict[str, object], int, str]] = [
     (
         {"train__max_steps": None},
         1,
-        "train.max_steps, train.max_tokens=(None, None): give one of them; set the other to null",
+        "train.max_steps=null, train.max_tokens=null: give one of them; set the other to null",
     ),
     (
         {"train__max_tokens": 9},
         1,
-        "train.max_steps, train.max_tokens=(1000, 9): give one of them; set the other to null",
+        "train.max_steps=1000, train.max_tokens=9: give one of them; set the other to null",
     ),
     (
         {"lr_schedule__warmup_steps": 5, "lr_schedule__warmup_tokens": 9},
         1,
-        "lr_schedule.warmup_steps, lr_schedule.warmup_tokens=(5, 9): give one of them; set the other to null",
+        "lr_schedule.warmup_steps=5, lr_schedule.warmup_tokens=9: give one of them; set the other to null",
     ),
     (
         {"lr_schedule__warmup_steps": 1001},
@@ -93,21 +94,21 @@ RULES: list[tuple[dict[str, object], int, str]] = [
         (
             {"profile__steps": steps},
             1,
-            f"profile.steps={list(steps)}: must be a first and a last step, counted from 1; write it as in [10,12]",
+            f"profile.steps={written(steps)}: must be a first and a last step, counted from 1; write it as in [10,12]",
         )
         for steps in ((3,), (1, 2, 3), (3, 2), (0, 2))
     ),
     (
         {"profile__steps": (1000, 1001)},
         1,
-        "profile.steps=[1000, 1001]: the run ends with step 1000; end at 1000 or before, or lengthen the run",
+        "profile.steps=[1000,1001]: the run ends with step 1000; end at 1000 or before, or lengthen the run",
     ),
     ({"engine__loss_scale__initial": 1000}, 1, "engine.loss_scale.initial=1000: must be a power of two; choose 65536"),
     ({"engine__loss_scale__initial": 0.5}, 1, "engine.loss_scale.initial=0.5: must be a power of two; choose 65536"),
     (
         {"engine__recompute__granularity": "selective", "engine__recompute__modules": ()},
         1,
-        "engine.recompute.modules=(): engine.recompute.granularity=selective needs at least one; choose [core_attn], "
+        "engine.recompute.modules=[]: engine.recompute.granularity=selective needs at least one; choose [core_attn], "
         "[mlp] or both",
     ),
     (
@@ -142,14 +143,14 @@ RULES: list[tuple[dict[str, object], int, str]] = [
     (
         {"engine__grad_reduction": "per_micro_batch"},
         1,
-        "engine.grad_reduction='per_micro_batch': engine.zero_stage=1 holds whole gradients and reduces them once per "
+        "engine.grad_reduction=per_micro_batch: engine.zero_stage=1 holds whole gradients and reduces them once per "
         "step; set it to auto, or engine.zero_stage to 2",
     ),
     *(
         (
             {"engine__gather": mode, "engine__zero_stage": 2},
             1,
-            f"engine.gather={mode!r}: engine.zero_stage=2 holds whole parameters: there is nothing to gather; set it "
+            f"engine.gather={mode}: engine.zero_stage=2 holds whole parameters: there is nothing to gather; set it "
             "to auto, or engine.zero_stage=3",
         )
         for mode in ("per_step", "per_micro_batch")
@@ -157,29 +158,29 @@ RULES: list[tuple[dict[str, object], int, str]] = [
     (
         {"engine__offload__optimizer": "cpu", "engine__zero_stage": 0},
         1,
-        "engine.offload.optimizer='cpu': needs engine.zero_stage=1 or above; the stage is 0; set engine.zero_stage=1 "
+        "engine.offload.optimizer=cpu: needs engine.zero_stage=1 or above; the stage is 0; set engine.zero_stage=1 "
         "or above, or engine.offload.optimizer=none",
     ),
     (
         {"engine__offload__params": "cpu", "engine__zero_stage": 2},
         1,
-        "engine.offload.params='cpu': needs engine.zero_stage=3; the stage is 2; set engine.zero_stage=3, or "
+        "engine.offload.params=cpu: needs engine.zero_stage=3; the stage is 2; set engine.zero_stage=3, or "
         "engine.offload.params=none",
     ),
     (
         {"data__mixture": {"web": 0.7, "code": -1.0}},
         1,
-        "data.mixture={'web': 0.7, 'code': -1.0}: weights must not be negative",
+        "data.mixture={web: 0.7, code: -1.0}: weights must not be negative",
     ),
     (
         {"data__mixture": {"web": 0.0}},
         1,
-        "data.mixture={'web': 0.0}: at least one weight must be greater than 0",
+        "data.mixture={web: 0.0}: at least one weight must be greater than 0",
     ),
     (
         {"data__mixture": {"web": 1.0}, "data__mixture_later": (MixturePhase(after_tokens=5, weights={"books": 1.0}),)},
         1,
-        "data.mixture_later[0].weights='books': is not in data.mixture; name web; with weight 0 one may begin later",
+        "data.mixture_later[0].weights=books: is not in data.mixture; name web; with weight 0 one may begin later",
     ),
     (
         {
@@ -190,7 +191,7 @@ RULES: list[tuple[dict[str, object], int, str]] = [
             ),
         },
         1,
-        "data.mixture_later=[5, 5]: after_tokens must grow from phase to phase, from above 0, each into a later sample "
+        "data.mixture_later=[5,5]: after_tokens must grow from phase to phase, from above 0, each into a later sample "
         "of 256 tokens",
     ),
     (
@@ -202,13 +203,13 @@ RULES: list[tuple[dict[str, object], int, str]] = [
             ),
         },
         1,
-        "data.mixture_later=[513, 768]: after_tokens must grow from phase to phase, from above 0, each into a later "
+        "data.mixture_later=[513,768]: after_tokens must grow from phase to phase, from above 0, each into a later "
         "sample of 256 tokens",
     ),
     (
         {"data__mixture": {"web": 1e308, "code": 1e308}},
         1,
-        "data.mixture={'web': 1e+308, 'code': 1e+308}: must have a finite sum; divide all weights by one number: only "
+        "data.mixture={web: 1e+308, code: 1e+308}: must have a finite sum; divide all weights by one number: only "
         "ratios count",
     ),
     (
@@ -220,7 +221,7 @@ RULES: list[tuple[dict[str, object], int, str]] = [
     (
         {"data__mixture": {"web": 1.0}, "data__mixture_max_epochs": {"books": 2.0}},
         1,
-        "data.mixture_max_epochs='books': is not in data.mixture; name web",
+        "data.mixture_max_epochs=books: is not in data.mixture; name web",
     ),
     (
         {"data__mixture": {"web": 1.0}, "data__mixture_max_epochs": {"web": 0.0}},
@@ -230,18 +231,18 @@ RULES: list[tuple[dict[str, object], int, str]] = [
     (
         {"data__mixture_max_epochs": {"web": 2.0}},
         1,
-        "data.mixture_max_epochs={'web': 2.0}: needs data.mixture; set that too",
+        "data.mixture_max_epochs={web: 2.0}: needs data.mixture; set that too",
     ),
     (
         {"engine__offload__optimizer": "nvme", "engine__zero_stage": 2, "engine__offload__nvme_path": "/disk"},
         1,
-        "engine.offload.optimizer='nvme': needs engine.zero_stage=3; the stage is 2; set engine.zero_stage=3, or "
+        "engine.offload.optimizer=nvme: needs engine.zero_stage=3; the stage is 2; set engine.zero_stage=3, or "
         "engine.offload.optimizer=none",
     ),
     (
         {"engine__offload__optimizer": "nvme", "engine__zero_stage": 3},
         1,
-        "engine.offload.nvme_path=None: nvme in engine.offload needs a folder on a disk of each node; set it, "
+        "engine.offload.nvme_path=null: nvme in engine.offload needs a folder on a disk of each node; set it, "
         "or cpu for nvme",
     ),
     (
@@ -252,7 +253,7 @@ RULES: list[tuple[dict[str, object], int, str]] = [
             "engine__gather": "per_step",
         },
         1,
-        "engine.gather='per_step': engine.offload.params=nvme needs parameters gathered for each micro-batch; set it "
+        "engine.gather=per_step: engine.offload.params=nvme needs parameters gathered for each micro-batch; set it "
         "to auto, or engine.offload.params=cpu",
     ),
     (
@@ -263,7 +264,7 @@ RULES: list[tuple[dict[str, object], int, str]] = [
             "engine__grad_reduction": "per_step",
         },
         1,
-        "engine.grad_reduction='per_step': engine.offload.optimizer=nvme needs gradients reduced after each "
+        "engine.grad_reduction=per_step: engine.offload.optimizer=nvme needs gradients reduced after each "
         "micro-batch; set it to auto, or engine.offload.optimizer=cpu",
     ),
 ]

@@ -21,12 +21,12 @@ ELSE = "set engine.compile=elementwise"
         (["parallel.tp=2"], f"parallel.tp=2: engine.compile=layers: ranks speak to each other within a layer; {ELSE}"),
         (
             ["data.document_mask=true"],
-            "data.document_mask=True: engine.compile=layers: attention is called for each document, of another length "
+            "data.document_mask=true: engine.compile=layers: attention is called for each document, of another length "
             f"each time; {ELSE}",
         ),
         (
             ["engine.recompute.granularity=selective"],
-            "engine.recompute.granularity='selective': engine.compile=layers: parts of a layer are computed anew by "
+            "engine.recompute.granularity=selective: engine.compile=layers: parts of a layer are computed anew by "
             "themselves; set it to full or none, or engine.compile=elementwise",
         ),
         (

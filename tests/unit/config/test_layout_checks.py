@@ -49,7 +49,7 @@ RULES: list[tuple[dict[str, object], int, str]] = [
     (
         {"tp": 3, "pp": 2},
         8,
-        "parallel.tp, parallel.pp=(3, 2): tp * pp = 6 must divide the number of ranks, which is 8; make tp * pp 2, 4 "
+        "parallel.tp=3, parallel.pp=2: tp * pp = 6 must divide the number of ranks, which is 8; make tp * pp 2, 4 "
         "or 8, or start 12 ranks",
     ),
     ({"tp": 8}, 8, "parallel.tp=8: must divide model.num_heads=12; choose 3, 4, 6 or 12"),
@@ -83,18 +83,18 @@ RULES: list[tuple[dict[str, object], int, str]] = [
     (
         {"pp": 8},
         8,
-        "parallel.pp, parallel.vp=(8, 1): 12 layers don't divide into 8 equal chunks; choose pp * vp 3, 4, 6 or 12, or "
+        "parallel.pp=8, parallel.vp=1: 12 layers don't divide into 8 equal chunks; choose pp * vp 3, 4, 6 or 12, or "
         "set \"parallel.pp_layout='Et|(t|)*2(tt|)*4tL'\"",
     ),
     (
         {"pp": 16},
         16,
-        "parallel.pp, parallel.vp=(16, 1): 12 layers don't divide into 16 equal chunks; choose pp * vp 3, 4, 6 or 12",
+        "parallel.pp=16, parallel.vp=1: 12 layers don't divide into 16 equal chunks; choose pp * vp 3, 4, 6 or 12",
     ),
     (
         {"pp": 2, "pp_layout": "Et*6|t*5L"},
         2,
-        "parallel.pp_layout='Et*6|t*5L': it has 11 layers, the model 12; set "
+        "parallel.pp_layout=Et*6|t*5L: it has 11 layers, the model 12; set "
         "\"parallel.pp_layout='Et*6|t*6L'\", or null for equal chunks",
     ),
     (
@@ -121,7 +121,7 @@ def test_a_degree_below_one_is_told(key: str, degree: int) -> None:
 
 def test_all_faults_of_a_layout_are_told_at_once() -> None:
     told = refusal(laid_out(tp=5, pp=7, engine__gather="per_step", model__num_query_groups=5), 36)
-    assert [line.partition("=")[0] for line in told[:-1]] == [
+    assert [", ".join(re.findall(r"([\w.]+)=", line.partition(":")[0])) for line in told[:-1]] == [
         "model.num_query_groups",
         "parallel.tp, parallel.pp",
         "parallel.tp",

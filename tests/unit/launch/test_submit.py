@@ -84,18 +84,18 @@ def test_a_machine_without_slurm_is_told(capsys) -> None:
         (["cluster.nodes=0"], "cluster.nodes=0: must be greater than 0"),
         (["cluster.signal_seconds=0"], "cluster.signal_seconds=0: must be from 1 to 65535"),
         (["cluster.gpus_per_node=2", "cluster.tasks_per_node=4"], "each rank needs a GPU of its own"),
-        (["cluster.partition='a b'"], "cluster.partition='a b': must be a name"),
-        (["cluster.time=soon"], "cluster.time='soon': must be minutes"),
-        (["cluster.container.image=x"], "cluster.container.kind='none': there is an image"),
-        (["cluster.container.kind=pyxis"], "cluster.container.image=None: kind=pyxis needs one"),
+        (["cluster.partition='a b'"], "cluster.partition=a b: must be a name"),
+        (["cluster.time=soon"], "cluster.time=soon: must be minutes"),
+        (["cluster.container.image=x"], "cluster.container.kind=none: there is an image"),
+        (["cluster.container.kind=pyxis"], "cluster.container.image=null: kind=pyxis needs one"),
         (['cluster.sbatch_flags=["--nodes=4"]'], "would contradict what was checked; set cluster.nodes"),
-        (["+cluster.environment.A-B=x"], "'A-B': is no name of a variable"),
+        (["+cluster.environment.A-B=x"], "A-B: is no name of a variable"),
         (["+cluster.environment.A=true"], "cluster.environment.A"),
-        (["cluster.node=4"], "cluster.node='4': there is no such key; did you mean cluster.nodes?"),
-        (["engine.device=cuda"], "engine.device='cuda': cluster.gpus_per_node=0 asks for no GPU"),
+        (["cluster.node=4"], "cluster.node=4: there is no such key; did you mean cluster.nodes?"),
+        (["engine.device=cuda"], "engine.device=cuda: cluster.gpus_per_node=0 asks for no GPU"),
         (["data.name=other"], "data.path=data/other: not prepared"),
-        (["run.name='a\\b'"], "run.name='a\\\\b': must be one line of printable characters without \\"),
-        (["model=tiny,tiny_llama"], "add --multirun"),
+        (["run.name='a\\b'"], "run.name=a\\b: must be one line of printable characters without \\"),
+        (["model=tiny,tiny_llama"], "add -m to `pretrain submit`"),
         (["--name", "x"], "--name x names a sweep"),
         (["--rerun", "x", "-m"], "give one of them"),
         (["--rerun", "x"], "x/sweep.json: No such file or directory; give the folder that"),
@@ -120,7 +120,7 @@ def test_memory_that_does_not_suffice_is_told_before_the_job_waits(capsys) -> No
     assert Said(capsys, *large, "cluster.gpu_memory_gib=null").code == 0
     assert Said(capsys, *large, "cluster.nodes=2", "engine=zero3_bf16", "train.micro_batch_size=1").code == 0
     said = Said(capsys, *large, "cluster=default", "cluster.tasks_per_node=8", "cluster.memory=8G")
-    assert said.code == 2 and "cluster.memory='8G': 8 ranks on a node need " in said.err
+    assert said.code == 2 and "cluster.memory=8G: 8 ranks on a node need " in said.err
     # Stages one and two on one node, three and four on the other: what the fuller one needs counts.
     small = ("--dry-run", "parallel.pp=4", "model.num_layers=4", "cluster.nodes=2", "cluster.tasks_per_node=2")
     assert Said(capsys, *small, "cluster.memory=2G").code == 0

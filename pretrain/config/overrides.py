@@ -1,0 +1,188 @@
+"""Hydra overrides as people type them: `key=value` words, read before Hydra composes, so that every mistake has a name.
+
+Hydra's own messages don't say which word is wrong, and advise what no command here has.
+"""
+
+import re
+import shlex
+import typing
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+
+from data_pipeline.written import Typed
+from pretrain.config.describe import Key, groups_of, keys_of, options_of, takes_text, without_null
+from pretrain.config.errors import MISSING, ConfigError, Problem
+from pretrain.config.nearest import did_you_mean
+
+QUOTES = "'\""
+
+
+@dataclass(frozen=True)
+class Known:
+    """What can be set: the keys of a record, and the groups of its file in conf/."""
+
+    keys: Mapping[str, Key]
+    groups: Mapping[str, str | None]
+    """Each with its option by default; null: none."""
+    conf_dir: Path
+    listing: str
+    """Which command lists the keys."""
+
+    @property
+    def names(self) -> Collection[str]:
+        return [*self.keys, *(group for group in self.groups if group not in self.keys)]
+
+    def instead_of(self, name: str) -> str:
+        """What to do about a key that does not exist."""
+        section = name.partition(".")[0]
+        listing = f"`pretrain explain {section}` lists its keys" if f"{section}." in name else ""
+        return (
+            did_you_mean(name.partition("@")[0], self.names)
+            or (listing if section in self.keys else "")
+            or self.listing
+        )
+
+    def table_of(self, name: str) -> Key | None:
+        """The key that takes a mapping with names of the user's own, and holds this one or is it."""
+        while name:
+            if name in self.keys:
+                key = self.keys[name]
+                return key if getattr(without_null(key.hint)[0], "__origin__", None) is dict else None
+            name = name.rpartition(".")[0]
+        return None
+
+
+def known_of(record: type, root: str, conf_dir: Path) -> Known:
+    command = "pretrain explain" if root == "pretrain" else f"pretrain {root} --help"
+    keys = {key.name: key for key in keys_of(record)}
+    return Known(keys, groups_of(root, conf_dir), conf_dir, f"`{command}` lists all keys")
+
+
+def for_hydra(words: Sequence[str], known: Known) -> tuple[list[str], list[Problem | str]]:
+    """The words as Hydra takes them, and what is wrong with those that it would refuse or ignore, which are left out.
+
+    A table such as `cluster.environment` takes names that are not in it yet, also without a plus sign before the key.
+    """
+    parser = OverridesParser.create()
+    fitting: list[str] = []
+    problems: list[Problem | str] = []
+    for word in words:
+        try:
+            override = parser.parse_override(word)
+        except _NOT_READABLE:
+            problems.append(_unreadable(word))
+            continue
+        faults = list(_faults(override, known))
+        problems += faults
+        if not faults:
+            in_table = known.table_of(override.key_or_group) and not override.is_delete()
+            fitting.append(f"++{word.lstrip('+')}" if in_table else word)
+    return fitting, problems
+
+
+_NOT_READABLE = (HydraException, ValueError, RecursionError)
+"""ValueError: an integer of thousands of digits."""
+
+
+def parse(words: Sequence[str]) -> list[Override]:
+    """Raises ConfigError with every word that is not key=value in Hydra's grammar."""
+    parser, parsed, problems = OverridesParser.create(), [], []
+    for word in words:
+        try:
+            parsed.append(parser.parse_override(word))
+        except _NOT_READABLE:
+            problems.append(_unreadable(word))
+    if problems:
+        raise ConfigError(problems)
+    return parsed
+
+
+def typed_values(words: Sequence[str]) -> dict[str, Typed]:
+    """The text that was typed for each key."""
+    pairs = (word.partition("=") for word in words)
+    return {name.lstrip("+"): Typed(value) for name, separator, value in pairs if separator}
+
+
+def quoted(key: str, value: str) -> str:
+    """A word for the shell that sets a key to exactly this text."""
+    escaped = value.replace('"', '\\"')
+    return shlex.quote(f'{key}="{escaped}"')
+
+
+def _unreadable(word: str) -> Problem | str:
+    key, separator, value = word.partition("=")
+    if not separator:
+        colon = word.replace(":", "=", 1)
+        remedy = f"did you mean {colon}?" if ":" in word else f"write {word.strip() or 'KEY'}=VALUE, without spaces"
+        return f"{word}: is not key=value; {remedy}"
+    rule = "cannot be read as a value"
+    if key.startswith("-"):
+        return f"{word}: a key has no dashes before it; did you mean {word.lstrip('-')}?"
+    if key != key.strip() or value != value.strip():
+        return f"{word}: there must be no spaces around the equals sign; write {key.strip()}={value.strip()}"
+    if value.startswith("~"):
+        return Problem(key, Typed(value), f"{rule}: ~ is not expanded there", f'write "{key}=$HOME{value[1:]}"')
+    if value.startswith(("[", "{")):
+        example = """'data.inputs=["Bücher (1).txt"]'"""
+        return Problem(key, Typed(value), rule, f"close its brackets, and quote special characters, as in {example}")
+    return Problem(key, Typed(value), rule, f"quote special characters: {quoted(key, value.strip(QUOTES))}")
+
+
+def _faults(word: Override, known: Known) -> Iterator[Problem]:
+    name = word.key_or_group if word.package is None else f"{word.key_or_group}@{word.package}"
+    value = Typed(str(word.input_line).partition("=")[2])
+    if name in known.groups:
+        yield from _wrong_option(word, value, known)
+    elif word.is_delete() and name in known.keys:
+        yield Problem(name, MISSING, "a key cannot be removed", f"set another value, as in {name}=...")
+    elif name not in known.keys and not known.table_of(name):
+        yield Problem(name, value, "there is no such key", known.instead_of(name))
+    elif word.is_sweep_override():
+        yield _several(name, value, known)
+    elif word.is_add() and name in known.keys and not known.table_of(name):
+        yield Problem(name, value, "is a key already: it takes no + before it", f"write {name}={value}")
+
+
+def _wrong_option(word: Override, value: Typed, known: Known) -> Iterator[Problem]:
+    group, names = word.key_or_group, [option.name for option in options_of(word.key_or_group, known.conf_dir)]
+    if word.is_sweep_override():
+        yield _several(group, value, known)
+        return
+    given = word.value()
+    if isinstance(given, dict):
+        return  # some keys of the section, without another option
+    wanted = given if isinstance(given, list) else [given]
+    wrong = [option for option in wanted if option not in names and not (option is None and _may_be_none(group, known))]
+    if word.is_delete() or wrong:
+        missing = "must be the name of one of its files"
+        near = did_you_mean(str(wrong[0]), names) if wrong else ""
+        yield Problem(
+            group,
+            MISSING if word.is_delete() else value,
+            missing,
+            f"{near}{' ' if near else ''}choose {', '.join(names)}",
+        )
+    elif word.is_add():
+        yield Problem(group, value, "is set already: it takes no + before it", f"write {group}={value}")
+
+
+def _may_be_none(group: str, known: Known) -> bool:
+    return known.groups[group] is None
+
+
+def _several(name: str, value: Typed, known: Known) -> Problem:
+    kind = known.keys[name].hint if name in known.keys else str
+    plain = "," in value and "(" not in value
+    ways = ["add -m to `pretrain submit` for one run of each"]
+    if plain and takes_text(kind):
+        ways.insert(0, f"write {quoted(name, value)} for text with a comma")
+    if plain and typing.get_origin(without_null(kind)[0]) is tuple:
+        ways.insert(0, f"write {name}=[{value}] for a list")
+    elif plain and without_null(kind)[0] is float and re.fullmatch(r"\d+,\d+", value):
+        ways.insert(0, f"write {value.replace(',', '.')} if it is one number")
+    return Problem(name, value, "stands for several values, which only a sweep takes", ", or ".join(ways))

@@ -1,0 +1,102 @@
+"""Descriptions of keys: every key has one, and what `explain`, `--describe` and help print is the records' own."""
+
+import pytest
+
+from pretrain.cli import VERBS, main
+from pretrain.config.describe import choices, groups_of, keys_of, options_of
+from pretrain.config.load import load_run_config, read_run_config
+from pretrain.config.run import GenerateConfig, RunConfig
+from pretrain.explain_verb import GENERATE, book_of_keys
+
+BOOK = book_of_keys()
+
+
+def said(capsys: pytest.CaptureFixture[str], *words: str, code: int = 0) -> str:
+    with pytest.raises(SystemExit) as end:
+        main(words)
+    assert end.value.code == code
+    captured = capsys.readouterr()
+    return captured.err if code else captured.out
+
+
+@pytest.mark.parametrize("key", [*keys_of(RunConfig), *keys_of(GenerateConfig)], ids=lambda key: key.name)
+def test_every_key_has_a_meaning_and_a_type(key) -> None:
+    assert key.meaning and (key.is_section or key.takes)
+
+
+def test_every_key_is_explained_with_meaning_type_default_and_choices(capsys) -> None:
+    text = said(capsys, "explain", *BOOK.keys)
+    for name, key in BOOK.keys.items():
+        assert f"{name}\n" in text
+        if not key.is_section:
+            (about,) = [part for part in text.split("\n\n") if part.startswith(f"{name}\n")][:1]
+            assert f"type:    {key.takes}" in about and f"default: {BOOK.default(name)}" in about
+            assert not choices(key.hint) or f"choices: {', '.join(map(str, choices(key.hint)))}" in about
+
+
+def test_a_key_is_explained_by_what_stands_below_it_in_the_record(capsys) -> None:
+    assert said(capsys, "explain", "optim.lr") == (
+        "optim.lr\n    Peak learning rate.\n    type:    a number\n    default: 0.0003   (optim=adamw)\n"
+    )
+    assert "default: must be given" in said(capsys, "explain", "generate.run")
+    assert "cluster.environment.NAME=value" in said(capsys, "explain", "cluster.environment.ANY")
+
+
+def test_explain_alone_lists_the_sections_and_a_section_its_keys_and_files(capsys) -> None:
+    lines = said(capsys, "explain").splitlines()
+    sections = {key.name for key in BOOK.keys.values() if key.is_section and "." not in key.name}
+    assert {line.split()[0] for line in lines if line} >= sections | set(BOOK.groups) | {GENERATE}
+    text = said(capsys, "explain", "model")
+    assert all(f"      {option.name} " in text for option in options_of("model"))
+    assert all(f"\n{name}\n" in text for name in BOOK.keys if name.startswith("model."))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "meant"), [("optim.lrr", "optim.lr"), ("top_k", "generate.top_k"), ("modle", "model"), ("lr", "optim.lr")]
+)
+def test_a_wrong_key_is_answered_by_the_nearest(capsys, wrong: str, meant: str) -> None:
+    assert said(capsys, "explain", wrong, code=2) == (
+        f"pretrain: error: {wrong}: there is no such key; did you mean {meant}?\n"
+    )
+
+
+def test_a_described_configuration_reads_back_the_same(capsys, tmp_path) -> None:
+    overrides = ["model=tiny_llama", "optim.lr=1e-3", "cluster=gpu_8x80gb", "data.mixture={a: 1}"]
+    text = said(capsys, "show-config", "--describe", *overrides)
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    assert read_run_config(path) == load_run_config(overrides)
+    assert "  # Peak learning rate.\n  # a number; default: 0.0003   (optim=adamw)\n  lr: 0.001\n" in text
+    assert text.count("; default: ") == sum(not key.is_section for key in keys_of(RunConfig))
+
+
+def test_the_help_of_generate_lists_its_keys(capsys) -> None:
+    text = said(capsys, "generate", "--help")
+    names = [key.name for key in keys_of(GenerateConfig) if "." not in key.name]
+    assert all(f"\n  {name}" in text for name in names) and "(default: 0.8)" in text
+
+
+def test_every_group_of_a_command_is_a_folder_with_the_file_by_default() -> None:
+    for root in ("pretrain", GENERATE):
+        for group, option in groups_of(root).items():
+            assert option is None or option in [found.name for found in options_of(group)]
+
+
+def test_the_command_alone_lists_every_verb_on_a_line_of_its_own(capsys) -> None:
+    lines = said(capsys, code=2).splitlines()
+    for name, verb in VERBS.items():
+        assert any(line.split() == [name, *verb.summary.split()] for line in lines), name
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["trian"], "trian: there is no such command; did you mean train?"),
+        (["data", "verfy"], "verfy: there is no such command; did you mean verify?"),
+        (["xyz"], "xyz: there is no such command; choose from prepare, data, train"),
+        (["train", "--optim.lr=3"], "--optim.lr=3: a key has no dashes before it; write optim.lr=3"),
+        (["train", "--gpus"], "unrecognized arguments: --gpus; `pretrain train --help` lists what it takes"),
+    ],
+)
+def test_a_wrong_command_is_answered_by_what_was_meant(capsys, words: list[str], hint: str) -> None:
+    assert hint in said(capsys, *words, code=2)
