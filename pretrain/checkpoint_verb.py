@@ -27,8 +27,8 @@ Of a run, every checkpoint in it. Says a line for each fault, or that all is who
 """
 PRUNE_HELP = """
 Deletes what unfinished saves and deletions left, and all whole checkpoints but the newest N and those at multiples of
-M steps. The newest whole one, proved by its digests, always stays, and so do damaged ones. Refuses while a live process
-holds the run folder.
+M steps. The newest whole one, proved by its digests, always stays, and so do damaged ones. Of a symbolic link, the link
+is deleted and its target stays. Refuses while a live process holds the run folder.
 """
 DIFF_HELP = """
 A and B are checkpoints, or runs, of which the newest whole one is taken. Tensors are compared bit for bit, whatever
@@ -119,7 +119,9 @@ def _verify(given: argparse.Namespace) -> int:
             continue  # a live run has deleted it
         code = FOUND_ONE if faults else code
         files = len(each.manifest["files"]) if each.manifest else 0
-        _print_lines(faults or [f"{each.folder}: whole: {files} files, {tensors} tensors"])
+        old = each.manifest is not None and each.manifest["format_version"] < 2
+        note = "; its manifest has no digest, as it is of format version 1" if old else ""
+        _print_lines(faults or [f"{each.folder}: whole: {files} files, {tensors} tensors{note}"])
     if not found:
         _print_lines([f"{given.path}: no checkpoint yet"])
     return code

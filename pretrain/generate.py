@@ -54,7 +54,7 @@ def continuations(config: GenerateConfig, run: Path, used: RunConfig, tokenizer:
 
     def find() -> "Checkpoint":
         checkpoint = find_checkpoint(run / "checkpoints", config.checkpoint)
-        if checkpoint.manifest["tokenizer_fingerprint"] != tokenizer.fingerprint:
+        if checkpoint.manifest.get("tokenizer_fingerprint") != tokenizer.fingerprint:
             there = tokenizer_place(run, used.data)
             raise RunError(
                 f"{checkpoint.folder} was trained with another tokenizer than the one in {there}; restore it"

@@ -13,6 +13,7 @@ from data_pipeline.mixture import TrainingData
 from pretrain.layout.groups import ProcessGroups
 from pretrain.loop import Recorder, Values, agree
 from pretrain.tracking.circumstances import Excuse, Facts, excuse, facts_of_checkpoint, facts_of_last_attempt
+from pretrain.tracking.metrics_file import METRICS_FILE
 from pretrain.tracking.replay import Pair, judge, recorded_steps
 
 if TYPE_CHECKING:
@@ -80,10 +81,13 @@ def begin_proof(
     recorded, unlike = recorded_steps(run_dir) if dist.get_rank() == 0 else ({}, [])
     for words in unlike:
         log.warning("%s: %s", run_dir, words)
+    contradiction = _contradiction(recorded, step, resumed.manifest["state"]["position"])
+    if contradiction:
+        log.warning("RESUME NOT VERIFIED: %s", contradiction)
     later = {number: record for number, record in recorded.items() if number > step}
     # A run that was stopped in good order left nothing to repeat.
     placed = (number for number, record in recorded.items() if "batch_samples" in record)
-    last = None if later else max(placed, default=0)
+    last = None if later or contradiction else max(placed, default=0)
     wanted: list[Any] = [last and recorded[last]]
     dist.broadcast_object_list(wanted, src=0, group=groups.control)
     if wanted[0]:
@@ -92,6 +96,23 @@ def begin_proof(
         log.warning("resume not verified: no step up to %d is recorded with its batch in %s", step, run_dir)
     origins = (facts_of_checkpoint(resumed.manifest), facts_of_last_attempt(run_dir)) if later else ()
     return ResumeProof(step, later, excuse(origins, now, on_gpu=dist.get_backend() == "nccl"))
+
+
+def _contradiction(recorded: Mapping[int, Mapping[str, Any]], step: int, position: int) -> str | None:
+    """How the record says that the checkpoint of `step` stands at another position of the data."""
+    record, following = recorded.get(step, {}), recorded.get(step + 1, {})
+    if "samples" in record:
+        there = record["samples"]
+    elif "samples" in following and "batch_samples" in following:
+        there = following["samples"] - following["batch_samples"]
+    else:
+        return None
+    if there == position:
+        return None
+    return (
+        f"after step {step} the checkpoint is at sample {position}, {METRICS_FILE} at sample {there}: they are not of "
+        "the same run"
+    )
 
 
 def _compare_batch(

@@ -117,6 +117,11 @@ def run_id(folder: Path) -> str:
     return path.read_text(encoding="utf-8").strip()
 
 
+def forget_run_id(folder: Path) -> None:
+    """The run gets another name when it is asked for one."""
+    (folder / RUN_ID_FILE).unlink(missing_ok=True)
+
+
 def record_config(folder: Path, config: RunConfig, step: int, other_data: Sequence[Change] = ()) -> None:
     """Store the resolved configuration, which `generate` and a resume read; what has changed since the last start is
     told, and kept in changes.jsonl, a line a resume."""

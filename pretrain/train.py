@@ -26,7 +26,6 @@ from pretrain.run_folder import (
     hold_run_folder,
     log_to_file,
     record_config,
-    run_id,
 )
 from pretrain.run_length import RunLength
 from pretrain.run_state import RunState
@@ -40,7 +39,7 @@ from pretrain.tracking.pace import validation_sizes
 from pretrain.tracking.provenance import describe_checkpoint, describe_run, write_description
 from pretrain.tracking.sinks import ShowsProgress, Sink, build_sinks
 from pretrain.tracking.speed import StepClock, device_peak
-from pretrain.tracking.wandb_sink import check_wandb_login
+from pretrain.tracking.wandb_sink import check_wandb_login, forget_wandb_run
 from pretrain.training_data import batches_from, check_enough_data, check_same_data, open_datasets
 
 if TYPE_CHECKING:
@@ -107,9 +106,10 @@ def run(
     ):
         # Not at the top: DeepSpeed and Megatron take seconds to import. A typing mistake need not wait for them, and
         # a rank that dies while it imports them is noticed only once the ranks have met.
+        from pretrain.checkpoint.beginning import find_beginning
         from pretrain.checkpoint.initial import load_initial, origin_of
-        from pretrain.checkpoint.saver import Saver, levels_of, open_mirror
-        from pretrain.checkpoint.store import newest_of
+        from pretrain.checkpoint.saver import Saver
+        from pretrain.checkpoint.saves import record_save
         from pretrain.evaluation.perplexity import evaluate
         from pretrain.generation.sample import write_sample
         from pretrain.layout.groups import build_groups
@@ -127,16 +127,13 @@ def run(
         memory = smallest_memory(here.device, groups.control)
         config = with_micro_batch(config, vocab_size, here.world_size, memory)
         engine = build_engine(config, vocab_size, groups, here.device, eod_id=manifest.tokenizer.eod_id)
-        node = (here.local_rank, here.local_size)
-        levels = levels_of(config.checkpoint, folder, groups, node, lambda: run_id(folder), still_held)
-        mirror = open_mirror(config, levels[0].store, here)
-        found = newest_of([level.store for level in levels], engine)
+        beginning = find_beginning(config, folder, engine, groups, here, still_held)
         changes: list[Change] = []
-        if found is None:
+        if beginning.found is None:
             newest = None
-            state, origin = RunState(), load_initial(levels[0].store, engine, config.run.init_from, initial)
+            state, origin = RunState(), load_initial(beginning.levels[0].store, engine, config.run.init_from, initial)
         else:
-            store, newest = found
+            store, newest = beginning.found
             changes = check_same_data(newest.manifest, dataset, newest.folder, config.run.accept_changes)
             state, origin = restore(newest, store, engine), origin_of(newest)
         if length.is_over(state):
@@ -154,6 +151,8 @@ def run(
         if here.is_main:
             if newest is not None:
                 earlier = earlier_cuts(all_records(folder), state.step, config.train.max_minutes)
+            if beginning.restarted:
+                forget_wandb_run(folder)
             record_config(folder, config, state.step, changes)
             if tokenizer is not None:
                 keep_tokenizer(folder, tokenizer)
@@ -165,7 +164,7 @@ def run(
         of_run = describe_checkpoint(config, manifest) | origin
         saver = Saver(
             engine,
-            levels,
+            beginning.levels,
             describe=lambda at: {
                 **of_run,
                 "dataset_digest": dataset.digest_before(at.position),
@@ -173,7 +172,8 @@ def run(
             },
             in_background=config.checkpoint.async_,
             group=groups.saving,
-            mirror=mirror,
+            mirror=beginning.mirror,
+            saved=partial(record_save, folder) if here.is_main else lambda step, at: None,
         )
         state, sinks.outcome = run_loop(
             config=config,

@@ -88,13 +88,13 @@ def check_same_data(
     changes = [
         change
         for change in (
-            Change("tokenizer", saved["tokenizer_fingerprint"], tokenizer.fingerprint),
-            Change("data", saved["dataset_digest"], dataset.digest_before(position)),
+            Change("tokenizer", saved.get("tokenizer_fingerprint"), tokenizer.fingerprint),
+            Change("data", saved.get("dataset_digest"), dataset.digest_before(position)),
         )
         if change.before != change.now
     ]
     refused = [change for change in changes if change.key not in accepted]
-    before, now = saved["vocab_size"], tokenizer.vocab_size
+    before, now = saved.get("vocab_size"), tokenizer.vocab_size
     if before == now and not refused:
         return changes
     said = {"tokenizer": "tokenizer fingerprint", "data": "dataset digest"}

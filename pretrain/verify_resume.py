@@ -3,7 +3,6 @@
 Reads the run folder and writes nothing, so that it may be that of a run that is training.
 """
 
-import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -142,8 +141,10 @@ def plan_replay(run: Path, steps: int | None, checkpoint: int | None) -> Plan:
 
 def checkpoints_of(run: Path) -> dict[int, Path]:
     """Step -> folder of what was saved, whole or damaged."""
-    folders = (run / "checkpoints").glob("step-*")
-    return {int(path.name.removeprefix("step-")): path for path in folders if path.suffix == ""}
+    from pretrain.checkpoint.manifest import step_of
+
+    named = ((step_of(path), path) for path in (run / "checkpoints").glob("step-*"))
+    return {step: path for step, path in named if step is not None}
 
 
 def attempts_after(run: Path, saved: Mapping[int, Path], step: int, last: int) -> tuple[RunConfig, list[Facts]]:
@@ -169,12 +170,12 @@ def attempts_after(run: Path, saved: Mapping[int, Path], step: int, last: int) -
 
 def manifest_of(folder: Path) -> dict[str, Any] | None:
     """What a checkpoint says of itself, its files not looked at; None where it cannot be read."""
-    from pretrain.checkpoint.manifest import MANIFEST
+    from pretrain.checkpoint.manifest import read_manifest
 
     try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
-        return manifest if manifest["config"] and manifest["layout"] else None
-    except (OSError, ValueError, KeyError, TypeError):
+        manifest = read_manifest(folder)
+        return manifest if manifest.get("config") else None
+    except RunError:
         return None
 
 

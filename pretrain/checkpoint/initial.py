@@ -7,8 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.shards.manifest import TokenizerRecord
-from pretrain.checkpoint.store import MANIFEST, Checkpoint, CheckpointStore, newest_whole, read_checkpoint
-from pretrain.config.errors import ConfigError, Problem, RunError
+from pretrain.checkpoint.store import (
+    MANIFEST,
+    Checkpoint,
+    CheckpointStore,
+    complete_ones,
+    newest_whole,
+    read_checkpoint,
+)
+from pretrain.config.errors import ConfigError, Problem
 from pretrain.config.model import ModelConfig
 from pretrain.engine.interface import Engine
 
@@ -23,7 +30,7 @@ def find_initial(init_from: str, run_dir: Path, model: ModelConfig, tokenizer: T
 
     Raises UserError where there is none, or the model or tokenizer is another.
     """
-    if any(path.suffix == "" for path in (run_dir / "checkpoints").glob("step-*")):
+    if complete_ones(run_dir / "checkpoints"):
         return None
     found = _find(init_from)
     problems: list[Problem | str] = [*_other_shape(found, model), *_other_tokenizer(found, tokenizer)]
@@ -38,16 +45,7 @@ def load_initial(
     """On all ranks, with what rank 0 found: load the weights; returns where they came from, for the record."""
     if init_from is None:
         return {"init_from": None}
-
-    def find_again() -> Checkpoint:
-        if found is None:
-            raise RunError(
-                f"{store.folder}: no checkpoint in it is whole; run.init_from={init_from!r} is for a run that has "
-                "none: remove them to begin anew, or choose another run.name"
-            )
-        return _find(init_from)
-
-    checkpoint, digest = store.restore_weights(engine, found, find_again)
+    checkpoint, digest = store.restore_weights(engine, found, lambda: _find(init_from))
     log.info("weights of %s (step %d); optimizer, data and steps begin anew", checkpoint.folder, checkpoint.step)
     return {"init_from": {"checkpoint": str(checkpoint.folder), "step": checkpoint.step, "manifest_sha256": digest}}
 
@@ -69,7 +67,7 @@ def _find(init_from: str) -> Checkpoint:
 
 
 def _other_shape(found: Checkpoint, model: ModelConfig) -> Iterator[Problem]:
-    there, here = _shape(found.manifest["config"]["model"]), _shape(asdict(model))
+    there, here = _shape(found.manifest.get("config", {}).get("model", {})), _shape(asdict(model))
     free = _FREE if model.position == "learned" else (*_FREE, "seq_length")
     for key in here:
         if key not in free and there.get(key) != here[key]:
@@ -90,10 +88,9 @@ def _shape(model: Mapping[str, Any]) -> dict[str, Any]:
 def _other_tokenizer(found: Checkpoint, tokenizer: TokenizerRecord) -> Iterator[str]:
     manifest = found.manifest
     there = f"run.init_from: the weights in {found.folder} were trained with"
-    data = manifest["config"]["data"]["path"]
+    data = manifest.get("config", {}).get("data", {}).get("path")
     remedy = f"prepare this text into another data.path with tokenizer.path= that tokenizer, which lies in {data}"
-    if manifest["vocab_size"] != tokenizer.vocab_size:
-        yield f"{there} a vocabulary of {manifest['vocab_size']}, the data has {tokenizer.vocab_size}; {remedy}"
-    elif manifest["tokenizer_fingerprint"] != tokenizer.fingerprint:
-        fingerprint = manifest["tokenizer_fingerprint"]
+    if manifest.get("vocab_size") != tokenizer.vocab_size:
+        yield f"{there} a vocabulary of {manifest.get('vocab_size')}, the data has {tokenizer.vocab_size}; {remedy}"
+    elif (fingerprint := manifest.get("tokenizer_fingerprint")) != tokenizer.fingerprint:
         yield f"{there} tokenizer {fingerprint}, the data with {tokenizer.fingerprint}; {remedy}"

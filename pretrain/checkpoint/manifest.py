@@ -1,20 +1,50 @@
 """What a checkpoint folder says of itself, and whether its files are as it says; without torch, to be quick.
 
-The manifest's keys: format_version, state, counters, layout, files; and from `describe_checkpoint` config, environment,
-parameters, vocab_size, tokenizer_fingerprint, dataset_digest, saved_at, which tell people where a checkpoint is from.
+The manifest's keys: sha256 (of the manifest itself), format_version, state, counters, layout, files; and from
+`describe_checkpoint` config, environment, parameters, vocab_size, tokenizer_fingerprint, dataset_digest, saved_at,
+which say where a checkpoint is from.
 """
 
 import hashlib
+import itertools
 import json
+import logging
+import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from pretrain.config.errors import RunError, RunRefused
+from pretrain.run_state import RunState
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
+
+_DIGEST = "sha256"
+_BLANK = "0" * 64
+"""Stands where the manifest's own digest goes while that is computed."""
+_NUMBER = (int, float)
+_WANTED: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
+    "state": {"step": int, "position": int, "tokens": int},
+    "counters": {"adam_steps": _NUMBER},
+    "layout": {"world_size": int, "tp": int, "pp": int},
+    "files": {},
+}
+"""Keys that a resume needs."""
+_DESCRIBING: Mapping[str, type] = {
+    "config": dict,
+    "environment": dict,
+    "vocab_size": int,
+    "tokenizer_fingerprint": str,
+    "dataset_digest": str,
+    "save_id": str,
+}
+"""Keys that may be missing."""
+
+log = logging.getLogger(__name__)
 
 Manifest = dict[str, Any]
 
@@ -29,38 +59,99 @@ class CheckpointDeleted(RunError):
         )
 
 
-def _as_it_is(stored: Manifest) -> Manifest:
+def sealed(content: Manifest) -> bytes:
+    """The manifest as it is stored: every byte of it counts in the digest that comes first in it."""
+    blank = json.dumps({_DIGEST: _BLANK, **content}, indent=1).encode()
+    return _with_digest(blank, _BLANK, hashlib.sha256(blank).hexdigest())
+
+
+def _with_digest(content: bytes, old: str, new: str) -> bytes:
+    """`content` with its first `old`, which is the manifest's own digest, replaced."""
+    return content.replace(old.encode(), new.encode(), 1)
+
+
+def _proved(stored: Manifest, content: bytes) -> Manifest:
+    """The manifest without its digest, which must be that of its bytes."""
+    own = stored[_DIGEST]
+    if len(own) != len(_BLANK) or hashlib.sha256(_with_digest(content, own, _BLANK)).hexdigest() != own:
+        raise ValueError("its SHA-256 differs from the one in it")
+    return {key: value for key, value in stored.items() if key != _DIGEST}
+
+
+def _without_digest(stored: Manifest, _: bytes) -> Manifest:
+    if _DIGEST in stored:
+        raise ValueError("format version 1 has no digest of its manifest")
     return stored
 
 
-READERS: Mapping[int, Callable[[Manifest], Manifest]] = {1: _as_it_is}
-"""How each format version becomes a manifest of this one: when FORMAT_VERSION is raised, what reads the one before goes
-here, and its checkpoint stays in tests/golden."""
+READERS: Mapping[int, Callable[[Manifest, bytes], Manifest]] = {1: _without_digest, 2: _proved}
+"""How each format version, parsed and as bytes, becomes a manifest of this one: when FORMAT_VERSION is raised, what
+reads the one before goes here, and its checkpoint stays in tests/golden. Version 1 had no digest of the manifest."""
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest in `folder`; raises RunError where there is none that this program can use."""
+    """The manifest in `folder`; raises RunError if this program cannot use it."""
     path = folder / MANIFEST
     try:
-        stored = json.loads(path.read_bytes())
-        version = stored["format_version"]
-        if not isinstance(version, int) or version not in READERS:
-            raise RunError(f"{folder} has format version {version}, this program reads version {FORMAT_VERSION}")
-        manifest = READERS[version](stored)
-        state, files = manifest["state"], manifest["files"]
-        whole = isinstance(state["step"], int) and all(
-            Path(name).name == name and isinstance(record["bytes"], int) and isinstance(record["sha256"], str)
-            for name, record in files.items()
-        )
+        content = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise RunError(f"{folder} is no checkpoint: it has no {MANIFEST}") from None
     except OSError as error:
         raise RunRefused(f"{path} cannot be read: {error.strerror}") from None
+    return parse_manifest(content, folder)
+
+
+def parse_manifest(content: bytes, folder: Path) -> Manifest:
+    """The manifest of the checkpoint in `folder` from its bytes; raises RunError if this program cannot use it."""
+    path = folder / MANIFEST
+    try:
+        stored = json.loads(content)
+        version = stored["format_version"]
+        if not _is(version, int) or version not in READERS:
+            raise RunError(f"{folder} has format version {version}, this program reads versions up to {FORMAT_VERSION}")
+        manifest = READERS[version](stored, content)
+        faults = list(_faults(manifest))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise RunError(f"{path} is damaged: {error}") from None
-    if not whole:
-        raise RunError(f"{path} is damaged: the step, or the name, size or digest of a file in it is none")
+        missing = f"{error} is missing" if isinstance(error, KeyError) else error
+        raise RunError(f"{path} is damaged: {missing}") from None
+    if faults:
+        raise RunError(f"{path} is damaged: {faults[0]}")
+    step, named = manifest["state"]["step"], step_of(Path(folder.name.partition(".")[0]))
+    if named not in (None, step):
+        raise RunError(f"{folder} holds step {step}: it was renamed, or its manifest is that of another checkpoint")
     return manifest
+
+
+def step_of(folder: Path) -> int | None:
+    """The step that a checkpoint's folder is named after; None if its name is not that of a complete checkpoint."""
+    match = re.fullmatch(r"step-(\d+)", folder.name)
+    return int(match[1]) if match else None
+
+
+def _faults(manifest: Manifest) -> Iterator[str]:
+    """Missing or wrong-typed values; KeyError or another error of Python's for what is worse."""
+    for section, wanted in _WANTED.items():
+        for key, kinds in wanted.items():
+            if not _is(manifest[section][key], kinds):
+                yield f"{section}.{key} is {manifest[section][key]!r}"
+    for key, value in manifest["counters"].items():
+        if not _is(value, _NUMBER):
+            yield f"counters.{key} is {value!r}"
+    for key, described in _DESCRIBING.items():
+        if key in manifest and not _is(manifest[key], described):
+            yield f"{key} is {manifest[key]!r}"
+    for name, record in manifest["files"].items():
+        if Path(name).name != name or not _is(record["bytes"], int) or not isinstance(record["sha256"], str):
+            yield f"the name, size or digest of the file {name!r} is not valid"
+    numbers = {field.name for field in fields(RunState) if field.type in _NUMBER}
+    for key, value in manifest["state"].items():
+        if key in numbers and not _is(value, _NUMBER):
+            yield f"state.{key} is {value!r}"
+    RunState.from_json(manifest["state"])
+
+
+def _is(value: object, kinds: type | tuple[type, ...]) -> bool:
+    return isinstance(value, kinds) and not isinstance(value, bool)
 
 
 def unreadable(path: Path, error: OSError) -> RunError:
@@ -94,6 +185,26 @@ def digest_of(path: Path) -> dict[str, Any]:
 
 def remove_folder(folder: Path) -> None:
     """Delete a checkpoint; renamed first, so that a half deleted one is never taken for whole."""
+    if folder.is_symlink():
+        remove_leftover(folder)
+        return
     doomed = folder.with_name(folder.name + ".deleting")
     folder.rename(doomed)
     shutil.rmtree(doomed)
+
+
+def remove_leftover(folder: Path) -> None:
+    """Delete a folder that is not taken for a checkpoint. A symbolic link is removed and its target stays."""
+    if folder.is_symlink():
+        target = os.readlink(folder)  # noqa: PTH115  # as it was written
+        folder.unlink()
+        log.warning("%s is a symbolic link: the link is removed, what it leads to stays: %s", folder, target)
+    else:
+        shutil.rmtree(folder)
+
+
+def set_aside(damaged: Path) -> Path:
+    """Rename a checkpoint that cannot be used, so that another can take its place; returns where it is now."""
+    taken = {path.name for path in damaged.parent.iterdir()}
+    names = (f"{damaged.name}.damaged" + (f"-{number}" if number > 1 else "") for number in itertools.count(1))
+    return damaged.rename(damaged.with_name(next(name for name in names if name not in taken)))

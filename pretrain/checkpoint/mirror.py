@@ -22,8 +22,9 @@ from data_pipeline.remote.addresses import PIPE, shown
 from data_pipeline.remote.answers import Interrupted, Refused
 from data_pipeline.remote.transfer import Attempts, blocks, read_small
 from data_pipeline.remote.vendors import Place
-from pretrain.checkpoint.manifest import MANIFEST, file_faults, read_manifest
-from pretrain.checkpoint.store import complete_ones, read_checkpoint
+from pretrain.checkpoint.keeping import Keeping
+from pretrain.checkpoint.manifest import MANIFEST, parse_manifest, read_manifest, set_aside
+from pretrain.checkpoint.store import complete_ones, has_its_files, read_checkpoint
 from pretrain.config.errors import ConfigError, Problem, RunError
 
 PATIENCE = 1800.0
@@ -54,7 +55,7 @@ class Mirror:
 
         `still_seconds`: so long the end of a run waits where nothing moves; `moved` is called where something does.
         """
-        self.url, self.keep_last = url.rstrip("/"), keep_last
+        self.url, self._keeping = url.rstrip("/"), Keeping(keep_last)
         self._cache, self._rank, self._num_ranks = cache, rank, num_ranks
         self._still_seconds, self._moved, self._moves = still_seconds, moved, 0
         try:
@@ -92,55 +93,77 @@ class Mirror:
     def __str__(self) -> str:
         return f"checkpoint.mirror={shown(self.url)}"
 
-    def begin(self, checkpoints: Path) -> None:
+    def begin(self, checkpoints: Path) -> list[RunError]:
         """On one rank, before the run: see that the mirror can be written to, and bring its newest checkpoint into a
         folder that has none as new.
 
-        One there that is damaged is passed over; raises RunError where the mirror cannot be asked, OSError where the
-        disk here does not take a copy.
+        Damaged ones there are passed over; returns what is wrong with them. Raises RunError if the mirror cannot be
+        asked, OSError if the disk here does not take a copy.
         """
         try:
             self._write(PROBE, io.BytesIO(b"probe"), 5)
             self._ask(PROBE, "removed", Place.remove)
-            self._fetch_newer(checkpoints)
+            return self._fetch_newer(checkpoints)
         except DataError as error:
             raise RunError(f"checkpoint.mirror: {error}") from None
 
-    def _fetch_newer(self, checkpoints: Path) -> None:
-        here = max((path.name for path in complete_ones(checkpoints) if _has_its_files(path)), default="")
+    def _fetch_newer(self, checkpoints: Path) -> list[RunError]:
+        here = max((path.name for path in complete_ones(checkpoints) if has_its_files(path)), default="")
+        passed_over: list[RunError] = []
         for name in reversed(self._complete(self._names())):
             if name <= here:
-                return
+                break
             log.info("fetching %s/%s: newer than all in %s", shown(self.url), name, checkpoints)
             partial, final = checkpoints / f"{name}.partial", checkpoints / name
             try:
                 self._fetch(name, partial)
-                _set_aside(final)
+                if os.path.lexists(final):
+                    aside = set_aside(final)
+                    log.warning("%s is damaged: it is %s now, and its copy takes its place", final, aside.name)
                 partial.rename(final)
                 sync_folder(checkpoints)
-                return
+                self._keeping.know(name, whole=True)
+                break
             except RunError as error:
+                self._keeping.know(name, whole=False)
+                passed_over.append(error)
                 log.warning("%s; trying the one before", error)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
+        return passed_over
 
     def _fetch(self, name: str, folder: Path) -> None:
         """RunError: what is there is damaged; DataError: it cannot be had."""
         folder.mkdir(parents=True, exist_ok=True)
-        write_durably(folder / MANIFEST, read_small(f"{self.url}/{name}/{MANIFEST}", self._cache))
-        files = read_manifest(folder)["files"]
-        sizes = self._ask(name, "listed", Place.list)
-        for file, record in files.items():
-            if sizes.get(file) != record["bytes"]:
-                told = f"{sizes[file]} bytes instead of {record['bytes']}" if file in sizes else "none"
-                raise RunError(f"{shown(self.url)}/{name}/{file} is damaged: there are {told}")
-        for file, record in files.items():
+        content = read_small(f"{self.url}/{name}/{MANIFEST}", self._cache)
+        write_durably(folder / MANIFEST, content)
+        for file, num_bytes in self._files_of(name, content, folder).items():
             with (folder / file).open("wb") as target:
-                for block in blocks(f"{self.url}/{name}/{file}", self._cache, size=record["bytes"]):
+                for block in blocks(f"{self.url}/{name}/{file}", self._cache, size=num_bytes):
                     target.write(block)
                 target.flush()
                 os.fsync(target.fileno())
         read_checkpoint(folder)
+
+    def _files_of(self, name: str, content: bytes, folder: Path) -> dict[str, int]:
+        """Bytes of each file that a manifest names; raises RunError unless they are there with those sizes."""
+        files = {file: int(record["bytes"]) for file, record in parse_manifest(content, folder)["files"].items()}
+        sizes = self._ask(name, "listed", Place.list)
+        for file, num_bytes in files.items():
+            if sizes.get(file) != num_bytes:
+                found = f"{sizes[file]} bytes instead of {num_bytes}" if file in sizes else "none"
+                raise RunError(f"{shown(self.url)}/{name}/{file} is damaged: there are {found}")
+        return files
+
+    def _looks_whole(self, name: str) -> bool:
+        """By its manifest and the sizes of its files; asked once."""
+        whole = False
+        if MANIFEST in self._ask(name, "listed", Place.list):
+            with contextlib.suppress(RunError):
+                self._files_of(name, read_small(f"{self.url}/{name}/{MANIFEST}", self._cache), Path(name))
+                whole = True
+        self._keeping.know(name, whole=whole)
+        return whole
 
     def _names(self) -> list[str]:
         """Of all checkpoints there, whole or not, the oldest first."""
@@ -185,9 +208,8 @@ class Mirror:
 
     def _prune(self, newest: str) -> None:
         """Leave the last `keep_last` whole ones up to this one, and what a run that went back will come to again."""
-        names = [name for name in self._names() if name <= newest]
-        kept = self._complete(names)[-self.keep_last :]
-        for name in names[: names.index(kept[0])] if kept else []:
+        self._keeping.know(newest, whole=True)
+        for name in self._keeping.outdated(self._names(), newest, self._looks_whole):
             self._ask(f"{name}/{MANIFEST}", "removed", Place.remove)  # first: what has none is no checkpoint
             self._ask(name, "removed", Place.remove)
 
@@ -247,20 +269,3 @@ class _Watched:
     def read(self, size: int, /) -> bytes:
         self._moved()
         return self._source.read(size)
-
-
-def _set_aside(damaged: Path) -> None:
-    """So that a copy can take its place."""
-    if damaged.exists():
-        aside = damaged.with_suffix(".damaged")
-        log.warning("%s is damaged: it is %s now, and its copy takes its place", damaged, aside.name)
-        shutil.rmtree(aside, ignore_errors=True)
-        damaged.rename(aside)
-
-
-def _has_its_files(folder: Path) -> bool:
-    """By their sizes."""
-    try:
-        return not any(file_faults(folder, read_manifest(folder)["files"], digests=False))
-    except RunError:
-        return False

@@ -1,13 +1,12 @@
 """Deleting old checkpoints by hand, never the newest whole one."""
 
 import contextlib
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from pretrain.checkpoint.listing import Found, bytes_below, find_all, folder_of_checkpoints, look_at
-from pretrain.checkpoint.manifest import remove_folder
+from pretrain.checkpoint.manifest import remove_folder, remove_leftover
 from pretrain.config.errors import RunError
 from pretrain.run_folder import hold_run_folder
 
@@ -37,9 +36,9 @@ def prune(run_dir: Path, *, keep_last: int, keep_every: int, dry_run: bool) -> I
         kept = to_keep(found, keep_last, keep_every)
         for each in found:
             doomed = each.is_leftover or (each.is_whole and each.folder not in kept)
-            size = bytes_below(each.folder)
+            size = 0 if each.folder.is_symlink() else bytes_below(each.folder)
             if doomed and not dry_run:
-                shutil.rmtree(each.folder) if each.is_leftover else remove_folder(each.folder)
+                remove_leftover(each.folder) if each.is_leftover else remove_folder(each.folder)
             yield Pruned(each, doomed, size)
 
 

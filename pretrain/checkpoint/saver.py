@@ -90,11 +90,14 @@ def levels_of(
     return [Level(shared, config), Level(on_node, config.local)]
 
 
-def open_mirror(config: RunConfig, shared: CheckpointStore, here: Runtime) -> Mirror | None:
-    """The mirror of the configuration; what it has that is newer than all in the shared folder is fetched first."""
+def open_mirror(config: RunConfig, shared: CheckpointStore, here: Runtime) -> tuple[Mirror | None, list[RunError]]:
+    """The mirror of the configuration; what it has that is newer than all in the shared folder is fetched first.
+
+    Also what is wrong with damaged checkpoints there.
+    """
     url, keep_last = config.checkpoint.mirror, config.checkpoint.keep_last
     if url is None:
-        return None
+        return None, []
     mirror = Mirror(
         url,
         keep_last,
@@ -104,9 +107,9 @@ def open_mirror(config: RunConfig, shared: CheckpointStore, here: Runtime) -> Mi
         still_seconds=config.engine.timeout_minutes * 60 / 2,
         moved=here.moved,
     )
-    begin = lambda: mirror.begin(shared.folder) if here.is_main else None  # noqa: E731
-    together("fetch", shared.folder, shared.control, begin)
-    return mirror
+    begin = lambda: mirror.begin(shared.folder) if here.is_main else []  # noqa: E731
+    faults = together("fetch", shared.folder, shared.control, begin)[0]
+    return mirror, faults
 
 
 class Saver:
@@ -124,10 +127,12 @@ class Saver:
         in_background: bool,
         group: dist.ProcessGroup,
         mirror: Mirror | None = None,
+        saved: Callable[[int, Path], None] = lambda step, folder: None,
     ) -> None:
-        """`describe`: what a manifest says besides the state; `group`: for this alone, as a thread talks over it."""
+        """`describe`: what a manifest says besides the state; `group`: for this alone, as a thread talks over it;
+        `saved` is called with each complete checkpoint."""
         self.engine, self.levels, self.describe = engine, levels, describe
-        self.in_background, self.group, self.mirror = in_background, group, mirror
+        self.in_background, self.group, self.mirror, self.saved = in_background, group, mirror, saved
         self._running: tuple[Level, _Save] | None = None
 
     def due_by_clock(self) -> int:
@@ -153,7 +158,7 @@ class Saver:
         for level in due:
             level.begun(state.step)
         store = due[0].store  # what is in the shared folder need not be on the node too
-        save = _Save(store, store.snapshot(self.engine, state, self.describe(state)), self.group)
+        save = _Save(store, store.snapshot(self.engine, state, self.describe(state)), self.group, self.saved)
         self._running = (due[0], save)
         if last:
             fault = self._end()
@@ -206,8 +211,14 @@ class Saver:
 class _Save:
     """One save on its way, in a thread of its own."""
 
-    def __init__(self, store: CheckpointStore, snapshot: Snapshot, group: dist.ProcessGroup) -> None:
-        self.store, self.snapshot, self.group = store, snapshot, group
+    def __init__(
+        self,
+        store: CheckpointStore,
+        snapshot: Snapshot,
+        group: dist.ProcessGroup,
+        saved: Callable[[int, Path], None],
+    ) -> None:
+        self.store, self.snapshot, self.group, self.saved = store, snapshot, group, saved
         self.done, self._read = threading.Event(), threading.Event()
         self.outcome: BaseException | None = None
         self.folder = store.folder
@@ -231,6 +242,7 @@ class _Save:
     def _write(self) -> None:
         try:
             self.folder = self.store.write(self.snapshot, self.group, self._read.set)
+            self.saved(self.snapshot.step, self.folder)
         except BaseException as error:
             self.outcome = error
         finally:

@@ -1,18 +1,16 @@
 """The checkpoints in one folder: saved whole or not at all, found again, checked, pruned.
 
 <folder>/step-00000500/
-    manifest.json     what it is: step, config, versions, layout, digests of all other files (written last)
+    manifest.json     what it is: step, config, versions, layout, digests of all files and of itself (written last)
     tensors.json      which part of which tensor lies where
     __0_0.distcp      tensors of rank 0, and so on
     random-00000.safetensors
 """
 
 import contextlib
-import json
 import logging
 import os
 import secrets
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
@@ -29,6 +27,7 @@ from data_pipeline.durable import sync_folder, write_durably
 from pretrain.checkpoint.agreement import together
 from pretrain.checkpoint.files import JsonIndexReader, merge_indices, write_tensors
 from pretrain.checkpoint.index import index_faults, read_index
+from pretrain.checkpoint.keeping import Keeping
 from pretrain.checkpoint.manifest import (
     FORMAT_VERSION,
     MANIFEST,
@@ -37,6 +36,9 @@ from pretrain.checkpoint.manifest import (
     file_faults,
     read_manifest,
     remove_folder,
+    remove_leftover,
+    sealed,
+    step_of,
 )
 from pretrain.checkpoint.tensors import Chunk, chunks_of, own_chunks, state_dict_of
 from pretrain.config.errors import RunError
@@ -95,7 +97,7 @@ class CheckpointStore:
     ) -> None:
         """`still_held`: raises RunError, before a save, where the folder is not the run's any more."""
         self.folder, self.layout = run_dir / "checkpoints", asdict(groups.layout)
-        self.control, self.keep_last, self.keep_every = groups.control, keep_last, keep_every
+        self.control, self.keeping = groups.control, Keeping(keep_last, keep_every)
         self.still_held = still_held
         self.rank, self.on_node = dist.get_rank(), node is not None
         self.place, self.sharing = node or (self.rank, dist.get_world_size())
@@ -136,15 +138,17 @@ class CheckpointStore:
         # In two steps: no node shows the checkpoint before all have everything on their disks.
         together("describe", folder, group, lambda: self._describe(partial, manifest, files) if completes else None)
         together("complete", folder, group, lambda: self._complete(partial, final) if completes else None)
-        together("prune", folder, group, lambda: self._prune() if completes else None)
+        if completes:
+            self._prune(final.name)
         return final
 
     def newest(self) -> Checkpoint | None:
-        """The newest whole checkpoint; damaged ones are named loudly and passed over."""
+        """The newest whole checkpoint; damaged ones are logged and passed over."""
         for name in self.names():
-            checkpoint = self.checked(name)
-            if checkpoint is not None:
-                return checkpoint
+            try:
+                return self.checked(name)
+            except RunError as error:
+                pass_over(error)
         return None
 
     def names(self) -> list[str]:
@@ -153,8 +157,8 @@ class CheckpointStore:
         seen = together("list", self.folder, self.control, lambda: listed)
         return sorted(set(seen[0]).intersection(*seen) if self.on_node else seen[0], reverse=True)
 
-    def checked(self, name: str) -> Checkpoint | None:
-        """A checkpoint, its files read by all ranks together; None, and loudly, where something is wrong."""
+    def checked(self, name: str) -> Checkpoint:
+        """A checkpoint, its files read by all ranks together; raises RunError on all of them if it is damaged."""
         path = self.folder / name
         try:
             manifests = together("read", self.folder, self.control, lambda: read_manifest(path))
@@ -165,10 +169,10 @@ class CheckpointStore:
             if not self.on_node:  # a node's index has the parts that lie there
                 files, main = manifests[0]["files"], self.rank == 0
                 together("read", self.folder, self.control, lambda: refuse_holes(path, files) if main else None)
-        except RunError as error:
-            if self.rank == 0:
-                log.warning("%s; trying the one before", error)
-            return None
+        except RunError:
+            self.keeping.know(name, whole=False)
+            raise
+        self.keeping.know(name, whole=True)
         return Checkpoint(path, manifests[self.rank])
 
     def serves(self, checkpoint: Checkpoint, engine: Engine) -> bool:
@@ -252,7 +256,7 @@ class CheckpointStore:
         self.still_held()
         # What a killed or failed save or deletion left; before writing, as the disk may be full of it.
         for leftover in [*self.folder.glob("step-*.partial"), *self.folder.glob("step-*.deleting")]:
-            shutil.rmtree(leftover)
+            remove_leftover(leftover)
         partial.mkdir(parents=True)
         return secrets.token_hex(8)
 
@@ -266,35 +270,69 @@ class CheckpointStore:
         here = {name: digest for name, digest in files.items() if not self.on_node or (partial / name).exists()}
         index = merge_indices(partial)
         content = {**manifest, "files": {**here, index: digest_of(partial / index)}}
-        write_durably(partial / MANIFEST, json.dumps(content, indent=1).encode())
+        write_durably(partial / MANIFEST, sealed(content))
 
     def _complete(self, partial: Path, final: Path) -> None:
-        if final.exists():  # the same step saved again, after a resume from an older one
+        if os.path.lexists(final):  # the same step saved again, after a resume from an older one
             remove_folder(final)
         partial.rename(final)
         sync_folder(self.folder)
 
-    def _prune(self) -> None:
-        for path in complete_ones(self.folder)[: -self.keep_last]:
-            if not (self.keep_every and int(path.name.removeprefix("step-")) % self.keep_every == 0):
-                remove_folder(path)
+    def _prune(self, saved: str) -> None:
+        """Make room after a save; what cannot be deleted costs its room and not the save."""
+        self.keeping.know(saved, whole=True)
+        names = [path.name for path in complete_ones(self.folder)]
+        for name in self.keeping.outdated(names, saved, lambda name: has_its_files(self.folder / name)):
+            try:
+                remove_folder(self.folder / name)
+            except OSError as error:
+                log.warning("%s cannot be deleted: %s", self.folder / name, error.strerror or error)
 
 
-def newest_of(stores: Sequence[CheckpointStore], engine: Engine) -> tuple[CheckpointStore, Checkpoint] | None:
+@dataclass(frozen=True)
+class Search:
+    """What looking for the newest whole checkpoint gave."""
+
+    found: tuple[CheckpointStore, Checkpoint] | None
+    passed_over: Sequence[RunError]
+    """What is wrong with each checkpoint that was looked at before."""
+
+
+def newest_of(stores: Sequence[CheckpointStore], engine: Engine) -> Search:
     """The newest whole checkpoint that serves these ranks, wherever it lies; of two of a step, the later store's."""
     candidates = [(name, number, store) for number, store in enumerate(stores) for name in store.names()]
+    passed_over: list[RunError] = []
     for name, _, store in sorted(candidates, key=lambda candidate: candidate[:2], reverse=True):
-        checkpoint = store.checked(name)
-        if checkpoint is not None and store.serves(checkpoint, engine):
-            return store, checkpoint
-        if checkpoint is not None and dist.get_rank() == 0:
-            log.warning("%s: parts for the new layout lie on other nodes; trying the one before", checkpoint.folder)
-    return None
+        try:
+            checkpoint = store.checked(name)
+            if not store.serves(checkpoint, engine):
+                raise RunError(f"{checkpoint.folder}: parts for the new layout lie on other nodes")
+        except RunError as error:
+            pass_over(error)
+            passed_over.append(error)
+        else:
+            return Search((store, checkpoint), passed_over)
+    return Search(None, passed_over)
+
+
+def pass_over(error: RunError) -> None:
+    """Log, on rank 0, why a checkpoint is not taken."""
+    if dist.get_rank() == 0:
+        log.warning("%s; trying the one before", error)
 
 
 def complete_ones(folder: Path) -> list[Path]:
     """Folders of complete checkpoints, the oldest first."""
-    return sorted(path for path in folder.glob("step-*") if not path.suffix)  # .partial, .deleting
+    named = (path for path in folder.glob("step-*") if step_of(path) is not None)  # no .partial, no .deleting
+    return sorted(path for path in named if path.is_symlink() or path.is_dir())
+
+
+def has_its_files(folder: Path) -> bool:
+    """Whether a checkpoint's manifest is whole and its files have their sizes; their content is not read."""
+    try:
+        return not any(file_faults(folder, read_manifest(folder)["files"], digests=False))
+    except RunError:
+        return False
 
 
 def newest_whole(folder: Path) -> Checkpoint | None:

@@ -45,6 +45,9 @@ SHAPE = frozenset(
 DATA = frozenset({"data", "tokenizer"})
 """What is accepted by these names, though no key: other tokens than those which the checkpoint was trained on."""
 
+NOT_OF_THE_RUN = frozenset({"run.accept_changes", "run.restart"})
+"""Keys that are about one start, and no property of a run."""
+
 Kind = Literal["safe", "unsafe", "shape"]
 
 
@@ -67,10 +70,10 @@ class Change:
 
 
 def changes_between(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
-    """Of two flat configurations, in order of the keys; what is accepted is no property of a run."""
+    """Of two flat configurations, in order of the keys."""
     return [
         Change(key, before.get(key), now.get(key))
-        for key in sorted({*before, *now} - {"run.accept_changes"})
+        for key in sorted({*before, *now} - NOT_OF_THE_RUN)
         if before.get(key) != now.get(key)
     ]
 

@@ -26,6 +26,9 @@ class RunSection:
     `data` and `tokenizer` for other data, `tokenizer` with a vocabulary of the same size only."""
     init_from: str | None = None
     """Run folder or checkpoint whose weights the run begins with, and with nothing else of it; null: random weights."""
+    restart: bool = False
+    """Whether a run whose checkpoints are all gone or damaged begins again at step 0, with what is there kept beside
+    the new records and checkpoints. No effect while one checkpoint can be used."""
 
 
 AUTO = -(2**31)

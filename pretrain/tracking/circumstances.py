@@ -21,6 +21,8 @@ _WITHOUT_EFFECT = (
     "run.name",
     "run.dir",
     "run.init_from",
+    "run.accept_changes",
+    "run.restart",
     "run.on_config_change",
     "model.name",
     "data.",

@@ -16,6 +16,8 @@ Kind = Literal["train", "validation", "length"]
 Values = Mapping[str, float | int | str]
 
 METRICS_FILE = "metrics.jsonl"
+REPLACED_FILE = "metrics.replaced.jsonl"
+"""Records of steps that a later attempt takes again, in the order in which they were replaced."""
 TAIL = 256 * 1024
 """Bytes: some hundred records."""
 
@@ -24,11 +26,14 @@ _NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 
 class JsonlSink:
-    """Appends `{"kind", "step", "time", ...}` lines to metrics.jsonl; each is with the system before `log` returns."""
+    """Appends `{"kind", "step", "time", ...}` lines to metrics.jsonl; each is with the system before `log` returns.
+
+    Lines of steps after `resume_step` move to metrics.replaced.jsonl.
+    """
 
     def __init__(self, run_dir: Path, resume_step: int) -> None:
         self._path = run_dir / METRICS_FILE
-        _drop_lines_after(self._path, resume_step)
+        _set_aside_lines_after(self._path, resume_step)
         # Unbuffered: a write either reaches the file or is known not to have.
         self._file = self._path.open("ab", buffering=0)
         self._waiting = b""
@@ -101,15 +106,26 @@ def last_step(run_dir: Path) -> int:
     return int(records[-1]["step"]) if records else 0
 
 
-def _drop_lines_after(path: Path, resume_step: int) -> None:
-    """Keep whole lines of steps that the resumed state has seen; a run that starts at step 0 has seen none."""
+def _set_aside_lines_after(path: Path, resume_step: int) -> None:
+    """Keep whole lines of steps that the resumed state has seen; a run that starts at step 0 has seen none. All others
+    are added to REPLACED_FILE first."""
     if not path.exists():
         return
-    content = path.read_bytes()
-    records = [(line, _parse(line)) for line in content.splitlines(keepends=True) if line.endswith(b"\n")]
-    kept = [line for line, record in records if record and resume_step > 0 and record["step"] <= resume_step]
-    if sum(map(len, kept)) != len(content):
-        write_durably(path, b"".join(kept))
+    kept: list[bytes] = []
+    replaced: list[bytes] = []
+    for line in path.read_bytes().splitlines(keepends=True):
+        record = _parse(line) if line.endswith(b"\n") else None
+        is_seen = record is not None and resume_step > 0 and record["step"] <= resume_step
+        (kept if is_seen else replaced).append(line)
+    if not replaced:
+        return
+    with path.with_name(REPLACED_FILE).open("ab") as file:
+        file.write(b"".join(line.rstrip(b"\n") + b"\n" for line in replaced))
+        file.flush()
+        os.fsync(file.fileno())
+    write_durably(path, b"".join(kept))
+    if resume_step == 0:
+        _logger.info("%d records of an earlier start are in %s now", len(replaced), path.with_name(REPLACED_FILE))
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:

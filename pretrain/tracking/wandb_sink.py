@@ -113,6 +113,11 @@ def _settings() -> Any:
     return wandb.Settings(**{name: value for name, value in _QUIET_SETTINGS.items() if name in known})
 
 
+def forget_wandb_run(run_dir: Path) -> None:
+    """The next start is another run for wandb, which takes no step twice."""
+    (run_dir / RUN_ID_FILE).unlink(missing_ok=True)
+
+
 def _run_id(run_dir: Path) -> str:
     """The one wandb run of this folder: made at its first start, kept in every later one."""
     path = run_dir / RUN_ID_FILE

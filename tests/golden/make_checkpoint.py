@@ -1,7 +1,8 @@
 """Writes the checkpoint that this and every later version must read: `python -m tests.golden.make_checkpoint --force`.
 
 It is made once for each format version, and then stays as it is: what must be shown is that old files are read.
-checkpoint-v1.json has the shape and SHA-256 of every tensor, taken from the live engine and not from files.
+checkpoint-vN.json has the shape and SHA-256 of every tensor, taken from the live engine and not from files. Version 1
+is as 2, but its manifest has no digest.
 """
 
 import argparse

@@ -24,6 +24,7 @@ from pretrain.config.run import RunConfig
 from pretrain.engine.interface import Engine
 from pretrain.layout.runtime import Runtime
 from pretrain.run_state import RunState
+from tests.support.checkpoints import change_manifest
 from tests.support.models import run_config
 from tests.support.ranks import RanksFailed, run_ranks
 from tests.support.training import start
@@ -106,19 +107,34 @@ def empty_the_manifest(folder: Path) -> str:
 
 
 def come_from_the_future(folder: Path) -> str:
-    manifest = json.loads((folder / "manifest.json").read_bytes())
-    (folder / "manifest.json").write_text(json.dumps(manifest | {"format_version": 99}))
-    return "step-00000002 has format version 99, this program reads version 1"
+    change_manifest(folder, lambda manifest: manifest.update(format_version=99))
+    return "step-00000002 has format version 99, this program reads versions up to 2"
+
+
+def edit_the_manifest(folder: Path) -> str:
+    path = folder / "manifest.json"
+    path.write_bytes(path.read_bytes().replace(b'"position": 20', b'"position": 28'))
+    return "manifest.json is damaged: its SHA-256 differs from the one in it"
+
+
+def rename_another(folder: Path) -> str:
+    shutil.rmtree(folder)
+    shutil.copytree(folder.with_name("step-00000001"), folder)
+    return "step-00000002 holds step 1"
+
+
+def copy_beside(folder: Path) -> str:
+    shutil.copytree(folder, folder.with_name("step-00000002 (copy)"))
+    return truncate(folder)
 
 
 def index_anew(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
     """Change a tensor that both ranks have a part of, in an index whose digest is right."""
-    path, manifest = folder / "tensors.json", json.loads((folder / "manifest.json").read_bytes())
+    path = folder / "tensors.json"
     index = json.loads(path.read_bytes())
     change(next(tensor for tensor in index.values() if len({chunk["file"] for chunk in tensor["chunks"]}) > 1))
     path.write_text(json.dumps(index))
-    manifest["files"]["tensors.json"] = digest_of(path)
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    change_manifest(folder, lambda manifest: manifest["files"].update({"tensors.json": digest_of(path)}))
 
 
 def leave_out_a_rank(folder: Path) -> str:
@@ -142,6 +158,9 @@ DAMAGES = [
     cut_the_manifest,
     empty_the_manifest,
     come_from_the_future,
+    edit_the_manifest,
+    rename_another,
+    copy_beside,
 ]
 
 
@@ -161,7 +180,7 @@ def step_of_newest(here: Runtime, config: RunConfig, folder: Path) -> int:
     return newest.step
 
 
-@pytest.mark.parametrize("damage", [leave_out_a_rank, lead_elsewhere, flip_a_bit])
+@pytest.mark.parametrize("damage", [leave_out_a_rank, edit_the_manifest, flip_a_bit])
 def test_no_run_goes_on_from_a_damaged_checkpoint(damage: Callable[[Path], str], checkpoints: Path) -> None:
     damage(checkpoints / "step-00000002")
     assert run_ranks(step_of_newest, 2, run_config("gpt", zero_stage=2), checkpoints.parent) == [1, 1]
@@ -185,6 +204,54 @@ def test_the_last_ones_and_every_so_many_steps_are_kept(tmp_path: Path) -> None:
     run_ranks(save_steps, 1, run_config("gpt"), tmp_path, [2, 4, 6, 8, 9, 10, 11], 2, 4)
     left = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert left == [f"step-{step:08d}" for step in (4, 8, 10, 11)]
+
+
+def resume_and_save(here: Runtime, config: RunConfig, folder: Path, step: int) -> int:
+    """Save one step after a resume, one checkpoint being kept; returns the step that was resumed from."""
+    engine = start(here, config)
+    store = store_of(engine, folder, 1)
+    newest = store.newest()
+    assert newest is not None
+    store.save(engine, RunState(step=step), {})
+    return newest.step
+
+
+def test_what_was_just_saved_stays_and_damaged_ones_count_for_nothing(checkpoints: Path) -> None:
+    """Of steps 1 and 2, the later one is damaged; the next save is of a step below it."""
+    shutil.move(checkpoints / "step-00000002", checkpoints / "step-00000009")
+    change_manifest(checkpoints / "step-00000009", lambda manifest: manifest["state"].update(step=9))
+    flip_a_bit(checkpoints / "step-00000009")
+    assert run_ranks(resume_and_save, 1, run_config("gpt"), checkpoints.parent, 5) == [1]
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["step-00000005", "step-00000009"]
+
+
+def test_links_are_removed_and_what_they_lead_to_stays(checkpoints: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    for step in (1, 2):
+        folder = checkpoints / f"step-0000000{step}"
+        shutil.move(folder, elsewhere / folder.name)
+        folder.symlink_to(elsewhere / folder.name)
+    (checkpoints / "step-00000003").symlink_to(tmp_path / "nowhere")
+    (checkpoints / "step-00000003.partial").symlink_to(elsewhere)
+    assert run_ranks(resume_and_save, 1, run_config("gpt"), checkpoints.parent, 3) == [2]
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["step-00000003"]
+    assert not (checkpoints / "step-00000003").is_symlink()
+    assert all(read_checkpoint(elsewhere / f"step-0000000{step}").step == step for step in (1, 2))
+
+
+def refuse_to_delete(here: Runtime, config: RunConfig, folder: Path) -> None:
+    """A disk that deletes nothing costs room and not the save."""
+
+    def refuse(folder: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    store_module.remove_folder = refuse
+    save_steps(here, config, folder, [1, 2], 1)
+
+
+def test_a_save_does_not_fail_because_an_older_one_cannot_be_deleted(tmp_path: Path) -> None:
+    run_ranks(refuse_to_delete, 1, run_config("gpt"), tmp_path)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-00000001", "step-00000002"]
 
 
 def test_a_leftover_is_replaced_and_a_step_may_be_saved_again(tmp_path: Path) -> None:
@@ -304,7 +371,7 @@ def test_a_disk_error_on_one_rank_is_told_on_all_and_leaves_no_checkpoint(
 ) -> None:
     outcomes = run_ranks(save_with_fault, 2, run_config("gpt", zero_stage=2), tmp_path, rank, plant, timeout=60.0)
     for kind, text in outcomes:
-        assert kind == "RunError"
+        assert kind == "RunRefused"
         assert "could not write a checkpoint in" in text and f"rank {rank}: " in text
     newest = newest_whole(tmp_path / "checkpoints")
     assert newest is not None and newest.step == 1

@@ -10,7 +10,7 @@ import pytest
 from pretrain.checkpoint.store import CheckpointStore
 from pretrain.layout.runtime import Runtime
 from pretrain.run_state import RunState
-from tests.golden.make_checkpoint import CHECKPOINT, DIGESTS, config, digests
+from tests.golden.make_checkpoint import DIGESTS, HERE, config, digests
 from tests.support.ranks import run_ranks
 from tests.support.training import start, whole_state
 
@@ -26,16 +26,19 @@ def restored(here: Runtime, run: Path, values: dict[str, Any]) -> tuple[dict[str
 
 
 @pytest.mark.parametrize(
-    ("ranks", "values"),
+    ("version", "ranks", "values"),
     [
-        (4, {}),
-        (1, {"tp": 1, "zero_stage": 0}),
-        (3, {"tp": 1, "zero_stage": 2}),
-        (2, {"tp": 1, "pp": 2, "zero_stage": 1}),
+        (1, 1, {"tp": 1, "zero_stage": 0}),
+        (2, 4, {}),
+        (2, 1, {"tp": 1, "zero_stage": 0}),
+        (2, 3, {"tp": 1, "zero_stage": 2}),
+        (2, 2, {"tp": 1, "pp": 2, "zero_stage": 1}),
     ],
 )
-def test_the_golden_checkpoint_is_restored_bit_for_bit(tmp_path: Path, ranks: int, values: dict[str, Any]) -> None:
-    shutil.copytree(CHECKPOINT, tmp_path / "checkpoints" / "step-00000002")
+def test_the_golden_checkpoint_is_restored_bit_for_bit(
+    tmp_path: Path, version: int, ranks: int, values: dict[str, Any]
+) -> None:
+    shutil.copytree(HERE / f"checkpoint-v{version}", tmp_path / "checkpoints" / "step-00000002")
     for found, state in run_ranks(restored, ranks, tmp_path, values):
         assert found == json.loads(DIGESTS.read_text())
         assert state == RunState(step=2, position=48, tokens=768)

@@ -59,7 +59,8 @@ def test_all_ranks_read_the_same_other_one_instead(tmp_path: Path, moment: str) 
 
 def save(here: Runtime, config: RunConfig, folder: Path) -> None:
     engine = start(here, config)
-    CheckpointStore(folder, groups=engine.groups, keep_last=2).save(engine, RunState(step=1), {})
+    for step in (1, 2):
+        CheckpointStore(folder, groups=engine.groups, keep_last=2).save(engine, RunState(step=step), {})
 
 
 def test_the_newest_is_looked_for_again_where_it_is_deleted_for_a_newer_one(
@@ -67,11 +68,13 @@ def test_the_newest_is_looked_for_again_where_it_is_deleted_for_a_newer_one(
 ) -> None:
     run_ranks(save, 1, run_config("gpt"), tmp_path)
     old, new = (tmp_path / "checkpoints" / f"step-0000000{step}" for step in (1, 2))
+    new.rename(tmp_path / "later")
     read = store_module.read_manifest
 
     def read_after_a_save(folder: Path) -> dict[str, Any]:
         if folder == old:
-            old.rename(new)
+            shutil.rmtree(old)
+            (tmp_path / "later").rename(new)
         return read(folder)
 
     monkeypatch.setattr(store_module, "read_manifest", read_after_a_save)

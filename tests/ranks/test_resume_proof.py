@@ -41,8 +41,11 @@ class Lines(logging.Handler):
         self.seen.append(record.getMessage())
 
 
-def said(here: Runtime, run: Path, folder: Path, size_now: int, kept: tuple[str, ...]) -> list[str]:
-    """The log of a resume from a checkpoint that an attempt with batches of `size_now` saved."""
+def said(
+    here: Runtime, run: Path, folder: Path, size_now: int, kept: tuple[str, ...], step: int = 12, moved: int = 0
+) -> list[str]:
+    """The log of a resume from the checkpoint of a step that an attempt with batches of `size_now` saved, `moved`
+    samples from where it should be."""
     config = run_config()
     groups, dataset = join(here, config), PackedDataset.open(folder, "train")
     stream = train_batches(
@@ -61,10 +64,11 @@ def said(here: Runtime, run: Path, folder: Path, size_now: int, kept: tuple[str,
     log.setLevel(logging.INFO)
     manifest = {
         "config": {"train": {"global_batch_size": size_now}},
-        "state": {"position": POSITION + SAMPLES + 2 * size_now},
+        "layout": {"world_size": here.world_size, "tp": 1, "pp": 1},
+        "state": {"position": POSITION + SAMPLES + (step - 10) * size_now + moved},
         "files": {},
     }
-    begin_proof(run, Saved(12, manifest), dataset, {}, groups, seed=SEED)  # type: ignore[arg-type]
+    begin_proof(run, Saved(step, manifest), dataset, {}, groups, seed=SEED)  # type: ignore[arg-type]
     return lines.seen
 
 
@@ -88,3 +92,15 @@ def test_the_last_recorded_batch_is_read_again_whatever_size_later_ones_have(
 def test_of_a_batch_whose_size_was_not_recorded_nothing_is_claimed(tmp_path: Path, folder: Path) -> None:
     (lines,) = run_ranks(said, 1, tmp_path, folder, 64, ("samples", "batch_hash"))
     assert lines == [f"resume not verified: no step up to 12 is recorded with its batch in {tmp_path}"]
+
+
+@pytest.mark.parametrize("step", [9, 10])
+def test_a_checkpoint_at_another_sample_than_its_record_is_not_verified(
+    tmp_path: Path, folder: Path, step: int
+) -> None:
+    (lines,) = run_ranks(said, 1, tmp_path, folder, SAMPLES, ALL, step, 16)
+    at = POSITION + SAMPLES * (step - 9)
+    words = (
+        f"RESUME NOT VERIFIED: after step {step} the checkpoint is at sample {at + 16}, metrics.jsonl at sample {at}"
+    )
+    assert [line.partition(": they")[0] for line in lines] == [words]

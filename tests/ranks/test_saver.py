@@ -81,7 +81,6 @@ def read_all(here: Runtime, config: RunConfig, folder: Path) -> list[dict[str, n
     states = []
     for name in reversed(store.names()):
         checkpoint = store.checked(name)
-        assert checkpoint is not None
         store.restore(checkpoint, engine)
         states.append(whole_state(engine))
     return states
@@ -236,7 +235,7 @@ def newest_here(here: Runtime, config: RunConfig, folder: Path) -> tuple[int, bo
     """Step, whether it came from the nodes, and the state."""
     engine = start(here, config)
     stores = [shared_level(engine, folder).store, node_level(engine, folder).store]
-    found = newest_of(stores, engine)
+    found = newest_of(stores, engine).found
     assert found is not None
     store, checkpoint = found
     state = store.restore(checkpoint, engine)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pretrain.checkpoint.index import INDEX
-from pretrain.checkpoint.manifest import MANIFEST, digest_of
+from pretrain.checkpoint.manifest import FORMAT_VERSION, MANIFEST, digest_of, sealed
 from pretrain.checkpoint.tensors import boxes_of_range
 from tests.golden.make_checkpoint import CHECKPOINT
 
@@ -42,16 +42,35 @@ def write_checkpoint(folder: Path, tensors: Mapping[str, Tensor], cuts: Mapping[
         (folder / file).write_bytes(stream.getvalue())
     (folder / INDEX).write_text(json.dumps(index))
     files = {path.name: digest_of(path) for path in sorted(folder.iterdir())}
-    manifest = {"format_version": 1, "state": {"step": 1}, "counters": {}, "layout": {}, "files": files, **about}
-    (folder / MANIFEST).write_text(json.dumps(manifest))
+    write_manifest(folder, files=files, **about)
     return folder
+
+
+def write_manifest(folder: Path, step: int = 1, **about: Any) -> None:
+    """The least that a manifest holds, and what is given."""
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "state": {"step": step, "position": 8 * step, "tokens": 64 * step},
+        "counters": {"adam_steps": float(step)},
+        "layout": {"world_size": 1, "tp": 1, "pp": 1},
+        "files": {},
+    }
+    (folder / MANIFEST).write_bytes(sealed(manifest | about))
+
+
+def change_manifest(folder: Path, change: Callable[[Any], object]) -> None:
+    """Another content, under a digest of its own."""
+    manifest = json.loads((folder / MANIFEST).read_bytes())
+    del manifest["sha256"]
+    change(manifest)
+    (folder / MANIFEST).write_bytes(sealed(manifest))
 
 
 def make_run(folder: Path, *steps: int) -> Path:
     """A run's folder with the golden checkpoint as that of each step."""
     for step in steps:
         made = Path(shutil.copytree(CHECKPOINT, checkpoint_of(folder, step)))
-        change_json(made / MANIFEST, lambda manifest, step=step: manifest["state"].update(step=step))
+        change_manifest(made, lambda manifest, step=step: manifest["state"].update(step=step))
     return folder
 
 

@@ -12,6 +12,7 @@ from pretrain.resume_proof import ResumeProof
 from pretrain.tracking.circumstances import Excuse
 from pretrain.tracking.metrics_file import METRICS_FILE
 from pretrain.verify_resume import MAY_CHANGE, plan_replay
+from tests.support.checkpoints import write_manifest
 from tests.support.models import run_config
 
 OLD, NEW = run_config("gpt", "optim.lr=1e-3"), run_config("gpt", "optim.lr=2e-3")
@@ -32,14 +33,7 @@ def make_run(folder, *, saved, recorded, config=OLD, files=None):
 def make_checkpoint(folder, step, config=OLD, files=None):
     place = folder / "checkpoints" / f"step-{step:08d}"
     place.mkdir(parents=True, exist_ok=True)
-    manifest = {
-        "format_version": 1,
-        "files": files or {},
-        "state": {"step": step},
-        "layout": {"world_size": 1, "tp": 1, "pp": 1},
-        "config": asdict(config),
-    }
-    (place / "manifest.json").write_text(json.dumps(manifest))
+    write_manifest(place, step, files=files or {}, config=asdict(config))
     (place / "tensors.json").write_text("{}")
     return place
 

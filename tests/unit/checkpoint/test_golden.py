@@ -1,7 +1,9 @@
 """The checkpoint in tests/golden is read by this and every later version, to the last bit."""
 
 import json
+from pathlib import Path
 
+import pytest
 import torch
 
 from pretrain.checkpoint.listing import look_at, tensors_of
@@ -9,17 +11,24 @@ from pretrain.checkpoint.manifest import FORMAT_VERSION, READERS
 from pretrain.checkpoint.values import read_chunk
 from pretrain.checkpoint.verifying import faults_of
 from pretrain.run_state import RunState
-from tests.golden.make_checkpoint import CHECKPOINT, DIGESTS, HERE, digests
+from tests.golden.make_checkpoint import DIGESTS, HERE, digests
+
+VERSIONS = range(1, FORMAT_VERSION + 1)
+
+
+def golden(version: int) -> Path:
+    return HERE / f"checkpoint-v{version}"
 
 
 def test_every_format_version_has_a_reader_and_a_golden_checkpoint() -> None:
-    versions = range(1, FORMAT_VERSION + 1)
-    assert sorted(READERS) == list(versions)
-    assert all((HERE / f"checkpoint-v{version}" / "manifest.json").exists() for version in versions)
+    assert sorted(READERS) == list(VERSIONS)
+    for version in VERSIONS:
+        assert json.loads((golden(version) / "manifest.json").read_bytes())["format_version"] == version
 
 
-def test_the_golden_checkpoint_is_whole() -> None:
-    found = look_at(CHECKPOINT, digests=True)
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_golden_checkpoint_is_whole(version: int) -> None:
+    found = look_at(golden(version), digests=True)
     faults, tensors = faults_of(found)
     assert not faults and tensors == len(json.loads(DIGESTS.read_text()))
     assert found.manifest is not None
@@ -27,12 +36,13 @@ def test_the_golden_checkpoint_is_whole() -> None:
     assert found.manifest["counters"] == {"adam_steps": 2.0}
 
 
-def test_tensors_of_the_golden_checkpoint_are_those_that_the_engine_held() -> None:
+@pytest.mark.parametrize("version", VERSIONS)
+def test_tensors_of_the_golden_checkpoint_are_those_that_the_engine_held(version: int) -> None:
     state = {}
-    for name, tensor in tensors_of(look_at(CHECKPOINT)).items():
+    for name, tensor in tensors_of(look_at(golden(version))).items():
         whole = torch.full(tensor.shape, torch.nan)
         for chunk in tensor.chunks:
             place = tuple(slice(a, b) for a, b in zip(chunk.offsets, chunk.ends, strict=True))
-            whole[place] = read_chunk(CHECKPOINT, tensor, chunk)
+            whole[place] = read_chunk(golden(version), tensor, chunk)
         state[name] = whole.numpy()
     assert digests(state) == json.loads(DIGESTS.read_text())

@@ -1,6 +1,5 @@
 """Whose weights a run may begin with."""
 
-import json
 from dataclasses import asdict, replace
 
 import pytest
@@ -8,6 +7,7 @@ import pytest
 from data_pipeline.errors import UserError
 from data_pipeline.shards.manifest import TokenizerRecord
 from pretrain.checkpoint.initial import find_initial
+from tests.support.checkpoints import change_manifest, write_manifest
 from tests.support.models import run_config
 
 TOKENIZER = TokenizerRecord(
@@ -22,15 +22,7 @@ def old(tmp_path):
     for step in (4, 8):
         folder = tmp_path / "old" / "checkpoints" / f"step-{step:08d}"
         folder.mkdir(parents=True)
-        manifest = {
-            "format_version": 1,
-            "files": {},
-            "state": {"step": step},
-            "config": asdict(OLD),
-            "vocab_size": 91,
-            "tokenizer_fingerprint": "abc",
-        }
-        (folder / "manifest.json").write_text(json.dumps(manifest))
+        write_manifest(folder, step, config=asdict(OLD), vocab_size=91, tokenizer_fingerprint="abc")
         (folder / "tensors.json").write_text("{}")
     return tmp_path / "old"
 
@@ -78,10 +70,8 @@ def test_another_shape_is_refused_with_both_values(old, tmp_path, overrides, wor
 
 def test_learned_positions_fix_the_length(old, tmp_path):
     learned = ("model.position=learned",)
-    path = old / "checkpoints" / "step-00000008" / "manifest.json"
-    manifest = json.loads(path.read_text())
-    manifest["config"]["model"]["position"] = "learned"
-    path.write_text(json.dumps(manifest))
+    newest = old / "checkpoints" / "step-00000008"
+    change_manifest(newest, lambda manifest: manifest["config"]["model"].update(position="learned"))
     assert found(old, tmp_path / "new", *learned) is not None
     with pytest.raises(UserError, match=r"model\.seq_length=32: .*seq_length=16"):
         found(old, tmp_path / "new", *learned, "model.seq_length=32")

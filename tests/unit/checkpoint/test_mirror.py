@@ -22,7 +22,7 @@ from pretrain.checkpoint.manifest import MANIFEST
 from pretrain.checkpoint.mirror import PATIENCE, Mirror
 from pretrain.config.errors import ConfigError, RunError
 from tests.support import http_server as faulty
-from tests.support.checkpoints import checkpoint_of, write_checkpoint
+from tests.support.checkpoints import change_manifest, checkpoint_of, write_checkpoint
 from tests.support.corpus import cache_config
 from tests.support.object_stores import SCHEMES, WRITES, Bucket, set_environment
 
@@ -33,7 +33,7 @@ SOON = 30.0
 def made(run: Path, step: int, size: int = 1000) -> Path:
     """A checkpoint of two ranks."""
     tensors = {"weight/x": torch.arange(size, dtype=torch.float32) + step}
-    return write_checkpoint(checkpoint_of(run, step), tensors, {"weight/x": [size // 3]}, state={"step": step})
+    return write_checkpoint(checkpoint_of(run, step), tensors, {"weight/x": [size // 3]}, step=step)
 
 
 def mirrors(url: str, num_ranks: int = 2, keep_last: int = 2, **changes: object) -> list[Mirror]:
@@ -100,6 +100,26 @@ def test_what_is_not_whole_is_passed_over(bucket: Bucket, tmp_path: Path, caplog
     assert f"step-00000002/__0_0.distcp is damaged: there are 3 bytes instead of {size}; trying the one" in caplog.text
 
 
+def test_a_mirror_with_damaged_ones_alone_says_so(bucket: Bucket, tmp_path: Path) -> None:
+    send(f"{bucket.url}/run", made(tmp_path / "run", 1))
+    bucket.put("run/step-00000001/__0_0.distcp", b"cut")
+    (one,) = mirrors(f"{bucket.url}/run", num_ranks=1, retries=0)
+    with closing(one):
+        (fault,) = one.begin(tmp_path / "new" / "checkpoints")
+    assert "step-00000001/__0_0.distcp is damaged: there are 3 bytes" in str(fault)
+
+
+def test_a_damaged_one_there_takes_the_place_of_no_whole_one(bucket: Bucket, tmp_path: Path) -> None:
+    sent = [made(tmp_path / "run", step) for step in (1, 2, 3, 4)]
+    send(f"{bucket.url}/run", *sent[:2])
+    bucket.put("run/step-00000002/__0_0.distcp", b"cut")
+    names = lambda: {name.split("/")[-2] for name in bucket.files.find(f"{bucket.name}/run")}  # noqa: E731
+    send(f"{bucket.url}/run", sent[2])
+    assert names() == {f"step-0000000{step}" for step in (1, 2, 3)}
+    send(f"{bucket.url}/run", sent[3])
+    assert names() == {f"step-0000000{step}" for step in (3, 4)}
+
+
 def test_a_store_that_is_ill_costs_a_copy_and_not_the_run(
     bucket: Bucket, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -154,8 +174,8 @@ def test_the_first_rank_waits_for_the_others_as_long_as_their_files_come(
     first.close()
     assert all((there / path.name).read_bytes() == path.read_bytes() for path in folder.iterdir())
     first, second, third = mirrors(str(tmp_path / "mirror"), num_ranks=3)
-    with (folder / MANIFEST).open("a") as file:
-        file.write(" ")  # saved anew: files of the same names and sizes are there, and its manifest
+    # Saved again: files of the same names and sizes are there, and its manifest.
+    change_manifest(folder, lambda manifest: manifest.update(saved_at="later"))
     for rank in (first, second):
         rank.send(folder)
     for rank in (second, third):

@@ -15,11 +15,19 @@ import torch
 
 from pretrain import cli
 from pretrain.checkpoint import listing, values, verifying
-from pretrain.checkpoint.manifest import MANIFEST, digest_of
+from pretrain.checkpoint.listing import look_at
+from pretrain.checkpoint.manifest import digest_of
 from pretrain.exit_codes import ExitCode
 from pretrain.run_folder import hold_run_folder
 from tests.golden.make_checkpoint import DIGESTS
-from tests.support.checkpoints import change_json, checkpoint_of, flip_a_bit, make_run, write_checkpoint
+from tests.support.checkpoints import (
+    change_json,
+    change_manifest,
+    checkpoint_of,
+    flip_a_bit,
+    make_run,
+    write_checkpoint,
+)
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -227,7 +235,7 @@ def test_verify_says_whole_or_a_line_for_each_fault(command: Command, run: Path)
 def test_verify_finds_a_wrong_index_whose_digest_is_right(command: Command, run: Path) -> None:
     folder = checkpoint_of(run, 2)
     change_json(folder / "tensors.json", lambda index: next(iter(index.values()))["chunks"].pop())
-    change_json(folder / MANIFEST, lambda m: m["files"].update({"tensors.json": digest_of(folder / "tensors.json")}))
+    change_manifest(folder, lambda m: m["files"].update({"tensors.json": digest_of(folder / "tensors.json")}))
     code, out, _ = command("verify", folder)
     assert code == 1 and "elements are in no chunk" in out and len(out.splitlines()) == 1
 
@@ -235,15 +243,26 @@ def test_verify_finds_a_wrong_index_whose_digest_is_right(command: Command, run:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda manifest: manifest.update(format_version=2), "has format version 2, this program reads version 1"),
+        (
+            lambda manifest: manifest.update(format_version=3),
+            "has format version 3, this program reads versions up to 2",
+        ),
         (lambda manifest: manifest["files"].update({"../../x": manifest["files"]["tensors.json"]}), "is damaged"),
         (lambda manifest: manifest["files"].update(x={"bytes": "9", "sha256": ""}), "is damaged"),
-        (lambda manifest: manifest["state"].pop("step"), "is damaged: 'step'"),
-        (lambda manifest: manifest["state"].update(step="5"), "is damaged"),
+        (lambda manifest: manifest["state"].pop("step"), "is damaged: 'step' is missing"),
+        (lambda manifest: manifest["state"].pop("position"), "is damaged: 'position' is missing"),
+        (lambda manifest: manifest["state"].update(step="5"), "is damaged: state.step is '5'"),
+        (lambda manifest: manifest["state"].update(train_seconds=None), "is damaged: state.train_seconds is None"),
+        (lambda manifest: manifest["state"].update(nothing=1), "is damaged"),
+        (lambda manifest: manifest.pop("counters"), "is damaged: 'counters' is missing"),
+        (lambda manifest: manifest["counters"].clear(), "is damaged: 'adam_steps' is missing"),
+        (lambda manifest: manifest["layout"].update(tp=True), "is damaged: layout.tp is True"),
+        (lambda manifest: manifest.update(dataset_digest=7), "is damaged: dataset_digest is 7"),
+        (lambda manifest: manifest["state"].update(step=4), "holds step 4: it was renamed"),
     ],
 )
 def test_a_manifest_that_cannot_be_used_is_told(command: Command, run: Path, change: Any, words: str) -> None:
-    change_json(checkpoint_of(run, 2) / MANIFEST, change)
+    change_manifest(checkpoint_of(run, 2), change)
     code, out, _ = command("verify", checkpoint_of(run, 2))
     assert code == 1 and words in out and len(out.splitlines()) == 1
 
@@ -271,8 +290,24 @@ def test_prune_never_deletes_the_newest_that_a_resume_could_take(command: Comman
     assert "kept step-00000004 (" in out and "__0_0.distcp is damaged" in out
 
 
+def test_prune_removes_a_link_and_not_what_it_leads_to(
+    command: Command, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = make_run(tmp_path / "run", 2, 4)
+    for name in ("step-00000002", "step-00000008.partial"):
+        (tmp_path / "elsewhere" / name).mkdir(parents=True)
+    shutil.rmtree(tmp_path / "elsewhere" / "step-00000002")
+    checkpoint_of(run, 2).rename(tmp_path / "elsewhere" / "step-00000002")
+    for name in ("step-00000002", "step-00000008.partial"):
+        (run / "checkpoints" / name).symlink_to(tmp_path / "elsewhere" / name)
+    code, out, _ = command("prune", run, "--keep-last", 1)
+    assert code == 0 and names(run) == ["4"] and out.endswith("\n0 B freed\n")
+    assert look_at(tmp_path / "elsewhere" / "step-00000002", digests=True).is_whole
+    assert caplog.text.count("is a symbolic link: the link is removed, what it leads to stays") == 2
+
+
 def test_prune_leaves_a_checkpoint_of_a_newer_program(command: Command, run: Path) -> None:
-    change_json(checkpoint_of(run, 2) / MANIFEST, lambda manifest: manifest.update(format_version=2))
+    change_manifest(checkpoint_of(run, 2), lambda manifest: manifest.update(format_version=3))
     command("prune", run, "--keep-last", 1)
     assert names(run) == ["2", "4", "6"]
 
@@ -307,7 +342,7 @@ def test_diff_tells_config_versions_state_and_data(command: Command, run: Path) 
         manifest["state"]["train_seconds"] = 77.0
         manifest["dataset_digest"] = "other"
 
-    change_json(checkpoint_of(run, 4) / MANIFEST, change)
+    change_manifest(checkpoint_of(run, 4), change)
     code, out, _ = command("diff", checkpoint_of(run, 2), checkpoint_of(run, 4))
     assert code == 1
     assert [line.split(": ")[:2] for line in out.splitlines()] == [

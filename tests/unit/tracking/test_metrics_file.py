@@ -5,7 +5,7 @@ import resource
 import signal
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pretrain.tracking.metrics_file import METRICS_FILE, JsonlSink, read_metrics
@@ -41,10 +41,28 @@ def test_resume_leaves_no_step_twice(tmp_path, resume_step):
     assert [json.loads(line)["step"] for line in (tmp_path / METRICS_FILE).open()] == list(range(1, 25))
 
 
-def test_a_start_from_step_zero_empties_the_file(tmp_path):
+def test_a_start_from_step_zero_has_a_file_of_its_own(tmp_path):
     log_steps(tmp_path, 0, [0, 1, 2])
     log_steps(tmp_path, 0, [0, 1])
     assert [json.loads(line)["step"] for line in (tmp_path / METRICS_FILE).open()] == [0, 1]
+
+
+@settings(max_examples=30)  # each writes through to the disk
+@given(starts=st.lists(st.tuples(st.integers(0, 6), st.integers(0, 4), st.integers(0, 20)), max_size=6))
+def test_no_line_is_ever_lost(tmp_path_factory, starts):
+    """Each start resumes at some step, logs some, and may tear its last line."""
+    run_dir, written = tmp_path_factory.mktemp("run"), []
+    for number, (resume_step, count, torn) in enumerate(starts):
+        sink = JsonlSink(run_dir, resume_step)
+        for step in range(resume_step + 1, resume_step + 1 + count):
+            sink.log("train", step, {"start": number})
+        sink.close("killed")
+        path = run_dir / METRICS_FILE
+        content = path.read_bytes()
+        path.write_bytes(content[: len(content) - torn] if count else content)
+        written += [line for line in path.read_bytes().splitlines() if f'"start": {number}'.encode() in line]
+    kept = [line for path in run_dir.iterdir() for line in path.read_bytes().splitlines()]
+    assert not [line for line in written if line not in kept]
 
 
 def test_a_torn_last_line_is_dropped_on_resume(tmp_path):
