@@ -1,7 +1,6 @@
 """`pretrain submit`: a run, or a grid of them, checked, written as a batch script, and given to Slurm."""
 
 import argparse
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,9 +11,6 @@ from data_pipeline.errors import UserError
 if TYPE_CHECKING:
     from launch.sweep import Member, Sweep
     from pretrain.config.cluster import ClusterConfig
-    from pretrain.config.run import RunConfig
-
-SWEEPS = Path("sweeps")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -58,19 +54,14 @@ def _one(given: argparse.Namespace) -> None:
 
 
 def _sweep(given: argparse.Namespace) -> None:
-    from launch.sweep import Sweep, names_of
-    from pretrain.config.load import sweep_members
+    from launch.sweep import SWEEPS, Sweep, free_name, words_of_members
 
-    name = given.name or _free_name()
+    name = given.name or free_name()
     folder = SWEEPS / name
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
-        raise UserError(f"--name {name}: must be letters, digits and any of _.-")
+    words = words_of_members(name, given.overrides)
     if folder.exists():
         raise UserError(f"--name {name}: {folder} is there already: choose another, or go on with --rerun {folder}")
-    grid = sweep_members(given.overrides)
-    # Before what was given, which wins.
-    ours = [(f"run.name={run}", f"tracking.wandb_group={name}") for run in names_of(name, len(grid))]
-    members, cluster = _check_members({index: (*ours[index], *words) for index, words in enumerate(grid)})
+    members, cluster = _check_members(words)
     _submit_members(given, Sweep(name, tuple(given.overrides), tuple(members)), members, cluster)
 
 
@@ -98,29 +89,12 @@ def _rerun(given: argparse.Namespace) -> None:
 def _check_members(rest: dict[int, tuple[str, ...]]) -> "tuple[list[Member], ClusterConfig]":
     """The members by indexes and overrides, and what they share; raises UserError telling of all that cannot run."""
     from launch.checking import check_submission
-    from launch.sweep import Member
-    from pretrain.config.load import load_run_config
+    from launch.sweep import Member, check_members
 
-    configs: dict[int, RunConfig] = {}
-    faults: dict[str, list[int]] = {}
-    for index, overrides in rest.items():
-        try:
-            configs[index] = load_run_config(overrides)
-            check_submission(configs[index], Path.cwd())
-        except UserError as error:
-            faults.setdefault(str(error), []).append(index)
-    if faults:
-        told = (
-            f"\n  member {', '.join(map(str, of))} ({' '.join(rest[of[0]])}): {text}" for text, of in faults.items()
-        )
-        raise UserError("".join(("nothing was submitted:", *told)))
+    configs = check_members(rest, lambda config: check_submission(config, Path.cwd()), "nothing was submitted")
     clusters = [config.cluster for config in configs.values()]
     if any(cluster != clusters[0] for cluster in clusters):
         raise UserError("members of one sweep share one job array: `cluster` must be the same for all of them")
-    folders = [config.run.dir for config in configs.values()]
-    twice = next((folder for folder in folders if folders.count(folder) > 1), None)
-    if twice is not None:
-        raise UserError(f"run.dir={twice}: more than one member would use it; leave run.name and run.dir to the sweep")
     return [Member(index, config.run.dir, rest[index]) for index, config in configs.items()], clusters[0]
 
 
@@ -129,7 +103,7 @@ def _submit_members(
 ) -> None:
     """As one job array."""
     from launch.render import Job, batch_script, slurm_path
-    from launch.sweep import write_sweep
+    from launch.sweep import SWEEPS, write_sweep
 
     place = Path.cwd()
     folder = place / SWEEPS / sweep.name if given.rerun is None else given.rerun.absolute()
@@ -173,13 +147,6 @@ def _place(cluster: "ClusterConfig") -> str:
     nodes = f"{cluster.nodes} node{'s' if cluster.nodes > 1 else ''} x {cluster.ranks_per_node}"
     where = f"partition {cluster.partition}" if cluster.partition else "the default partition"
     return f"{nodes} rank{'s' if cluster.ranks_per_node > 1 else ''}, {where}, {cluster.time or 'its time limit'}"
-
-
-def _free_name() -> str:
-    number = 1
-    while (SWEEPS / f"sweep-{number}").exists():
-        number += 1
-    return f"sweep-{number}"
 
 
 def _say(lines: Sequence[str]) -> None:

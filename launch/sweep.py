@@ -1,20 +1,25 @@
-"""A sweep: members that differ in their overrides, written down in one folder before any is submitted.
+"""A sweep: members that differ in their overrides, written down in one folder before any of them starts.
 
 sweep.json: {"name", "given": [words], "members": [{"index", "run_dir", "overrides"}],
              "jobs": [{"job", "members", "time"}]}
 """
 
 import json
+import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from data_pipeline.durable import write_durably
 from data_pipeline.errors import UserError
 from launch.attempts import read_attempts
 
+if TYPE_CHECKING:
+    from pretrain.config.run import RunConfig
+
+SWEEPS = Path("sweeps")
 SWEEP_FILE = "sweep.json"
 
 
@@ -58,10 +63,56 @@ class Sweep:
         return replace(self, members=tuple(now.get(member.index, member) for member in self.members))
 
 
-def names_of(name: str, number: int) -> list[str]:
-    """Names of the runs of a sweep, all of one length."""
-    width = len(str(number - 1))
-    return [f"{name}-{index:0{width}}" for index in range(number)]
+def words_of_members(name: str, overrides: Sequence[str]) -> dict[int, tuple[str, ...]]:
+    """The overrides of every combination, each with the name of its run and the group of the sweep, by index.
+
+    Raises UserError if nothing is swept, or the name cannot be used.
+    """
+    from pretrain.config.load import sweep_members
+
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+        raise UserError(f"--name {name}: must be letters, digits and any of _.-")
+    grid = sweep_members(overrides)
+    width = len(str(len(grid) - 1))
+    # Before the given words, which win.
+    return {
+        index: (f"run.name={name}-{index:0{width}}", f"tracking.wandb_group={name}", *words)
+        for index, words in enumerate(grid)
+    }
+
+
+def free_name() -> str:
+    """A name that no sweep in this folder has."""
+    number = 1
+    while (SWEEPS / f"sweep-{number}").exists():
+        number += 1
+    return f"sweep-{number}"
+
+
+def check_members(
+    words: Mapping[int, tuple[str, ...]], check: "Callable[[RunConfig], object]", refusal: str
+) -> "dict[int, RunConfig]":
+    """The configurations by index; raises UserError, which begins with `refusal`, with every member that cannot run."""
+    from pretrain.config.load import load_run_config
+
+    configs: dict[int, RunConfig] = {}
+    faults: dict[str, list[int]] = {}
+    for index, overrides in words.items():
+        try:
+            configs[index] = load_run_config(overrides)
+            check(configs[index])
+        except UserError as error:
+            faults.setdefault(str(error), []).append(index)
+    if faults:
+        lines = (
+            f"\n  member {', '.join(map(str, of))} ({' '.join(words[of[0]])}): {text}" for text, of in faults.items()
+        )
+        raise UserError("".join((f"{refusal}:", *lines)))
+    folders = [config.run.dir for config in configs.values()]
+    twice = next((folder for folder in folders if folders.count(folder) > 1), None)
+    if twice is not None:
+        raise UserError(f"run.dir={twice}: more than one member would use it; leave run.name and run.dir to the sweep")
+    return configs
 
 
 def write_sweep(folder: Path, sweep: Sweep) -> None:

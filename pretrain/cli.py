@@ -52,6 +52,12 @@ def _prepare(given: argparse.Namespace) -> int:
 def _train(given: argparse.Namespace) -> int:
     from pretrain.config.load import load_run_config
 
+    if given.name is not None and not given.multirun:
+        raise ConfigError([f"--name {given.name} names a grid: give -m, or run.name=... for one run"])
+    if given.multirun:
+        from launch import grid
+
+        return grid.run(given)
     if given.check:
         from pretrain.plan import check
 
@@ -105,6 +111,10 @@ def _ranks_option(parser: argparse.ArgumentParser) -> None:
 
 def _train_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--check", action="store_true", help="say whether this run is legal, and start nothing")
+    help_ = "key=a,b: train every combination here, one after the other"
+    parser.add_argument("-m", "--multirun", action="store_true", help=help_)
+    help_ = "with -m: name of the grid, its runs and their wandb group; default: sweep-N"
+    parser.add_argument("--name", metavar="NAME", help=help_)
     _ranks_option(parser)
 
 
@@ -156,6 +166,8 @@ VERBS = {
         """
         Trains on the dataset that `prepare` made with the same overrides. The run folder (run.dir) receives config,
         metrics, curves, report.html and checkpoints; the same command run again goes on from the newest checkpoint.
+        With -m every combination of values trains here, one after the other, in a run folder of its own; the end is a
+        table and a comparison in sweeps/NAME. The same command skips finished runs and resumes the others.
 
         examples:
           pretrain train
@@ -163,6 +175,7 @@ VERBS = {
           torchrun --nproc-per-node 2 -m pretrain train engine.zero_stage=3
           pretrain train --check --ranks 8 parallel.tp=2 parallel.pp=2
           pretrain train profile.steps=[10,12]
+          pretrain train -m --name rates optim.lr=1e-4,3e-4
         """,
         _train,
         _train_options,

@@ -56,17 +56,11 @@ def train(config: RunConfig) -> str:
     """
     rank, world_size, local_rank = world_from_environment()
     # All that can be refused is refused before the run folder is made, and what takes no heavy import first.
-    check_run(config, world_size)
-    dataset, validation = open_datasets(config)
+    dataset, validation = check_start(config, world_size)
     folder = Path(config.run.dir)
-    if not folder.exists() and config.checkpoint.mirror is None:  # else it counts where the run stands
-        check_enough_data(config, dataset, RunState())
-    check_same_config(folder, config)
-    check_space(folder, checkpoint_bytes(config.model, dataset.manifest.tokenizer.vocab_size))
     initial = tokenizer = None
     if rank == 0:
         tokenizer = check_tokenizer(dataset)
-        check_wandb_login(config.tracking)
         initial = open_initial(config, dataset)
     set_variables(ParallelLayout(world_size, config.parallel.tp, config.parallel.pp))
     from pretrain.layout.runtime import choose_device
@@ -77,6 +71,20 @@ def train(config: RunConfig) -> str:
         stop_requested = stack.enter_context(stop_on_signals())
         stack.enter_context(log_to_file(folder, rank))
         return run(config, folder, dataset, validation, tokenizer, initial, still_held, stop_requested)
+
+
+def check_start(config: RunConfig, world_size: int) -> tuple[TrainingData, dict[str, PackedDataset]]:
+    """The data of a run that may start: raises UserError if the configuration, data or run folder cannot be used."""
+    check_run(config, world_size)
+    dataset, validation = open_datasets(config)
+    folder = Path(config.run.dir)
+    if not folder.exists() and config.checkpoint.mirror is None:  # else it counts where the run stands
+        check_enough_data(config, dataset, RunState())
+    check_same_config(folder, config)
+    check_space(folder, checkpoint_bytes(config.model, dataset.manifest.tokenizer.vocab_size))
+    if world_from_environment()[0] == 0:
+        check_wandb_login(config.tracking)
+    return dataset, validation
 
 
 def run(

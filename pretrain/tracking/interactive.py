@@ -55,8 +55,11 @@ class Line:
     has_hover: bool = True
 
 
-def run_charts(records: Records) -> Charts:
-    """Loss, learning rate, gradient norm, speed and the parts of a step, over steps; they zoom together."""
+def run_charts(records: Records) -> Charts | None:
+    """Loss, learning rate, gradient norm, speed and the parts of a step, over steps; they zoom together.
+
+    None: there are no records yet.
+    """
     train, validations = of_kind(records, "train"), validation_curves(records)
     loss = [
         *_lines(train, "loss", "training", is_noisy=True),
@@ -90,7 +93,7 @@ def run_charts(records: Records) -> Charts:
     return _embedded(charts, last_step=max((record["step"] for record in records), default=1))
 
 
-def comparison_charts(charts: Mapping[str, Mapping[str, tuple[Series, Series]]]) -> Charts:
+def comparison_charts(charts: Mapping[str, Mapping[str, tuple[Series, Series]]]) -> Charts | None:
     """Charts by title, each with a line for each run: label -> (steps, values)."""
     drawn, last_step = [], 1.0
     for title, runs in charts.items():
@@ -208,16 +211,19 @@ def _with_legend(chart: "Figure") -> "Figure":
     return chart
 
 
-def _embedded(charts: Sequence["Figure"], last_step: float) -> Charts:
-    """In one column, with one range of steps for all."""
+def _embedded(charts: Sequence["Figure"], last_step: float) -> Charts | None:
+    """In one column, with one range of steps for all; None if all are empty."""
     from bokeh.embed import json_item
     from bokeh.layouts import column
     from bokeh.models import Range1d
     from bokeh.resources import Resources
 
-    steps = Range1d(start=0, end=1.01 * last_step)
-    for chart in charts:
+    # Bokeh warns of an empty chart.
+    drawn, steps = [chart for chart in charts if chart.renderers], Range1d(start=0, end=1.01 * last_step)
+    if not drawn:
+        return None
+    for chart in drawn:
         chart.x_range = steps
-    item = json_item(column(list(charts), sizing_mode="stretch_width"), TARGET)
+    item = json_item(column(drawn, sizing_mode="stretch_width"), TARGET)
     library = Resources(mode="inline", components=["bokeh"]).js_raw[0]
     return Charts(library, json.dumps(item).replace("<", "\\u003c"))

@@ -189,7 +189,7 @@ _PAGE = """\
 </header>
 {{ parts.tiles(tiles) }}
 <section><h2>Curves</h2>
-<div id="{{ target }}"></div>
+<div id="{{ target }}">{{ "" if charts else "no records yet" }}</div>
 <noscript>
 {% for file, url in images %}
 <img alt="{{ file }}" src="{{ url }}">
@@ -212,6 +212,8 @@ _PAGE = """\
 {% if config %}
 <section><details><summary>Configuration</summary><pre>{{ config }}</pre></details></section>
 {% endif %}
+{% if charts %}
 {{ parts.charts(charts) }}
+{% endif %}
 {% endblock %}
 """

@@ -217,8 +217,9 @@ def test_a_browser_draws_the_curves_without_a_network(tmp_path):
     assert 'class="bk-Column"' in done.stdout
 
 
-def test_a_folder_with_nothing_in_it_gets_a_report(tmp_path):
+def test_a_folder_with_nothing_in_it_gets_a_report_and_no_warning(tmp_path, caplog):
     write_report(tmp_path)
+    assert caplog.records == [] and "no records yet" in (tmp_path / "report.html").read_text()
     assert tmp_path.name in (tmp_path / "report.html").read_text()
 
 

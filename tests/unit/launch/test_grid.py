@@ -1,0 +1,155 @@
+"""`pretrain train -m` around the runs that it starts: the runs themselves are tests/runs/test_grid.py."""
+
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from data_pipeline.errors import UserError
+from launch import grid
+from launch.grid import Forwarding, find_or_make, label_of, refuse_launcher
+from launch.sweep import Sweep, read_sweep, write_sweep
+from pretrain.cli import main
+from pretrain.exit_codes import ExitCode
+from pretrain.tracking.outcome import note_end, note_start
+from tests.support.corpus import make_texts, prepare_synthetic, write_jsonl
+
+GRID = ["optim.lr=1e-4,3e-4", "train.max_steps=5"]
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    prepare_synthetic(folder / "set", [write_jsonl(folder / "corpus.jsonl", make_texts(20))], seq_length=256)
+    return folder / "set"
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dataset: Path) -> Path:
+    folder = tmp_path / "place"
+    (folder / "data").mkdir(parents=True)
+    (folder / "data" / "files").symlink_to(dataset)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+class Runs:
+    """In place of training: each run ends with its code, and with the outcome that belongs to it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, **codes: int) -> None:
+        self.codes = codes
+        self.started: list[str] = []
+        monkeypatch.setattr(Forwarding, "run", self.run)
+
+    def run(self, command: list[str]) -> int:
+        name = next(word.removeprefix("run.name=") for word in command if word.startswith("run.name="))
+        self.started.append(name)
+        code = self.codes.get(name.replace("-", "_"), 0)
+        run_dir = Path("runs") / name
+        if code != ExitCode.MISTAKE:
+            run_dir.mkdir(parents=True, exist_ok=True)
+            note_start(run_dir, 0)
+            note_end(run_dir, {0: "finished", ExitCode.STOPPED: "stopped"}.get(code, "failed"), "why")
+        return code
+
+
+def train(*words: str) -> int:
+    with pytest.raises(SystemExit) as exit_:
+        main(["train", "-m", *words])
+    assert isinstance(exit_.value.code, int)
+    return exit_.value.code
+
+
+@pytest.fixture(autouse=True)
+def no_hard_exit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`pretrain` leaves past the interpreter's clean-up after a failure."""
+    monkeypatch.setattr(os, "_exit", sys.exit)
+
+
+def test_every_combination_is_a_run_of_its_own_in_one_group(place: Path, monkeypatch, capsys) -> None:
+    runs = Runs(monkeypatch)
+    assert train("--name", "rates", *GRID) == 0
+    assert runs.started == ["rates-0", "rates-1"]
+    sweep = read_sweep(Path("sweeps/rates"))
+    assert [member.run_dir for member in sweep.members] == ["runs/rates-0", "runs/rates-1"]
+    assert all("tracking.wandb_group=rates" in member.overrides for member in sweep.members)
+    assert [label_of(sweep, member) for member in sweep.members] == ["optim.lr=0.0001", "optim.lr=0.0003"]
+    table = capsys.readouterr().out
+    assert table.count("finished") == 2 and "sweeps/rates/comparison.html" in table
+    assert (place / "sweeps/rates/comparison.png").exists() and (place / "sweeps/rates/comparison.html").exists()
+
+
+def test_the_same_command_skips_the_finished_and_starts_the_others(monkeypatch) -> None:
+    runs = Runs(monkeypatch, sweep_1_1=ExitCode.STOPPED)
+    assert train(*GRID, "run.seed=1,2,3") == ExitCode.STOPPED
+    assert runs.started == ["sweep-1-0", "sweep-1-1"], "a stop ends the grid"
+    runs.codes.clear()
+    runs.started.clear()
+    assert train(*GRID, "run.seed=1,2,3") == 0
+    assert runs.started == [f"sweep-1-{number}" for number in range(1, 6)]
+    assert train(*GRID, "run.seed=4,5") == 0 and read_sweep(Path("sweeps/sweep-2")).name == "sweep-2"
+
+
+def test_a_failing_run_does_not_stop_the_others(monkeypatch, capsys) -> None:
+    runs = Runs(monkeypatch, rates_0=ExitCode.DIVERGED)
+    assert train("--name", "rates", *GRID) == ExitCode.FAILED
+    assert runs.started == ["rates-0", "rates-1"]
+    assert "failed: why" in capsys.readouterr().out
+
+
+def test_mistakes_that_all_share_start_no_more_of_them(monkeypatch, capsys) -> None:
+    runs = Runs(monkeypatch, a_0=ExitCode.MISTAKE, a_1=ExitCode.MISTAKE)
+    assert train("--name", "a", "run.seed=1,2,3,4") == ExitCode.FAILED
+    assert runs.started == ["a-0", "a-1"] and "not started" in capsys.readouterr().out
+
+
+def test_all_are_checked_before_the_first_starts(place: Path, monkeypatch, capsys) -> None:
+    runs = Runs(monkeypatch)
+    assert train("model.num_heads=4,3,5") == ExitCode.MISTAKE
+    error = capsys.readouterr().err
+    assert "nothing was started" in error and "member 1 (" in error and "member 2 (" in error
+    assert runs.started == [] and not (place / "sweeps").exists()
+    assert train("--check", *GRID) == 0 and not (place / "sweeps").exists()
+
+
+def test_a_name_of_another_grid_is_refused(monkeypatch) -> None:
+    Runs(monkeypatch)
+    assert train("--name", "rates", *GRID) == 0
+    with pytest.raises(UserError, match="was made by other overrides"):
+        find_or_make("rates", ["optim.lr=1,2"])
+    Path("sweeps/cluster").mkdir()
+    write_sweep(Path("sweeps/cluster"), Sweep("cluster", tuple(GRID), ()).after_job("7", []))
+    with pytest.raises(UserError, match="--rerun sweeps/cluster"):
+        find_or_make("cluster", GRID)
+
+
+def test_a_launcher_is_refused(monkeypatch) -> None:
+    refuse_launcher({})
+    with pytest.raises(UserError, match="without torchrun or srun"):
+        refuse_launcher({"WORLD_SIZE": "1"})
+
+
+def test_a_signal_reaches_the_child_once_and_stops_the_grid(tmp_path: Path) -> None:
+    mark = tmp_path / "ready"
+    child = (
+        "import pathlib, signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\n"
+        f"pathlib.Path({str(mark)!r}).touch()\n"
+        "time.sleep(200)"
+    )
+
+    def send_when_ready() -> None:
+        while not mark.exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=send_when_ready, daemon=True).start()
+    with Forwarding() as forwarding:
+        assert forwarding.run([sys.executable, "-c", child]) == ExitCode.STOPPED
+        assert forwarding.asked
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert grid.FORWARDED[0] is signal.SIGINT
