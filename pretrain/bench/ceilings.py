@@ -10,8 +10,8 @@ from torch import Tensor
 from pretrain.config.run import RunConfig
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_SQUARES = {"cuda": (2048, 4096, 8192), "cpu": (256, 512, 1024)}
-_COPIED_BYTES = {"cuda": 2**30, "cpu": 2**28}
+_SQUARES_ON_GPU, _SQUARES = (2048, 4096, 8192), (256, 512, 1024)
+_COPIED_BYTES_ON_GPU, _COPIED_BYTES = 2**30, 2**28
 SECONDS = 0.2
 """For each product, after a first one. The best counts: a device that slows down under load is measured before."""
 
@@ -36,17 +36,18 @@ class Ceilings:
 
 def measure_ceilings(config: RunConfig, vocab_size: int, device: torch.device) -> Ceilings:
     """Products in the run's precision, square ones and those of the model, and a copy of a large buffer."""
-    dtype, shapes = _DTYPES[config.engine.precision], product_shapes(config, vocab_size, device.type)
+    on_gpu, dtype = device.type == "cuda", _DTYPES[config.engine.precision]
+    shapes = product_shapes(config, vocab_size, on_gpu=on_gpu)
     products = {" x ".join(map(str, shape)): _product_rate(shape, dtype, device) for shape in shapes}
-    return Ceilings(products, _copy_rate(_COPIED_BYTES[device.type], device))
+    return Ceilings(products, _copy_rate(_COPIED_BYTES_ON_GPU if on_gpu else _COPIED_BYTES, device))
 
 
-def product_shapes(config: RunConfig, vocab_size: int, kind: str) -> Sequence[Shape]:
-    """What is tried on a `cuda` or a `cpu` device."""
+def product_shapes(config: RunConfig, vocab_size: int, *, on_gpu: bool) -> Sequence[Shape]:
+    """What is tried on a GPU, or on another device."""
     model, tp = config.model, config.parallel.tp
     rows, hidden, ffn = config.train.micro_batch_size * model.seq_length, model.hidden_size, model.ffn_hidden_size // tp
     of_model = ((rows, hidden, ffn), (rows, ffn, hidden), (rows, hidden, -(-vocab_size // (128 * tp)) * 128))
-    return [*((size, size, size) for size in _SQUARES[kind]), *of_model]
+    return [*((size, size, size) for size in (_SQUARES_ON_GPU if on_gpu else _SQUARES)), *of_model]
 
 
 def _product_rate(shape: Shape, dtype: torch.dtype, device: torch.device) -> float:

@@ -52,7 +52,7 @@ def global_norm(
     pieces: Iterable[Piece], local: Mapping[nn.Parameter, LocalParameter], groups: ProcessGroups, *, replicated: bool
 ) -> float:
     """2-norm of the whole model's gradient, every element counted once; `replicated`: over data-parallel ranks too."""
-    square = torch.zeros((), dtype=torch.float64)
+    square = torch.zeros((), dtype=torch.float64, device=groups.device)
     if not (replicated and groups.dp_rank):
         counted = [
             piece

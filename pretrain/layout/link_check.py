@@ -22,7 +22,7 @@ from pretrain.layout.runtime import Runtime
 
 LINK_FILE = "link.json"
 SMALL_BYTES, SMALL_ROUNDS = 1024, 10
-BULK_BYTES = {"cuda": 64 * 2**20, "cpu": 4 * 2**20}
+BULK_BYTES_ON_GPU, BULK_BYTES = 64 * 2**20, 4 * 2**20
 BULK_ROUNDS = 2
 SLOW_FACTOR = 3.0
 """A pair that takes so many times the median is told."""
@@ -69,7 +69,7 @@ def check_links(wanted: bool, here: Runtime, control: dist.ProcessGroup, run_dir
     places = [(int(node), int(local)) for node, local in table.tolist()]
     name = os.environ.get("SLURMD_NODENAME") or os.environ.get("NODE_NAME") or os.uname().nodename
     names = _gather_names(name, control)
-    numel = BULK_BYTES[here.device.type] // 4
+    numel = (BULK_BYTES_ON_GPU if here.device.type == "cuda" else BULK_BYTES) // 4
     numbers = _numbers(here.rank, numel, here.device)
     small = torch.ones(SMALL_BYTES // 4, device=here.device)
     dist.all_reduce(small)  # connects

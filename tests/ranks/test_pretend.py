@@ -27,6 +27,7 @@ def attempts(here: Runtime) -> dict[str, str]:
         "pinning an expanded view": lambda: torch.ones(2, 1).expand(2, 3).pin_memory(),
         "a generator of the host's": lambda: torch.randn(3, device=here.device, generator=torch.Generator()),
         "a collective": lambda: dist.all_reduce(there),
+        "a collective on the host": lambda: dist.all_reduce(on_host),
         "a collective of the host's ranks": lambda: dist.all_reduce(there, group=group),
         "other values in place of a parameter's": lambda: setattr(there, "data", on_host),
     }
@@ -50,6 +51,7 @@ def test_what_a_gpu_refuses_is_refused() -> None:
         "pinning an expanded view": "RuntimeError",
         "a generator of the host's": "RuntimeError",
         "a collective": "",
+        "a collective on the host": "RuntimeError",
         "a collective of the host's ranks": "RuntimeError",
         "other values in place of a parameter's": "AssertionError",
     }
@@ -66,6 +68,7 @@ def waits_of_each(here: Runtime) -> list[tuple[str, dict[str, int]]]:
         ("tolist", lambda: there.tolist()),
         ("copy to host", lambda: there.cpu()),
         ("copy to host", lambda: host.clone().copy_(there)),
+        ("copy to host", lambda: host.clone().copy_(there, non_blocking=True)),
         ("copy from host", lambda: host.to(here.device)),
         ("copy from host", lambda: host.to(here.device, non_blocking=True)),
         ("copy from host", lambda: pinned.to(here.device)),
@@ -75,6 +78,8 @@ def waits_of_each(here: Runtime) -> list[tuple[str, dict[str, int]]]:
         ("equal", lambda: torch.equal(there, there)),
         ("index", lambda: there[mask]),
         ("", lambda: pinned.to(here.device, non_blocking=True)),
+        ("", lambda: pinned.copy_(there, non_blocking=True)),
+        ("", lambda: there.to("cpu", non_blocking=True)),
         ("", lambda: there.masked_fill(mask, 0.0)),
         ("", lambda: there[1:] * 2),
         ("", lambda: torch.full((2,), 3.0, device=here.device)),

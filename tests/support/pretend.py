@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 aten = torch.ops.aten
@@ -71,15 +72,24 @@ class Ledger:
         """Bytes of all storages on the device, each counted once, whatever the number of its views."""
         self.waits: Counter[str] = Counter()
         """How often the host waited: `WHAT in FILE.FUNCTION` of the innermost call outside torch."""
+        self.copies: Counter[str] = Counter()
+        """Between host and device, whether the host waited or not, in the same way."""
         self._sizes: dict[int, int] = {}
 
     def begin(self) -> None:
-        """Count waits and the peak from here on."""
+        """Count waits, copies and the peak from here on."""
         self.peak = self.now
         self.waits.clear()
+        self.copies.clear()
 
     def wait(self, what: str) -> None:
         self.waits[f"{what} in {_place()}"] += 1
+
+    def cross(self, what: str, *, waits: bool) -> None:
+        """Write a copy down."""
+        self.copies[f"{what} in {_place()}"] += 1
+        if waits:
+            self.wait(what)
 
     def hold(self, raw: Tensor) -> None:
         """Count the tensor's storage for as long as it lives."""
@@ -158,10 +168,11 @@ class PretendTensor(Tensor):
         return _perform(func, args, kwargs or {})
 
 
-class PretendGpu:
+class PretendGpu(TorchDispatchMode):
     """The device is there for as long as the context lasts."""
 
     def __init__(self, *, compute: bool = True) -> None:
+        super().__init__()
         self._settings = compute
 
     def __enter__(self) -> "PretendGpu":
@@ -169,10 +180,17 @@ class PretendGpu:
         device()
         _computes = self._settings
         self._pin, Tensor.pin_memory = Tensor.pin_memory, _pin  # type: ignore[method-assign]
-        return self
+        return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
         Tensor.pin_memory = self._pin  # type: ignore[method-assign]
+        super().__exit__(*error)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Also what no tensor of the device takes part in comes by here: collectives are looked at."""
+        if func.namespace == "c10d":
+            _check_place(func, args)
+        return func(*args, **(kwargs or {}))
 
 
 def _perform(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -228,23 +246,29 @@ def _wrapped(result: Any, here: list[PretendTensor]) -> Any:
 
 
 def _moves(func: Any, args: Any, kwargs: dict[str, Any], lands_here: bool) -> Iterator[tuple[Tensor, bool]]:
-    """What an operation copies, and whether to the device; where the host has to wait for it, that is written down."""
-    pairs: Iterable[tuple[Tensor, bool]] = ()
+    """What an operation copies, and whether to the device; what goes from one to the other is written down."""
+    pairs: Iterable[tuple[Tensor | None, Tensor]] = ()
     later = kwargs.get("non_blocking", False)
     if func is aten._to_copy.default:
-        pairs = [(args[0], lands_here)]
+        pairs = [(None, args[0])]
     elif func is aten.copy_.default:
-        pairs, later = [(args[1], isinstance(args[0], PretendTensor))], (*args, later)[2]
+        pairs, later = [(args[0], args[1])], (*args, later)[2]
     elif func is aten._foreach_copy_.default:
-        pairs = [(source, isinstance(to, PretendTensor)) for to, source in zip(args[0], args[1], strict=True)]
-        later = (*args, later)[2]
-    for source, to_device in pairs:
-        if isinstance(source, PretendTensor) and not to_device:
-            ledger.wait("copy to host")
-        from_host = to_device and not isinstance(source, PretendTensor)
-        if from_host and not (later and source.untyped_storage()._cdata in pinned):
-            ledger.wait("copy from host")
+        pairs, later = zip(args[0], args[1], strict=True), (*args, later)[2]
+    for target, source in pairs:
+        from_device, to_device = isinstance(source, PretendTensor), isinstance(target, PretendTensor)
+        if target is None:
+            to_device = lands_here
+        if from_device and not to_device:
+            # torch makes pinned memory for what it is asked to copy later.
+            ledger.cross("copy to host", waits=not (later and (target is None or _is_pinned(target))))
+        elif to_device and not from_device:
+            ledger.cross("copy from host", waits=not (later and _is_pinned(source)))
         yield source, to_device
+
+
+def _is_pinned(tensor: Tensor) -> bool:
+    return tensor.untyped_storage()._cdata in pinned
 
 
 def _without_values(func: Any, args: Any, kwargs: dict[str, Any], lands_here: bool) -> Any:
@@ -276,17 +300,20 @@ def _asks_for_size(func: Any, args: Any) -> bool:
 
 def _collective(func: Any, args: Any, kwargs: dict[str, Any], given: list[Tensor]) -> Any:
     """A collective: gloo is handed what the CPU has."""
-    # The group of a work that is waited for is none of the arguments.
-    _check_one_device(func, given)
-    for item in args:
-        if isinstance(item, torch.ScriptObject) and "ProcessGroup" in str(item._type()):
-            group = torch.distributed.ProcessGroup.unbox(item)
-            if group.group_name in host_groups:
-                raise RuntimeError(f"{func}: a group of the host's was given tensors of {NAME}:0")
     if not _computes:
         work = torch._C._distributed_c10d.FakeWork().boxed()
         return work if len(func._schema.returns) == 1 else (args[0], work)
     return _wrapped(_on_cpu(func, args, kwargs), [tensor for tensor in given if isinstance(tensor, PretendTensor)])
+
+
+def _check_place(func: Any, args: Any) -> None:
+    """NCCL takes tensors of GPUs alone, and gloo beside it is there for those of the host."""
+    groups = [item for item in args if isinstance(item, torch.ScriptObject) and "ProcessGroup" in str(item._type())]
+    for group in map(torch.distributed.ProcessGroup.unbox, groups):
+        of_host = group.group_name in host_groups
+        for tensor in tree_leaves(args):
+            if isinstance(tensor, Tensor) and of_host == isinstance(tensor, PretendTensor):
+                raise RuntimeError(f"{func}: a group of the {'host' if of_host else 'device'}, and {tensor.device}")
 
 
 def _pin(tensor: Tensor, *_: Any) -> Tensor:

@@ -36,6 +36,7 @@ def on_pretend_gpu(*, compute: bool = True) -> Iterator[PretendGpu]:
         mock.patch.object(runtime, "choose_device", lambda wanted, local_rank: device),
         mock.patch.object(attention, "scaled_dot_product_attention", _attention),
         mock.patch.object(dist, "new_group", _new_group),
+        mock.patch.object(dist.distributed_c10d, "_get_object_coll_device", _device_of_objects),
         PretendGpu(compute=compute) as gpu,
     ):
         yield gpu
@@ -150,6 +151,12 @@ def _attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **op
         context, _ = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, True)
         return context
     return _sdpa(query, key, value, **options)
+
+
+def _device_of_objects(group: Any = None) -> torch.device:
+    """Pickled objects go where the group's tensors are."""
+    name = (group or dist.group.WORLD).group_name
+    return torch.device("cpu") if name in pretend.host_groups else pretend.device()
 
 
 def _new_group(*args: Any, **kwargs: Any) -> Any:
