@@ -126,7 +126,9 @@ def _read_ranks(content: bytes, name: str) -> dict[bytes, int]:
             token = base64.b64decode(encoded, validate=True)
             index = int(rank)
         except (ValueError, binascii.Error):
-            raise DataError(f"{name}, line {number}: is not a token in base64 and its rank: {line[:40]!r}") from None
+            text = line[:40].decode(errors="replace")
+            shown = repr(text) if text.isprintable() and text.isascii() else "it is not even text"
+            raise DataError(f"{name}, line {number}: is not a token in base64 and its rank: {shown}") from None
         if not token or index < 0 or token in ranks:
             raise DataError(f"{name}, line {number}: the token {token!r} is empty, stands twice or has a rank below 0")
         ranks[token] = index
