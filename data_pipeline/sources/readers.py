@@ -62,7 +62,7 @@ def read_text(reader: ByteReader, name: str, max_bytes: int) -> Iterator[Documen
         source = f"{name}@{start}" if start else name
         try:
             text = piece.decode()
-            if BYTE_ORDER_MARK in piece:
+            if "\ufeff" in text:  # at once for ASCII, unlike a search for its bytes
                 piece = _without_marks(piece, begins_line)
                 text = piece.decode()
             yield Document(text, source, len(piece), ends_inside_line=bool(rest) and not block.endswith(b"\n", 0, end))
