@@ -1,4 +1,7 @@
-"""The training loop: batch, stop, step, record, evaluate, save, in that order and in plain sight."""
+"""The training loop: step, record, evaluate, save, stop, in that order and in plain sight.
+
+While a step is computed the ranks agree on what comes after it, so that no rank waits for a message.
+"""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -12,7 +15,7 @@ from data_pipeline.loader import Batch
 from pretrain.config.errors import RunError
 from pretrain.config.run import RunConfig
 from pretrain.divergence import count_faults, refuse_divergence
-from pretrain.engine.interface import Engine, StepResult
+from pretrain.engine.interface import StepResult, Trainable
 from pretrain.profiling import StepProfiler
 from pretrain.run_length import RunLength
 from pretrain.run_state import RunState
@@ -62,13 +65,14 @@ class NothingSaved:
 
 @dataclass(frozen=True)
 class Agreement:
-    """What all ranks know of a step before it is taken."""
+    """What all ranks know of a step when it is done."""
 
     batch_hash: str
     """Names the samples of the global batch, whatever the number of ranks."""
     skipped_samples: int
     """Of the global batch."""
     stop: bool
+    """No further step: a rank was asked to stop, or has no batch."""
     save: int
     """What rank 0's clock says is due after the step."""
     cut: int = 0
@@ -78,7 +82,7 @@ class Agreement:
 def run_loop(
     *,
     config: RunConfig,
-    engine: Engine,
+    engine: Trainable,
     batches: Iterator[Batch],
     state: RunState,
     length: RunLength,
@@ -92,46 +96,67 @@ def run_loop(
     profiler: StepProfiler | None = None,
     time_limit: TimeLimit = NO_LIMIT,
     last_step: int | None = None,
+    begin_step: Callable[[int], None] = lambda step: None,
 ) -> tuple[RunState, str]:
     """Train for the `length` of the run, or until asked to stop; returns the state and `finished` or `stopped`.
 
     `last_step`: the loop ends with this step instead; its learning rates are still those of the whole length.
     `samples_counted_here`: true on one of the ranks that share a batch, so that the batch's hash counts it once.
+    `begin_step` is called before each step; the next step's batch is there by then.
     """
     every_evaluation = config.evaluation.every_steps
-    began, start = time.monotonic() - state.train_seconds, state.step
+    began, step_seconds = time.monotonic() - state.train_seconds, 0.0
     state = state.with_batches_of(length.step_tokens)
 
-    def is_over() -> bool:
-        return length.is_over(state) if last_step is None else state.step >= last_step
+    def is_over(at: RunState) -> bool:
+        return length.is_over(at) if last_step is None else at.step >= last_step
 
-    while not is_over():
-        if profiler is not None:
-            profiler.begin_step(state.step + 1)
-        with clock.part("data"):
-            batch = next(batches, None)
-        cut = time_limit.cut(state, time.monotonic() - began)
-        agreed = agree(batch, samples_counted_here, stop_requested(), checkpoints.due_by_clock(), control, cut)
-        if agreed.stop or batch is None:
-            if state.step > start:
-                checkpoints.after_step(state, agreed.save, last=True)
-            return state, "stopped"
+    def cut(at: RunState, seconds: float) -> int:
+        return time_limit.cut(at, time.monotonic() - began + seconds)
+
+    def shortened(at: RunState, agreed: Agreement) -> RunState:
+        if not agreed.cut or (agreed.cut, length.train.max_minutes) == (at.cut_tokens, at.cut_minutes):
+            return at
+        at = replace(at, cut_tokens=agreed.cut, cut_minutes=length.train.max_minutes)
+        record("length", at.step, length_record(at, length))
+        return at
+
+    if is_over(state):
+        return state, "finished"
+    with clock.part("data"):
+        batch = next(batches, None)
+    agreed = agree(None, samples_counted_here, batch is None or stop_requested(), 0, control, cut(state, 0.0))
+    if agreed.stop or batch is None:
+        return state, "stopped"
+    state = shortened(state, agreed)
+    while True:
         step = state.step + 1
-        refuse_empty_batch(step, batch, agreed, checkpoints.last_name)
-        if agreed.cut:
-            state = replace(state, cut_tokens=agreed.cut, cut_minutes=length.train.max_minutes)
-            record("length", state.step, length_record(state, length))
+        if profiler is not None:
+            profiler.begin_step(step)
+        batch_tokens = (batch.next_position - batch.position) * config.model.seq_length
+        after = replace(state, step=step, position=batch.next_position, tokens=state.tokens + batch_tokens)
+        is_last = is_over(after)
+        with clock.part("data"):
+            upcoming = None if is_last else next(batches, None)
+        agreement = begin_agreement(
+            batch,
+            samples_counted_here,
+            stop_requested() or (upcoming is None and not is_last),
+            checkpoints.due_by_clock(),
+            control,
+            0 if is_last else cut(after, step_seconds),
+        )
+        begin_step(step)
         lr = length.lr(state)
         result = engine.train_step(batch.tokens, lr, batch.mask)
         clock.add("forward_backward", result.seconds_forward_backward)
         clock.add("optimizer", result.seconds_optimizer)
-        batch_tokens = (batch.next_position - batch.position) * config.model.seq_length
+        step_seconds = result.seconds_forward_backward + result.seconds_optimizer
+        agreed = agreement.wait()
+        refuse_empty_batch(step, batch, agreed, checkpoints.last_name)
         state = replace(
-            count_faults(state, result, config.engine),
-            step=step,
-            position=batch.next_position,
-            tokens=state.tokens + batch_tokens,
-            skipped_samples=state.skipped_samples + agreed.skipped_samples,
+            count_faults(after, result, config.engine),
+            skipped_samples=after.skipped_samples + agreed.skipped_samples,
             train_seconds=time.monotonic() - began,
         )
         clock.end_step(batch_tokens)
@@ -140,40 +165,63 @@ def run_loop(
                 profiler.end_step(step)
         refuse_divergence(state, result, batch, config, checkpoints.last_name)
 
-        finished = is_over()
-        if step % config.tracking.log_every_steps == 0 or finished or not result.applied:
+        if step % config.tracking.log_every_steps == 0 or is_last or not result.applied:
             record("train", step, train_record(state, result, lr, batch, agreed) | clock.take() | memory_use())
-        if finished or (every_evaluation and step % every_evaluation == 0):
+        state = shortened(state, agreed)
+        if is_last or (every_evaluation and step % every_evaluation == 0):
             with clock.outside():
-                limit = config.evaluation.final_max_samples if finished else config.evaluation.max_samples
+                limit = config.evaluation.final_max_samples if is_last else config.evaluation.max_samples
                 record("validation", step, evaluate(max_samples=limit))
+        ends = is_last or agreed.stop
         with clock.outside():
-            checkpoints.after_step(state, agreed.save, last=finished)
-    return state, "finished"
+            checkpoints.after_step(state, agreed.save, last=ends)
+        if ends or upcoming is None:  # without a batch this rank asked for the stop
+            return state, "finished" if is_last else "stopped"
+        batch = upcoming
+
+
+class PendingAgreement:
+    """A message of the ranks that is on its way."""
+
+    def __init__(self, batch: Batch | None, shared: torch.Tensor, work: dist.Work) -> None:
+        self._batch, self._shared, self._work = batch, shared, work
+
+    def wait(self) -> Agreement:
+        """Raises RunError where ranks that share a batch were given different ones."""
+        self._work.wait()
+        # Sums mod 2**64: int64 addition wraps around.
+        total, skipped, num_counted, total_of_all, stops, due, end = self._shared.tolist()
+        is_shared = (total * (dist.get_world_size() // num_counted) - total_of_all) % 2**64 == 0
+        batch = self._batch
+        if batch is not None and not is_shared:
+            raise RunError(
+                f"batch of samples {batch.position} to {batch.next_position - 1}: ranks that share it read different "
+                "ones; a shard is bad on some nodes and whole on others: the logs of the ranks name it; restore it "
+                "there"
+            )
+        return Agreement(batch_hash=f"{total % 2**64:016x}", skipped_samples=skipped, stop=stops > 0, save=due, cut=end)
+
+
+def begin_agreement(
+    batch: Batch | None, counted_here: bool, stop: bool, save: int, control: dist.ProcessGroup, cut: int = 0
+) -> PendingAgreement:
+    """One small message among all ranks, on the CPU: a rank that has to stop stops all, rank 0's clock saves and cuts
+    the run. It is sent while this rank goes on.
+    """
+    digest, skipped_here = (batch.digest, batch.num_skipped) if batch is not None else (0, 0)
+    of_batch = (digest, skipped_here, 1) if counted_here else (0, 0, 0)
+    by_clock = (save, cut) if dist.get_rank() == 0 else (0, 0)
+    shared = torch.tensor([*of_batch, digest, int(stop), *by_clock], dtype=torch.int64)
+    work = dist.all_reduce(shared, group=control, async_op=True)
+    assert work is not None, "this rank is in the group"
+    return PendingAgreement(batch, shared, work)
 
 
 def agree(
     batch: Batch | None, counted_here: bool, stop: bool, save: int, control: dist.ProcessGroup, cut: int = 0
 ) -> Agreement:
-    """One small message among all ranks, on the CPU: whoever is asked to stop, or has no batch, stops all, rank 0's
-    clock saves and cuts the run.
-
-    Raises RunError where ranks that share a batch were given different ones.
-    """
-    digest, skipped_here = (batch.digest, batch.num_skipped) if batch is not None else (0, 0)
-    of_batch = (digest, skipped_here, 1) if counted_here else (0, 0, 0)
-    by_clock = (save, cut) if dist.get_rank() == 0 else (0, 0)
-    shared = torch.tensor([*of_batch, digest, int(stop or batch is None), *by_clock], dtype=torch.int64)
-    dist.all_reduce(shared, group=control)
-    # Sums mod 2**64: int64 addition wraps around.
-    total, skipped, num_counted, total_of_all, stops, due, end = shared.tolist()
-    is_shared = (total * (dist.get_world_size() // num_counted) - total_of_all) % 2**64 == 0
-    if batch is not None and not stops and not is_shared:
-        raise RunError(
-            f"batch of samples {batch.position} to {batch.next_position - 1}: ranks that share it read different ones; "
-            "a shard is bad on some nodes and whole on others: the logs of the ranks name it; restore it there"
-        )
-    return Agreement(batch_hash=f"{total % 2**64:016x}", skipped_samples=skipped, stop=stops > 0, save=due, cut=end)
+    """The same, waited for."""
+    return begin_agreement(batch, counted_here, stop, save, control, cut).wait()
 
 
 def refuse_empty_batch(step: int, batch: Batch, agreed: Agreement, last_checkpoint: Callable[[], str]) -> None:

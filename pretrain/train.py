@@ -206,6 +206,7 @@ def run(
             stop_requested=stop_requested,
             control=groups.control,
             profiler=profiler_of(config.profile.steps, folder, here.rank),
+            begin_step=here.begin_step,
             time_limit=time_limit_of(length, earlier, sizes.final * config.model.seq_length),
         )
         saver.close()

@@ -1,7 +1,6 @@
 """The steps that are measured: the training loop itself, with nothing validated, recorded or saved."""
 
 import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,7 +8,6 @@ import torch
 import torch.distributed as dist
 from torch.profiler import record_function
 
-from data_pipeline.loader import Batch
 from data_pipeline.mixture import TrainingData
 from pretrain.bench.ceilings import synchronize
 from pretrain.bench.parts import UPDATE_MARK
@@ -25,7 +23,7 @@ from pretrain.tracking.speed import StepClock
 from pretrain.training_data import batches_from
 
 if TYPE_CHECKING:
-    from pretrain.engine.interface import Engine
+    from pretrain.engine.interface import Engine, StepResult
 
 
 class EachStep(StepClock):
@@ -57,8 +55,8 @@ def run_steps(
     batches = batches_from(0, config, dataset, groups)
     run_loop(
         config=config,
-        engine=engine,
-        batches=here.count_steps(_with_marked_updates(batches, engine), 0),
+        engine=_Marking(engine),
+        batches=here.count_steps(batches, 0),
         state=RunState(),
         length=RunLength.of(config),
         last_step=count,
@@ -70,6 +68,7 @@ def run_steps(
         stop_requested=lambda: False,
         control=groups.control,
         profiler=profiler,
+        begin_step=here.begin_step,
     )
     return clock.steps
 
@@ -98,11 +97,15 @@ def peak_bytes(device: torch.device) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
 
 
-def _with_marked_updates(batches: Iterator[Batch], engine: "Engine") -> Iterator[Batch]:
-    """A trace then says which work is the optimizer's."""
-    for batch in batches:
-        engine.before_next_update(_mark_update)
-        yield batch
+class _Marking:
+    """An engine's steps, in whose trace the optimizer's work is marked."""
+
+    def __init__(self, engine: "Engine") -> None:
+        self._engine = engine
+
+    def train_step(self, tokens: torch.Tensor, lr: float, mask: torch.Tensor | None = None) -> "StepResult":
+        self._engine.before_next_update(_mark_update)
+        return self._engine.train_step(tokens, lr, mask)
 
 
 def _mark_update() -> None:

@@ -43,8 +43,8 @@ class StateShard:
     copies: int = 1
 
 
-class Engine(Protocol):
-    """A model with its optimizer, spread over ranks; every method is called on all ranks together."""
+class Trainable(Protocol):
+    """The part of an engine that the training loop calls."""
 
     def train_step(self, tokens: Tensor, lr: float, mask: Tensor | None = None) -> StepResult:
         """Forward, backward and update on this rank's samples [n, s + 1] of one global batch.
@@ -52,6 +52,10 @@ class Engine(Protocol):
         `mask` [n, s]: which targets count; None: all. It is given on all ranks or on none.
         """
         ...
+
+
+class Engine(Trainable, Protocol):
+    """A model with its optimizer, spread over ranks; every method is called on all ranks together."""
 
     def evaluate(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """Sum of the losses in nats and number of the targets that `mask` [n, s] counts, fp64 [2], over all ranks."""

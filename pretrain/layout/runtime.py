@@ -47,6 +47,11 @@ class Runtime:
         """Pass batches on, the first of them for the step after `step`: a failure is told with its step."""
         return iter(batches) if self.sentinel is None else self.sentinel.count_steps(batches, step)
 
+    def begin_step(self, step: int) -> None:
+        """Say which step is computed from now on: a failure names it."""
+        if self.sentinel is not None:
+            self.sentinel.begin_step(step)
+
     def moved(self) -> None:
         """Say that the main thread gets on, where it waits at one place for something that does."""
         if self.sentinel is not None:

@@ -113,6 +113,11 @@ class Sentinel:
                 return
             yield batch
 
+    def begin_step(self, step: int) -> None:
+        """The main thread computes `step` from now on, whichever batch it asked for last."""
+        self._step = step
+        self._still.reset()
+
     def have_met(self) -> None:
         """All ranks are there."""
         self._have_all_met = True
