@@ -34,7 +34,8 @@ if os.environ.get("RANK") == "1":
 
     loader.train_batches = train_batches
 """
-"""A module that Python imports at its start, before anything of ours: rank 1 does something in step 3."""
+"""A module that Python imports at its start, before anything of ours: rank 1 does something in place of giving the batch
+of step 3, which is asked for before step 2 is computed."""
 
 EARLY_PLANT = """
 import os
@@ -137,7 +138,7 @@ def last_lines(log: str) -> dict[int, str]:
 
 
 def test_an_exception_is_told_on_all_ranks_with_its_step(place):
-    ended = run_to_failure(place, "parallel.pp=2", deed="raise ValueError('planted')")
+    ended = run_to_failure(place, "parallel.pp=2", deed="raise ValueError('planted')", after_step=1)
     assert ended.seconds < END_SECONDS
     for rank in (0, 1):
         assert re.fullmatch(rf"{STAGE_1} failed first in step 3: ValueError: planted", ended.told[rank]), ended.log
@@ -196,7 +197,7 @@ def test_a_stopped_process_is_cut_off_and_named_by_the_others(place):
 
 
 def test_a_rank_that_keeps_the_others_waiting_is_cut_off_with_its_stack(place):
-    ended = run_to_failure(place, TIMEOUT, "parallel.pp=2", deed="import time; time.sleep(1000)")
+    ended = run_to_failure(place, TIMEOUT, "parallel.pp=2", deed="import time; time.sleep(1000)", after_step=1)
     assert TIMEOUT_SECONDS - 1 < ended.seconds < END_SECONDS + TIMEOUT_SECONDS
     for rank in (0, 1):
         assert re.match(
