@@ -34,8 +34,8 @@ if os.environ.get("RANK") == "1":
 
     loader.train_batches = train_batches
 """
-"""A module that Python imports at its start, before anything of ours: rank 1 does something in place of giving the batch
-of step 3, which is asked for before step 2 is computed."""
+"""A module that Python imports at its start, before anything of ours: rank 1 does something when it is asked for the
+batch of step 3, which is before step 2 is computed."""
 
 EARLY_PLANT = """
 import os
