@@ -1,11 +1,17 @@
 """What `train` logs of a run at its start and at its end: derived numbers, printed and never typed."""
 
 import logging
+import math
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from data_pipeline.mixture import TrainingData
+from pretrain.config.errors import ConfigError
+from pretrain.config.load import read_run_config
 from pretrain.config.run import RunConfig
+from pretrain.run_folder import CONFIG_FILE
 from pretrain.run_length import RunLength
 from pretrain.run_state import RunState
 from pretrain.training_data import epochs_at
@@ -42,6 +48,30 @@ def announce_start(config: RunConfig, description: Mapping[str, Any], dataset: T
         state.step,
     )
     warn_of_repeated_data(config, dataset, length.end_position(state))
+
+
+def announce_new_length(folder: Path, config: RunConfig, state: RunState) -> None:
+    """Log a warning if a resume changes the length of the run in a folder, and with it the next learning rate."""
+    try:
+        before = read_run_config(folder / CONFIG_FILE)
+    except ConfigError:  # it is missing, or of a version with other keys
+        return
+    # Nothing else of the configuration before: another optim.lr is not a matter of the length.
+    earlier, now = RunLength.of(replace(config, train=before.train)), RunLength.of(config)
+    lr_before, lr_now = earlier.lr(state), now.lr(state)
+    if math.isclose(lr_before, lr_now, rel_tol=1e-6):
+        return
+    log.warning(
+        "step %d: its learning rate is %.3g by the old length (end after step %d) and %.3g by the new one (step %d), "
+        "which counts: lr_schedule.name=%s stretches over the whole run. With lr_schedule=wsd a run can be lengthened "
+        "without that, from a checkpoint before its decay",
+        state.step + 1,
+        lr_before,
+        earlier.end_step(state),
+        lr_now,
+        now.end_step(state),
+        config.lr_schedule.name,
+    )
 
 
 def warn_of_repeated_data(config: RunConfig, dataset: TrainingData, end_position: int) -> None:

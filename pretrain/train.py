@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from data_pipeline.mixture import TrainingData
 from data_pipeline.shards.reader import PackedDataset
 from data_pipeline.tokenizers.loading import TokenizerFiles
-from pretrain.announce import announce_end, announce_start
+from pretrain.announce import announce_end, announce_new_length, announce_start
 from pretrain.config.changes import Change
 from pretrain.config.checks import check_run
 from pretrain.config.run import RunConfig
@@ -159,6 +159,7 @@ def run(
         if here.is_main:
             if newest is not None:
                 earlier = earlier_cuts(all_records(folder), state.step, config.train.max_minutes)
+                announce_new_length(folder, config, state)
             if beginning.restarted:
                 forget_wandb_run(folder)
             record_config(folder, config, state.step, changes)
