@@ -17,9 +17,9 @@ import yaml
 
 from data_pipeline.durable import write_durably
 from data_pipeline.errors import SYSTEM_FAULTS
-from pretrain.config.changes import Change, changes_between, refusal
+from pretrain.config.changes import DATA, Change, changes_between, refusal
 from pretrain.config.errors import RunError, RunInUse, RunRefused
-from pretrain.config.load import flatten, to_yaml
+from pretrain.config.load import flatten, read_run_config, to_yaml
 from pretrain.config.run import RunConfig
 
 CONFIG_FILE = "config.yaml"
@@ -109,6 +109,35 @@ def check_same_config(folder: Path, config: RunConfig) -> None:
         raise RunError(f"run.dir={str(folder)!r} was made by another configuration:{refused}")
 
 
+def check_not_edited(folder: Path, trained_with: RunConfig) -> None:
+    """Raise RunError if the configuration in the folder of a run has other settings than the run was trained with.
+
+    `trained_with`: as a checkpoint of the run has it. Changes that a resume accepted are recorded, and pass.
+    """
+    expected = _flat(trained_with) | {key: now for key, (_, now) in _accepted(folder).items()}
+    changes = changes_between(expected, _flat(read_run_config(folder / CONFIG_FILE)))
+    edited = [change for change in changes if change.kind != "safe"]
+    if edited:
+        lines = "".join(f"\n  {change}" for change in edited)
+        raise RunError(
+            f"{folder / CONFIG_FILE} has other settings than the run was trained with:{lines}\n"
+            "restore them: `pretrain train` refuses to resume with these too"
+        )
+
+
+def _accepted(folder: Path) -> dict[str, list[Any]]:
+    """The last change of each key in changes.jsonl: its values before and after."""
+    path, last = folder / CHANGES_FILE, {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            last.update(json.loads(line)["changes"])
+    return {key: values for key, values in last.items() if key not in DATA}
+
+
+def _flat(config: RunConfig) -> dict[str, Any]:
+    return flatten(yaml.safe_load(to_yaml(config)))
+
+
 def run_id(folder: Path) -> str:
     """A name for the run that no other has, made with its folder; called where the folder is held."""
     path = folder / RUN_ID_FILE
@@ -184,7 +213,7 @@ def _changes(folder: Path, config: RunConfig) -> list[Change]:
         saved = flatten(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (yaml.YAMLError, AttributeError, UnicodeDecodeError):
         raise RunError(f"{path}: not readable as a configuration; restore it or choose another run.dir") from None
-    return changes_between(saved, flatten(yaml.safe_load(to_yaml(config))))
+    return changes_between(saved, _flat(config))
 
 
 def _lock(lock: TextIO) -> bool:

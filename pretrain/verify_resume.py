@@ -18,7 +18,7 @@ from pretrain.config.run import RunConfig
 from pretrain.layout.environment import set_variables
 from pretrain.layout.grid import ParallelLayout, world_from_environment
 from pretrain.model.flops import token_flops
-from pretrain.run_folder import CONFIG_FILE
+from pretrain.run_folder import CONFIG_FILE, check_not_edited
 from pretrain.run_length import RunLength
 from pretrain.time_limit import Earlier, earlier_cuts
 from pretrain.tracking.circumstances import Facts, excuse, facts_now, facts_of_checkpoint, facts_of_last_attempt
@@ -74,6 +74,7 @@ def verify_resume(
     """
     rank, world_size, _ = world_from_environment()
     used = with_overrides(read_run_config(run / CONFIG_FILE), overrides, MAY_CHANGE)
+    check_settings(run)
     check_run(used, world_size)
     dataset, _ = open_datasets(used)
     plan = plan_replay(run, steps, checkpoint) if rank == 0 else None
@@ -98,6 +99,15 @@ def verify_resume(
         now = facts_now(config, layout, describe_environment())
         why = excuse(plan.origins, now, on_gpu=here.device.type == "cuda")
     return Report(run, plan.checkpoint.folder, pairs, judge(pairs, plan.checkpoint.step, why))
+
+
+def check_settings(run: Path) -> None:
+    """Raise RunError if config.yaml was edited since; its settings are not those that the record was made with."""
+    for _, folder in sorted(checkpoints_of(run).items(), reverse=True):
+        manifest = manifest_of(folder)
+        if manifest is not None:
+            check_not_edited(run, run_config_of(manifest["config"], str(folder)))
+            return
 
 
 def plan_replay(run: Path, steps: int | None, checkpoint: int | None) -> Plan:

@@ -9,9 +9,10 @@ import pytest
 from pretrain.config.errors import ConfigError, RunError
 from pretrain.config.load import to_yaml, with_overrides
 from pretrain.resume_proof import ResumeProof
+from pretrain.run_folder import record_config
 from pretrain.tracking.circumstances import Excuse
 from pretrain.tracking.metrics_file import METRICS_FILE
-from pretrain.verify_resume import MAY_CHANGE, plan_replay
+from pretrain.verify_resume import MAY_CHANGE, check_settings, plan_replay
 from tests.support.checkpoints import write_manifest
 from tests.support.models import run_config
 
@@ -84,6 +85,29 @@ def test_steps_are_repeated_as_by_the_attempt_that_saved_after_them(tmp_path):
     assert plan_replay(run, 2, 4).config == OLD
     assert plan_replay(run, 2, 8).config == NEW
     assert {facts["optim.lr"] for facts in plan_replay(run, 2, 4).origins} == {1e-3}
+
+
+@pytest.mark.parametrize("edit", ["optim.lr=2e-3", "model.hidden_size=128", "lr_schedule.name=linear"])
+def test_settings_that_were_edited_are_refused_as_train_refuses_them(tmp_path, edit):
+    run = make_run(tmp_path, saved=(4, 8), recorded=range(1, 11))
+    (run / "config.yaml").write_text(to_yaml(run_config("gpt", "optim.lr=1e-3", edit)))
+    with pytest.raises(RunError, match=rf"config\.yaml has other settings .*\n  {edit.partition('=')[0]}: .* now\n"):
+        check_settings(run)
+
+
+def test_settings_that_a_resume_accepted_pass(tmp_path):
+    """Whether it has saved since, or not; where a run and its data lie may change at any time."""
+    run = make_run(tmp_path, saved=(4, 8), recorded=range(1, 9))
+    check_settings(run)
+    record_config(run, NEW, 8)
+    check_settings(run)
+    make_checkpoint(run, 12, NEW)
+    check_settings(run)
+    (run / "config.yaml").write_text(to_yaml(run_config("gpt", "optim.lr=2e-3", "data.path=elsewhere")))
+    check_settings(run)
+    (run / "config.yaml").write_text(to_yaml(OLD))
+    with pytest.raises(RunError, match=r"optim\.lr: 0\.002 there, 0\.001 now"):
+        check_settings(run)
 
 
 @pytest.mark.parametrize(
