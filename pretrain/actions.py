@@ -3,21 +3,33 @@
 import argparse
 from collections.abc import Callable
 from textwrap import dedent
-from typing import Any
+from typing import Any, NoReturn
 
+from data_pipeline.errors import UserError
 from pretrain.config.nearest import did_you_mean
 
 Action = Callable[[argparse.Namespace], int]
 
 
+class UsageError(UserError):
+    """A command line that no command takes."""
+
+    def __init__(self, message: str, usage: str) -> None:
+        super().__init__(message)
+        self.usage = usage
+
+
 class CommandParser(argparse.ArgumentParser):
-    """Suggests a command for one that does not exist, and adds to its help what takes time to find out."""
+    """Raises UsageError for a mistake, suggests a command for one that does not exist, and adds `more_help` to help."""
 
     more_help: Callable[[], str] | None = None
 
     def format_help(self) -> str:
         text = super().format_help()
         return text if self.more_help is None else f"{text}\n{self.more_help()}\n"
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message, self.format_usage())
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.option_strings or not isinstance(action.choices, dict) or value in action.choices:

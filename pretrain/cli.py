@@ -13,10 +13,11 @@ from textwrap import dedent
 from data_pipeline.errors import UserError
 from launch import submit
 from pretrain import bench_verb, checkpoint_verb, data_verb, explain_verb, status_verb, verify_verb
-from pretrain.actions import CommandParser, positive, positive_number, run_action
+from pretrain.actions import CommandParser, UsageError, positive, positive_number, run_action
 from pretrain.config.errors import ConfigError, TrainingDiverged, code_of_refusal
 from pretrain.exit_codes import ExitCode
-from pretrain.layout.failures import RankFailed
+from pretrain.layout.failures import RankFailed, describe_error
+from pretrain.layout.torchrun import leave_reason
 from pretrain.streams import drop_output, is_refusal, nobody_reads, open_closed_streams
 
 SECONDS_FOR_RANK_0 = 15
@@ -323,7 +324,12 @@ VERBS = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point: never returns."""
     open_closed_streams()
-    given = _parse(arguments)
+    try:
+        given = _parse(arguments)
+    except UsageError as error:
+        sys.stderr.write(error.usage if _rank() == 0 else "")
+        _tell(error)
+        sys.exit(ExitCode.MISTAKE)
     _set_up_logging()
     code = _run(VERBS[given.verb], given)
     sys.stdout.flush()
@@ -344,9 +350,11 @@ def _run(verb: Verb, given: argparse.Namespace) -> int:
         return code_of_refusal(error)
     except TrainingDiverged as error:
         log.error("training diverged: %s", error)
+        leave_reason(f"training diverged: {error}")
         return ExitCode.DIVERGED
     except RankFailed as error:
         log.error("%s", error)
+        leave_reason(str(error).splitlines()[-1])
         return ExitCode.FAILED
     except KeyboardInterrupt:
         log.error("interrupted")
@@ -360,6 +368,7 @@ def _run(verb: Verb, given: argparse.Namespace) -> int:
             drop_output()  # it may be what could not be written
         else:
             log.exception("rank %d failed", _rank())
+        leave_reason(f"rank {_rank()} failed: {describe_error(error)}")
         if _from_launcher("WORLD_SIZE") > 1:
             from pretrain.layout.sentinel import announce
 
@@ -373,7 +382,9 @@ def _tell(error: UserError) -> None:
     rank = _rank()
     if rank:
         time.sleep(SECONDS_FOR_RANK_0)
-    sys.stderr.write(f"pretrain: error: {f'rank {rank}: ' if rank else ''}{error}\n")
+    text = f"pretrain: error: {f'rank {rank}: ' if rank else ''}{error}"
+    if not leave_reason(text):
+        sys.stderr.write(f"{text}\n")
 
 
 def _rank() -> int:

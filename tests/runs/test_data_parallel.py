@@ -73,6 +73,7 @@ def test_a_mistake_is_told_once_for_all_ranks(place):
         "data-parallel size 2, which is 16; choose 16"
     )
     assert done.stderr.count(message) == done.stderr.count("pretrain: error") == 1
+    assert message in "\n".join(done.stderr.splitlines()[-2:]), "torchrun's own lines come after it"
     assert not list(place.folder.iterdir())
 
 
