@@ -63,6 +63,10 @@ def continuations(config: GenerateConfig, run: Path, used: RunConfig, tokenizer:
 
     rank, world_size, _ = world_from_environment()
     found = find() if rank == 0 else None  # one for all ranks: a live run saves others meanwhile
+    # An empty prompt begins a new document, which in training follows the end of another.
+    prompt = list(tokenizer.encode(config.prompt)) or [tokenizer.eod_id]
+    if lost := lost_beginning(len(prompt), config.max_new_tokens, used.model.seq_length):
+        log.warning(lost)
     parallel = used.parallel
     layout = ParallelLayout(world_size, parallel.tp, parallel.pp)
     set_variables(layout)
@@ -84,8 +88,6 @@ def continuations(config: GenerateConfig, run: Path, used: RunConfig, tokenizer:
         engine = build_engine(used, tokenizer.vocab_size, groups, here.device, eod_id=tokenizer.eod_id)
         store.restore_weights(engine, found, find)
         generator = torch.Generator().manual_seed(config.seed)
-        # An empty prompt begins a new document, which in training follows the end of another.
-        prompt = list(tokenizer.encode(config.prompt)) or [tokenizer.eod_id]
         return [
             config.prompt
             + text_after(
@@ -102,6 +104,17 @@ def continuations(config: GenerateConfig, run: Path, used: RunConfig, tokenizer:
             )
             for _ in range(config.num_samples)
         ]
+
+
+def lost_beginning(prompt_tokens: int, new_tokens: int, seq_length: int) -> str:
+    """A sentence about the beginning of a prompt that the model does not see; empty if it sees all of it."""
+    sees = f"the model sees {seq_length:,} tokens at once (model.seq_length)"
+    if (lost := prompt_tokens - seq_length) > 0:
+        return f"the prompt has {prompt_tokens:,} tokens and {sees}: its first {lost:,} are not read"
+    if prompt_tokens + new_tokens - 1 > seq_length:
+        kept = seq_length - prompt_tokens
+        return f"{sees}: after {kept:,} new tokens it no longer sees the beginning of the prompt"
+    return ""
 
 
 def text_after(prompt: list[int], tokens: list[int], tokenizer: Tokenizer) -> str:

@@ -6,6 +6,7 @@ Only this file, overrides.py and refusals.py know Hydra, OmegaConf and pydantic.
 import dataclasses
 import itertools
 import json
+import logging
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,24 +23,30 @@ from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseExceptio
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from data_pipeline.errors import DataError
-from data_pipeline.written import Typed
+from data_pipeline.written import Typed, written
 from pretrain.config.describe import CONF_DIR, record_key, record_keys, record_types, yaml_key
 from pretrain.config.errors import MISSING, ConfigError, Problem
 from pretrain.config.overrides import Known, for_hydra, known_of, parse, typed_values
 from pretrain.config.public import without_secrets
 from pretrain.config.refusals import problems_of, refusal, truth_values
 from pretrain.config.run import AUTO, GenerateConfig, RunConfig
+from pretrain.config.unused import without_effect
 
 Record = TypeVar("Record")
 
+log = logging.getLogger(__name__)
+
 
 def load_run_config(overrides: Sequence[str], conf_dir: Path = CONF_DIR) -> RunConfig:
-    """The configuration of `prepare` and `train` from conf/pretrain.yaml and Hydra overrides.
+    """The configuration of `prepare` and `train` from conf/pretrain.yaml and Hydra overrides; logs those without effect.
 
     Raises ConfigError, with every fault, for unknown keys, wrong types and missing values.
     """
     _refuse_torn(overrides)
-    return _loaded("pretrain", RunConfig, overrides, conf_dir)
+    config = _loaded("pretrain", RunConfig, overrides, conf_dir)
+    for key, reason in without_effect(config, typed := typed_values(overrides)):
+        log.warning("%s=%s has no effect: %s", key, written(typed[key]), reason)
+    return config
 
 
 def load_generate_config(overrides: Sequence[str], conf_dir: Path = CONF_DIR) -> GenerateConfig:

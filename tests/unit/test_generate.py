@@ -8,7 +8,7 @@ import pytest
 from pretrain.config.engine import OffloadConfig
 from pretrain.config.errors import ConfigError
 from pretrain.config.load import load_generate_config, load_run_config
-from pretrain.generate import check, for_generation, place_for
+from pretrain.generate import check, for_generation, lost_beginning, place_for
 
 
 @pytest.mark.parametrize(
@@ -50,3 +50,37 @@ def test_nothing_is_offloaded_while_text_is_made() -> None:
     trained = replace(trained, engine=replace(trained.engine, offload=nowhere))
     used = for_generation(trained, load_generate_config(["run=x"]), world_size=1)
     assert (used.engine.offload.optimizer, used.engine.offload.params) == ("none", "none")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "new", "words"),
+    [
+        (
+            65,
+            1,
+            "the prompt has 65 tokens and the model sees 64 tokens at once (model.seq_length): its first 1 are not",
+        ),
+        (
+            2000,
+            1,
+            "the prompt has 2,000 tokens and the model sees 64 tokens at once (model.seq_length): its first 1,936",
+        ),
+        (
+            64,
+            2,
+            "the model sees 64 tokens at once (model.seq_length): after 0 new tokens it no longer sees the beginning",
+        ),
+        (
+            60,
+            6,
+            "the model sees 64 tokens at once (model.seq_length): after 4 new tokens it no longer sees the beginning",
+        ),
+    ],
+)
+def test_the_lost_beginning_of_a_long_prompt_is_counted(prompt: int, new: int, words: str) -> None:
+    assert lost_beginning(prompt, new, 64).startswith(words)
+
+
+@pytest.mark.parametrize(("prompt", "new"), [(1, 1), (64, 1), (60, 5)])
+def test_of_a_prompt_that_fits_nothing_is_said(prompt: int, new: int) -> None:
+    assert lost_beginning(prompt, new, 64) == ""
