@@ -38,7 +38,9 @@ log = logging.getLogger(__name__)
 
 
 def load_run_config(overrides: Sequence[str], conf_dir: Path = CONF_DIR) -> RunConfig:
-    """The configuration of `prepare` and `train` from conf/pretrain.yaml and Hydra overrides; logs those without effect.
+    """The configuration of `prepare` and `train` from conf/pretrain.yaml and Hydra overrides.
+
+    Logs overrides that have no effect.
 
     Raises ConfigError, with every fault, for unknown keys, wrong types and missing values.
     """
