@@ -39,6 +39,7 @@ from data_pipeline.tokenizers.base import Tokenizer
 from data_pipeline.tokenizers.loading import load_tokenizer, store_tokenizer, warn_where_text_changes
 from data_pipeline.tokenizers.sentencepiece_model import SentencePieceTokenizer
 from data_pipeline.tokenizers.training import train_tokenizer
+from data_pipeline.written import written
 
 logger = logging.getLogger(__name__)
 MODEL = ".model"
@@ -143,7 +144,7 @@ def _find_existing(
         existing = Manifest.load(folder)
         keys = sorted(settings.keys() | existing.settings.keys())
         changes = [
-            f"{key} was {existing.settings.get(key)!r}, now {settings.get(key)!r}"
+            f"{key} was {written(existing.settings.get(key))}, now {written(settings.get(key))}"
             for key in keys
             if existing.settings.get(key) != settings.get(key)
         ]

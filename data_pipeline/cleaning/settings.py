@@ -9,36 +9,37 @@ from typing import Any
 
 from data_pipeline.cleaning.step import Bounds, MissingPackage, SettingError, Step
 from data_pipeline.errors import DataError
+from data_pipeline.written import written
 
 EXTRA = "pretrain[clean]"
 
 
-def build_step(written: object, known: Mapping[str, type[Step]], where: str) -> Step:
+def build_step(given: object, known: Mapping[str, type[Step]], where: str) -> Step:
     """The step that a mapping such as {step: length, max_chars: 9} asks for.
 
     `where` names it in the DataError that any mistake raises.
     """
-    if not isinstance(written, Mapping):
-        raise DataError(f"{where}={written!r}: must be a mapping such as {{step: pii, phone: mask}}")
-    if "step" not in written:
+    if not isinstance(given, Mapping):
+        raise DataError(f"{where}={written(given)}: must be a mapping such as {{step: pii, phone: mask}}")
+    if "step" not in given:
         raise DataError(f"{where}: has no key `step`; it must be one of {_listed(known)}")
-    name = written["step"]
+    name = given["step"]
     if not isinstance(name, str) or name not in known:
-        raise DataError(f"{where}.step={name!r}: there is no such step; {_nearest(name, known)}")
+        raise DataError(f"{where}.step={written(name)}: there is no such step; {_nearest(name, known)}")
     kind = known[name]
     hints = typing.get_type_hints(kind, include_extras=True)
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    given = {key: value for key, value in written.items() if key != "step"}
-    for key, value in given.items():
+    settings = {key: value for key, value in given.items() if key != "step"}
+    for key, value in settings.items():
         if key not in fields:
-            raise DataError(f"{where}.{key}={value!r}: step {name} has no such setting; {_nearest(key, fields)}")
+            raise DataError(f"{where}.{key}={written(value)}: step {name} has no such setting; {_nearest(key, fields)}")
     for key, field in fields.items():
-        if key not in given and field.default is field.default_factory is dataclasses.MISSING:
+        if key not in settings and field.default is field.default_factory is dataclasses.MISSING:
             raise DataError(f"{where}.{key}: a value must be given for step {name}")
     try:
-        return kind(**{key: _checked(value, hints[key], key) for key, value in given.items()})
+        return kind(**{key: _checked(value, hints[key], key) for key, value in settings.items()})
     except SettingError as error:
-        raise DataError(f"{where}.{error.field}={error.value!r}: {error.rule}") from None
+        raise DataError(f"{where}.{error.field}={written(error.value)}: {error.rule}") from None
     except MissingPackage as error:
         package = error.args[0]
         raise DataError(

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from data_pipeline.durable import write_durably
 from data_pipeline.errors import DataError, NewerFormat
+from data_pipeline.written import written
 
 MANIFEST_FILE = "manifest.json"
 FORMAT = "pretrain packed dataset"
@@ -161,7 +162,7 @@ class Manifest:
                 f"{VERSION}); upgrade pretrain"
             )
         if version != VERSION:
-            raise DataError(f"{path}: has format version {version!r}, this program reads {VERSION}; {_REMEDY}")
+            raise DataError(f"{path}: has format version {written(version)}, this program reads {VERSION}; {_REMEDY}")
         body = stored.get("manifest")
         if stored.get("checksum") != _hash(body):
             raise DataError(f"{path}: was changed after it was written (its checksum does not fit); {_REMEDY}")
@@ -196,6 +197,7 @@ def _build(cls: type[Record], value: object, where: str) -> Record:
 
 
 _kinds = functools.cache(typing.get_type_hints)
+_WORDS = {str: "text", int: "an integer", float: "a number", bool: "true or false", tuple: "a list", dict: "a mapping"}
 
 
 def _convert(kind: Any, value: Any, where: str) -> Any:
@@ -208,4 +210,4 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
         return {key: _convert(inner[1], item, f"{where}.{key}") for key, item in value.items()}
     if kind is Any or (isinstance(kind, type) and not isinstance(kind, types.GenericAlias) and type(value) is kind):
         return value
-    raise DataError(f"{where} is {value!r}, must be {getattr(kind, '__name__', kind)}; {_REMEDY}")
+    raise DataError(f"{where} is {written(value)}, must be {_WORDS.get(origin or kind, kind)}; {_REMEDY}")

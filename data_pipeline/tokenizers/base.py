@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_pipeline.errors import DataError, MissingPackage, Unencodable
+from data_pipeline.written import written
 
 Ids = npt.NDArray[np.int32]
 Item = TypeVar("Item")
@@ -82,7 +83,7 @@ class TokenizerSettings:
             raise DataError(f"{path}: must be a JSON object with none but the keys {', '.join(keys)}")
         for key in ("eod", "pattern"):
             if not isinstance(stored.get(key), str | None):
-                raise DataError(f"{path}: {key} is {stored[key]!r}, must be text")
+                raise DataError(f"{path}: {key} is {written(stored[key])}, must be text")
         special = stored.get("special_tokens", {})
         if not isinstance(special, dict) or not all(type(index) is int and index >= 0 for index in special.values()):
             raise DataError(f'{path}: special_tokens must give ids by name, as in {{"<|endoftext|>": 50256}}')

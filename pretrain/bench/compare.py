@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from data_pipeline.written import written
 from pretrain.bench.result import Result, load
 from pretrain.bench.table import CONVENTIONS, columns
 from pretrain.config.load import flatten
@@ -37,7 +38,7 @@ def differences(first: Result, second: Result) -> Iterator[str]:
     for key in sorted({*sides[0], *sides[1]}):
         before, now = (side.get(key) for side in sides)
         if before != now and not key.startswith(_IGNORED):
-            yield f"  {key}: A {before!r}, B {now!r}"
+            yield f"  {key}: A {written(before)}, B {written(now)}"
 
 
 def figures(first: Result, second: Result) -> dict[str, tuple[float, float]]:

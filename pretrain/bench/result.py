@@ -12,6 +12,7 @@ import yaml
 
 from data_pipeline.durable import write_durably
 from data_pipeline.mixture import TrainingData
+from data_pipeline.written import written
 from pretrain.bench.data import SYNTHETIC
 from pretrain.bench.parts import PartTimes
 from pretrain.bench.roofline import Row, limit
@@ -173,5 +174,5 @@ def load(path: Path) -> dict[str, Any]:
     if not isinstance(result, dict) or result.get("format") != FORMAT:
         raise RunError(f"{file}: is not a result of `pretrain bench`; name a bench.json, or its folder")
     if result.get("version") != VERSION:
-        raise RunError(f"{file}: has format version {result.get('version')!r}, this program reads {VERSION}")
+        raise RunError(f"{file}: has format version {written(result.get('version'))}, this program reads {VERSION}")
     return result

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from data_pipeline.written import written
 from pretrain.checkpoint.describing import Facts
 from pretrain.checkpoint.listing import Found, tensors_of
 from pretrain.checkpoint.values import difference_of
@@ -30,7 +31,9 @@ def difference_lines(facts: Facts) -> list[str]:
     """The same, a line a difference."""
     lines = []
     for name in COMPARED:
-        lines += [f"{name}: {key}: {one!r} | {other!r}" for key, (one, other) in facts.get(name, {}).items()]
+        lines += [
+            f"{name}: {key}: {written(one)} | {written(other)}" for key, (one, other) in facts.get(name, {}).items()
+        ]
     for name, found in facts["tensors"].items():
         lines.append(f"tensors: {name}: {_said(found)}")
     return lines

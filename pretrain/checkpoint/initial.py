@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.shards.manifest import TokenizerRecord
+from data_pipeline.written import written
 from pretrain.checkpoint.store import (
     MANIFEST,
     Checkpoint,
@@ -71,7 +72,7 @@ def _other_shape(found: Checkpoint, model: ModelConfig) -> Iterator[Problem]:
     free = _FREE if model.position == "learned" else (*_FREE, "seq_length")
     for key in here:
         if key not in free and there.get(key) != here[key]:
-            rule = f"the weights in {found.folder} are of a model with {key}={there.get(key)!r}"
+            rule = f"the weights in {found.folder} are of a model with {key}={written(there.get(key))}"
             yield Problem(f"model.{key}", here[key], rule, "set the same, or train without run.init_from")
 
 

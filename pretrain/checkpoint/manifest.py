@@ -17,6 +17,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.written import written
 from pretrain.config.errors import RunError, RunRefused
 from pretrain.run_state import RunState
 
@@ -133,20 +134,20 @@ def _faults(manifest: Manifest) -> Iterator[str]:
     for section, wanted in _WANTED.items():
         for key, kinds in wanted.items():
             if not _is(manifest[section][key], kinds):
-                yield f"{section}.{key} is {manifest[section][key]!r}"
+                yield f"{section}.{key} is {written(manifest[section][key])}"
     for key, value in manifest["counters"].items():
         if not _is(value, _NUMBER):
-            yield f"counters.{key} is {value!r}"
+            yield f"counters.{key} is {written(value)}"
     for key, described in _DESCRIBING.items():
         if key in manifest and not _is(manifest[key], described):
-            yield f"{key} is {manifest[key]!r}"
+            yield f"{key} is {written(manifest[key])}"
     for name, record in manifest["files"].items():
         if Path(name).name != name or not _is(record["bytes"], int) or not isinstance(record["sha256"], str):
             yield f"the name, size or digest of the file {name!r} is not valid"
     numbers = {field.name for field in fields(RunState) if field.type in _NUMBER}
     for key, value in manifest["state"].items():
         if key in numbers and not _is(value, _NUMBER):
-            yield f"state.{key} is {value!r}"
+            yield f"state.{key} is {written(value)}"
     RunState.from_json(manifest["state"])
 
 

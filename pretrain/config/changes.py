@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from data_pipeline.written import written
 from pretrain.config.describe import record_keys
 from pretrain.config.errors import Problem
 from pretrain.config.run import RunConfig
@@ -66,7 +67,7 @@ class Change:
         return "safe" if self.key.startswith(SAFE) and self.key not in BOUND else "unsafe"
 
     def __str__(self) -> str:
-        return f"{self.key}: {self.before!r} there, {self.now!r} now"
+        return f"{self.key}: {written(self.before)} there, {written(self.now)} now"
 
 
 def changes_between(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:

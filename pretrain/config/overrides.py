@@ -178,7 +178,7 @@ def _may_be_none(group: str, known: Known) -> bool:
 def _several(name: str, value: Typed, known: Known) -> Problem:
     kind = known.keys[name].hint if name in known.keys else str
     plain = "," in value and "(" not in value
-    ways = ["add -m to `pretrain submit` for one run of each"]
+    ways = ["add -m to `pretrain train` or `pretrain submit` for one run of each"]
     if plain and takes_text(kind):
         ways.insert(0, f"write {quoted(name, value)} for text with a comma")
     if plain and typing.get_origin(without_null(kind)[0]) is tuple:

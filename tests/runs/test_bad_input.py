@@ -156,7 +156,7 @@ def test_a_run_folder_made_by_another_configuration_is_refused(shared, finished_
     assert "run.dir='runs/finished' was made by another configuration:" in message
     changed = [line.strip() for line in message.splitlines()[1:-1]]
     assert changed == [
-        "data.document_mask: False there, True now",
+        "data.document_mask: false there, true now",
         "model.hidden_dropout: 0.1 there, 0.0 now",
         "optim.lr: 0.003 there, 0.001 now",
     ]

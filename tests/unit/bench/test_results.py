@@ -79,7 +79,7 @@ def test_a_comparison_tells_first_what_was_not_alike(tmp_path: Path):
     (tmp_path / "b.json").write_text(json.dumps(result(150.0, "bf16", "2.13")))
     lines = compare(tmp_path / "a.json", tmp_path / "b.json").splitlines()
     assert lines[3:5] == [
-        "  config.engine.precision: A 'fp32', B 'bf16'",
+        "  config.engine.precision: A fp32, B bf16",
         "  environment.versions.torch: A '2.12', B '2.13'",
     ]
     rows = {line[:26].strip(): line[26:].split() for line in lines[7:]}

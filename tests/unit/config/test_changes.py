@@ -55,8 +55,8 @@ def test_safe_changes_pass_and_each_is_told_with_both_values(tmp_path: Path, cap
     resume(tmp_path, [], ["train.max_steps=2000", "engine=zero3_bf16", "checkpoint.every_minutes=5"])
     assert [record.getMessage() for record in caplog.records] == [
         "changed after step 7: checkpoint.every_minutes: 30.0 there, 5.0 now",
-        "changed after step 7: engine.cross_entropy: 'plain' there, 'in_place' now",
-        "changed after step 7: engine.precision: 'fp32' there, 'bf16' now",
+        "changed after step 7: engine.cross_entropy: plain there, in_place now",
+        "changed after step 7: engine.precision: fp32 there, bf16 now",
         "changed after step 7: engine.zero_stage: 1 there, 3 now",
         "changed after step 7: train.max_steps: 1000 there, 2000 now",
     ]

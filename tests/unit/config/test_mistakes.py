@@ -11,7 +11,7 @@ from pretrain.config.load import CONF_DIR, load_generate_config, load_run_config
 
 LARGEST = "is not a finite number; the largest is about 1.8e308"
 SWEEP = "stands for several values, which only a sweep takes"
-SUBMIT = "add -m to `pretrain submit` for one run of each"
+SUBMIT = "add -m to `pretrain train` or `pretrain submit` for one run of each"
 BRACKETS = """close its brackets, and quote special characters, as in 'data.inputs=["Bücher (1).txt"]'"""
 NO_KEY = "there is no such key"
 

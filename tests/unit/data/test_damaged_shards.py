@@ -246,10 +246,10 @@ def test_a_shard_that_was_put_there_anew_is_compared_again(written, tmp_path, mo
     ("change", "message"),
     [
         (lambda m: m.pop("dtype"), "manifest.json: must have the keys"),
-        (lambda m: m.update(seq_length="8"), "manifest.json: seq_length is '8', must be int"),
+        (lambda m: m.update(seq_length="8"), "manifest.json: seq_length is '8', must be an integer"),
         (
             lambda m: m["splits"]["train"]["shards"][1].update(bytes=1.5),
-            r"shards\[1\]: bytes is 1.5, must be int",
+            r"shards\[1\]: bytes is 1.5, must be an integer",
         ),
     ],
 )

@@ -95,7 +95,7 @@ def test_a_machine_without_slurm_is_told(capsys) -> None:
         (["engine.device=cuda"], "engine.device=cuda: cluster.gpus_per_node=0 asks for no GPU"),
         (["data.name=other"], "data.path=data/other: not prepared"),
         (["run.name='a\\b'"], "run.name=a\\b: must be one line of printable characters without \\"),
-        (["model=tiny,tiny_llama"], "add -m to `pretrain submit`"),
+        (["model=tiny,tiny_llama"], "add -m to `pretrain train` or `pretrain submit`"),
         (["--name", "x"], "--name x names a sweep"),
         (["--rerun", "x", "-m"], "give one of them"),
         (["--rerun", "x"], "x/sweep.json: No such file or directory; give the folder that"),

@@ -12,6 +12,7 @@ from data_pipeline.cleaning import encoding
 from data_pipeline.cleaning.cleaner import STEPS, Cleaner
 from data_pipeline.cleaning.table import rules_table
 from data_pipeline.errors import DataError
+from data_pipeline.written import written as as_yaml
 
 MISSING = dataclasses.MISSING
 TABLES = {
@@ -81,12 +82,12 @@ def test_the_table_of_rules_names_every_rule_once_with_its_default():
 
 
 WRONG = [
-    ("c4", "='c4': must be a mapping such as {step: pii, phone: mask}"),
+    ("c4", "=c4: must be a mapping such as {step: pii, phone: mask}"),
     ({"min_words": 3}, ": has no key `step`; it must be one of c4, fineweb, ftfy, "),
-    ({"step": "gofer_quality"}, ".step='gofer_quality': there is no such step; did you mean gopher_quality?"),
+    ({"step": "gofer_quality"}, ".step=gofer_quality: there is no such step; did you mean gopher_quality?"),
     ({"step": 7}, ".step=7: there is no such step; choose from c4, "),
-    ({"step": ["c4"]}, ".step=['c4']: there is no such step; "),
-    ({"step": "pii", "mail": "off"}, ".mail='off': step pii has no such setting; did you mean email?"),
+    ({"step": ["c4"]}, ".step=[c4]: there is no such step; "),
+    ({"step": "pii", "mail": "off"}, ".mail=off: step pii has no such setting; did you mean email?"),
     ({"step": "ftfy", "x": 1}, ".x=1: step ftfy has no such setting; it has none"),
     ({"step": "language"}, ".keep: a value must be given for step language"),
 ]
@@ -125,7 +126,9 @@ def test_a_wrong_step_or_key_is_told_in_one_line_with_the_nearest_right_one(writ
 def test_a_wrong_value_is_told_in_one_line_with_its_key_and_what_it_must_be(step, key, value, rule):
     name, *inner = re.split(r"[\[.\]]+", key)
     nested = [value] if key.endswith("]") else dict.fromkeys(inner, value)
-    assert told({"step": step, name: nested if inner else value}).startswith(f"data.steps[1].{key}={value!r}: {rule}")
+    assert told({"step": step, name: nested if inner else value}).startswith(
+        f"data.steps[1].{key}={as_yaml(value)}: {rule}"
+    )
 
 
 def told(written):

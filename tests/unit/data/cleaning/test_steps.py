@@ -129,5 +129,5 @@ class TestLanguage:
         assert clean("", {"step": "language", "keep": ["en"], "min_score": 0}).dropped_by is None
 
     def test_a_language_that_the_model_cannot_answer_is_refused(self):
-        with pytest.raises(DataError, match=r"data.steps\[0\].keep\[1\]='eng': must be one of .*\ben\b"):
+        with pytest.raises(DataError, match=r"data.steps\[0\].keep\[1\]=eng: must be one of .*\ben\b"):
             Cleaner([{"step": "language", "keep": ["en", "eng"]}])
