@@ -14,7 +14,7 @@ from pretrain.config.load import load_run_config, read_run_config
 from pretrain.exit_codes import ExitCode
 from tests.support.runs import environment, program_command, train_records, validation_records
 
-VERBS = ("prepare", "data", "train", "plan", "bench", "status", "generate", "verify-resume", "show-config")
+VERBS = ("prepare", "data", "train", "plan", "bench", "status", "generate", "verify-resume", "show-config", "explain")
 
 
 @pytest.mark.parametrize("verb", VERBS)

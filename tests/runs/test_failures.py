@@ -64,6 +64,8 @@ class Ended:
     """From the failure to the end of the last process."""
     told: dict[int, str]
     """Rank -> the last line that it logged."""
+    reason: str
+    """The end of the launcher's summary."""
 
 
 def run_to_failure(
@@ -105,7 +107,7 @@ def run_to_failure(
         while any(is_alive(rank) for rank in ranks.values()):
             assert time.monotonic() - began < 60, run.log
             time.sleep(0.05)
-        return Ended(said(run.log), time.monotonic() - began, last_lines(run.log))
+        return Ended(said(run.log), time.monotonic() - began, last_lines(run.log), run.log.splitlines()[-2])
     finally:
         for rank in ranks.values():
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -142,6 +144,7 @@ def test_an_exception_is_told_on_all_ranks_with_its_step(place):
     assert ended.seconds < END_SECONDS
     for rank in (0, 1):
         assert re.fullmatch(rf"{STAGE_1} failed first in step 3: ValueError: planted", ended.told[rank]), ended.log
+    assert ended.reason.endswith("ValueError: planted"), "the launcher's own words come after it"
     # The fault has its traceback, what followed from it has none.
     assert ended.log.count("Traceback (most recent call last)") == 1
     assert "sitecustomize.py" in ended.log
