@@ -48,6 +48,9 @@ def truth_values(record: type, values: Mapping[str, Any], where: str, typed: Map
 
 def refusal(hint: Any, key: str, given: object, value: object = None, where: str = "") -> Problem:
     """A value of the wrong kind; `given`: the same as it was typed."""
+    if dataclasses.is_dataclass(hint) and "[" not in key:
+        first = yaml_key(dataclasses.fields(hint)[0].name)
+        return Problem(where + key, given, "is a section, not a key", f"set its keys, as in {key}.{first}=...")
     words = noun(hint) + (", or auto" if key in TAKES_AUTO else "")
     return Problem(where + key, given, f"must be {words}", _remedy(hint, key, given, value, in_file=bool(where)))
 

@@ -252,7 +252,7 @@ def test_verify_finds_a_wrong_index_whose_digest_is_right(command: Command, run:
         (lambda manifest: manifest["state"].pop("step"), "is damaged: 'step' is missing"),
         (lambda manifest: manifest["state"].pop("position"), "is damaged: 'position' is missing"),
         (lambda manifest: manifest["state"].update(step="5"), "is damaged: state.step is '5'"),
-        (lambda manifest: manifest["state"].update(train_seconds=None), "is damaged: state.train_seconds is None"),
+        (lambda manifest: manifest["state"].update(train_seconds=None), "is damaged: state.train_seconds is null"),
         (lambda manifest: manifest["state"].update(nothing=1), "is damaged"),
         (lambda manifest: manifest.pop("counters"), "is damaged: 'counters' is missing"),
         (lambda manifest: manifest["counters"].clear(), "is damaged: 'adam_steps' is missing"),

@@ -40,10 +40,7 @@ MISTAKES = [
     ("model@other=tiny", f"model@other=tiny: {NO_KEY}; did you mean model?"),
     ("+optim.lr=1", "optim.lr=1: is a key already: it takes no + before it; write optim.lr=1"),
     ("~optim.lr", "optim.lr: a key cannot be removed; set another value, as in optim.lr=..."),
-    (
-        "run=foo",
-        f"run=foo: must be a mapping with the keys name, dir, seed, accept_changes, init_from; {described('run')}",
-    ),
+    ("run=foo", "run=foo: is a section, not a key; set its keys, as in run.name=..."),
     # options of groups
     (
         "experiment=quick",
