@@ -57,7 +57,7 @@ def test_what_leaves_the_weights_as_they_are_may_change(old, tmp_path):
         (["model.ffn_hidden_size=64"], ["model.ffn_hidden_size=64: the weights in ", "with ffn_hidden_size=48"]),
         (
             ["model.norm=layernorm", "model.num_layers=3"],
-            ["model.norm='layernorm'", "norm='rmsnorm'", "model.num_layers=3", "num_layers=2"],
+            ["model.norm=layernorm", "norm=rmsnorm", "model.num_layers=3", "num_layers=2"],
         ),
         (["model.num_query_groups=1"], ["model.num_query_groups=1", f"num_query_groups={OLD.model.num_heads}"]),
     ],

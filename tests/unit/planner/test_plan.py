@@ -151,7 +151,7 @@ def test_a_plan_finds_the_micro_batch_for_a_memory_and_asks_for_one(capsys) -> N
     said = Said(capsys, *asked, "train.global_batch_size=32", "--gpu-memory", "80")
     assert said.code == 0 and "fits:" in said.out and "32 samples = 0 micro" not in said.out
     said = Said(capsys, *asked)
-    assert said.code == 2 and "train.micro_batch_size='auto'" in said.err and "--gpu-memory" in said.err
+    assert said.code == 2 and "train.micro_batch_size=auto" in said.err and "--gpu-memory" in said.err
 
 
 @pytest.mark.parametrize(
