@@ -65,7 +65,7 @@ def test_a_benchmark_that_changed_under_its_name_is_noticed(tmp_path, caplog, na
     assert prepare_synthetic(tmp_path / "set", [source], **against(path)) == first
     assert "already prepared" in caplog.text
     write(" ".join(WORDS))
-    expected = r"settings \(fingerprint of data.decontaminate.inputs was '?[0-9a-f]{64}'?, now '?[0-9a-f]{64}'?\); choose"
+    expected = r"settings \(fingerprint of data.decontaminate.inputs was '?[0-9a-f]{64}'?, now '?[0-9a-f]{64}"
     with pytest.raises(DataError, match=expected):
         prepare_synthetic(tmp_path / "set", [source], **against(path))
     second = prepare_synthetic(tmp_path / "set", [source], overwrite=True, **against(path))
