@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from pretrain.tracking.comparison import Cell
 
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
-COMMON_MISTAKES = 2
-"""So many members that are refused at first, with none that trained: the others would be refused as well."""
+FIRST = 2
+"""If so many members are refused at first, the others would be refused as well."""
 
 
 def run(given: argparse.Namespace) -> int:
@@ -126,10 +126,15 @@ def train_members(sweep: Sweep, members: Sequence[Member], folder: Path) -> dict
             compare(sweep, codes, folder)
             if codes[member.index] == ExitCode.STOPPED or forwarding.asked:
                 break
-            if len(codes) == COMMON_MISTAKES and set(codes.values()) == {ExitCode.MISTAKE} and number < len(members):
-                say(f"\nthe first {COMMON_MISTAKES} were refused: the others are not started")
+            if number < len(members) and is_common(list(codes.values())):
+                say(f"\nthe first {FIRST} ended with exit code {codes[member.index]}: the others are not started")
                 break
     return codes
+
+
+def is_common(codes: Sequence[int]) -> bool:
+    """Whether the first members ended with the same mistake, or the same refusal of the system, such as a full disk."""
+    return len(codes) == FIRST and codes[0] in (ExitCode.MISTAKE, ExitCode.REFUSED) and len(set(codes)) == 1
 
 
 class Forwarding:

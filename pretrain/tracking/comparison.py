@@ -40,10 +40,10 @@ class Cell:
 
     @cached_property
     def state(self) -> str:
-        """finished, stopped, failed, refused, killed or not started."""
+        """finished, stopped, failed, refused, in use by another process, killed or not started."""
         outcome = read_outcome(self.run_dir)
-        if self.exit_code == ExitCode.MISTAKE:
-            return "refused"
+        if self.exit_code in (ExitCode.MISTAKE, ExitCode.IN_USE):
+            return {ExitCode.MISTAKE: "refused", ExitCode.IN_USE: "in use"}[ExitCode(self.exit_code)]
         if outcome is None:
             return "not started" if self.exit_code is None else f"failed (exit code {self.exit_code})"
         if outcome.state == TRAINING:

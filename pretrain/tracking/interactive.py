@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -52,7 +52,8 @@ class Line:
     width: float = 1.8
     is_marked: bool = False
     """Points without a line."""
-    has_hover: bool = True
+    hover: Literal["left", "right", "near", "none"] = "right"
+    """On which side of the point a hover shows, so that two do not cover each other; near: only at the point."""
 
 
 def run_charts(records: Records) -> Charts | None:
@@ -69,6 +70,7 @@ def run_charts(records: Records) -> Charts | None:
                 {"step": curve.steps[kept], "value": curve.loss[kept]},
                 VALIDATION if curve.is_main else OTHER_VALIDATION,
                 is_marked=not curve.is_main,
+                hover="left",
             )
             for curve in validations
             for kept in [thin(len(curve.steps))]
@@ -101,7 +103,7 @@ def comparison_charts(charts: Mapping[str, Mapping[str, tuple[Series, Series]]])
         for number, (label, (steps, values)) in enumerate(runs.items()):
             chosen = thin(len(steps))
             columns = {"step": steps[chosen], "value": values[chosen]}
-            lines.append(Line(label, columns, COLOURS[number % len(COLOURS)]))
+            lines.append(Line(label, columns, COLOURS[number % len(COLOURS)], hover="near"))
             ranges += [found] if (found := range_to_show(values)) else []
             last_step = max(last_step, *steps[-1:])
         limits = (min(low for low, _ in ranges), max(high for _, high in ranges)) if ranges else None
@@ -116,7 +118,7 @@ def _lines(train: Records, key: str, label: str, is_noisy: bool = False) -> Iter
     columns = {name: values_of(train, name)[chosen] for name in ("step", "tokens")}
     if line is not values:
         columns["recorded"] = values[chosen]
-        yield Line("each record", columns | {"value": values[chosen]}, LIGHT, width=0.8, has_hover=False)
+        yield Line("each record", columns | {"value": values[chosen]}, LIGHT, width=0.8, hover="none")
     yield Line(label, columns | {"value": line[chosen]}, ACCENT)
 
 
@@ -137,13 +139,14 @@ def _chart(
             drawn = chart.scatter("step", "value", size=9, marker="diamond", **style)
         else:
             drawn = chart.line("step", "value", line_width=line.width, **style)
-            if line.has_hover and len(line.columns["step"]) <= FEW:
+            if line.hover != "none" and len(line.columns["step"]) <= FEW:
                 chart.scatter("step", "value", size=5, **style)
-        if line.has_hover:
+        if line.hover != "none":
             shown = [("", "$name"), ("step", "@step{0,0}"), ("value", f"@value{{{number}}}")]
             shown += [(name, form) for name, form in _MORE.items() if name in line.columns]
             shown = [(name, form.replace("NUMBER", number)) for name, form in shown]
-            chart.add_tools(HoverTool(renderers=[drawn], tooltips=shown, mode="mouse" if line.is_marked else "vline"))
+            mode, side = ("mouse", "horizontal") if line.hover == "near" else ("vline", line.hover)
+            chart.add_tools(HoverTool(renderers=[drawn], tooltips=shown, mode=mode, attachment=side))
     return _with_legend(chart)
 
 

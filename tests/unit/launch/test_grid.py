@@ -101,8 +101,9 @@ def test_a_failing_run_does_not_stop_the_others(monkeypatch, capsys) -> None:
     assert "failed: why" in capsys.readouterr().out
 
 
-def test_mistakes_that_all_share_start_no_more_of_them(monkeypatch, capsys) -> None:
-    runs = Runs(monkeypatch, a_0=ExitCode.MISTAKE, a_1=ExitCode.MISTAKE)
+@pytest.mark.parametrize("code", [ExitCode.MISTAKE, ExitCode.REFUSED])
+def test_a_mistake_that_all_share_starts_no_more_of_them(monkeypatch, capsys, code) -> None:
+    runs = Runs(monkeypatch, a_0=code, a_1=code)
     assert train("--name", "a", "run.seed=1,2,3,4") == ExitCode.FAILED
     assert runs.started == ["a-0", "a-1"] and "not started" in capsys.readouterr().out
 
