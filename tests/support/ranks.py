@@ -42,17 +42,19 @@ def run_ranks(
     timeout: float = 120.0,
     warm: Callable[[], None] | None = None,
     around: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext,
+    joined: bool = True,
 ) -> list[Any]:
     """Call `function(here, *args)` on each rank, `here` being its `Runtime` on the CPU; returns each rank's result.
 
     The function is named by its module, so it stands at a module's top level; arguments and results are pickled.
     `warm` is called before, in the process that all ranks are forked from. In each rank all of this happens in the
-    context that `around` makes: `on_pretend_gpu` (pretend_machine.py), for example.
+    context that `around` makes: `on_pretend_gpu` (pretend_machine.py), for example. `joined=False` is for functions
+    that make their own runtime, as verbs do: `function(*args)` is called before the ranks have met.
     """
     engine = run_config(timeout_minutes=timeout / 60).engine
     server = _server()
     try:
-        server.send_bytes(pickle.dumps(_Request(function, world_size, args, timeout, engine, warm, around)))
+        server.send_bytes(pickle.dumps(_Request(function, world_size, args, timeout, engine, warm, around, joined)))
         outcome = pickle.loads(server.recv_bytes())
     except BaseException:
         # Interrupted, or the server is gone: the next call must not receive this one's answer.
@@ -73,6 +75,7 @@ class _Request:
     engine: EngineConfig
     warm: Callable[[], None] | None
     around: Callable[[], AbstractContextManager[Any]]
+    joined: bool
 
 
 @functools.cache
@@ -243,13 +246,18 @@ def _be_rank(request: _Request, rank: int, folder: Path, output: Path, sending: 
 def _call(request: _Request, rank: int, folder: Path) -> Any:
     import torch.distributed as dist
 
-    from pretrain.layout.runtime import runtime
+    from pretrain.layout import runtime
 
     size = request.world_size
     world = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size}
     os.environ.update({name: str(value) for name, value in world.items()})
-    with request.around(), runtime(request.engine, dist.FileStore(str(folder / "store"), size)) as here:
-        return request.function(here, *request.args)
+    store, real = dist.FileStore(str(folder / "store"), size), runtime.runtime
+    with request.around():
+        if not request.joined:
+            runtime.runtime = lambda engine, **options: real(engine, store, **options)
+            return request.function(*request.args)
+        with real(request.engine, store) as here:
+            return request.function(here, *request.args)
 
 
 if __name__ == "__main__":
