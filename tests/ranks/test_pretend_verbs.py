@@ -71,6 +71,19 @@ CASES = {
 PLACES: dict[str, Callable[[], AbstractContextManager[Any]]] = {"cpu": contextlib.nullcontext, "gpu": on_pretend_gpu}
 
 
+def import_verbs() -> None:
+    """In the process that ranks are forked from: what verbs import late, and plots, which take seconds."""
+    import matplotlib.figure  # noqa: F401
+    import torch.distributed.checkpoint  # noqa: F401
+
+    import pretrain.bench.steps
+    import pretrain.checkpoint.saver
+    import pretrain.generation.sampling
+    import pretrain.tracking.curves
+    import pretrain.tracking.report
+    import pretrain.verify_resume  # noqa: F401
+
+
 def train(folder: Path, words: tuple[str, ...], stop_after: int | None) -> tuple[str, list[Counter[str]]]:
     """The outcome, and how often the host waited in each step."""
     os.chdir(folder)
@@ -132,8 +145,8 @@ class Done:
     waits: list[list[Counter[str]]]
     """Of each start, of its steps."""
     text: str
-    verified: tuple[str, list[int]]
-    measured: dict[str, Any]
+    verified: tuple[str, list[int]] | None
+    measured: dict[str, Any] | None
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -150,7 +163,7 @@ def done(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         place.mkdir()
 
         def on_ranks(verb: Callable[..., Any], *args: Any, around: Any = around, place: Path = place) -> list[Any]:
-            return run_ranks(verb, case.ranks, place, *args, around=around, joined=False)
+            return run_ranks(verb, case.ranks, place, *args, around=around, joined=False, warm=import_verbs)
 
         starts = [on_ranks(train, words, STOPPED_AFTER), on_ranks(train, words, None)]
         found[name] = Done(
@@ -158,8 +171,8 @@ def done(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
             [start[0][0] for start in starts],
             [start[0][1] for start in starts],
             on_ranks(generate, case.shape)[0],
-            on_ranks(verify)[0],
-            on_ranks(bench, words)[0],
+            on_ranks(verify)[0] if name == "gpu" else None,
+            on_ranks(bench, words)[0] if name == "gpu" else None,
         )
     return found
 
@@ -200,12 +213,15 @@ def test_steps_come_out_again_exactly(done: dict[str, Done]) -> None:
 
 
 def test_a_measurement_has_figures(done: dict[str, Done]) -> None:
-    for place in done.values():
-        assert place.measured["tokens_per_second"] > 0 and math.isfinite(place.measured["ceiling"]["tflops"])
+    measured = done["gpu"].measured
+    assert measured is not None and measured["tokens_per_second"] > 0
+    assert math.isfinite(measured["ceiling"]["tflops"]) and math.isfinite(measured["step_seconds"]["median"])
 
 
 def test_the_host_waits_twice_in_a_step(done: dict[str, Done]) -> None:
-    stage_3 = done["gpu"].measured["config"]["engine"]["zero_stage"] == 3
+    """And at ZeRO-3 where DeepSpeed does."""
+    assert (measured := done["gpu"].measured) is not None
+    stage_3 = measured["config"]["engine"]["zero_stage"] == 3
     for start in done["gpu"].waits:
         for number, waits in enumerate(start):
             allowed = Counter(IN_A_STEP | (IN_A_FIRST_STEP if number == 0 else {}) | (AT_STAGE_3 if stage_3 else {}))
