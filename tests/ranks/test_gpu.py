@@ -25,11 +25,12 @@ from pretrain.layout.groups import ProcessGroups
 from pretrain.layout.runtime import Runtime
 from pretrain.model.attention import attend, chosen_kernels
 from tests.ranks.test_attention import Operations
+from tests.support.courses import Course, check_course, whole_course
 from tests.support.gpu import Outcome, on_gpu, reason_for_none
 from tests.support.models import EOD_ID, VOCAB_SIZE, batches, run_config
 from tests.support.ranks import run_ranks
 from tests.support.runs import environment, program_command
-from tests.support.training import start, train
+from tests.support.training import join, start, train
 
 WHY_NOT = reason_for_none()
 pytestmark = [
@@ -96,6 +97,40 @@ def test_a_step_computes_what_a_cpu_does_and_asks_the_device_for_nothing(
 ) -> None:
     found = trained()[f"{model} {way} {precision} {stage}"].result()
     assert found == pytest.approx(expected_losses(model, way), rel=bound)
+
+
+COURSES = {
+    "gpt fp32": (("gpt",), {"zero_stage": 1}, 1e-4),
+    "gpt fp16": (("gpt",), {"zero_stage": 0, "precision": "fp16"}, 2e-3),
+    "llama bf16 documents": (("llama", DOCUMENTS, IN_PLACE), {"zero_stage": 3, "precision": "bf16"}, 2e-3),
+    "llama bf16 offloaded": (("llama", "engine.offload.optimizer=cpu"), {"zero_stage": 2, "precision": "bf16"}, 2e-3),
+}
+"""Model and settings, and how close to an fp32 course on a CPU."""
+
+
+def course_config(name: str, *device: str, **values: object) -> RunConfig:
+    (model, *settings), of_case, _ = COURSES[name]
+    return run_config(model, *batches(1), *settings, *device, **{**of_case, **values})
+
+
+def course_on_cpu(here: Runtime, config: RunConfig) -> Course:
+    return whole_course(here, join(here, config), config)
+
+
+@functools.cache
+def expected_course(name: str) -> Course:
+    (expected,) = run_ranks(course_on_cpu, 1, course_config(name, precision="fp32"))
+    return expected
+
+
+@functools.cache
+def found_courses() -> Mapping[str, Outcome]:
+    return on_gpu(whole_course, {name: course_config(name, DEVICE) for name in COURSES})
+
+
+@pytest.mark.parametrize("name", COURSES)
+def test_evaluation_generation_and_resume_are_those_of_a_cpu(name: str) -> None:
+    check_course(found_courses()[name].result(), expected_course(name), COURSES[name][2])
 
 
 def attention(kernel: Kernel, calls: Calls, dtype: torch.dtype, cuts: Tensor | None) -> tuple[list[Tensor], set[str]]:

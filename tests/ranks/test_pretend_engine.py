@@ -14,8 +14,9 @@ import pytest
 from pretrain.config.run import RunConfig
 from pretrain.engine import zero as zero_module
 from pretrain.layout.runtime import Runtime
+from tests.ranks import test_gpu
 from tests.support import pretend
-from tests.support.courses import SAVED_AFTER, Course, run_course
+from tests.support.courses import SAVED_AFTER, Course, check_course, run_course
 from tests.support.models import batches, run_config
 from tests.support.pretend import ledger
 from tests.support.pretend_machine import on_pretend_gpu
@@ -242,6 +243,13 @@ def test_nothing_goes_to_the_host_within_a_step_but_what_is_offloaded(courses: A
     for _, seen in found:
         for part in ("forward and backward", "forward", *(() if offloads(1, 2, 3)(case) else STEPS)):
             assert not [place for place in seen.copies[part] if place.startswith("copy to host")]
+
+
+@pytest.mark.parametrize("name", test_gpu.COURSES)
+def test_what_a_gpu_is_tried_with_passes_on_the_pretend_one(name: str) -> None:
+    config = test_gpu.course_config(name, test_gpu.DEVICE)
+    (found,) = run_ranks(test_gpu.course_on_cpu, 1, config, around=on_pretend_gpu)
+    check_course(found, test_gpu.expected_course(name), test_gpu.COURSES[name][2])
 
 
 def test_the_cases_have_every_option() -> None:

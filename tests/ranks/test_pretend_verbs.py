@@ -220,7 +220,8 @@ def test_a_measurement_has_figures(done: dict[str, Done]) -> None:
 
 def test_the_host_waits_twice_in_a_step(done: dict[str, Done]) -> None:
     """And at ZeRO-3 where DeepSpeed does."""
-    assert (measured := done["gpu"].measured) is not None
+    measured = done["gpu"].measured
+    assert measured is not None
     stage_3 = measured["config"]["engine"]["zero_stage"] == 3
     for start in done["gpu"].waits:
         for number, waits in enumerate(start):

@@ -1,12 +1,14 @@
 """What a run asks of an engine from its first step to its resume, on whatever device there is."""
 
 import contextlib
+import tempfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -96,6 +98,28 @@ def run_course(
         store.restore(newest, engine)
     resumed = [take(engine, step, "step after a resume") for step in range(SAVED_AFTER, NUM_STEPS)]
     return Course(steps, resumed, totals.cpu().tolist(), logits[0, -1].cpu().tolist(), tokens)
+
+
+def whole_course(here: Runtime, groups: ProcessGroups, config: RunConfig) -> Course:
+    """A course whose checkpoints are gone afterwards."""
+    with tempfile.TemporaryDirectory() as folder:
+        return run_course(here, groups, config, Path(folder))
+
+
+def check_course(found: Course, expected: Course, rel: float) -> None:
+    """Both are of one model and its batches, on other devices or in another precision."""
+    for step, (loss, norm, applied) in zip(found.steps, expected.steps, strict=True):
+        assert step[0] == pytest.approx(loss, rel=rel) and step[1] == pytest.approx(norm, rel=10 * rel)
+        assert step[2] is applied
+    loss, count = found.evaluation
+    assert count == expected.evaluation[1] and loss == pytest.approx(expected.evaluation[0], rel=rel)
+    largest = max(map(abs, expected.logits))
+    assert found.logits == pytest.approx(expected.logits, abs=50 * rel * largest)
+    likeliest = found.logits.index(max(found.logits))
+    assert found.tokens[:1] == ([] if likeliest == EOD_ID else [likeliest])
+    for again, step in zip(found.resumed, found.steps[SAVED_AFTER:], strict=True):
+        # A GPU may sum a table's gradients in another order each time.
+        assert again[:2] == pytest.approx(step[:2], rel=rel)
 
 
 def counted(tokens: Tensor) -> Tensor:
