@@ -5,7 +5,6 @@ deleted then.
 """
 
 import logging
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from pretrain.layout.runtime import Runtime
 from pretrain.run_folder import forget_run_id, run_id
 
 HINT = (
-    "\n  hint: bring the checkpoints back (a disk that is not mounted, a copy, a node with checkpoint.local.path), or "
+    "\n  hint: bring the checkpoints back (a disk that is not mounted, a copy), or "
     "choose another run.name, or begin again at step 0 by run.restart=true: records and damaged checkpoints are kept "
     "beside the new ones"
 )
@@ -76,14 +75,19 @@ def find_beginning(
 
 def restarts(run_dir: Path, checkpoints: Path, faults: Sequence[RunError], *, allowed: bool) -> bool:
     """Whether a run without a usable checkpoint had some: then all of them are set aside, or RunError says what is
-    there. `faults`: what is wrong with those that were found; if the system refused to read one, it is RunRefused."""
-    saved = last_save(run_dir)
-    if not faults and saved is None:
+    there. `faults`: what is wrong with those that were found; if the system refused to read one, it is RunRefused.
+
+    A run that was saved on the nodes' own disks alone begins again when it comes to other nodes: such a checkpoint is
+    not meant to outlive its node.
+    """
+    lines, last = [str(fault) for fault in faults], last_save(run_dir)
+    is_lost = last is not None and not any(last.folder.name in line for line in lines)
+    if not faults and (last is None or not last.in_run_folder):
+        if last is not None:
+            log.warning("%s, and none elsewhere: the run begins again at step 0", last)
         return False
-    lines = [str(fault) for fault in faults]
-    if saved is not None and not any(Path(saved["folder"]).name in line for line in lines):
-        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(saved["time"]))
-        lines.append(f"step {saved['step']} was saved in {run_dir / saved['folder']} at {when} and is not there now")
+    if is_lost:
+        lines.append(str(last))
     if not checkpoints.is_dir():
         lines.append(f"{checkpoints} is missing")
     if not allowed:

@@ -4,6 +4,7 @@ import json
 import logging
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,25 @@ SAVES_FILE = "saves.jsonl"
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Save:
+    """A checkpoint that was completed."""
+
+    step: int
+    folder: Path
+    in_run_folder: bool
+    """Otherwise it was on a node's own disk."""
+    time: float
+
+    def __str__(self) -> str:
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.time))
+        return f"step {self.step} was saved in {self.folder} at {when} and is not there now"
+
+
 def record_save(run_dir: Path, step: int, folder: Path) -> None:
     """Add a line for a complete checkpoint; a disk that does not take it costs the line and not the save."""
+    inside = folder.is_relative_to(run_dir)
     try:
-        inside = folder.is_relative_to(run_dir)
         _add(run_dir, {"step": step, "folder": str(folder.relative_to(run_dir) if inside else folder.absolute())})
     except OSError as error:
         log.warning("%s: the save of step %d is not recorded: %s", run_dir / SAVES_FILE, step, error.strerror or error)
@@ -28,19 +44,20 @@ def record_restart(run_dir: Path) -> None:
     _add(run_dir, {"restart": True})
 
 
-def last_save(run_dir: Path) -> Mapping[str, Any] | None:
-    """Step, folder and time of the newest save since the run began; None: no checkpoint was ever completed.
-
-    A folder inside the run's is relative to that, which may have been moved.
-    """
-    last = None
+def last_save(run_dir: Path) -> Save | None:
+    """The newest save in the run folder since the run began; else the newest on a node's disk, if there is one."""
+    found: dict[bool, Save] = {}
     for line in _lines(run_dir / SAVES_FILE):
         try:
             record = json.loads(line)
-            last = None if record.get("restart") else {key: record[key] for key in ("step", "folder", "time")}
-        except (ValueError, KeyError, AttributeError, RecursionError):
+            if record.get("restart"):
+                found = {}
+                continue
+            inside = not Path(record["folder"]).is_absolute()  # relative, as a run folder may be moved
+            found[inside] = Save(int(record["step"]), run_dir / record["folder"], inside, float(record["time"]))
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             continue  # torn by a crash or damaged
-    return last
+    return found.get(True) or found.get(False)
 
 
 def _add(run_dir: Path, values: Mapping[str, Any]) -> None:

@@ -1,10 +1,9 @@
 """Where a run begins, of all the places that a checkpoint may lie in; asked on all ranks together."""
 
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from pretrain.checkpoint.beginning import find_beginning
+from pretrain.checkpoint.beginning import Beginning, find_beginning
 from pretrain.checkpoint.saves import record_save
 from pretrain.config.errors import RunError
 from pretrain.config.run import RunConfig
@@ -16,25 +15,23 @@ from tests.support.ranks import run_ranks
 from tests.support.training import start
 
 
-def lose_what_is_on_the_node(here: Runtime, config: RunConfig, run: Path) -> tuple[int, str, bool]:
-    """Save on the node alone and lose that; the step found before, the refusal, and whether a restart is another run
-    on the node."""
+def damage_what_is_on_the_node(here: Runtime, config: RunConfig, run: Path) -> tuple[int, str, bool, bool]:
+    """Save on the node alone and damage that; the step found before, the refusal, whether a restart is another run on
+    the node, and whether a node without checkpoints begins without a question."""
     engine = start(here, config)
 
-    def begin(restart: bool = False) -> object:
+    def begin(restart: bool = False) -> Beginning:
         asked = replace(config, run=replace(config.run, restart=restart))
         return find_beginning(asked, run, engine, engine.groups, here, lambda: None)
 
-    first = begin()
-    assert first.found is None and not first.restarted
-    on_node = first.levels[1].store
+    on_node = begin().levels[1].store
     folder = on_node.save(engine, RunState(step=3), {})
     if here.is_main:
         record_save(run, 3, folder)
     again = begin()
     assert again.found is not None
     if here.is_main:
-        shutil.rmtree(on_node.folder)
+        flip_a_bit(folder / "__0_0.distcp")
     refusal = "nothing"
     try:
         begin()
@@ -42,16 +39,18 @@ def lose_what_is_on_the_node(here: Runtime, config: RunConfig, run: Path) -> tup
         refusal = str(error)
     restarted = begin(restart=True)
     moved = restarted.restarted and restarted.found is None and restarted.levels[1].store.folder != on_node.folder
-    assert not begin().restarted
-    return again.found[1].step, refusal, moved
+    if here.is_main:
+        record_save(run, 3, folder)
+    other_node = begin()
+    return again.found[1].step, refusal, moved, other_node.found is None and not other_node.restarted
 
 
-def test_a_lost_disk_of_a_node_is_missed_on_all_ranks(tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_on_a_node_is_not_passed_over_in_silence(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     config = run_config("gpt", *batches(2), f"checkpoint.local.path={tmp_path}/node")
-    for step, refusal, moved in run_ranks(lose_what_is_on_the_node, 2, config, tmp_path / "run"):
-        assert step == 3 and moved
-        assert f"step 3 was saved in {tmp_path}/node/" in refusal and "run.restart=true" in refusal
+    for step, refusal, moved, begins in run_ranks(damage_what_is_on_the_node, 2, config, tmp_path / "run"):
+        assert step == 3 and moved and begins
+        assert "__0_0.distcp is damaged" in refusal and "run.restart=true" in refusal
 
 
 def begin_with_a_damaged_mirror(here: Runtime, config: RunConfig, old: Path, new: Path) -> str:

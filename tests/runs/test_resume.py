@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 from pathlib import Path
 
@@ -99,6 +100,20 @@ def test_a_finished_run_says_so_and_changes_nothing(shared, finished_run):
     before = {name: (finished_run / name).stat().st_mtime_ns for name in files_below(finished_run)}
     done = shared.train("finished", DROPOUT)
     assert done.returncode == 0
-    assert "runs/finished is finished: step 16 of 16; nothing to do" in done.stderr
+    assert "runs/finished is finished after step 16; nothing to do" in done.stderr
     after = {name: (finished_run / name).stat().st_mtime_ns for name in files_below(finished_run)}
     assert {name for name in after if after[name] != before.get(name)} <= {"logs/rank-00000.log", "run.lock"}
+
+
+def test_a_run_whose_checkpoints_are_gone_begins_again_only_on_request(shared, finished_run):
+    run = Path(shutil.copytree(finished_run, finished_run.with_name("gone")))
+    shutil.rmtree(run / "checkpoints")
+    records = (run / "metrics.jsonl").read_bytes()
+    message = user_error(shared.train("gone", DROPOUT))
+    assert "step 16 was saved in runs/gone/checkpoints/step-00000016" in message
+    assert "runs/gone/checkpoints is missing" in message and "run.restart=true" in message
+    assert (run / "metrics.jsonl").read_bytes() == records
+    done = shared.train("gone", DROPOUT, "run.restart=true", "train.max_steps=1")
+    assert done.returncode == 0, done.stderr
+    assert list(train_records(run)) == [1]
+    assert (run / "metrics.replaced.jsonl").read_bytes() == records

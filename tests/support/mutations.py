@@ -441,6 +441,22 @@ MUTATIONS = (
         (f"{SLOW}[2-values1]", f"{SLOW}[4-values4]"),
     ),
     Mutation(
+        "damaged-counted",
+        "a damaged checkpoint takes the place of a whole one when old ones are pruned",
+        "pretrain/checkpoint/keeping.py",
+        "if looks_whole(name) if whole is None else whole:",
+        "if True:",
+        ("tests/unit/checkpoint/test_keeping.py::test_so_many_whole_ones_stay_however_many_are_damaged",),
+    ),
+    Mutation(
+        "manifest-unproved",
+        "a checkpoint's manifest is read without its digest",
+        "pretrain/checkpoint/manifest.py",
+        "if len(own) != len(_BLANK) or hashlib.sha256(_with_digest(content, own, _BLANK)).hexdigest() != own:",
+        "if len(own) != len(_BLANK):",
+        ("tests/unit/checkpoint/test_bit_flips.py::test_every_bit_of_the_manifest_counts",),
+    ),
+    Mutation(
         "copies-shared-out",
         "every data-parallel rank at stage 0 writes all of what all hold",
         "pretrain/engine/shards.py",

@@ -80,18 +80,31 @@ def test_a_linked_folder_of_checkpoints_stays_where_it_is(tmp_path: Path) -> Non
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-00000004.damaged"]
 
 
+def test_a_run_saved_on_the_nodes_alone_begins_on_other_nodes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "run").mkdir()
+    record_save(tmp_path / "run", 4, tmp_path / "disk" / "step-00000004")
+    assert not begins(tmp_path / "run")
+    assert f"step 4 was saved in {tmp_path}/disk/step-00000004 at" in caplog.text
+    record_save(tmp_path / "run", 8, checkpoint_of(tmp_path / "run", 8))
+    record_save(tmp_path / "run", 12, tmp_path / "disk" / "step-00000012")
+    with pytest.raises(RunError, match="step 8 was saved"):
+        begins(tmp_path / "run")
+
+
 def test_the_last_save_is_that_after_the_last_restart(tmp_path: Path) -> None:
-    assert last_save(tmp_path) is None
+    def last() -> tuple[int, Path] | None:
+        found = last_save(tmp_path)
+        return found and (found.step, found.folder)
+
+    assert last() is None
     record_save(tmp_path, 4, tmp_path / "a")
     with (tmp_path / SAVES_FILE).open("a") as file:
         file.write('{"step": 8, "fol')  # torn by a crash
-    last = last_save(tmp_path)
-    assert last is not None and (last["step"], last["folder"]) == (4, "a")
+    assert last() == (4, tmp_path / "a")
     record_restart(tmp_path)
-    assert last_save(tmp_path) is None
+    assert last() is None
     record_save(tmp_path, 2, tmp_path / "b")
-    last = last_save(tmp_path)
-    assert last is not None and last["step"] == 2
+    assert last() == (2, tmp_path / "b")
 
 
 def test_a_save_that_cannot_be_recorded_is_a_save(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
