@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_pipeline.durable import write_durably
-from data_pipeline.errors import DataError, Unencodable
+from data_pipeline.errors import DataError, MissingPackage, Unencodable
 from data_pipeline.tokenizers.base import Tokenizer, TokenizerSettings, encode_each, first_difference, settings_path
 from data_pipeline.tokenizers.huggingface import HuggingFaceTokenizer
 from data_pipeline.tokenizers.sentencepiece_model import SentencePieceTokenizer
@@ -84,14 +84,23 @@ def load_tokenizer(path: Path, fingerprint: str | None = None, *, eod: str | Non
 
 def parse_tokenizer(content: bytes, path: str, settings: TokenizerSettings, fingerprint: str | None) -> Tokenizer:
     """As `load_tokenizer`, of what was read at `path` and beside it."""
-    tokenizer = _recognise(content)(content, path, settings)
+    try:
+        tokenizer = _recognise(content)(content, path, settings)
+    except MissingPackage:
+        raise
+    except DataError as error:
+        if fingerprint is None:
+            raise
+        raise DataError(f"{error}; {_RESTORE}") from None
     if fingerprint is not None and tokenizer.fingerprint != fingerprint:
         raise DataError(
             f"{path}: is not the tokenizer that the dataset's manifest names (fingerprint "
-            f"{tokenizer.fingerprint[:12]}, must be {fingerprint[:12]}); restore the file, or prepare again with "
-            "prepare.overwrite=true"
+            f"{tokenizer.fingerprint[:12]}, must be {fingerprint[:12]}); {_RESTORE}"
         )
     return tokenizer
+
+
+_RESTORE = "restore the file, or prepare again with prepare.overwrite=true"
 
 
 def store_tokenizer(path: Path, folder: Path, fingerprint: str | None = None, *, eod: str | None = None) -> Tokenizer:
