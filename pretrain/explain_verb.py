@@ -13,7 +13,6 @@ from data_pipeline.written import written
 from pretrain.config.describe import CONF_DIR, Key, choices, groups_of, keys_of, options_of
 from pretrain.config.errors import ConfigError
 from pretrain.config.nearest import did_you_mean
-from pretrain.config.run import GenerateConfig, RunConfig
 
 WIDTH = 100
 GENERATE = "generate"
@@ -56,6 +55,7 @@ class Book:
 
 def book_of_keys() -> Book:
     from pretrain.config.load import default_values
+    from pretrain.config.run import GenerateConfig, RunConfig
 
     keys = {key.name: key for key in keys_of(RunConfig)}
     keys |= {key.name: key for key in keys_of(GenerateConfig, f"{GENERATE}.")}
@@ -134,6 +134,8 @@ def _commented(values: Mapping[str, Any], book: Book, prefix: str) -> Iterator[s
 
 def keys_of_generate() -> str:
     """The keys of `generate` for its help; those of its layout by the section's name."""
+    from pretrain.config.run import GenerateConfig
+
     values = yaml.safe_load((CONF_DIR / f"{GENERATE}.yaml").read_text(encoding="utf-8"))
     lines = ["keys:"]
     for key in keys_of(GenerateConfig):

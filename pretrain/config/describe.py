@@ -18,8 +18,8 @@ from typing import Any, Literal
 
 import yaml
 
-from pretrain.config.run import TAKES_AUTO
-
+TAKES_AUTO = frozenset({"train.micro_batch_size"})
+"""Keys that also take the word auto."""
 CONF_DIR = Path(__file__).resolve().parents[2] / "conf"
 
 

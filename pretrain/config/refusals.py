@@ -10,11 +10,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from data_pipeline.written import Typed, written
-from pretrain.config.describe import choices, keys_of, noun, record_key, takes_text, without_null, yaml_key
+from pretrain.config.describe import TAKES_AUTO, choices, keys_of, noun, record_key, takes_text, without_null, yaml_key
 from pretrain.config.errors import MISSING, Problem
 from pretrain.config.nearest import did_you_mean
 from pretrain.config.overrides import quoted
-from pretrain.config.run import TAKES_AUTO
 
 _UNITS = {"K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 

@@ -33,7 +33,6 @@ class RunSection:
 
 AUTO = -(2**31)
 """train.micro_batch_size=auto: a number that nobody types."""
-TAKES_AUTO = frozenset({"train.micro_batch_size"})
 
 
 @dataclass(frozen=True, kw_only=True)
