@@ -2,6 +2,7 @@
 no more often than is written here."""
 
 import contextlib
+import functools
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -13,11 +14,13 @@ import pytest
 
 from pretrain.config.run import RunConfig
 from pretrain.engine import zero as zero_module
+from pretrain.engine.swap import require_async_io
 from pretrain.layout.runtime import Runtime
 from tests.ranks import test_gpu
 from tests.support import pretend
 from tests.support.courses import SAVED_AFTER, Course, check_course, run_course
 from tests.support.models import batches, run_config
+from tests.support.nvme import why_no_async_io
 from tests.support.pretend import ledger
 from tests.support.pretend_machine import on_pretend_gpu
 from tests.support.ranks import run_ranks
@@ -243,6 +246,19 @@ def test_nothing_goes_to_the_host_within_a_step_but_what_is_offloaded(courses: A
     for _, seen in found:
         for part in ("forward and backward", "forward", *(() if offloads(1, 2, 3)(case) else STEPS)):
             assert not [place for place in seen.copies[part] if place.startswith("copy to host")]
+
+
+@pytest.mark.skipif(why_no_async_io() is not None, reason=str(why_no_async_io()))
+def test_values_are_the_cpus_also_from_a_disk(tmp_path: Path) -> None:
+    """Sub-groups under a MiB would stay in memory: these are larger."""
+    large = ("model.hidden_size=256", "model.ffn_hidden_size=1024")
+    on_disk = (f"engine.offload.{what}=nvme" for what in ("optimizer", "params"))
+    settings = (*large, *on_disk, f"engine.offload.nvme_path={tmp_path}")
+    config = run_config("gpt", *batches(1, 2, 6), *settings, zero_stage=3, precision="bf16", **OFTEN)
+    run = functools.partial(run_ranks, warm=require_async_io)
+    expected = run(course, 1, Case(1, config), tmp_path / "cpu")
+    ((found, seen),) = run(watched_course, 1, Case(1, config), tmp_path / "gpu", around=on_pretend_gpu)
+    assert seen.device == pretend.NAME and [found] == expected
 
 
 @pytest.mark.parametrize("name", test_gpu.COURSES)

@@ -55,6 +55,8 @@ WAITS = (
     "tests/ranks/test_no_waiting.py::"
     "test_nothing_is_asked_of_the_device_between_the_first_forward_and_the_last_backward"
 )
+VIEW = "tests/unit/test_device.py::test_any_view_is_pinned[one value for each row]"
+AS_ON_A_CPU = "tests/ranks/test_pretend_engine.py::test_all_values_are_the_cpus"
 COUNTED = "tests/runs/test_data_parallel.py::test_tensor_parallel_processes_count_their_batch_once"
 
 GRADIENTS, ZERO = "pretrain/engine/gradients.py", "pretrain/engine/zero.py"
@@ -430,6 +432,22 @@ MUTATIONS = (
         "dist.all_reduce(mean, group=self.groups.data_parallel)",
         "mean *= self.groups.layout.dp",
         (f"{MEAN}[gpt-zero2-dp3-m4]",),
+    ),
+    Mutation(
+        "plain-before-pinned",
+        "a validation on a GPU ends with an error: its mask is an expanded view",
+        "pretrain/engine/device.py",
+        "narrow.contiguous().pin_memory()",
+        "narrow.pin_memory()",
+        (VIEW, f"{AS_ON_A_CPU}[gpt-zero0]"),
+    ),
+    Mutation(
+        "norm-where-collectives-are",
+        "a rank with nothing to count brings a number of the host's to the norm of all, which NCCL refuses",
+        GRADIENTS,
+        "        square = square.to(groups.device)",
+        "        pass",
+        (f"{AS_ON_A_CPU}[all_sorts-zero2-offload-dp2]",),
     ),
     # What is saved while training goes on.
     Mutation(
