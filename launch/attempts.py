@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 ATTEMPTS_FILE = "attempts.jsonl"
 
-Outcome = Literal["finished", "stopped", "failed", "mistake", "lost"]
+Outcome = Literal["finished", "stopped", "interrupted", "failed", "mistake", "lost"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,8 @@ class Ended:
 
     time: float
     outcome: Outcome
-    """stopped: saved, to be continued. mistake: the user's. lost: nobody saw how it ended."""
+    """stopped: saved, to be continued, or nothing was trained. interrupted: Slurm ended it before it could save.
+    mistake: the user's. lost: its node is lost, or it is not known how it ended."""
     exit_code: int | None
     cause: str
     """One sentence."""

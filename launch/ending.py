@@ -8,8 +8,9 @@ from launch.attempts import Outcome
 from launch.outcomes import outcome_of
 from launch.step import Failure
 from pretrain.exit_codes import ExitCode
+from pretrain.outcome_record import OutcomeRecord
 
-LAST_CHECKPOINT = "training goes on from the last checkpoint that was saved"
+LAST_CHECKPOINT = "training continues from the last checkpoint that was saved"
 TAIL_BYTES = 1 << 16
 
 
@@ -24,6 +25,8 @@ class Ending:
     """To blame: what failed there may be the node's fault."""
     log: Path | None = None
     """Of the rank that failed first."""
+    trained: bool = True
+    """Whether its ranks were started."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +39,15 @@ class Facts:
     """srun's; None: it still ran when the attempt had to be given up."""
     rank_0: int | None
     """Exit code of rank 0; None: it was killed, or runs."""
+    record: OutcomeRecord | None = None
+    """What the ranks wrote down about their end, as soon as it was known."""
     failures: tuple[Failure, ...] = ()
     stuck: bool = False
     """srun did not end after a rank had failed and was killed: Slurm itself reaches a node no more."""
     stop: str | None = None
     """Why the ranks were asked to stop, if they were before anything failed."""
+    time_is_up: bool = False
+    """They were, because the time limit is near."""
     made_steps: bool = True
     """Whether a step was recorded that was not there before."""
     slurm_ends: str | None = None
@@ -48,24 +55,27 @@ class Facts:
 
 
 def judge(facts: Facts) -> Ending:
-    """The outcome. Rank 0 leaves with the others' agreement: where it finished or saved, what follows is clean-up."""
+    """The outcome. What the ranks wrote down comes first: after the last save there is only clean-up."""
     gone = next((each for each in facts.failures if each.rank is None), None)
     code = facts.rank_0 if facts.rank_0 is not None else facts.exit_code
-    if facts.exit_code == 0 and facts.rank_0 == 0:
-        return Ending("finished", 0, "finished")
-    if facts.rank_0 == ExitCode.STOPPED:
-        return Ending("stopped", ExitCode.STOPPED, f"stopped and saved: {facts.slurm_ends or facts.stop or 'asked to'}")
-    if facts.slurm_ends:
-        told = f" ({gone.node}: {gone.words})" if gone is not None else ""
-        cause = f"{facts.slurm_ends}{told} before it could save: {LAST_CHECKPOINT}"
+    if (known := _known(facts)) is not None:
+        return known
+    if facts.slurm_ends and (gone is not None or _NODE_LOST in facts.slurm_ends):
+        which = f" ({gone.node}: {gone.words})" if gone is not None else ""
+        cause = f"{facts.slurm_ends}{which} before it could save: {LAST_CHECKPOINT}"
         return Ending("lost", code, cause, gone.node if gone is not None else None)
+    if (refusal := _refusal_of(facts)) is not None:
+        return refusal
+    why = facts.slurm_ends or facts.stop or _early_signal(facts)
+    if why and not facts.made_steps:
+        if facts.time_is_up:
+            return Ending("failed", code, f"{why}: it left no time for a step; give the job more time (--time)")
+        return Ending("stopped", code, f"{why}: before the first step, nothing was trained")
+    if facts.slurm_ends:
+        return Ending("interrupted", code, f"{facts.slurm_ends} before it could save: {LAST_CHECKPOINT}")
     if facts.exit_code is None:
         late = "the save took longer than there was time; give more by sbatch --signal"
         return Ending("lost", None, f"{facts.stop}: {late}; {LAST_CHECKPOINT}")
-    if (refusal := _refusal_of(facts)) is not None:
-        return refusal
-    if facts.stop and not facts.made_steps:
-        return Ending("stopped", code, f"{facts.stop}: before the first step, nothing was trained")
     if gone is not None:  # also where a rank on another node noticed it before
         return Ending("lost", code, f"{gone.node}: {gone.words}", gone.node)
     ending = _failed(facts, code)
@@ -118,19 +128,34 @@ def _verdict_in(folder: Path) -> tuple[str, int | None] | None:
     return None
 
 
+def _known(facts: Facts) -> Ending | None:
+    """The ending that the ranks themselves knew: finished, or stopped and saved."""
+    of_record = facts.record.exit_code if facts.record is not None else None
+    if of_record == ExitCode.DONE or (facts.exit_code == 0 and facts.rank_0 == 0):
+        return Ending("finished", ExitCode.DONE, "finished")
+    if of_record == ExitCode.STOPPED or facts.rank_0 == ExitCode.STOPPED:
+        why = facts.slurm_ends or facts.stop or (facts.record.message if facts.record is not None else "")
+        return Ending("stopped", ExitCode.STOPPED, f"stopped and saved: {why or 'asked to'}")
+    return None
+
+
 def _refusal_of(facts: Facts) -> Ending | None:
-    """The ending by a refusal with a message, by whichever rank it was."""
+    """The ending by an error with a code of its own, by whichever rank it was. A full disk may take no record: then
+    there are the exit codes."""
+    if facts.record is not None:
+        return Ending(outcome_of(facts.record.exit_code), facts.record.exit_code, facts.record.message)
     first = next((re.search(r"exit code (\d+)$", each.words) for each in facts.failures[:1]), None)
     codes = (facts.rank_0, facts.exit_code, int(first[1]) if first else None)
     code = next((ExitCode(code) for code in codes if code in _REFUSALS), None)
-    if code is None:
+    return None if code is None else Ending(outcome_of(code), code, f"{code.meaning}; see the logs")
+
+
+def _early_signal(facts: Facts) -> str | None:
+    """Whether the rank that ended first did so by a request to stop, which came before it could listen."""
+    first = facts.failures[0] if facts.failures else None
+    if first is None or first.rank is None or not _ASKED.search(first.words):
         return None
-    for log in sorted(facts.folder.glob("*.log")):
-        text = "\n".join(last_lines(log, 400))
-        _, mark, message = text.rpartition("pretrain: error: ")
-        if mark:
-            return Ending(outcome_of(code), code, " ".join(message.split()))
-    return Ending(outcome_of(code), code, f"{code.meaning}, see the logs")
+    return f"rank {first.rank} on {first.node} was asked by a signal ({first.words})"
 
 
 def _node_of(log: Path | None) -> str | None:
@@ -138,9 +163,12 @@ def _node_of(log: Path | None) -> str | None:
 
 
 _KILLED = re.compile(r"Killed|Bus error|Segmentation fault|exit code 13[4-9]$")
-_REFUSALS = (ExitCode.MISTAKE, ExitCode.IN_USE, ExitCode.REFUSED)
+_NODE_LOST = "node fail"
+"""Slurm's words."""
+_REFUSALS = (ExitCode.MISTAKE, ExitCode.DIVERGED, ExitCode.IN_USE, ExitCode.REFUSED)
+_ASKED = re.compile(r"^(Terminated|Interrupt|Hangup|User defined signal 1)$|exit code (129|130|138|143)$")
 _VERDICT = re.compile(
-    r"rank \d+ \(.* failed first.*|rank \d+ \(.* kept the others waiting.*|no rank came on, .*|training diverged: .*"
+    r"rank \d+ \(.* failed first.*|rank \d+ \(.* kept the others waiting.*|no rank came on, .*"
     r"|rank \d+ ended: .*"
 )
 _MAYBE_THE_NODE = re.compile(

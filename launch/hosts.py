@@ -2,8 +2,8 @@
 
 Every host must see this folder and the run folder under the same path, and have this Python. First each one is looked
 at (`launch.preflight`), then all ranks start. What they print is shown with their rank in front and kept in the run's
-logs/attempt-NNNN/. Ctrl-C, SIGTERM and SIGUSR1 reach all ranks, which save and stop; when one rank fails, all end. The
-exit code is that of `pretrain train` (`pretrain.exit_codes`); 1 also if a host is bad.
+logs/attempt-NNNN/. Ctrl-C, SIGTERM, SIGUSR1 and SIGHUP (a closed terminal) reach all ranks, which save and stop; when
+one rank fails, all end. The exit code is that of `pretrain train` (`pretrain.exit_codes`); 1 also if a host is bad.
 """
 
 import argparse
@@ -24,13 +24,17 @@ from launch import attempts
 from launch.connections import HostUnreachable, Ranks
 from launch.hostfile import Host, read_hostfile
 from launch.outcomes import outcome_of
-from pretrain.exit_codes import ExitCode
+from launch.signals import SIGNALS
+from pretrain.exit_codes import ExitCode, exit_code_of
+from pretrain.streams import drop_hung_up_output
 
 SSH = "ssh -o BatchMode=yes -o ServerAliveInterval=10 -o ServerAliveCountMax=3"
 GRACE_SECONDS = 40.0
 """After a rank failed: the others find out who and why, and end by themselves; then they are killed."""
 KILL_SECONDS = 5.0
 TAIL_LINES = 40
+ASKED_CODES = {exit_code_of(-number) for number in SIGNALS}
+"""Exit codes of ranks that got a signal before they listened to it."""
 FORWARDED = ("NCCL_", "GLOO_", "TORCH_", "UCX_", "FI_", "CUDA_", "OMP_", "WANDB_", "PRETRAIN_", "PYTHONPATH")
 """Beginnings of the variables that ranks get from here; all others are the hosts' own."""
 
@@ -41,8 +45,9 @@ _PREFIX = re.compile(r"^(\d\d:\d\d:\d\d )?(\[rank \d+\] )?(pretrain: error: )?")
 def main(arguments: Sequence[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
     asked: deque[int] = deque()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, lambda number, _: asked.append(number))
+    for number in SIGNALS:
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+            signal.signal(number, lambda number, _: _ask(number, asked))
     try:
         return _run(given, asked)
     except UserError as error:
@@ -50,6 +55,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except HostUnreachable as error:
         remedy = "try `ssh HOST true` by hand, and see that this folder and this Python are there too"
         return _say(f"{error}: not reached over ssh; {remedy}", ExitCode.FAILED)
+
+
+def _ask(number: int, asked: "deque[int]") -> None:
+    """Note a signal for the ranks; after that of a closed terminal nothing is printed there any more."""
+    if number == signal.SIGHUP:
+        drop_hung_up_output()
+    asked.append(number)
 
 
 def _run(given: argparse.Namespace, asked: "deque[int]") -> int:
@@ -116,6 +128,8 @@ def _train(
             _print(b"[%d] %s" % (rank, text))
 
         codes = watch(ranks, asked, printed)
+        if asked and codes and set(codes.values()) <= ASKED_CODES:
+            return ExitCode.STOPPED, "asked by a signal before the first step, nothing was trained"
         code = code_of(codes)
         return code, cause_of(codes, tails, {rank: host.address for rank, host in ranks.host_of.items()})
 
@@ -172,9 +186,11 @@ def watch(
     codes: dict[int, int] = {}
     kill_at = float("inf")
     killed = False
+    sent = 0
     while ranks.running:
-        while asked:
-            ranks.signal(asked.popleft())
+        while sent < len(asked):
+            ranks.signal(asked[sent])
+            sent += 1
         codes |= ranks.hear(0.2, printed)
         if kill_at == float("inf") and any(code not in (0, ExitCode.STOPPED) for code in codes.values()):
             kill_at = time.monotonic() + grace

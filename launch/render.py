@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from launch.batch_shell import LISTEN, run
 from launch.wrapping import wrapping_of
 from pretrain.config.cluster import ClusterConfig
 from pretrain.exit_codes import ExitCode
@@ -26,7 +27,7 @@ class Job:
 
 def batch_script(cluster: ClusterConfig, job: Job) -> str:
     """For sbatch; the settings must have passed `cluster_problems`, and names and paths be printable."""
-    return "\n".join(["#!/bin/bash", *_directives(cluster, job), "", *_commands(cluster, job), ""])
+    return "\n".join(["#!/bin/bash", *_directives(cluster, job), "", *_commands(cluster, job)])
 
 
 def slurm_word(text: str) -> str:
@@ -69,6 +70,7 @@ def _directives(cluster: ClusterConfig, job: Job) -> Iterator[str]:
 
 
 def _commands(cluster: ClusterConfig, job: Job) -> Iterator[str]:
+    yield LISTEN.rstrip("\n")
     if cluster.modules:
         # A batch shell is no login shell; profiles don't bear `set -eu`, which comes after.
         yield "type module >/dev/null 2>&1 || . /etc/profile"
@@ -78,4 +80,4 @@ def _commands(cluster: ClusterConfig, job: Job) -> Iterator[str]:
     yield f"cd -- {shlex.quote(job.folder)}"
     for name, value in {**cluster.environment, **wrapping_of(cluster, job.folder)}.items():
         yield f"export {name}={shlex.quote(str(value))}"
-    yield f"exec {shlex.join(job.command)}"
+    yield run(shlex.join(job.command))

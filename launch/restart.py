@@ -4,10 +4,12 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from launch.attempts import Attempt
+from launch.attempts import Attempt, Outcome
 from pretrain.exit_codes import ExitCode
 
 LONGEST_WAIT_SECONDS = 3600.0
+FAILURES = ("failed", "lost")
+"""Outcomes that count against `max_restarts` unless there was progress."""
 
 
 @dataclass(frozen=True)
@@ -15,7 +17,7 @@ class Limits:
     """How much is tried."""
 
     max_restarts: int = 5
-    """Attempts that may end without a step of progress and be followed by another one."""
+    """Attempts that may fail without a step of progress and be followed by another one."""
     restart_window_minutes: float = 60.0
     """A longer pause between two attempts, as in a queue, lets the first be forgotten."""
     backoff_seconds: float = 30.0
@@ -49,13 +51,26 @@ def decide(attempts: Sequence[Attempt], job: str, limits: Limits) -> Decision:
     exclude = _bad_nodes(recent, limits.exclude_after)
     fruitless = _fruitless(recent, _steps_before(attempts, recent))
     if fruitless > limits.max_restarts:
-        tried = f"{fruitless} attempts in a row" if fruitless > 1 else "an attempt"
+        tried = f"{fruitless} attempts failed in a row" if fruitless > 1 else "an attempt failed"
         return Decision(False, f"{tried} without a new step (max_restarts={limits.max_restarts})", exclude=exclude)
-    if ended.outcome == "stopped":
-        return Decision(True, "stopped, to be continued", exclude=exclude)
+    if ended.outcome not in FAILURES:
+        return Decision(True, f"{ended.outcome}, to be continued", exclude=exclude)
     wait = min(limits.backoff_seconds * 2 ** max(0, fruitless - 1), LONGEST_WAIT_SECONDS)
     counted = f"restart {fruitless} of at most {limits.max_restarts} without a new step"
     return Decision(True, counted if fruitless else "it made progress", wait, exclude)
+
+
+def stays(
+    decision: Decision, outcome: Outcome, *, trained: bool, seconds_left: float | None, start_seconds: float
+) -> bool:
+    """Whether the next attempt starts in the same allocation: after a crash, while there is time to start and to save.
+
+    A lost node, or one that fails again and again, needs another allocation, which only the queue gives. `trained`: the
+    attempt came to its training step; `seconds_left`: None without a time limit.
+    """
+    if not decision.restart or decision.exclude or outcome != "failed" or not trained:
+        return False
+    return seconds_left is None or seconds_left > decision.wait_seconds + start_seconds
 
 
 def _diverged_again(attempts: Sequence[Attempt]) -> bool:
@@ -82,12 +97,18 @@ def _steps_before(attempts: Sequence[Attempt], recent: Collection[Attempt]) -> i
 
 
 def _fruitless(recent: Sequence[Attempt], step: int) -> int:
-    """How many of the newest attempts came no further than those before them."""
+    """How many of the newest attempts failed and came no further than those before them.
+
+    One that was asked to stop, or that Slurm ended, says nothing about the next one.
+    """
     count = 0
     for attempt in recent:
         assert attempt.ended is not None
         # A resume takes steps back that were recorded after its checkpoint: making them again is no progress.
-        count = 0 if attempt.ended.step > step else count + 1
+        if attempt.ended.step > step:
+            count = 0
+        elif attempt.ended.outcome in FAILURES:
+            count += 1
         step = max(step, attempt.ended.step)
     return count
 

@@ -1,16 +1,24 @@
 """This job: what Slurm says of it in the environment, and what its controller answers."""
 
+import itertools
 import re
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from data_pipeline.errors import UserError
 
 ANSWER_SECONDS = 20
 """A busy controller takes its time."""
+RETRY_SECONDS = 10.0
+"""Between two requests to a controller that does not answer."""
+REFUSED_FOR_GOOD = re.compile(r"denied|disabled|invalid job|invalid user", re.IGNORECASE)
+"""In Slurm's answer, where asking again changes nothing."""
 DRAINING = re.compile(r"drain", re.IGNORECASE)
+UNFIT = re.compile(r"drain|down|fail|\*$", re.IGNORECASE)
+"""States of a node that is to be emptied, is lost, or (*) does not answer."""
 RUNNING = ("RUNNING", "SIGNALING", "RESIZING", "CONFIGURING", "")
 """What squeue says of a job that goes on; nothing, where it could not be asked."""
 
@@ -126,8 +134,17 @@ def node_address(node: str) -> str:
 
 def draining(nodes: Sequence[str]) -> list[str]:
     """Those of `nodes` that their administrator wants emptied."""
+    return _in_state(nodes, DRAINING)
+
+
+def unfit(nodes: Sequence[str]) -> list[str]:
+    """Those of `nodes` on which nothing new should start."""
+    return _in_state(nodes, UNFIT)
+
+
+def _in_state(nodes: Sequence[str], state: "re.Pattern[str]") -> list[str]:
     lines = ask("sinfo", "-h", "-N", "-n", ",".join(nodes), "-o", "%N %T").splitlines()
-    return sorted({node for node, state in (line.split() for line in lines) if DRAINING.search(state)})
+    return sorted({node for node, its in (line.split() for line in lines) if state.search(its)})
 
 
 def can_do_without(job: Job, excluded: Sequence[str]) -> bool:
@@ -141,17 +158,27 @@ def can_do_without(job: Job, excluded: Sequence[str]) -> bool:
     return len(up - set(excluded) - set(banned)) >= len(job.nodes) and not set(excluded) & set(wanted)
 
 
-def requeue(job: str, *, wait_seconds: float, exclude: Sequence[str]) -> str:
+def requeue(
+    job: str, *, wait_seconds: float, exclude: Sequence[str], until: float, waiting: Callable[[str], None]
+) -> str:
     """Queue this very job again; returns why that failed, or nothing. To be called last: Slurm ends this process.
 
-    `exclude` is added to the nodes that its owner had excluded.
+    A controller that does not answer is asked again until `until` (of time.monotonic), the end of the job's time;
+    `waiting` is called once with its words. `exclude` is added to the nodes that the job's owner had excluded.
     """
-    # Slurm sends SIGTERM to all that runs here, also to the command that tells it more.
+    # Slurm sends SIGTERM to all that runs here, also to the command that changes the job.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    banned = _named_nodes(job, "%x") if exclude else None
-    done = _run("scontrol", "requeue", job)
-    if done.returncode != 0:
-        return (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
+    for attempt in itertools.count():
+        banned = _named_nodes(job, "%x") if exclude else None
+        done = _run("scontrol", "requeue", job)
+        if done.returncode == 0:
+            break
+        said = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
+        if REFUSED_FOR_GOOD.search(said) or time.monotonic() + RETRY_SECONDS > until:
+            return said
+        if attempt == 0:
+            waiting(said)
+        time.sleep(RETRY_SECONDS)
     changes = [f"StartTime=now+{round(wait_seconds)}"] if wait_seconds >= 1 else []
     # The list is set anew by an update: sbatch's --exclude is part of it. Where it is not known, it stays as it is.
     changes += [f"ExcNodeList={','.join(sorted({*exclude, *banned}))}"] if banned is not None else []

@@ -1,4 +1,4 @@
-"""The batch process of a training job: one attempt, its record, and the decision whether the job is queued again.
+"""The batch process of a training job: attempts, their records, and the decisions what follows each.
 
     python -m launch.supervise key=value ...      (slurm/pretrain.sh runs it in its own place)
 
@@ -19,14 +19,20 @@ from launch import attempts, slurm_job
 from launch.ending import LAST_CHECKPOINT, Ending, Facts, judge, last_lines, log_of
 from launch.outcomes import outcome_of
 from launch.rendezvous import rendezvous
-from launch.restart import Decision, Limits, decide
-from launch.signals import Signals, ignore_until_gone, say
+from launch.restart import Decision, Limits, decide, stays
+from launch.signals import Signals, after_slurm_ends, ignore_until_gone, say, why_slurm_ends
 from launch.slurm_job import Job
 from launch.step import run_step, srun_command
-from launch.task import PEER, read_note
+from launch.task import PEER, outcome_file, read_note
+from pretrain import outcome_record
 from pretrain.config.cluster import ClusterConfig
 from pretrain.config.errors import RunInUse, code_of_refusal
 from pretrain.exit_codes import ExitCode
+
+START_SECONDS = 120.0
+"""For another attempt to reach its first step; with less time left before the signal, the job is queued again."""
+LAST_SECONDS = 5.0
+"""Before the time limit nothing more is asked of Slurm."""
 
 
 def main(words: Sequence[str]) -> int:
@@ -45,7 +51,8 @@ def main(words: Sequence[str]) -> int:
 
 
 def supervise(words: Sequence[str], signals: Signals) -> int:
-    """One attempt of the run that `words` configure; returns the exit code of the job."""
+    """Attempts of the run that `words` configure, as long as they may follow each other here; returns the exit code of
+    the job."""
     job = slurm_job.job_of(os.environ)
     where = f"{len(job.nodes)} node(s): {' '.join(job.nodes)}"
     say(f"== job {job.name} on {where}; {job.ranks} rank(s); restart {job.restarts}")
@@ -55,12 +62,40 @@ def supervise(words: Sequence[str], signals: Signals) -> int:
     config = load_run_config(words)
     check_run(config, job.ranks)
     run_dir, limits = Path(config.run.dir).absolute(), limits_of(config.cluster)
+    signals.signal_seconds = config.cluster.signal_seconds
+    left = slurm_job.seconds_left(job.name)
+    ends_at = float("inf") if left is None else time.monotonic() + left
     settle_last(run_dir, job)
     done = attempts.read_attempts(run_dir)
     if job.restarts and done and done[-1].began and done[-1].began.job == job.name:
         decision = decide(done, job.name, limits)  # Slurm queues a job again without asking where it lost a node
         if not decision.restart:
-            return conclude(run_dir, job, decision, done[-1].ended)
+            return conclude(job, decision, done[-1].ended, ends_at)
+    while True:
+        ending = one_attempt(words, job, run_dir, signals)
+        if signals.slurm_ends:
+            say(f"   {after_slurm_ends(signals.slurm_ends)}")
+            return ending.exit_code or ExitCode.FAILED
+        done = attempts.read_attempts(run_dir)
+        decision = decide(done, job.name, limits)
+        start_seconds = config.cluster.signal_seconds + START_SECONDS
+        here = stays(
+            decision,
+            ending.outcome,
+            trained=ending.trained,
+            seconds_left=slurm_job.seconds_left(job.name),
+            start_seconds=start_seconds,
+        )
+        if not here or signals.stop or slurm_job.unfit(job.nodes):
+            return conclude(job, decision, done[-1].ended, ends_at)
+        say(f"   started again on these nodes in {decision.wait_seconds:.0f} s: {decision.why}")
+        if not signals.wait(decision.wait_seconds, job):
+            say("   not started again here: the job is asked to stop")
+            return conclude(job, decision, done[-1].ended, ends_at)
+
+
+def one_attempt(words: Sequence[str], job: Job, run_dir: Path, signals: Signals) -> Ending:
+    """An attempt with its record and its last lines in the log."""
     number, before = attempts.next_attempt(run_dir), last_step(run_dir)
     folder = attempts.log_folder(run_dir, number)
     try:
@@ -71,7 +106,12 @@ def supervise(words: Sequence[str], signals: Signals) -> int:
         remedy = "make room or choose another run.dir"
         raise UserError(f"run.dir={str(run_dir)!r}: {folder} cannot be made ({error.strerror}); {remedy}") from None
     attempts.began(run_dir, number, job=job.name, restart=job.restarts, nodes=job.nodes, ranks=job.ranks, step=before)
-    ending = preflight(job, run_dir, folder, signals) or attempt(words, job, number, folder, run_dir, before, signals)
+    ending = (
+        stopped_early(job, signals)
+        or preflight(job, run_dir, folder, signals)
+        or stopped_early(job, signals)
+        or attempt(words, job, number, folder, run_dir, before, signals)
+    )
     attempts.ended(
         run_dir,
         number,
@@ -82,11 +122,13 @@ def supervise(words: Sequence[str], signals: Signals) -> int:
         node=ending.node,
     )
     tell(run_dir, number, ending, folder)
-    if signals.slurm_ends:
-        say("   Slurm ends this job, and queues it again where that is its way")
-        return ending.exit_code or 1
-    decision = decide(attempts.read_attempts(run_dir), job.name, limits)
-    return conclude(run_dir, job, decision, attempts.read_attempts(run_dir)[-1].ended)
+    return ending
+
+
+def stopped_early(job: Job, signals: Signals) -> Ending | None:
+    """The ending of an attempt that was asked to stop before its ranks were started; None if it was not."""
+    signals.look(job)
+    return Ending("stopped", None, f"{signals.stop}: before training began", trained=False) if signals.stop else None
 
 
 def attempt(
@@ -108,14 +150,17 @@ def attempt(
     stop, first = signals.stop, min((failure.time for failure in watched.failures), default=time.time())
     if stop is None and note.get("asked") and note["asked"] < first:
         stop = "its ranks were asked by a signal, as at a preemption"
+    record = outcome_record.read_outcome(outcome_file(folder))
     return judge(
         Facts(
             folder=folder,
             exit_code=watched.exit_code,
             rank_0=note.get("code"),
+            record=record,
             failures=tuple(watched.failures),
             stuck=watched.stuck,
             stop=stop,
+            time_is_up=signals.time_is_up,
             made_steps=last_step(run_dir) > before,
             slurm_ends=signals.slurm_ends,
         )
@@ -135,11 +180,12 @@ def preflight(job: Job, run_dir: Path, folder: Path, signals: Signals) -> Ending
     (folder / "preflight.log").write_text(done.stdout, encoding="utf-8")
     signals.note_end(job)
     if signals.slurm_ends:
-        return Ending("lost", done.returncode, f"{signals.slurm_ends} before training began")
+        lost = "node fail" in signals.slurm_ends
+        return Ending("lost" if lost else "stopped", None, f"{signals.slurm_ends} before training began", trained=False)
     named = next((line for line in lines if line.startswith('{"bad_nodes": ["')), None)
     told = [line for line in said if line.startswith("preflight: ")] or lines[-1:] or ["preflight: failed"]
     node = json.loads(named)["bad_nodes"][0] if named else None
-    return Ending(outcome_of(done.returncode), done.returncode, told[-1], node)
+    return Ending(outcome_of(done.returncode), done.returncode, told[-1], node, trained=False)
 
 
 def settle_last(run_dir: Path, job: Job) -> None:
@@ -150,22 +196,31 @@ def settle_last(run_dir: Path, job: Job) -> None:
     number, began = done[-1].number, done[-1].began
     if began.job is not None and began.job != job.name and slurm_job.is_alive(began.job):
         raise RunInUse(f"run.dir={str(run_dir)!r}: job {began.job} trains it; wait for it, or choose another run.name")
-    note = read_note(attempts.log_folder(run_dir, number))
-    saved = note.get("code") == ExitCode.STOPPED
-    unsaved = "its job ended without a word, with its first node or in a grace shorter than a save"
-    cause = "stopped and saved" if saved else f"{unsaved}: {LAST_CHECKPOINT}"
+    ending = unseen_end(attempts.log_folder(run_dir, number), why_slurm_ends())
     attempts.ended(
         run_dir,
         number,
-        outcome="stopped" if saved else "lost",
-        exit_code=note.get("code"),
-        cause=cause,
+        outcome=ending.outcome,
+        exit_code=ending.exit_code,
+        cause=ending.cause,
         step=last_step(run_dir),
     )
-    say(f"== attempt {number}: {cause}")
+    say(f"== attempt {number} {ending.outcome}: {ending.cause}")
 
 
-def conclude(run_dir: Path, job: Job, decision: Decision, ended: attempts.Ended | None) -> int:
+def unseen_end(folder: Path, slurm_ended: str | None) -> Ending:
+    """The ending of an attempt whose supervisor was killed: what the ranks wrote down, or else Slurm."""
+    record = outcome_record.read_outcome(outcome_file(folder))
+    code = record.exit_code if record is not None else read_note(folder).get("code")
+    if code in (ExitCode.DONE, ExitCode.STOPPED):
+        return Ending(outcome_of(code), code, "finished" if code == ExitCode.DONE else "stopped and saved")
+    if slurm_ended is not None and "node fail" not in slurm_ended:
+        return Ending("interrupted", code, f"{slurm_ended} before it could save: {LAST_CHECKPOINT}")
+    unseen = "its job ended unseen, with its first node or in a grace shorter than a save"
+    return Ending("lost", code, f"{unseen}: {LAST_CHECKPOINT}")
+
+
+def conclude(job: Job, decision: Decision, ended: attempts.Ended | None, ends_at: float) -> int:
     """Queue the job again, or not; returns the exit code."""
     code = 1 if ended is None or ended.exit_code is None else ended.exit_code
     if not decision.restart:
@@ -178,12 +233,20 @@ def conclude(run_dir: Path, job: Job, decision: Decision, ended: attempts.Ended 
         exclude = ()
     elsewhere = f", without {' '.join(exclude)}, which failed repeatedly" if exclude else ""
     after = f" in {decision.wait_seconds:.0f} s" if decision.wait_seconds else ""
-    say(f"   queued again{after}{elsewhere}: {decision.why}")
-    refusal = slurm_job.requeue(job.name, wait_seconds=decision.wait_seconds, exclude=exclude)
+    refusal = slurm_job.requeue(
+        job.name,
+        wait_seconds=decision.wait_seconds,
+        exclude=exclude,
+        until=ends_at - LAST_SECONDS,
+        waiting=lambda said: say(
+            f"   Slurm does not queue it again yet ({said}): it is asked again until the job's time is over"
+        ),
+    )
     if refusal:
-        say(f"   Slurm does not queue it again ({refusal}): sbatch the same command to go on")
+        say(f"   Slurm does not queue it again ({refusal}): sbatch the same command to continue")
         return code
-    return 0
+    say(f"   queued again{after}{elsewhere}: {decision.why}")
+    return ExitCode.DONE
 
 
 def tell(run_dir: Path, number: int, ending: Ending, folder: Path) -> None:

@@ -20,6 +20,7 @@ from data_pipeline.durable import write_durably
 from launch.rendezvous import interface_towards
 from launch.signals import SIGNALS, ignore_until_gone
 from launch.slurm_job import counts
+from pretrain import outcome_record
 from pretrain.exit_codes import ExitCode, exit_code_of
 
 NOTE_FILE = "rank-0.json"
@@ -31,7 +32,7 @@ POLL_SECONDS = 1.0
 def main(words: Sequence[str]) -> int:
     folder, dashes, *command = words
     assert dashes == "--"
-    environment = {**os.environ, **place(os.environ)}
+    environment = {**os.environ, **place(os.environ), outcome_record.VARIABLE: str(outcome_file(Path(folder)))}
     asked: list[float] = []
     # Slurm sends its signals to every process of the step: they are the rank's to act on.
     for number in SIGNALS:
@@ -73,6 +74,11 @@ def place(slurm: Mapping[str, str]) -> dict[str, str]:
         if interface is not None:
             of_rank["GLOO_SOCKET_IFNAME"] = interface
     return of_rank
+
+
+def outcome_file(folder: Path) -> Path:
+    """Where the ranks of an attempt write how it ended."""
+    return folder / "end.json"
 
 
 def read_note(folder: Path) -> dict[str, Any]:

@@ -18,7 +18,9 @@ from pretrain.config.errors import ConfigError, TrainingDiverged, code_of_refusa
 from pretrain.exit_codes import ExitCode
 from pretrain.layout.failures import RankFailed, describe_error
 from pretrain.layout.torchrun import leave_reason
+from pretrain.outcome_record import record_outcome
 from pretrain.streams import drop_output, is_refusal, nobody_reads, open_closed_streams
+from pretrain.tracking.closing import is_left_behind
 
 SECONDS_FOR_RANK_0 = 15
 
@@ -67,13 +69,13 @@ def _train(given: argparse.Namespace) -> int:
     if given.ranks is not None:
         raise ConfigError(["--ranks is for --check: how many ranks train is the launcher's to say"])
     from pretrain.next_steps import after_train
-    from pretrain.train import train
+    from pretrain.train import EXIT_CODES, train
 
     config = load_run_config(given.overrides)
     outcome = train(config)
     if _rank() == 0:
         sys.stdout.write(after_train(Path(config.run.dir), outcome))
-    return ExitCode.STOPPED if outcome == "stopped" else ExitCode.DONE
+    return EXIT_CODES[outcome]
 
 
 def _plan(given: argparse.Namespace) -> int:
@@ -334,8 +336,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     code = _run(VERBS[given.verb], given)
     sys.stdout.flush()
     sys.stderr.flush()
-    if code in (ExitCode.FAILED, ExitCode.DIVERGED, ExitCode.REFUSED):
-        # Past the interpreter's clean-up: threads of a broken process group may wait there for ranks that are gone.
+    if code in (ExitCode.FAILED, ExitCode.DIVERGED, ExitCode.REFUSED) or is_left_behind():
+        # Past the interpreter's clean-up: threads of a broken process group may wait there for ranks that are gone,
+        # and those of a sink for a network that is.
         os._exit(code)
     sys.exit(code)
 
@@ -346,9 +349,12 @@ def _run(verb: Verb, given: argparse.Namespace) -> int:
         sys.stdout.flush()
         return code
     except UserError as error:
+        code = code_of_refusal(error)
+        record_outcome(code, message=str(error))
         _tell(error)
-        return code_of_refusal(error)
+        return code
     except TrainingDiverged as error:
+        record_outcome(ExitCode.DIVERGED, message=f"training diverged: {error}")
         log.error("training diverged: %s", error)
         leave_reason(f"training diverged: {error}")
         return ExitCode.DIVERGED
@@ -364,6 +370,7 @@ def _run(verb: Verb, given: argparse.Namespace) -> int:
             drop_output()
             return ExitCode.NOT_READ
         if is_refusal(error):
+            record_outcome(ExitCode.REFUSED, message=f"rank {_rank()} failed: {error}")
             log.error("rank %d failed: %s", _rank(), error)
             drop_output()  # it may be what could not be written
         else:

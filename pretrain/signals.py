@@ -6,14 +6,17 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 
+from pretrain.streams import drop_hung_up_output
+
 log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[Callable[[], bool]]:
-    """SIGTERM, SIGINT or SIGUSR1 ask for a stop after the current step; SIGINT again acts as usual.
+    """SIGTERM, SIGINT, SIGUSR1 or SIGHUP ask for a stop after the current step; SIGINT again acts as usual.
 
-    The others come more than once where nobody is impatient: Slurm sends SIGTERM when a grace begins and when it ends.
+    SIGHUP comes when a terminal is closed; if it is ignored at the start, as under nohup, it stays ignored. Slurm sends
+    SIGTERM when a grace begins and again when it ends: only a second SIGINT shows that a person is impatient.
     When the context has ended well, so does the process: too late to stop, they are ignored until it is gone.
     """
     requested = threading.Event()
@@ -25,9 +28,14 @@ def stop_on_signals() -> Iterator[Callable[[], bool]]:
                 signal.raise_signal(number)
             return
         requested.set()
+        if number == signal.SIGHUP:
+            drop_hung_up_output()
         log.warning("%s: stopping after this step, with a checkpoint", signal.Signals(number).name)
 
-    previous = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+    asking = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        asking.append(signal.SIGHUP)
+    previous = {number: signal.signal(number, ask) for number in asking}
     try:
         yield requested.is_set
     except BaseException:
@@ -36,6 +44,6 @@ def stop_on_signals() -> Iterator[Callable[[], bool]]:
         raise
     # Not a handler in Python: the interpreter takes those away while it cleans up, and a rank that has saved all would
     # end as one that was killed.
-    for number in (signal.SIGTERM, signal.SIGUSR1):
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGINT, previous[signal.SIGINT])

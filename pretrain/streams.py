@@ -5,7 +5,7 @@ import os
 import select
 import sys
 
-STDOUT = 1
+STDOUT, STDERR = 1, 2
 REFUSALS = frozenset(
     {
         *(errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP),
@@ -25,16 +25,23 @@ def open_closed_streams() -> None:
             setattr(sys, name, os.fdopen(nowhere, mode))
 
 
-def nobody_reads() -> bool:
-    """Whether the other end of the pipe that stdout is has been closed."""
+def nobody_reads(stream: int = STDOUT) -> bool:
+    """Whether the other end of the pipe or terminal that a stream is has been closed."""
     poll = select.poll()
-    poll.register(STDOUT, 0)  # that end's closing is told unasked
+    poll.register(stream, 0)  # that end's closing is told unasked
     return bool(poll.poll(0))
 
 
-def drop_output() -> None:
-    """What is left in the buffer goes nowhere."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)
+def drop_output(stream: int = STDOUT) -> None:
+    """What is left in the buffer, and all that follows, goes nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+
+
+def drop_hung_up_output() -> None:
+    """Output to a terminal that was closed goes nowhere: writing to it would fail."""
+    for stream in (STDOUT, STDERR):
+        if nobody_reads(stream):
+            drop_output(stream)
 
 
 def is_refusal(error: Exception) -> bool:

@@ -15,10 +15,12 @@ from pretrain.announce import announce_end, announce_new_length, announce_start
 from pretrain.config.changes import Change
 from pretrain.config.checks import check_run
 from pretrain.config.run import RunConfig
+from pretrain.exit_codes import ExitCode
 from pretrain.layout.environment import set_variables
 from pretrain.layout.grid import ParallelLayout, world_from_environment
 from pretrain.model.flops import token_flops
 from pretrain.model.size import checkpoint_bytes
+from pretrain.outcome_record import record_outcome
 from pretrain.planner.micro_batch import with_micro_batch
 from pretrain.run_folder import (
     check_same_config,
@@ -33,11 +35,12 @@ from pretrain.run_tokenizer import check_tokenizer, keep_tokenizer
 from pretrain.signals import stop_on_signals
 from pretrain.time_limit import Earlier, earlier_cuts, time_limit_of
 from pretrain.tracking.circumstances import facts_now
+from pretrain.tracking.closing import close_within
 from pretrain.tracking.metrics_file import all_records
 from pretrain.tracking.outcome import note_end, note_start
 from pretrain.tracking.pace import validation_sizes
 from pretrain.tracking.provenance import describe_checkpoint, describe_run, write_description
-from pretrain.tracking.sinks import ShowsProgress, Sink, build_sinks
+from pretrain.tracking.sinks import ShowsProgress, Sink, Spare, build_sinks
 from pretrain.tracking.speed import StepClock, device_peak
 from pretrain.tracking.wandb_sink import check_wandb_login, forget_wandb_run
 from pretrain.training_data import batches_from, check_enough_data, check_same_data, open_datasets
@@ -47,6 +50,11 @@ if TYPE_CHECKING:
     from pretrain.engine.interface import Engine
 
 log = logging.getLogger(__name__)
+
+EXIT_CODES = {"finished": ExitCode.DONE, "stopped": ExitCode.STOPPED}
+STOPPED_SECONDS, ENDED_SECONDS = 25.0, 150.0
+"""For report and wandb to be closed. After most stops a SIGKILL follows, 30 s after the signal that asked for it; wandb
+itself gives up after 120 s."""
 
 
 def train(config: RunConfig) -> str:
@@ -210,6 +218,9 @@ def run(
             begin_step=here.begin_step,
             time_limit=time_limit_of(length, earlier, sizes.final * config.model.seq_length),
         )
+        if here.is_main:
+            # The last save is on the disk: from here on no supervisor takes the run for lost.
+            record_outcome(EXIT_CODES[sinks.outcome], step=state.step)
         saver.close()
         why = "" if sinks.outcome == "finished" else "asked to stop by a signal; "
         sinks.reason = f"{why}trained to step {state.step:,} of {length.end_step(state):,}"
@@ -261,7 +272,10 @@ class Sinks:
             reason = self.reason if error is None else " ".join(str(error).split()) or type(error).__name__
             note_end(self._folder, self.outcome, reason)
         for sink in self._sinks:
-            sink.close(self.outcome)
+            if not isinstance(sink, Spare):
+                sink.close(self.outcome)
+        spare = {sink.name: partial(sink.close, self.outcome) for sink in self._sinks if isinstance(sink, Spare)}
+        close_within(STOPPED_SECONDS if self.outcome == "stopped" else ENDED_SECONDS, spare)
 
 
 def open_initial(config: RunConfig, dataset: TrainingData) -> "Checkpoint | None":

@@ -10,6 +10,9 @@
 #SBATCH --cpus-per-task=8
 #SBATCH --requeue
 #SBATCH --signal=B:USR1@60
+# First of all: the signal may come while Python is being looked for.
+out_of_time=0
+trap 'out_of_time=1; [[ -z ${work:-} ]] || kill -TERM "$work" || true' USR1
 set -euo pipefail
 
 python=python3
@@ -20,16 +23,19 @@ for environment in "${PRETRAIN_VENV:-}" "${VIRTUAL_ENV:-}" "$PWD/.venv"; do
     fi
 done
 
-out_of_time=0
-trap 'out_of_time=1; kill -TERM "$work"' USR1
 echo "job $SLURM_JOB_ID on ${SLURM_JOB_NODELIST:-}, restart ${SLURM_RESTART_COUNT:-0}"
 "$python" -m pretrain prepare "prepare.num_workers=${SLURM_CPUS_PER_TASK:-1}" "$@" &
 work=$!
+((!out_of_time)) || kill -TERM "$work" || true
 code=0
 wait "$work" || code=$?
 if ((out_of_time)); then
     wait "$work" || true # the first wait ended with the signal
-    echo "the time limit is near: the job is queued again, and goes on from the finished pieces"
-    scontrol requeue "$SLURM_JOB_ID"
+    trap '' TERM # by which Slurm ends what it queues again
+    until scontrol requeue "$SLURM_JOB_ID"; do
+        echo "Slurm did not queue the job again: it is asked again in 10 s, until the job's time is over"
+        sleep 10
+    done
+    echo "the time limit is near: the job is queued again, and continues from the finished pieces"
 fi
 exit "$code"

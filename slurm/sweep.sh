@@ -9,8 +9,14 @@
 #SBATCH --open-mode=append
 #SBATCH --nodes=1
 #SBATCH --requeue
-# Three minutes before the limit this script alone is told, and tells the ranks: longer than a save takes.
+# Three minutes before the limit this script alone gets a signal, and asks the ranks to save: longer than a save takes.
 #SBATCH --signal=B:USR1@180
+# From here on Slurm's signals are kept until Python, which takes seconds to start, reads them.
+keep() { kept+="$1 "; [[ -z ${PRETRAIN_SIGNALS_PIPE:-} ]] || echo "$1" >&"$PRETRAIN_SIGNALS_PIPE"; }
+trap 'keep TERM' TERM; trap 'keep INT' INT; trap 'keep USR1' USR1; trap 'keep HUP' HUP
+exec {PRETRAIN_SIGNALS_PIPE}<> <(:)
+export PRETRAIN_SIGNALS_PIPE
+[[ -z ${kept:-} ]] || echo "$kept" >&"$PRETRAIN_SIGNALS_PIPE"
 set -euo pipefail
 
 python=python3
@@ -20,5 +26,7 @@ for environment in "${PRETRAIN_VENV:-}" "${VIRTUAL_ENV:-}" "$PWD/.venv"; do
         break
     fi
 done
-# In this shell's place: Slurm's signals are for it.
-exec "$python" -u -m launch.member "$@"
+(trap '' TERM INT USR1 HUP; exec "$python" -u -m launch.member "$@") &
+supervisor=$!
+while kill -0 "$supervisor" 2>/dev/null; do wait "$supervisor" || true; done # a signal ends a wait
+wait "$supervisor"

@@ -43,7 +43,8 @@ class ClusterConfig:
     """Limit of one job, as in 24:00:00 or 2-00, in a file in quotes; a longer run goes on in the same job, queued
     again."""
     signal_seconds: int = 180
-    """How long before the limit the run is told to save and stop: longer than a save takes."""
+    """How long before the limit the run is asked to save and stop: longer than a save takes, and at least two minutes
+    less than `time`."""
     container: ContainerConfig = field(default_factory=ContainerConfig)
     modules: tuple[str, ...] = ()
     """For `module load`."""
@@ -52,7 +53,8 @@ class ClusterConfig:
     sbatch_flags: tuple[str, ...] = ()
     """More of them, as in ["--exclusive","--constraint=h100"]."""
     max_restarts: int = 5
-    """Attempts that may fail within the window without a step of progress, before the job ends as failed."""
+    """Attempts that may fail within the window without a step of progress, before the job ends as failed; those that
+    are asked to stop, or that Slurm ends, do not count."""
     restart_window_minutes: float = 60.0
     """Length of that window; a failure that follows the one before it later than this is counted as the first."""
     backoff_seconds: float = 30.0

@@ -9,6 +9,8 @@ from pretrain.config.errors import Problem
 
 MAX_SIGNAL_SECONDS = 65535
 """Slurm's own limit."""
+START_SECONDS = 120
+"""Of a time limit before the signal: a minute by which Slurm may send it early, and one to start in."""
 
 _POSITIVE = "nodes gpu_memory_gib tasks_per_node cpus_per_task restart_window_minutes"
 _NOT_NEGATIVE = "gpus_per_node max_restarts backoff_seconds exclude_after"
@@ -65,6 +67,21 @@ def memory_bytes(text: str) -> int | None:
     return number * 2 ** (10 * (1 + "KMGT".index(unit))) or None
 
 
+def time_seconds(text: str) -> int | None:
+    """The seconds that `cluster.time` is, None: no limit. Slurm reads one number as minutes, and 2-00 as days-hours."""
+    if not text[0].isdigit():
+        return None
+    days, dash, rest = text.rpartition("-")
+    numbers = [int(number) for number in rest.split(":")]
+    if dash:
+        hours, minutes, seconds = (*numbers, 0, 0)[:3]
+    elif len(numbers) == 3:
+        hours, minutes, seconds = numbers
+    else:
+        hours, (minutes, seconds) = 0, (*numbers, 0)[:2]
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
 def is_printable(text: str) -> bool:
     """Whether it is one line without control characters."""
     return text.isprintable()
@@ -103,6 +120,14 @@ def _texts(cluster: ClusterConfig) -> Iterator[Problem]:
     if cluster.time is not None and not _TIME.fullmatch(cluster.time):
         rule = "must be minutes, hours:minutes:seconds or days-hours"
         yield Problem("cluster.time", cluster.time, rule, "write 24:00:00 or 2-00, in quotes in a file")
+    elif cluster.time is not None and (limit := time_seconds(cluster.time)) is not None:
+        least = cluster.signal_seconds + START_SECONDS
+        if limit < least:
+            rule = (
+                f"is {limit} s, and {least} are needed: {START_SECONDS} for a run to start, then "
+                f"cluster.signal_seconds={cluster.signal_seconds} to save and stop"
+            )
+            yield Problem("cluster.time", cluster.time, rule, f"write {math.ceil(least / 60)} (minutes) or more")
 
 
 def _container(cluster: ClusterConfig) -> Iterator[Problem]:

@@ -72,7 +72,7 @@ class Spare:
     """A sink that training can do without: its first failure is its last, told in one warning."""
 
     def __init__(self, name: str, sink: Sink) -> None:
-        self._name = name
+        self.name = name
         self._sink: Sink | None = sink
 
     def log(self, kind: Kind, step: int, values: Values) -> None:
@@ -91,7 +91,7 @@ class Spare:
             action(self._sink)
         except Exception as error:
             self._sink = None
-            _warn(self._name, error)
+            _warn(self.name, error)
 
 
 def _warn(name: str, error: Exception) -> None:

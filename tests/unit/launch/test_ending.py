@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from launch.ending import Facts, judge
+from launch.outcomes import OUTCOMES
 from launch.step import Failure
 from pretrain.exit_codes import ExitCode
+from pretrain.outcome_record import OutcomeRecord
 
 VERDICT = "rank 1 (stage 0 of 1, tp 0, dp 1, host b, process 9) failed first"
 
@@ -72,21 +74,61 @@ def test_a_node_on_which_slurm_itself_does_not_answer_is_lost(facts: Facts) -> N
     assert ending.cause == f"{VERDICT}: no sign of life for 9 s; srun did not end after it"
 
 
-def test_a_mistake_is_told_in_the_words_of_the_refusal(facts: Facts) -> None:
-    say(facts, 1, "pretrain: error: rank 1: data.path='x': no such folder")
+def record(code: ExitCode, message: str = "") -> OutcomeRecord:
+    return OutcomeRecord(code, 0, "a", 0.0, message=message)
+
+
+@pytest.mark.parametrize("code", [ExitCode.MISTAKE, ExitCode.REFUSED, ExitCode.IN_USE, ExitCode.DIVERGED])
+def test_what_a_rank_wrote_down_is_the_cause(facts: Facts, code: ExitCode) -> None:
+    words = "data.path='x': no such folder"
+    ending = judge(replace(facts, exit_code=143, rank_0=None, record=record(code, words)))
+    assert (ending.outcome, ending.exit_code, ending.cause) == (OUTCOMES[code], code, words)
+
+
+def test_without_a_record_as_on_a_full_disk_the_exit_codes_say_what_it_was(facts: Facts) -> None:
     for found in (
-        replace(facts, exit_code=143, rank_0=2),
-        replace(facts, exit_code=143, rank_0=None, failures=(Failure("b", "Exited with exit code 2", 0.0, 1),)),
+        replace(facts, exit_code=143, rank_0=74),
+        replace(facts, exit_code=143, rank_0=None, failures=(Failure("b", "Exited with exit code 74", 0.0, 1),)),
     ):
         ending = judge(found)
-        assert (ending.outcome, ending.cause) == ("mistake", "rank 1: data.path='x': no such folder")
+        assert (ending.outcome, ending.exit_code) == ("failed", ExitCode.REFUSED)
+        assert ending.cause.startswith("the system refused: ")
 
 
-def test_a_run_folder_still_held_by_a_lost_node_is_no_mistake(facts: Facts) -> None:
-    say(facts, 0, "pretrain: error: run.dir='x': in use by another live process (process 1 on b); wait for it")
-    ending = judge(replace(facts, exit_code=ExitCode.IN_USE, rank_0=ExitCode.IN_USE))
-    assert (ending.outcome, ending.exit_code) == ("failed", ExitCode.IN_USE)
-    assert "in use by another live process" in ending.cause
+@pytest.mark.parametrize("ends", ["Slurm ended the job (preemption)", "Slurm ended the job (node failure)", None])
+def test_a_save_on_the_disk_is_a_stop_whatever_kills_the_ranks_afterwards(facts: Facts, ends: str | None) -> None:
+    killed = (Failure("a", "Killed", 9.0, 0), Failure("b", "Node failure", 9.0))
+    late = replace(facts, rank_0=None, failures=killed, slurm_ends=ends, stop="asked by SIGUSR1")
+    for exit_code in (137, None):
+        ending = judge(replace(late, exit_code=exit_code, record=record(ExitCode.STOPPED)))
+        assert (ending.outcome, ending.exit_code) == ("stopped", ExitCode.STOPPED)
+        assert ending.cause == f"stopped and saved: {ends or 'asked by SIGUSR1'}"
+        assert judge(replace(late, exit_code=exit_code, record=record(ExitCode.DONE))).outcome == "finished"
+
+
+def test_slurm_that_ends_a_job_in_its_start_lost_nothing_unless_a_node_is_gone(facts: Facts) -> None:
+    ended = replace(facts, exit_code=143, rank_0=None, made_steps=False, slurm_ends="Slurm ended the job (preemption)")
+    assert judge(ended).outcome == "stopped"
+    assert judge(replace(ended, made_steps=True)).outcome == "interrupted"
+    assert judge(replace(ended, slurm_ends="Slurm ended the job (node failure)")).outcome == "lost"
+    assert judge(replace(ended, failures=(Failure("b", "Node failure", 0.0),))).outcome == "lost"
+
+
+@pytest.mark.parametrize("words", ["Terminated", "User defined signal 1", "Hangup", "Exited with exit code 143"])
+def test_a_signal_that_came_before_a_rank_could_listen_is_a_stop(facts: Facts, words: str) -> None:
+    asked = replace(facts, exit_code=143, rank_0=None, made_steps=False, failures=(Failure("b", words, 0.0, 1),))
+    ending = judge(asked)
+    assert ending.outcome == "stopped"
+    assert ending.cause.startswith(f"rank 1 on b was asked by a signal ({words})")
+    assert judge(replace(asked, made_steps=True)).outcome == "failed"
+    crashed = (Failure("a", "Exited with exit code 1", 0.0, 0), *asked.failures)
+    assert judge(replace(asked, failures=crashed)).outcome == "failed"
+
+
+def test_a_time_limit_that_leaves_no_time_for_a_step_is_a_failure(facts: Facts) -> None:
+    asked = replace(facts, exit_code=138, rank_0=138, stop="asked by SIGUSR1", made_steps=False, time_is_up=True)
+    assert judge(asked).outcome == "failed" and "give the job more time" in judge(asked).cause
+    assert judge(replace(asked, made_steps=True, rank_0=75)).outcome == "stopped"
 
 
 def test_a_stop_before_the_first_step_lost_nothing(facts: Facts) -> None:
@@ -101,4 +143,5 @@ def test_a_grace_shorter_than_a_save_leaves_the_last_checkpoint_and_says_so(fact
         replace(facts, exit_code=137, rank_0=None, stop="cancelled", slurm_ends="Slurm ended the job (preemption)"),
     ):
         ending = judge(found)
-        assert ending.outcome == "lost" and "goes on from the last checkpoint that was saved" in ending.cause
+        assert ending.outcome in ("lost", "interrupted")
+        assert "training continues from the last checkpoint that was saved" in ending.cause

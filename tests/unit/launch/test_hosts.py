@@ -80,6 +80,7 @@ def test_a_signal_reaches_every_rank(tmp_path: Path) -> None:
 
         codes = watch(ranks, asked, printed)
     assert codes == {0: 75, 1: 75, 2: 75} and code_of(codes) == 75
+    assert signal.SIGTERM in asked, "what follows knows of it too: a preflight that was asked starts no ranks"
     assert {line for line in lines if "saved" in line} == {f"{rank}: saved" for rank in range(3)}
 
 
@@ -179,7 +180,7 @@ def test_a_hostfile_is_read(tmp_path: Path) -> None:
 
 
 def test_a_mistake_in_the_configuration_starts_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    previous = {number: signal.getsignal(number) for number in SIGNALS}
     try:
         with contextlib.chdir(tmp_path):
             assert main(["--hostfile", str(hostfile(tmp_path)), "--ssh", "false", "--", "parallel.tp=3"]) == 2

@@ -12,10 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_pipeline.errors import UserError
+from launch.batch_shell import LISTEN, run
 from launch.render import Job, batch_script, slurm_word
 from launch.wrapping import command_prefix, rank_python, srun_flags, wrapping_of
 from pretrain.config.cluster import ClusterConfig, ContainerConfig
-from pretrain.config.cluster_checks import cluster_problems, memory_bytes
+from pretrain.config.cluster_checks import cluster_problems, memory_bytes, time_seconds
+from tests.support.runs import ROOT
 
 COMMAND = ("/venv/bin/python", "-m", "launch.supervise", "model=tiny", "optim.lr=1e-3")
 JOB = Job("pretrain-tiny", "/home/me/runs/tiny/logs/slurm-%j.log", "/home/me", COMMAND)
@@ -54,6 +56,7 @@ WHOLE_SCRIPT = """\
 #SBATCH --exclusive
 #SBATCH '--comment=two words'
 
+LISTEN
 type module >/dev/null 2>&1 || . /etc/profile
 module load cuda/12.4 nccl || { echo "no modules on $(hostname)" >&2; exit 2; }
 set -euo pipefail
@@ -64,17 +67,26 @@ export PRETRAIN_SRUN_FLAGS='["--container-image=docker://lab/pretrain:1", \
 "--container-mounts=/home/me:/home/me,/data:/data:ro", "--container-workdir=/home/me"]'
 export PRETRAIN_COMMAND_PREFIX='["env", "NCCL_SOCKET_IFNAME=^lo", "NCCL_IB_TIMEOUT=22"]'
 export PRETRAIN_PYTHON=python3
-exec /venv/bin/python -m launch.supervise model=tiny optim.lr=1e-3
 """
 
 
 def test_a_script_holds_every_setting() -> None:
     assert not list(cluster_problems(WHOLE))
-    assert batch_script(WHOLE, JOB) == WHOLE_SCRIPT
+    listen = LISTEN.rstrip("\n")
+    assert batch_script(WHOLE, JOB) == WHOLE_SCRIPT.replace("LISTEN", listen) + run(" ".join(COMMAND))
+
+
+def test_the_scripts_in_the_folder_keep_signals_in_the_same_lines() -> None:
+    for name, module in (("pretrain", "supervise"), ("sweep", "member")):
+        text = (ROOT / "slurm" / f"{name}.sh").read_text()
+        first = next(line for line in text.splitlines(keepends=True) if not line.startswith("#"))
+        assert f"{LISTEN}set -euo pipefail\n" in text and first in LISTEN, "the signals come first of all"
+        assert text.endswith(run(f'"$python" -u -m launch.{module} "$@"'))
 
 
 def test_what_is_not_set_is_left_to_the_cluster() -> None:
-    assert batch_script(ClusterConfig(), dataclasses.replace(JOB, members=(0, 2))).split("\n")[1:-4] == [
+    script = batch_script(ClusterConfig(), dataclasses.replace(JOB, members=(0, 2)))
+    assert script.partition(LISTEN)[0].split("\n")[1:-1] == [
         "#SBATCH --job-name=pretrain-tiny",
         "#SBATCH --nodes=1",
         "#SBATCH --ntasks-per-node=1",
@@ -220,3 +232,31 @@ def test_a_list_of_words_that_is_none_is_told(text: str) -> None:
 
 def test_memory_is_read_as_slurm_reads_it() -> None:
     assert [memory_bytes(text) for text in ("0", "512", "4G", "1t")] == [None, 512 * 2**20, 4 * 2**30, 2**40]
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("10", 600),
+        ("10:30", 630),
+        ("1:00:05", 3605),
+        ("2-00", 172800),
+        ("1-02:30", 95400),
+        ("1-00:00:01", 86401),
+        ("UNLIMITED", None),
+    ],
+)
+def test_a_time_limit_is_read_as_slurm_reads_it(text: str, seconds: int | None) -> None:
+    assert time_seconds(text) == seconds
+
+
+def test_a_time_limit_leaves_time_to_start_before_the_signal() -> None:
+    def problems(time: str, signal_seconds: int) -> list[str]:
+        return [str(each) for each in cluster_problems(ClusterConfig(time=time, signal_seconds=signal_seconds))]
+
+    assert problems("5", 180) == problems("2-00", 600) == problems("INFINITE", 600) == []
+    (problem,) = problems("4", 180)
+    assert problem.startswith(
+        "cluster.time=4: is 240 s, and 300 are needed: 120 for a run to start, then cluster.sig"
+    )
+    assert problem.endswith("write 5 (minutes) or more")

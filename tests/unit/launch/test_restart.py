@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 
 from launch.attempts import Attempt, Began, Ended, Outcome
-from launch.restart import Limits, decide
+from launch.restart import Decision, Limits, decide, stays
 from pretrain.exit_codes import ExitCode
 
 LIMITS = Limits(max_restarts=2, restart_window_minutes=10, backoff_seconds=30, exclude_after=2)
-CODES: dict[Outcome, int] = {"finished": 0, "stopped": 75, "failed": 1, "mistake": 2, "lost": 1}
+CODES: dict[Outcome, int] = {"finished": 0, "stopped": 75, "interrupted": 1, "failed": 1, "mistake": 2, "lost": 1}
 
 
 def attempts(*ends: tuple[Outcome, int], job: str = "7", pause: float = 60, node: str | None = None) -> list[Attempt]:
@@ -24,7 +24,14 @@ def attempts(*ends: tuple[Outcome, int], job: str = "7", pause: float = 60, node
 
 @pytest.mark.parametrize(
     ("outcome", "again"),
-    [("finished", False), ("mistake", False), ("stopped", True), ("failed", True), ("lost", True)],
+    [
+        ("finished", False),
+        ("mistake", False),
+        ("stopped", True),
+        ("interrupted", True),
+        ("failed", True),
+        ("lost", True),
+    ],
 )
 def test_the_outcome_says_whether_another_attempt_makes_sense(outcome: Outcome, again: bool) -> None:
     assert decide(attempts((outcome, 10)), "7", LIMITS).restart is again
@@ -53,8 +60,26 @@ def test_steps_that_a_resume_makes_again_are_no_progress() -> None:
     assert decide(attempts(*ends[:3], ("failed", 60)), "7", LIMITS).restart
 
 
-def test_a_stop_that_never_comes_to_a_step_is_counted_too() -> None:
-    assert not decide(attempts(*[("stopped", 0)] * 3), "7", LIMITS).restart
+@pytest.mark.parametrize("outcome", ["stopped", "interrupted"])
+def test_only_failures_count(outcome: Outcome) -> None:
+    assert decide(attempts(*[(outcome, 0)] * 9), "7", LIMITS).restart
+    assert decide(attempts(*[(outcome, 0), ("failed", 0)] * 2), "7", LIMITS).restart
+    assert not decide(attempts(*[(outcome, 0), ("failed", 0)] * 3), "7", LIMITS).restart, "and a stop forgives none"
+
+
+def test_a_crash_is_followed_by_an_attempt_in_the_same_allocation_while_there_is_time() -> None:
+    crash = decide(attempts(("failed", 9)), "7", LIMITS)
+    needed = crash.wait_seconds + 100
+
+    def here(decision: Decision = crash, outcome: Outcome = "failed", left: float | None = None, **more: bool) -> bool:
+        trained = more.get("trained", True)
+        return stays(decision, outcome, trained=trained, seconds_left=left, start_seconds=100)
+
+    assert here() and here(left=needed + 1)
+    assert not here(left=needed - 1)
+    assert not here(outcome="lost") and not here(outcome="stopped") and not here(trained=False)
+    assert not here(decide(attempts(("failed", 5), ("failed", 9), node="b"), "7", LIMITS)), "the node is to be left"
+    assert not here(decide(attempts(*[("failed", 0)] * 3), "7", LIMITS)), "under the same cap"
 
 
 def test_a_run_that_diverges_twice_at_the_same_step_is_not_started_again() -> None:

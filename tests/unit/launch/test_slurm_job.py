@@ -2,6 +2,8 @@
 
 import socket
 import subprocess
+import time
+from collections.abc import Callable, Sequence
 
 import pytest
 
@@ -73,6 +75,12 @@ class Controller:
         return subprocess.CompletedProcess(words, 0 if answer is not None else 1, answer or "", "")
 
 
+def requeue(seconds: float = 0, exclude: Sequence[str] = (), waiting: Callable[[str], None] = lambda _: None) -> str:
+    """With so much time left."""
+    until = time.monotonic() + seconds
+    return slurm_job.requeue("7", wait_seconds=0, exclude=exclude, until=until, waiting=waiting)
+
+
 @pytest.mark.parametrize(
     ("owners", "update"),
     [("", ["ExcNodeList=b"]), ("(null)", ["ExcNodeList=b"]), ("c,d", ["ExcNodeList=b,c,d"]), (None, [])],
@@ -83,8 +91,43 @@ def test_bad_nodes_are_added_to_the_owners_and_a_list_that_is_not_known_stays(
     controller = Controller({"%x": owners})
     monkeypatch.setattr(slurm_job, "_run", controller)
     monkeypatch.setattr(slurm_job.signal, "signal", lambda *_: None)
-    assert slurm_job.requeue("7", wait_seconds=0, exclude=["b"]) == ""
+    assert requeue(exclude=["b"]) == ""
     assert controller.told == ["requeue 7", *(f"update JobId=7 {change}" for change in update)]
+
+
+@pytest.mark.parametrize(
+    ("says", "left", "answer", "asked"),
+    [
+        (["Unable to contact slurm controller", "Socket timed out", "no answer for 20 s", None], 99, "", 4),
+        (["Unable to contact slurm controller"], 0, "Unable to contact slurm controller", 1),
+        (["Access/permission denied"], 99, "Access/permission denied", 1),
+        (["Requested operation is presently disabled"], 99, "Requested operation is presently disabled", 1),
+    ],
+)
+def test_a_controller_that_does_not_answer_is_asked_again_while_the_job_has_time(
+    monkeypatch: pytest.MonkeyPatch, says: list[str | None], left: float, answer: str, asked: int
+) -> None:
+    answers, commands = iter(says), []
+
+    def controller(*words: str) -> "subprocess.CompletedProcess[str]":
+        commands.append(words)
+        said = next(answers)
+        return subprocess.CompletedProcess(words, 1 if said is not None else 0, "", said or "")
+
+    monkeypatch.setattr(slurm_job, "_run", controller)
+    monkeypatch.setattr(slurm_job, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(slurm_job.signal, "signal", lambda *_: None)
+    told: list[str] = []
+    assert requeue(left, waiting=told.append) == answer
+    assert commands == [("scontrol", "requeue", "7")] * asked
+    assert told == [says[0]] * (asked > 1), "it is said once"
+
+
+def test_nodes_that_do_not_answer_are_unfit(monkeypatch: pytest.MonkeyPatch) -> None:
+    states = "a mixed\nb idle*\nc draining\nd down\ne allocated\nf mixed@\n"
+    monkeypatch.setattr(slurm_job, "_run", Controller({"sinfo": states}))
+    assert slurm_job.unfit("abcdef") == ["b", "c", "d"]
+    assert slurm_job.draining("abcdef") == ["c"]
 
 
 @pytest.mark.parametrize(

@@ -58,8 +58,8 @@ def test_a_dry_run_prints_the_script_and_writes_nothing(place: Path, capsys) -> 
     assert said.code == 0 and written(place) == []
     assert said.out.startswith("#!/bin/bash\n#SBATCH '--job-name=pretrain-a b'\n#SBATCH --nodes=2\n")
     assert f"#SBATCH '--output={place}/runs/a b/logs/slurm-%j.log'\n" in said.out
-    end = said.out.splitlines()[-1]
-    assert end.startswith(f"exec {sys.executable} -u -m launch.supervise cluster.nodes=2 ") and "'run.name=a b'" in end
+    assert f"; exec {sys.executable} -u -m launch.supervise cluster.nodes=2 " in said.out
+    assert "'run.name=a b'" in said.out
     assert "legal: tiny on 4 ranks: " in said.err and "2 nodes x 2 ranks, the default partition, 10\n" in said.err
 
 
@@ -86,6 +86,7 @@ def test_a_machine_without_slurm_is_told(capsys) -> None:
         (["cluster.gpus_per_node=2", "cluster.tasks_per_node=4"], "each rank needs a GPU of its own"),
         (["cluster.partition='a b'"], "cluster.partition=a b: must be a name"),
         (["cluster.time=soon"], "cluster.time=soon: must be minutes"),
+        (["cluster.time='4'"], "cluster.time=4: is 240 s, and 300 are needed"),
         (["cluster.container.image=x"], "cluster.container.kind=none: there is an image"),
         (["cluster.container.kind=pyxis"], "cluster.container.image=null: kind=pyxis needs one"),
         (['cluster.sbatch_flags=["--nodes=4"]'], "would contradict what was checked; set cluster.nodes"),
@@ -164,7 +165,7 @@ def test_members_of_a_sweep_have_their_own_runs_and_one_group(place: Path, capsy
     assert {config.tracking.wandb_group for config in configs} == {"sizes"}
     script = (place / "sweeps/sizes/job.sh").read_text()
     assert "#SBATCH --array=0,1,2,3\n" in script and "/sweeps/sizes/logs/slurm-%A_%a.log\n" in script
-    assert script.endswith(f" -m launch.member {place}/sweeps/sizes\n")
+    assert f" -m launch.member {place}/sweeps/sizes) &\n" in script
     said = Said(capsys, "-m", "--no-submit", "--name", "sizes", "optim.lr=1,2")
     assert said.code == 2 and "--name sizes: sweeps/sizes is there already" in said.err
     Said(capsys, "-m", "--no-submit", "optim.lr=1,2")
