@@ -16,6 +16,7 @@ from data_pipeline.errors import UserError
 from launch.connections import HostUnreachable, Ranks
 from launch.hostfile import Host, read_hostfile
 from launch.hosts import cause_of, code_of, environments, main, watch
+from launch.signals import SIGNALS
 from tests.support.hosts import NAMES, assert_gone, hostfile, stand_in
 from tests.support.runs import environment
 
