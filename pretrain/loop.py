@@ -3,6 +3,7 @@
 While a step is computed the ranks agree on what comes after it, so that no rank waits for a message.
 """
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -21,6 +22,8 @@ from pretrain.run_length import RunLength
 from pretrain.run_state import RunState
 from pretrain.time_limit import NO_LIMIT, TimeLimit
 from pretrain.tracking.speed import StepClock, memory_use
+
+log = logging.getLogger(__name__)
 
 Values = Mapping[str, float | int | str]
 
@@ -190,7 +193,7 @@ class PendingAgreement:
         """Raises RunError where ranks that share a batch were given different ones."""
         self._work.wait()
         # Sums mod 2**64: int64 addition wraps around.
-        total, skipped, num_counted, total_of_all, stops, due, end = self._shared.tolist()
+        total, skipped, num_counted, total_of_all, stops, sum_of_ranks, due, end = self._shared.tolist()
         is_shared = (total * (dist.get_world_size() // num_counted) - total_of_all) % 2**64 == 0
         batch = self._batch
         if batch is not None and not is_shared:
@@ -199,6 +202,9 @@ class PendingAgreement:
                 "ones; a shard is bad on some nodes and whole on others: the logs of the ranks name it; restore it "
                 "there"
             )
+        if dist.get_rank() == 0 and 0 < stops < dist.get_world_size():  # else the line of the signal itself says it
+            which = f"rank {sum_of_ranks} was" if stops == 1 else f"{stops} ranks were"
+            log.warning("%s asked by a signal to stop", which)
         return Agreement(batch_hash=f"{total % 2**64:016x}", skipped_samples=skipped, stop=stops > 0, save=due, cut=end)
 
 
@@ -210,8 +216,10 @@ def begin_agreement(
     """
     digest, skipped_here = (batch.digest, batch.num_skipped) if batch is not None else (0, 0)
     of_batch = (digest, skipped_here, 1) if counted_here else (0, 0, 0)
-    by_clock = (save, cut) if dist.get_rank() == 0 else (0, 0)
-    shared = torch.tensor([*of_batch, digest, int(stop), *by_clock], dtype=torch.int64)
+    rank = dist.get_rank()
+    by_clock = (save, cut) if rank == 0 else (0, 0)
+    asked = (1, rank) if stop else (0, 0)
+    shared = torch.tensor([*of_batch, digest, *asked, *by_clock], dtype=torch.int64)
     work = dist.all_reduce(shared, group=control, async_op=True)
     assert work is not None, "this rank is in the group"
     return PendingAgreement(batch, shared, work)

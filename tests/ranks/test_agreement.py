@@ -1,6 +1,8 @@
 """What ranks say to each other of a step, and when."""
 
+import io
 import itertools
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -48,6 +50,22 @@ def test_a_batch_is_counted_once_by_the_ranks_that_share_it() -> None:
     twice = f"{(2 * BATCH.digest) % 2**64:016x}"
     for found in run_ranks(agreed, 4, CONFIG, False):
         assert found == Agreement(batch_hash=twice, skipped_samples=2, stop=False, save=False)
+
+
+def asked(here: Runtime, config: RunConfig) -> tuple[Agreement, str]:
+    """Rank 3 is asked to stop; what is logged."""
+    groups, lines = join(here, config), io.StringIO()
+    logger, handler = logging.getLogger("pretrain.loop"), logging.StreamHandler(lines)
+    logger.addHandler(handler)
+    found = agree(BATCH, groups.tp_rank == 0, here.rank == 3, 0, groups.control)
+    logger.removeHandler(handler)
+    return found, lines.getvalue() if here.rank == 0 else ""
+
+
+def test_a_rank_that_is_asked_to_stop_stops_all_and_is_named() -> None:
+    results = run_ranks(asked, 4, CONFIG)
+    assert all(found.stop for found, _ in results)
+    assert results[0][1] == "rank 3 was asked by a signal to stop\n"
 
 
 def test_ranks_that_share_a_batch_and_read_different_ones_stop() -> None:
