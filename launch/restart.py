@@ -61,14 +61,20 @@ def decide(attempts: Sequence[Attempt], job: str, limits: Limits) -> Decision:
 
 
 def stays(
-    decision: Decision, outcome: Outcome, *, trained: bool, seconds_left: float | None, start_seconds: float
+    decision: Decision,
+    outcome: Outcome,
+    nodes: Collection[str],
+    *,
+    trained: bool,
+    seconds_left: float | None,
+    start_seconds: float,
 ) -> bool:
     """Whether the next attempt starts in the same allocation: after a crash, while there is time to start and to save.
 
-    A lost node, or one that fails again and again, needs another allocation, which only the queue gives. `trained`: the
+    A lost node, or one of `nodes` that failed repeatedly, needs another allocation, from the queue. `trained`: the
     attempt came to its training step; `seconds_left`: None without a time limit.
     """
-    if not decision.restart or decision.exclude or outcome != "failed" or not trained:
+    if not decision.restart or set(decision.exclude) & set(nodes) or outcome != "failed" or not trained:
         return False
     return seconds_left is None or seconds_left > decision.wait_seconds + start_seconds
 

@@ -82,6 +82,7 @@ def supervise(words: Sequence[str], signals: Signals) -> int:
         here = stays(
             decision,
             ending.outcome,
+            job.nodes,
             trained=ending.trained,
             seconds_left=slurm_job.seconds_left(job.name),
             start_seconds=start_seconds,

@@ -126,7 +126,7 @@ def test_a_stop_that_a_signal_to_the_ranks_asks_for_is_saved_and_continued(hurt:
 def test_nodes_excluded_by_the_owner_stay_so_when_another_one_is_left_out(jobs: Jobs) -> None:
     job = jobs.submit("excluding", *ENDLESS, flags=("--exclude=node1",))
     job.wait_for_training(1)
-    again = f"requeue('{job.job}', wait_seconds=600, exclude=['node3'])"
+    again = f"requeue('{job.job}', wait_seconds=600, exclude=['node3'], until=0, waiting=print)"
     subprocess.run([sys.executable, "-c", f"from launch.slurm_job import requeue; {again}"], check=True, cwd=ROOT)
     assert "ExcNodeList=node1,node3" in job.facts
     job.signal()
@@ -137,6 +137,13 @@ def test_a_killed_rank_ends_the_step_on_all_nodes_and_is_named(hurt: Hurt) -> No
     assert ended is not None and ended.outcome == "failed"
     assert re.match(r"rank 1 .*failed first: ", ended.cause) and ended.node is not None
     assert hurt.seconds[1] < 60
+
+
+def test_after_a_crash_the_ranks_start_again_in_the_same_allocation(hurt: Hurt) -> None:
+    for crashed in (2, 4):
+        before, after = (attempt.began for attempt in hurt.attempts[crashed - 1 : crashed + 1])
+        assert before is not None and after is not None
+        assert (after.restart, after.nodes) == (before.restart, before.nodes)
 
 
 def test_a_killed_step_daemon_is_a_lost_node(hurt: Hurt) -> None:
@@ -165,7 +172,7 @@ def test_a_job_whose_node_goes_down_goes_on_elsewhere_or_when_it_is_back(hurt: H
     assert ended is not None and after is not None
     assert ended.outcome in ("lost", "stopped")  # saved, where Slurm's grace was long enough
     assert "node failure" in ended.cause
-    assert after.restart == 5
+    assert after.restart == 3
 
 
 def test_a_cancelled_job_saves_and_is_not_queued_again(hurt: Hurt) -> None:
@@ -173,7 +180,7 @@ def test_a_cancelled_job_saves_and_is_not_queued_again(hurt: Hurt) -> None:
     ended = hurt.attempts[5].ended
     assert ended is not None and "cancelled" in ended.cause
     assert (ended.outcome, ended.exit_code) == ("stopped", 75)
-    assert len(hurt.job.attempts()) == 6 and "Restarts=5" in hurt.job.facts
+    assert len(hurt.job.attempts()) == 6 and "Restarts=3" in hurt.job.facts
 
 
 def test_no_process_is_left_of_a_job_that_was_hurt(hurt: Hurt) -> None:
@@ -224,6 +231,6 @@ def test_a_crash_loop_ends_after_its_restarts_and_says_why(background: Backgroun
     job = background.crashing
     assert job.wait_until_over() == "FAILED"
     assert [attempt.ended.outcome for attempt in job.attempts() if attempt.ended] == ["failed"] * 3
-    assert "ExitCode=1:0" in job.facts
+    assert "ExitCode=1:0" in job.facts and "Restarts=0" in job.facts
     end = job.log[job.log.rindex("== attempt 3 failed") :]
     assert "ValueError: planted" in end and "max_restarts=1" in end

@@ -71,14 +71,16 @@ def test_a_crash_is_followed_by_an_attempt_in_the_same_allocation_while_there_is
     crash = decide(attempts(("failed", 9)), "7", LIMITS)
     needed = crash.wait_seconds + 100
 
-    def here(decision: Decision = crash, outcome: Outcome = "failed", left: float | None = None, **more: bool) -> bool:
-        trained = more.get("trained", True)
-        return stays(decision, outcome, trained=trained, seconds_left=left, start_seconds=100)
+    def here(
+        decision: Decision = crash, outcome: Outcome = "failed", left: float | None = None, *, trained: bool = True
+    ) -> bool:
+        return stays(decision, outcome, ("a", "b"), trained=trained, seconds_left=left, start_seconds=100)
 
     assert here() and here(left=needed + 1)
     assert not here(left=needed - 1)
     assert not here(outcome="lost") and not here(outcome="stopped") and not here(trained=False)
     assert not here(decide(attempts(("failed", 5), ("failed", 9), node="b"), "7", LIMITS)), "the node is to be left"
+    assert here(decide(attempts(("failed", 5), ("failed", 9), node="c"), "7", LIMITS)), "it is not one of these"
     assert not here(decide(attempts(*[("failed", 0)] * 3), "7", LIMITS)), "under the same cap"
 
 
