@@ -20,10 +20,14 @@ export {PIPE}
 
 
 def run(command: str) -> str:
-    """The last lines: `command` runs beside this shell, whose exit code is that of the command."""
+    """The last lines: `command` runs beside this shell, whose exit code is that of the command.
+
+    The shell does not block in `wait`: a signal that comes just before it blocks has its trap run only afterwards.
+    """
     return f"""\
 (trap '' {_NAMES}; exec {command}) &
 supervisor=$!
-while kill -0 "$supervisor" 2>/dev/null; do wait "$supervisor" || true; done # a signal ends a wait
+exec {{never}}<> <(:)
+while kill -0 "$supervisor" 2>/dev/null; do read -r -t 1 -u "$never" || true; done # traps run in between
 wait "$supervisor"
 """

@@ -28,9 +28,11 @@ echo "job $SLURM_JOB_ID on ${SLURM_JOB_NODELIST:-}, restart ${SLURM_RESTART_COUN
 work=$!
 ((!out_of_time)) || kill -TERM "$work" || true
 code=0
+exec {never}<> <(:)
+# Not `wait`: a signal that comes just before it blocks has its trap run only afterwards.
+while kill -0 "$work" 2>/dev/null; do read -r -t 1 -u "$never" || true; done
 wait "$work" || code=$?
 if ((out_of_time)); then
-    wait "$work" || true # the first wait ended with the signal
     trap '' TERM # by which Slurm ends what it queues again
     until scontrol requeue "$SLURM_JOB_ID"; do
         echo "Slurm did not queue the job again: it is asked again in 10 s, until the job's time is over"

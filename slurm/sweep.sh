@@ -28,5 +28,6 @@ for environment in "${PRETRAIN_VENV:-}" "${VIRTUAL_ENV:-}" "$PWD/.venv"; do
 done
 (trap '' TERM INT USR1 HUP; exec "$python" -u -m launch.member "$@") &
 supervisor=$!
-while kill -0 "$supervisor" 2>/dev/null; do wait "$supervisor" || true; done # a signal ends a wait
+exec {never}<> <(:)
+while kill -0 "$supervisor" 2>/dev/null; do read -r -t 1 -u "$never" || true; done # traps run in between
 wait "$supervisor"
