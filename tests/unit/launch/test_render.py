@@ -256,5 +256,7 @@ def test_a_time_limit_leaves_time_to_start_before_the_signal() -> None:
 
     assert problems("5", 180) == problems("2-00", 600) == problems("INFINITE", 600) == []
     (problem,) = problems("4", 180)
-    assert problem.startswith("cluster.time=4: is 240 s, and 300 are needed: 120 for a run to start, then cluster.sig")
+    assert problem.startswith(
+        "cluster.time='4': is 240 s, and 300 are needed: 120 for a run to start, then cluster.sig"
+    )
     assert problem.endswith("write 5 (minutes) or more")

@@ -86,7 +86,7 @@ def test_a_machine_without_slurm_is_told(capsys) -> None:
         (["cluster.gpus_per_node=2", "cluster.tasks_per_node=4"], "each rank needs a GPU of its own"),
         (["cluster.partition='a b'"], "cluster.partition=a b: must be a name"),
         (["cluster.time=soon"], "cluster.time=soon: must be minutes"),
-        (["cluster.time='4'"], "cluster.time=4: is 240 s, and 300 are needed"),
+        (["cluster.time='4'"], "cluster.time='4': is 240 s, and 300 are needed"),
         (["cluster.container.image=x"], "cluster.container.kind=none: there is an image"),
         (["cluster.container.kind=pyxis"], "cluster.container.image=null: kind=pyxis needs one"),
         (['cluster.sbatch_flags=["--nodes=4"]'], "would contradict what was checked; set cluster.nodes"),
