@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from data_pipeline.written import written
 from pretrain.exit_codes import ExitCode
 from tests.support.corpus import make_texts, write_folder, write_jsonl
 from tests.support.runs import Workplace, files_below, user_error
@@ -41,11 +42,16 @@ def refused(
         ("optim.lr=-1", ["optim.lr=-1.0: must be greater than 0"]),
         ("model.seq_length=64", ["model.seq_length=64", "was packed for 32 tokens", "set model.seq_length=32"]),
         ("data.path=nowhere", ["data.path=nowhere: not prepared", "run `pretrain prepare` with the same settings"]),
-        ("model.hidden_size=1048576", ["run.dir='runs/refused': no space left: one checkpoint takes", "GiB are free"]),
     ],
 )
 def test_train_refuses_before_it_makes_the_run_folder(place, override, words):
     refused(place.train("refused", override), place, *words)
+
+
+def test_train_refuses_a_model_too_large_for_the_disk_before_it_makes_the_run_folder(place):
+    done = place.train("refused", "model.hidden_size=1048576")
+    words = ("run.dir='runs/refused': no space left: one checkpoint takes", "GiB are free")
+    refused(done, place, *words, code=ExitCode.REFUSED)
 
 
 def test_all_mistakes_are_told_at_once(place):
@@ -144,7 +150,7 @@ def test_a_run_goes_on_with_the_data_that_it_began_with(shared, finished_run, pl
     assert done.returncode == 0, done.stderr
     changes = json.loads((run / "changes.jsonl").read_text())
     assert changes["step"] == 16 and {"data", "tokenizer", "data.path"} <= changes["changes"].keys()
-    assert f"changed after step 16: data: {changes['changes']['data'][0]!r} there" in done.stderr
+    assert f"changed after step 16: data: {written(changes['changes']['data'][0])} there" in done.stderr
     manifest = json.loads((run / "checkpoints/step-00000017/manifest.json").read_text())
     assert manifest["dataset_digest"] == changes["changes"]["data"][1]
 
