@@ -15,6 +15,8 @@ from pretrain.plan import GIB, check, vocabulary
 from pretrain.planner.memory import HEADROOM, choose_modes, plan_memory
 from pretrain.planner.micro_batch import with_size
 from pretrain.run_folder import check_same_config
+from pretrain.run_length import check_length
+from pretrain.run_state import RunState
 
 
 def check_submission(config: RunConfig, folder: Path) -> str:
@@ -29,6 +31,8 @@ def check_submission(config: RunConfig, folder: Path) -> str:
     if problems:
         raise ConfigError(problems)
     check_same_config(Path(config.run.dir), config)
+    if not Path(config.run.dir).exists():  # else it counts where the run is
+        check_length(config, RunState())
     _check_data(config)
     problems = list(memory_problems(config, vocabulary(config)[0]))
     if problems:

@@ -5,7 +5,8 @@ The batch of a run may change when it is resumed, so no number of steps that are
 
 from dataclasses import dataclass
 
-from pretrain.config.checks import tokens_per_step
+from pretrain.config.checks import profile_problem, tokens_per_step, warmup_problem
+from pretrain.config.errors import ConfigError, Problem
 from pretrain.config.optim import LrScheduleConfig
 from pretrain.config.run import RunConfig, TrainConfig
 from pretrain.optim.learning_rate import lr_at
@@ -107,3 +108,19 @@ class RunLength:
         assert self.train.max_tokens is not None
         first = state.first_batch() or self.step_tokens
         return -(-self.train.max_tokens // first) // 20 * first
+
+
+def check_length(config: RunConfig, state: RunState) -> None:
+    """Raise ConfigError if warmup or profiled steps reach beyond the end of the run that is at `state`."""
+    length, schedule, profiled = RunLength.of(config), config.lr_schedule, config.profile.steps
+    end = length.planned_end_step(state)
+    end_tokens = state.tokens + (end - state.step) * length.step_tokens
+    problems: list[Problem] = []
+    if (schedule.warmup_steps or 0) > end:
+        problems.append(warmup_problem("warmup_steps", schedule.warmup_steps, f"{end} steps"))
+    if (schedule.warmup_tokens or 0) > end_tokens:
+        problems.append(warmup_problem("warmup_tokens", schedule.warmup_tokens, f"{end} steps"))
+    if profiled is not None and profiled[1] > end:
+        problems.append(profile_problem(profiled, end))
+    if problems:
+        raise ConfigError(problems)

@@ -29,7 +29,7 @@ from pretrain.run_folder import (
     log_to_file,
     record_config,
 )
-from pretrain.run_length import RunLength
+from pretrain.run_length import RunLength, check_length
 from pretrain.run_state import RunState
 from pretrain.run_tokenizer import check_tokenizer, keep_tokenizer
 from pretrain.signals import stop_on_signals
@@ -87,6 +87,7 @@ def check_start(config: RunConfig, world_size: int) -> tuple[TrainingData, dict[
     dataset, validation = open_datasets(config)
     folder = Path(config.run.dir)
     if not folder.exists() and config.checkpoint.mirror is None:  # else it counts where the run stands
+        check_length(config, RunState())
         check_enough_data(config, dataset, RunState())
     check_same_config(folder, config)
     check_space(folder, checkpoint_bytes(config.model, dataset.manifest.tokenizer.vocab_size))
@@ -155,6 +156,7 @@ def run(
         if length.is_over(state):
             log.info("%s is finished after step %d; nothing to do", folder, state.step)
             return "finished"
+        check_length(config, state)
         check_enough_data(config, dataset, state)
 
         peak = device_peak(config.tracking.peak_tflops, here.gpu_name, config.engine.precision)

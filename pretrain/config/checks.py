@@ -93,14 +93,6 @@ def check_model(model: ModelConfig) -> Iterator[Problem]:
         yield Problem("model.head_dim", model.head_size, "rotary positions turn pairs: it must be even")
 
 
-def total_steps(config: RunConfig) -> int:
-    """Length of the run in optimizer steps."""
-    if config.train.max_steps is not None:
-        return config.train.max_steps
-    assert config.train.max_tokens is not None
-    return -(-config.train.max_tokens // tokens_per_step(config))
-
-
 def tokens_per_step(config: RunConfig) -> int:
     return config.train.global_batch_size * config.model.seq_length
 
@@ -245,15 +237,17 @@ def _length(config: RunConfig) -> Iterator[Problem]:
         warmups = (schedule.warmup_steps, schedule.warmup_tokens)
         keys = "lr_schedule.warmup_steps, lr_schedule.warmup_tokens"
         yield Problem(keys, warmups, "give one of them", "set the other to null")
-    elif tokens_per_step(config) > 0:
-        steps = total_steps(config)
-        in_tokens = schedule.warmup_tokens is not None
-        warmup = (schedule.warmup_tokens or 0) / tokens_per_step(config) if in_tokens else schedule.warmup_steps or 0
-        if warmup > steps:
-            key = "lr_schedule.warmup_tokens" if in_tokens else "lr_schedule.warmup_steps"
-            value = schedule.warmup_tokens if in_tokens else schedule.warmup_steps
-            rule = f"is longer than the whole run of {steps} steps"
-            yield Problem(key, value, rule, "shorten the warmup or lengthen train.max_steps")
+    # Steps and tokens are compared where it is known how many tokens the run has had: see check_length.
+    elif train.max_steps is not None and 0 < train.max_steps < (schedule.warmup_steps or 0):
+        yield warmup_problem("warmup_steps", schedule.warmup_steps, f"{train.max_steps} steps")
+    elif train.max_tokens is not None and 0 < train.max_tokens < (schedule.warmup_tokens or 0):
+        yield warmup_problem("warmup_tokens", schedule.warmup_tokens, f"{train.max_tokens} tokens")
+
+
+def warmup_problem(name: str, value: object, length: str) -> Problem:
+    """A warmup that does not end within the run."""
+    rule = f"is longer than the whole run of {length}"
+    return Problem(f"lr_schedule.{name}", value, rule, "shorten the warmup or lengthen the run")
 
 
 def _names(config: RunConfig) -> Iterator[Problem]:
@@ -269,11 +263,14 @@ def _profile(config: RunConfig) -> Iterator[Problem]:
     if len(steps) != 2 or not 1 <= steps[0] <= steps[1]:
         rule = "must be a first and a last step, counted from 1"
         yield Problem("profile.steps", list(steps), rule, "write it as in [10,12]")
-    elif (train.max_steps is None) != (train.max_tokens is None) and tokens_per_step(config) > 0:
-        last = total_steps(config)
-        if steps[1] > last > 0:
-            rule = f"the run ends with step {last}"
-            yield Problem("profile.steps", list(steps), rule, f"end at {last} or before, or lengthen the run")
+    elif train.max_steps is not None and steps[1] > train.max_steps > 0:
+        yield profile_problem(steps, train.max_steps)
+
+
+def profile_problem(steps: tuple[int, ...], last: int) -> Problem:
+    """Profiled steps that the run does not reach."""
+    remedy = f"end at {last} or before, or lengthen the run"
+    return Problem("profile.steps", list(steps), f"the run ends with step {last}", remedy)
 
 
 def _loss_scale(config: RunConfig) -> Iterator[Problem]:

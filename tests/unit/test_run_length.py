@@ -2,14 +2,17 @@
 
 import itertools
 import math
+import re
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from pretrain.config.checks import check_run
+from pretrain.config.errors import ConfigError
 from pretrain.config.load import load_run_config
 from pretrain.config.run import RunConfig
-from pretrain.run_length import RunLength
+from pretrain.run_length import RunLength, check_length
 from pretrain.run_state import RunState
 
 SEQ = 64
@@ -133,3 +136,30 @@ def test_a_cut_holds_for_the_minutes_that_it_was_made_for() -> None:
         length = RunLength.of(configured(train__max_minutes=minutes))
         assert length.end_step(state) == end and length.planned_end_step(state) == 1000
     assert RunLength.of(configured(train__max_minutes=5, train__max_steps=15)).end_step(state) == 15
+
+
+CASES = {
+    "lr_schedule.warmup_steps=21": ({"lr_schedule__warmup_steps": 21}, {"lr_schedule__warmup_steps": 20}),
+    "lr_schedule.warmup_tokens=5121": ({"lr_schedule__warmup_tokens": 5121}, {"lr_schedule__warmup_tokens": 5120}),
+    "profile.steps=[20,21]": ({"profile__steps": [20, 21]}, {"profile__steps": [19, 20]}),
+}
+
+
+@pytest.mark.parametrize("length", [{"train__max_steps": 20}, {"train__max_steps": None, "train__max_tokens": 5100}])
+@pytest.mark.parametrize("key", CASES)
+def test_warmup_and_profile_lie_within_the_run(key: str, length: dict[str, Any]) -> None:
+    too_long, fitting = ({**length, **values} for values in CASES[key])
+    check_length(configured(**fitting), RunState())
+    with pytest.raises(ConfigError, match=rf"^{re.escape(key)}: .*(20|5100)"):
+        check_run(configured(**too_long), 1)
+        check_length(configured(**too_long), RunState())
+
+
+def test_steps_of_smaller_batches_before_are_counted_where_lengths_are_checked() -> None:
+    """30 steps of 4 samples are done; the run of 40 such steps ends, with batches of 40, after one more."""
+    state = trained(in_tokens(40 * 4 * SEQ), steps=30)[-1][0]
+    later = in_tokens(40 * 4 * SEQ, 40, lr_schedule__warmup_steps=30, profile__steps=[30, 31])
+    check_run(later, 1)
+    check_length(later, state)
+    with pytest.raises(ConfigError, match=r"profile\.steps=\[30,32\]: the run ends with step 31"):
+        check_length(in_tokens(40 * 4 * SEQ, 40, profile__steps=[30, 32]), state)
