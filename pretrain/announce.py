@@ -97,12 +97,11 @@ def announce_end(config: RunConfig, dataset: TrainingData, state: RunState, loss
             [f"step {state.step:,}", f"{state.tokens:,} tokens", in_words(epochs_at(dataset, state.position)), *reached]
         ),
     )
-    planned = length.planned_end_step(state)
-    if planned > state.step:
+    if length.is_shortened(state):
         log.info(
             "it ended before its %s steps: train.max_minutes=%g, and it trained for %.1f minutes; a longer run learns "
             "more: set train.max_minutes=null, or more minutes, and start it again",
-            f"{planned:,}",
+            f"{length.planned_end_step(state):,}",
             config.train.max_minutes,
             state.train_seconds / 60,
         )

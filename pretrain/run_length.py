@@ -54,6 +54,10 @@ class RunLength:
         """The number of the last step if time does not end the run earlier."""
         return state.step + self._planned_steps_left(state)
 
+    def is_shortened(self, state: RunState) -> bool:
+        """Whether time ends the run earlier than planned."""
+        return self.steps_left(state) < self._planned_steps_left(state)
+
     def is_over(self, state: RunState) -> bool:
         """Whether the last step is done."""
         return self.steps_left(state) == 0

@@ -15,6 +15,9 @@ from pretrain.run_length import RunLength
 from pretrain.run_state import RunState
 from pretrain.tracking.pace import FORWARD_SHARE
 
+UNMEASURED_STEPS = 3
+"""Steps at the beginning of an attempt: the first also compiles and fills caches, and the loop, which asks while a step
+is computed, adds the time of the step before to its clock."""
 PACE_SHARE = 0.1
 """Share of the limit over which the pace is measured at least."""
 LOOK_SHARE = 0.02
@@ -69,8 +72,7 @@ class ClockLimit:
     def cut(self, state: RunState, seconds: float) -> int:
         if self._first_step is None:
             self._first_step = state.step
-        elif self._measured_from is None:
-            # Not from the beginning: the first step of an attempt also compiles and fills caches.
+        elif self._measured_from is None and state.step >= self._first_step + UNMEASURED_STEPS:
             self._measured_from = (state.tokens, seconds)
             self._next_look = seconds + PACE_SHARE * self._limit
         if state.step <= self._earlier.last_step:

@@ -225,7 +225,8 @@ def run(
             record_outcome(EXIT_CODES[sinks.outcome], step=state.step)
         saver.close()
         why = "" if sinks.outcome == "finished" else "asked to stop by a signal; "
-        sinks.reason = f"{why}trained to step {state.step:,} of {length.end_step(state):,}"
+        early = ", shortened by train.max_minutes" if length.is_shortened(state) else ""
+        sinks.reason = f"{why}trained to step {state.step:,} of {length.end_step(state):,}{early}"
         if sinks.outcome == "finished":
             first = next(iter(validation.values()))
             write_sample(config, folder, engine, first, control=groups.control, stop_requested=stop_requested)
