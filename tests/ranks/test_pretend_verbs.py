@@ -27,7 +27,10 @@ STEPS, STOPPED_AFTER = 6, 3
 SETTINGS = (
     *(word for word in (*DATA, *SHAPE, *TRAINING) if not word.startswith("engine.device")),
     f"train.max_steps={STEPS}",
+    "train.global_batch_size=4",
     "evaluation.every_steps=2",
+    "evaluation.max_samples=6",
+    "evaluation.final_max_samples=10",
     "checkpoint.every_steps=2",
     "checkpoint.keep_last=9",
 )
