@@ -1,10 +1,14 @@
-"""Steps of a save or a load that all ranks take together: one that fails on any rank fails on all, with the reason."""
+"""Steps of a save or a load that all ranks take together: one that fails on any rank fails on all, with the reason.
+
+What a rank receives does not grow with the number of ranks, except in `all_say`.
+"""
 
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
 
 from data_pipeline.errors import SystemRefused, UserError
@@ -16,12 +20,12 @@ ALMOST_NOTHING = 1 << 20
 Result = TypeVar("Result")
 
 
-def together(what: str, folder: Path, group: dist.ProcessGroup, action: Callable[[], Result]) -> list[Result]:
-    """Run `action` on all ranks of the group; returns every rank's result, or raises RunError on all of them.
+def together(what: str, folder: Path, group: dist.ProcessGroup, action: Callable[[], Result]) -> Result:
+    """Run `action` on all ranks of the group; returns this rank's result, or raises RunError on all of them.
 
     If the system refused, that is RunRefused.
     """
-    result, fault, kind = None, None, RunError  # the class travels too: all ranks end with the same exit code
+    fault, kind = "", RunError  # the class travels too: all ranks end with the same exit code
     try:
         result = action()
     except UserError as error:
@@ -31,9 +35,34 @@ def together(what: str, folder: Path, group: dist.ProcessGroup, action: Callable
         cause = "no space left on the disk" if full else error.strerror or error
         kind = RunRefused
         fault = f"could not {what} a checkpoint in {folder}: rank {dist.get_rank()}: {cause}"
-    outcomes: list[Any] = [None] * group.size()
-    dist.all_gather_object(outcomes, (fault, kind, result), group=group)
-    for fault, kind, _ in outcomes:
-        if fault:
-            raise kind(fault)
-    return [result for _, _, result in outcomes]
+    rank, size = dist.get_rank(), group.size()
+    first = torch.tensor(rank if fault else size)
+    dist.all_reduce(first, op=dist.ReduceOp.MIN, group=group)
+    if int(first) < size:
+        told: list[Any] = [(fault, kind) if rank == int(first) else None]
+        dist.broadcast_object_list(told, src=int(first), group=group)
+        fault, kind = told[0]
+        raise kind(fault)
+    return result
+
+
+def first_says(what: str, folder: Path, group: dist.ProcessGroup, action: Callable[[], Result]) -> Result:
+    """The same; returns rank 0's result on all ranks."""
+    results: list[Any] = [together(what, folder, group, action)]
+    dist.broadcast_object_list(results, src=0, group=group)
+    result: Result = results[0]
+    return result
+
+
+def holds_on_all(what: str, folder: Path, group: dist.ProcessGroup, action: Callable[[], bool]) -> bool:
+    """The same; returns on all ranks whether `action` is true on all of them."""
+    holds = torch.tensor(int(together(what, folder, group, action)))
+    dist.all_reduce(holds, op=dist.ReduceOp.MIN, group=group)
+    return bool(holds)
+
+
+def all_say(what: str, folder: Path, group: dist.ProcessGroup, action: Callable[[], Result]) -> list[Result]:
+    """The same; returns every rank's result on all ranks: for what takes some bytes."""
+    results: list[Any] = [None] * group.size()
+    dist.all_gather_object(results, together(what, folder, group, action), group=group)
+    return results

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pretrain.checkpoint.agreement import together
+from pretrain.checkpoint.agreement import first_says
 from pretrain.checkpoint.manifest import set_aside
 from pretrain.checkpoint.mirror import Mirror
 from pretrain.checkpoint.saver import Level, levels_of, open_mirror
@@ -68,7 +68,7 @@ def find_beginning(
         return Beginning(levels, mirror, search.found, restarted=False)
     faults = [*at_mirror, *search.passed_over]
     restart = lambda: here.is_main and restarts(run_dir, shared.folder, faults, allowed=config.run.restart)  # noqa: E731
-    restarted = together("begin", shared.folder, groups.control, restart)[0]
+    restarted = first_says("begin", shared.folder, groups.control, restart)
     # With another id, so that what the old one left on the nodes' disks is not taken for the new run's.
     return Beginning(open_levels() if restarted else levels, mirror, None, restarted)
 

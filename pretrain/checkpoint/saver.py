@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import torch.distributed as dist
 
-from pretrain.checkpoint.agreement import together
+from pretrain.checkpoint.agreement import first_says, together
 from pretrain.checkpoint.mirror import Mirror
 from pretrain.checkpoint.store import CheckpointStore, Snapshot
 from pretrain.config.errors import RunError
@@ -83,8 +83,8 @@ def levels_of(
         return [Level(shared, config)]
     disk = Path(config.local.path)
     is_main = dist.get_rank() == 0
-    names = together("name", disk, groups.control, lambda: run_id() if is_main else "")
-    folder = disk / names[0]  # another run of the same name must not find it
+    name = first_says("name", disk, groups.control, lambda: run_id() if is_main else "")
+    folder = disk / name  # another run of the same name must not find it
     together("make room for", disk, groups.control, lambda: folder.mkdir(parents=True, exist_ok=True))
     on_node = CheckpointStore(folder, groups=groups, keep_last=config.local.keep_last, node=node)
     return [Level(shared, config), Level(on_node, config.local)]
@@ -108,7 +108,7 @@ def open_mirror(config: RunConfig, shared: CheckpointStore, here: Runtime) -> tu
         moved=here.moved,
     )
     begin = lambda: mirror.begin(shared.folder) if here.is_main else []  # noqa: E731
-    faults = together("fetch", shared.folder, shared.control, begin)[0]
+    faults = first_says("fetch", shared.folder, shared.control, begin)
     return mirror, faults
 
 

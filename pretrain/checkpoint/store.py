@@ -8,6 +8,7 @@
 """
 
 import contextlib
+import json
 import logging
 import os
 import secrets
@@ -24,7 +25,7 @@ from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 
 from data_pipeline.durable import sync_folder, write_durably
-from pretrain.checkpoint.agreement import together
+from pretrain.checkpoint.agreement import all_say, first_says, holds_on_all, together
 from pretrain.checkpoint.files import JsonIndexReader, merge_indices, write_tensors
 from pretrain.checkpoint.index import index_faults, read_index
 from pretrain.checkpoint.keeping import Keeping
@@ -127,16 +128,15 @@ class CheckpointStore:
         folder, completes = self.folder, self.place == 0
         try:
             # One name for what all ranks write now: after a crash a node may hold another save of the same step.
-            names = together(
+            save_id = first_says(
                 "begin", folder, group, lambda: self._make_place(partial) if completes else secrets.token_hex(8)
             )
-            digests = together("write", folder, group, lambda: self._write_part(partial, snapshot, tensors_read))
+            together("write", folder, group, lambda: self._write_part(partial, snapshot, tensors_read))
         finally:
             tensors_read()
-        manifest = {**snapshot.manifest, "save_id": names[0]}
-        files = {name: digest for part in digests for name, digest in part.items()}
+        manifest = {**snapshot.manifest, "save_id": save_id}
         # In two steps: no node shows the checkpoint before all have everything on their disks.
-        together("describe", folder, group, lambda: self._describe(partial, manifest, files) if completes else None)
+        together("describe", folder, group, lambda: self._describe(partial, manifest) if completes else None)
         together("complete", folder, group, lambda: self._complete(partial, final) if completes else None)
         if completes:
             self._prune(final.name)
@@ -154,33 +154,40 @@ class CheckpointStore:
     def names(self) -> list[str]:
         """Names of the complete checkpoints that all nodes have, the newest first."""
         listed = [path.name for path in complete_ones(self.folder)] if self.on_node or self.rank == 0 else []
-        seen = together("list", self.folder, self.control, lambda: listed)
-        return sorted(set(seen[0]).intersection(*seen) if self.on_node else seen[0], reverse=True)
+        if not self.on_node:
+            return sorted(first_says("list", self.folder, self.control, lambda: listed), reverse=True)
+        seen = all_say("list", self.folder, self.control, lambda: listed)
+        return sorted(set(seen[0]).intersection(*seen), reverse=True)
 
     def checked(self, name: str) -> Checkpoint:
         """A checkpoint, its files read by all ranks together; raises RunError on all of them if it is damaged."""
         path = self.folder / name
         try:
-            manifests = together("read", self.folder, self.control, lambda: read_manifest(path))
-            if len({manifest.get("save_id") for manifest in manifests}) > 1:
-                raise RunError(f"{path} is not the same save on all nodes")
-            share = dict(list(manifests[self.rank]["files"].items())[self.place :: self.sharing])
-            together("read", self.folder, self.control, lambda: refuse_damage(path, share))
+            manifest = together("read", self.folder, self.control, lambda: read_manifest(path))
+            save_id, files = manifest.get("save_id"), manifest["files"]
+            rank_0_has = first_says("read", self.folder, self.control, lambda: save_id)
+
+            def check_share() -> None:
+                if save_id != rank_0_has:
+                    raise RunError(f"{path} is not the same save on all nodes")
+                refuse_damage(path, dict(list(files.items())[self.place :: self.sharing]))
+
+            together("read", self.folder, self.control, check_share)
             if not self.on_node:  # a node's index has the parts that lie there
-                files, main = manifests[0]["files"], self.rank == 0
+                main = self.rank == 0
                 together("read", self.folder, self.control, lambda: refuse_holes(path, files) if main else None)
         except RunError:
             self.keeping.know(name, whole=False)
             raise
         self.keeping.know(name, whole=True)
-        return Checkpoint(path, manifests[self.rank])
+        return Checkpoint(path, manifest)
 
     def serves(self, checkpoint: Checkpoint, engine: Engine) -> bool:
         """Whether each rank finds all it needs on its node."""
         layout = checkpoint.manifest["layout"]
         everything = sum(name.endswith(".distcp") for name in checkpoint.manifest["files"]) == layout["world_size"]
         found = everything or self._holds_own_chunks(checkpoint, engine)
-        return all(together("read", self.folder, self.control, lambda: found))
+        return holds_on_all("read", self.folder, self.control, lambda: found)
 
     def _holds_own_chunks(self, checkpoint: Checkpoint, engine: Engine) -> bool:
         places = {
@@ -218,7 +225,7 @@ class CheckpointStore:
         Rank 0 says which: what it has `found`, or, where there is none or a live run deletes that meanwhile, what it
         finds now.
         """
-        chosen = together("find", self.folder, self.control, lambda: None if self.rank else found or find())[0]
+        chosen = first_says("find", self.folder, self.control, lambda: None if self.rank else found or find())
         assert chosen is not None
         weights = state_dict_of(engine.state_shards(weights_only=True))
         try:
@@ -232,9 +239,9 @@ class CheckpointStore:
     def _load(self, checkpoint: Checkpoint, state_dict: dict[str, Any]) -> str:
         """Fill the tensors; returns the digest of the manifest."""
         reader, manifest = JsonIndexReader(checkpoint.folder), checkpoint.folder / MANIFEST
-        digests = together("read", self.folder, self.control, lambda: reader.tensors and digest_of(manifest)["sha256"])
+        digest = first_says("read", self.folder, self.control, lambda: reader.tensors and digest_of(manifest)["sha256"])
         dcp.load(state_dict, storage_reader=reader, process_group=self.control)
-        return str(digests[0])
+        return str(digest)
 
     @contextlib.contextmanager
     def _reading(self, checkpoint: Checkpoint) -> Iterator[None]:
@@ -242,7 +249,7 @@ class CheckpointStore:
         try:
             yield
         except (RunError, CheckpointException) as error:
-            if not all(together("read", self.folder, self.control, checkpoint.folder.exists)):
+            if not holds_on_all("read", self.folder, self.control, checkpoint.folder.exists):
                 raise CheckpointDeleted(checkpoint.folder) from None
             if isinstance(error, CheckpointException):  # which is no Exception: nobody would tell the other ranks
                 raise RuntimeError(f"{checkpoint.folder}: {error}") from error
@@ -260,14 +267,19 @@ class CheckpointStore:
         partial.mkdir(parents=True)
         return secrets.token_hex(8)
 
-    def _write_part(self, partial: Path, snapshot: Snapshot, read: Callable[[], None]) -> dict[str, Any]:
+    def _write_part(self, partial: Path, snapshot: Snapshot, read: Callable[[], None]) -> None:
         files = write_tensors(partial, self.rank, snapshot.chunks, read)
         random = partial / _random_file(self.rank)
         write_durably(random, snapshot.random_states)
-        return {**files, random.name: digest_of(random)}
+        # By the folder, as the index goes: to send them would cost every rank memory for all ranks.
+        digests = {**files, random.name: digest_of(random)}
+        (partial / f"digests-{self.rank:05d}.json").write_text(json.dumps(digests))
 
-    def _describe(self, partial: Path, manifest: Mapping[str, Any], files: Mapping[str, Any]) -> None:
-        here = {name: digest for name, digest in files.items() if not self.on_node or (partial / name).exists()}
+    def _describe(self, partial: Path, manifest: Mapping[str, Any]) -> None:
+        here: dict[str, Any] = {}
+        for path in sorted(partial.glob("digests-*.json")):
+            here |= json.loads(path.read_bytes())
+            path.unlink()
         index = merge_indices(partial)
         content = {**manifest, "files": {**here, index: digest_of(partial / index)}}
         write_durably(partial / MANIFEST, sealed(content))

@@ -1,16 +1,25 @@
 """What a run of thousands of ranks asks of each of them, with process groups of that size that send nothing."""
 
 from collections import Counter
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from pretrain.checkpoint.store import CheckpointStore
+from pretrain.config.run import RunConfig
 from pretrain.layout.grid import ParallelLayout
 from pretrain.layout.groups import build_groups
 from pretrain.layout.runtime import Runtime
+from pretrain.run_state import RunState
+from tests.support.models import run_config
 from tests.support.ranks import run_ranks
+from tests.support.training import start
 
 
 def be_one_of(world_size: int, rank: int = 0) -> None:
@@ -43,3 +52,39 @@ def test_groups_on_the_host_are_those_that_are_used(device: str, on_the_host: in
     assert made["gloo"] == on_the_host
     # Megatron's other groups are made by their members alone: for the others each costs a call that returns at once.
     assert set(made) == {"", "gloo"}
+
+
+class Received(TorchDispatchMode):
+    """Counts the bytes of all tensors that take part in collectives."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "c10d":
+            tensors = [item for item in tree_leaves((args, kwargs)) if isinstance(item, torch.Tensor)]
+            self.bytes += sum(tensor.nbytes for tensor in tensors)
+        return func(*args, **(kwargs or {}))
+
+
+def received(here: Runtime, config: RunConfig, folder: Path, worlds: list[int]) -> list[tuple[int, int]]:
+    """In worlds of these sizes: bytes that rank 0 receives as it checks and as it writes a checkpoint."""
+    engine, found = start(here, config), []
+    CheckpointStore(folder, groups=engine.groups, keep_last=1).save(engine, RunState(step=1), {})
+    for world_size in worlds:
+        be_one_of(world_size)
+        world = dist.group.WORLD
+        assert world is not None
+        store = CheckpointStore(folder, groups=replace(engine.groups, control=world), keep_last=2)
+        with Received() as checking:
+            assert store.names() == ["step-00000001"]
+            store.checked("step-00000001")
+        with Received() as writing:
+            store.write(store.snapshot(engine, RunState(step=1), {}), world)
+        found.append((checking.bytes, writing.bytes))
+    return found
+
+
+def test_what_a_rank_receives_for_a_checkpoint_does_not_grow_with_the_world(tmp_path: Path) -> None:
+    ((few, many),) = run_ranks(received, 1, run_config(), tmp_path, [2, 4096])
+    assert few == many
+    assert max(many) < 10_000
