@@ -145,6 +145,7 @@ def _memory_table(memory: Sequence[StageMemory]) -> list[str]:
     columns = [
         ("params", [stage.parameters for stage in memory]),
         ("gathered", [stage.gathered for stage in memory]),
+        ("in gather", [stage.gather_buffer for stage in memory]),
         ("grads", [stage.gradients for stage in memory]),
         ("whole grads", [stage.full_gradients for stage in memory]),
         ("masters", [stage.master_weights for stage in memory]),

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from pretrain.engine.swap import reserve_for_shares
+from pretrain.planner.memory import gather_pieces
 
 HELD = "held for the step"
 
@@ -42,9 +43,14 @@ def fetch_without_traces(optimizer: Any) -> None:
 
 
 def hold(parameters: Iterable[nn.Parameter]) -> None:
-    """Gather the parameters at once and keep them until the optimizer's step, which lets go of all."""
+    """Gather the parameters and keep them until the optimizer's step, which lets go of all.
+
+    In pieces: DeepSpeed gathers into a buffer and copies the parameters out of it, so that a whole stage at once would
+    be there twice.
+    """
     wanted: list[Any] = list(parameters)
-    wanted[0].all_gather_coalesced(wanted).wait()
+    for piece in gather_pieces([parameter.ds_numel for parameter in wanted]):
+        wanted[piece.start].all_gather_coalesced(wanted[piece]).wait()
     for parameter in wanted:
         # DeepSpeed frees a parameter when no module is using it any more; this user never ends.
         parameter.ds_active_sub_modules.add(HELD)

@@ -14,7 +14,8 @@ and, on top of it, while the micro-batches of a step run:
 
     grad_reduction=per_step          2      + g N - g N/d           the whole gradient: this rank keeps its share of it
                                      3      + g N                   the whole gradient, beside this rank's share
-    gather=per_step                  3      + b N                   all parameters, gathered once
+    gather=per_step                  3      + b N                   all parameters, gathered once; while that is done
+                                                                    b 50 million beside them, later activations
     gather=per_micro_batch           3      + b (2 layers + the larger table)
     a bucket for the reduction       1-3    + g 50 million          at stage 3 between the steps too
     activations                             an estimate: activations.py
@@ -44,6 +45,8 @@ from pretrain.planner.shapes import EMBEDDING, HEAD, POSITIONS, StageShapes, all
 
 REDUCE_BUCKET_ELEMENTS = 50_000_000
 """Gradients are reduced in buckets of this size."""
+GATHER_ELEMENTS = 50_000_000
+"""A stage whose parameters are kept for a step is gathered in pieces of this size."""
 WHOLE_REDUCE_ELEMENTS = 500_000_000
 """Stage 0 reduces through a copy of this size at most (deepspeed 0.19.8)."""
 UPDATE_ELEMENTS = 1_000_000_000
@@ -79,6 +82,8 @@ class StageMemory:
     """ZeRO 2 and 3, per_step: what the whole gradient takes beyond that, until it is reduced."""
     gathered: int
     """ZeRO 3: whole parameters that stand beside the shares at most."""
+    gather_buffer: int
+    """ZeRO 3, per_step: beside them while they are gathered, before there are activations."""
     buffers: int
     """For reductions."""
     activations: int
@@ -96,7 +101,8 @@ class StageMemory:
     def peak(self) -> int:
         """The most that stands at one time: while the micro-batches run, or in the update after them."""
         kept = self.parameters + self.master_weights + self.moments + self.buffers
-        return kept + max(self.gradients + self.full_gradients + self.gathered + self.activations, self.in_update)
+        step = self.gathered + max(self.full_gradients + self.activations, self.gather_buffer)
+        return kept + max(self.gradients + step, self.in_update)
 
 
 def plan_memory(
@@ -217,6 +223,7 @@ def _stage(
         gradients=gradients,
         full_gradients=full_gradients,
         gathered=parameter * _gathered_elements(config, shapes, modes) if zero == 3 else 0,
+        gather_buffer=parameter * _gather_buffer(shapes, dp) if zero == 3 and modes.gather == "per_step" else 0,
         buffers=buffers,
         activations=activation_bytes(config, shapes, rank, number, vocab_size),
         in_update=in_update,
@@ -236,6 +243,25 @@ def _gathered_elements(config: RunConfig, shapes: StageShapes, modes: Modes) -> 
     ]
     # A layer and the one that comes next, and the embedding (or the head, which is never there at the same time).
     return min(shapes.num_layers, 2) * layer_size(config.model, config.parallel.tp) + max(tables, default=0)
+
+
+def gather_pieces(sizes: Sequence[int]) -> list[slice]:
+    """Neighbours among parameters of these sizes, together of GATHER_ELEMENTS at most; a larger one is alone."""
+    pieces, first, total = [], 0, 0
+    for number, size in enumerate(sizes):
+        if number > first and total + size > GATHER_ELEMENTS:
+            pieces.append(slice(first, number))
+            first, total = number, 0
+        total += size
+    return [*pieces, slice(first, len(sizes))]
+
+
+def _gather_buffer(shapes: StageShapes, dp: int) -> int:
+    """Elements of the largest buffer; one parameter alone is gathered in its own place, one rank gathers nothing."""
+    if dp == 1:
+        return 0
+    pieces = [shapes.sizes[piece] for piece in gather_pieces(shapes.sizes)]
+    return max((sum(-(-size // dp) * dp for size in sizes) for sizes in pieces if len(sizes) > 1), default=0)
 
 
 def _gathers(engine: EngineConfig) -> list[Mode]:

@@ -9,8 +9,11 @@ import torch
 
 from pretrain.config.load import load_run_config
 from pretrain.config.run import RunConfig
+from pretrain.engine.gathering import hold
 from pretrain.layout.runtime import Runtime
-from tests.support.models import batches, run_config
+from pretrain.planner import memory
+from tests.support.models import VOCAB_SIZE, batches, run_config
+from tests.support.pretend_machine import on_pretend_gpu
 from tests.support.ranks import run_ranks
 from tests.support.training import join, start, train
 
@@ -104,6 +107,43 @@ def test_a_stage_that_is_not_held_stands_gathered_in_small_parts(
 
 
 @dataclass(frozen=True)
+class Holding:
+    """Bytes on the device, above what an engine at rest has there."""
+
+    most: int
+    """While the stage is gathered."""
+    held: int
+    """After that."""
+
+
+def holding(here: Runtime, config: RunConfig, piece: int) -> Holding:
+    from tests.support.pretend import ledger
+
+    memory.GATHER_ELEMENTS = piece
+    engine = start(here, config)
+    at_rest = ledger.now
+    ledger.begin()
+    hold(engine.stage.parameters())
+    return Holding(ledger.peak - at_rest, ledger.now - at_rest)
+
+
+@pytest.mark.parametrize("piece", [10_000, 30_000, 10**9], ids=["small pieces", "larger ones", "all at once"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_held_stage_takes_the_memory_that_is_planned(
+    monkeypatch: pytest.MonkeyPatch, precision: str, piece: int
+) -> None:
+    shape = ("model.num_layers=4", "model.hidden_size=64", "model.ffn_hidden_size=128")
+    config = run_config("gpt", *shape, *batches(2), zero_stage=3, precision=precision, gather="per_step")
+    monkeypatch.setattr(memory, "GATHER_ELEMENTS", piece)
+    (plan,) = memory.plan_memory(config, VOCAB_SIZE, 2, memory.Modes("per_micro_batch", "per_step"))
+    if piece == 10**9:
+        assert plan.gather_buffer == plan.gathered
+    for found in run_ranks(holding, 2, config, piece, around=on_pretend_gpu):
+        assert found.held == plan.gathered
+        assert plan.gathered < found.most <= plan.gathered + plan.gather_buffer
+
+
+@dataclass(frozen=True)
 class Building:
     """Bytes."""
 
@@ -141,16 +181,16 @@ def building(here: Runtime, small: RunConfig, config: RunConfig) -> Building:
     build(small, 256)  # what the first one touches and imports is not the model's
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
-    before = memory("VmHWM")
+    before = process_memory("VmHWM")
     stage = build(config, 32768)
-    peak = memory("VmHWM") - before
+    peak = process_memory("VmHWM") - before
     width = 2 if config.engine.precision == "bf16" else 4
     share = sum(parameter.ds_tensor.numel() for parameter in stage.local) * width
     largest = max(whole_shape(local, config.parallel.tp).numel() for local in stage.local.values()) * 4
     return Building(share, largest, peak)
 
 
-def memory(key: str) -> int:
+def process_memory(key: str) -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
 
