@@ -13,6 +13,7 @@ from pretrain.planner.memory import (
     Modes,
     StageMemory,
     choose_modes,
+    gather_pieces,
     partitions_in_memory,
     plan_memory,
     shares,
@@ -136,7 +137,8 @@ def test_the_update_reads_its_share_in_fp32_when_the_rest_of_a_step_is_gone() ->
         assert low <= memory.in_update <= 1.001 * high
         assert memory.in_update > 0.95 * high
         kept = memory.parameters + memory.master_weights + memory.moments + memory.buffers
-        running = memory.gradients + memory.full_gradients + memory.gathered + memory.activations
+        in_step = max(memory.full_gradients + memory.activations, memory.gather_buffer)
+        running = memory.gradients + memory.gathered + in_step
         assert memory.peak == kept + max(running, memory.in_update)
 
 
@@ -206,6 +208,12 @@ def test_the_bucket_is_the_one_that_deepspeed_is_given() -> None:
     given = deepspeed_config(config.engine, reduce_per_step=False, micro_batch_size=1, clip_grad_norm=1.0, dp=1)
     assert given["zero_optimization"]["reduce_bucket_size"] == REDUCE_BUCKET_ELEMENTS
     assert one(engine(3, "bf16"), 4).buffers == 4 * REDUCE_BUCKET_ELEMENTS
+
+
+def test_a_stage_is_gathered_in_pieces_of_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pretrain.planner.memory.GATHER_ELEMENTS", 10)
+    assert gather_pieces([4, 6, 1, 25, 3]) == [slice(0, 2), slice(2, 3), slice(3, 4), slice(4, 5)]
+    assert gather_pieces([25]) == [slice(0, 1)]
 
 
 def peak_of(modes: Modes, config: RunConfig) -> int:
