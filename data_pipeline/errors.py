@@ -44,6 +44,10 @@ class NoSpace(DataError, SystemRefused):
     """The disk has no room for data."""
 
 
+class Unreachable(BadFile, SystemRefused):
+    """A file elsewhere that was not to be had, however often it was asked for: a server or the network may be back."""
+
+
 class WorkInterrupted(DataError):
     """Work that stopped through nobody's mistake, and goes on where it was."""
 

@@ -31,7 +31,7 @@ _MEANINGS = {
     ExitCode.BAD_NODE: "a node is bad (launch.preflight)",
     ExitCode.DIVERGED: "training diverged: more bad steps than train.max_bad_steps allows",
     ExitCode.IN_USE: "the run folder is in use by another live process",
-    ExitCode.REFUSED: "the system refused: no space, no permission, a bad disk; the message names the file",
+    ExitCode.REFUSED: "the system refused: no space, no permission, a bad disk or server; the message names the file",
     ExitCode.STOPPED: "stopped by a signal and saved, to be continued by the same command",
     ExitCode.NOT_READ: "the output is not read to its end, as by `| head`; shells use this code for SIGPIPE",
 }

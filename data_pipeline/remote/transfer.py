@@ -9,7 +9,7 @@ from contextlib import closing
 from typing import IO
 
 from data_pipeline.config import CacheConfig
-from data_pipeline.errors import BadFile, DataError, Stopped
+from data_pipeline.errors import BadFile, DataError, Stopped, Unreachable
 from data_pipeline.remote.addresses import shown
 from data_pipeline.remote.answers import Interrupted, Refused
 from data_pipeline.remote.transport import BLOCK_BYTES, connect
@@ -34,10 +34,10 @@ class Attempts:
         self.failures = 0
 
     def failed(self, what: str, remedy: str) -> None:
-        """Sleep, for longer each time and never in step with others; BadFile if this was the last attempt."""
+        """Sleep, for longer each time and never in step with others; Unreachable if this was the last attempt."""
         self.failures += 1
         if self.failures > self._config.retries:
-            raise BadFile(f"{shown(self._url)}: {what}, tried {self.failures} times; {remedy}")
+            raise Unreachable(f"{shown(self._url)}: {what}, tried {self.failures} times; {remedy}")
         growth = 2 ** min(self.failures - 1, MOST_DOUBLINGS)
         delay = min(self._config.retry_seconds * growth, LONGEST_DELAY) * random.uniform(0.5, MOST_JITTER)
         numbers = self.failures, self._config.retries

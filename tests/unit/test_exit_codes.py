@@ -5,12 +5,14 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 import pretrain.prepare
-from data_pipeline.errors import DataError, NoSpace
+from data_pipeline.errors import DataError, NoSpace, Unreachable
+from data_pipeline.remote.transfer import Attempts
 from launch.ending import Facts, judge
 from launch.outcomes import OUTCOMES, outcome_of
 from launch.step import Failure
@@ -19,6 +21,7 @@ from pretrain.config.errors import ConfigError, RunError, RunInUse, RunRefused, 
 from pretrain.exit_codes import ExitCode, exit_code_of
 from pretrain.layout.failures import RankFailed
 from pretrain.run_folder import hold_run_folder
+from tests.support.corpus import cache_config
 from tests.support.runs import ROOT, environment
 
 SCRIPTS = [path.relative_to(ROOT) for folder in ("launch", "slurm") for path in (ROOT / folder).glob("*.sh")]
@@ -30,6 +33,7 @@ SCRIPTS = [path.relative_to(ROOT) for folder in ("launch", "slurm") for path in 
         (ConfigError(["wrong"]), ExitCode.MISTAKE),
         (DataError("wrong"), ExitCode.MISTAKE),
         (NoSpace("full"), ExitCode.REFUSED),
+        (Unreachable("no answer"), ExitCode.REFUSED),
         (RunRefused("full"), ExitCode.REFUSED),
         (OSError(errno.ENOSPC, "full"), ExitCode.REFUSED),
         (RunInUse("held"), ExitCode.IN_USE),
@@ -64,6 +68,12 @@ def test_a_run_folder_is_refused_by_the_system_or_wrong(
     with pytest.raises(RunError, match="cannot be written") as raised:
         hold_run_folder(tmp_path / "run").__enter__()
     assert isinstance(raised.value, RunRefused) == (code == ExitCode.REFUSED)
+
+
+def test_a_server_that_never_answers_is_no_mistake(tmp_path: Path) -> None:
+    attempts = Attempts("http://host/file", cache_config(tmp_path, retries=0), threading.Event())
+    with pytest.raises(Unreachable, match="tried 1 times"):
+        attempts.failed("no answer", "try later")
 
 
 @pytest.mark.parametrize("code", ExitCode)
