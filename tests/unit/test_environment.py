@@ -41,7 +41,7 @@ def begin_training(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
 
 
 def begin_generating(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    tokenizer: Any = SimpleNamespace()
+    tokenizer: Any = SimpleNamespace(encode=lambda text: [5], eod_id=2)
     generate.continuations(load_generate_config(["run=x"]), folder, CONFIG, tokenizer)
 
 
