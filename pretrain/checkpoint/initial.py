@@ -27,8 +27,9 @@ log = logging.getLogger(__name__)
 
 
 def find_initial(init_from: str, run_dir: Path, model: ModelConfig, tokenizer: TokenizerRecord) -> Checkpoint | None:
-    """The checkpoint whose weights a new run begins with, its files checked; None where the run has one of its own.
+    """The checkpoint whose weights a new run begins with; None where the run has one of its own.
 
+    Its files are checked by their sizes alone: reading terabytes is for all ranks together, once they have met.
     Raises UserError where there is none, or the model or tokenizer is another.
     """
     if complete_ones(run_dir / "checkpoints"):
@@ -46,7 +47,7 @@ def load_initial(
     """On all ranks, with what rank 0 found: load the weights; returns where they came from, for the record."""
     if init_from is None:
         return {"init_from": None}
-    checkpoint, digest = store.restore_weights(engine, found, lambda: _find(init_from))
+    checkpoint, digest = store.restore_weights(engine, found, lambda: _find(init_from), digests=True)
     log.info("weights of %s (step %d); optimizer, data and steps begin anew", checkpoint.folder, checkpoint.step)
     return {"init_from": {"checkpoint": str(checkpoint.folder), "step": checkpoint.step, "manifest_sha256": digest}}
 
@@ -60,7 +61,8 @@ def _find(init_from: str) -> Checkpoint:
     path = Path(init_from)
     if not path.is_dir():
         raise ConfigError([Problem("run.init_from", init_from, "no such folder", "give a run folder or a checkpoint")])
-    found = read_checkpoint(path) if (path / MANIFEST).exists() else newest_whole(path / "checkpoints")
+    named = (path / MANIFEST).exists()
+    found = read_checkpoint(path, digests=False) if named else newest_whole(path / "checkpoints", digests=False)
     if found is None:
         rule = "holds no whole checkpoint"
         raise ConfigError([Problem("run.init_from", init_from, rule, "give a run folder or a checkpoint")])

@@ -170,7 +170,7 @@ class CheckpointStore:
             def check_share() -> None:
                 if save_id != rank_0_has:
                     raise RunError(f"{path} is not the same save on all nodes")
-                refuse_damage(path, dict(list(files.items())[self.place :: self.sharing]))
+                refuse_damage(path, share_of(files, self.place, self.sharing))
 
             together("read", self.folder, self.control, check_share)
             if not self.on_node:  # a node's index has the parts that lie there
@@ -218,21 +218,24 @@ class CheckpointStore:
         return RunState.from_json(checkpoint.manifest["state"])
 
     def restore_weights(
-        self, engine: Engine, found: Checkpoint | None, find: Callable[[], Checkpoint]
+        self, engine: Engine, found: Checkpoint | None, find: Callable[[], Checkpoint], *, digests: bool = False
     ) -> tuple[Checkpoint, str]:
         """Load the weights alone; the optimizer stays as it is. Returns of which checkpoint, and its manifest's digest.
 
         Rank 0 says which: what it has `found`, or, where there is none or a live run deletes that meanwhile, what it
-        finds now.
+        finds now. `digests`: compare the files with their digests first, each rank a share of them.
         """
         chosen = first_says("find", self.folder, self.control, lambda: None if self.rank else found or find())
         assert chosen is not None
         weights = state_dict_of(engine.state_shards(weights_only=True))
         try:
             with self._reading(chosen):
+                if digests:
+                    share = share_of(chosen.manifest["files"], dist.get_rank(), dist.get_world_size())
+                    together("read", self.folder, self.control, lambda: refuse_damage(chosen.folder, share))
                 digest = self._load(chosen, weights)
         except CheckpointDeleted:
-            return self.restore_weights(engine, None, find)
+            return self.restore_weights(engine, None, find, digests=digests)
         engine.restored(engine.counters())
         return chosen, digest
 
@@ -347,13 +350,13 @@ def has_its_files(folder: Path) -> bool:
         return False
 
 
-def newest_whole(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint in `folder` whose files are all as its manifest says."""
+def newest_whole(folder: Path, *, digests: bool = True) -> Checkpoint | None:
+    """The newest checkpoint in `folder` whose files are all as its manifest says; without `digests` by their sizes."""
     paths = complete_ones(folder)
     while paths:
         path = paths.pop()
         try:
-            return read_checkpoint(path)
+            return read_checkpoint(path, digests=digests)
         except RunError as error:
             if os.path.lexists(path):
                 log.warning("%s; trying the one before", error)
@@ -362,17 +365,22 @@ def newest_whole(folder: Path) -> Checkpoint | None:
     return None
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
+def read_checkpoint(path: Path, *, digests: bool = True) -> Checkpoint:
     """Open one checkpoint, its files checked against its manifest; raises RunError naming what is wrong."""
     manifest = read_manifest(path)
-    refuse_damage(path, manifest["files"])
+    refuse_damage(path, manifest["files"], digests=digests)
     refuse_holes(path, manifest["files"])
     return Checkpoint(path, manifest)
 
 
-def refuse_damage(path: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
+def share_of(files: Mapping[str, Any], place: int, sharing: int) -> dict[str, Any]:
+    """The files that one of `sharing` ranks reads, so that together they read each once."""
+    return dict(list(files.items())[place::sharing])
+
+
+def refuse_damage(path: Path, files: Mapping[str, Mapping[str, Any]], *, digests: bool = True) -> None:
     """Raise RunError naming the first file that is not as the manifest says."""
-    for fault in file_faults(path, files, digests=True):
+    for fault in file_faults(path, files, digests=digests):
         raise RunError(fault)
 
 

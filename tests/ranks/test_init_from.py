@@ -1,13 +1,16 @@
 """A run that begins with another's weights has them bit for bit in any layout, and nothing else of it."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from pretrain.checkpoint import store
 from pretrain.checkpoint.initial import load_initial
-from pretrain.checkpoint.store import CheckpointStore, newest_whole
+from pretrain.checkpoint.store import CheckpointStore, newest_whole, refuse_damage
+from pretrain.config.errors import RunError
 from pretrain.config.run import RunConfig
 from pretrain.engine.interface import StepResult
 from pretrain.engine.shards import MOMENTS
@@ -84,3 +87,39 @@ def test_weights_are_the_old_ones_and_the_first_loss_is_theirs(
         assert result.grad_norm == pytest.approx(after.grad_norm, rel=1e-5)
         assert origin["step"] == SAVED and len(origin["manifest_sha256"]) == 64
     assert not list(tmp_path.iterdir())
+
+
+def digests_read(here: Runtime, config: RunConfig, old: Path, folder: Path) -> tuple[list[str], str]:
+    """Names of the files whose digests this rank compares when a run begins with weights, and how that ends."""
+    engine = start(here, config)
+    compared: list[str] = []
+
+    def spy(path: Path, files: dict[str, object], *, digests: bool = True) -> None:
+        compared.extend(files if digests else ())
+        refuse_damage(path, files, digests=digests)
+
+    store.refuse_damage = spy
+    found = newest_whole(old / "checkpoints", digests=False) if here.rank == 0 else None
+    assert not compared, "before the ranks met"
+    try:
+        load_initial(store_of(engine, folder), engine, str(old), found)
+    except RunError as error:
+        return compared, str(error)
+    return compared, "loaded"
+
+
+def test_ranks_share_the_comparing_of_digests_and_all_refuse_damage(old, tmp_path):
+    copied = tmp_path / "copied"
+    shutil.copytree(old[0], copied)
+    (checkpoint,) = (copied / "checkpoints").glob("step-*")
+    config = config_of(2, zero_stage=2)
+    outcomes = run_ranks(digests_read, 2, config, copied, tmp_path)
+    assert [outcome for _, outcome in outcomes] == ["loaded", "loaded"]
+    everything = sorted(path.name for path in checkpoint.iterdir() if path.name != "manifest.json")
+    assert sorted(outcomes[0][0] + outcomes[1][0]) == everything
+
+    content = bytearray((checkpoint / "__1_0.distcp").read_bytes())
+    content[-9] ^= 1
+    (checkpoint / "__1_0.distcp").write_bytes(content)
+    for _, outcome in run_ranks(digests_read, 2, config, copied, tmp_path):
+        assert "__1_0.distcp is damaged: its SHA-256 differs" in outcome
