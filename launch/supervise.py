@@ -31,8 +31,6 @@ from pretrain.exit_codes import ExitCode
 
 START_SECONDS = 120.0
 """For another attempt to reach its first step; with less time left before the signal, the job is queued again."""
-NODES_SECONDS = 20.0
-"""For nodes to answer after a crash."""
 LAST_SECONDS = 5.0
 """Before the time limit nothing more is asked of Slurm."""
 
@@ -89,22 +87,15 @@ def supervise(words: Sequence[str], signals: Signals) -> int:
             seconds_left=slurm_job.seconds_left(job.name),
             start_seconds=start_seconds,
         )
-        if not here or signals.stop or not nodes_answer(job, signals):
+        unfit = slurm_job.unfit(job.nodes) if here else []
+        if unfit:
+            say(f"   {' '.join(unfit)}: drained or down")
+        if not here or signals.stop or unfit:
             return conclude(job, decision, done[-1].ended, ends_at)
         say(f"   started again on these nodes in {decision.wait_seconds:.0f} s: {decision.why}")
         if not signals.wait(decision.wait_seconds, job):
             say("   not started again here: the job is asked to stop")
             return conclude(job, decision, done[-1].ended, ends_at)
-
-
-def nodes_answer(job: Job, signals: Signals) -> bool:
-    """Whether all nodes are up; one that is slow to answer after a crash has a few seconds to."""
-    limit = time.monotonic() + NODES_SECONDS
-    while unfit := slurm_job.unfit(job.nodes):
-        if time.monotonic() > limit or not signals.wait(NODES_SECONDS / 10, job):
-            say(f"   {' '.join(unfit)}: drained, down or not answering")
-            return False
-    return True
 
 
 def one_attempt(words: Sequence[str], job: Job, run_dir: Path, signals: Signals) -> Ending:

@@ -123,10 +123,12 @@ def test_a_controller_that_does_not_answer_is_asked_again_while_the_job_has_time
     assert told == [says[0]] * (asked > 1), "it is said once"
 
 
-def test_nodes_that_do_not_answer_are_unfit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nodes_that_are_drained_or_down_are_unfit_and_a_missed_ping_says_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     states = "a mixed\nb idle*\nc draining\nd down\ne allocated\nf mixed@\n"
     monkeypatch.setattr(slurm_job, "_run", Controller({"sinfo": states}))
-    assert slurm_job.unfit("abcdef") == ["b", "c", "d"]
+    assert slurm_job.unfit("abcdef") == ["c", "d"]
     assert slurm_job.draining("abcdef") == ["c"]
 
 
