@@ -18,8 +18,8 @@ REFUSED_FOR_GOOD = re.compile(r"denied|disabled|invalid job|invalid user", re.IG
 """In Slurm's answer, where asking again changes nothing."""
 DRAINING = re.compile(r"drain", re.IGNORECASE)
 UNFIT = re.compile(r"drain|down|fail", re.IGNORECASE)
-"""States of a node that is to be emptied, or is lost. A * (one ping was missed) stays for minutes on a node that answers:
-the preflight of the next attempt asks it."""
+"""States of a node that is to be emptied, or is lost. A * (a ping was missed) stays for a while on a node that answers
+again: the preflight of the next attempt asks it."""
 RUNNING = ("RUNNING", "SIGNALING", "RESIZING", "CONFIGURING", "")
 """What squeue says of a job that goes on; nothing, where it could not be asked."""
 

@@ -123,7 +123,7 @@ def test_a_controller_that_does_not_answer_is_asked_again_while_the_job_has_time
     assert told == [says[0]] * (asked > 1), "it is said once"
 
 
-def test_nodes_that_are_drained_or_down_are_unfit_and_a_missed_ping_says_nothing(
+def test_a_drained_node_is_unfit_and_one_that_missed_a_ping_is_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     states = "a mixed\nb idle*\nc draining\nd down\ne allocated\nf mixed@\n"
