@@ -121,6 +121,7 @@ def holding(here: Runtime, config: RunConfig, piece: int) -> Holding:
 
     memory.GATHER_ELEMENTS = piece
     engine = start(here, config)
+    gc.collect()  # what the start left behind must not be freed later
     at_rest = ledger.now
     ledger.begin()
     hold(engine.stage.parameters())
