@@ -42,7 +42,7 @@ def background(jobs: Jobs) -> Background:
         cut=jobs.submit("cut", *LENGTH, "tracking=wandb_offline", flags=(*both, *limit), PLANTED_SECONDS=0.5),
         # Side by side on the same nodes, which meet by IPv6 here.
         whole=jobs.submit("whole", *LENGTH, flags=both, MASTER_ADDR="::1"),
-        crashing=jobs.submit("crashing", "cluster.max_restarts=1", "checkpoint.every_steps=0", PLANTED_CRASH=2),
+        crashing=jobs.submit("crashing", "cluster.max_restarts=1", "checkpoint.every_steps=0", PLANTED_CRASH=3),
         refused=jobs.submit("refused", "data.path=nowhere"),
     )
 
