@@ -31,8 +31,7 @@ def together(what: str, folder: Path, group: dist.ProcessGroup, action: Callable
     except UserError as error:
         fault, kind = str(error), RunRefused if isinstance(error, SystemRefused) else RunError
     except OSError as error:
-        full = folder.exists() and shutil.disk_usage(folder).free < ALMOST_NOTHING
-        cause = "no space left on the disk" if full else error.strerror or error
+        cause = "no space left on the disk" if _is_full(folder) else error.strerror or error
         kind = RunRefused
         fault = f"could not {what} a checkpoint in {folder}: rank {dist.get_rank()}: {cause}"
     rank, size = dist.get_rank(), group.size()
@@ -44,6 +43,14 @@ def together(what: str, folder: Path, group: dist.ProcessGroup, action: Callable
         fault, kind = told[0]
         raise kind(fault)
     return result
+
+
+def _is_full(folder: Path) -> bool:
+    """Never raises: a rank that left `together` here would leave the others waiting."""
+    try:
+        return shutil.disk_usage(folder).free < ALMOST_NOTHING
+    except OSError:  # it is not there, or its file system does not answer either
+        return False
 
 
 def first_says(what: str, folder: Path, group: dist.ProcessGroup, action: Callable[[], Result]) -> Result:

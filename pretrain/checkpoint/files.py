@@ -24,6 +24,7 @@ from data_pipeline.durable import write_durably
 from pretrain.checkpoint.index import INDEX
 from pretrain.checkpoint.manifest import digest_of
 from pretrain.checkpoint.tensors import Chunk
+from pretrain.config.errors import RunRefused
 
 # The manifest has SHA-256 of every file; torch's own check sum in each tensor would take as long as writing it.
 torch.serialization.set_crc32_options(False)
@@ -98,10 +99,22 @@ def _save(tensor: torch.Tensor, file: BinaryIO) -> None:
         raise telling.error from None
 
 
-def merge_indices(folder: Path) -> str:
+def parts_of_ranks(folder: Path, kind: str, num_ranks: int) -> list[Path]:
+    """The files of this kind that the ranks wrote; raises RunRefused unless there is one of each rank.
+
+    The listing of a shared file system may lack what another node has just written: a checkpoint without that would
+    pass for complete.
+    """
+    found = sorted(folder.glob(f"{kind}-*.json"))
+    if len(found) != num_ranks:
+        raise RunRefused(f"{folder} shows {len(found)} files {kind}-*.json, {num_ranks} ranks wrote one each")
+    return found
+
+
+def merge_indices(folder: Path, num_ranks: int) -> str:
     """One index of all the data files in the folder out of those of its ranks; returns its name."""
     merged: dict[str, Any] = {}
-    for path in sorted(folder.glob("tensors-*.json")):
+    for path in parts_of_ranks(folder, "tensors", num_ranks):
         for name, tensor in json.loads(path.read_bytes()).items():
             chunks = merged.setdefault(name, {**tensor, "chunks": {}})["chunks"]
             for chunk in tensor["chunks"]:

@@ -26,7 +26,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from data_pipeline.durable import sync_folder, write_durably
 from pretrain.checkpoint.agreement import all_say, first_says, holds_on_all, together
-from pretrain.checkpoint.files import JsonIndexReader, merge_indices, write_tensors
+from pretrain.checkpoint.files import JsonIndexReader, merge_indices, parts_of_ranks, write_tensors
 from pretrain.checkpoint.index import index_faults, read_index
 from pretrain.checkpoint.keeping import Keeping
 from pretrain.checkpoint.manifest import (
@@ -186,8 +186,9 @@ class CheckpointStore:
         """Whether each rank finds all it needs on its node."""
         layout = checkpoint.manifest["layout"]
         everything = sum(name.endswith(".distcp") for name in checkpoint.manifest["files"]) == layout["world_size"]
-        found = everything or self._holds_own_chunks(checkpoint, engine)
-        return holds_on_all("read", self.folder, self.control, lambda: found)
+        # Inside of what all ranks do together: one rank alone may find its index unreadable.
+        has_own = lambda: everything or self._holds_own_chunks(checkpoint, engine)  # noqa: E731
+        return holds_on_all("read", self.folder, self.control, has_own)
 
     def _holds_own_chunks(self, checkpoint: Checkpoint, engine: Engine) -> bool:
         places = {
@@ -280,10 +281,10 @@ class CheckpointStore:
 
     def _describe(self, partial: Path, manifest: Mapping[str, Any]) -> None:
         here: dict[str, Any] = {}
-        for path in sorted(partial.glob("digests-*.json")):
+        for path in parts_of_ranks(partial, "digests", self.sharing):
             here |= json.loads(path.read_bytes())
             path.unlink()
-        index = merge_indices(partial)
+        index = merge_indices(partial, self.sharing)
         content = {**manifest, "files": {**here, index: digest_of(partial / index)}}
         write_durably(partial / MANIFEST, sealed(content))
 

@@ -1,6 +1,8 @@
 """Live process groups, and the face that DeepSpeed asks them through."""
 
 from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import torch
@@ -55,7 +57,8 @@ def build_groups(
     tensor_parallel.model_parallel_cuda_manual_seed(seed + 10_000 * dp_rank + 100 * pp_rank, force_reset_rng=True)
     at_an_end = layout.pp > 1 and pp_rank in (0, layout.pp - 1)
     world = dist.group.WORLD
-    control = world if device.type == "cpu" else dist.new_group(backend="gloo")
+    of_host = partial(dist.new_group, backend="gloo", timeout=timedelta(minutes=timeout_minutes))
+    control = world if device.type == "cpu" else of_host()
     assert world is not None and control is not None
     return ProcessGroups(
         layout=layout,
@@ -69,7 +72,7 @@ def build_groups(
         embedding=parallel_state.get_embedding_group() if at_an_end else None,
         world=world,
         control=control,
-        saving=dist.new_group(backend="gloo"),
+        saving=of_host(),
     )
 
 

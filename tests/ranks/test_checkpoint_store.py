@@ -1,7 +1,9 @@
 """Checkpoints are whole or not there, damaged ones are passed over, and nothing in them is ever executed."""
 
+import errno
 import io
 import json
+import os
 import pickle
 import resource
 import shutil
@@ -348,6 +350,15 @@ def broken_random_file(folder: Path) -> None:
     store_module.write_tensors = in_the_way
 
 
+def stale_handle(folder: Path) -> None:
+    """Let this process hear from the file system that the folder is gone, whatever it asks."""
+
+    def refuse(*_: Any) -> str:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    store_module.write_tensors = shutil.disk_usage = refuse
+
+
 def save_with_fault(
     here: Runtime, config: RunConfig, folder: Path, rank: int, plant: Callable[[Path], None]
 ) -> tuple[str, str]:
@@ -364,7 +375,7 @@ def save_with_fault(
     return "nothing raised", ""
 
 
-@pytest.mark.parametrize("plant", [full_disk, broken_random_file])
+@pytest.mark.parametrize("plant", [full_disk, broken_random_file, stale_handle])
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_disk_error_on_one_rank_is_told_on_all_and_leaves_no_checkpoint(
     tmp_path: Path, rank: int, plant: Callable[[Path], None]
@@ -376,6 +387,28 @@ def test_a_disk_error_on_one_rank_is_told_on_all_and_leaves_no_checkpoint(
     newest = newest_whole(tmp_path / "checkpoints")
     assert newest is not None and newest.step == 1
     assert not (tmp_path / "checkpoints" / "step-00000002").exists()
+
+
+def save_with_short_listings(here: Runtime, config: RunConfig, folder: Path) -> list[str]:
+    """Save twice where the listing lacks a file of rank 1 each time; how each save ended."""
+    engine, listed, ends = start(here, config), Path.glob, []
+    for hidden in ("digests-00001.json", "tensors-00001.json"):
+        Path.glob = lambda path, pattern, hidden=hidden: (  # type: ignore[method-assign, misc, assignment]
+            found for found in listed(path, pattern) if found.name != hidden
+        )
+        try:
+            store_of(engine, folder).save(engine, RunState(step=1), {})
+            ends.append("saved")
+        except RunError as error:
+            ends.append(str(error))
+    return ends
+
+
+def test_a_save_whose_folder_is_listed_in_part_is_not_complete(tmp_path: Path) -> None:
+    for of_digests, of_tensors in run_ranks(save_with_short_listings, 2, run_config("gpt"), tmp_path):
+        assert "shows 1 files digests-*.json, 2 ranks wrote one each" in of_digests
+        assert "shows 1 files tensors-*.json" in of_tensors
+    assert not list((tmp_path / "checkpoints").glob("step-*1"))
 
 
 def restore_random_state(here: Runtime, config: RunConfig, folder: Path) -> list[float]:

@@ -14,9 +14,10 @@ import torch
 
 from pretrain.checkpoint import files
 from pretrain.checkpoint import store as store_module
+from pretrain.checkpoint.agreement import all_say
 from pretrain.checkpoint.mirror import Mirror
 from pretrain.checkpoint.saver import Level, Saver
-from pretrain.checkpoint.store import CheckpointStore, newest_of, newest_whole, read_checkpoint
+from pretrain.checkpoint.store import CheckpointStore, newest_of, newest_whole, read_checkpoint, refuse_damage
 from pretrain.config.errors import RunError
 from pretrain.config.run import LocalCheckpointConfig, RunConfig
 from pretrain.engine.interface import Engine
@@ -242,6 +243,26 @@ def newest_here(here: Runtime, config: RunConfig, folder: Path) -> tuple[int, bo
     return state.step, store.on_node, whole_state(engine)
 
 
+def read_with_an_index_lost(here: Runtime, config: RunConfig, folder: Path) -> tuple[list[str], int]:
+    """On nodes' disks, where rank 1 cannot read an index: what is passed over, and how many ranks say that then."""
+    engine = start(here, config)
+    store = node_level(engine, folder).store
+    store.save(engine, RunState(step=1), {})
+    if here.rank == 1:
+        store_module.read_index = lambda path: refuse_damage(path, {"tensors.json": {"bytes": 0}})
+    passed_over = [str(error) for error in newest_of([store], engine).passed_over]
+    return passed_over, sum(all_say("count", folder, engine.groups.control, lambda: len(passed_over)))
+
+
+def test_an_index_that_one_rank_cannot_read_is_passed_over_by_all(tmp_path: Path) -> None:
+    for passed_over, total in run_ranks(
+        read_with_an_index_lost, 2, run_config("gpt", *batches(2)), tmp_path, timeout=60.0
+    ):
+        assert total == 2
+        (text,) = passed_over
+        assert "node-1/checkpoints/step-00000001/tensors.json has" in text
+
+
 SPREAD = {"gpt-dp": {"zero_stage": 0}, "tied-tp": {"zero_stage": 1, "tp": 2}, "pp": {"zero_stage": 3, "pp": 2}}
 
 
@@ -321,5 +342,5 @@ def test_no_piece_is_larger_than_a_bucket(tmp_path: Path, monkeypatch: pytest.Mo
     held = whole[1:8].flatten()
     assert torch.equal(held[4:101], data[4:101]) and held[:4].isnan().all() and held[101:].isnan().all()
     (name,) = files.write_tensors(tmp_path, 0, tensors.chunks_of(shard), lambda: None)
-    files.merge_indices(tmp_path)
+    files.merge_indices(tmp_path, 1)
     assert {path.name for path in tmp_path.iterdir()} == {name, files.INDEX}

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ def groups_made(here: Runtime, layout: ParallelLayout, device: str) -> Counter[s
 
     def counted(*args: Any, **kwargs: Any) -> Any:
         made[kwargs.get("backend") or ""] += 1
+        assert kwargs["timeout"] == timedelta(minutes=10), "torch would wait as long as it likes"
         return new_group(*args, **{**kwargs, "backend": "fake"})
 
     dist.new_group = counted
@@ -78,6 +80,7 @@ def received(here: Runtime, config: RunConfig, folder: Path, worlds: list[int]) 
         with Received() as checking:
             assert store.names() == ["step-00000001"]
             store.checked("step-00000001")
+        store.sharing = 1  # the others write nothing
         with Received() as writing:
             store.write(store.snapshot(engine, RunState(step=1), {}), world)
         found.append((checking.bytes, writing.bytes))
