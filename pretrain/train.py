@@ -148,7 +148,10 @@ def run(
         changes: list[Change] = []
         if beginning.found is None:
             newest = None
-            state, origin = RunState(), load_initial(beginning.levels[0].store, engine, config.run.init_from, initial)
+            state, origin = (
+                RunState(),
+                load_initial(beginning.levels[0].store, engine, initial, finder(config, dataset)),
+            )
         else:
             store, newest = beginning.found
             changes = check_same_data(newest.manifest, dataset, newest.folder, config.run.accept_changes)
@@ -288,6 +291,15 @@ def open_initial(config: RunConfig, dataset: TrainingData) -> "Checkpoint | None
     from pretrain.checkpoint.initial import find_initial
 
     return find_initial(config.run.init_from, Path(config.run.dir), config.model, dataset.manifest.tokenizer)
+
+
+def finder(config: RunConfig, dataset: TrainingData) -> "Callable[[], Checkpoint] | None":
+    """What finds and checks that checkpoint whatever the run has of its own; None without run.init_from."""
+    if config.run.init_from is None:
+        return None
+    from pretrain.checkpoint.initial import find_fitting
+
+    return partial(find_fitting, config.run.init_from, config.model, dataset.manifest.tokenizer)
 
 
 def restore(newest: "Checkpoint", store: "CheckpointStore", engine: "Engine") -> RunState:

@@ -1,7 +1,7 @@
 """Continued pretraining: a new run begins with the weights of another, and with nothing else of it."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,12 @@ def find_initial(init_from: str, run_dir: Path, model: ModelConfig, tokenizer: T
     """
     if complete_ones(run_dir / "checkpoints"):
         return None
+    return find_fitting(init_from, model, tokenizer)
+
+
+def find_fitting(init_from: str, model: ModelConfig, tokenizer: TokenizerRecord) -> Checkpoint:
+    """The checkpoint that run.init_from names; raises UserError where there is none, or it is of another model or
+    tokenizer."""
     found = _find(init_from)
     problems: list[Problem | str] = [*_other_shape(found, model), *_other_tokenizer(found, tokenizer)]
     if problems:
@@ -42,12 +48,19 @@ def find_initial(init_from: str, run_dir: Path, model: ModelConfig, tokenizer: T
 
 
 def load_initial(
-    store: CheckpointStore, engine: Engine, init_from: str | None, found: Checkpoint | None
+    store: CheckpointStore,
+    engine: Engine,
+    found: Checkpoint | None,
+    find: Callable[[], Checkpoint] | None,
 ) -> dict[str, Any]:
-    """On all ranks, with what rank 0 found: load the weights; returns where they came from, for the record."""
-    if init_from is None:
+    """On all ranks, with what rank 0 found: load the weights; returns where they came from, for the record.
+
+    `find` looks for them again, where nothing was found before (as the run had checkpoints of its own, all damaged) or
+    it is gone by now; None: the run begins with no weights.
+    """
+    if find is None:
         return {"init_from": None}
-    checkpoint, digest = store.restore_weights(engine, found, lambda: _find(init_from), digests=True)
+    checkpoint, digest = store.restore_weights(engine, found, find, digests=True)
     log.info("weights of %s (step %d); optimizer, data and steps begin anew", checkpoint.folder, checkpoint.step)
     return {"init_from": {"checkpoint": str(checkpoint.folder), "step": checkpoint.step, "manifest_sha256": digest}}
 

@@ -9,7 +9,7 @@ import pytest
 
 from pretrain.checkpoint import store
 from pretrain.checkpoint.initial import load_initial
-from pretrain.checkpoint.store import CheckpointStore, newest_whole, refuse_damage
+from pretrain.checkpoint.store import CheckpointStore, newest_whole, read_checkpoint, refuse_damage
 from pretrain.config.errors import RunError
 from pretrain.config.run import RunConfig
 from pretrain.engine.interface import StepResult
@@ -49,7 +49,9 @@ def new_run(
     """Begin with the weights; returns the state, its counters, a step on the batch after the save, and the origin."""
     engine = start(here, config)
     found = newest_whole(old / "checkpoints") if here.rank == 0 else None
-    origin = load_initial(store_of(engine, folder), engine, str(old), found)
+    origin = load_initial(
+        store_of(engine, folder), engine, found, lambda: read_checkpoint(next((old / "checkpoints").iterdir()))
+    )
     state, counters = whole_state(engine), engine.counters()
     (result,) = train(here, config, engine, [SAVED])
     return state, counters, result, origin["init_from"]
@@ -102,7 +104,9 @@ def digests_read(here: Runtime, config: RunConfig, old: Path, folder: Path) -> t
     found = newest_whole(old / "checkpoints", digests=False) if here.rank == 0 else None
     assert not compared, "before the ranks met"
     try:
-        load_initial(store_of(engine, folder), engine, str(old), found)
+        load_initial(
+            store_of(engine, folder), engine, found, lambda: read_checkpoint(next((old / "checkpoints").iterdir()))
+        )
     except RunError as error:
         return compared, str(error)
     return compared, "loaded"

@@ -1,12 +1,14 @@
 """Whose weights a run may begin with."""
 
 from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import pytest
 
 from data_pipeline.errors import UserError
 from data_pipeline.shards.manifest import TokenizerRecord
 from pretrain.checkpoint.initial import find_initial
+from pretrain.train import finder, open_initial
 from tests.support.checkpoints import change_manifest, write_manifest
 from tests.support.models import run_config
 
@@ -43,6 +45,15 @@ def test_a_run_with_a_checkpoint_of_its_own_goes_on_from_that(old, tmp_path):
     assert found(old, tmp_path / "new") is not None
     (tmp_path / "new/checkpoints/step-00000002").mkdir()
     assert found(old, tmp_path / "new") is None
+
+
+def test_weights_are_checked_too_where_the_run_has_damaged_checkpoints(old, tmp_path):
+    (tmp_path / "new/checkpoints/step-00000002").mkdir(parents=True)
+    own = (f"run.init_from={old}", f"run.dir={tmp_path}/new", "model.num_query_groups=1")
+    config, dataset = run_config("llama", *own), SimpleNamespace(manifest=SimpleNamespace(tokenizer=TOKENIZER))
+    assert open_initial(config, dataset) is None
+    with pytest.raises(UserError, match=r"model\.num_query_groups=1: the weights in "):
+        finder(config, dataset)()
 
 
 def test_what_leaves_the_weights_as_they_are_may_change(old, tmp_path):
