@@ -93,10 +93,12 @@ class _Frames:
     """
 
     def __init__(self, raw: BinaryIO, new_frame: Callable[[], Any], part_bytes: int, padding: bytes = b"") -> None:
-        """`new_frame` makes a decompressor of one frame; bytes of `padding` may follow a frame."""
+        """`new_frame` makes a decompressor of one frame; bytes of `padding` may follow a frame, and not come first."""
         self._raw = raw
         self._new_frame, self._part_bytes, self._padding = new_frame, part_bytes, padding
         self._frame: Any = None
+        self._is_first = True
+        """Whether no frame has ended yet."""
         self._head: bytes | None = None
         """Of the frame, until it is long enough to be a byte order mark."""
         self._output = bytearray()
@@ -111,7 +113,7 @@ class _Frames:
             num_used = len(part)
             if self._frame.eof:
                 num_used -= len(self._frame.unused_data)
-                self._frame = None
+                self._frame, self._is_first = None, False
             self._input = self._input[num_used:]
         block = self._output[:size]
         del self._output[:size]
@@ -127,7 +129,8 @@ class _Frames:
         return content
 
     def _has_input(self) -> bool:
-        while self._fill() and self._frame is None and self._input[:1] == self._padding:
+        may_be_padding = self._frame is None and not self._is_first
+        while self._fill() and may_be_padding and self._input[:1] == self._padding:
             self._input = memoryview(self._input.tobytes().lstrip(self._padding))
         return len(self._input) > 0
 

@@ -301,6 +301,17 @@ def test_cut_or_damaged_compressed_files_are_errors(tmp_path, suffix, errors):
             read(tmp_path / "out", path, encoding_errors=errors)
 
 
+def test_nul_bytes_after_a_member_of_gzip_are_padding_and_before_it_damage(tmp_path):
+    member, padding = gzip.compress(b"text"), bytes(300_000)
+    path = tmp_path / "t.txt.gz"
+    path.write_bytes(member + padding + member + padding)
+    assert [item.text for item in read(tmp_path / "out", path)[1]] == ["texttext"]
+    for content in (padding, padding + member):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=r"t.txt.gz: compressed file is damaged"):
+            read(tmp_path / "out", path)
+
+
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
 def test_memory_does_not_grow_with_what_a_few_bytes_unpack_to(tmp_path, suffix):
     packer = zlib.compressobj(wbits=31) if suffix == ".gz" else zstandard.ZstdCompressor().compressobj()
