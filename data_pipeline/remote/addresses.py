@@ -4,8 +4,8 @@ import re
 
 PIPE = "pipe:"
 FILE_MARK = "{file}"
-_QUERIED = re.compile(r"https?://")
-"""In other URLs a question mark is part of a name or a pattern."""
+_QUERIED = re.compile(r"https?\\?://")
+"""In other URLs a question mark is part of a name or a pattern. Hydra writes a colon with a backslash before it."""
 
 
 def is_url(address: str) -> bool:

@@ -23,6 +23,7 @@ from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseExceptio
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from data_pipeline.errors import DataError
+from data_pipeline.remote.addresses import shown
 from data_pipeline.written import Typed, written
 from pretrain.config.describe import CONF_DIR, record_key, record_keys, record_types, yaml_key
 from pretrain.config.errors import MISSING, ConfigError, Problem
@@ -98,7 +99,8 @@ def with_overrides(config: RunConfig, overrides: Sequence[str], may_change: tupl
         key = override.get_key_element()
         if key not in known or not key.startswith(may_change):
             settable = ", ".join(name + "*" if name.endswith(".") else name for name in may_change)
-            mistakes.append(f"{override.input_line}: here only {settable} can be set; all else is the run's")
+            word = shown(str(override.input_line))
+            mistakes.append(f"{word}: here only {settable} can be set; all else is the run's")
             continue
         *sections, name = key.split(".")
         place = values
@@ -125,8 +127,8 @@ def sweep_members(overrides: Sequence[str]) -> list[tuple[str, ...]]:
             swept.append(key)
             try:
                 given = [f"{key}={value}" for value in override.sweep_string_iterator()]
-            except HydraException:
-                mistakes.append(f"{override.input_line}: cannot be counted out; give values, as in {key}=A,B")
+            except _HYDRA_REFUSES:
+                mistakes.append(f"{shown(given[0])}: cannot be counted out; give values, as in {key}=A,B")
         options.append(given)
     mistakes += [f"{key}: is given more than once" for key in dict.fromkeys(swept) if keys.count(key) > 1]
     if not mistakes and not swept:
@@ -220,21 +222,21 @@ def _refused(root: str, words: Sequence[str], error: Exception, known: Known) ->
             key = next(iter(typed_values([word])), word)
             if key in known.keys:
                 return refusal(known.keys[key].hint, key, typed[key])
-            return f"{word}: {_hydra_message(error)}"
+            return f"{shown(word)}: {_hydra_message(error)}"
     return _hydra_message(error)
 
 
 def _refuse_torn(overrides: Sequence[str]) -> None:
     """A file's name may be of any bytes, the text of a configuration not."""
     if torn := [override for override in overrides if not is_text(override)]:
-        raise ConfigError([f"{override!a}: is not UTF-8 text" for override in torn])
+        raise ConfigError([f"{shown(override)!a}: is not UTF-8 text" for override in torn])
 
 
 def _hydra_message(error: Exception) -> str:
-    """Hydra's own words without its search path, pointers to its manual and names of Python's classes."""
+    """Hydra's own words without its search path, pointers to its manual, names of Python's classes and passwords."""
     text = str(error).split("\nConfig search path")[0].split("\nSee https")[0].split("\n    full_key")[0]
     text = re.sub(r"^\w+ raised while resolving interpolation: ", "", text)
-    return re.sub(r"\s*\n\s*", " ", text).strip().strip('"')
+    return shown(re.sub(r"\s*\n\s*", " ", text).strip().strip('"'))
 
 
 def _to_record(

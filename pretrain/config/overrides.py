@@ -14,6 +14,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
+from data_pipeline.remote.addresses import shown
 from data_pipeline.written import Typed
 from pretrain.config.describe import Key, groups_of, keys_of, options_of, takes_text, without_null
 from pretrain.config.errors import MISSING, ConfigError, Problem
@@ -115,6 +116,7 @@ def quoted(key: str, value: str) -> str:
 
 
 def _unreadable(word: str) -> Problem | str:
+    word = shown(word)
     key, separator, value = word.partition("=")
     if not separator:
         colon = word.replace(":", "=", 1)
@@ -135,7 +137,7 @@ def _unreadable(word: str) -> Problem | str:
 
 def _faults(word: Override, known: Known) -> Iterator[Problem]:
     name = word.key_or_group if word.package is None else f"{word.key_or_group}@{word.package}"
-    value = Typed(str(word.input_line).partition("=")[2])
+    value = Typed(shown(str(word.input_line).partition("=")[2]))
     if name in known.groups:
         yield from _wrong_option(word, value, known)
     elif word.is_delete() and name in known.keys:

@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from data_pipeline.remote.addresses import shown
 from data_pipeline.written import Typed, written
 from pretrain.config.describe import TAKES_AUTO, choices, keys_of, noun, record_key, takes_text, without_null, yaml_key
 from pretrain.config.errors import MISSING, Problem
@@ -56,7 +57,7 @@ def refusal(hint: Any, key: str, given: object, value: object = None, where: str
 
 def _remedy(hint: Any, key: str, given: object, value: object, *, in_file: bool) -> str:
     kind, _ = without_null(hint)
-    text = given if isinstance(given, str) else written(given)
+    text = shown(given) if isinstance(given, str) else written(given)
     if takes_text(kind) and isinstance(value, int | float):
         return f"quote it: '{text}'" if in_file else f"quote it: {quoted(key, text)}"
     if typing.get_origin(kind) is tuple and takes_text(typing.get_args(kind)[0]) and isinstance(value, str) and value:

@@ -7,7 +7,7 @@ import pytest
 
 from pretrain.config.checks import check_run
 from pretrain.config.errors import ConfigError
-from pretrain.config.load import CONF_DIR, load_generate_config, load_run_config
+from pretrain.config.load import CONF_DIR, load_generate_config, load_run_config, sweep_members, with_overrides
 
 LARGEST = "is not a finite number; the largest is about 1.8e308"
 SWEEP = "stands for several values, which only a sweep takes"
@@ -154,6 +154,43 @@ def test_a_hint_to_quote_gives_the_typed_text_to_that_key(message: str, key: str
     for part in key.split("."):
         place = place[part] if isinstance(place, dict) else getattr(place, part)
     assert place == value
+
+
+SECRET_URL = "https://me:hunter2@host/a.jsonl"
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        SECRET_URL,
+        f"data.inputs={SECRET_URL}",
+        f"data.inputs={SECRET_URL},b.txt",
+        f"data.inputs=[{SECRET_URL}",
+        f"data.name={SECRET_URL},b",
+        f"data.path={SECRET_URL}(",
+        f"data.path = {SECRET_URL}",
+        f"--data.path={SECRET_URL}",
+        f"+data.path={SECRET_URL}",
+        f"optim.lr='{SECRET_URL}'",
+        f"model={SECRET_URL}",
+        r"data.inputs=https\://me\:hunter2@host/a.jsonl",
+        "data.path=https://host/a?signature=hunter2",
+        "data.inputs='https://host/a?signature=hunter2'",
+        "data.inputs=${https://me:hunter2@host}",
+    ],
+)
+def test_neither_a_message_nor_its_hint_repeats_a_password(word: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_run_config([word])
+    assert "host" in str(caught.value) and "hunter2" not in str(caught.value)
+
+
+def test_words_that_are_refused_elsewhere_are_shown_without_passwords() -> None:
+    config = load_run_config([])
+    with pytest.raises(ConfigError, match=r"^data\.path=https://host/a\.jsonl: here only"):
+        with_overrides(config, [f"data.path={SECRET_URL}"], ("profile.",))
+    with pytest.raises(ConfigError, match=r"^data\.path=https://host/a\.jsonl,range\(1,2\): cannot be counted out"):
+        sweep_members([f"data.path={SECRET_URL},range(1,2)"])
 
 
 @pytest.mark.parametrize("value", ["a", "/tmp/x", "1", "a:b"])
