@@ -49,13 +49,16 @@ class Facts:
     time_is_up: bool = False
     """They were, because the time limit is near."""
     made_steps: bool = True
-    """Whether a step was recorded that was not there before."""
+    """Whether the attempt made a step, as far as that is known."""
     slurm_ends: str | None = None
     """Why Slurm itself ends the job, if it does."""
 
 
 def judge(facts: Facts) -> Ending:
-    """The outcome. What the ranks wrote down comes first: after the last save there is only clean-up."""
+    """The outcome. What the ranks wrote down comes first: after the last save there is only clean-up.
+
+    A time limit that leaves no time for a step is a failure, saved or not: every further attempt would end so at once.
+    """
     gone = next((each for each in facts.failures if each.rank is None), None)
     code = facts.rank_0 if facts.rank_0 is not None else facts.exit_code
     if (known := _known(facts)) is not None:
@@ -66,11 +69,13 @@ def judge(facts: Facts) -> Ending:
         return Ending("lost", code, cause, gone.node if gone is not None else None)
     if (refusal := _refusal_of(facts)) is not None:
         return refusal
-    why = facts.slurm_ends or facts.stop or _early_signal(facts)
+    why = facts.slurm_ends or facts.stop
     if why and not facts.made_steps:
         if facts.time_is_up:
-            return Ending("failed", code, f"{why}: it left no time for a step; give the job more time (--time)")
-        return Ending("stopped", code, f"{why}: before the first step, nothing was trained")
+            return no_time(why)
+        return Ending("stopped", ExitCode.STOPPED, f"{why}: before the first step, nothing was trained")
+    if not facts.made_steps and (early := _early_signal(facts)) is not None:
+        return early
     if facts.slurm_ends:
         return Ending("interrupted", code, f"{facts.slurm_ends} before it could save: {LAST_CHECKPOINT}")
     if facts.exit_code is None:
@@ -82,6 +87,11 @@ def judge(facts: Facts) -> Ending:
     if facts.stuck:
         return replace(ending, outcome="lost", cause=f"{ending.cause}; srun did not end after it")
     return ending
+
+
+def no_time(why: str) -> Ending:
+    """The ending of an attempt that was asked to stop at the time limit before it made a step."""
+    return Ending("failed", ExitCode.FAILED, f"{why}: it left no time for a step; give the job more time (--time)")
 
 
 def last_lines(log: Path, count: int) -> list[str]:
@@ -134,8 +144,10 @@ def _known(facts: Facts) -> Ending | None:
     if of_record == ExitCode.DONE or (facts.exit_code == 0 and facts.rank_0 == 0):
         return Ending("finished", ExitCode.DONE, "finished")
     if of_record == ExitCode.STOPPED or facts.rank_0 == ExitCode.STOPPED:
-        why = facts.slurm_ends or facts.stop or (facts.record.message if facts.record is not None else "")
-        return Ending("stopped", ExitCode.STOPPED, f"stopped and saved: {why or 'asked to'}")
+        why = facts.slurm_ends or facts.stop or (facts.record.message if facts.record is not None else "") or "asked to"
+        if facts.time_is_up and not facts.made_steps:
+            return no_time(why)
+        return Ending("stopped", ExitCode.STOPPED, f"stopped and saved: {why}")
     return None
 
 
@@ -150,12 +162,17 @@ def _refusal_of(facts: Facts) -> Ending | None:
     return None if code is None else Ending(outcome_of(code), code, f"{code.meaning}; see the logs")
 
 
-def _early_signal(facts: Facts) -> str | None:
-    """Whether the rank that ended first did so by a request to stop, which came before it could listen."""
+def _early_signal(facts: Facts) -> Ending | None:
+    """The ending by a signal to the rank that ended first, if it came before that rank could listen.
+
+    Who sent it is not known. The exit code says so: it is the signal's, where that of a known request is 75.
+    """
     first = facts.failures[0] if facts.failures else None
-    if first is None or first.rank is None or not _ASKED.search(first.words):
+    if first is None or first.rank is None or not (match := _ASKED.search(first.words)):
         return None
-    return f"rank {first.rank} on {first.node} was asked by a signal ({first.words})"
+    code = int(match[2]) if match[2] else _CODES[match[1]]
+    why = f"rank {first.rank} on {first.node} was asked by a signal ({first.words})"
+    return Ending("stopped", code, f"{why}: before the first step, nothing was trained")
 
 
 def _node_of(log: Path | None) -> str | None:
@@ -166,7 +183,9 @@ _KILLED = re.compile(r"Killed|Bus error|Segmentation fault|exit code 13[4-9]$")
 _NODE_LOST = "node fail"
 """Slurm's words."""
 _REFUSALS = (ExitCode.MISTAKE, ExitCode.DIVERGED, ExitCode.IN_USE, ExitCode.REFUSED)
-_ASKED = re.compile(r"^(Terminated|Interrupt|Hangup|User defined signal 1)$|exit code (129|130|138|143)$")
+_CODES = {"Hangup": 129, "Interrupt": 130, "User defined signal 1": 138, "Terminated": 143}
+"""srun's names of the signals that ask for a stop, and the exit codes that a shell shows for them."""
+_ASKED = re.compile(rf"^({'|'.join(_CODES)})$|exit code ({'|'.join(map(str, _CODES.values()))})$")
 _VERDICT = re.compile(
     r"rank \d+ \(.* failed first.*|rank \d+ \(.* kept the others waiting.*|no rank came on, .*"
     r"|rank \d+ ended: .*"

@@ -4,12 +4,13 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from launch.attempts import Attempt, Outcome
+from launch.attempts import Attempt, Ended, Outcome
 from pretrain.exit_codes import ExitCode
 
 LONGEST_WAIT_SECONDS = 3600.0
 FAILURES = ("failed", "lost")
 """Outcomes that count against `max_restarts` unless there was progress."""
+LEAST_SIGNAL_CODE = 129
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def decide(attempts: Sequence[Attempt], job: str, limits: Limits) -> Decision:
     if fruitless > limits.max_restarts:
         tried = f"{fruitless} attempts failed in a row" if fruitless > 1 else "an attempt failed"
         return Decision(False, f"{tried} without a new step (max_restarts={limits.max_restarts})", exclude=exclude)
-    if ended.outcome not in FAILURES:
+    if not _is_failure(ended):
         return Decision(True, f"{ended.outcome}, to be continued", exclude=exclude)
     wait = min(limits.backoff_seconds * 2 ** max(0, fruitless - 1), LONGEST_WAIT_SECONDS)
     counted = f"restart {fruitless} of at most {limits.max_restarts} without a new step"
@@ -113,10 +114,17 @@ def _fruitless(recent: Sequence[Attempt], step: int) -> int:
         # A resume takes steps back that were recorded after its checkpoint: making them again is no progress.
         if attempt.ended.step > step:
             count = 0
-        elif attempt.ended.outcome in FAILURES:
+        elif _is_failure(attempt.ended):
             count += 1
         step = max(step, attempt.ended.step)
     return count
+
+
+def _is_failure(ended: Ended) -> bool:
+    """Whether it counts: also a stop by a signal of which neither Slurm nor the job knows, as the next attempt may end
+    in the same way."""
+    of_unknown_signal = ended.exit_code is not None and ended.exit_code >= LEAST_SIGNAL_CODE
+    return ended.outcome in FAILURES or (ended.outcome == "stopped" and of_unknown_signal)
 
 
 def _bad_nodes(recent: Sequence[Attempt], exclude_after: int) -> tuple[str, ...]:

@@ -11,12 +11,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 from data_pipeline.errors import SYSTEM_FAULTS, UserError
 from launch import attempts, slurm_job
-from launch.ending import LAST_CHECKPOINT, Ending, Facts, judge, last_lines, log_of
+from launch.ending import LAST_CHECKPOINT, Ending, Facts, judge, last_lines, log_of, no_time
 from launch.outcomes import outcome_of
 from launch.rendezvous import rendezvous
 from launch.restart import Decision, Limits, decide, stays
@@ -132,7 +132,11 @@ def one_attempt(words: Sequence[str], job: Job, run_dir: Path, signals: Signals)
 def stopped_early(job: Job, signals: Signals) -> Ending | None:
     """The ending of an attempt that was asked to stop before its ranks were started; None if it was not."""
     signals.look(job)
-    return Ending("stopped", None, f"{signals.stop}: before training began", trained=False) if signals.stop else None
+    if signals.stop is None:
+        return None
+    if signals.time_is_up:
+        return replace(no_time(signals.stop), trained=False)
+    return Ending("stopped", None, f"{signals.stop}: before training began", trained=False)
 
 
 def attempt(
@@ -165,10 +169,15 @@ def attempt(
             stuck=watched.stuck,
             stop=stop,
             time_is_up=signals.time_is_up,
-            made_steps=last_step(run_dir) > before,
+            made_steps=made_steps(record, last_step(run_dir) > before),
             slurm_ends=signals.slurm_ends,
         )
     )
+
+
+def made_steps(record: outcome_record.OutcomeRecord | None, recorded: bool) -> bool:
+    """Whether an attempt made a step: its ranks know best, else it is whether one was `recorded`, as only some are."""
+    return recorded if record is None or record.steps_made is None else record.steps_made > 0
 
 
 def preflight(job: Job, run_dir: Path, folder: Path, signals: Signals) -> Ending | None:

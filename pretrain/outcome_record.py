@@ -29,12 +29,19 @@ class OutcomeRecord:
     time: float
     step: int | None = None
     """The last one that is saved, if the run finished or stopped."""
+    steps_made: int | None = None
+    """How many of them this start made; `tracking.log_every_steps` may leave all of them off the run's records."""
     message: str = ""
     """One line."""
 
 
 def record_outcome(
-    code: ExitCode, *, step: int | None = None, message: str = "", environment: Mapping[str, str] = os.environ
+    code: ExitCode,
+    *,
+    step: int | None = None,
+    steps_made: int | None = None,
+    message: str = "",
+    environment: Mapping[str, str] = os.environ,
 ) -> None:
     """Write the record if a supervisor asks for one; the first writer wins, and the file is on the disk on return.
 
@@ -44,7 +51,13 @@ def record_outcome(
         return
     rank = environment.get("RANK", "0")
     record = OutcomeRecord(
-        code, int(rank) if rank.isdecimal() else 0, socket.gethostname(), time.time(), step, " ".join(message.split())
+        code,
+        int(rank) if rank.isdecimal() else 0,
+        socket.gethostname(),
+        time.time(),
+        step,
+        steps_made,
+        " ".join(message.split()),
     )
     path = Path(environment[VARIABLE])
     partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")

@@ -197,6 +197,7 @@ def run(
             mirror=beginning.mirror,
             saved=partial(record_save, folder) if here.is_main else lambda step, at: None,
         )
+        began_at = state.step
         state, sinks.outcome = run_loop(
             config=config,
             engine=engine,
@@ -225,7 +226,7 @@ def run(
         )
         if here.is_main:
             # The last save is on the disk: from here on no supervisor takes the run for lost.
-            record_outcome(EXIT_CODES[sinks.outcome], step=state.step)
+            record_outcome(EXIT_CODES[sinks.outcome], step=state.step, steps_made=state.step - began_at)
         saver.close()
         why = "" if sinks.outcome == "finished" else "asked to stop by a signal; "
         early = ", shortened by train.max_minutes" if length.is_shortened(state) else ""

@@ -17,7 +17,7 @@ def test_the_first_writer_wins_and_nothing_is_left_beside_the_record(tmp_path: P
     record_outcome(ExitCode.STOPPED, step=5, environment=environment)
     found = read_outcome(path)
     assert found is not None and (found.exit_code, found.rank, found.step) == (ExitCode.REFUSED, 3, None)
-    assert found.message == "no space"
+    assert found.message == "no space" and found.steps_made is None
     assert list(tmp_path.iterdir()) == [path]
 
 

@@ -2,12 +2,17 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
 from launch.ending import Facts, judge
 from launch.outcomes import OUTCOMES
+from launch.signals import Signals
+from launch.slurm_job import Job
 from launch.step import Failure
+from launch.supervise import made_steps, stopped_early
 from pretrain.exit_codes import ExitCode
 from pretrain.outcome_record import OutcomeRecord
 
@@ -120,6 +125,8 @@ def test_a_signal_that_came_before_a_rank_could_listen_is_a_stop(facts: Facts, w
     ending = judge(asked)
     assert ending.outcome == "stopped"
     assert ending.cause.startswith(f"rank 1 on b was asked by a signal ({words})")
+    assert ending.exit_code in (129, 138, 143), "nothing shows who sent it"
+    assert judge(replace(asked, stop="asked by SIGUSR1")).exit_code == ExitCode.STOPPED
     assert judge(replace(asked, made_steps=True)).outcome == "failed"
     crashed = (Failure("a", "Exited with exit code 1", 0.0, 0), *asked.failures)
     assert judge(replace(asked, failures=crashed)).outcome == "failed"
@@ -129,6 +136,33 @@ def test_a_time_limit_that_leaves_no_time_for_a_step_is_a_failure(facts: Facts) 
     asked = replace(facts, exit_code=138, rank_0=138, stop="asked by SIGUSR1", made_steps=False, time_is_up=True)
     assert judge(asked).outcome == "failed" and "give the job more time" in judge(asked).cause
     assert judge(replace(asked, made_steps=True, rank_0=75)).outcome == "stopped"
+
+
+def test_a_time_limit_that_leaves_no_time_for_a_step_is_a_failure_though_the_ranks_saved(facts: Facts) -> None:
+    for saved in (
+        replace(facts, exit_code=0, rank_0=75, record=record(ExitCode.STOPPED)),
+        replace(facts, exit_code=0, rank_0=75),
+    ):
+        asked = replace(saved, stop="asked by SIGUSR1", made_steps=False, time_is_up=True)
+        ending = judge(asked)
+        assert (ending.outcome, ending.exit_code) == ("failed", ExitCode.FAILED)
+        assert "give the job more time" in ending.cause
+        assert judge(replace(asked, time_is_up=False)).outcome == "stopped"
+        assert judge(replace(asked, made_steps=True)).outcome == "stopped"
+        assert judge(replace(asked, record=record(ExitCode.DONE))).outcome == "finished"
+
+
+@pytest.mark.parametrize(("time_is_up", "outcome"), [(True, "failed"), (False, "stopped")])
+def test_a_stop_before_the_ranks_started_is_a_failure_only_at_the_time_limit(time_is_up: bool, outcome: str) -> None:
+    signals = cast(Signals, SimpleNamespace(stop="asked by SIGUSR1", time_is_up=time_is_up, look=lambda job: "stop"))
+    ending = stopped_early(Job("7", 0, ("a",), (1,), None, 0), signals)
+    assert ending is not None and (ending.outcome, ending.trained) == (outcome, False)
+
+
+def test_steps_that_are_saved_count_though_none_of_them_is_recorded() -> None:
+    assert made_steps(replace(record(ExitCode.STOPPED), steps_made=7), recorded=False)
+    assert not made_steps(replace(record(ExitCode.STOPPED), steps_made=0), recorded=False)
+    assert made_steps(None, recorded=True) and made_steps(record(ExitCode.DIVERGED), recorded=True)
 
 
 def test_a_stop_before_the_first_step_lost_nothing(facts: Facts) -> None:

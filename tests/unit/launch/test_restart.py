@@ -60,6 +60,18 @@ def test_steps_that_a_resume_makes_again_are_no_progress() -> None:
     assert decide(attempts(*ends[:3], ("failed", 60)), "7", LIMITS).restart
 
 
+def test_a_stop_by_a_signal_that_nobody_is_known_to_have_sent_counts_as_a_failure() -> None:
+    def ended(count: int, code: int) -> Decision:
+        made = attempts(*[("stopped", 0)] * count)
+        return decide(
+            [replace(each, ended=replace(each.ended, exit_code=code)) for each in made if each.ended], "7", LIMITS
+        )
+
+    assert ended(2, 143).restart and ended(2, 143).wait_seconds == 60
+    assert not ended(3, 143).restart
+    assert ended(9, ExitCode.STOPPED).restart
+
+
 @pytest.mark.parametrize("outcome", ["stopped", "interrupted"])
 def test_only_failures_count(outcome: Outcome) -> None:
     assert decide(attempts(*[(outcome, 0)] * 9), "7", LIMITS).restart
