@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
@@ -20,6 +21,7 @@ from launch.sweep import (
     SWEEPS,
     Member,
     Sweep,
+    as_shown,
     check_members,
     free_name,
     read_sweep,
@@ -88,7 +90,7 @@ def find_or_make(name: str | None, overrides: Sequence[str]) -> tuple[Sweep, boo
             raise UserError(f"--name {name}: {folder} was submitted to Slurm\n  hint: pretrain submit --rerun {folder}")
         if sweep.given != given:
             raise UserError(
-                f"--name {name}: {folder} was made by other overrides: {' '.join(sweep.given)}\n"
+                f"--name {name}: {folder} was made by other overrides: {as_shown(sweep.given)}\n"
                 "  hint: give the same overrides to continue it, or another --name"
             )
         return sweep, False
@@ -119,9 +121,10 @@ def is_finished(member: Member) -> bool:
 def train_members(sweep: Sweep, members: Sequence[Member], folder: Path) -> dict[int, int]:
     """Train one after the other; returns the exit codes by index, of as many as were started."""
     codes: dict[int, int] = {}
+    labels = labels_of(sweep)
     with Forwarding() as forwarding:
         for number, member in enumerate(members, 1):
-            say(f"\n== {number} of {len(members)}: {member.run_dir}  {label_of(sweep, member)}")
+            say(f"\n== {number} of {len(members)}: {member.run_dir}  {labels[member.index]}")
             codes[member.index] = forwarding.run([sys.executable, "-m", "pretrain", "train", *member.overrides])
             compare(sweep, codes, folder)
             if codes[member.index] == ExitCode.STOPPED or forwarding.asked:
@@ -185,14 +188,20 @@ def cells_of(sweep: Sweep, codes: Mapping[int, int]) -> "list[Cell]":
     """All members for the table; `codes`: of those that ended now."""
     from pretrain.tracking.comparison import Cell
 
-    return [Cell(label_of(sweep, each), Path(each.run_dir), codes.get(each.index)) for each in sweep.members]
+    labels = labels_of(sweep)
+    return [Cell(labels[each.index], Path(each.run_dir), codes.get(each.index)) for each in sweep.members]
 
 
-def label_of(sweep: Sweep, member: Member) -> str:
-    """The overrides that tell it from the other members."""
-    common = set(member.overrides).intersection(*(other.overrides for other in sweep.members))
+def labels_of(sweep: Sweep) -> dict[int, str]:
+    """By index: the overrides that tell a member from the others, without secrets; its name too, if they look the same."""
+    common = set.intersection(*(set(member.overrides) for member in sweep.members))
     # The first two are the name of the run and the group of the sweep.
-    return " ".join(word for word in member.overrides[2:] if word not in common) or member.overrides[0]
+    own = [as_shown([word for word in member.overrides[2:] if word not in common]) for member in sweep.members]
+    count = Counter(own)
+    return {
+        member.index: words if words and count[words] == 1 else f"{words} {member.overrides[0]}".strip()
+        for member, words in zip(sweep.members, own, strict=True)
+    }
 
 
 def print_result(sweep: Sweep, codes: Mapping[int, int], folder: Path) -> None:

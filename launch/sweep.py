@@ -2,6 +2,8 @@
 
 sweep.json: {"name", "given": [words], "members": [{"index", "run_dir", "overrides"}],
              "jobs": [{"job", "members", "time"}]}
+The words are stored as they were given, with their secrets, because the members start from them; `as_shown` is for all
+that people see.
 """
 
 import json
@@ -81,6 +83,13 @@ def words_of_members(name: str, overrides: Sequence[str]) -> dict[int, tuple[str
     }
 
 
+def as_shown(words: Sequence[str]) -> str:
+    """The words without secrets, and without the backslashes that Hydra puts before colons."""
+    from pretrain.config.public import public_words
+
+    return " ".join(public_words([word.replace("\\:", ":") for word in words]))
+
+
 def free_name() -> str:
     """A name that no sweep in this folder has."""
     number = 1
@@ -105,7 +114,7 @@ def check_members(
             faults.setdefault(str(error), []).append(index)
     if faults:
         lines = (
-            f"\n  member {', '.join(map(str, of))} ({' '.join(words[of[0]])}): {text}" for text, of in faults.items()
+            f"\n  member {', '.join(map(str, of))} ({as_shown(words[of[0]])}): {text}" for text, of in faults.items()
         )
         raise UserError("".join((f"{refusal}:", *lines)))
     folders = [config.run.dir for config in configs.values()]

@@ -11,8 +11,8 @@ import pytest
 
 from data_pipeline.errors import UserError
 from launch import grid
-from launch.grid import Forwarding, find_or_make, label_of, refuse_launcher
-from launch.sweep import Sweep, read_sweep, write_sweep
+from launch.grid import Forwarding, find_or_make, labels_of, refuse_launcher
+from launch.sweep import Sweep, check_members, read_sweep, write_sweep
 from pretrain.cli import main
 from pretrain.exit_codes import ExitCode
 from pretrain.tracking.outcome import note_end, note_start
@@ -77,10 +77,28 @@ def test_every_combination_is_a_run_of_its_own_in_one_group(place: Path, monkeyp
     sweep = read_sweep(Path("sweeps/rates"))
     assert [member.run_dir for member in sweep.members] == ["runs/rates-0", "runs/rates-1"]
     assert all("tracking.wandb_group=rates" in member.overrides for member in sweep.members)
-    assert [label_of(sweep, member) for member in sweep.members] == ["optim.lr=0.0001", "optim.lr=0.0003"]
+    assert list(labels_of(sweep).values()) == ["optim.lr=0.0001", "optim.lr=0.0003"]
     table = capsys.readouterr().out
     assert table.count("finished") == 2 and "sweeps/rates/comparison.html" in table
     assert (place / "sweeps/rates/comparison.png").exists() and (place / "sweeps/rates/comparison.html").exists()
+
+
+def test_nothing_that_is_shown_of_the_members_holds_a_secret(place: Path, monkeypatch, capsys) -> None:
+    Runs(monkeypatch)
+    inputs = "data.inputs=[https://me:hunter2@host/a.jsonl],[https://me:hunter2@host/b.jsonl]"
+    variables = "cluster.environment.HF_TOKEN=hunter2,hunter2b"
+    assert train("--name", "secret", inputs, variables) == 0
+    first, second, third, _ = labels_of(read_sweep(Path("sweeps/secret"))).values()
+    hidden = "cluster.environment.HF_TOKEN=(not stored)"
+    assert first == f"data.inputs=[https://host/a.jsonl] {hidden} run.name=secret-0"
+    assert second.endswith("run.name=secret-1") and "b.jsonl" in third
+    with pytest.raises(UserError) as caught:
+        find_or_make("secret", GRID)
+    with pytest.raises(UserError, match=r"member 0 \(.*data\.inputs=\[https://host/a\.jsonl\]") as refused:
+        check_members({0: ("optim.lr=fast", r"data.inputs=[https\://me\:hunter2@host/a.jsonl]")}, print, "nothing")
+    printed = capsys.readouterr()
+    page = Path("sweeps/secret/comparison.html").read_text()
+    assert "hunter2" not in f"{printed.out}{printed.err}{page}{caught.value}{refused.value}"
 
 
 def test_the_same_command_skips_the_finished_and_starts_the_others(monkeypatch) -> None:
