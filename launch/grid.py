@@ -193,7 +193,7 @@ def cells_of(sweep: Sweep, codes: Mapping[int, int]) -> "list[Cell]":
 
 
 def labels_of(sweep: Sweep) -> dict[int, str]:
-    """By index: the overrides that tell a member from the others, without secrets; its name too, if they look the same."""
+    """By index: the overrides that only this member has, without secrets; its name too, where they look the same."""
     common = set.intersection(*(set(member.overrides) for member in sweep.members))
     # The first two are the name of the run and the group of the sweep.
     own = [as_shown([word for word in member.overrides[2:] if word not in common]) for member in sweep.members]

@@ -141,9 +141,14 @@ def _ids_or_fault(tokenizer: Tokenizer, text: str) -> Ids | Unencodable:
 
 @contextlib.contextmanager
 def faults_of(package: str, text: str) -> Iterator[None]:
-    """Where a package encodes a text, whatever it raises about that: Unencodable."""
+    """Where a package encodes a text, whatever it raises about that: Unencodable.
+
+    A lack of memory or a fault of the system is not about the text.
+    """
     try:
         yield
+    except (MemoryError, OSError):
+        raise
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # of Rust, and no Exception
             raise
