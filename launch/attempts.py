@@ -42,6 +42,8 @@ class Ended:
     step: int
     node: str | None = None
     """Whose fault it was, where that is known."""
+    diverged_at: int | None = None
+    """The step that went bad, where training diverged: `step` may be an earlier one, as not every step is recorded."""
 
 
 @dataclass(frozen=True)
@@ -70,10 +72,12 @@ def ended(
     cause: str,
     step: int,
     node: str | None = None,
+    diverged_at: int | None = None,
 ) -> None:
     """Note how an attempt ended."""
     facts = {"outcome": outcome, "exit_code": exit_code, "cause": " ".join(cause.split()), "step": step}
-    _append(run_dir, attempt, "ended", facts | ({"node": node} if node else {}))
+    where_known = {"node": node, "diverged_at": diverged_at}
+    _append(run_dir, attempt, "ended", facts | {key: value for key, value in where_known.items() if value is not None})
 
 
 def read_attempts(run_dir: Path) -> list[Attempt]:

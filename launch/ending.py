@@ -27,6 +27,8 @@ class Ending:
     """Of the rank that failed first."""
     trained: bool = True
     """Whether its ranks were started."""
+    diverged_at: int | None = None
+    """The step that went bad, where training diverged."""
 
 
 @dataclass(frozen=True)
@@ -154,8 +156,9 @@ def _known(facts: Facts) -> Ending | None:
 def _refusal_of(facts: Facts) -> Ending | None:
     """The ending by an error with a code of its own, by whichever rank it was. A full disk may take no record: then
     there are the exit codes."""
-    if facts.record is not None:
-        return Ending(outcome_of(facts.record.exit_code), facts.record.exit_code, facts.record.message)
+    if (record := facts.record) is not None:
+        diverged_at = record.step if record.exit_code == ExitCode.DIVERGED else None
+        return Ending(outcome_of(record.exit_code), record.exit_code, record.message, diverged_at=diverged_at)
     first = next((re.search(r"exit code (\d+)$", each.words) for each in facts.failures[:1]), None)
     codes = (facts.rank_0, facts.exit_code, int(first[1]) if first else None)
     code = next((ExitCode(code) for code in codes if code in _REFUSALS), None)

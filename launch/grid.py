@@ -29,11 +29,14 @@ from launch.sweep import (
     write_sweep,
 )
 from pretrain.exit_codes import ExitCode, exit_code_of
+from pretrain.streams import drop_hung_up_output
 
 if TYPE_CHECKING:
     from pretrain.tracking.comparison import Cell
 
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+ASKED_CODES = {exit_code_of(-number) for number in FORWARDED}
+"""Exit codes of a member that got a signal before it listened to it."""
 FIRST = 2
 """If so many members are refused at first, the others would be refused as well."""
 
@@ -54,9 +57,9 @@ def run(given: argparse.Namespace) -> int:
     if is_new:
         folder.mkdir(parents=True, exist_ok=True)
     write_sweep(folder, sweep)
-    codes = train_members(sweep, rest, folder)
+    codes, asked = train_members(sweep, rest, folder)
     print_result(sweep, codes, folder)
-    if ExitCode.STOPPED in codes.values():
+    if ExitCode.STOPPED in codes.values() or (asked and len(codes) < len(rest)):
         return ExitCode.STOPPED
     return ExitCode.FAILED if any(codes.values()) or len(codes) < len(rest) else ExitCode.DONE
 
@@ -118,8 +121,9 @@ def is_finished(member: Member) -> bool:
     return outcome is not None and outcome.state == "finished"
 
 
-def train_members(sweep: Sweep, members: Sequence[Member], folder: Path) -> dict[int, int]:
-    """Train one after the other; returns the exit codes by index, of as many as were started."""
+def train_members(sweep: Sweep, members: Sequence[Member], folder: Path) -> tuple[dict[int, int], bool]:
+    """Train one after the other; returns the exit codes by index, of as many as were started, and whether a signal
+    asked for a stop."""
     codes: dict[int, int] = {}
     labels = labels_of(sweep)
     with Forwarding() as forwarding:
@@ -132,7 +136,7 @@ def train_members(sweep: Sweep, members: Sequence[Member], folder: Path) -> dict
             if number < len(members) and is_common(list(codes.values())):
                 say(f"\nthe first {FIRST} ended with exit code {codes[member.index]}: the others are not started")
                 break
-    return codes
+    return codes, forwarding.asked
 
 
 def is_common(codes: Sequence[int]) -> bool:
@@ -143,7 +147,8 @@ def is_common(codes: Sequence[int]) -> bool:
 class Forwarding:
     """Runs a child at a time and passes on the signals that this process gets.
 
-    The child has a process group of its own: a Ctrl-C reaches it once, from here.
+    The child has a process group of its own: a Ctrl-C reaches it once, from here. SIGHUP, which comes when a terminal
+    is closed, stays ignored if it is ignored at the start, as under nohup.
     """
 
     def __init__(self) -> None:
@@ -152,7 +157,9 @@ class Forwarding:
         self._child: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> "Forwarding":
-        self._previous = {number: signal.signal(number, self._pass_on) for number in FORWARDED}
+        is_kept = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        forwarded = [number for number in FORWARDED if not (is_kept and number == signal.SIGHUP)]
+        self._previous = {number: signal.signal(number, self._pass_on) for number in forwarded}
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -160,16 +167,18 @@ class Forwarding:
             signal.signal(number, handler)
 
     def run(self, command: Sequence[str]) -> int:
-        """The exit code, as a shell shows it."""
+        """The exit code, as a shell shows it; one that a passed signal ended before it listened is stopped as well."""
         self._child = subprocess.Popen(command, preexec_fn=die_with_parent, process_group=0)
         if self.asked:  # before there was a child
             self._child.terminate()
         code = exit_code_of(self._child.wait())
         self._child = None
-        return code
+        return ExitCode.STOPPED if self.asked and code in ASKED_CODES else code
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
         self.asked = True
+        if number == signal.SIGHUP:
+            drop_hung_up_output()
         if self._child is not None:
             self._child.send_signal(number)
 

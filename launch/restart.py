@@ -5,7 +5,6 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from launch.attempts import Attempt, Ended, Outcome
-from pretrain.exit_codes import ExitCode
 
 LONGEST_WAIT_SECONDS = 3600.0
 FAILURES = ("failed", "lost")
@@ -46,7 +45,7 @@ def decide(attempts: Sequence[Attempt], job: str, limits: Limits) -> Decision:
         return Decision(False, "the run is finished")
     if ended.outcome == "mistake":
         return Decision(False, "a mistake in what was given: another attempt would end the same way")
-    if _diverged_again(attempts):
+    if _diverged_again(attempts, job):
         return Decision(False, "it diverged twice at the same step: another attempt would end the same way")
     recent = _recent(attempts, job, limits.restart_window_minutes * 60)
     exclude = _bad_nodes(recent, limits.exclude_after)
@@ -80,10 +79,14 @@ def stays(
     return seconds_left is None or seconds_left > decision.wait_seconds + start_seconds
 
 
-def _diverged_again(attempts: Sequence[Attempt]) -> bool:
-    """Whether the newest two attempts diverged at one step: a resume is exact, and a faulty device is not."""
-    ends = [attempt.ended for attempt in attempts[-2:] if attempt.ended is not None]
-    return len(ends) == 2 and all(end.exit_code == ExitCode.DIVERGED for end in ends) and ends[0].step == ends[1].step
+def _diverged_again(attempts: Sequence[Attempt], job: str) -> bool:
+    """Whether the newest two attempts of this job diverged at one step: a resume is exact, and a faulty device is not.
+
+    Another job may have been given other settings.
+    """
+    of_job = [attempt for attempt in attempts[-2:] if attempt.began is not None and attempt.began.job == job]
+    steps = [attempt.ended.diverged_at for attempt in of_job if attempt.ended is not None]
+    return len(steps) == 2 and steps[0] is not None and steps[0] == steps[1]
 
 
 def _recent(attempts: Sequence[Attempt], job: str, window_seconds: float) -> list[Attempt]:
@@ -106,17 +109,19 @@ def _steps_before(attempts: Sequence[Attempt], recent: Collection[Attempt]) -> i
 def _fruitless(recent: Sequence[Attempt], step: int) -> int:
     """How many of the newest attempts failed and came no further than those before them.
 
-    One that was asked to stop, or that Slurm ended, says nothing about the next one.
+    One that was asked to stop, or that Slurm ended, says nothing about the next one. `step` is where other jobs came
+    to: it counts until an attempt of this job ends at an earlier step, as this one may begin at step 0 (run.restart).
     """
-    count = 0
+    count, is_own = 0, False
     for attempt in recent:
         assert attempt.ended is not None
+        end = attempt.ended.step
         # A resume takes steps back that were recorded after its checkpoint: making them again is no progress.
-        if attempt.ended.step > step:
+        if end > step:
             count = 0
         elif _is_failure(attempt.ended):
             count += 1
-        step = max(step, attempt.ended.step)
+        is_own, step = is_own or end != step, max(step, end) if is_own else end
     return count
 
 

@@ -124,6 +124,7 @@ def one_attempt(words: Sequence[str], job: Job, run_dir: Path, signals: Signals)
         cause=ending.cause,
         step=last_step(run_dir),
         node=ending.node,
+        diverged_at=ending.diverged_at,
     )
     tell(run_dir, number, ending, folder)
     return ending
@@ -252,7 +253,7 @@ def conclude(job: Job, decision: Decision, ended: attempts.Ended | None, ends_at
         exclude=exclude,
         until=ends_at - LAST_SECONDS,
         waiting=lambda said: say(
-            f"   Slurm does not queue it again yet ({said}): it is asked again until the job's time is over"
+            f"   Slurm does not queue it again yet ({said}): it is asked again, for an hour at most"
         ),
     )
     if refusal:

@@ -354,7 +354,7 @@ def _run(verb: Verb, given: argparse.Namespace) -> int:
         _tell(error)
         return code
     except TrainingDiverged as error:
-        record_outcome(ExitCode.DIVERGED, message=f"training diverged: {error}")
+        record_outcome(ExitCode.DIVERGED, step=error.step, message=f"training diverged: {error}")
         log.error("training diverged: %s", error)
         leave_reason(f"training diverged: {error}")
         return ExitCode.DIVERGED

@@ -48,7 +48,8 @@ def refuse_divergence(
             f"{_at_least_scale(result, config)}; "
             f"batch of samples {batch.position} to {batch.next_position - 1}; {state.bad_steps} bad steps so far, "
             f"train.max_bad_steps={allowed} allowed; last good checkpoint: {last_checkpoint()}; lower optim.lr, "
-            "look at that batch, or allow more bad steps"
+            "look at that batch, or allow more bad steps",
+            state.step,
         )
 
 

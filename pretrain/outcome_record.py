@@ -28,7 +28,7 @@ class OutcomeRecord:
     host: str
     time: float
     step: int | None = None
-    """The last one that is saved, if the run finished or stopped."""
+    """The last one that is saved, if the run finished or stopped; the one that went bad, if it diverged."""
     steps_made: int | None = None
     """How many of them this start made; `tracking.log_every_steps` may leave all of them off the run's records."""
     message: str = ""

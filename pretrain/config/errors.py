@@ -57,6 +57,10 @@ class RunInUse(RunError):
 class TrainingDiverged(Exception):
     """Training met NaN or infinite losses or gradients more often than allowed; the text says where."""
 
+    def __init__(self, text: str, step: int | None = None) -> None:
+        super().__init__(text)
+        self.step = step
+
 
 def code_of_refusal(error: UserError) -> ExitCode:
     """The exit code, by whose turn it is: the user's, the system's, or that of another process."""

@@ -24,6 +24,10 @@ MOST_CURVES = 30
 """Runs whose curves are drawn: the best ones."""
 
 
+_STATES = {ExitCode.MISTAKE: "refused", ExitCode.IN_USE: "in use", ExitCode.STOPPED: "stopped"}
+"""Exit codes that say it all: such a run may have recorded no end, or it is one that ended before."""
+
+
 @dataclass(frozen=True)
 class Cell:
     """One run of a grid."""
@@ -42,8 +46,8 @@ class Cell:
     def state(self) -> str:
         """finished, stopped, failed, refused, in use by another process, killed or not started."""
         outcome = read_outcome(self.run_dir)
-        if self.exit_code in (ExitCode.MISTAKE, ExitCode.IN_USE):
-            return {ExitCode.MISTAKE: "refused", ExitCode.IN_USE: "in use"}[ExitCode(self.exit_code)]
+        if self.exit_code in _STATES:
+            return _STATES[ExitCode(self.exit_code)]
         if outcome is None:
             return "not started" if self.exit_code is None else f"failed (exit code {self.exit_code})"
         if outcome.state == TRAINING:

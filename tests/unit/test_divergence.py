@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -50,7 +51,8 @@ def test_endless_overflow_at_the_least_scale_ends_the_run(allowed: int) -> None:
     state = run([*FALLING, *[AT_LEAST] * allowed], config)
     assert state.bad_steps == allowed
     with pytest.raises(TrainingDiverged) as raised:
-        run([AT_LEAST], config, state)
+        run([AT_LEAST], config, replace(state, step=12))
+    assert raised.value.step == 12
     assert "loss 5.0, gradient norm inf, at the least loss scale (engine.loss_scale.minimum=1.0)" in str(raised.value)
     assert f"{allowed + 1} bad steps so far, train.max_bad_steps={allowed} allowed" in str(raised.value)
 

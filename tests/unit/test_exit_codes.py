@@ -20,6 +20,7 @@ from pretrain.cli import main
 from pretrain.config.errors import ConfigError, RunError, RunInUse, RunRefused, TrainingDiverged
 from pretrain.exit_codes import ExitCode, exit_code_of
 from pretrain.layout.failures import RankFailed
+from pretrain.outcome_record import VARIABLE, read_outcome
 from pretrain.run_folder import hold_run_folder
 from tests.support.corpus import cache_config
 from tests.support.runs import ROOT, environment
@@ -55,6 +56,21 @@ def test_the_command_ends_with_the_code_of_its_error(
     with pytest.raises(SystemExit) as end:
         main(["prepare"])
     assert end.value.code == code
+
+
+def test_the_step_that_diverged_is_in_the_record_for_supervisors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: object) -> None:
+        raise TrainingDiverged("nan", 12)
+
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "end.json"))
+    monkeypatch.setattr(pretrain.prepare, "prepare", fail)
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    with pytest.raises(SystemExit):
+        main(["prepare"])
+    found = read_outcome(tmp_path / "end.json")
+    assert found is not None and (found.exit_code, found.step) == (ExitCode.DIVERGED, 12)
 
 
 @pytest.mark.parametrize(("number", "code"), [(errno.ENOSPC, ExitCode.REFUSED), (errno.EACCES, ExitCode.MISTAKE)])

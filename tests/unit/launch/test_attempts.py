@@ -25,10 +25,10 @@ def test_an_attempt_without_an_end_is_known_and_the_next_has_a_new_number(tmp_pa
     assert read_attempts(tmp_path) == [] and next_attempt(tmp_path) == 1
     begin(tmp_path, 1)
     begin(tmp_path, 2)
-    ended(tmp_path, 2, outcome="failed", exit_code=137, cause="killed", step=150)
+    ended(tmp_path, 2, outcome="failed", exit_code=4, cause="diverged", step=150, diverged_at=157)
     one, two = read_attempts(tmp_path)
     assert one.ended is None and one.began is not None and one.began.nodes == ("node1", "node2")
-    assert two.ended is not None and two.ended.exit_code == 137
+    assert two.ended is not None and (two.ended.exit_code, two.ended.diverged_at) == (4, 157)
     assert next_attempt(tmp_path) == 3
 
 

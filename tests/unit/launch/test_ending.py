@@ -90,6 +90,11 @@ def test_what_a_rank_wrote_down_is_the_cause(facts: Facts, code: ExitCode) -> No
     assert (ending.outcome, ending.exit_code, ending.cause) == (OUTCOMES[code], code, words)
 
 
+def test_the_step_that_diverged_is_known_from_the_record_and_from_no_other(facts: Facts) -> None:
+    for code, step in ((ExitCode.DIVERGED, 12), (ExitCode.REFUSED, None)):
+        assert judge(replace(facts, record=replace(record(code), step=12))).diverged_at == step
+
+
 def test_without_a_record_as_on_a_full_disk_the_exit_codes_say_what_it_was(facts: Facts) -> None:
     for found in (
         replace(facts, exit_code=143, rank_0=74),

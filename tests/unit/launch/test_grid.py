@@ -15,6 +15,7 @@ from launch.grid import Forwarding, find_or_make, labels_of, refuse_launcher
 from launch.sweep import Sweep, check_members, read_sweep, write_sweep
 from pretrain.cli import main
 from pretrain.exit_codes import ExitCode
+from pretrain.tracking.comparison import Cell
 from pretrain.tracking.outcome import note_end, note_start
 from tests.support.corpus import make_texts, prepare_synthetic, write_jsonl
 
@@ -43,9 +44,13 @@ class Runs:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, **codes: int) -> None:
         self.codes = codes
         self.started: list[str] = []
+        self.signal = 0
+        """Comes during each run, if not 0."""
         monkeypatch.setattr(Forwarding, "run", self.run)
 
     def run(self, command: list[str]) -> int:
+        if self.signal:
+            os.kill(os.getpid(), self.signal)
         name = next(word.removeprefix("run.name=") for word in command if word.startswith("run.name="))
         self.started.append(name)
         code = self.codes.get(name.replace("-", "_"), 0)
@@ -112,6 +117,15 @@ def test_the_same_command_skips_the_finished_and_starts_the_others(monkeypatch) 
     assert train(*GRID, "run.seed=4,5") == 0 and read_sweep(Path("sweeps/sweep-2")).name == "sweep-2"
 
 
+def test_a_signal_stops_the_grid_though_the_run_ends_well_and_only_while_others_are_left(monkeypatch) -> None:
+    runs = Runs(monkeypatch)
+    runs.signal = signal.SIGTERM
+    assert train("--name", "rates", *GRID) == ExitCode.STOPPED
+    assert runs.started == ["rates-0"]
+    assert train("--name", "rates", *GRID) == 0
+    assert runs.started == ["rates-0", "rates-1"]
+
+
 def test_a_failing_run_does_not_stop_the_others(monkeypatch, capsys) -> None:
     runs = Runs(monkeypatch, rates_0=ExitCode.DIVERGED)
     assert train("--name", "rates", *GRID) == ExitCode.FAILED
@@ -152,6 +166,49 @@ def test_a_launcher_is_refused(monkeypatch) -> None:
         refuse_launcher({"WORLD_SIZE": "1"})
 
 
+def send_when_ready(mark: Path, number: int) -> None:
+    def wait_and_send() -> None:
+        while not mark.exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=wait_and_send, daemon=True).start()
+
+
+@pytest.mark.parametrize("number", grid.FORWARDED)
+def test_a_member_that_a_signal_ends_before_it_listens_is_stopped(tmp_path: Path, number: int) -> None:
+    mark = tmp_path / "ready"
+    child = (
+        "import pathlib, signal, time\n"
+        "signal.signal(signal.SIGINT, signal.SIG_DFL)\n"
+        f"pathlib.Path({str(mark)!r}).touch()\n"
+        "time.sleep(200)"
+    )
+    send_when_ready(mark, number)
+    with Forwarding() as forwarding:
+        assert forwarding.run([sys.executable, "-c", child]) == ExitCode.STOPPED
+    cell = Cell("a", tmp_path / "never made", ExitCode.STOPPED)
+    assert cell.state == "stopped"
+
+
+def test_a_member_that_a_signal_of_its_own_ends_has_failed() -> None:
+    with Forwarding() as forwarding:
+        assert forwarding.run([sys.executable, "-c", "import os; os.kill(os.getpid(), 15)"]) == 143
+
+
+def test_under_nohup_a_closed_terminal_stops_neither_the_grid_nor_its_member() -> None:
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Forwarding() as forwarding:
+            os.kill(os.getpid(), signal.SIGHUP)
+            child = "import signal, sys; sys.exit(signal.getsignal(signal.SIGHUP) != signal.SIG_IGN)"
+            assert forwarding.run([sys.executable, "-c", child]) == 0
+            assert not forwarding.asked
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, previous)
+
+
 def test_a_signal_reaches_the_child_once_and_stops_the_grid(tmp_path: Path) -> None:
     mark = tmp_path / "ready"
     child = (
@@ -161,12 +218,7 @@ def test_a_signal_reaches_the_child_once_and_stops_the_grid(tmp_path: Path) -> N
         "time.sleep(200)"
     )
 
-    def send_when_ready() -> None:
-        while not mark.exists():
-            time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=send_when_ready, daemon=True).start()
+    send_when_ready(mark, signal.SIGTERM)
     with Forwarding() as forwarding:
         assert forwarding.run([sys.executable, "-c", child]) == ExitCode.STOPPED
         assert forwarding.asked

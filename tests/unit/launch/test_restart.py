@@ -60,6 +60,20 @@ def test_steps_that_a_resume_makes_again_are_no_progress() -> None:
     assert decide(attempts(*ends[:3], ("failed", 60)), "7", LIMITS).restart
 
 
+def test_a_run_that_begins_again_at_step_0_need_not_come_as_far_as_the_job_before() -> None:
+    def decided(*steps: int) -> Decision:
+        before = attempts(("failed", 59), job="6")
+        after = attempts(*[("failed", step) for step in steps])
+        first = replace(after[0], began=replace(after[0].began, step=59)) if after[0].began else after[0]
+        return decide([*before, first, *after[1:]], "7", LIMITS)
+
+    assert decided(10, 20, 30, 40).restart, "each came further than the one before"
+    assert decided(59, 10, 20, 30, 40).restart, "the first came not as far as to begin again"
+    assert not decided(10, 10, 10).restart
+    assert not decided(59, 59, 59).restart
+    assert not decided(70, 60, 61, 62).restart, "what this job made before is to be passed"
+
+
 def test_a_stop_by_a_signal_that_nobody_is_known_to_have_sent_counts_as_a_failure() -> None:
     def ended(count: int, code: int) -> Decision:
         made = attempts(*[("stopped", 0)] * count)
@@ -97,14 +111,18 @@ def test_a_crash_is_followed_by_an_attempt_in_the_same_allocation_while_there_is
 
 
 def test_a_run_that_diverges_twice_at_the_same_step_is_not_started_again() -> None:
-    def diverged(*steps: int) -> list[Attempt]:
-        made = attempts(*[("failed", step) for step in steps])
-        return [replace(each, ended=replace(each.ended, exit_code=ExitCode.DIVERGED)) for each in made if each.ended]
+    def diverged(*steps: int | None, recorded: int = 10, job: str = "7") -> list[Attempt]:
+        made = attempts(*[("failed", recorded)] * len(steps), job=job)
+        ends = [replace(each.ended, diverged_at=step) for each, step in zip(made, steps, strict=True) if each.ended]
+        return [replace(each, ended=ended) for each, ended in zip(made, ends, strict=True)]
 
-    assert decide(diverged(9), "7", LIMITS).restart
-    assert not decide(diverged(9, 9), "7", LIMITS).restart
-    assert decide(diverged(9, 12), "7", LIMITS).restart
-    assert decide(attempts(("failed", 9), ("failed", 9)), "7", LIMITS).restart
+    assert decide(diverged(12), "7", LIMITS).restart
+    assert not decide(diverged(12, 12), "7", LIMITS).restart
+    assert decide(diverged(12, 17), "7", LIMITS).restart, "though the same step was the last on record"
+    assert decide(diverged(12, None), "7", LIMITS).restart and decide(diverged(None, None), "7", LIMITS).restart
+    assert decide([*diverged(12, job="6"), *diverged(12)], "7", LIMITS).restart, (
+        "the other job may have had other words"
+    )
 
 
 def test_failures_of_another_job_and_before_a_long_pause_are_forgotten() -> None:

@@ -4,6 +4,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 
 import pytest
 
@@ -102,6 +103,9 @@ def test_bad_nodes_are_added_to_the_owners_and_a_list_that_is_not_known_stays(
         (["Unable to contact slurm controller"], 0, "Unable to contact slurm controller", 1),
         (["Access/permission denied"], 99, "Access/permission denied", 1),
         (["Requested operation is presently disabled"], 99, "Requested operation is presently disabled", 1),
+        (["Job/step already completing or completed"], 99, "Job/step already completing or completed", 1),
+        (["Operation not permitted"], 99, "Operation not permitted", 1),
+        (["scontrol: not found"], 99, "scontrol: not found", 1),
     ],
 )
 def test_a_controller_that_does_not_answer_is_asked_again_while_the_job_has_time(
@@ -121,6 +125,21 @@ def test_a_controller_that_does_not_answer_is_asked_again_while_the_job_has_time
     assert requeue(left, waiting=told.append) == answer
     assert commands == [("scontrol", "requeue", "7")] * asked
     assert told == [says[0]] * (asked > 1), "it is said once"
+
+
+def test_a_job_without_a_time_limit_does_not_hold_its_nodes_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    down = subprocess.CompletedProcess(("scontrol",), 1, "", "Unable to contact slurm controller")
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+        assert now[0] < 2 * slurm_job.LONGEST_ASKING_SECONDS
+
+    monkeypatch.setattr(slurm_job, "_run", lambda *words: down)
+    monkeypatch.setattr(slurm_job.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(slurm_job, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=sleep))
+    assert requeue(float("inf")) == "Unable to contact slurm controller"
+    assert now[0] > slurm_job.LONGEST_ASKING_SECONDS / 2
 
 
 def test_a_drained_node_is_unfit_and_one_that_missed_a_ping_is_not(
