@@ -32,6 +32,8 @@ class Key:
     hint: Any
     """Its annotation; the record of a section."""
     meaning: str
+    has_default: bool = False
+    """Whether its record has a value for it where none is given."""
 
     @property
     def is_section(self) -> bool:
@@ -63,12 +65,13 @@ def _keys_of(record: type, prefix: str) -> Iterator[Key]:
     meanings, hints = field_texts(record), typing.get_type_hints(record)
     for field in dataclasses.fields(record):
         name, hint = prefix + yaml_key(field.name), hints[field.name]
+        has_default = any(given is not dataclasses.MISSING for given in (field.default, field.default_factory))
         if dataclasses.is_dataclass(hint):
             assert isinstance(hint, type)
-            yield Key(name, hint, meanings.get(field.name) or plain_docstring(hint))
+            yield Key(name, hint, meanings.get(field.name) or plain_docstring(hint), has_default)
             yield from keys_of(hint, f"{name}.")
         else:
-            yield Key(name, hint, meanings.get(field.name, ""))
+            yield Key(name, hint, meanings.get(field.name, ""), has_default)
 
 
 def record_keys(record: type) -> Iterator[str]:
@@ -127,6 +130,15 @@ def takes_text(hint: Any) -> bool:
     """Whether any text is a value of it."""
     hint, _ = without_null(hint)
     return hint is str or (is_union(hint) and str in typing.get_args(hint))
+
+
+def holds_text(record: type, key: str) -> bool:
+    """Whether any text is a value of this key, or of what it lists or maps names to."""
+    hints = {known.name: known.hint for known in keys_of(record)}
+    hint, _ = without_null(hints.get(key, hints.get(key.rpartition(".")[0], Any)))
+    if typing.get_origin(hint) in (tuple, dict):
+        hint = [part for part in typing.get_args(hint) if part is not ...][-1]
+    return takes_text(hint)
 
 
 def choices(hint: Any) -> tuple[Any, ...]:

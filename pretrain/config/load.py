@@ -25,7 +25,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from data_pipeline.errors import DataError
 from data_pipeline.remote.addresses import shown
 from data_pipeline.written import Typed, written
-from pretrain.config.describe import CONF_DIR, record_key, record_keys, record_types, yaml_key
+from pretrain.config.describe import CONF_DIR, holds_text, record_key, record_keys, record_types, yaml_key
 from pretrain.config.errors import MISSING, ConfigError, Problem
 from pretrain.config.overrides import Known, for_hydra, known_of, parse, typed_values
 from pretrain.config.public import without_secrets
@@ -138,9 +138,9 @@ def sweep_members(overrides: Sequence[str]) -> list[tuple[str, ...]]:
     return list(itertools.product(*options))
 
 
-def default_values(root: str) -> dict[str, Any]:
+def default_values(root: str, conf_dir: Path = CONF_DIR) -> dict[str, Any]:
     """What conf/ROOT.yaml gives without overrides, with references such as ${model.name} as they are written."""
-    values: dict[str, Any] = _composed(root, [], CONF_DIR, resolve=False)
+    values: dict[str, Any] = _composed(root, [], conf_dir, resolve=False)
     return values
 
 
@@ -172,7 +172,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _loaded(root: str, record: type[Record], overrides: Sequence[str], conf_dir: Path) -> Record:
     """The record that conf/ROOT.yaml and the overrides give; raises ConfigError with every fault of both."""
     known = known_of(record, root, conf_dir)
-    words, problems = for_hydra(overrides, known)
+    words, problems = for_hydra(overrides, known, lambda key: flatten(default_values(root, conf_dir)).get(key) is None)
     try:
         loaded = _to_record(_compose(root, words, known), record, typed=typed_values(words))
     except ConfigError as error:
@@ -247,7 +247,10 @@ def _to_record(
         section.__pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[attr-defined]
     if not isinstance(values, Mapping):
         raise ConfigError([f"{where}holds no keys with values"])
-    unusable: list[Problem | str] = [*_unusable(values, where, typed), *truth_values(record, values, where, typed)]
+    unusable: list[Problem | str] = [
+        *_unusable(record, values, where, typed),
+        *truth_values(record, values, where, typed),
+    ]
     if torn := list(_torn(values, where)):
         raise ConfigError(torn)
     if record is RunConfig:
@@ -272,12 +275,14 @@ def _torn(values: Mapping[str, Any], where: str) -> Iterator[Problem]:
             yield Problem(where + key, value, "is not UTF-8 text")
 
 
-def _unusable(values: Mapping[str, Any], where: str, typed: Mapping[str, Typed]) -> Iterator[Problem]:
-    """Values that are missing, or numbers out of range."""
+def _unusable(record: type, values: Mapping[str, Any], where: str, typed: Mapping[str, Typed]) -> Iterator[Problem]:
+    """Values that are missing, or numbers out of range where a number is asked for."""
     for key, value in flatten(values).items():
         given = typed.get(key, value)
         if value == "???":
             yield Problem(where + key, Typed(value), "a value must be given", f"add {key}=...")
+        elif next(_floats(value), None) is not None and holds_text(record, key):
+            continue  # a number that must be quoted
         elif any(not math.isfinite(number) for number in _floats(value)):
             yield Problem(where + key, given, "is not a finite number", "the largest is about 1.8e308")
         elif value == 0 and isinstance(value, float) and re.search("[1-9]", str(given).lower().partition("e")[0]):

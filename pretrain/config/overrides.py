@@ -6,7 +6,7 @@ Hydra's own messages don't say which word is wrong, and advise what no command h
 import re
 import shlex
 import typing
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,10 +64,13 @@ def known_of(record: type, root: str, conf_dir: Path) -> Known:
     return Known(keys, groups_of(root, conf_dir), conf_dir, f"`{command}` lists all keys")
 
 
-def for_hydra(words: Sequence[str], known: Known) -> tuple[list[str], list[Problem | str]]:
+def for_hydra(
+    words: Sequence[str], known: Known, is_null: Callable[[str], bool]
+) -> tuple[list[str], list[Problem | str]]:
     """The words as Hydra takes them, and what is wrong with those that it would refuse or ignore, which are left out.
 
     A table such as `cluster.environment` takes names that are not in it yet, also without a plus sign before the key.
+    `is_null`: whether a key has no value by default; a plus sign may stand before it then.
     """
     parser = OverridesParser.create()
     fitting: list[str] = []
@@ -78,11 +81,11 @@ def for_hydra(words: Sequence[str], known: Known) -> tuple[list[str], list[Probl
         except _NOT_READABLE:
             problems.append(_unreadable(word))
             continue
-        faults = list(_faults(override, known))
+        faults = list(_faults(override, known, is_null))
         problems += faults
         if not faults:
             in_table = known.table_of(override.key_or_group) and not override.is_delete()
-            fitting.append(f"++{word.lstrip('+')}" if in_table else word)
+            fitting.append(f"++{word.lstrip('+')}" if in_table or override.is_add() else word)
     return fitting, problems
 
 
@@ -135,9 +138,11 @@ def _unreadable(word: str) -> Problem | str:
     return Problem(key, Typed(value), rule, f"quote special characters: {quoted(key, value.strip(QUOTES))}")
 
 
-def _faults(word: Override, known: Known) -> Iterator[Problem]:
+def _faults(word: Override, known: Known, is_null: Callable[[str], bool]) -> Iterator[Problem]:
     name = word.key_or_group if word.package is None else f"{word.key_or_group}@{word.package}"
     value = Typed(shown(str(word.input_line).partition("=")[2]))
+    if word.is_delete() and _may_be_removed(name, known):
+        return
     if name in known.groups:
         yield from _wrong_option(word, value, known)
     elif word.is_delete() and name in known.keys:
@@ -146,7 +151,7 @@ def _faults(word: Override, known: Known) -> Iterator[Problem]:
         yield Problem(name, value, "there is no such key", known.instead_of(name))
     elif word.is_sweep_override():
         yield _several(name, value, known)
-    elif word.is_add() and name in known.keys and not known.table_of(name):
+    elif word.is_add() and not (known.table_of(name) or isinstance(word.value(), dict | list) or is_null(name)):
         yield Problem(name, value, "is a key already: it takes no + before it", f"write {name}={value}")
 
 
@@ -171,6 +176,11 @@ def _wrong_option(word: Override, value: Typed, known: Known) -> Iterator[Proble
         )
     elif word.is_add():
         yield Problem(group, value, "is set already: it takes no + before it", f"write {group}={value}")
+
+
+def _may_be_removed(name: str, known: Known) -> bool:
+    """Whether the configuration is whole without it."""
+    return (name in known.keys and known.keys[name].has_default) or (name in known.groups and _may_be_none(name, known))
 
 
 def _may_be_none(group: str, known: Known) -> bool:

@@ -6,6 +6,7 @@ import shlex
 import pytest
 
 from pretrain.config.checks import check_run
+from pretrain.config.cluster import ClusterConfig
 from pretrain.config.errors import ConfigError
 from pretrain.config.load import CONF_DIR, load_generate_config, load_run_config, sweep_members, with_overrides
 
@@ -102,6 +103,15 @@ MISTAKES = [
         "cluster.environment.A=1.5",
         "cluster.environment.A=1.5: must be text or an integer; quote it: 'cluster.environment.A=\"1.5\"'",
     ),
+    ("run.name=nan", "run.name=nan: must be text; quote it: 'run.name=\"nan\"'"),
+    ("run.name=1e400", "run.name=1e400: must be text; quote it: 'run.name=\"1e400\"'"),
+    ("run.name=1e-400", "run.name=1e-400: must be text; quote it: 'run.name=\"1e-400\"'"),
+    ("cluster.memory=inf", "cluster.memory=inf: must be text, or null; quote it: 'cluster.memory=\"inf\"'"),
+    (
+        "cluster.environment.A=nan",
+        "cluster.environment.A=nan: must be text or an integer; quote it: 'cluster.environment.A=\"nan\"'",
+    ),
+    ("data.inputs=nan", f"data.inputs=nan: must be a list such as [a,b]; {described('data.inputs')}"),
     ("run.name=null", f"run.name=null: must be text; {described('run.name')}"),
     ("data.inputs=text.txt", "data.inputs=text.txt: must be a list such as [a,b]; write data.inputs=[text.txt]"),
     ("data.inputs={a: 1}", f"data.inputs={{a: 1}}: must be a list such as [a,b]; {described('data.inputs')}"),
@@ -154,6 +164,27 @@ def test_a_hint_to_quote_gives_the_typed_text_to_that_key(message: str, key: str
     for part in key.split("."):
         place = place[part] if isinstance(place, dict) else getattr(place, part)
     assert place == value
+
+
+@pytest.mark.parametrize(
+    ("word", "same"),
+    [
+        ("+tokenizer.path=x", "tokenizer.path=x"),
+        ("+run.init_from=x", "run.init_from=x"),
+        ("+data.inputs=[a,b]", "data.inputs=[a,b]"),
+        ("+run={name: x}", "run.name=x"),
+    ],
+)
+def test_a_plus_may_stand_before_a_key_without_a_value_and_before_lists_and_mappings(word: str, same: str) -> None:
+    assert load_run_config([word]) == load_run_config([same])
+
+
+def test_what_has_a_default_without_its_file_can_be_removed() -> None:
+    plain = load_run_config([])
+    assert load_run_config(["experiment=quickstart", "~experiment"]) == plain == load_run_config(["~experiment"])
+    of_cluster = load_run_config(["cluster=gpu_8x80gb", "~cluster.environment"]).cluster
+    assert of_cluster.environment == {} and of_cluster.gpus_per_node == 8
+    assert load_run_config(["cluster=gpu_8x80gb", "~cluster"]).cluster == ClusterConfig()
 
 
 SECRET_URL = "https://me:hunter2@host/a.jsonl"
