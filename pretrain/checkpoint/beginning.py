@@ -61,21 +61,43 @@ def find_beginning(
     levels = open_levels()
     shared = levels[0].store
     mirror, at_mirror = open_mirror(config, shared, here)
-    search = newest_of([level.store for level in levels], engine)
+    stores = [level.store for level in levels]
+    search = newest_of(stores, engine)
+    if mirror is not None and search.passed_over:
+        # By their sizes they were as good as those at the mirror.
+        newest = search.found[1].folder.name if search.found else ""
+        fetch = lambda: mirror.fetch_newer(shared.folder, newest) if here.is_main else (False, [])  # noqa: E731
+        is_fetched, at_mirror = first_says("fetch", shared.folder, groups.control, fetch)
+        if is_fetched:
+            search = newest_of(stores, engine)
     if search.found is not None:
         if config.run.restart and here.is_main:
             log.info("run.restart=true has no effect: %s is whole", search.found[1].folder)
         return Beginning(levels, mirror, search.found, restarted=False)
     faults = [*at_mirror, *search.passed_over]
-    restart = lambda: here.is_main and restarts(run_dir, shared.folder, faults, allowed=config.run.restart)  # noqa: E731
+
+    def restart() -> bool:
+        leave = mirror.restart if mirror is not None else lambda: None
+        return here.is_main and restarts(run_dir, shared.folder, faults, allowed=config.run.restart, leave=leave)
+
     restarted = first_says("begin", shared.folder, groups.control, restart)
+    if mirror is not None:
+        mirror.restarts = first_says("begin", shared.folder, groups.control, lambda: mirror.restarts)
     # With another id, so that what the old one left on the nodes' disks is not taken for the new run's.
     return Beginning(open_levels() if restarted else levels, mirror, None, restarted)
 
 
-def restarts(run_dir: Path, checkpoints: Path, faults: Sequence[RunError], *, allowed: bool) -> bool:
+def restarts(
+    run_dir: Path,
+    checkpoints: Path,
+    faults: Sequence[RunError],
+    *,
+    allowed: bool,
+    leave: Callable[[], None] = lambda: None,
+) -> bool:
     """Whether a run without a usable checkpoint had some: then all of them are set aside, or RunError says what is
     there. `faults`: what is wrong with those that were found; if the system refused to read one, it is RunRefused.
+    `leave` does the same with what lies elsewhere, before anything changes here.
 
     A run that was saved on the nodes' own disks alone begins again when it comes to other nodes: such a checkpoint is
     not meant to outlive its node.
@@ -96,6 +118,7 @@ def restarts(run_dir: Path, checkpoints: Path, faults: Sequence[RunError], *, al
         raise kind(f"run.dir={str(run_dir)!r} {reason}:" + "".join(f"\n  {line}" for line in lines) + HINT)
     for line in lines:
         log.warning("%s", line)
+    leave()
     for path in complete_ones(checkpoints):
         log.warning("%s is %s now", path, set_aside(path).name)
     record_restart(run_dir)

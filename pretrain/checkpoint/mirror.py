@@ -10,7 +10,7 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import BinaryIO, TypeVar
@@ -31,6 +31,8 @@ PATIENCE = 1800.0
 """Seconds that rank 0 waits for the next rank to be done."""
 REMEDY = "mend it or the way to it, give it more time (data.cache.timeout_seconds), or take checkpoint.mirror out"
 PROBE = "probe"
+RESTART = "restart-"
+"""And a number: the folder at the mirror for what a run saves after it has begun again at step 0."""
 
 Answer = TypeVar("Answer")
 
@@ -55,13 +57,15 @@ class Mirror:
 
         `still_seconds`: so long the end of a run waits where nothing moves; `moved` is called where something does.
         """
-        self.url, self._keeping = url.rstrip("/"), Keeping(keep_last)
+        self._base, self._keeping = url.rstrip("/"), Keeping(keep_last)
+        self.restarts = 0
+        """How often the run has begun again at step 0 although checkpoints lay there; the same on all ranks."""
         self._cache, self._rank, self._num_ranks = cache, rank, num_ranks
         self._still_seconds, self._moved, self._moves = still_seconds, moved, 0
         try:
             if url.startswith(PIPE):
                 raise Refused("a command is no place to write to")
-            Place(self.url, cache.timeout_seconds).close()
+            Place(self._base, cache.timeout_seconds).close()
         except Refused as error:
             remedy = "give a URL such as s3://bucket/folder, and install what fsspec needs for it"
             raise ConfigError([Problem("checkpoint.mirror", shown(url), str(error), remedy)]) from None
@@ -71,6 +75,11 @@ class Mirror:
         self._given_up = threading.Event()
         self._thread = threading.Thread(target=self._work, name="mirror", daemon=True)
         self._thread.start()
+
+    @property
+    def url(self) -> str:
+        """Where the checkpoints lie that count now."""
+        return f"{self._base}/{RESTART}{self.restarts}" if self.restarts else self._base
 
     def send(self, folder: Path) -> None:
         """Copy a complete checkpoint when its turn comes; what fails is told and left to the next one."""
@@ -100,20 +109,34 @@ class Mirror:
         Damaged ones there are passed over; returns what is wrong with them. Raises RunError if the mirror cannot be
         asked, OSError if the disk here does not take a copy.
         """
-        try:
+        with _told_as_run_error():
             self._write(PROBE, io.BytesIO(b"probe"), 5)
             self._ask(PROBE, "removed", Place.remove)
-            return self._fetch_newer(checkpoints)
-        except DataError as error:
-            raise RunError(f"checkpoint.mirror: {error}") from None
-
-    def _fetch_newer(self, checkpoints: Path) -> list[RunError]:
+            matches = (re.fullmatch(rf"{RESTART}(\d+)", name) for name in self._ask("", "listed", Place.list))
+            self.restarts = max((int(match[1]) for match in matches if match), default=0)
         here = max((path.name for path in complete_ones(checkpoints) if has_its_files(path)), default="")
+        return self.fetch_newer(checkpoints, here)[1]
+
+    def restart(self) -> None:
+        """On one rank: what lies there counts no more and stays as it is; what comes lies in a folder beside it."""
+        with _told_as_run_error():
+            if self._names():
+                self.restarts, self._keeping = self.restarts + 1, Keeping(self._keeping.keep_last)
+                text = b"Checkpoints since run.restart=true; those from before are in the folder above.\n"
+                self._write("about.txt", io.BytesIO(text), len(text))  # object stores have no empty folders
+
+    def fetch_newer(self, checkpoints: Path, than: str) -> tuple[bool, list[RunError]]:
+        """Bring the newest whole checkpoint whose name is above `than`; whether there was one, and what is wrong with
+        those that were passed over. One of that name here is damaged, and is set aside."""
+        with _told_as_run_error():
+            return self._fetch_newer(checkpoints, than)
+
+    def _fetch_newer(self, checkpoints: Path, than: str) -> tuple[bool, list[RunError]]:
         passed_over: list[RunError] = []
         for name in reversed(self._complete(self._names())):
-            if name <= here:
+            if name <= than:
                 break
-            log.info("fetching %s/%s: newer than all in %s", shown(self.url), name, checkpoints)
+            log.info("fetching %s/%s: newer than all whole ones in %s", shown(self.url), name, checkpoints)
             partial, final = checkpoints / f"{name}.partial", checkpoints / name
             try:
                 self._fetch(name, partial)
@@ -123,14 +146,14 @@ class Mirror:
                 partial.rename(final)
                 sync_folder(checkpoints)
                 self._keeping.know(name, whole=True)
-                break
+                return True, passed_over
             except RunError as error:
                 self._keeping.know(name, whole=False)
                 passed_over.append(error)
                 log.warning("%s; trying the one before", error)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
-        return passed_over
+        return False, passed_over
 
     def _fetch(self, name: str, folder: Path) -> None:
         """RunError: what is there is damaged; DataError: it cannot be had."""
@@ -258,6 +281,14 @@ class Mirror:
         if self._given_up.is_set():
             raise Stopped
         self._moves += 1
+
+
+@contextlib.contextmanager
+def _told_as_run_error() -> Iterator[None]:
+    try:
+        yield
+    except DataError as error:
+        raise RunError(f"checkpoint.mirror: {error}") from None
 
 
 class _Watched:

@@ -107,8 +107,8 @@ def open_mirror(config: RunConfig, shared: CheckpointStore, here: Runtime) -> tu
         still_seconds=config.engine.timeout_minutes * 60 / 2,
         moved=here.moved,
     )
-    begin = lambda: mirror.begin(shared.folder) if here.is_main else []  # noqa: E731
-    faults = first_says("fetch", shared.folder, shared.control, begin)
+    begin = lambda: (mirror.begin(shared.folder) if here.is_main else [], mirror.restarts)  # noqa: E731
+    faults, mirror.restarts = first_says("fetch", shared.folder, shared.control, begin)
     return mirror, faults
 
 

@@ -67,6 +67,47 @@ def begin_with_a_damaged_mirror(here: Runtime, config: RunConfig, old: Path, new
     return "nothing"
 
 
+def lose_here_and_then_at_the_mirror(here: Runtime, config: RunConfig, run: Path, new: Path) -> tuple[int, bool, int]:
+    """Damage the one of step 100 here, then at the mirror too, begin again and save step 20; the step found after the
+    first damage, whether the run began again, and the step that another folder finds at the mirror at last."""
+    engine, there = start(here, config), Path(config.checkpoint.mirror.removeprefix("file://")) / "step-00000100"
+
+    def begin(folder: Path = run, restart: bool = False) -> Beginning:
+        asked = replace(config, run=replace(config.run, restart=restart))
+        return find_beginning(asked, folder, engine, engine.groups, here, lambda: None)
+
+    def save(beginning: Beginning, step: int) -> Path:
+        folder = beginning.levels[0].store.save(engine, RunState(step=step), {})
+        assert beginning.mirror is not None
+        beginning.mirror.send(folder)
+        beginning.mirror.close()
+        return folder
+
+    folder = save(begin(), 100)
+    if here.is_main:
+        flip_a_bit(folder / "__0_0.distcp")
+    fetched = begin()
+    assert fetched.found is not None
+    if here.is_main:
+        flip_a_bit(folder / "__0_0.distcp")
+        flip_a_bit(there / "__0_0.distcp")
+    restarted = begin(restart=True)
+    save(restarted, 20)
+    last = begin(new)
+    assert last.found is not None
+    return fetched.found[1].step, restarted.restarted, last.found[1].step
+
+
+def test_a_whole_copy_at_the_mirror_replaces_a_damaged_one_and_after_a_restart_counts_no_more(tmp_path: Path) -> None:
+    url = f"file://{tmp_path}/mirror"
+    config = run_config("gpt", *batches(2), f"checkpoint.mirror={url}", "checkpoint.keep_last=1")
+    found = run_ranks(lose_here_and_then_at_the_mirror, 2, config, tmp_path / "run", tmp_path / "new")
+    assert found == [(100, True, 20)] * 2
+    names = {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
+    assert names == {"step-00000100.damaged", "step-00000100.damaged-2", "step-00000020"}
+    assert (tmp_path / "mirror" / "step-00000100" / "manifest.json").exists(), "a restart deletes nothing"
+
+
 def test_a_mirror_that_has_damaged_ones_alone_is_not_passed_over(tmp_path: Path) -> None:
     config = run_config("gpt", *batches(1), f"checkpoint.mirror=file://{tmp_path}/mirror")
     (refusal,) = run_ranks(begin_with_a_damaged_mirror, 1, config, tmp_path / "old", tmp_path / "new")

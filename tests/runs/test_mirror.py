@@ -14,7 +14,7 @@ def test_a_run_goes_on_from_its_mirror_and_names_one_that_it_cannot_write_to(pla
     shutil.rmtree(folder)
     done = place.train("mirrored", *settings, "train.max_steps=8")
     assert done.returncode == 0, done.stderr
-    assert f"fetching file://{mirror}/step-00000006: newer than all in" in done.stderr
+    assert f"fetching file://{mirror}/step-00000006: newer than all whole ones in" in done.stderr
     assert "step 6, sample 48" in done.stderr
     assert [path.name for path in mirror.iterdir()] == ["step-00000008"]
     (place.folder / "a-file").write_text("")

@@ -109,6 +109,25 @@ def test_a_mirror_with_damaged_ones_alone_says_so(bucket: Bucket, tmp_path: Path
     assert "step-00000001/__0_0.distcp is damaged: there are 3 bytes" in str(fault)
 
 
+def test_what_lies_there_before_a_restart_stays_and_counts_no_more(bucket: Bucket, tmp_path: Path) -> None:
+    send(f"{bucket.url}/run", *(made(tmp_path / "old", step) for step in (8, 9)))
+    before = bucket.files.find(f"{bucket.name}/run")
+    for restarts in (1, 2):
+        run = tmp_path / str(restarts)
+        (one,) = mirrors(f"{bucket.url}/run", num_ranks=1, keep_last=1)
+        with closing(one):
+            one.begin(run / "found")
+            one.restart()
+            one.restart()  # nothing was saved since
+            sent = [made(run, step) for step in (1, 2)]
+            for folder in sent:
+                one.send(folder)
+        assert one.restarts == restarts
+        (newest,) = fetched(f"{bucket.url}/run", tmp_path / f"new-{restarts}")
+        assert same(newest, sent[-1])
+    assert set(before) < set(bucket.files.find(f"{bucket.name}/run"))
+
+
 def test_a_damaged_one_there_takes_the_place_of_no_whole_one(bucket: Bucket, tmp_path: Path) -> None:
     sent = [made(tmp_path / "run", step) for step in (1, 2, 3, 4)]
     send(f"{bucket.url}/run", *sent[:2])
