@@ -118,7 +118,8 @@ def run_loop(
         return time_limit.cut(at, time.monotonic() - began + seconds)
 
     def shortened(at: RunState, agreed: Agreement) -> RunState:
-        if not agreed.cut or (agreed.cut, length.train.max_minutes) == (at.cut_tokens, at.cut_minutes):
+        # That the run goes on is agreed by now, so it is never cut to what it has done.
+        if agreed.cut <= at.tokens or (agreed.cut, length.train.max_minutes) == (at.cut_tokens, at.cut_minutes):
             return at
         at = replace(at, cut_tokens=agreed.cut, cut_minutes=length.train.max_minutes)
         record("length", at.step, length_record(at, length))

@@ -96,15 +96,27 @@ class ClockLimit:
         return state.tokens + fitting * self._length.step_tokens if fitting < steps else 0
 
 
-def earlier_cuts(records: Iterable[Mapping[str, Any]], step: int, minutes: float | None) -> Earlier:
-    """What an attempt with the same limit decided after `step`, from its records."""
+def earlier_cuts(records: Iterable[Mapping[str, Any]], state: RunState, length: RunLength) -> Earlier:
+    """What an attempt with the same limit and batch decided after the step of `state`, from its records.
+
+    With another batch the same steps have other tokens: nothing is repeated, and its decisions do not count.
+    """
     cuts: dict[int, int] = {}
     last_step = 0
+
+    def is_on_the_way(step: int, tokens: int) -> bool:
+        return tokens - state.tokens == (step - state.step) * length.step_tokens
+
     for record in records:
-        if record["kind"] == "length" and record["step"] >= step and record.get("cut_minutes") == minutes:
-            cuts[record["step"]] = int(record["cut_tokens"])
-        if record["kind"] in ("train", "length"):
-            last_step = max(last_step, record["step"])
+        step = record["step"]
+        if step < state.step:
+            continue
+        if record["kind"] == "length" and is_on_the_way(record["end_step"], record["cut_tokens"]):
+            last_step = max(last_step, step)
+            if record.get("cut_minutes") == length.train.max_minutes:
+                cuts[step] = int(record["cut_tokens"])
+        if record["kind"] == "train" and is_on_the_way(step, record.get("tokens", 0)):
+            last_step = max(last_step, step)
     return Earlier(cuts, last_step)
 
 

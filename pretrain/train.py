@@ -171,7 +171,7 @@ def run(
         sizes = validation_sizes([split.num_samples for split in validation.values()], config.evaluation)
         if here.is_main:
             if newest is not None:
-                earlier = earlier_cuts(all_records(folder), state.step, config.train.max_minutes)
+                earlier = earlier_cuts(all_records(folder), state, length)
                 announce_new_length(folder, config, state)
             if beginning.restarted:
                 forget_wandb_run(folder)

@@ -20,6 +20,7 @@ from pretrain.layout.grid import ParallelLayout, world_from_environment
 from pretrain.model.flops import token_flops
 from pretrain.run_folder import CONFIG_FILE, check_not_edited
 from pretrain.run_length import RunLength
+from pretrain.run_state import RunState
 from pretrain.time_limit import Earlier, earlier_cuts
 from pretrain.tracking.circumstances import Facts, excuse, facts_now, facts_of_checkpoint, facts_of_last_attempt
 from pretrain.tracking.metrics_file import METRICS_FILE, all_records
@@ -139,7 +140,8 @@ def plan_replay(run: Path, steps: int | None, checkpoint: int | None) -> Plan:
             continue
         config, origins = attempts_after(run, saved, step, wanted[-1])
         found = {number: records[number] for number in wanted}
-        cuts = earlier_cuts(all_records(run), step, config.train.max_minutes)
+        state = RunState.from_json(whole.manifest["state"])
+        cuts = earlier_cuts(all_records(run), state, RunLength.of(config))
         return Plan(whole, config, found, [facts_of_checkpoint(whole.manifest), *origins], cuts)
     after = "a whole checkpoint" if checkpoint is None else f"checkpoint {checkpoint}"
     raise RunError(

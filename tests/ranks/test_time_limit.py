@@ -80,7 +80,7 @@ def twice(here: Runtime) -> list[tuple[RunState, list[dict[str, Any]]]]:
     control, real = join(here, CONFIG).control, loop.time
     try:
         first = trained(here, control, None, None)
-        return [first, trained(here, control, earlier_cuts(first[1], 0, 1), first[0].step)]
+        return [first, trained(here, control, earlier_cuts(first[1], RunState(), RunLength.of(CONFIG)), first[0].step)]
     finally:
         loop.time = real
 
@@ -94,3 +94,23 @@ def test_all_ranks_end_where_rank_0_says_and_a_replay_does_the_same() -> None:
         assert [record["lr"] for record in again if record["kind"] == "train"] == rates
     ((one, _), _), ((other, _), _) = ranks
     assert (one.step, one.cut_tokens) == (other.step, other.cut_tokens)
+
+
+class Late:
+    """Cuts the run to what it has done already."""
+
+    def cut(self, state: RunState, seconds: float) -> int:
+        return state.tokens
+
+
+def cut_to_the_past(here: Runtime) -> RunState:
+    real = loop.time
+    try:
+        return trained(here, join(here, CONFIG).control, Late(), 5)[0]
+    finally:
+        loop.time = real
+
+
+def test_a_run_is_never_cut_to_what_it_has_done() -> None:
+    (state,) = run_ranks(cut_to_the_past, 1)
+    assert state.step == 5 and state.cut_tokens is None

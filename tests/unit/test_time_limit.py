@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from pretrain.config.load import load_run_config
+from pretrain.config.load import load_run_config, with_overrides
+from pretrain.loop import length_record
 from pretrain.run_length import RunLength
 from pretrain.run_state import RunState
 from pretrain.time_limit import NO_LIMIT, ClockLimit, Earlier, TimeLimit, earlier_cuts, time_limit_of
@@ -45,14 +46,14 @@ def trained(
     while not LENGTH.is_over(state) and state.step < last_step:
         if cut := limit.cut(state, asked_at):
             state = replace(state, cut_tokens=cut, cut_minutes=5)
-            run.records.append({"kind": "length", "step": state.step, "cut_tokens": cut, "cut_minutes": 5})
+            run.records.append({"kind": "length", "step": state.step, **length_record(state, LENGTH)})
         asked_at = run.seconds + (step_seconds(state.step) if state.step > run.states[0].step else 0)
         lr = LENGTH.lr(state)
         run.seconds += step_seconds(state.step + 1)
         tokens = state.tokens + LENGTH.step_tokens
         state = replace(state, step=state.step + 1, tokens=tokens, train_seconds=run.seconds)
         run.states.append(state)
-        run.records.append({"kind": "train", "step": state.step, "lr": lr})
+        run.records.append({"kind": "train", "step": state.step, "tokens": tokens, "lr": lr})
     return run
 
 
@@ -102,13 +103,13 @@ def test_a_resume_takes_the_recorded_decisions_whatever_its_own_clock_says() -> 
     killed = trained(lambda step: 0.9, fresh(), last_step=120)
     assert len(killed.cuts) >= 1 and min(killed.cuts) > 30
     for pace in (0.01, 5.0):
-        earlier = earlier_cuts(killed.records, 30, 5)
+        earlier = earlier_cuts(killed.records, killed.states[30], LENGTH)
         again = trained(lambda step, pace=pace: pace, fresh(earlier), killed.states[30])
         shared = [step for step in again.rates if step <= 120]
         assert shared[0] == 31 and shared[-1] == 120
         assert [again.rates[step] for step in shared] == [killed.rates[step] for step in shared]
         assert [step for step in again.cuts if step < 120] == killed.cuts
-    replayed = trained(lambda step: 0.0, earlier_cuts(killed.records, 30, 5), killed.states[30], last_step=120)
+    replayed = trained(lambda step: 0.0, earlier_cuts(killed.records, killed.states[30], LENGTH), killed.states[30], last_step=120)
     assert replayed.rates == {step: lr for step, lr in killed.rates.items() if step > 30}
 
 
@@ -116,13 +117,22 @@ def test_a_decision_after_the_saved_step_itself_is_taken_again() -> None:
     killed = trained(lambda step: 0.9, fresh(), last_step=120)
     saved = killed.states[killed.cuts[0]]
     assert saved.cut_tokens is None  # it was saved before the decision
-    again = trained(lambda step: 0.0, earlier_cuts(killed.records, saved.step, 5), saved, last_step=120)
+    again = trained(lambda step: 0.0, earlier_cuts(killed.records, saved, LENGTH), saved, last_step=120)
     assert again.rates == {step: lr for step, lr in killed.rates.items() if step > saved.step}
 
 
 def test_decisions_for_another_limit_do_not_count() -> None:
-    records = [{"kind": "length", "step": 30, "cut_tokens": 7, "cut_minutes": 5}, {"kind": "train", "step": 40}]
-    assert earlier_cuts(records, 20, 10) == Earlier({}, 40) and earlier_cuts(records, 31, 5).cuts == {}
+    killed = trained(lambda step: 0.9, fresh(), last_step=120)
+    other = RunLength.of(with_overrides(CONFIG, ["train.max_minutes=10"], ("train.",)))
+    assert earlier_cuts(killed.records, killed.states[30], other) == Earlier({}, 120)
+
+
+@pytest.mark.parametrize("size", [1, 2, 8, 64])
+def test_decisions_for_another_batch_do_not_count(size: int) -> None:
+    """Its steps are others: a cut that belongs to a later step may even lie in the past."""
+    killed = trained(lambda step: 0.9, fresh(), last_step=120)
+    other = RunLength.of(with_overrides(CONFIG, [f"train.global_batch_size={size}"], ("train.",)))
+    assert earlier_cuts(killed.records, killed.states[30], other) == Earlier({}, 30)
 
 
 def test_without_a_limit_no_clock_is_asked() -> None:
