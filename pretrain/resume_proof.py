@@ -13,7 +13,7 @@ from data_pipeline.mixture import TrainingData
 from pretrain.layout.groups import ProcessGroups
 from pretrain.loop import Recorder, Values, agree
 from pretrain.tracking.circumstances import Excuse, Facts, excuse, facts_of_checkpoint, facts_of_last_attempt
-from pretrain.tracking.metrics_file import METRICS_FILE
+from pretrain.tracking.metrics_file import METRICS_FILE, records_of_all_attempts
 from pretrain.tracking.replay import Pair, judge, recorded_steps
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 class ResumeProof:
-    """Compares records as they come with those of the attempt before; one line when all it had are repeated."""
+    """Compares records as they come with those of the attempts before; one line when all it had are repeated."""
 
     def __init__(self, checkpoint_step: int, earlier: Mapping[int, Values], excuse: Excuse) -> None:
         self._checkpoint_step, self._earlier, self._excuse = checkpoint_step, earlier, excuse
@@ -78,7 +78,7 @@ def begin_proof(
     if resumed is None:
         return ResumeProof(0, {}, Excuse())
     step = resumed.step
-    recorded, unlike = recorded_steps(run_dir) if dist.get_rank() == 0 else ({}, [])
+    recorded, unlike = recorded_steps(records_of_all_attempts(run_dir)) if dist.get_rank() == 0 else ({}, [])
     for words in unlike:
         log.warning("%s: %s", run_dir, words)
     contradiction = _contradiction(recorded, step, resumed.manifest["state"]["position"])

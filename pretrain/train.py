@@ -36,7 +36,7 @@ from pretrain.signals import stop_on_signals
 from pretrain.time_limit import Earlier, earlier_cuts, time_limit_of
 from pretrain.tracking.circumstances import facts_now
 from pretrain.tracking.closing import close_within
-from pretrain.tracking.metrics_file import all_records
+from pretrain.tracking.metrics_file import records_of_all_attempts
 from pretrain.tracking.outcome import note_end, note_start
 from pretrain.tracking.pace import validation_sizes
 from pretrain.tracking.provenance import describe_checkpoint, describe_run, write_description
@@ -171,7 +171,7 @@ def run(
         sizes = validation_sizes([split.num_samples for split in validation.values()], config.evaluation)
         if here.is_main:
             if newest is not None:
-                earlier = earlier_cuts(all_records(folder), state, length)
+                earlier = earlier_cuts(records_of_all_attempts(folder), state, length)
                 announce_new_length(folder, config, state)
             if beginning.restarted:
                 forget_wandb_run(folder)

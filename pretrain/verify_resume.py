@@ -115,7 +115,7 @@ def plan_replay(run: Path, steps: int | None, checkpoint: int | None) -> Plan:
     """Choose the checkpoint, its files checked: the newest whole one with enough records after it, unless named."""
     from pretrain.checkpoint.store import read_checkpoint
 
-    records, unlike = recorded_steps(run)
+    records, unlike = recorded_steps(all_records(run))
     for words in unlike:
         log.warning("%s: %s", run / METRICS_FILE, words)
     saved = checkpoints_of(run)

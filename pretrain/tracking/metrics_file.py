@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data_pipeline.durable import write_durably
+from pretrain.tracking.outcome import read_outcome
 
 Kind = Literal["train", "validation", "length"]
 """length: train.max_minutes has cut the run after this step."""
@@ -80,7 +81,39 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
 
 def all_records(run_dir: Path) -> Iterator[dict[str, Any]]:
     """As `read_metrics`, with all records of a kind and step."""
-    path = run_dir / METRICS_FILE
+    return _records_in(run_dir / METRICS_FILE)
+
+
+def records_of_all_attempts(run_dir: Path) -> list[dict[str, Any]]:
+    """As `all_records`, and of steps that metrics.jsonl does not have the last record of an earlier attempt.
+
+    An attempt that ends early has not taken all steps again that the one before had recorded. Where a later attempt
+    went another way, by its batches or learning rates, the steps after that are of no run any more; the same holds
+    for all that was recorded before the run started again at step 0.
+    """
+    outcome = read_outcome(run_dir)
+    known: dict[tuple[str, int], dict[str, Any]] = {}
+
+    def take(record: dict[str, Any]) -> None:
+        nonlocal known
+        key = record["kind"], record["step"]
+        before = known.get(key, {})
+        if any(name in before and before[name] != record.get(name) for name in ("batch_hash", "lr")):
+            known = {(kind, step): other for (kind, step), other in known.items() if step < record["step"]}
+        known[key] = record
+
+    for record in _records_in(run_dir / REPLACED_FILE):
+        if outcome is not None and record["time"] >= outcome.started:
+            take(record)
+    recorded = list(all_records(run_dir))
+    if known:
+        for record in recorded:
+            take(record)
+    there = {(record["kind"], record["step"]) for record in recorded}
+    return [*recorded, *(record for key, record in known.items() if key not in there)]
+
+
+def _records_in(path: Path) -> Iterator[dict[str, Any]]:
     for line in path.read_bytes().splitlines() if path.exists() else []:
         record = _parse(line)
         if record is not None:

@@ -1,13 +1,11 @@
 """Steps computed again beside their records: exact, equal within some digits for a reason, or where they part."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from pretrain.tracking.circumstances import Excuse
-from pretrain.tracking.metrics_file import all_records
 
 Values = Mapping[str, Any]
 
@@ -96,11 +94,11 @@ def apart(one: Any, other: Any) -> float:
     return abs(one - other) / max(abs(one), abs(other))
 
 
-def recorded_steps(run_dir: Path) -> tuple[dict[int, dict[str, Any]], list[str]]:
-    """Step -> its last record in metrics.jsonl; and, in words, the steps whose several records are not alike."""
+def recorded_steps(records: Iterable[dict[str, Any]]) -> tuple[dict[int, dict[str, Any]], list[str]]:
+    """Step -> the last record of its training; and, in words, the steps whose several records are not alike."""
     steps: dict[int, dict[str, Any]] = {}
     unlike: dict[int, str] = {}
-    for record in all_records(run_dir):
+    for record in records:
         if record["kind"] != "train":
             continue
         step = record["step"]

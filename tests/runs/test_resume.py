@@ -87,9 +87,13 @@ def test_each_resume_says_what_it_proved(interrupted_run):
     # After two kills steps are repeated, the second time perhaps not all before the run is stopped again.
     assert all(re.match(r"resume verified: \d+ steps? repeated, exact", line) for line in proved[:2]), lines
     stopped = int(re.search(r"step (\d+), sample", resumed[2]).group(1))
+    # What the stopped attempt had not taken again of the killed one's steps is repeated now.
+    replaced = map(json.loads, (interrupted_run / "metrics.replaced.jsonl").read_text().splitlines())
+    left = {record["step"] for record in replaced if record["kind"] == "train" and record["step"] > stopped}
     last = train_records(interrupted_run)[stopped]["batch_hash"]
     said = f"resume verified: the last batch before the checkpoint reads the same (hash {last}); 3 files of"
-    assert proved[2].startswith(said), lines
+    repeated = f"resume verified: {len(left)} step{'s' if len(left) > 1 else ''} repeated, exact"
+    assert proved[2].startswith(repeated if left else said), lines
 
 
 def test_what_a_killed_save_left_is_cleaned_up(interrupted_run):

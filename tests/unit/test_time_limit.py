@@ -109,7 +109,9 @@ def test_a_resume_takes_the_recorded_decisions_whatever_its_own_clock_says() -> 
         assert shared[0] == 31 and shared[-1] == 120
         assert [again.rates[step] for step in shared] == [killed.rates[step] for step in shared]
         assert [step for step in again.cuts if step < 120] == killed.cuts
-    replayed = trained(lambda step: 0.0, earlier_cuts(killed.records, killed.states[30], LENGTH), killed.states[30], last_step=120)
+    replayed = trained(
+        lambda step: 0.0, earlier_cuts(killed.records, killed.states[30], LENGTH), killed.states[30], last_step=120
+    )
     assert replayed.rates == {step: lr for step, lr in killed.rates.items() if step > 30}
 
 

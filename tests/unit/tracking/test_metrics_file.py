@@ -3,12 +3,14 @@ import logging
 import math
 import resource
 import signal
+import time
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pretrain.tracking.metrics_file import METRICS_FILE, JsonlSink, read_metrics
+from pretrain.tracking.metrics_file import METRICS_FILE, JsonlSink, read_metrics, records_of_all_attempts
+from pretrain.tracking.outcome import note_start
 
 
 def log_steps(run_dir, resume_step, steps):
@@ -87,6 +89,45 @@ def test_a_file_without_later_steps_is_left_as_it_is(tmp_path):
     before = (tmp_path / METRICS_FILE).read_bytes()
     JsonlSink(tmp_path, 3).close("stopped")
     assert (tmp_path / METRICS_FILE).read_bytes() == before
+
+
+def start(run_dir, resume_step, steps, batch="a"):
+    """An attempt that records these steps."""
+    note_start(run_dir, resume_step)
+    sink = JsonlSink(run_dir, resume_step)
+    for step in steps:
+        sink.log("train", step, {"batch_hash": batch, "lr": 0.1})
+        if step % 5 == 0:
+            sink.log("length", step, {"cut_tokens": 100 * step})
+    sink.close("killed")
+
+
+def attempts_say(run_dir):
+    return sorted((record["step"], record["kind"]) for record in records_of_all_attempts(run_dir))
+
+
+def test_an_attempt_that_ends_early_hides_no_step_of_the_one_before(tmp_path):
+    start(tmp_path, 0, range(1, 13))
+    everything = attempts_say(tmp_path)
+    for again in ([], [5, 6], [5]):
+        start(tmp_path, 4, again)
+        assert steps_in(tmp_path)[-1] == max([4, *again])
+        assert attempts_say(tmp_path) == everything
+    assert everything == sorted([*((step, "train") for step in range(1, 13)), (5, "length"), (10, "length")])
+
+
+def test_steps_after_a_parting_are_of_no_run_any_more(tmp_path):
+    start(tmp_path, 0, range(1, 13))
+    start(tmp_path, 4, [5, 6], batch="b")
+    start(tmp_path, 4, [5], batch="b")
+    assert [step for step, kind in attempts_say(tmp_path) if kind == "train"] == [1, 2, 3, 4, 5, 6]
+
+
+def test_what_was_recorded_before_a_restart_does_not_count(tmp_path):
+    start(tmp_path, 0, range(1, 13))
+    time.sleep(0.01)  # the time of a record says which start it belongs to
+    start(tmp_path, 0, [1, 2])
+    assert [step for step, kind in attempts_say(tmp_path)] == [1, 2]
 
 
 @given(values=st.dictionaries(st.text(), st.floats(allow_nan=True) | st.integers(-(2**53), 2**53) | st.text()))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pretrain.layout.grid import ParallelLayout
 from pretrain.tracking.circumstances import Excuse, excuse, facts_now, facts_of_checkpoint
-from pretrain.tracking.metrics_file import METRICS_FILE
+from pretrain.tracking.metrics_file import METRICS_FILE, all_records
 from pretrain.tracking.provenance import describe_environment
 from pretrain.tracking.replay import Pair, apart, judge, recorded_steps
 from tests.support.models import run_config
@@ -147,10 +147,10 @@ def write(folder, *records):
 def test_of_a_step_recorded_twice_the_last_record_counts_and_a_difference_is_told(tmp_path):
     again = [STEP | {"step": 2}, STEP | {"step": 3, "loss": 5.5}]
     write(tmp_path, *(STEP | {"step": step} for step in (1, 2, 3)), *again, {"kind": "validation", "step": 3})
-    steps, unlike = recorded_steps(tmp_path)
+    steps, unlike = recorded_steps(all_records(tmp_path))
     assert list(steps) == [1, 2, 3] and steps[3]["loss"] == 5.5
     assert unlike == ["step 3 was recorded twice: loss 5.25, then 5.5, which counts"]
 
 
 def test_without_a_record_there_are_no_steps(tmp_path):
-    assert recorded_steps(tmp_path) == ({}, [])
+    assert recorded_steps(all_records(tmp_path)) == ({}, [])
