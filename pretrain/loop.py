@@ -1,5 +1,7 @@
 """The training loop: step, record, evaluate, save, stop, in that order and in plain sight.
 
+The last step of an attempt is saved before anything is evaluated: what goes wrong in a validation costs no step.
+
 While a step is computed the ranks agree on what comes after it, so that no rank waits for a message.
 """
 
@@ -35,9 +37,9 @@ class Recorder(Protocol):
 
 
 class Evaluator(Protocol):
-    """Measures the loss on held-out text; called on all ranks together."""
+    """Measures the loss on held-out text; called on all ranks together. None: it was left off, as a rank is to stop."""
 
-    def __call__(self, *, max_samples: int | None) -> Values: ...
+    def __call__(self, *, max_samples: int | None) -> Values | None: ...
 
 
 class Checkpoints(Protocol):
@@ -100,9 +102,11 @@ def run_loop(
     time_limit: TimeLimit = NO_LIMIT,
     last_step: int | None = None,
     begin_step: Callable[[int], None] = lambda step: None,
+    is_validated: bool = True,
 ) -> tuple[RunState, str]:
     """Train for the `length` of the run, or until asked to stop; returns the state and `finished` or `stopped`.
 
+    `is_validated`: whether the validation that is due at `state` was recorded; else it comes first.
     `last_step`: the loop ends with this step instead; its learning rates are still those of the whole length.
     `samples_counted_here`: true on one of the ranks that share a batch, so that the batch's hash counts it once.
     `begin_step` is called before each step; the next step's batch is there by then.
@@ -125,6 +129,20 @@ def run_loop(
         record("length", at.step, length_record(at, length))
         return at
 
+    def validate(at: RunState) -> bool:
+        """Whether it came to its end."""
+        with clock.outside():
+            limit = config.evaluation.final_max_samples if is_over(at) else config.evaluation.max_samples
+            values = evaluate(max_samples=limit)
+            if values is not None:
+                record("validation", at.step, values)
+        return values is not None
+
+    def is_validation_due(at: RunState) -> bool:
+        return is_over(at) or (every_evaluation > 0 and at.step > 0 and at.step % every_evaluation == 0)
+
+    if not is_validated and is_validation_due(state) and not validate(state):
+        return state, "stopped"
     if is_over(state):
         return state, "finished"
     with clock.part("data"):
@@ -172,16 +190,17 @@ def run_loop(
         if step % config.tracking.log_every_steps == 0 or is_last or not result.applied:
             record("train", step, train_record(state, result, lr, batch, agreed) | clock.take() | memory_use())
         state = shortened(state, agreed)
-        if is_last or (every_evaluation and step % every_evaluation == 0):
-            with clock.outside():
-                limit = config.evaluation.final_max_samples if is_last else config.evaluation.max_samples
-                record("validation", step, evaluate(max_samples=limit))
-        ends = is_last or agreed.stop
+        stops = agreed.stop or (upcoming is None and not is_last)  # without a batch this rank asked for the stop
+        if not is_last and not stops and is_validation_due(state):
+            stops = not validate(state)
         with clock.outside():
-            checkpoints.after_step(state, agreed.save, last=ends)
-        if ends or upcoming is None:  # without a batch this rank asked for the stop
-            return state, "finished" if is_last else "stopped"
+            checkpoints.after_step(state, agreed.save, last=is_last or stops)
+        if is_last or stops or upcoming is None:
+            break
         batch = upcoming
+    if stops or not validate(state):
+        return state, "stopped"
+    return state, "finished"
 
 
 class PendingAgreement:

@@ -10,10 +10,11 @@ import torch.distributed as dist
 
 from data_pipeline.loader import train_batches
 from data_pipeline.mixture import TrainingData
+from pretrain.checkpoint.agreement import first_says
 from pretrain.layout.groups import ProcessGroups
 from pretrain.loop import Recorder, Values, agree
 from pretrain.tracking.circumstances import Excuse, Facts, excuse, facts_of_checkpoint, facts_of_last_attempt
-from pretrain.tracking.metrics_file import METRICS_FILE, records_of_all_attempts
+from pretrain.tracking.metrics_file import METRICS_FILE, all_records, records_of_all_attempts
 from pretrain.tracking.replay import Pair, judge, recorded_steps
 
 if TYPE_CHECKING:
@@ -63,6 +64,15 @@ class ResumeProof:
             parted = judge([pair], self._checkpoint_step, self._excuse).kind == "parts"
         if self._pairs and (parted or step >= max(self._earlier)):
             self._say()
+
+
+def has_validation(run_dir: Path, step: int, control: dist.ProcessGroup) -> bool:
+    """Whether metrics.jsonl has the validation after this step: on all ranks what rank 0 reads."""
+
+    def is_there() -> bool:
+        return any(record["kind"] == "validation" and record["step"] == step for record in all_records(run_dir))
+
+    return first_says("find the validation of", run_dir, control, is_there)
 
 
 def begin_proof(

@@ -132,9 +132,9 @@ def run(
         from pretrain.layout.groups import build_groups
         from pretrain.layout.link_check import check_links
         from pretrain.layout.vendor_imports import megatron_imports
-        from pretrain.loop import run_loop
+        from pretrain.loop import begin_agreement, run_loop
         from pretrain.profiling import profiler_of
-        from pretrain.resume_proof import begin_proof
+        from pretrain.resume_proof import begin_proof, has_validation
 
         with megatron_imports():
             from pretrain.engine.build import build_engine, smallest_memory
@@ -156,7 +156,8 @@ def run(
             store, newest = beginning.found
             changes = check_same_data(newest.manifest, dataset, newest.folder, config.run.accept_changes)
             state, origin = restore(newest, store, engine), origin_of(newest)
-        if length.is_over(state):
+        is_validated = newest is None or has_validation(folder, state.step, groups.control)
+        if length.is_over(state) and is_validated:
             log.info("%s is finished after step %d; nothing to do", folder, state.step)
             return "finished"
         check_length(config, state)
@@ -198,13 +199,19 @@ def run(
             saved=partial(record_save, folder) if here.is_main else lambda step, at: None,
         )
         began_at = state.step
+        samples_counted_here = groups.tp_rank == groups.pp_rank == 0
+
+        def ask_stop() -> Callable[[], bool]:
+            asked = begin_agreement(None, samples_counted_here, stop_requested(), 0, groups.control)
+            return lambda: asked.wait().stop
+
         state, sinks.outcome = run_loop(
             config=config,
             engine=engine,
             batches=here.count_steps(batches_from(state.position, config, dataset, groups, stop_requested), state.step),
             state=state,
             length=length,
-            samples_counted_here=groups.tp_rank == groups.pp_rank == 0,
+            samples_counted_here=samples_counted_here,
             clock=StepClock(token_flops(config.model, vocab_size), here.world_size, peak),
             record=proof.watching(sinks.record),
             evaluate=partial(
@@ -216,6 +223,7 @@ def run(
                 rank=groups.dp_rank,
                 size=layout.dp,
                 show=sinks.validating,
+                ask_stop=ask_stop,
             ),
             checkpoints=saver,
             stop_requested=stop_requested,
@@ -223,6 +231,7 @@ def run(
             profiler=profiler_of(config.profile.steps, folder, here.rank),
             begin_step=here.begin_step,
             time_limit=time_limit_of(length, earlier, sizes.final * config.model.seq_length),
+            is_validated=is_validated,
         )
         if here.is_main:
             # The last save is on the disk: from here on no supervisor takes the run for lost.

@@ -22,13 +22,17 @@ def evaluate(
     size: int,
     max_samples: int | None,
     show: Callable[[int, int], None] = lambda done, total: None,
-) -> dict[str, float]:
+    ask_stop: Callable[[], Callable[[], bool]] = lambda: lambda: False,
+) -> dict[str, float] | None:
     """Mean loss (nats a token), perplexity and bits per byte over the first `max_samples` samples of each dataset.
 
     Of several datasets each has its own `loss/NAME`, `perplexity/NAME` and `bits_per_byte/NAME`, and the plain ones are
     over all their tokens. Bits per byte let models with different tokenizers be compared: bytes are those of the
     validation text, and end-of-document tokens count as cost without bytes. Called on all ranks together. `show` is
     called with the samples done and the samples in all: at the start, and after each batch.
+
+    `ask_stop` is called before each batch, on all ranks; the answer is fetched after it, the same on all of them. If
+    they are to stop, the rest is left off and the result is None.
     """
     started = time.perf_counter()
     num_samples = count_samples((dataset.num_samples for dataset in datasets.values()), max_samples)
@@ -39,9 +43,12 @@ def evaluate(
         totals = torch.zeros(2, dtype=torch.float64)
         for batch in evaluation_batches(dataset, batch_size=batch_size, rank=rank, size=size, max_samples=max_samples):
             assert batch.mask is not None, "given for every evaluation"
+            is_to_stop = ask_stop()
             totals += engine.evaluate(batch.tokens, batch.mask).cpu()
             samples += batch.next_position - batch.position
             show(samples, num_samples)
+            if is_to_stop() and samples < num_samples:
+                return None
         # Of the text that was read: the split's bytes, by the share of its tokens.
         bytes_read = totals[1].item() * dataset.record.num_text_bytes / dataset.record.num_tokens
         if len(datasets) > 1:

@@ -74,7 +74,15 @@ def test_ranks_that_share_a_batch_and_read_different_ones_stop() -> None:
 
 
 STEPS, SIZE = 8, 6
-LOOP = run_config("gpt", f"train.max_steps={STEPS}", f"train.global_batch_size={SIZE}", "tracking.log_every_steps=1")
+EVERY = 3
+"""Steps from one validation to the next."""
+LOOP = run_config(
+    "gpt",
+    f"train.max_steps={STEPS}",
+    f"train.global_batch_size={SIZE}",
+    f"evaluation.every_steps={EVERY}",
+    "tracking.log_every_steps=1",
+)
 
 
 @dataclass(frozen=True)
@@ -132,20 +140,29 @@ class Watched:
         self.events.append("computed")
         return StepResult(1.0, 1.0, True, 1.0, 0.0, 0.0)
 
-    def run(self, control: dist.ProcessGroup) -> tuple[RunState, str]:
+    def evaluate(self, max_samples: int | None) -> dict[str, float]:
+        return {}
+
+    def run(
+        self,
+        control: dist.ProcessGroup,
+        state: RunState = RunState(),  # noqa: B008
+        is_validated: bool = True,
+    ) -> tuple[RunState, str]:
         return run_loop(
             config=LOOP,
             engine=self,
             batches=self.batches(),
-            state=RunState(),
+            state=state,
             length=RunLength.of(LOOP),
             samples_counted_here=True,
             clock=StepClock(token_flops(LOOP.model, 100), self.here.world_size, None),
             record=lambda kind, step, values: self.records.append({"kind": kind, "step": step, **values}),
-            evaluate=lambda max_samples: {},
+            evaluate=self.evaluate,
             checkpoints=self,
             stop_requested=self.stop_requested,
             control=control,
+            is_validated=is_validated,
         )
 
 
@@ -175,7 +192,7 @@ RANKS = 3
 CASES: list[tuple[Disturbance, tuple[str, int, list[tuple[int, bool]]]]] = [
     (Disturbance(), ("finished", STEPS, [(STEPS, True)])),
     (Disturbance(rank=1, stop_at=4), ("stopped", 4, [(4, True)])),
-    (Disturbance(rank=2, stop_at=STEPS), ("finished", STEPS, [(STEPS, True)])),
+    (Disturbance(rank=2, stop_at=STEPS), ("stopped", STEPS, [(STEPS, True)])),  # the validation is still missing
     (Disturbance(rank=1, batches=5), ("stopped", 5, [(5, True)])),
     (Disturbance(rank=0, save_at=3), ("finished", STEPS, [(3, False), (STEPS, True)])),
     (Disturbance(rank=1, save_at=3), ("finished", STEPS, [(STEPS, True)])),  # rank 0's clock decides
@@ -226,3 +243,70 @@ def order_of(here: Runtime) -> list[str]:
 def test_the_message_of_a_step_is_under_way_while_the_step_is_computed() -> None:
     for events in run_ranks(order_of, 2):
         assert events == ["sent", "waited", *["sent", "computed", "waited"] * STEPS]
+
+
+@dataclass
+class Evaluating(Watched):
+    """Notes validations and saves in their order; the validation after step `bad` fails or is left off."""
+
+    bad: int = STEPS + 1
+    fails: bool = False
+
+    def evaluate(self, max_samples: int | None) -> dict[str, float] | None:  # type: ignore[override]
+        self.events.append("final validation" if max_samples is None else "validation")
+        if self.events.count("computed") + self.start == self.bad:
+            if self.fails:
+                raise RunError("a bad shard")
+            return None
+        return {}
+
+    def after_step(self, state: RunState, by_clock: int, *, last: bool) -> None:
+        if last:
+            self.events.append(f"saved {state.step}")
+
+    start: int = 0
+
+    def course(self, control: dist.ProcessGroup, step: int = 0, is_validated: bool = True) -> tuple[list[str], str]:
+        self.start = step
+        tokens = step * SIZE * LOOP.model.seq_length
+        try:
+            _, outcome = self.run(control, RunState(step=step, position=step * SIZE, tokens=tokens), is_validated)
+        except RunError as error:
+            outcome = str(error)
+        return self.events, outcome
+
+
+def courses(here: Runtime) -> list[tuple[list[str], str]]:
+    control = join(here, run_config()).control
+    undisturbed = Disturbance(rank=-1)
+    return [
+        Evaluating(here, undisturbed).course(control),
+        Evaluating(here, undisturbed, bad=STEPS, fails=True).course(control),
+        Evaluating(here, undisturbed, bad=STEPS).course(control),
+        Evaluating(here, undisturbed).course(control, STEPS, is_validated=False),
+        Evaluating(here, undisturbed).course(control, STEPS),
+        Evaluating(here, Disturbance(rank=1, stop_at=EVERY)).course(control),
+        Evaluating(here, undisturbed, bad=EVERY).course(control),
+        Evaluating(here, undisturbed, bad=EVERY).course(control, EVERY, is_validated=False),
+        Evaluating(here, undisturbed).course(control, 2 * EVERY, is_validated=False),
+        Evaluating(here, undisturbed).course(control, 2 * EVERY + 1, is_validated=False),
+    ]
+
+
+def test_the_last_step_is_saved_before_it_is_validated_and_a_missing_validation_comes_first() -> None:
+    between = [*["computed"] * EVERY, "validation"] * 2
+    last = ["computed"] * (STEPS - 2 * EVERY)
+    saved = f"saved {STEPS}"
+    for found in run_ranks(courses, 2):
+        assert found == [
+            ([*between, *last, saved, "final validation"], "finished"),
+            ([*between, *last, saved, "final validation"], "a bad shard"),
+            ([*between, *last, saved, "final validation"], "stopped"),
+            (["final validation"], "finished"),
+            ([], "finished"),
+            ([*["computed"] * EVERY, f"saved {EVERY}"], "stopped"),
+            ([*["computed"] * EVERY, "validation", f"saved {EVERY}"], "stopped"),
+            (["validation"], "stopped"),
+            (["validation", *last, saved, "final validation"], "finished"),
+            ([*last[1:], saved, "final validation"], "finished"),
+        ]

@@ -10,7 +10,7 @@ import pytest
 from data_pipeline.loader import Batch, train_batches
 from data_pipeline.shards.reader import PackedDataset
 from tests.support.corpus import make_texts, write_jsonl
-from tests.support.runs import Workplace, train_records, user_error
+from tests.support.runs import Workplace, train_records, user_error, validation_records
 
 BAD = "train-00001.tar"
 STEPS = 6
@@ -56,6 +56,24 @@ def test_a_run_skips_a_bad_shard_and_counts_its_samples_over_ranks_and_stops(pla
     assert [batch.digest == other.digest for batch, other in zip(wanted, whole, strict=True)] == [
         batch.num_skipped == 0 for batch in wanted
     ]
+
+
+def test_a_bad_validation_shard_costs_no_step(place):
+    shard = next(place.dataset.glob("validation-*.tar"))
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:600] + bytes([whole[600] ^ 1]) + whole[601:])
+    assert shard.name in user_error(place.train("validated", *SHORT))
+    run = place.run_dir("validated")
+    records, saved = train_records(run), run / "checkpoints" / f"step-{STEPS:08d}" / "manifest.json"
+    before = saved.read_bytes()
+    assert list(records) == list(range(1, STEPS + 1)) and not validation_records(run)
+
+    shard.write_bytes(whole)
+    done = place.train("validated", *SHORT)
+    assert done.returncode == 0 and "finished: step 6" in done.stderr, done.stderr
+    assert train_records(run) == records and saved.read_bytes() == before
+    assert list(validation_records(run)) == [STEPS] and (run / "sample.txt").exists()
+    assert "nothing to do" in place.train("validated", *SHORT).stderr
 
 
 def test_a_batch_of_bad_samples_only_stops_all_ranks_and_is_not_saved(place):

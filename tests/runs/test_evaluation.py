@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from data_pipeline.shards.manifest import Manifest
 from data_pipeline.shards.reader import PackedDataset
 from pretrain.config.load import load_run_config
 from pretrain.config.run import RunConfig
+from pretrain.evaluation.perplexity import evaluate
 from tests.support.ranks import run_ranks
 from tests.support.runs import SHAPE, TRAINING, validation_records
 
@@ -36,7 +38,6 @@ def test_a_finished_run_holds_a_sample_of_text(finished_run):
 
 def evaluate_twice(here: Any, config: RunConfig, folder: Path, batch_size: int) -> list[dict[str, float]]:
     from pretrain.engine.build import build_engine
-    from pretrain.evaluation.perplexity import evaluate
     from tests.support.training import join
 
     validation = PackedDataset.open(folder, "validation")
@@ -69,3 +70,32 @@ def test_every_sample_counts_once_however_they_are_shared(dataset, zero_stage, w
         assert first["samples"] == second["samples"] == alone[0]["samples"]
         assert first["samples"] == Manifest.load(dataset).splits["validation"].num_samples
         assert first["loss"] == pytest.approx(alone[0]["loss"], rel=1e-6)
+
+
+class Uniform:
+    """An engine that takes all tokens for equally likely."""
+
+    def evaluate(self, tokens: Any, mask: Any) -> torch.Tensor:
+        return torch.tensor([float(mask.sum()), float(mask.sum())], dtype=torch.float64)
+
+
+def test_a_validation_is_left_off_when_the_ranks_are_to_stop_unless_it_is_done(dataset):
+    validation, asked = PackedDataset.open(dataset, "validation"), []
+
+    def evaluated(stop_at: int) -> dict[str, float] | None:
+        asked.clear()
+        return evaluate(
+            Uniform(),  # type: ignore[arg-type]
+            {"one": validation},
+            batch_size=2,
+            rank=0,
+            size=1,
+            max_samples=None,
+            ask_stop=lambda: asked.append(True) or (lambda: len(asked) >= stop_at),
+        )
+
+    assert evaluated(2) is None and len(asked) == 2
+    number = -(-validation.num_samples // 2)
+    for stop_at in (number, number + 1):
+        found = evaluated(stop_at)
+        assert found is not None and found["samples"] == validation.num_samples and len(asked) == number

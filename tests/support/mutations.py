@@ -404,8 +404,8 @@ MUTATIONS = (
         "batch-hash",
         "the record of a batch depends on the number of ranks that share it",
         "pretrain/train.py",
-        "samples_counted_here=groups.tp_rank == groups.pp_rank == 0",
-        "samples_counted_here=True",
+        "samples_counted_here = groups.tp_rank == groups.pp_rank == 0",
+        "samples_counted_here = True",
         (COUNTED,),
     ),
     # What a target sees, and how much it counts.
