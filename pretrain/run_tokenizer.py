@@ -16,12 +16,15 @@ TOKENIZER_FOLDER = "tokenizer"
 log = logging.getLogger(__name__)
 
 
-def check_tokenizer(dataset: TrainingData) -> TokenizerFiles:
+def check_tokenizer(dataset: TrainingData) -> TokenizerFiles | None:
     """The files of the dataset's tokenizer; raises DataError if they are not those that its manifest names.
 
-    All datasets of a mixture have the same tokenizer, so that of the first is read.
+    All datasets of a mixture have the same tokenizer, so that of the first is read. None: its tokens are no text, as
+    the pseudo-random ones that `pretrain bench` writes.
     """
     folder, manifest = dataset.parts[0].folder, dataset.manifest
+    if not manifest.tokenizer.file:
+        return None
     files = folder.tokenizer_files(manifest)
     try:
         files.load(manifest.tokenizer.fingerprint)

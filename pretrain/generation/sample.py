@@ -44,9 +44,9 @@ def write_sample(
 ) -> None:
     """Continue the beginning of the validation text, in bounded time, into sample.txt; called on all ranks together.
 
-    A compiled model gives no sample: it would be compiled once more for each length.
+    A compiled model gives no sample: it would be compiled once more for each length. Nor do tokens that are no text.
     """
-    if config.engine.compile != "none":
+    if config.engine.compile != "none" or not validation.manifest.tokenizer.file:
         return
     prompt = validation.read(np.zeros(1, dtype=np.int64))[0][:PROMPT_TOKENS].tolist()
     end_token = validation.manifest.tokenizer.eod_id

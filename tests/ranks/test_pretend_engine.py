@@ -3,6 +3,7 @@ no more often than is written here."""
 
 import contextlib
 import functools
+import gc
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -69,6 +70,7 @@ def watched_course(here: Runtime, case: Case, folder: Path) -> tuple[Course, Wat
             return schedule(*args, forward_only=forward_only)
 
     zero_module.run_schedule = watched
+    gc.disable()  # it may destroy the engine of before at any moment, and that waits for the device
     done = run_course(here, join(here, case.config), case.config, folder, padded=case.padded, watch=watch)
     return done, seen
 
