@@ -1,6 +1,7 @@
 """This job: what Slurm says of it in the environment, and what its controller answers."""
 
 import itertools
+import math
 import re
 import signal
 import subprocess
@@ -14,8 +15,8 @@ ANSWER_SECONDS = 20
 """A busy controller takes its time."""
 RETRY_SECONDS = 10.0
 """Between two requests to a controller that does not answer."""
-LONGEST_ASKING_SECONDS = 3600.0
-"""A controller that is down for longer is not waited for: the nodes stay allocated meanwhile."""
+LONGEST_ASKING_SECONDS = 24 * 3600.0
+"""How long a controller that is down is waited for if nothing says when the job ends: its nodes stay allocated."""
 REFUSED_FOR_GOOD = re.compile(
     r"denied|disabled|invalid job|invalid user|not permitted|not supported|not found|already complet", re.IGNORECASE
 )
@@ -168,13 +169,14 @@ def requeue(
 ) -> str:
     """Queue this very job again; returns why that failed, or nothing. To be called last: Slurm ends this process.
 
-    A controller that does not answer is asked again until `until` (of time.monotonic), the end of the job's time, and
-    no longer than LONGEST_ASKING_SECONDS: a job may have no time limit. `waiting` is called once with its words.
+    A controller that does not answer is asked again until `until` (of time.monotonic), the end of the job's time; of a
+    job whose limit is unknown or infinite for LONGEST_ASKING_SECONDS. `waiting` is called once with its words.
     `exclude` is added to the nodes that the job's owner had excluded.
     """
     # Slurm sends SIGTERM to all that runs here, also to the command that changes the job.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    until = min(until, time.monotonic() + LONGEST_ASKING_SECONDS)
+    if math.isinf(until):
+        until = time.monotonic() + LONGEST_ASKING_SECONDS
     for attempt in itertools.count():
         banned = _named_nodes(job, "%x") if exclude else None
         done = _run("scontrol", "requeue", job)

@@ -253,7 +253,7 @@ def conclude(job: Job, decision: Decision, ended: attempts.Ended | None, ends_at
         exclude=exclude,
         until=ends_at - LAST_SECONDS,
         waiting=lambda said: say(
-            f"   Slurm does not queue it again yet ({said}): it is asked again, for an hour at most"
+            f"   Slurm does not queue it again yet ({said}): it is asked again as long as the job has time"
         ),
     )
     if refusal:

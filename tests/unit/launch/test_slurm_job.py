@@ -140,6 +140,9 @@ def test_a_job_without_a_time_limit_does_not_hold_its_nodes_without_end(monkeypa
     monkeypatch.setattr(slurm_job, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=sleep))
     assert requeue(float("inf")) == "Unable to contact slurm controller"
     assert now[0] > slurm_job.LONGEST_ASKING_SECONDS / 2
+    now[0], hours_left = 0.0, 5 * 3600.0
+    assert requeue(hours_left) == "Unable to contact slurm controller"
+    assert hours_left - 60 < now[0] <= hours_left
 
 
 def test_a_drained_node_is_unfit_and_one_that_missed_a_ping_is_not(
