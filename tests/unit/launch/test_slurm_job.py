@@ -2,7 +2,6 @@
 
 import socket
 import subprocess
-import time
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 
@@ -78,7 +77,7 @@ class Controller:
 
 def requeue(seconds: float = 0, exclude: Sequence[str] = (), waiting: Callable[[str], None] = lambda _: None) -> str:
     """With so much time left."""
-    until = time.monotonic() + seconds
+    until = slurm_job.time.monotonic() + seconds
     return slurm_job.requeue("7", wait_seconds=0, exclude=exclude, until=until, waiting=waiting)
 
 
