@@ -1,5 +1,6 @@
 """The list of mutations fits the code: `python -m tests.mutations` itself takes minutes."""
 
+import os
 import re
 import subprocess
 import sys
@@ -23,7 +24,8 @@ def test_the_tests_named_are_in_the_suite() -> None:
     named = {test for mutation in MUTATIONS for test in mutation.tests}
     files = sorted({test.partition("::")[0] for test in named})
     command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", *files]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    plain = {**os.environ, "PYTEST_ADDOPTS": ""}  # -v would print the tests as a tree
+    done = subprocess.run(command, cwd=ROOT, env=plain, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:]
     assert not named - set(done.stdout.splitlines())
 
