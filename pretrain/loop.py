@@ -122,7 +122,7 @@ def run_loop(
         return time_limit.cut(at, time.monotonic() - began + seconds)
 
     def shortened(at: RunState, agreed: Agreement) -> RunState:
-        # That the run goes on is agreed by now, so it is never cut to what it has done.
+        # The ranks have agreed to continue by now, so it is never cut to what it has done.
         if agreed.cut <= at.tokens or (agreed.cut, length.train.max_minutes) == (at.cut_tokens, at.cut_minutes):
             return at
         at = replace(at, cut_tokens=agreed.cut, cut_minutes=length.train.max_minutes)
@@ -232,7 +232,7 @@ def begin_agreement(
     batch: Batch | None, counted_here: bool, stop: bool, save: int, control: dist.ProcessGroup, cut: int = 0
 ) -> PendingAgreement:
     """One small message among all ranks, on the CPU: a rank that has to stop stops all, rank 0's clock saves and cuts
-    the run. It is sent while this rank goes on.
+    the run. It is on its way while this rank computes.
     """
     digest, skipped_here = (batch.digest, batch.num_skipped) if batch is not None else (0, 0)
     of_batch = (digest, skipped_here, 1) if counted_here else (0, 0, 0)

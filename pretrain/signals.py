@@ -30,7 +30,7 @@ def stop_on_signals() -> Iterator[Callable[[], bool]]:
         requested.set()
         if number == signal.SIGHUP:
             drop_hung_up_output()
-        log.warning("%s: stopping after this step, with a checkpoint", signal.Signals(number).name)
+        log.warning("%s: stopping after the next step at the latest, with a checkpoint", signal.Signals(number).name)
 
     asking = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1]
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:

@@ -95,7 +95,7 @@ def apart(one: Any, other: Any) -> float:
 
 
 def recorded_steps(records: Iterable[dict[str, Any]]) -> tuple[dict[int, dict[str, Any]], list[str]]:
-    """Step -> the last record of its training; and, in words, the steps whose several records are not alike."""
+    """Step -> the last record of its training; and, in words, the steps whose records differ."""
     steps: dict[int, dict[str, Any]] = {}
     unlike: dict[int, str] = {}
     for record in records:

@@ -44,7 +44,7 @@ def interrupted_run(tmp_path_factory, dataset):
         run.wait_for(lambda: re.search(r"step \d+/16  loss", run.log) is not None)
         os.kill(run.process.pid, signal.SIGTERM)
         assert run.end() == 75, run.log
-    assert "SIGTERM: stopping after this step, with a checkpoint" in run.log
+    assert "SIGTERM: stopping after the next step at the latest, with a checkpoint" in run.log
     stopped = max(train_records(place.run_dir("finished")))
     assert stopped < 16 and names(folder)[-1] == f"step-{stopped:08d}"
     assert f"stopped after step {stopped} of 16, saved; the same command goes on from there" in run.log

@@ -17,25 +17,11 @@ from pretrain.cli import main
 from pretrain.exit_codes import ExitCode
 from pretrain.tracking.comparison import Cell
 from pretrain.tracking.outcome import note_end, note_start
-from tests.support.corpus import make_texts, prepare_synthetic, write_jsonl
 
 GRID = ["optim.lr=1e-4,3e-4", "train.max_steps=5"]
 
 
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    prepare_synthetic(folder / "set", [write_jsonl(folder / "corpus.jsonl", make_texts(20))], seq_length=256)
-    return folder / "set"
-
-
-@pytest.fixture(autouse=True)
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dataset: Path) -> Path:
-    folder = tmp_path / "place"
-    (folder / "data").mkdir(parents=True)
-    (folder / "data" / "files").symlink_to(dataset)
-    monkeypatch.chdir(folder)
-    return folder
+pytestmark = pytest.mark.usefixtures("place")
 
 
 class Runs:

@@ -16,27 +16,13 @@ from pretrain.cli import main
 from pretrain.config.cluster import ClusterConfig
 from pretrain.config.load import load_run_config, sweep_members
 from pretrain.run_folder import record_config
-from tests.support.corpus import make_texts, prepare_synthetic, write_jsonl
 
 ROOT = Path(__file__).resolve().parents[3]
 
 
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    prepare_synthetic(folder / "set", [write_jsonl(folder / "corpus.jsonl", make_texts(20))], seq_length=256)
-    return folder / "set"
-
-
 @pytest.fixture(autouse=True)
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dataset: Path) -> Path:
-    """An empty folder to submit from, where data/files is prepared."""
-    folder = tmp_path / "place"
-    (folder / "data").mkdir(parents=True)
-    (folder / "data" / "files").symlink_to(dataset)
-    monkeypatch.chdir(folder)
+def no_slurm(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
-    return folder
 
 
 class Said:
