@@ -3,10 +3,39 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from data_pipeline.dedup.minhash import NearDedupConfig
+from data_pipeline.errors import DataError
 
 LEAST_SHARE = 2.0**-20
 """Of a dataset in a mixture; shares are kept to whole multiples of it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NearDedupConfig:
+    """How alike two documents must be for the later one to be left out."""
+
+    shingle_words: int
+    """Consecutive words compared as one."""
+    bands: int
+    """Parts of a signature; documents that agree in all rows of a band are compared."""
+    rows: int
+    """Numbers in a band: more of them find less, with fewer comparisons in vain."""
+    similarity: float
+    """Estimated Jaccard similarity from which on a document is a duplicate of another."""
+    seed: int
+    """Chooses the permutations."""
+
+    def __post_init__(self) -> None:
+        for key in ("shingle_words", "bands", "rows"):
+            if getattr(self, key) < 1:
+                raise DataError(f"data.near_dedup.{key}={getattr(self, key)}: must be at least 1")
+        if not 0 < self.similarity <= 1:
+            raise DataError(
+                f"data.near_dedup.similarity={self.similarity}: must be above 0 and at most 1, as a share of shingles"
+            )
+
+    @property
+    def permutations(self) -> int:
+        return self.bands * self.rows
 
 
 @dataclass(frozen=True, kw_only=True)

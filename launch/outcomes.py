@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 
-from launch.attempts import Outcome
 from pretrain.exit_codes import ExitCode
+from pretrain.run.attempts import Outcome
 
 OUTCOMES: Mapping[ExitCode, Outcome] = {
     ExitCode.DONE: "finished",

@@ -11,16 +11,16 @@ from pathlib import Path
 from textwrap import dedent
 
 from data_pipeline.errors import UserError
-from launch import submit
-from pretrain import bench_verb, checkpoint_verb, data_verb, explain_verb, status_verb, verify_verb
-from pretrain.actions import CommandParser, UsageError, positive, positive_number, run_action
+from launch.slurm import submit
+from pretrain.commands import bench, checkpoint, data, explain, status, verify_resume
+from pretrain.commands.arguments import CommandParser, UsageError, positive, positive_number, run_action
 from pretrain.config.errors import ConfigError, TrainingDiverged, code_of_refusal
+from pretrain.distributed.torchrun import leave_reason
+from pretrain.distributed.watchdog.failure import RankFailed, describe_error
 from pretrain.exit_codes import ExitCode
-from pretrain.layout.failures import RankFailed, describe_error
-from pretrain.layout.torchrun import leave_reason
-from pretrain.outcome_record import record_outcome
-from pretrain.streams import drop_output, is_refusal, nobody_reads, open_closed_streams
-from pretrain.tracking.closing import is_left_behind
+from pretrain.run.outcome_record import record_outcome
+from pretrain.std_streams import drop_output, is_refusal, nobody_reads, open_closed_streams
+from pretrain.tracking.close_sinks import is_left_behind
 
 SECONDS_FOR_RANK_0 = 15
 
@@ -42,9 +42,9 @@ class Verb:
 
 
 def _prepare(given: argparse.Namespace) -> int:
+    from pretrain.commands.next_steps import after_prepare
+    from pretrain.commands.prepare import prepare
     from pretrain.config.load import load_run_config
-    from pretrain.next_steps import after_prepare
-    from pretrain.prepare import prepare
 
     config = load_run_config(given.overrides)
     prepare(config)
@@ -58,18 +58,18 @@ def _train(given: argparse.Namespace) -> int:
     if given.name is not None and not given.multirun:
         raise ConfigError([f"--name {given.name} names a grid: give -m, or run.name=... for one run"])
     if given.multirun:
-        from launch import grid
+        from pretrain.commands import multirun
 
-        return grid.run(given)
+        return multirun.run(given)
     if given.check:
-        from pretrain.plan import check
+        from pretrain.planner.plan import check
 
         sys.stdout.write(check(load_run_config(given.overrides), given.ranks))
         return 0
     if given.ranks is not None:
         raise ConfigError(["--ranks is for --check: how many ranks train is the launcher's to say"])
-    from pretrain.next_steps import after_train
-    from pretrain.train import EXIT_CODES, train
+    from pretrain.commands.next_steps import after_train
+    from pretrain.commands.train import EXIT_CODES, train
 
     config = load_run_config(given.overrides)
     outcome = train(config)
@@ -80,7 +80,7 @@ def _train(given: argparse.Namespace) -> int:
 
 def _plan(given: argparse.Namespace) -> int:
     from pretrain.config.load import load_run_config
-    from pretrain.plan import plan
+    from pretrain.planner.plan import plan
 
     sys.stdout.write(plan(load_run_config(given.overrides), given.ranks, given.gpu_memory))
     return 0
@@ -88,7 +88,7 @@ def _plan(given: argparse.Namespace) -> int:
 
 def _generate(given: argparse.Namespace) -> int:
     from pretrain.config.load import load_generate_config
-    from pretrain.generate import generate
+    from pretrain.generation.generate import generate
 
     generate(load_generate_config(given.overrides))
     return 0
@@ -98,7 +98,7 @@ def _show_config(given: argparse.Namespace) -> int:
     from pretrain.config.load import load_run_config, to_yaml
 
     text = to_yaml(load_run_config(given.overrides))
-    sys.stdout.write(explain_verb.described_yaml(text) if given.describe else text)
+    sys.stdout.write(explain.described_yaml(text) if given.describe else text)
     return 0
 
 
@@ -161,7 +161,7 @@ VERBS = {
           pretrain data fetch s3://bucket/mine data.cache.dir=/scratch/cache
         """,
         run_action,
-        data_verb.add_options,
+        data.add_options,
         takes_overrides=False,
     ),
     "train": Verb(
@@ -229,8 +229,8 @@ VERBS = {
           pretrain bench suite=tiny --warmup 2 --steps 5
           pretrain bench compare bench/tiny/bench.json bench/tiny-2/bench.json
         """,
-        bench_verb.run,
-        bench_verb.add_options,
+        bench.run,
+        bench.add_options,
     ),
     "status": Verb(
         "show runs: jobs, steps, speed, time to go, how they ended",
@@ -243,8 +243,8 @@ VERBS = {
           pretrain status runs/quickstart
           pretrain status runs/sweep/* --json
         """,
-        status_verb.run,
-        status_verb.add_options,
+        status.run,
+        status.add_options,
         takes_overrides=False,
     ),
     "checkpoint": Verb(
@@ -262,7 +262,7 @@ VERBS = {
           pretrain checkpoint prune runs/quickstart --keep-last 2 --keep-every 1000 --dry-run
         """,
         run_action,
-        checkpoint_verb.add_options,
+        checkpoint.add_options,
         takes_overrides=False,
     ),
     "generate": Verb(
@@ -275,7 +275,7 @@ VERBS = {
           pretrain generate run=runs/quickstart prompt="import os" temperature=0 max_new_tokens=64
         """,
         _generate,
-        more_help=explain_verb.keys_of_generate,
+        more_help=explain.keys_of_generate,
     ),
     "verify-resume": Verb(
         "recompute recorded steps from a checkpoint and compare",
@@ -291,8 +291,8 @@ VERBS = {
           pretrain verify-resume runs/quickstart --checkpoint 800 --steps 50 --json
           torchrun --nproc-per-node 2 -m pretrain verify-resume runs/quickstart parallel.tp=2 engine.zero_stage=1
         """,
-        verify_verb.run,
-        verify_verb.add_options,
+        verify_resume.run,
+        verify_resume.add_options,
     ),
     "show-config": Verb(
         "print the whole configuration that overrides give",
@@ -316,8 +316,8 @@ VERBS = {
           pretrain explain optim
           pretrain explain optim.lr model.position
         """,
-        explain_verb.run,
-        explain_verb.add_options,
+        explain.run,
+        explain.add_options,
         takes_overrides=False,
     ),
 }
@@ -377,7 +377,7 @@ def _run(verb: Verb, given: argparse.Namespace) -> int:
             log.exception("rank %d failed", _rank())
         leave_reason(f"rank {_rank()} failed: {describe_error(error)}")
         if _from_launcher("WORLD_SIZE") > 1:
-            from pretrain.layout.sentinel import announce
+            from pretrain.distributed.watchdog.watchdog import announce
 
             announce(error)
         return ExitCode.REFUSED if is_refusal(error) else ExitCode.FAILED

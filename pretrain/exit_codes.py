@@ -28,7 +28,7 @@ _MEANINGS = {
     ExitCode.DONE: "done",
     ExitCode.FAILED: "failed; the log has the traceback",
     ExitCode.MISTAKE: "a mistake in what was given; the message says what to do",
-    ExitCode.BAD_NODE: "a node is bad (launch.preflight)",
+    ExitCode.BAD_NODE: "a node is bad (launch.nodes.preflight)",
     ExitCode.DIVERGED: "training diverged: more bad steps than train.max_bad_steps allows",
     ExitCode.IN_USE: "the run folder is in use by another live process",
     ExitCode.REFUSED: "the system refused: no space, no permission, a bad disk or server; the message names the file",

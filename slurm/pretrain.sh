@@ -26,7 +26,7 @@ for environment in "${PRETRAIN_VENV:-}" "${VIRTUAL_ENV:-}" "$PWD/.venv"; do
         break
     fi
 done
-(trap '' TERM INT USR1 HUP; exec "$python" -u -m launch.supervise "$@") &
+(trap '' TERM INT USR1 HUP; exec "$python" -u -m launch.slurm.supervise "$@") &
 supervisor=$!
 exec {never}<> <(:)
 while kill -0 "$supervisor" 2>/dev/null; do read -r -t 1 -u "$never" || true; done # traps run in between

@@ -87,7 +87,7 @@ def copy_tree(folder: Path) -> Path:
 
 def check_imports(tree: Path) -> None:
     """The copy must be what is imported there, not a checkout that is installed to be edited."""
-    modules = ("pretrain.engine.zero", "data_pipeline.loader", "tests.support.ranks")
+    modules = ("pretrain.engine.zero", "data_pipeline.stream.loader", "tests.support.ranks")
     program = f"import importlib.util as u; print(*[u.find_spec(name).origin for name in {modules}], sep='\\n')"
     found = subprocess.run(
         [sys.executable, "-c", program], cwd=tree, env=environment(tree), capture_output=True, check=True, text=True

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from data_pipeline.cleaning.step import Bounds, MissingPackage, SettingError, Step
+from data_pipeline.config_text import written
 from data_pipeline.errors import DataError
-from data_pipeline.written import written
 
 EXTRA = "pretrain[clean]"
 

@@ -21,7 +21,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from data_pipeline.dedup.minhash import EMPTY, NearDedupConfig, Signatures
+from data_pipeline.config import NearDedupConfig
+from data_pipeline.dedup.minhash import EMPTY, Signatures
 from data_pipeline.dedup.words import Hashes
 from data_pipeline.errors import DataError
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from data_pipeline.dedup.words import Hashes, fold, ngrams, readable, split
-from data_pipeline.durable import write_durably
 from data_pipeline.errors import DataError
+from data_pipeline.storage.atomic_write import write_durably
 
 LEAST_WORDS = 8
 """A held-out text of fewer words is not looked for: it would be found by chance."""

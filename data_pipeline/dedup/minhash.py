@@ -6,13 +6,12 @@ Signatures are stored and compared with those of other machines and years: nothi
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from data_pipeline.config import NearDedupConfig
 from data_pipeline.dedup.words import fold, ngrams, split
-from data_pipeline.errors import DataError
 
 Signatures = npt.NDArray[np.uint32]
 
@@ -21,35 +20,6 @@ EMPTY = 0xFFFFFFFF
 
 GROUP_BYTES = 1 << 17
 """Text whose shingles are permuted together: enough to make numpy's calls cheap, little enough to stay in the cache."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class NearDedupConfig:
-    """How alike two documents must be for the later one to be left out."""
-
-    shingle_words: int
-    """Consecutive words compared as one."""
-    bands: int
-    """Parts of a signature; documents that agree in all rows of a band are compared."""
-    rows: int
-    """Numbers in a band: more of them find less, with fewer comparisons in vain."""
-    similarity: float
-    """Estimated Jaccard similarity from which on a document is a duplicate of another."""
-    seed: int
-    """Chooses the permutations."""
-
-    def __post_init__(self) -> None:
-        for key in ("shingle_words", "bands", "rows"):
-            if getattr(self, key) < 1:
-                raise DataError(f"data.near_dedup.{key}={getattr(self, key)}: must be at least 1")
-        if not 0 < self.similarity <= 1:
-            raise DataError(
-                f"data.near_dedup.similarity={self.similarity}: must be above 0 and at most 1, as a share of shingles"
-            )
-
-    @property
-    def permutations(self) -> int:
-        return self.bands * self.rows
 
 
 DEFAULT = NearDedupConfig(shingle_words=3, bands=32, rows=4, similarity=0.45, seed=0)

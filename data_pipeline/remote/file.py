@@ -5,8 +5,8 @@ import threading
 from collections.abc import Generator
 from typing import BinaryIO
 
-from data_pipeline.ahead import read_ahead
 from data_pipeline.config import CacheConfig
+from data_pipeline.prefetch import read_ahead
 from data_pipeline.remote.transfer import blocks
 
 BLOCKS_AHEAD = 4

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 from data_pipeline.config import CacheConfig
 from data_pipeline.errors import DataError
-from data_pipeline.remote.addresses import FILE_MARK, PIPE, join, shown
 from data_pipeline.remote.cache import Cache
 from data_pipeline.remote.transfer import blocks, read_small
 from data_pipeline.shards.manifest import MANIFEST_FILE, FileRecord, Manifest
+from data_pipeline.storage.urls import FILE_MARK, PIPE, join, shown
 from data_pipeline.tokenizers.base import Tokenizer
 from data_pipeline.tokenizers.loading import TokenizerFiles
 

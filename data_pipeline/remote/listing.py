@@ -11,12 +11,12 @@ from typing import TypeVar
 
 from data_pipeline.config import CacheConfig
 from data_pipeline.errors import InputError
-from data_pipeline.remote.addresses import PIPE, is_http, shown
-from data_pipeline.remote.answers import Interrupted, Refused
+from data_pipeline.remote.errors import Interrupted, Refused
+from data_pipeline.remote.fsspec_store import Place, version_of
 from data_pipeline.remote.transfer import Attempts
 from data_pipeline.remote.transport import connect
-from data_pipeline.remote.vendors import Place, version_of
-from data_pipeline.sources.names import choose, is_included
+from data_pipeline.storage.file_names import choose, is_included
+from data_pipeline.storage.urls import PIPE, is_http, shown
 
 Found = TypeVar("Found")
 _MAGIC = re.compile("[*?[]")

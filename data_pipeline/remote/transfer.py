@@ -10,10 +10,10 @@ from typing import IO
 
 from data_pipeline.config import CacheConfig
 from data_pipeline.errors import BadFile, DataError, Stopped, Unreachable
-from data_pipeline.remote.addresses import shown
-from data_pipeline.remote.answers import Interrupted, Refused
+from data_pipeline.remote.errors import Interrupted, Refused
 from data_pipeline.remote.transport import BLOCK_BYTES, connect
 from data_pipeline.shards.manifest import FileRecord
+from data_pipeline.storage.urls import shown
 
 logger = logging.getLogger(__name__)
 LONGEST_DELAY = 60.0

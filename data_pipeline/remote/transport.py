@@ -13,9 +13,9 @@ import urllib.parse
 import urllib.request
 from typing import Protocol
 
-from data_pipeline.remote.addresses import PIPE, is_http
-from data_pipeline.remote.answers import Interrupted, Refused, of_status
-from data_pipeline.remote.vendors import FsspecStream
+from data_pipeline.remote.errors import Interrupted, Refused, of_status
+from data_pipeline.remote.fsspec_store import FsspecStream
+from data_pipeline.storage.urls import PIPE, is_http
 
 BLOCK_BYTES = 1 << 20
 

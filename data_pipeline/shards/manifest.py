@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from data_pipeline.durable import write_durably
+from data_pipeline.config_text import written
 from data_pipeline.errors import DataError, NewerFormat
-from data_pipeline.written import written
+from data_pipeline.storage.atomic_write import write_durably
 
 MANIFEST_FILE = "manifest.json"
 FORMAT = "pretrain packed dataset"

@@ -17,11 +17,11 @@ import numpy as np
 import numpy.typing as npt
 
 from data_pipeline.errors import BadFile, DataError, Stopped
-from data_pipeline.order import Positions, mix, sample_at
+from data_pipeline.permutation import Positions, mix, sample_at
 from data_pipeline.shards.folder import DatasetFolder, as_folder
-from data_pipeline.shards.layout import DTYPES, NPY_HEADER_BYTES, TAR_BLOCK, content_hash, member_key
+from data_pipeline.shards.format import DTYPES, NPY_HEADER_BYTES, TAR_BLOCK, content_hash, member_key
 from data_pipeline.shards.manifest import FileRecord, Manifest, ShardRecord, SplitRecord
-from data_pipeline.shards.mapped import Samples, Tokens, map_file, start_of
+from data_pipeline.shards.mmap_reader import Samples, Tokens, map_file, start_of
 
 logger = logging.getLogger(__name__)
 MAX_MAPPED_SHARDS = 1 << 13

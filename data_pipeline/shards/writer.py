@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from data_pipeline.config import DataConfig
 from data_pipeline.imports import without
-from data_pipeline.shards.layout import DTYPES, TAR_BLOCK, content_hash, member_key, npy_header, tar_member_bytes
+from data_pipeline.shards.format import DTYPES, TAR_BLOCK, content_hash, member_key, npy_header, tar_member_bytes
 from data_pipeline.shards.manifest import FileRecord, ShardRecord, SplitRecord
 from data_pipeline.shards.packing import Packing, make_packer, num_padding_tokens
 

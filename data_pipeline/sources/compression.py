@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 import zstandard
 
 from data_pipeline.errors import DataError
-from data_pipeline.sources.names import compression_of
+from data_pipeline.storage.file_names import compression_of
 
 CHUNK_BYTES = 1 << 18
 ZSTD_PART_BYTES = 1 << 10

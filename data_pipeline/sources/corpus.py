@@ -13,11 +13,11 @@ from typing import BinaryIO
 from data_pipeline.config import DataConfig
 from data_pipeline.document import Document
 from data_pipeline.errors import DataError
-from data_pipeline.places import own
 from data_pipeline.sources.compression import ByteReader
 from data_pipeline.sources.files import InputFile, find_files
-from data_pipeline.sources.names import compression_of, format_of
 from data_pipeline.sources.readers import TextKey, Unreadable, fault, read_jsonl, read_text
+from data_pipeline.storage.file_names import compression_of, format_of
+from data_pipeline.storage.output_paths import own
 
 READING_RULES = 2
 """Raised when other text is read from the same files: a dataset made before is then compared with its text again."""

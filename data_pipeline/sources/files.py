@@ -9,9 +9,9 @@ from typing import BinaryIO
 
 from data_pipeline.config import CacheConfig
 from data_pipeline.errors import DataError, InputError
-from data_pipeline.remote.addresses import is_url, shown
 from data_pipeline.sources import stdlib
-from data_pipeline.sources.names import choose, is_included, not_read
+from data_pipeline.storage.file_names import choose, is_included, not_read
+from data_pipeline.storage.urls import is_url, shown
 
 REMEDY = "mend that, take it out of there, or name files and folders one by one"
 PassOver = Callable[[str, Sequence[str]], None]

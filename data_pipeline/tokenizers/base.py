@@ -12,8 +12,8 @@ from typing import Any, ClassVar, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from data_pipeline.config_text import written
 from data_pipeline.errors import DataError, MissingPackage, Unencodable
-from data_pipeline.written import written
 
 Ids = npt.NDArray[np.int32]
 Item = TypeVar("Item")

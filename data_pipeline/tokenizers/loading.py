@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_pipeline.durable import write_durably
 from data_pipeline.errors import DataError, MissingPackage, Unencodable
+from data_pipeline.storage.atomic_write import write_durably
 from data_pipeline.tokenizers.base import Tokenizer, TokenizerSettings, encode_each, first_difference, settings_path
 from data_pipeline.tokenizers.huggingface import HuggingFaceTokenizer
 from data_pipeline.tokenizers.sentencepiece_model import SentencePieceTokenizer

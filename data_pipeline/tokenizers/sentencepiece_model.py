@@ -16,10 +16,10 @@ import sentencepiece
 from data_pipeline.errors import DataError
 from data_pipeline.tokenizers.base import TokenizerSettings, find_eod, refuse_surrogates
 from data_pipeline.tokenizers.sentencepiece_file import BPE, UNIGRAM, unlike_ours
-from data_pipeline.tokenizers.word_memory import WordMemory
+from data_pipeline.tokenizers.word_cache import WordMemory
 
 if TYPE_CHECKING:
-    from data_pipeline.tokenizers.compiled import CompiledMerges
+    from data_pipeline.tokenizers.numba_bpe import CompiledMerges
 
 logger = logging.getLogger(__name__)
 SPACE_MARK = "\u2581"  # stands for a space inside SentencePiece, so that the character itself would come back as one
@@ -131,7 +131,7 @@ class SentencePieceTokenizer:
         if importlib.util.find_spec("numba") is None or not all(map(self._processor.is_byte, byte_ids)):
             return None
         try:
-            from data_pipeline.tokenizers.compiled import CompiledMerges, proven
+            from data_pipeline.tokenizers.numba_bpe import CompiledMerges, proven
         except Exception as error:  # a numpy that it does not know; no folder to keep its work in
             logger.warning("numba is installed and not used: %s", error)
             return None

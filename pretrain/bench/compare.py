@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_pipeline.written import written
+from data_pipeline.config_text import written
 from pretrain.bench.result import Result, load
 from pretrain.bench.table import CONVENTIONS, columns
 from pretrain.config.load import flatten

@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from data_pipeline.mixture import TrainingData
-from data_pipeline.remote.addresses import is_url
-from data_pipeline.shards.layout import DTYPES, dtype_for
+from data_pipeline.shards.format import DTYPES, dtype_for
 from data_pipeline.shards.manifest import MANIFEST_FILE, CorpusRecord, Manifest, SourceRecord, TokenizerRecord
 from data_pipeline.shards.writer import split_writers
-from data_pipeline.staging import stage_new
+from data_pipeline.storage.staged_folder import stage_new
+from data_pipeline.storage.urls import is_url
+from data_pipeline.stream.mixture import TrainingData
 from pretrain.config.run import RunConfig
-from pretrain.training_data import open_datasets
+from pretrain.training.data import open_datasets
 
 SYNTHETIC = "synthetic"
 VOCAB_SIZE = 50257

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_pipeline.mixture import TrainingData
 from data_pipeline.shards.reader import PackedDataset
+from data_pipeline.stream.mixture import TrainingData
 from pretrain.bench.data import VOCAB_SIZE, open_prepared, write_synthetic
 from pretrain.bench.parts import PartTimes, part_times
 from pretrain.bench.plot import draw
@@ -21,9 +21,9 @@ from pretrain.bench.table import as_table
 from pretrain.config.checks import check_run
 from pretrain.config.errors import ConfigError, RunError
 from pretrain.config.run import AUTO, RunConfig
-from pretrain.layout.environment import set_variables
-from pretrain.layout.failures import describe_error, is_out_of_memory
-from pretrain.layout.grid import ParallelLayout, world_from_environment
+from pretrain.distributed.environment import set_variables
+from pretrain.distributed.grid import ParallelLayout, world_from_environment
+from pretrain.distributed.watchdog.failure import describe_error, is_out_of_memory
 from pretrain.model.flops import token_flops
 from pretrain.planner.memory import choose_modes, plan_memory
 from pretrain.planner.micro_batch import with_micro_batch, with_size
@@ -33,7 +33,7 @@ from pretrain.tracking.speed import device_peak
 if TYPE_CHECKING:
     from torch.profiler import profile
 
-    from pretrain.layout.groups import ProcessGroups
+    from pretrain.distributed.groups import ProcessGroups
 
 PROFILED = 3
 """Steps after the timed ones."""
@@ -83,16 +83,16 @@ def _measure(
     layout = ParallelLayout(world_from_environment()[1], parallel.tp, parallel.pp)
     set_variables(layout)
 
-    from pretrain.layout.groups import build_groups
-    from pretrain.layout.runtime import runtime
-    from pretrain.layout.vendor_imports import megatron_imports
+    from pretrain.distributed.groups import build_groups
+    from pretrain.distributed.runtime import runtime
+    from pretrain.distributed.vendor_imports import megatron_imports
 
     with megatron_imports():
         from pretrain.engine.build import build_engine, smallest_memory
     from pretrain.bench.ceilings import measure_ceilings
     from pretrain.bench.roofline import ideal_seconds, roofline
     from pretrain.bench.steps import peak_over_ranks, run_steps, start_peak
-    from pretrain.profiling import StepProfiler
+    from pretrain.training.profiling import StepProfiler
 
     with runtime(config.engine, layout=layout) as here:
         groups = build_groups(layout, config.run.seed, here.group_timeout_minutes, here.device, vp=parallel.vp)

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
-from data_pipeline.durable import write_durably
-from data_pipeline.mixture import TrainingData
-from data_pipeline.written import written
+from data_pipeline.config_text import written
+from data_pipeline.storage.atomic_write import write_durably
+from data_pipeline.stream.mixture import TrainingData
 from pretrain.bench.data import SYNTHETIC
 from pretrain.bench.parts import PartTimes
 from pretrain.bench.roofline import Row, limit

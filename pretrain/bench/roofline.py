@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pretrain.bench.parts import Part, PartTimes
 from pretrain.config.model import ModelConfig
 from pretrain.config.run import RunConfig
-from pretrain.layout.grid import ParallelLayout
+from pretrain.distributed.grid import ParallelLayout
 from pretrain.model.flops import token_flops
 from pretrain.model.size import count_parameters
 from pretrain.planner.memory import gradient_bytes, parameter_bytes

@@ -8,19 +8,19 @@ import torch
 import torch.distributed as dist
 from torch.profiler import record_function
 
-from data_pipeline.mixture import TrainingData
+from data_pipeline.stream.mixture import TrainingData
 from pretrain.bench.ceilings import synchronize
 from pretrain.bench.parts import UPDATE_MARK
 from pretrain.config.run import RunConfig
-from pretrain.layout.groups import ProcessGroups
-from pretrain.layout.runtime import Runtime
-from pretrain.loop import NothingSaved, run_loop
+from pretrain.distributed.groups import ProcessGroups
+from pretrain.distributed.runtime import Runtime
 from pretrain.model.flops import TokenFlops, token_flops
-from pretrain.profiling import StepProfiler
-from pretrain.run_length import RunLength
-from pretrain.run_state import RunState
+from pretrain.run.length import RunLength
+from pretrain.run.state import RunState
 from pretrain.tracking.speed import StepClock
-from pretrain.training_data import batches_from
+from pretrain.training.data import batches_from
+from pretrain.training.loop import NothingSaved, run_loop
+from pretrain.training.profiling import StepProfiler
 
 if TYPE_CHECKING:
     from pretrain.engine.interface import Engine, StepResult

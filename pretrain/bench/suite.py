@@ -12,15 +12,15 @@ from pathlib import Path
 
 import psutil
 
-from data_pipeline.children import die_with_parent
-from data_pipeline.durable import write_durably
+from data_pipeline.child_process import die_with_parent
+from data_pipeline.storage.atomic_write import write_durably
 from pretrain.bench.data import VOCAB_SIZE
 from pretrain.bench.measure import Wanted
 from pretrain.bench.result import TABLE_FILE, Result, load, new_folder
 from pretrain.bench.table import columns, milliseconds, share
 from pretrain.config.errors import RunError
-from pretrain.config.public import public_words
-from pretrain.layout.grid import world_from_environment
+from pretrain.config.redact import public_words
+from pretrain.distributed.grid import world_from_environment
 
 
 @dataclass(frozen=True)

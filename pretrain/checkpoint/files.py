@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
-from data_pipeline.durable import write_durably
+from data_pipeline.storage.atomic_write import write_durably
 from pretrain.checkpoint.index import INDEX
 from pretrain.checkpoint.manifest import digest_of
 from pretrain.checkpoint.tensors import Chunk

@@ -17,9 +17,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.written import written
+from data_pipeline.config_text import written
 from pretrain.config.errors import RunError, RunRefused
-from pretrain.run_state import RunState
+from pretrain.run.state import RunState
 
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"

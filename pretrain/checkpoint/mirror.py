@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 from data_pipeline.config import CacheConfig
-from data_pipeline.durable import sync_folder, write_durably
 from data_pipeline.errors import BadFile, DataError, Stopped
-from data_pipeline.remote.addresses import PIPE, shown
-from data_pipeline.remote.answers import Interrupted, Refused
+from data_pipeline.remote.errors import Interrupted, Refused
+from data_pipeline.remote.fsspec_store import Place
 from data_pipeline.remote.transfer import Attempts, blocks, read_small
-from data_pipeline.remote.vendors import Place
-from pretrain.checkpoint.keeping import Keeping
+from data_pipeline.storage.atomic_write import sync_folder, write_durably
+from data_pipeline.storage.urls import PIPE, shown
 from pretrain.checkpoint.manifest import MANIFEST, parse_manifest, read_manifest, set_aside
+from pretrain.checkpoint.retention import Keeping
 from pretrain.checkpoint.store import complete_ones, has_its_files, read_checkpoint
 from pretrain.config.errors import ConfigError, Problem, RunError
 

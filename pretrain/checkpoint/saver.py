@@ -15,15 +15,15 @@ from typing import Any, Protocol
 
 import torch.distributed as dist
 
-from pretrain.checkpoint.agreement import first_says, together
+from pretrain.checkpoint.collective import first_says, together
 from pretrain.checkpoint.mirror import Mirror
 from pretrain.checkpoint.store import CheckpointStore, Snapshot
 from pretrain.config.errors import RunError
 from pretrain.config.run import CheckpointConfig, RunConfig
+from pretrain.distributed.groups import ProcessGroups
+from pretrain.distributed.runtime import Runtime
 from pretrain.engine.interface import Engine
-from pretrain.layout.groups import ProcessGroups
-from pretrain.layout.runtime import Runtime
-from pretrain.run_state import RunState
+from pretrain.run.state import RunState
 
 RETRY_SECONDS = 60.0
 

@@ -24,11 +24,10 @@ from safetensors.torch import save as safetensors_bytes
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 
-from data_pipeline.durable import sync_folder, write_durably
-from pretrain.checkpoint.agreement import all_say, first_says, holds_on_all, together
+from data_pipeline.storage.atomic_write import sync_folder, write_durably
+from pretrain.checkpoint.collective import all_say, first_says, holds_on_all, together
 from pretrain.checkpoint.files import JsonIndexReader, merge_indices, parts_of_ranks, write_tensors
 from pretrain.checkpoint.index import index_faults, read_index
-from pretrain.checkpoint.keeping import Keeping
 from pretrain.checkpoint.manifest import (
     FORMAT_VERSION,
     MANIFEST,
@@ -41,12 +40,13 @@ from pretrain.checkpoint.manifest import (
     sealed,
     step_of,
 )
+from pretrain.checkpoint.retention import Keeping
 from pretrain.checkpoint.tensors import Chunk, chunks_of, own_chunks, state_dict_of
 from pretrain.config.errors import RunError
+from pretrain.distributed.groups import ProcessGroups
+from pretrain.distributed.random_state import random_states, restore_random_states
 from pretrain.engine.interface import Engine
-from pretrain.layout.groups import ProcessGroups
-from pretrain.layout.random_state import random_states, restore_random_states
-from pretrain.run_state import RunState
+from pretrain.run.state import RunState
 
 log = logging.getLogger(__name__)
 

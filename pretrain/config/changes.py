@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from data_pipeline.written import written
+from data_pipeline.config_text import written
 from pretrain.config.describe import record_keys
 from pretrain.config.errors import Problem
 from pretrain.config.run import RunConfig

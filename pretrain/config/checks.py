@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from data_pipeline.config import LEAST_SHARE, DataConfig
-from pretrain.config.attention import attention_problems, calls_of
+from pretrain.config.attention_kernels import attention_problems, calls_of
 from pretrain.config.changes import accept_problems
 from pretrain.config.cluster_checks import cluster_problems
 from pretrain.config.compile_checks import compile_problems

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from data_pipeline.config_text import written
 from data_pipeline.errors import SystemRefused, UserError
-from data_pipeline.written import written
 from pretrain.exit_codes import ExitCode
 
 MISSING = object()

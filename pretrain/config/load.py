@@ -22,13 +22,13 @@ from omegaconf import OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from data_pipeline.config_text import Typed, written
 from data_pipeline.errors import DataError
-from data_pipeline.remote.addresses import shown
-from data_pipeline.written import Typed, written
+from data_pipeline.storage.urls import shown
 from pretrain.config.describe import CONF_DIR, holds_text, record_key, record_keys, record_types, yaml_key
 from pretrain.config.errors import MISSING, ConfigError, Problem
 from pretrain.config.overrides import Known, for_hydra, known_of, parse, typed_values
-from pretrain.config.public import without_secrets
+from pretrain.config.redact import without_secrets
 from pretrain.config.refusals import problems_of, refusal, truth_values
 from pretrain.config.run import AUTO, GenerateConfig, RunConfig
 from pretrain.config.unused import without_effect

@@ -14,8 +14,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
-from data_pipeline.remote.addresses import shown
-from data_pipeline.written import Typed
+from data_pipeline.config_text import Typed
+from data_pipeline.storage.urls import shown
 from pretrain.config.describe import Key, groups_of, keys_of, options_of, takes_text, without_null
 from pretrain.config.errors import MISSING, ConfigError, Problem
 from pretrain.config.nearest import did_you_mean

@@ -9,8 +9,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from data_pipeline.remote.addresses import shown
-from data_pipeline.written import Typed, written
+from data_pipeline.config_text import Typed, written
+from data_pipeline.storage.urls import shown
 from pretrain.config.describe import TAKES_AUTO, choices, keys_of, noun, record_key, takes_text, without_null, yaml_key
 from pretrain.config.errors import MISSING, Problem
 from pretrain.config.nearest import did_you_mean

@@ -8,21 +8,21 @@ import psutil
 import torch
 import torch.distributed as dist
 
-from pretrain.config.attention import attention_problems, calls_of
+from pretrain.config.attention_kernels import attention_problems, calls_of
 from pretrain.config.errors import ConfigError
 from pretrain.config.run import RunConfig
+from pretrain.distributed.groups import DeepSpeedGroups, ProcessGroups
+from pretrain.distributed.vendor_imports import megatron_imports
 from pretrain.engine.interface import Engine
-from pretrain.layout.groups import DeepSpeedGroups, ProcessGroups
-from pretrain.layout.vendor_imports import megatron_imports
 from pretrain.planner.memory import Modes, choose_modes, partitions_in_memory, plan_memory
 from pretrain.planner.shapes import all_stages
 
 with megatron_imports():
     from pretrain.engine.deepspeed_config import deepspeed_config
-    from pretrain.engine.gathering import share_of
-    from pretrain.engine.swap import Scratch, own_folder, require_async_io
+    from pretrain.engine.nvme_offload import Scratch, own_folder, require_async_io
+    from pretrain.engine.param_gather import share_of
     from pretrain.engine.zero import ZeroEngine, import_deepspeed
-    from pretrain.model.compiled import compile_stage
+    from pretrain.model.compile import compile_stage
     from pretrain.model.gpt import build_stage
 
 log = logging.getLogger(__name__)

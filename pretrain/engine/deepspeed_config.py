@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from pretrain.config.engine import EngineConfig, OffloadConfig
-from pretrain.engine.swap import BUFFERS, Scratch
+from pretrain.engine.nvme_offload import BUFFERS, Scratch
 from pretrain.planner.memory import REDUCE_BUCKET_ELEMENTS
 
 

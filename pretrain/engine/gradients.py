@@ -15,9 +15,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pretrain.config.engine import LossScaleConfig
+from pretrain.distributed.groups import ProcessGroups
+from pretrain.engine.nvme_offload import is_on_disk
 from pretrain.engine.shards import cut_by_group, cut_by_parameter
-from pretrain.engine.swap import is_on_disk
-from pretrain.layout.groups import ProcessGroups
 from pretrain.model.parameters import LocalParameter
 
 Piece = tuple[nn.Parameter, Tensor]

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pretrain.distributed.groups import ProcessGroups
 from pretrain.engine.interface import StateShard
+from pretrain.engine.nvme_offload import in_memory, on_disk
 from pretrain.engine.replicated import masters_and_parameters
-from pretrain.engine.swap import in_memory, on_disk
-from pretrain.layout.groups import ProcessGroups
 from pretrain.model.parameters import LocalParameter, LogicalPart
 
 MOMENTS = ("exp_avg", "exp_avg_sq")

@@ -17,10 +17,11 @@ from torch.nn import functional
 from pretrain.config.engine import EngineConfig
 from pretrain.config.model import ModelConfig
 from pretrain.config.optim import OptimConfig
+from pretrain.distributed.groups import DeepSpeedGroups, ProcessGroups
+from pretrain.distributed.vendor_imports import without_compiler
 from pretrain.engine import replicated
 from pretrain.engine.deepspeed_config import sums_in_fp32
 from pretrain.engine.device import Stopwatch, to_device
-from pretrain.engine.gathering import BackwardCounts, fetch_without_traces, hold
 from pretrain.engine.gradients import (
     begin_loss_scale,
     change_scale_after_update,
@@ -31,6 +32,8 @@ from pretrain.engine.gradients import (
     pieces_of,
 )
 from pretrain.engine.interface import StateShard, StepResult
+from pretrain.engine.nvme_offload import is_on_disk, on_disk, write_parameters
+from pretrain.engine.param_gather import BackwardCounts, fetch_without_traces, hold
 from pretrain.engine.schedule import MicroBatch, chunk_handles, document_cuts, run_logits, run_schedule
 from pretrain.engine.shards import (
     MOMENTS,
@@ -41,9 +44,6 @@ from pretrain.engine.shards import (
     logical_shards,
     set_adam_steps,
 )
-from pretrain.engine.swap import is_on_disk, on_disk, write_parameters
-from pretrain.layout.groups import DeepSpeedGroups, ProcessGroups
-from pretrain.layout.vendor_imports import without_compiler
 from pretrain.model.gpt import Stage
 from pretrain.model.parameters import logical_parts, padded_rows
 from pretrain.optim.param_groups import decay_groups

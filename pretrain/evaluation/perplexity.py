@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from data_pipeline.loader import evaluation_batches
 from data_pipeline.shards.reader import PackedDataset
+from data_pipeline.stream.loader import evaluation_batches
 from pretrain.engine.interface import Engine
 from pretrain.tracking.pace import count_samples
 

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from data_pipeline.durable import write_durably
 from data_pipeline.errors import UserError
 from data_pipeline.shards.reader import PackedDataset
+from data_pipeline.storage.atomic_write import write_durably
 from pretrain.config.run import RunConfig
 from pretrain.engine.interface import Engine
 from pretrain.generation.sampling import choose
-from pretrain.run_tokenizer import tokenizer_of
+from pretrain.run.tokenizer import tokenizer_of
 from pretrain.tracking.report import SAMPLE_FILE
 
 PROMPT_TOKENS, NEW_TOKENS, SECONDS = 16, 64, 20.0

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from pretrain.config.attention import Calls, Kernel, attention_kernels
+from pretrain.config.attention_kernels import Calls, Kernel, attention_kernels
 
 
 @dataclass(frozen=True)

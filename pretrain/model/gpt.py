@@ -10,12 +10,12 @@ from megatron.core.transformer import TransformerConfig
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pretrain.config.attention import Calls
+from pretrain.config.attention_kernels import Calls
 from pretrain.config.engine import EngineConfig
 from pretrain.config.model import ModelConfig
 from pretrain.config.parallel import ParallelConfig, stage_chunks
-from pretrain.layout.groups import ProcessGroups
-from pretrain.layout.heap import large_blocks_apart
+from pretrain.distributed.groups import ProcessGroups
+from pretrain.distributed.malloc import large_blocks_apart
 from pretrain.model.attention import ANY, chosen_kernels
 from pretrain.model.cross_entropy import EAGER, Passes, in_place_cross_entropy
 from pretrain.model.init import initial_value

@@ -7,14 +7,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.drawing import GRID, QUIET, new_figure, plain, png, shortened
-from data_pipeline.durable import write_durably
-from data_pipeline.pages import data_url, render_page
+from data_pipeline.html_page import data_url, render_page
+from data_pipeline.plot_style import GRID, QUIET, new_figure, plain, png, shortened
+from data_pipeline.storage.atomic_write import write_durably
 from pretrain.exit_codes import ExitCode
+from pretrain.run.outcome import TRAINING, read_outcome
 from pretrain.tracking.console import short_number
 from pretrain.tracking.interactive import COLOURS, TARGET, comparison_charts
 from pretrain.tracking.metrics_file import read_metrics
-from pretrain.tracking.outcome import TRAINING, read_outcome
 from pretrain.tracking.series import Records, Series, of_kind, range_to_show, smoothed, thin, values_of
 
 HEADER = ("run", "steps", "final validation loss", "bits per byte", "tokens/s", "state")

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from data_pipeline.drawing import ACCENT, GRID, QUIET, new_figure, plain, png
+from data_pipeline.plot_style import ACCENT, GRID, QUIET, new_figure, plain, png
 from pretrain.tracking.console import short_number
 from pretrain.tracking.series import (
     Records,

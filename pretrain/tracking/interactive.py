@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from data_pipeline.drawing import ACCENT, GRID, QUIET
+from data_pipeline.plot_style import ACCENT, GRID, QUIET
 from pretrain.tracking.curves import LIGHT, OTHER_VALIDATION, PART_COLOURS, VALIDATION, parts_of_a_step
 from pretrain.tracking.series import (
     Records,

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from data_pipeline.durable import write_durably
-from pretrain.tracking.outcome import read_outcome
+from data_pipeline.storage.atomic_write import write_durably
+from pretrain.run.outcome import read_outcome
 
 Kind = Literal["train", "validation", "length"]
 """length: train.max_minutes has cut the run after this step."""

@@ -11,13 +11,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.durable import write_durably
-from data_pipeline.mixture import TrainingData
 from data_pipeline.shards.manifest import Manifest
 from data_pipeline.shards.reader import PackedDataset
-from pretrain.config.public import without_secrets
+from data_pipeline.storage.atomic_write import write_durably
+from data_pipeline.stream.mixture import TrainingData
+from pretrain.config.redact import without_secrets
 from pretrain.config.run import RunConfig
-from pretrain.layout.grid import ParallelLayout
+from pretrain.distributed.grid import ParallelLayout
 from pretrain.model.size import count_parameters
 from pretrain.tracking.pace import validation_sizes
 from pretrain.tracking.speed import DevicePeak

@@ -8,14 +8,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.durable import write_durably
-from data_pipeline.pages import data_url, figure_text, render_page
+from data_pipeline.html_page import data_url, figure_text, render_page
+from data_pipeline.storage.atomic_write import write_durably
 from pretrain.config.load import flatten
+from pretrain.run.outcome import TRAINING, Outcome, read_outcome
 from pretrain.tracking.console import duration, short_number
 from pretrain.tracking.curves import draw_curves
 from pretrain.tracking.interactive import TARGET, run_charts
 from pretrain.tracking.metrics_file import Kind, Values, read_metrics
-from pretrain.tracking.outcome import TRAINING, Outcome, read_outcome
 from pretrain.tracking.provenance import DESCRIPTION_FILE
 
 CONFIG_FILE = "config.yaml"

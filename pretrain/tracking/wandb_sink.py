@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from data_pipeline.durable import write_durably
+from data_pipeline.storage.atomic_write import write_durably
 from pretrain.config.errors import RunError
-from pretrain.config.public import without_secrets
+from pretrain.config.redact import without_secrets
 from pretrain.config.run import RunConfig, TrackingConfig
 from pretrain.tracking.metrics_file import Kind, Values
 from pretrain.tracking.pace import ValidationSizes, series_name

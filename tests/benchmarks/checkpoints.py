@@ -40,8 +40,8 @@ import torch.distributed as dist
 from pretrain.checkpoint.saver import Level, Saver
 from pretrain.checkpoint.store import CheckpointStore
 from pretrain.config.run import LocalCheckpointConfig, RunConfig
-from pretrain.layout.runtime import Runtime
-from pretrain.run_state import RunState
+from pretrain.distributed.runtime import Runtime
+from pretrain.run.state import RunState
 from tests.support.models import run_config
 from tests.support.ranks import run_ranks
 from tests.support.training import start, train

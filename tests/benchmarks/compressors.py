@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from data_pipeline.shards.reader import PackedDataset
-from data_pipeline.shards.stream import rows_of
+from data_pipeline.shards.token_rows import rows_of
 from data_pipeline.tokenizers.loading import load_tokenizer
 from pretrain.config.load import read_run_config
 

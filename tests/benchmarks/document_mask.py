@@ -18,11 +18,11 @@ import torch
 
 from pretrain.config.load import load_run_config
 from pretrain.config.run import RunConfig
+from pretrain.distributed.grid import ParallelLayout
+from pretrain.distributed.groups import build_groups
+from pretrain.distributed.runtime import runtime
+from pretrain.distributed.vendor_imports import megatron_imports
 from pretrain.engine.interface import Engine
-from pretrain.layout.grid import ParallelLayout
-from pretrain.layout.groups import build_groups
-from pretrain.layout.runtime import runtime
-from pretrain.layout.vendor_imports import megatron_imports
 
 DEFAULTS = (
     "model=tiny_llama",

@@ -24,28 +24,28 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from data_pipeline.loader import train_batches
 from data_pipeline.shards.manifest import MANIFEST_FILE
 from data_pipeline.shards.reader import PackedDataset
+from data_pipeline.stream.loader import train_batches
 from pretrain.bench.data import VOCAB_SIZE, write_synthetic
-from pretrain.config.attention import calls_of
+from pretrain.config.attention_kernels import calls_of
 from pretrain.config.checks import check_run
 from pretrain.config.load import load_run_config
 from pretrain.config.run import RunConfig
-from pretrain.layout.grid import ParallelLayout
-from pretrain.layout.groups import ProcessGroups, build_groups
-from pretrain.layout.runtime import runtime
-from pretrain.layout.vendor_imports import megatron_imports
+from pretrain.distributed.grid import ParallelLayout
+from pretrain.distributed.groups import ProcessGroups, build_groups
+from pretrain.distributed.runtime import runtime
+from pretrain.distributed.vendor_imports import megatron_imports
 from pretrain.optim.param_groups import decay_groups
-from pretrain.run_length import RunLength
-from pretrain.run_state import RunState
+from pretrain.run.length import RunLength
+from pretrain.run.state import RunState
 
 with megatron_imports():
     from pretrain.engine.build import build_engine
     from pretrain.engine.deepspeed_config import sums_in_fp32
     from pretrain.engine.device import to_device
     from pretrain.engine.schedule import document_cuts, positions_in_documents, positions_of
-    from pretrain.model.compiled import compile_stage
+    from pretrain.model.compile import compile_stage
     from pretrain.model.gpt import build_stage
 
 OURS = "pretrain train"
@@ -205,10 +205,10 @@ def main() -> None:
 
 def run_all(config: RunConfig, dataset: PackedDataset, folder: Path, hf: bool) -> dict[str, list[float]]:
     """Run our loop with `Pace` as the last of its sinks; seconds of each side's steps."""
-    from pretrain.loop import NothingSaved, run_loop
     from pretrain.model.flops import token_flops
     from pretrain.tracking.sinks import build_sinks
     from pretrain.tracking.speed import StepClock, device_peak
+    from pretrain.training.loop import NothingSaved, run_loop
 
     vocab_size, eod_id = dataset.manifest.tokenizer.vocab_size, dataset.manifest.tokenizer.eod_id
     size = config.train.global_batch_size

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from data_pipeline.loader import train_batches
 from data_pipeline.shards.reader import PackedDataset
+from data_pipeline.stream.loader import train_batches
 from pretrain.config.model import padded_vocab_size
 from pretrain.config.run import RunConfig
 from pretrain.model.size import count_parameters

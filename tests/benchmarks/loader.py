@@ -32,13 +32,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data_pipeline.loader import train_batches
-from data_pipeline.order import sample_at
+from data_pipeline.permutation import sample_at
 from data_pipeline.shards.folder import LocalFolder
-from data_pipeline.shards.layout import DTYPES, TAR_BLOCK, content_hash, member_key, npy_header, tar_member_bytes
+from data_pipeline.shards.format import DTYPES, TAR_BLOCK, content_hash, member_key, npy_header, tar_member_bytes
 from data_pipeline.shards.manifest import FileRecord, ShardRecord
 from data_pipeline.shards.reader import PackedDataset
-from tests.unit.data.test_shards import write
+from data_pipeline.stream.loader import train_batches
+from tests.unit.data_pipeline.shards.test_shards import write
 
 ROUNDS = 5
 SEQ_LENGTH, BATCH, SAMPLES, SHARDS = 2048, 8, 48_000, 12

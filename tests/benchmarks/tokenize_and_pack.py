@@ -42,8 +42,8 @@ from typing import Any
 import numpy as np
 import sentencepiece
 
-from data_pipeline.pieces import encoded
-from data_pipeline.prepare import prepare
+from data_pipeline.build import encode_task
+from data_pipeline.build.prepare import prepare
 from data_pipeline.shards.reader import PackedDataset
 from data_pipeline.sources.stdlib import stdlib_folder
 from data_pipeline.tokenizers import sentencepiece_model
@@ -152,7 +152,7 @@ def write_inputs(folder: Path, texts: list[str]) -> Path:
 def run_ours(target: Path, workers: int, inputs: Sequence[Path] = ()) -> float:
     data = data_config(target, inputs or [target.parent / "in"], samples_per_member=64, shard_bytes=1 << 28)
     tokenizer = tokenizer_config(path=str(target.parent / "tokenizer.model"))
-    encoded._tokenizer.cache_clear()  # else one process would remember the words of the round before
+    encode_task._tokenizer.cache_clear()  # else one process would remember the words of the round before
     begin = time.perf_counter()
     prepare(data, tokenizer, prepare_config(num_workers=workers), seq_length=2048)
     return time.perf_counter() - begin
@@ -266,7 +266,7 @@ def encode_alone(model: Path, texts: list[str]) -> None:
         OURS: lambda: ours._memory.encode(sample),
     }
     if importlib.util.find_spec("numba"):
-        from data_pipeline.tokenizers.compiled import CompiledMerges
+        from data_pipeline.tokenizers.numba_bpe import CompiledMerges
 
         byte_ids = [processor.piece_to_id(f"<0x{byte:02X}>") for byte in range(256)]
         compiled = CompiledMerges(ours._pieces_of_text(), byte_ids)

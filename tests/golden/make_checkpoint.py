@@ -18,8 +18,8 @@ import numpy as np
 
 from pretrain.checkpoint.manifest import FORMAT_VERSION
 from pretrain.config.run import RunConfig
-from pretrain.layout.runtime import Runtime
-from pretrain.run_state import RunState
+from pretrain.distributed.runtime import Runtime
+from pretrain.run.state import RunState
 from pretrain.tracking.provenance import describe_environment
 from tests.support.models import VOCAB_SIZE, run_config
 from tests.support.ranks import run_ranks

@@ -12,9 +12,9 @@ import torch
 
 from pretrain.checkpoint.store import CheckpointStore
 from pretrain.config.run import RunConfig
-from pretrain.layout.grid import ParallelLayout
-from pretrain.layout.runtime import Runtime
-from pretrain.run_state import RunState
+from pretrain.distributed.grid import ParallelLayout
+from pretrain.distributed.runtime import Runtime
+from pretrain.run.state import RunState
 from tests.support.models import batch_of, batches, run_config
 from tests.support.ranks import run_ranks
 from tests.support.training import start, train, whole_state

@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from pretrain.config.attention import Calls
-from pretrain.layout.runtime import Runtime
+from pretrain.config.attention_kernels import Calls
+from pretrain.distributed.runtime import Runtime
 from pretrain.model.attention import attend, chosen_kernels
 from tests.ranks.test_parity import Layout, assert_parity
 from tests.support.models import run_config

@@ -23,9 +23,9 @@ from pretrain.checkpoint.store import CheckpointStore, newest_whole, read_checkp
 from pretrain.checkpoint.tensors import state_dict_of
 from pretrain.config.errors import RunError
 from pretrain.config.run import RunConfig
+from pretrain.distributed.runtime import Runtime
 from pretrain.engine.interface import Engine
-from pretrain.layout.runtime import Runtime
-from pretrain.run_state import RunState
+from pretrain.run.state import RunState
 from tests.support.checkpoints import change_manifest
 from tests.support.models import run_config
 from tests.support.ranks import RanksFailed, run_ranks

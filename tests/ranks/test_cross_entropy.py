@@ -17,7 +17,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pretrain.config.run import RunConfig
-from pretrain.layout.runtime import Runtime
+from pretrain.distributed.runtime import Runtime
 from pretrain.model import cross_entropy
 from pretrain.model.cross_entropy import EAGER, Passes, compiled_passes, in_place_cross_entropy
 from pretrain.model.gpt import Chunk

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from pretrain.config.run import RunConfig
+from pretrain.distributed.runtime import Runtime
 from pretrain.engine.schedule import document_cuts, positions_in_documents
-from pretrain.layout.runtime import Runtime
 from pretrain.model.attention import attend
 from tests.ranks.test_model import plain_attention
 from tests.ranks.test_parity import Layout, assert_parity, plain_loss

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from pretrain.checkpoint.store import CheckpointStore
-from pretrain.layout.runtime import Runtime
-from pretrain.run_state import RunState
+from pretrain.distributed.runtime import Runtime
+from pretrain.run.state import RunState
 from tests.golden.make_checkpoint import DIGESTS, HERE, config, digests
 from tests.support.ranks import run_ranks
 from tests.support.training import start, whole_state

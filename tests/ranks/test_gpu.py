@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from pretrain.bench.result import load
-from pretrain.config.attention import Calls, Kernel, obstacle
+from pretrain.config.attention_kernels import Calls, Kernel, obstacle
 from pretrain.config.run import RunConfig
+from pretrain.distributed.groups import ProcessGroups
+from pretrain.distributed.runtime import Runtime
 from pretrain.engine import zero
 from pretrain.engine.build import build_engine
-from pretrain.layout.groups import ProcessGroups
-from pretrain.layout.runtime import Runtime
 from pretrain.model.attention import attend, chosen_kernels
 from tests.ranks.test_attention import Operations
 from tests.support.courses import Course, check_course, whole_course

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from pretrain.checkpoint import store
-from pretrain.checkpoint.initial import load_initial
+from pretrain.checkpoint.init_from import load_initial
 from pretrain.checkpoint.store import CheckpointStore, newest_whole, read_checkpoint, refuse_damage
 from pretrain.config.errors import RunError
 from pretrain.config.run import RunConfig
+from pretrain.distributed.runtime import Runtime
 from pretrain.engine.interface import StepResult
 from pretrain.engine.shards import MOMENTS
-from pretrain.layout.runtime import Runtime
-from pretrain.run_state import RunState
+from pretrain.run.state import RunState
 from tests.support.models import batches, run_config
 from tests.support.ranks import run_ranks
 from tests.support.training import start, train, whole_state

@@ -10,9 +10,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from pretrain.layout import link_check
-from pretrain.layout.link_check import LinkBroken, Pair, check_links, rounds_of, slow_ranks
-from pretrain.layout.runtime import Runtime
+from pretrain.distributed import link_check
+from pretrain.distributed.link_check import LinkBroken, Pair, check_links, rounds_of, slow_ranks
+from pretrain.distributed.runtime import Runtime
 from tests.support.ranks import run_ranks
 
 

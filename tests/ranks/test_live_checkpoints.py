@@ -10,8 +10,8 @@ from pretrain.checkpoint import store as store_module
 from pretrain.checkpoint.manifest import CheckpointDeleted
 from pretrain.checkpoint.store import CheckpointStore, newest_whole, read_checkpoint
 from pretrain.config.run import RunConfig
-from pretrain.layout.runtime import Runtime
-from pretrain.run_state import RunState
+from pretrain.distributed.runtime import Runtime
+from pretrain.run.state import RunState
 from tests.support.models import run_config
 from tests.support.ranks import run_ranks
 from tests.support.training import start, train

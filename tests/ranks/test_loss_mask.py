@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from pretrain.config.run import RunConfig
+from pretrain.distributed.runtime import Runtime
 from pretrain.engine.interface import StepResult
 from pretrain.engine.schedule import positions_of
-from pretrain.layout.runtime import Runtime
 from pretrain.optim.param_groups import decay_groups
 from tests.ranks.test_parity import Layout
 from tests.support.models import batch_of

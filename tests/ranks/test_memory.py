@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pretrain.config.run import RunConfig
-from pretrain.layout.runtime import Runtime
+from pretrain.distributed.runtime import Runtime
 from pretrain.planner.memory import Modes, plan_memory
 from tests.support.models import VOCAB_SIZE, batches, run_config
 from tests.support.ranks import run_ranks

@@ -14,7 +14,7 @@ from pretrain.config.checks import check_model
 from pretrain.config.load import load_run_config
 from pretrain.config.model import ModelConfig
 from pretrain.config.run import RunConfig
-from pretrain.layout.runtime import Runtime
+from pretrain.distributed.runtime import Runtime
 from pretrain.model.attention import CausalAttention
 from pretrain.model.init import initial_value
 from pretrain.model.parameters import logical_parts

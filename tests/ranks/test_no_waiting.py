@@ -17,10 +17,10 @@ from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pretrain.config.run import RunConfig
+from pretrain.distributed.runtime import Runtime
 from pretrain.engine import device as device_module
 from pretrain.engine import zero
 from pretrain.engine.device import Stopwatch, to_device
-from pretrain.layout.runtime import Runtime
 from tests.support.models import batches, run_config
 from tests.support.ranks import run_ranks
 from tests.support.training import own_batch, start

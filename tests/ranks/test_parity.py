@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from pretrain.config.run import RunConfig
+from pretrain.distributed.runtime import Runtime
 from pretrain.engine.schedule import positions_of
-from pretrain.layout.runtime import Runtime
 from pretrain.model.gpt import Stage
 from pretrain.model.init import VOCABULARY_TABLES
 from pretrain.model.parameters import logical_parts

@@ -9,9 +9,9 @@ import torch
 from torch._dynamo.utils import counters
 
 from pretrain.config.run import RunConfig
+from pretrain.distributed.runtime import Runtime
 from pretrain.engine import build
-from pretrain.layout.runtime import Runtime
-from pretrain.model import compiled
+from pretrain.model import compile
 from pretrain.model.gpt import Stage
 from tests.benchmarks import engine_overhead
 from tests.benchmarks.engine_overhead import PlainLoop
@@ -26,7 +26,7 @@ needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g
 
 def losses(here: Runtime, config: RunConfig) -> tuple[list[float], list[float], list[int]]:
     """Of the engine and of the plain loop; graphs that each compiled."""
-    build.compile_stage = engine_overhead.compile_stage = functools.partial(compiled.compile_stage, backend="aot_eager")
+    build.compile_stage = engine_overhead.compile_stage = functools.partial(compile.compile_stage, backend="aot_eager")
     groups, graphs = join(here, config), []
     engine = build.build_engine(config, VOCAB_SIZE, groups, here.device, eod_id=EOD_ID)
     ours = [engine.train_step(own_batch(here, config, number), LR).loss for number in range(STEPS)]

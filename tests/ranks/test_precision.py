@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from pretrain.config.run import RunConfig
+from pretrain.distributed.runtime import Runtime
 from pretrain.engine.interface import StepResult
 from pretrain.engine.schedule import positions_of
-from pretrain.layout.runtime import Runtime
 from pretrain.model.parameters import logical_parts
 from tests.support.models import VOCAB_SIZE, batch_of, run_config, three_micro_batches
 from tests.support.ranks import run_ranks

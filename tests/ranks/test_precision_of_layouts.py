@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pretrain.config.run import RunConfig
-from pretrain.layout.runtime import Runtime
+from pretrain.distributed.runtime import Runtime
 from tests.support.models import batches, run_config
 from tests.support.ranks import run_ranks
 from tests.support.training import start, train, whole_state

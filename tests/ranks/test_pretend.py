@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from pretrain.layout.runtime import Runtime
+from pretrain.distributed.runtime import Runtime
 from tests.support import pretend
 from tests.support.pretend import ledger
 from tests.support.pretend_machine import on_pretend_gpu, without_values

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from pretrain.config.run import RunConfig
+from pretrain.distributed.runtime import Runtime
 from pretrain.engine import zero as zero_module
-from pretrain.engine.swap import require_async_io
-from pretrain.layout.runtime import Runtime
+from pretrain.engine.nvme_offload import require_async_io
 from tests.ranks import test_gpu
 from tests.support import pretend
 from tests.support.courses import SAVED_AFTER, Course, check_course, run_course

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pretrain.config.run import RunConfig
-from pretrain.layout.runtime import Runtime
+from pretrain.distributed.runtime import Runtime
 from tests.support.models import batches, run_config
 from tests.support.ranks import run_ranks
 from tests.support.training import join, start, train, whole_state

@@ -11,9 +11,9 @@ import torch
 
 from pretrain.checkpoint.store import CheckpointStore
 from pretrain.config.run import RunConfig
+from pretrain.distributed.runtime import Runtime
 from pretrain.engine.interface import StepResult
-from pretrain.layout.runtime import Runtime
-from pretrain.run_state import RunState
+from pretrain.run.state import RunState
 from tests.support.models import batch_of, run_config, three_micro_batches
 from tests.support.ranks import run_ranks
 from tests.support.training import own_batch, start, train, whole_state

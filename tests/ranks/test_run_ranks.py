@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from pretrain.layout.runtime import Runtime
+from pretrain.distributed.runtime import Runtime
 from tests.support.ranks import RanksFailed, run_ranks
 
 

@@ -14,15 +14,15 @@ import torch
 
 from pretrain.checkpoint import files
 from pretrain.checkpoint import store as store_module
-from pretrain.checkpoint.agreement import all_say
+from pretrain.checkpoint.collective import all_say
 from pretrain.checkpoint.mirror import Mirror
 from pretrain.checkpoint.saver import Level, Saver
 from pretrain.checkpoint.store import CheckpointStore, newest_of, newest_whole, read_checkpoint, refuse_damage
 from pretrain.config.errors import RunError
 from pretrain.config.run import LocalCheckpointConfig, RunConfig
+from pretrain.distributed.runtime import Runtime
 from pretrain.engine.interface import Engine
-from pretrain.layout.runtime import Runtime
-from pretrain.run_state import RunState
+from pretrain.run.state import RunState
 from tests.support.corpus import cache_config
 from tests.support.models import batches, run_config
 from tests.support.ranks import run_ranks

@@ -14,10 +14,10 @@ from torch.utils._pytree import tree_leaves
 
 from pretrain.checkpoint.store import CheckpointStore
 from pretrain.config.run import RunConfig
-from pretrain.layout.grid import ParallelLayout
-from pretrain.layout.groups import build_groups
-from pretrain.layout.runtime import Runtime
-from pretrain.run_state import RunState
+from pretrain.distributed.grid import ParallelLayout
+from pretrain.distributed.groups import build_groups
+from pretrain.distributed.runtime import Runtime
+from pretrain.run.state import RunState
 from tests.support.models import run_config
 from tests.support.ranks import run_ranks
 from tests.support.training import start

@@ -7,16 +7,16 @@ from typing import Any
 import pytest
 import torch
 
-from data_pipeline.loader import Batch
-from pretrain import loop
+from data_pipeline.stream.loader import Batch
+from pretrain.distributed.runtime import Runtime
 from pretrain.engine.interface import StepResult
-from pretrain.layout.runtime import Runtime
-from pretrain.loop import NothingSaved, run_loop
 from pretrain.model.flops import token_flops
-from pretrain.run_length import RunLength
-from pretrain.run_state import RunState
-from pretrain.time_limit import Earlier, TimeLimit, earlier_cuts, time_limit_of
+from pretrain.run.length import RunLength
+from pretrain.run.state import RunState
 from pretrain.tracking.speed import StepClock
+from pretrain.training import loop
+from pretrain.training.loop import NothingSaved, run_loop
+from pretrain.training.time_limit import Earlier, TimeLimit, earlier_cuts, time_limit_of
 from tests.support.models import run_config
 from tests.support.ranks import run_ranks
 from tests.support.training import join

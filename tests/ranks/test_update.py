@@ -9,7 +9,7 @@ import pytest
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pretrain.config.run import RunConfig
-from pretrain.layout.runtime import Runtime
+from pretrain.distributed.runtime import Runtime
 from tests.ranks.test_resume import resume, save_and_go_on
 from tests.support.models import batches, run_config
 from tests.support.ranks import run_ranks

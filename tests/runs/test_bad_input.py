@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.written import written
+from data_pipeline.config_text import written
 from pretrain.exit_codes import ExitCode
 from tests.support.corpus import make_texts, write_folder, write_jsonl
 from tests.support.runs import Workplace, files_below, user_error

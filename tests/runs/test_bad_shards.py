@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.loader import Batch, train_batches
 from data_pipeline.shards.reader import PackedDataset
+from data_pipeline.stream.loader import Batch, train_batches
 from tests.support.corpus import make_texts, write_jsonl
 from tests.support.runs import Workplace, train_records, user_error, validation_records
 

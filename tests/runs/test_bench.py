@@ -9,8 +9,8 @@ import pytest
 
 from pretrain.bench.result import load
 from pretrain.bench.table import as_table
-from pretrain.profiling import step_mark
 from pretrain.tracking.metrics_file import read_metrics
+from pretrain.training.profiling import step_mark
 from tests.support.runs import SHAPE, torchrun_command
 
 SMALL = (*SHAPE, "engine.device=cpu", "engine.cpu_threads=1", "train.global_batch_size=8", "train.micro_batch_size=2")

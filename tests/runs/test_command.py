@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pretrain import prepare as prepare_module
 from pretrain.cli import main
+from pretrain.commands import prepare as prepare_module
 from pretrain.config.load import load_run_config, read_run_config
 from pretrain.exit_codes import ExitCode
 from tests.support.runs import environment, program_command, train_records, validation_records

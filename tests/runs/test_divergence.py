@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data_pipeline.loader import train_batches
 from data_pipeline.shards.reader import PackedDataset
+from data_pipeline.stream.loader import train_batches
 from pretrain.config.errors import TrainingDiverged
 from pretrain.config.load import load_run_config
 from pretrain.config.run import RunConfig
 from pretrain.engine.interface import Engine, StepResult
 from pretrain.exit_codes import ExitCode
 from pretrain.model.flops import token_flops
-from pretrain.run_length import RunLength
-from pretrain.run_state import RunState
+from pretrain.run.length import RunLength
+from pretrain.run.state import RunState
 from tests.support.ranks import run_ranks
 from tests.support.runs import SHAPE, TRAINING, train_records
 
@@ -110,8 +110,8 @@ class NoCheckpoints:
 def run_poisoned(here: Any, config: RunConfig, folder: Path, bad: frozenset[int]) -> Seen:
     """The product's loop over real batches and a poisoned engine."""
     from pretrain.engine.build import build_engine
-    from pretrain.loop import run_loop
     from pretrain.tracking.speed import StepClock
+    from pretrain.training.loop import run_loop
     from tests.support.training import join
 
     groups = join(here, config)

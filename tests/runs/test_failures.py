@@ -22,7 +22,7 @@ PLANT = """
 import os
 
 if os.environ.get("RANK") == "1":
-    import data_pipeline.loader as loader
+    import data_pipeline.stream.loader as loader
 
     real_batches = loader.train_batches
 
@@ -41,12 +41,12 @@ EARLY_PLANT = """
 import os
 
 if os.environ.get("RANK") == "1":
-    import pretrain.train
+    import pretrain.commands.train
 
     def open_datasets(config):
         {deed}
 
-    pretrain.train.open_datasets = open_datasets
+    pretrain.commands.train.open_datasets = open_datasets
 """
 """The same, before the ranks have met."""
 
@@ -205,7 +205,7 @@ def test_a_rank_that_keeps_the_others_waiting_is_cut_off_with_its_stack(place):
     for rank in (0, 1):
         assert re.match(
             rf"{STAGE_1} kept the others waiting in step 3: outside of any collective, unmoved for \d+ s at \S*"
-            r"sitecustomize.py:12 train_batches, called from \S*pretrain/loop.py:\d+ run_loop",
+            r"sitecustomize.py:12 train_batches, called from \S*pretrain/training/loop.py:\d+ run_loop",
             ended.told[rank],
         ), ended.log
     assert "import time; time.sleep(1000)" in ended.log

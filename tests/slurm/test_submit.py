@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from launch.render import Job, batch_script, slurm_path
-from launch.sweep import last_outcome, read_sweep
+from launch.slurm.batch_script import Job, batch_script, slurm_path
 from pretrain.config.cluster import ClusterConfig
 from pretrain.config.cluster_checks import cluster_problems
 from pretrain.config.load import load_run_config, read_run_config
+from pretrain.run.sweep import last_outcome, read_sweep
 from tests.support.runs import DATA, SHAPE, Workplace, prepare_dataset
 from tests.support.slurm import ROOT, facts_of_job, wait_until
 
@@ -117,7 +117,7 @@ def test_a_sweep_is_submitted_by_hand_with_its_script(tmp_path: Path) -> None:
     done = place.command("submit", "-m", "--no-submit", "--name", "hand", *given, "optim.lr=1,2")
     assert done.returncode == 0, done.stderr
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PRETRAIN_VENV": str(Path(sys.executable).parents[1])}
-    # A task beyond the last member: it ends before a supervisor starts, in the words of launch.member.
+    # A task beyond the last member: it ends before a supervisor starts, in the words of launch.slurm.array_task.
     command = ["sbatch", "--parsable", "--array=7", "--output=%a.log", ROOT / "slurm" / "sweep.sh", "sweeps/hand"]
     subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
     log = tmp_path / "7.log"

@@ -15,12 +15,12 @@ from torch import Tensor
 from pretrain.checkpoint.store import CheckpointStore
 from pretrain.config.load import load_generate_config
 from pretrain.config.run import RunConfig
+from pretrain.distributed.groups import ProcessGroups
+from pretrain.distributed.runtime import Runtime
 from pretrain.engine.build import build_engine
 from pretrain.engine.interface import Engine
 from pretrain.generation.sampling import continue_tokens
-from pretrain.layout.groups import ProcessGroups
-from pretrain.layout.runtime import Runtime
-from pretrain.run_state import RunState
+from pretrain.run.state import RunState
 from tests.support.models import EOD_ID, VOCAB_SIZE
 from tests.support.training import LR, own_batch
 
@@ -76,7 +76,7 @@ def run_course(
                 store.save(engine, RunState(step=step), {})
         steps.append(take(engine, step, "step" if step else "first step"))
     held_out = own_batch(here, config, 99)[: config.train.micro_batch_size + 1]  # the last micro-batch is filled up
-    # As data_pipeline.loader makes it: one value for each sample, expanded.
+    # As data_pipeline.stream.loader makes it: one value for each sample, expanded.
     counts = torch.arange(len(held_out)) > 0
     with watch("evaluation"):
         totals = engine.evaluate(held_out, counts[:, None].expand(-1, config.model.seq_length))

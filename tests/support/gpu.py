@@ -76,7 +76,7 @@ def on_gpu(
 def _main(folder: Path) -> None:
     import torch.distributed as dist
 
-    from pretrain.layout.runtime import runtime
+    from pretrain.distributed.runtime import runtime
     from tests.support.training import join
 
     function, cases, args = pickle.loads((folder / "request").read_bytes())

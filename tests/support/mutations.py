@@ -34,8 +34,8 @@ class Mutation:
 PARITY = "tests/ranks/test_parity.py::test_equals_one_process_of_plain_torch"
 SLOW = "tests/ranks/test_saver.py::test_a_slow_save_holds_the_step_that_it_was_begun_at"
 PADDING = "tests/ranks/test_parity.py::test_padding_of_the_vocabulary_changes_nothing"
-SPARSE = "tests/ranks/test_gathering.py::test_a_stage_that_is_not_held_stands_gathered_in_small_parts"
-HELD = "tests/ranks/test_gathering.py::test_a_held_stage_is_gathered_once"
+SPARSE = "tests/ranks/test_param_gather.py::test_a_stage_that_is_not_held_stands_gathered_in_small_parts"
+HELD = "tests/ranks/test_param_gather.py::test_a_held_stage_is_gathered_once"
 SUMS = "tests/ranks/test_precision.py::test_bf16_micro_batches_are_summed_in_fp32"
 GROWN = (
     "tests/ranks/test_precision.py::"
@@ -55,13 +55,13 @@ WAITS = (
     "tests/ranks/test_no_waiting.py::"
     "test_nothing_is_asked_of_the_device_between_the_first_forward_and_the_last_backward"
 )
-VIEW = "tests/unit/test_device.py::test_any_view_is_pinned[one value for each row]"
+VIEW = "tests/unit/engine/test_device.py::test_any_view_is_pinned[one value for each row]"
 AS_ON_A_CPU = "tests/ranks/test_pretend_engine.py::test_all_values_are_the_cpus"
 COUNTED = "tests/runs/test_data_parallel.py::test_tensor_parallel_processes_count_their_batch_once"
 
 GRADIENTS, ZERO = "pretrain/engine/gradients.py", "pretrain/engine/zero.py"
 REPLICATED = "pretrain/engine/replicated.py"
-GROUPS, SPECS = "pretrain/layout/groups.py", "pretrain/model/specs.py"
+GROUPS, SPECS = "pretrain/distributed/groups.py", "pretrain/model/specs.py"
 DEEPSPEED, PARAMETERS = "pretrain/engine/deepspeed_config.py", "pretrain/model/parameters.py"
 
 MUTATIONS = (
@@ -205,7 +205,7 @@ MUTATIONS = (
     Mutation(
         "held-mark",
         "parameters that were to be kept are freed by the first module that used them",
-        "pretrain/engine/gathering.py",
+        "pretrain/engine/param_gather.py",
         "parameter.ds_active_sub_modules.add(HELD)",
         "pass",
         (f"{HELD}[gpt-per_micro_batch-shape1]",),
@@ -403,7 +403,7 @@ MUTATIONS = (
     Mutation(
         "batch-hash",
         "the record of a batch depends on the number of ranks that share it",
-        "pretrain/train.py",
+        "pretrain/commands/train.py",
         "samples_counted_here = groups.tp_rank == groups.pp_rank == 0",
         "samples_counted_here = True",
         (COUNTED,),
@@ -461,10 +461,10 @@ MUTATIONS = (
     Mutation(
         "damaged-counted",
         "a damaged checkpoint takes the place of a whole one when old ones are pruned",
-        "pretrain/checkpoint/keeping.py",
+        "pretrain/checkpoint/retention.py",
         "if looks_whole(name) if whole is None else whole:",
         "if True:",
-        ("tests/unit/checkpoint/test_keeping.py::test_so_many_whole_ones_stay_however_many_are_damaged",),
+        ("tests/unit/checkpoint/test_retention.py::test_so_many_whole_ones_stay_however_many_are_damaged",),
     ),
     Mutation(
         "manifest-unproved",

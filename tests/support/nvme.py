@@ -17,6 +17,6 @@ def why_no_async_io() -> str | None:
 
 if __name__ == "__main__":
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    from pretrain.engine.swap import require_async_io
+    from pretrain.engine.nvme_offload import require_async_io
 
     require_async_io()

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator, set_accelerator
 from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
 
-from pretrain.layout import runtime
+from pretrain.distributed import runtime
 from tests.support import pretend
 from tests.support.pretend import PretendGpu, PretendTensor, ledger
 
@@ -25,7 +25,7 @@ MEMORY = 64 * 2**30
 @contextlib.contextmanager
 def on_pretend_gpu(*, compute: bool = True) -> Iterator[PretendGpu]:
     """Whatever device a configuration names, the program takes the pretend one."""
-    from pretrain.layout.vendor_imports import megatron_imports
+    from pretrain.distributed.vendor_imports import megatron_imports
 
     with megatron_imports():
         from pretrain.model import attention

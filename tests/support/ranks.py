@@ -126,8 +126,8 @@ def _warm_up() -> None:
     import torch
 
     torch.set_num_threads(1)
+    from pretrain.distributed import megatron_on_cpu
     from pretrain.engine import zero
-    from pretrain.layout import megatron_on_cpu
 
     megatron_on_cpu.redirect(torch.device("cpu"))
     zero.import_deepspeed(torch.device("cpu"))
@@ -246,7 +246,7 @@ def _be_rank(request: _Request, rank: int, folder: Path, output: Path, sending: 
 def _call(request: _Request, rank: int, folder: Path) -> Any:
     import torch.distributed as dist
 
-    from pretrain.layout import runtime
+    from pretrain.distributed import runtime
 
     size = request.world_size
     world = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size}

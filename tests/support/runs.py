@@ -54,7 +54,7 @@ SLOW_STEPS = """
 import os
 import time
 
-import data_pipeline.loader as loader
+import data_pipeline.stream.loader as loader
 
 real_batches = loader.train_batches
 

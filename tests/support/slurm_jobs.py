@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 
-from launch.attempts import Attempt, read_attempts
+from pretrain.run.attempts import Attempt, read_attempts
 from tests.support.runs import ROOT, Workplace, environment
 from tests.support.slurm import facts_of_job, wait_until
 
@@ -22,7 +22,7 @@ import os
 if os.environ.get("RANK"):
     import time
 
-    import data_pipeline.loader as loader
+    import data_pipeline.stream.loader as loader
 
     real_batches = loader.train_batches
 
@@ -119,7 +119,7 @@ class LiveJob:
             with contextlib.suppress(psutil.Error):
                 if "train" in process.cmdline() and f"run.name={self.run_dir.name}" in process.cmdline():
                     of_process = process.environ()
-                    if "launch.task" not in process.cmdline() and "RANK" in of_process:
+                    if "launch.slurm.rank_main" not in process.cmdline() and "RANK" in of_process:
                         found[int(of_process["RANK"])] = process
         return found
 

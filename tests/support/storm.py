@@ -35,9 +35,9 @@ class Storm:
 
 def main() -> None:
     storm = Storm(**json.loads(sys.argv[1]))
-    from pretrain import loop, train  # noqa: F401
     from pretrain.checkpoint import saver  # noqa: F401
     from pretrain.evaluation import perplexity  # noqa: F401
+    from pretrain.training import loop, train  # noqa: F401
 
     _warm_up()
     chance = random.Random(storm.seed)

@@ -9,12 +9,12 @@ import torch
 import torch.distributed as dist
 
 from pretrain.config.run import RunConfig
+from pretrain.distributed.grid import ParallelLayout
+from pretrain.distributed.groups import ProcessGroups, build_groups
+from pretrain.distributed.runtime import Runtime
+from pretrain.distributed.vendor_imports import megatron_imports
 from pretrain.engine.build import build_engine
 from pretrain.engine.interface import Engine, StepResult
-from pretrain.layout.grid import ParallelLayout
-from pretrain.layout.groups import ProcessGroups, build_groups
-from pretrain.layout.runtime import Runtime
-from pretrain.layout.vendor_imports import megatron_imports
 from tests.support.models import EOD_ID, VOCAB_SIZE, batch_of
 
 with megatron_imports():

@@ -15,19 +15,19 @@ import psutil
 import pytest
 
 from data_pipeline.errors import UserError
-from data_pipeline.loader import train_batches
 from data_pipeline.shards.reader import PackedDataset
-from pretrain import bench_verb
+from data_pipeline.stream.loader import train_batches
 from pretrain.bench.compare import compare
 from pretrain.bench.data import EOD_ID, document_lengths, open_prepared, write_synthetic
 from pretrain.bench.measure import Wanted, bench, check_memory
 from pretrain.bench.result import FORMAT, load, mfu, new_folder, step_figures
 from pretrain.bench.suite import SUITES, run_suite
+from pretrain.commands import bench as bench_command
 from pretrain.config.checks import check_run
 from pretrain.config.errors import RunError
 from pretrain.config.load import load_run_config
-from pretrain.config.public import public_words
-from pretrain.layout.grid import ParallelLayout
+from pretrain.config.redact import public_words
+from pretrain.distributed.grid import ParallelLayout
 from pretrain.model.flops import TokenFlops
 from pretrain.model.size import count_parameters
 from tests.support.runs import ROOT
@@ -141,7 +141,7 @@ def test_a_mistake_is_told_in_one_line(tmp_path, monkeypatch, words, options, me
     Path("taken/bench.json").touch()
     given = {"warmup": None, "steps": None, "out": None, "vocab_size": None, "only": [], "row_minutes": None} | options
     with pytest.raises(UserError) as caught:
-        bench_verb.run(argparse.Namespace(overrides=words, **given))
+        bench_command.run(argparse.Namespace(overrides=words, **given))
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -276,7 +276,7 @@ def test_what_is_kept_of_a_command_has_no_secrets(tmp_path, monkeypatch):
     monkeypatch.setattr("pretrain.bench.measure.bench", lambda config, wanted: kept.extend(wanted.command))
     monkeypatch.setattr("sys.argv", ["pretrain", "bench", *words])
     given = {"warmup": None, "steps": None, "out": None, "vocab_size": None, "only": [], "row_minutes": None}
-    bench_verb.run(argparse.Namespace(overrides=["model=tiny"], **given))
+    bench_command.run(argparse.Namespace(overrides=["model=tiny"], **given))
     assert kept == ["pretrain", "bench", *told] and "hidden" not in table + "".join(kept)
 
 

@@ -10,7 +10,7 @@ from pretrain.bench.parts import PartTimes
 from pretrain.bench.plot import draw
 from pretrain.bench.roofline import Row, elementwise_elements, ideal_seconds, limit, roofline
 from pretrain.config.load import load_run_config
-from pretrain.layout.grid import ParallelLayout
+from pretrain.distributed.grid import ParallelLayout
 from pretrain.model.flops import token_flops
 from pretrain.model.size import count_parameters
 

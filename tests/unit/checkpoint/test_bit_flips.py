@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.checkpoint.listing import look_at
+from pretrain.checkpoint.inventory import look_at
 from pretrain.checkpoint.manifest import MANIFEST, parse_manifest, read_manifest
 from pretrain.checkpoint.store import read_checkpoint
-from pretrain.checkpoint.verifying import faults_of
+from pretrain.checkpoint.verify import faults_of
 from pretrain.config.errors import RunError
 from tests.golden.make_checkpoint import CHECKPOINT
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from pretrain.checkpoint.listing import look_at, tensors_of
+from pretrain.checkpoint.inventory import look_at, tensors_of
 from pretrain.checkpoint.manifest import FORMAT_VERSION, READERS
-from pretrain.checkpoint.values import read_chunk
-from pretrain.checkpoint.verifying import faults_of
-from pretrain.run_state import RunState
+from pretrain.checkpoint.tensor_stats import read_chunk
+from pretrain.checkpoint.verify import faults_of
+from pretrain.run.state import RunState
 from tests.golden.make_checkpoint import DIGESTS, HERE, digests
 
 VERSIONS = range(1, FORMAT_VERSION + 1)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pretrain.checkpoint.index import StoredChunk, StoredTensor, index_faults, read_index
-from pretrain.checkpoint.listing import look_at, sizes_in
+from pretrain.checkpoint.inventory import look_at, sizes_in
 from pretrain.checkpoint.tensors import boxes_of_range
 from pretrain.config.errors import RunError
 from tests.golden.make_checkpoint import CHECKPOINT

@@ -15,8 +15,8 @@ import pytest
 import torch
 from fsspec.implementations.local import LocalFileSystem
 
-from data_pipeline.remote import patience, vendors
-from data_pipeline.remote.vendors import Place
+from data_pipeline.remote import call_timeout, fsspec_store
+from data_pipeline.remote.fsspec_store import Place
 from pretrain.checkpoint import mirror as mirror_module
 from pretrain.checkpoint.manifest import MANIFEST
 from pretrain.checkpoint.mirror import PATIENCE, Mirror
@@ -81,7 +81,7 @@ def test_a_store_keeps_the_last_checkpoints_and_gives_the_newest_back(bucket: Bu
 
 
 def test_a_large_file_goes_there_in_blocks(bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vendors, "REQUEST_BYTES", 5 << 20)  # the least that S3 takes
+    monkeypatch.setattr(fsspec_store, "REQUEST_BYTES", 5 << 20)  # the least that S3 takes
     sent = made(tmp_path / "run", 1, size=10 << 20)
     send(f"{bucket.url}/run", sent)
     (newest,) = fetched(f"{bucket.url}/run", tmp_path / "new")
@@ -251,7 +251,7 @@ def test_a_call_that_was_given_up_does_no_harm_later(
     bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     late, begun, of_others = threading.Event(), threading.Event(), threads("file-system")
-    monkeypatch.setattr(patience, "_idle", [])
+    monkeypatch.setattr(call_timeout, "_idle", [])
     system = type(bucket.files)
     real = system._open
 
@@ -276,7 +276,7 @@ def test_a_local_file_is_not_emptied_by_a_call_that_was_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     late, begun, of_others = threading.Event(), threading.Event(), threads("file-system")
-    monkeypatch.setattr(patience, "_idle", [])
+    monkeypatch.setattr(call_timeout, "_idle", [])
 
     class Late(LocalFileSystem):
         protocol = "late"
@@ -315,7 +315,7 @@ def wait_for(true: Callable[[], bool]) -> None:
 
 def wait_for_idle(of_others: set[threading.Thread]) -> None:
     """Until no call that was given up is at work."""
-    wait_for(lambda: len(threads("file-system") - of_others) <= len(patience._idle))
+    wait_for(lambda: len(threads("file-system") - of_others) <= len(call_timeout._idle))
     gc.collect()
 
 

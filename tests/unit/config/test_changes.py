@@ -15,8 +15,8 @@ from pretrain.config.errors import ConfigError, RunError
 from pretrain.config.load import flatten, load_run_config, read_run_config, record_keys, to_yaml
 from pretrain.config.model import ModelConfig
 from pretrain.config.run import RunConfig
-from pretrain.run_folder import CHANGES_FILE, CONFIG_FILE, check_same_config, record_config
-from pretrain.training_data import check_same_data
+from pretrain.run.folder import CHANGES_FILE, CONFIG_FILE, check_same_config, record_config
+from pretrain.training.data import check_same_data
 
 
 def leaves() -> set[str]:

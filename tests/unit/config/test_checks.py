@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from data_pipeline.config import MixturePhase
-from data_pipeline.written import written
+from data_pipeline.config_text import written
 from pretrain.config.checks import check_prepare, check_run
 from pretrain.config.errors import ConfigError
 from pretrain.config.load import load_run_config

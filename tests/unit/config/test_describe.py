@@ -3,10 +3,10 @@
 import pytest
 
 from pretrain.cli import VERBS, main
+from pretrain.commands.explain import GENERATE, book_of_keys
 from pretrain.config.describe import choices, groups_of, keys_of, options_of
 from pretrain.config.load import load_run_config, read_run_config
 from pretrain.config.run import GenerateConfig, RunConfig
-from pretrain.explain_verb import GENERATE, book_of_keys
 
 BOOK = book_of_keys()
 

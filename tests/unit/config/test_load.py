@@ -32,7 +32,7 @@ def with_option(group: str, option: str) -> RunConfig:
 def test_every_option_composes_and_is_legal(group: str, option: str) -> None:
     config = with_option(group, option)
     check_prepare(config)
-    if group != "parallel":  # those are for larger worlds and models: tests/unit/test_presets.py
+    if group != "parallel":  # those are for larger worlds and models: tests/unit/commands/test_presets.py
         check_run(config, world_size=1)
 
 

@@ -5,8 +5,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 from pretrain.exit_codes import ExitCode
+from pretrain.run.outcome import note_end, note_start
 from pretrain.tracking.comparison import Cell, as_text, best_of, write_comparison
-from pretrain.tracking.outcome import note_end, note_start
 
 HOSTILE = "model.name=</script><script>alert(1)</script>$x$"
 

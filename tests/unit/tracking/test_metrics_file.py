@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pretrain.run.outcome import note_start
 from pretrain.tracking.metrics_file import METRICS_FILE, JsonlSink, read_metrics, records_of_all_attempts
-from pretrain.tracking.outcome import note_start
 
 
 def log_steps(run_dir, resume_step, steps):

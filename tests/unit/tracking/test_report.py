@@ -9,10 +9,10 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from pretrain.run.outcome import note_end, note_start, read_outcome
 from pretrain.tracking import report
 from pretrain.tracking.curves import draw_curves
 from pretrain.tracking.metrics_file import JsonlSink
-from pretrain.tracking.outcome import note_end, note_start, read_outcome
 from pretrain.tracking.provenance import write_description
 from pretrain.tracking.report import write_report
 from pretrain.tracking.series import range_to_show, smooth, validation_curves

@@ -1,0 +1,264 @@
+"""The first work on a piece of the corpus: read it, clean each document, and keep what later decisions need of it."""
+
+import collections
+import dataclasses
+import heapq
+import itertools
+import json
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import zstandard
+
+from data_pipeline.cleaning.cleaner import Cleaner
+from data_pipeline.config import DataConfig
+from data_pipeline.dedup.contamination import HeldOutNgrams
+from data_pipeline.dedup.minhash import signatures
+from data_pipeline.document import Document, content_hash, content_hash_of
+from data_pipeline.errors import DataError, WorkInterrupted
+from data_pipeline.sources.corpus import Corpus, Piece
+from data_pipeline.sources.files import InputFile
+from data_pipeline.storage.task_store import WorkFolder, every, key_of
+
+DOCUMENT = np.dtype([("content", "V16"), ("num_bytes", "<i8"), ("frame", "<i8")])
+"""`frame`: where among the compressed texts the frame begins that holds the document."""
+TEXTS, DOCUMENTS, SOURCES, SIGNATURES = ".texts.zst", ".documents", ".sources", ".signatures"
+CONTAMINATED = "decontaminate/held_out_ngram"
+EXAMPLES = 3
+"""Documents kept for people to read, of each reason."""
+EXCERPT_CHARS = 1000
+BATCH_BYTES = 1 << 20
+SECONDS_BETWEEN_NEWS = 2.0
+FORMAT = 8
+"""Of these files, and of all that decides what is in them beside the settings."""
+
+
+Example = tuple[int, str, str]
+"""Rank, by which few are chosen among many, source, and beginning of a document."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Treatment:
+    """What is done to every document before it is decided which are kept."""
+
+    data: DataConfig
+    document_bytes: int
+    held_out_ngrams: Path | None
+    """File of `HeldOutNgrams`: documents with one of them are left out."""
+
+    def digest(self) -> str:
+        """Names all that decides the result for a given text."""
+        data = self.data
+        held_out = HeldOutNgrams.load(self.held_out_ngrams).digest if self.held_out_ngrams else None
+        near = dataclasses.asdict(data.near_dedup) if data.dedup == "near" else None
+        cleaner = Cleaner(data.steps).digest
+        return key_of(FORMAT, data.text_key, data.encoding_errors, self.document_bytes, cleaner, held_out, near)
+
+
+@dataclasses.dataclass(frozen=True)
+class CleanedPiece:
+    """The record of a finished piece; its documents and texts stand in files beside it."""
+
+    num_documents: int
+    """That were read, or found and could not be."""
+    num_bytes: int
+    """Of the documents that could be read, before they were cleaned."""
+    dropped: dict[str, int]
+    """Documents left out, by reason."""
+    changed: dict[str, int]
+    """Documents that a step changed, by rule."""
+    num_cut_files: int
+    cuts_inside_lines: list[str]
+    """The documents that end there, as no line does near enough."""
+    examples: dict[str, list[Example]]
+    """Some documents of each reason and rule, as they were; of those that could not be read, what is wrong."""
+
+
+def cleaned_key(piece: Piece, treatment_digest: str) -> str:
+    """Names the content of a piece, as far as its files can be trusted to be untouched, and all that is done to it."""
+    return key_of([[span.file.identity, span.file.name, span.start, span.end] for span in piece], treatment_digest)
+
+
+def clean_piece(work: WorkFolder, key: str, piece: Piece, treatment: Treatment) -> None:
+    """Write the piece's files and record."""
+    cleaning = _Cleaning(treatment)
+    corpus = Corpus(treatment.data, piece)
+    due = every(SECONDS_BETWEEN_NEWS, time.monotonic)
+    compressor = zstandard.ZstdCompressor(level=1, write_checksum=True)
+    with (
+        work.writing(key, TEXTS) as texts,
+        work.writing(key, DOCUMENTS) as documents,
+        work.writing(key, SOURCES) as sources,
+        work.writing(key, SIGNATURES) as signed,
+    ):
+        found = corpus.documents(treatment.document_bytes, cleaning.examples.add)
+        for batch in batches(cleaning.kept(found), BATCH_BYTES):
+            raw = [one.text.encode() for one in batch]
+            rows = [(content_hash_of(text), len(text), texts.tell()) for text in raw]
+            documents.write(np.array(rows, dtype=DOCUMENT).tobytes())
+            texts.write(compressor.compress(b"".join(raw)))  # a frame of its own: others can be passed over
+            sources.write(b"".join(json.dumps(one.source).encode() + b"\n" for one in batch))
+            if treatment.data.dedup == "near":
+                signed.write(signatures([one.text for one in batch], treatment.data.near_dedup).tobytes())
+            if due():
+                work.tell(key, corpus.disk_position)
+    for span in piece:
+        _check_untouched(span.file)
+    record = CleanedPiece(
+        num_documents=cleaning.num_documents + corpus.dropped.total(),
+        num_bytes=cleaning.num_bytes,
+        dropped=dict(corpus.dropped + cleaning.dropped),
+        changed=dict(cleaning.changed),
+        num_cut_files=corpus.num_cut_files,
+        cuts_inside_lines=corpus.cuts_inside_lines,
+        examples=cleaning.examples.chosen(),
+    )
+    work.finish(key, dataclasses.asdict(record), (TEXTS, DOCUMENTS, SOURCES, SIGNATURES))
+
+
+def cleaned(work: WorkFolder, key: str) -> CleanedPiece:
+    """The record of a finished piece."""
+    record = work.record(key)
+    assert record is not None, "asked for before it was finished"
+    return CleanedPiece(**record)
+
+
+def documents(work: WorkFolder, key: str) -> npt.NDArray[Any]:
+    """Content hash and size of each document of a finished piece, in order."""
+    return np.fromfile(work.file(key, DOCUMENTS), dtype=DOCUMENT)
+
+
+def num_documents(work: WorkFolder, key: str) -> int:
+    """Of a finished piece."""
+    return work.file(key, DOCUMENTS).stat().st_size // DOCUMENT.itemsize
+
+
+def signatures_of(work: WorkFolder, key: str, permutations: int) -> npt.NDArray[np.uint32]:
+    """A row for each document of a finished piece; read from the disk when it is looked at."""
+    path = work.file(key, SIGNATURES)
+    if not path.stat().st_size:
+        return np.empty((0, permutations), dtype=np.uint32)
+    return np.memmap(path, dtype=np.uint32, mode="r").reshape(-1, permutations)
+
+
+def texts(work: WorkFolder, key: str, chosen: npt.NDArray[np.bool_]) -> Iterator[str]:
+    """Those documents of a finished piece that are chosen, in order."""
+    table, path = documents(work, key), work.file(key, TEXTS)
+    firsts = np.flatnonzero(np.diff(table["frame"], prepend=-1)).tolist()
+    frames = [*table["frame"][firsts].tolist(), path.stat().st_size]
+    decompressor = zstandard.ZstdDecompressor()
+    with path.open("rb") as file:
+        for number, (first, last) in enumerate(itertools.pairwise([*firsts, len(table)])):
+            if not chosen[first:last].any():
+                continue
+            file.seek(frames[number])
+            sizes = table["num_bytes"][first:last].tolist()
+            found = _unpack(decompressor, file.read(frames[number + 1] - frames[number]), sizes, path)
+            yield from itertools.compress(found, chosen[first:last].tolist())
+
+
+def sources(work: WorkFolder, key: str) -> Iterator[str]:
+    """Where each document of a finished piece came from, in order."""
+    with work.file(key, SOURCES).open("rb") as file:
+        yield from map(json.loads, file)
+
+
+def batches(documents: Iterator[Document], batch_bytes: int) -> Iterator[list[Document]]:
+    """Documents together, in bounded memory."""
+    batch: list[Document] = []
+    num_bytes = 0
+    for document in documents:
+        batch.append(document)
+        num_bytes += document.num_bytes
+        if num_bytes >= batch_bytes:
+            yield batch
+            batch, num_bytes = [], 0
+    if batch:
+        yield batch
+
+
+def _unpack(decompressor: zstandard.ZstdDecompressor, frame: bytes, sizes: list[int], path: Path) -> Iterator[str]:
+    """Texts of these sizes; zstd finds a frame that is cut or changed."""
+    try:
+        if zstandard.frame_content_size(frame) == sum(sizes):  # before room is made for what it says
+            raw = memoryview(decompressor.decompress(frame))
+            for end, size in zip(itertools.accumulate(sizes), sizes, strict=True):
+                yield str(raw[end - size : end], "utf-8")
+            return
+    except (zstandard.ZstdError, UnicodeDecodeError):
+        pass
+    raise WorkInterrupted(
+        f"{path}: finished work, damaged since (texts of {sum(sizes):,} bytes cannot be read whole); remove this file "
+        "and run the same command again: the other finished pieces are kept"
+    )
+
+
+class _Cleaning:
+    """Applies the steps, and counts."""
+
+    def __init__(self, treatment: Treatment) -> None:
+        self._cleaner = Cleaner(treatment.data.steps)
+        path = treatment.held_out_ngrams
+        self._held_out = HeldOutNgrams.load(path) if path else None
+        self.num_documents = self.num_bytes = 0
+        self.dropped: collections.Counter[str] = collections.Counter()
+        self.changed: collections.Counter[str] = collections.Counter()
+        self.examples = Examples()
+
+    def kept(self, documents: Iterator[Document]) -> Iterator[Document]:
+        for document in documents:
+            self.num_documents += 1
+            self.num_bytes += document.num_bytes
+            result = self._cleaner.clean(document.text)
+            reason = result.dropped_by
+            if reason is None and self._is_contaminated(document.text, result.text or ""):
+                reason = CONTAMINATED
+            if reason is not None:
+                self.dropped[reason] += 1
+                self.examples.add(reason, document.source, document.text)
+                continue
+            for rule in result.changed_by:
+                self.changed[rule] += 1
+                self.examples.add(rule, document.source, document.text)
+            if not result.text:
+                self.dropped["empty"] += 1
+            elif result.text is document.text:
+                yield document
+            else:
+                yield Document(result.text, document.source, len(result.text.encode()))
+
+    def _is_contaminated(self, before: str, after: str) -> bool:
+        """Steps may hide what was copied, as by a mask, and lay bare what was, as by taking lines out."""
+        held_out = self._held_out
+        return held_out is not None and any(held_out.found_in(text) for text in {before, after})
+
+
+class Examples:
+    """A few documents of each reason: those with the lowest hashes, whatever the order and in however many pieces."""
+
+    def __init__(self) -> None:
+        self._chosen: collections.defaultdict[str, list[Example]] = collections.defaultdict(list)
+
+    def add(self, reason: str, source: str, text: str) -> None:
+        rank = int.from_bytes(content_hash(text)[:8], "big")
+        chosen = self._chosen[reason]
+        if len(chosen) < EXAMPLES or rank <= chosen[-1][0]:
+            self.merge({reason: [(rank, source, text[:EXCERPT_CHARS])]})
+
+    def merge(self, others: Mapping[str, Iterable[Example]]) -> None:
+        for reason, examples in others.items():
+            found = ((rank, source, text) for rank, source, text in examples)  # JSON has lists
+            self._chosen[reason] = heapq.nsmallest(EXAMPLES, itertools.chain(self._chosen[reason], found))
+
+    def chosen(self) -> dict[str, list[Example]]:
+        return dict(sorted(self._chosen.items()))
+
+
+def _check_untouched(file: InputFile) -> None:
+    """One at a URL tells by itself when its version changes."""
+    if file.is_touched():
+        raise DataError(f"{file.name}: was changed while it was read; run `pretrain prepare` again")

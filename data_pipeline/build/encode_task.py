@@ -1,0 +1,151 @@
+"""The second work on a piece: its documents that are kept, as tokens, for each split."""
+
+import collections
+import dataclasses
+import functools
+import itertools
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from data_pipeline.build.clean_task import Example, Examples, documents, sources, texts
+from data_pipeline.build.split import Split
+from data_pipeline.errors import DataError, Unencodable
+from data_pipeline.shards.format import DTYPES
+from data_pipeline.storage.task_store import WorkFolder, every, key_of
+from data_pipeline.tokenizers.base import Tokenizer, encode_each
+from data_pipeline.tokenizers.loading import load_tokenizer
+from data_pipeline.tokenizers.sentencepiece_model import SentencePieceTokenizer
+
+DOCUMENT = np.dtype([("num_tokens", "<i8"), ("num_bytes", "<i8"), ("held_out", "?")])
+ENCODED = ".encoded"
+BATCH_BYTES = 1 << 20
+SECONDS_BETWEEN_NEWS = 2.0
+FORMAT = 3
+SPLITS = ("train", "validation")
+UNENCODABLE = "not_encodable"
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoding:
+    """All that decides the tokens of a cleaned piece, beside which of its documents are kept."""
+
+    tokenizer: Path
+    fingerprint: str
+    dtype: str
+    split: Split
+    errors: Literal["fail", "skip"]
+    """What becomes of a document that the tokenizer cannot encode."""
+    bytes_each: int
+    """About so many each process is to encode, which decides how and not what; 0: it is not known."""
+    name: str
+    """Of the tokenizer, for messages."""
+
+    def key(self, cleaned_key: str, kept: npt.NDArray[np.bool_]) -> str:
+        of_piece = (cleaned_key, np.packbits(kept).tobytes().hex())
+        return key_of(FORMAT, *of_piece, self.fingerprint, self.dtype, self.split.threshold, self.errors)
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodedPiece:
+    """The record of a finished piece; its tokens stand in files beside it."""
+
+    dropped: dict[str, int]
+    """Documents left out, by reason."""
+    examples: dict[str, list[Example]]
+    """Some of them."""
+
+
+# What a tokenizer remembers of one piece serves the next one in the same process.
+@functools.lru_cache(maxsize=1)
+def _tokenizer(path: Path, fingerprint: str, bytes_to_come: int) -> Tokenizer:
+    tokenizer = load_tokenizer(path, fingerprint)
+    if isinstance(tokenizer, SentencePieceTokenizer):
+        tokenizer.expect(bytes_to_come)
+    return tokenizer
+
+
+def encode_piece(work: WorkFolder, key: str, cleaned_key: str, kept: npt.NDArray[np.bool_], encoding: Encoding) -> None:
+    """Write the tokens of each split, end-of-document tokens included, and the lengths of its documents."""
+    tokenizer = _tokenizer(encoding.tokenizer, encoding.fingerprint, encoding.bytes_each)
+    end = np.array([tokenizer.eod_id], dtype=np.int32)
+    due = every(SECONDS_BETWEEN_NEWS, time.monotonic)
+    cleaned = documents(work, cleaned_key)[kept]
+    table = np.empty(len(cleaned), dtype=DOCUMENT)
+    table["num_bytes"] = cleaned["num_bytes"]
+    is_encoded = np.ones(len(cleaned), dtype=bool)
+    faults = _Faults(work, cleaned_key, kept, encoding)
+    table["held_out"] = [encoding.split.holds_out(content.tobytes()) for content in cleaned["content"]]
+    chosen = texts(work, cleaned_key, kept)
+    with work.writing(key, tokens_of("train")) as train, work.writing(key, tokens_of("validation")) as validation:
+        for first, last in _batches(table["num_bytes"]):
+            found = encode_each(tokenizer, list(itertools.islice(chosen, last - first)))
+            for number, ids in enumerate(found, start=first):
+                if isinstance(ids, Unencodable):
+                    faults.add(number, ids)
+                    is_encoded[number] = False
+                else:
+                    table["num_tokens"][number] = len(ids) + 1
+            held_out, good = table["held_out"][first:last], is_encoded[first:last]
+            for file, mine in ((train, good & ~held_out), (validation, good & held_out)):
+                if mine.any():
+                    chosen_ids = (ids for ids in itertools.compress(found, mine) if not isinstance(ids, Unencodable))
+                    parts = [part for ids in chosen_ids for part in (ids, end)]
+                    file.write(np.concatenate(parts, dtype=DTYPES[encoding.dtype], casting="unsafe").data)
+            if due():
+                work.tell(key, int(table["num_bytes"][:last].sum()))
+    with work.writing(key, ENCODED) as file:
+        file.write(table[is_encoded].tobytes())
+    record = EncodedPiece(dict(faults.dropped), faults.examples.chosen())
+    work.finish(key, dataclasses.asdict(record), (*map(tokens_of, SPLITS), ENCODED))
+
+
+def encoded_piece(work: WorkFolder, key: str) -> EncodedPiece:
+    """The record of a finished piece."""
+    record = work.record(key)
+    assert record is not None, "asked for before it was finished"
+    return EncodedPiece(**record)
+
+
+class _Faults:
+    """Documents of a piece that the tokenizer cannot encode: the first is an error, or all are counted."""
+
+    def __init__(self, work: WorkFolder, cleaned_key: str, kept: npt.NDArray[np.bool_], encoding: Encoding) -> None:
+        self._sources = lambda: itertools.compress(sources(work, cleaned_key), kept)
+        self._encoding = encoding
+        self.dropped: collections.Counter[str] = collections.Counter()
+        self.examples = Examples()
+
+    def add(self, number: int, fault: Unencodable) -> None:
+        source = next(itertools.islice(self._sources(), number, None))
+        if self._encoding.errors == "fail":
+            raise DataError(
+                f"{source}: {fault}; give another tokenizer than {self._encoding.name}, or leave such documents out "
+                "with data.encoding_errors=skip"
+            )
+        self.dropped[UNENCODABLE] += 1
+        self.examples.add(UNENCODABLE, source, str(fault))
+
+
+def encoded(
+    work: WorkFolder, key: str, split: str, dtype: str
+) -> tuple[npt.NDArray[np.uint16] | npt.NDArray[np.uint32], npt.NDArray[Any]]:
+    """Tokens of a finished piece, one document after another, read from the disk when looked at; its documents."""
+    table = np.fromfile(work.file(key, ENCODED), dtype=DOCUMENT)
+    path = work.file(key, tokens_of(split))
+    tokens = np.memmap(path, dtype=DTYPES[dtype], mode="r") if path.stat().st_size else np.empty(0, DTYPES[dtype])
+    return tokens, table[table["held_out"] == (split == "validation")]
+
+
+def tokens_of(split: str) -> str:
+    return f".{split}.tokens"
+
+
+def _batches(num_bytes: npt.NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+    """The documents in ranges of about BATCH_BYTES."""
+    ends = np.flatnonzero(np.diff(np.cumsum(num_bytes) // BATCH_BYTES)) + 1
+    return itertools.pairwise([0, *ends.tolist(), len(num_bytes)])

@@ -1,0 +1,302 @@
+"""What is in the corpus, and what becomes of it: which documents are kept, held out, and train the tokenizer."""
+
+import collections
+import dataclasses
+import functools
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from data_pipeline.build.clean_task import (
+    DOCUMENT,
+    Example,
+    Examples,
+    Treatment,
+    clean_piece,
+    cleaned,
+    cleaned_key,
+    documents,
+    texts,
+)
+from data_pipeline.build.duplicates import Duplicates, find_duplicates
+from data_pipeline.build.executors import run_all
+from data_pipeline.build.split import Selector, Split
+from data_pipeline.config import DataConfig, DecontaminateConfig, TokenizerConfig
+from data_pipeline.dedup.contamination import LEAST_WORDS, HeldOutNgrams
+from data_pipeline.errors import DataError
+from data_pipeline.progress import show_progress
+from data_pipeline.sources.corpus import Corpus, Piece
+from data_pipeline.storage.file_names import printable
+from data_pipeline.storage.task_store import WorkFolder
+from data_pipeline.storage.urls import shown
+
+logger = logging.getLogger(__name__)
+PIECE_BYTES = 8 << 20
+LEAST_PIECE_BYTES = 2 << 20
+PIECES_FOR_ALL_WORKERS = 16
+"""A small corpus is cut into as many, so that no worker waits long for the last one; equal for any number of them."""
+PIECES_WHEN_FEW = 64
+NAMES_SHOWN = 3
+GIVEN_TOKENIZER_SAMPLE_BYTES = 1 << 18  # to see whether it gives text back
+
+
+@dataclasses.dataclass(frozen=True)
+class ScannedPiece:
+    """A cleaned piece in the work folder."""
+
+    key: str
+    given: str
+    """The entry of `data.inputs` that named its files."""
+    kept: npt.NDArray[np.bool_]
+    """For each of its documents."""
+    num_bytes: int
+    """Of those that are kept."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Scan:
+    """What is known of the corpus when every piece is cleaned."""
+
+    digest: str
+    num_documents: int
+    """That are kept."""
+    num_bytes: int
+    document_bytes: int
+    split: Split
+    sample: Callable[[], list[str]]
+    """Reads the texts that train the tokenizer, or try a given one."""
+    pieces: list[ScannedPiece]
+    duplicates: Duplicates
+    num_read: int
+    """Documents in the inputs."""
+    num_cut_files: int
+    dropped: dict[str, int]
+    """Documents left out, by reason."""
+    changed: dict[str, int]
+    """Documents changed, by rule."""
+    examples: dict[str, list[Example]]
+    """Some documents of each reason and rule."""
+
+
+class _Counts:
+    """What the records of pieces say together, one read after another: there may be a hundred thousand."""
+
+    def __init__(self, work: WorkFolder, keys: list[str], given: list[str]) -> None:
+        self.num_documents = self.num_cut_files = 0
+        self.cuts_inside_lines: list[str] = []
+        self.dropped_of: collections.defaultdict[str, Counter[str]] = collections.defaultdict(Counter)
+        """By input and reason."""
+        self.changed: Counter[str] = Counter()
+        self.examples = Examples()
+        for key, named_by in zip(keys, given, strict=True):
+            record = cleaned(work, key)
+            self.num_documents += record.num_documents
+            self.num_cut_files += record.num_cut_files
+            self.cuts_inside_lines += record.cuts_inside_lines
+            self.dropped_of[named_by].update(record.dropped)
+            self.changed.update(record.changed)
+            self.examples.merge(record.examples)
+
+    def dropped(self, others: Mapping[str, int]) -> dict[str, int]:
+        return _sorted(sum(self.dropped_of.values(), Counter(others)))
+
+
+def scan_corpus(
+    corpus: Corpus, data: DataConfig, tokenizer: TokenizerConfig, work: WorkFolder, executor: Executor
+) -> Scan:
+    """Clean every piece, and choose.
+
+    If whole documents are so few that holding out any would take far more than was asked for (one long file), text is
+    cut finer and read once more.
+    """
+    held_out = held_out_ngrams(data, work)
+    document_bytes = data.max_document_bytes
+    while True:
+        treatment = Treatment(data, document_bytes, held_out)
+        parts = corpus.pieces(min(PIECE_BYTES, max(LEAST_PIECE_BYTES, corpus.disk_bytes // PIECES_FOR_ALL_WORKERS)))
+        keys = _clean(parts, treatment, work, executor)
+        duplicates = find_duplicates(work, keys, data)
+        given = [part[0].file.given for part in parts]
+        pieces, selector = _choose(keys, given, duplicates, data, tokenizer, work)
+        counts = _Counts(work, keys, given)
+        dropped = counts.dropped(duplicates.dropped)
+        if not selector.num_documents:
+            raise DataError(
+                f"data.inputs={list(data.inputs)}: no text in {len(corpus.files)} files"
+                f"{f' (left out: {dropped})' if dropped else ''}; "
+                "give files with text, as in data.inputs=[my.txt], or take data=stdlib"
+            )
+        split = selector.split()
+        finer = max(1024, selector.num_bytes // PIECES_WHEN_FEW)
+        too_coarse = split.held_out_bytes > min(2 * split.wanted_bytes, selector.num_bytes * 3 // 4)
+        if document_bytes < data.max_document_bytes or not too_coarse or finer >= document_bytes:
+            break
+        logger.info("few documents: text files are cut at line ends into documents of at most %d bytes", finer)
+        document_bytes = finer
+    _tell_inputs_without_documents(pieces, counts.dropped_of)
+    _report_cuts(counts, document_bytes, data.max_document_bytes)
+    return Scan(
+        digest=selector.digest,
+        num_documents=selector.num_documents,
+        num_bytes=selector.num_bytes,
+        document_bytes=document_bytes,
+        split=split,
+        sample=functools.cache(lambda: selector.sample(_sampled(work, pieces, selector))),
+        pieces=pieces,
+        duplicates=duplicates,
+        num_read=counts.num_documents,
+        num_cut_files=counts.num_cut_files,
+        dropped=dropped,
+        changed=_sorted(counts.changed),
+        examples=counts.examples.chosen(),
+    )
+
+
+def report_passed_over(corpus: Corpus, key: str) -> None:
+    """Log how many files in the folders of the inputs are not read."""
+    for given, names in corpus.passed_over.items():
+        if names:
+            logger.info(
+                "%s: %s: passed over %d files that are hidden, or READMEs beside data (%s%s); name one to read it",
+                key,
+                given,
+                len(names),
+                ", ".join(map(printable, names[:NAMES_SHOWN])),
+                ", ..." if len(names) > NAMES_SHOWN else "",
+            )
+
+
+def held_out_corpus(data: DataConfig) -> Corpus:
+    """The texts that no document may share words with; there must be inputs of them."""
+    against = data.decontaminate
+    of_benchmarks = dataclasses.replace(data, inputs=against.inputs, text_key=against.text_key)
+    return Corpus(of_benchmarks, section="data.decontaminate")
+
+
+def held_out_ngrams(data: DataConfig, work: WorkFolder) -> Path | None:
+    """A file with the n-grams of these texts, if there are inputs of them."""
+    if not data.decontaminate.inputs:
+        return None
+    corpus = held_out_corpus(data)
+    report_passed_over(corpus, "data.decontaminate.inputs")
+    texts = (document.text for document in corpus.documents(data.max_document_bytes))
+    ngrams = HeldOutNgrams.of(texts, data.decontaminate.ngram)
+    _tell_what_is_not_looked_for(ngrams, corpus.dropped, data.decontaminate)
+    path = work.file(f"held-out-{ngrams.digest[:16]}", ".npy")
+    ngrams.save(path)
+    logger.info("decontamination: %s n-grams of %d words", f"{ngrams.num_ngrams:,}", data.decontaminate.ngram)
+    return path
+
+
+def _tell_what_is_not_looked_for(ngrams: HeldOutNgrams, dropped: Counter[str], against: DecontaminateConfig) -> None:
+    if not ngrams.num_ngrams:
+        raise DataError(
+            f"data.decontaminate.inputs={list(map(shown, against.inputs))}: nothing to look for, 0 n-grams of "
+            f"data.decontaminate.ngram={against.ngram} words ({ngrams.num_texts} texts, {ngrams.num_too_short} of them "
+            f"of fewer than {LEAST_WORDS} words; left out: {_sorted(dropped) or 'nothing'}); give longer texts, under "
+            f"data.decontaminate.text_key={against.text_key}"
+        )
+    if ngrams.num_too_short:
+        logger.warning(
+            "data.decontaminate.inputs: %s of %s texts have fewer than %d words and are not looked for",
+            f"{ngrams.num_too_short:,}",
+            f"{ngrams.num_texts:,}",
+            LEAST_WORDS,
+        )
+    if dropped:
+        logger.warning("data.decontaminate.inputs: some documents are not looked for (left out: %s)", _sorted(dropped))
+
+
+def _clean(pieces: list[Piece], treatment: Treatment, work: WorkFolder, executor: Executor) -> list[str]:
+    """The keys of all pieces, in order."""
+    digest = treatment.digest()
+    keys = [cleaned_key(piece, digest) for piece in pieces]
+    tasks = {key: (piece, treatment) for key, piece in zip(keys, pieces, strict=True)}
+    sizes = {key: sum(span.num_bytes for span in piece) for key, (piece, _) in tasks.items()}
+    run_all(executor, work, "cleaning", tasks, clean_piece, sizes)
+    return keys
+
+
+def _choose(
+    keys: list[str],
+    given: list[str],
+    duplicates: Duplicates,
+    data: DataConfig,
+    tokenizer: TokenizerConfig,
+    work: WorkFolder,
+) -> tuple[list[ScannedPiece], Selector]:
+    sample_bytes = GIVEN_TOKENIZER_SAMPLE_BYTES if tokenizer.path else tokenizer.sample_bytes
+    selector = Selector(data, sample_bytes, tokenizer.seed)
+    found = []
+    with show_progress("choosing", sum(kept.nbytes for kept in duplicates.kept) * DOCUMENT.itemsize) as update:
+        seen = 0
+        for key, named_by, kept in zip(keys, given, duplicates.kept, strict=True):
+            table = documents(work, key)
+            for content, num_bytes in _rows(table, kept):
+                selector.add(content, num_bytes)
+            found.append(ScannedPiece(key, named_by, kept, int(table["num_bytes"][kept].sum())))
+            seen += table.nbytes
+            update(seen)
+    return found, selector
+
+
+def _report_cuts(counts: _Counts, document_bytes: int, max_document_bytes: int) -> None:
+    if not counts.num_cut_files:
+        return
+    logger.info(
+        "data.inputs: %d text files are longer than %s bytes and were cut into several documents",
+        counts.num_cut_files,
+        f"{document_bytes:,}",
+    )
+    if counts.cuts_inside_lines:
+        is_limit = document_bytes == max_document_bytes
+        logger.warning(
+            "data.inputs: %d documents end inside a line, as no line ends within %s bytes (first: %s); %s to "
+            "keep such lines whole",
+            len(counts.cuts_inside_lines),
+            f"{document_bytes:,}",
+            printable(counts.cuts_inside_lines[0]),
+            "raise data.max_document_bytes" if is_limit else "give more text files, or end the lines earlier,",
+        )
+
+
+def _tell_inputs_without_documents(pieces: list[ScannedPiece], dropped: Mapping[str, Counter[str]]) -> None:
+    """One among several may be there by mistake, or with another key of its text, and the rest would not show it."""
+    copies: Counter[str] = Counter()
+    silent = dict(dropped)
+    for piece in pieces:
+        copies[piece.given] += len(piece.kept)
+        if piece.kept.any():
+            silent.pop(piece.given, None)
+    for given, reasons in silent.items():
+        logger.warning(
+            "data.inputs: %s gives no document to the dataset (left out: %s); is it the right file, and data.text_key?",
+            given,
+            _sorted(reasons + Counter(dedup=copies[given])) or "nothing",
+        )
+
+
+def _rows(table: npt.NDArray[Any], kept: npt.NDArray[np.bool_]) -> Iterator[tuple[bytes, int]]:
+    chosen = table[kept]
+    return zip((content.tobytes() for content in chosen["content"]), chosen["num_bytes"].tolist(), strict=True)
+
+
+def _sampled(work: WorkFolder, pieces: list[ScannedPiece], selector: Selector) -> Iterator[str]:
+    """Texts of the pieces that hold any that the tokenizer's sample wants."""
+    wanted = selector.sampled_keys()
+    for piece in pieces:
+        contents = (content for content, _ in _rows(documents(work, piece.key), piece.kept))
+        chosen = piece.kept.copy()
+        chosen[piece.kept] = [selector.sample_key(content) in wanted for content in contents]
+        if chosen.any():
+            yield from texts(work, piece.key, chosen)
+
+
+def _sorted(counts: Counter[str]) -> dict[str, int]:
+    return dict(sorted(counts.items()))

@@ -1,0 +1,207 @@
+"""Batches of tokens for one data-parallel rank; the whole state of the stream is one integer, the position.
+
+Ranks are plain integers here: rank r of `size` takes its part of each global batch by arithmetic on the position, so
+any other size continues the same order.
+"""
+
+import contextlib
+import threading
+from collections.abc import Callable, Generator, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from data_pipeline.errors import DataError
+from data_pipeline.permutation import mix
+from data_pipeline.prefetch import read_ahead
+from data_pipeline.shards.packing import targets_that_count
+from data_pipeline.shards.reader import PackedDataset, Tokens
+from data_pipeline.stream.mixture import TrainingData
+from data_pipeline.stream.shard_prefetch import fetch_ahead
+
+MAX_WINDOW_BATCHES = 1024
+WINDOW_BYTES = 32 << 20  # about three windows are alive at once
+FIRST_ORDER_SAMPLES, ORDER_SAMPLES = 1 << 14, 1 << 16  # of which the order is computed at once: takes 2 and 8 ms
+
+
+class Batch(NamedTuple):
+    """This rank's samples of one global batch."""
+
+    tokens: torch.Tensor
+    """int64 [n, seq_length + 1]: inputs and, one place on, targets."""
+    mask: torch.Tensor | None
+    """bool [n, seq_length]: which targets count, not being padding of a sample or of the batch, nor of a sample that
+    was skipped; None: all. Every batch of a stream has one or none has."""
+    position: int
+    """Global position of the first sample of the global batch."""
+    next_position: int
+    """Where the next global batch begins: all that a resume needs."""
+    epoch: int
+    """Passes over the dataset (of a mixture: over the one passed over most often) that were complete at `position`."""
+    digest: int
+    """Sum of a hash of position and content over this rank's samples that count, mod 2**64, as signed int64: summed
+    over ranks with the same wrap-around it names the global batch, whatever their number. The content comes in by the
+    hash (XXH3, 64 bits) of the member that holds the sample, with which its bytes are compared when first read."""
+    num_skipped: int = 0
+    """This rank's samples that don't count because their shard is bad."""
+
+
+def train_batches(
+    dataset: TrainingData,
+    *,
+    seed: int,
+    global_batch_size: int,
+    rank: int,
+    size: int,
+    position: int,
+    asked_to_stop: Callable[[], bool] = lambda: False,
+) -> Generator[Batch, None, None]:
+    """Endless shuffled batches from a global position on, read ahead by a thread that ends with the iterator.
+
+    `asked_to_stop` ends them where the next one would have to be waited for.
+    """
+    assert 0 <= rank < size and global_batch_size % size == 0 and position >= 0
+    return _stream(dataset, seed, global_batch_size, rank, size, position, asked_to_stop)
+
+
+def _stream(
+    dataset: TrainingData,
+    seed: int,
+    global_batch_size: int,
+    rank: int,
+    size: int,
+    position: int,
+    asked_to_stop: Callable[[], bool],
+) -> Generator[Batch, None, None]:
+    stop = threading.Event()
+    windows = _train_windows(dataset, seed, global_batch_size, rank, size, position, stop)
+    ahead = read_ahead(windows, stop, settle=_Window.settle, asked_to_stop=asked_to_stop)
+    with fetch_ahead(dataset, seed, position, stop), contextlib.closing(ahead) as ready:
+        for window in ready:
+            yield from window.batches(global_batch_size)
+
+
+def evaluation_batches(
+    dataset: PackedDataset, *, batch_size: int, rank: int, size: int, max_samples: int | None
+) -> Generator[Batch, None, None]:
+    """The first samples of a dataset (all if max_samples is None) in their own order, once.
+
+    `batch_size` is this rank's. Every rank gets the same number of batches; what is missing at the end is filled up
+    with repeated samples that do not count.
+    """
+    assert 0 <= rank < size and batch_size > 0
+    num_samples = dataset.num_samples if max_samples is None else min(max_samples, dataset.num_samples)
+    for start in range(0, num_samples, batch_size * size):
+        positions = np.arange(start + rank * batch_size, start + (rank + 1) * batch_size)
+        counts = positions < num_samples
+        numbers = positions % num_samples
+        tokens = dataset.read(numbers)
+        yield Batch(
+            tokens=torch.from_numpy(tokens.astype(np.int64)),
+            mask=_mask(dataset, tokens, counts),
+            position=start,
+            next_position=min(start + batch_size * size, num_samples),
+            epoch=0,
+            digest=_digests(dataset, numbers[None], positions[None], counts[None])[0],
+        )
+
+
+def _train_windows(
+    dataset: TrainingData,
+    seed: int,
+    global_batch_size: int,
+    rank: int,
+    size: int,
+    position: int,
+    stop: threading.Event,
+) -> Iterator["_Window"]:
+    """Coming batches, several at a time: read in the order of the files, handed out in the order of the batches."""
+    per_rank = global_batch_size // size
+    largest = max(
+        1, min(MAX_WINDOW_BATCHES, WINDOW_BYTES // (per_rank * (dataset.seq_length + 1) * dataset.dtype.itemsize))
+    )
+    # Each epoch is a permutation of its own: few of them at once.
+    longest = max(1, min(ORDER_SAMPLES, 8 * dataset.num_samples) // per_rank)
+    # Both grow, so that the first batch does not wait for many others.
+    stretch, length = max(1, min(longest, FIRST_ORDER_SAMPLES // per_rank)), 1
+    while True:
+        num_batches = stretch
+        if dataset.end is not None:
+            # Stretches reach ahead of what is asked for, and not beyond a mixture's end.
+            num_batches = min(stretch, (dataset.end - position) // global_batch_size)
+            if not num_batches:
+                raise DataError(f"{dataset.described}: used up after {position:,} samples; see data.mixture_max_epochs")
+        starts = position + global_batch_size * np.arange(num_batches, dtype=np.int64)
+        positions = starts[:, None] + rank * per_rank + np.arange(per_rank)
+        samples = dataset.samples_at(positions.ravel(), seed).reshape(positions.shape)
+        first = 0
+        while first < num_batches:
+            window = slice(first, first + length)
+            yield _Window(dataset, starts[window], positions[window], samples[window], stop)
+            first, length = first + length, min(2 * length, largest)
+        position += global_batch_size * num_batches
+        stretch = min(2 * stretch, longest)
+
+
+class _Window:
+    """Batches that begin at `starts`, of `samples` [b, n] at `positions` [b, n], found in the thread that makes it."""
+
+    def __init__(
+        self,
+        dataset: TrainingData,
+        starts: npt.NDArray[np.int64],
+        positions: npt.NDArray[np.int64],
+        samples: npt.NDArray[np.int64],
+        stop: threading.Event,
+    ) -> None:
+        self._dataset = dataset
+        self._starts, self._per_rank = starts.tolist(), positions.shape[1]
+        self._epochs = [dataset.epoch_at(start) for start in self._starts]
+        skipped = np.zeros(positions.shape, dtype=bool) if dataset.skips_bad_shards else None
+        self._samples = dataset.find(samples.ravel(), stop, None if skipped is None else skipped.ravel())
+        self._counts = None if skipped is None else ~skipped
+        self._some_may_not_count = skipped is not None or dataset.is_padded
+        self._digests = _digests(dataset, samples, positions, self._counts)
+
+    def settle(self) -> None:
+        """Copy the samples of all batches."""
+        self._samples.settle()
+
+    def batches(self, global_batch_size: int) -> Iterator[Batch]:
+        """Copied one by one by whoever takes them, whose processor's cache then holds them."""
+        mask, num_skipped, first = None, 0, 0
+        for number, (start, epoch, digest) in enumerate(zip(self._starts, self._epochs, self._digests, strict=True)):
+            tokens = self._samples.tokens(slice(first, first + self._per_rank))
+            first += self._per_rank
+            if self._some_may_not_count:
+                counts = None if self._counts is None else self._counts[number]
+                mask = _mask(self._dataset, tokens, counts)
+                num_skipped = 0 if counts is None else int((~counts).sum())
+            whole = torch.from_numpy(tokens.astype(np.int64))
+            yield Batch(whole, mask, start, start + global_batch_size, epoch, digest, num_skipped)
+
+
+def _mask(dataset: TrainingData, tokens: Tokens, counts: npt.NDArray[np.bool_] | None) -> torch.Tensor | None:
+    """Which targets count, where some may not: those of samples that count, as far as they are no padding."""
+    whole = None if counts is None else torch.from_numpy(counts)[:, None].expand(-1, dataset.seq_length)
+    if not dataset.is_padded:
+        return whole
+    mask = torch.from_numpy(targets_that_count(tokens, dataset.manifest.tokenizer.eod_id))
+    return mask if whole is None else whole & mask
+
+
+def _digests(
+    dataset: TrainingData,
+    numbers: npt.NDArray[np.int64],
+    positions: npt.NDArray[np.int64],
+    counts: npt.NDArray[np.bool_] | None,
+) -> list[int]:
+    """Of batches [b, n] of the samples with these numbers at these positions, of which some may not count."""
+    names = dataset.names_of(numbers.ravel()).reshape(numbers.shape)
+    hashes = mix(names ^ mix(positions.astype(np.uint64)))
+    if counts is not None:
+        hashes[~counts] = 0
+    digests: list[int] = hashes.sum(axis=1).view(np.int64).tolist()
+    return digests

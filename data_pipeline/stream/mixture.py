@@ -1,0 +1,326 @@
+"""Several datasets as one stream: from which of them the sample at a position comes, and which of its samples it is.
+
+Both are a pure function of the position, in whole numbers, so that a stream may be entered anywhere and every rank
+finds the same. A binary tree over the datasets deals the positions out: at a node of weight w whose left half weighs l,
+the first q positions hold floor(q l / w + 1 / 2) of the left half. So every stretch of the stream holds each dataset by
+its weight, up to one sample for each level of the tree.
+"""
+
+import hashlib
+import itertools
+import json
+import math
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from data_pipeline.config import LEAST_SHARE
+from data_pipeline.errors import DataError
+from data_pipeline.permutation import Positions, sample_at
+from data_pipeline.shards.folder import DatasetFolder
+from data_pipeline.shards.manifest import ShardRecord
+from data_pipeline.shards.mmap_reader import Samples
+from data_pipeline.shards.reader import PackedDataset
+
+UNITS = round(1 / LEAST_SHARE)
+"""Weights are rounded to so many parts of the whole."""
+MAX_POSITION = 1 << 42
+"""Positions times units stay below 2**63."""
+
+
+@dataclass(frozen=True)
+class Ingredient:
+    """A dataset as far as the mixture needs to know it."""
+
+    name: str
+    num_samples: int
+    max_samples: int | None
+    """No more are taken; None: as many as are asked for, in epochs."""
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """From position `start` on, until the next one begins."""
+
+    start: int
+    units: tuple[int, ...]
+    """Weight of each ingredient; 0: none of it."""
+    taken: tuple[int, ...]
+    """Samples of each in all stretches before."""
+
+
+class Mixture:
+    """The plan: its stretches, found once; everything else is arithmetic on them."""
+
+    def __init__(self, ingredients: Sequence[Ingredient], phases: Sequence[tuple[int, Sequence[float]]]) -> None:
+        """`phases`: from which position on which weights hold, ascending, the first from 0 on."""
+        assert phases[0][0] == 0 and all(first < then for (first, _), (then, _) in itertools.pairwise(phases))
+        self.ingredients, self.phases = tuple(ingredients), tuple(phases)
+        self.stretches: list[Stretch] = []
+        self.end: int | None = None
+        """Where every ingredient that the weights ask for is used up; None: nowhere."""
+        self._plan(phases)
+        self._starts = np.array([stretch.start for stretch in self.stretches], dtype=np.int64)
+
+    def locate(self, positions: Positions) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """For each position: the number of its ingredient, and how many of that one's samples come before it."""
+        where = np.asarray(positions, dtype=np.int64)
+        assert not len(where) or (where.min() >= 0 and where.max() < (MAX_POSITION if self.end is None else self.end))
+        which, index = np.empty_like(where), np.empty_like(where)
+        numbers = np.searchsorted(self._starts, where, side="right") - 1
+        for number in np.unique(numbers).tolist():
+            stretch, chosen = self.stretches[number], np.flatnonzero(numbers == number)
+            _deal(where[chosen] - stretch.start, chosen, stretch.units, 0, len(stretch.units), which, index)
+            index[chosen] += np.array(stretch.taken, dtype=np.int64)[which[chosen]]
+        return which, index
+
+    def taken(self, position: int) -> tuple[int, ...]:
+        """Samples of each ingredient before this position."""
+        stretch = [stretch for stretch in self.stretches if stretch.start <= position][-1]
+        return tuple(
+            before + _count(stretch.units, item, position - stretch.start) for item, before in enumerate(stretch.taken)
+        )
+
+    def before(self, position: int) -> list[tuple[int, tuple[int, ...]]]:
+        """What decides the stream up to a position: where which weights began."""
+        return [(stretch.start, stretch.units) for stretch in self.stretches if stretch.start < position]
+
+    def _plan(self, phases: Sequence[tuple[int, Sequence[float]]]) -> None:
+        taken = (0,) * len(self.ingredients)
+        start = 0
+        for number, (_, weights) in enumerate(phases):
+            end = phases[number + 1][0] if number + 1 < len(phases) else MAX_POSITION
+            while start < end:
+                left = [
+                    None if i.max_samples is None else i.max_samples - n
+                    for i, n in zip(self.ingredients, taken, strict=True)
+                ]
+                units = _units([0.0 if rest == 0 else weight for weight, rest in zip(weights, left, strict=True)])
+                if not any(units):
+                    self.end = start
+                    return
+                self.stretches.append(Stretch(start, units, taken))
+                used_up = [
+                    _when(units, item, rest) for item, rest in enumerate(left) if rest is not None and units[item]
+                ]
+                length = min([end - start, *used_up])
+                taken = tuple(before + _count(units, item, length) for item, before in enumerate(taken))
+                start += length
+
+
+def _units(weights: Sequence[float]) -> tuple[int, ...]:
+    whole = math.fsum(weights)
+    return tuple(max(1, round(weight / whole * UNITS)) if weight else 0 for weight in weights)
+
+
+def _deal(
+    positions: npt.NDArray[np.int64],
+    slots: npt.NDArray[np.intp],
+    units: tuple[int, ...],
+    first: int,
+    last: int,
+    which: npt.NDArray[np.int64],
+    index: npt.NDArray[np.int64],
+) -> None:
+    """Write into `slots` of `which` and `index` what these positions of the sub-tree first .. last are."""
+    if not len(slots):
+        return
+    if last - first == 1:
+        which[slots], index[slots] = first, positions
+        return
+    middle = (first + last) // 2
+    left, whole = sum(units[first:middle]), sum(units[first:last])
+    if not left or left == whole:
+        halves = (first, middle) if left else (middle, last)
+        _deal(positions, slots, units, *halves, which, index)
+        return
+    lefts = (positions * left + whole // 2) // whole
+    is_left = ((positions + 1) * left + whole // 2) // whole > lefts
+    _deal(lefts[is_left], slots[is_left], units, first, middle, which, index)
+    _deal((positions - lefts)[~is_left], slots[~is_left], units, middle, last, which, index)
+
+
+def _count(units: tuple[int, ...], item: int, length: int) -> int:
+    """Samples of `item` among the first `length` positions of a stretch."""
+    first, last = 0, len(units)
+    while last - first > 1:
+        middle = (first + last) // 2
+        left, whole = sum(units[first:middle]), sum(units[first:last])
+        lefts = (length * left + whole // 2) // whole if whole else 0
+        if item < middle:
+            length, last = lefts, middle
+        else:
+            length, first = length - lefts, middle
+    return length
+
+
+def _when(units: tuple[int, ...], item: int, count: int) -> int:
+    """The least length of a stretch that holds `count` samples of `item`."""
+    low, high = count, MAX_POSITION
+    while low < high:
+        middle = (low + high) // 2
+        if _count(units, item, middle) >= count:
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+class MixedDataset:
+    """Training splits of several prepared datasets, read as one stream."""
+
+    def __init__(self, datasets: Mapping[str, PackedDataset], mixture: Mixture) -> None:
+        self.parts, self.mixture = tuple(datasets.values()), mixture
+        self.names, self.end = tuple(datasets), mixture.end
+        self.manifest = self.parts[0].manifest
+        """Of the first: all have its tokenizer and sample length."""
+        self.seq_length, self.dtype = self.manifest.seq_length, self.parts[0].dtype
+        self._bases = np.cumsum([0, *(dataset.num_samples for dataset in self.parts)], dtype=np.int64)
+        self.num_samples = int(self._bases[-1])
+
+    @property
+    def described(self) -> str:
+        """For messages."""
+        return "the mixture of " + ", ".join(str(dataset.folder) for dataset in self.parts)
+
+    @property
+    def skips_bad_shards(self) -> bool:
+        """Whether samples of bad shards are left out of training and counted."""
+        return self.parts[0].skips_bad_shards
+
+    @property
+    def is_padded(self) -> bool:
+        """Whether targets may be padding, which no loss counts."""
+        return any(dataset.is_padded for dataset in self.parts)
+
+    @property
+    def num_train_tokens(self) -> int:
+        return sum(dataset.num_train_tokens for dataset in self.parts)
+
+    def samples_at(self, positions: Positions, seed: int) -> npt.NDArray[np.int64]:
+        """Numbers of the samples at these positions, counted through all datasets."""
+        which, index = self.mixture.locate(positions)
+        numbers = np.empty_like(index)
+        for item, dataset in enumerate(self.parts):
+            chosen = which == item
+            if chosen.any():
+                own_seed = seed_of(seed, self.names[item])
+                numbers[chosen] = self._bases[item] + sample_at(index[chosen], dataset.num_samples, own_seed)
+        return numbers
+
+    def shards_of(self, numbers: npt.NDArray[np.int64]) -> Iterator[tuple[int, DatasetFolder, ShardRecord]]:
+        """The shards that these samples lie in, each with the place in `numbers` where it is first needed."""
+        for dataset, chosen, inside in self._by_part(numbers):
+            for place, folder, record in dataset.shards_of(inside):
+                yield int(chosen[place]), folder, record
+
+    def names_of(self, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
+        """What names the content of each of these samples."""
+        names = np.empty(len(numbers), dtype=np.uint64)
+        for dataset, chosen, inside in self._by_part(numbers):
+            names[chosen] = dataset.names_of(inside)
+        return names
+
+    def find(
+        self,
+        numbers: npt.NDArray[np.int64],
+        stop: threading.Event | None = None,
+        skipped: npt.NDArray[np.bool_] | None = None,
+    ) -> Samples:
+        """These samples, at least one, in the order asked for; `stop`, `skipped`: as for a dataset."""
+        found = []
+        for dataset, chosen, inside in self._by_part(numbers):
+            its_skipped = None if skipped is None else np.zeros(len(chosen), dtype=bool)
+            found.append((chosen, dataset.find(inside, stop, its_skipped)))
+            if skipped is not None:
+                skipped[chosen] = its_skipped
+        return Samples.joined(found)
+
+    def _by_part(
+        self, numbers: npt.NDArray[np.int64]
+    ) -> Iterator[tuple[PackedDataset, npt.NDArray[np.intp], npt.NDArray[np.int64]]]:
+        """Each dataset that has some of these samples, their places in `numbers`, and their numbers in it."""
+        which = np.searchsorted(self._bases, numbers, side="right") - 1
+        for item, dataset in enumerate(self.parts):
+            chosen = np.flatnonzero(which == item)
+            if len(chosen):
+                yield dataset, chosen, numbers[chosen] - self._bases[item]
+
+    def epoch_at(self, position: int) -> int:
+        """Whole passes over the dataset that was passed over most often."""
+        taken = self.mixture.taken(position)
+        return max(count // dataset.num_samples for count, dataset in zip(taken, self.parts, strict=True))
+
+    def digest_before(self, position: int) -> str:
+        """Names all that decides the samples before a position: later weights may change, earlier ones not."""
+        content = [
+            [[name, dataset.manifest.digest] for name, dataset in zip(self.names, self.parts, strict=True)],
+            self.mixture.before(position),
+        ]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+TrainingData = PackedDataset | MixedDataset
+"""What a run learns from: one dataset, or several."""
+
+
+def seed_of(seed: int, name: str) -> int:
+    """Each dataset has an order of its own, whatever others it is mixed with."""
+    return int.from_bytes(hashlib.blake2b(f"mixture:{seed}:{name}".encode(), digest_size=8).digest(), "little")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A mixture as configured: by name, in tokens and epochs."""
+
+    weights: Mapping[str, float]
+    max_epochs: Mapping[str, float]
+    later: Sequence[tuple[int, Mapping[str, float]]]
+    """From which number of training tokens on which weights hold instead."""
+
+
+def mix(
+    plan: Plan, folders: Mapping[str, Path] | Mapping[str, DatasetFolder], *, skip_bad_shards: bool = False
+) -> MixedDataset:
+    """The datasets in these folders, mixed by their names; `skip_bad_shards`: as in PackedDataset.open.
+
+    Raises DataError where one is missing, or they differ in tokenizer or sample length.
+    """
+    datasets = {
+        name: PackedDataset.open(folder, "train", skip_bad_shards=skip_bad_shards) for name, folder in folders.items()
+    }
+    (first_name, first), *others = datasets.items()
+    for name, dataset in others:
+        its_tokenizer = first.folder.locate(first.manifest.tokenizer.file)
+        for what, there, here in (
+            ("tokenizer (fingerprint)", first.manifest.tokenizer.fingerprint, dataset.manifest.tokenizer.fingerprint),
+            ("model.seq_length", first.seq_length, dataset.seq_length),
+        ):
+            if there != here:
+                raise DataError(
+                    f"data.mixture: {folders[name]} has another {what} than {folders[first_name]} ({here}, {there}); "
+                    f"prepare it again with that one's (tokenizer.path={its_tokenizer})"
+                )
+    ingredients = [
+        Ingredient(name, dataset.num_samples, _cap(name, plan.max_epochs.get(name), dataset.num_samples))
+        for name, dataset in datasets.items()
+    ]
+    phases = {0: plan.weights} | {-(-tokens // first.seq_length): weights for tokens, weights in plan.later}
+    by_number = [(start, [weights.get(name, 0.0) for name in datasets]) for start, weights in phases.items()]
+    return MixedDataset(datasets, Mixture(ingredients, by_number))
+
+
+def _cap(name: str, epochs: float | None, num_samples: int) -> int | None:
+    if epochs is None:
+        return None
+    cap = math.floor(min(epochs * num_samples, MAX_POSITION))
+    if not cap:
+        raise DataError(
+            f"data.mixture_max_epochs.{name}={epochs}: allows none of its {num_samples:,} samples; raise it, or take "
+            f"{name} out of data.mixture"
+        )
+    return cap

@@ -1,0 +1,144 @@
+"""The shards of a run, fetched in the order in which it will need them, while it trains on those that are there."""
+
+import itertools
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import numpy as np
+
+from data_pipeline.errors import DataError, Stopped
+from data_pipeline.progress import show_progress
+from data_pipeline.remote.folder import RemoteFolder
+from data_pipeline.shards.manifest import FileRecord
+from data_pipeline.shards.reader import PackedDataset
+from data_pipeline.stream.mixture import TrainingData
+
+logger = logging.getLogger(__name__)
+NUM_FETCHERS = 4
+WINDOW = 1 << 14
+SECONDS_BETWEEN_LINES = 10.0
+Need = tuple[RemoteFolder, FileRecord]
+
+
+def check_cache_holds(datasets: Sequence[PackedDataset]) -> None:
+    """Raise DataError unless what a run reads can be in the cache at once; all of them have the same cache."""
+    remote = [(dataset.folder.cache, dataset) for dataset in datasets if isinstance(dataset.folder, RemoteFolder)]
+    if remote:
+        remote[0][0].check_holds(record for _, dataset in remote for record in dataset.record.files)
+
+
+def fetch_all(folder: RemoteFolder) -> str:
+    """Bring all of a dataset into the cache, as before a run; returns what is there then, for people."""
+    records = [record for split in folder.manifest().splits.values() for record in split.files]
+    folder.cache.check_holds(records)
+    num_bytes = sum(record.bytes for record in records)
+
+    def fetch(record: FileRecord) -> int:
+        folder.drop_damaged(record)
+        os.close(folder.open(record))
+        return record.bytes
+
+    pool = ThreadPoolExecutor(NUM_FETCHERS)
+    try:
+        with show_progress("fetching", num_bytes) as update:
+            for done in itertools.accumulate(pool.map(fetch, records)):
+                update(done)
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return f"{folder}: {len(records)} files, {num_bytes / 1e6:.1f} MB, in {folder.cache.folder}"
+
+
+@contextmanager
+def fetch_ahead(dataset: TrainingData, seed: int, position: int, stop: threading.Event) -> Iterator[None]:
+    """Threads that fetch within the block, until all is there; `stop` must be set by its end."""
+    shards = [shard for part in dataset.parts if isinstance(part.folder, RemoteFolder) for shard in part.record.shards]
+    if not shards:
+        yield
+        return
+    fetching = _Fetching(first_needs(dataset, seed, position), shards, stop)
+    threads = [threading.Thread(target=fetching.work, name="fetch", daemon=True) for _ in range(NUM_FETCHERS)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        for thread in threads:
+            thread.join()
+
+
+def first_needs(dataset: TrainingData, seed: int, position: int) -> Iterator[Need]:
+    """The shards that lie elsewhere, by where from `position` on a sample of theirs comes first.
+
+    Looks as many positions ahead as there are samples. What a mixture needs only after those follows in its own order.
+    """
+    seen = set()
+    end = position + dataset.num_samples
+    if dataset.end is not None:
+        end = min(end, dataset.end)
+    for start in range(position, end, WINDOW):
+        numbers = dataset.samples_at(np.arange(start, min(start + WINDOW, end), dtype=np.int64), seed)
+        for _, folder, record in sorted(dataset.shards_of(numbers), key=lambda need: need[0]):
+            if isinstance(folder, RemoteFolder) and record.sha256 not in seen:
+                seen.add(record.sha256)
+                yield folder, record
+    for part in dataset.parts:
+        if isinstance(part.folder, RemoteFolder):
+            yield from ((part.folder, record) for record in part.record.shards if record.sha256 not in seen)
+
+
+class _Fetching:
+    """What the threads share."""
+
+    def __init__(self, needs: Iterator[Need], shards: Sequence[FileRecord], stop: threading.Event) -> None:
+        self._needs, self._stop = needs, stop
+        self._left_to_others: list[Need] = []
+        self._num_shards, self._num_bytes = len(shards), sum(shard.bytes for shard in shards)
+        self._lock = threading.Lock()
+        self._shards_done = self._bytes_done = 0
+        self._began = self._said = time.monotonic()
+
+    def work(self) -> None:
+        while not self._stop.is_set():
+            with self._lock:
+                need = next(self._needs, None)
+                wait = need is None
+                if wait and self._left_to_others:
+                    need = self._left_to_others.pop()
+            if need is None:
+                return
+            folder, record = need
+            try:
+                if wait:  # it may be here by now, or have lost the one that fetched it
+                    os.close(folder.open(record, self._stop))
+                elif not folder.cache.fetch(record, folder.address(record.file), self._stop):
+                    self._left_to_others.append(need)
+                    continue
+            except Stopped:
+                return
+            except DataError as error:
+                # Who needs it will ask for it once more, and then it counts.
+                logger.warning("fetching ahead: %s", error)
+            else:
+                self._count(folder, record)
+
+    def _count(self, folder: RemoteFolder, record: FileRecord) -> None:
+        with self._lock:
+            self._shards_done, self._bytes_done = self._shards_done + 1, self._bytes_done + record.bytes
+            now, all_done = time.monotonic(), self._shards_done == self._num_shards
+            if now - self._said < SECONDS_BETWEEN_LINES and not all_done:
+                return
+            self._said = now
+            logger.info(
+                "%s: %d of %d shards, %.1f of %.1f MB, in %.0f s",
+                folder.cache.folder,
+                self._shards_done,
+                self._num_shards,
+                self._bytes_done / 1e6,
+                self._num_bytes / 1e6,
+                now - self._began,
+            )

@@ -1,0 +1,172 @@
+"""Looking into a prepared dataset: its samples as text, every checksum and offset, its figures."""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from data_pipeline.errors import DataError
+from data_pipeline.permutation import sample_at
+from data_pipeline.progress import show_progress
+from data_pipeline.shards.folder import READ_BYTES, DatasetFolder, as_folder
+from data_pipeline.shards.manifest import FileRecord, Manifest
+from data_pipeline.shards.packing import num_padding_tokens
+from data_pipeline.shards.reader import PackedDataset, check_sizes
+from data_pipeline.tokenizers.base import Tokenizer
+
+Split = Literal["train", "validation"]
+SPLITS: tuple[Split, ...] = ("train", "validation")
+END_OF_DOCUMENT = "<|end of document|>"
+NUM_POSITIONS = 1 << 63
+"""In the order of a run, which has no end but that of the numbers it is computed in."""
+
+
+def inspect(
+    place: Path | DatasetFolder, split: Split, first: int, count: int, *, shuffled_by: int | None = None
+) -> Iterator[str]:
+    """`count` samples from number `first` on as text, a block each; `shuffled_by`: a run's seed, `first` then being a
+    position in its order.
+
+    Raises DataError where there is no such sample.
+    """
+    folder = as_folder(place)
+    dataset = PackedDataset.open(folder, split)
+    tokenizer = folder.tokenizer(dataset.manifest)
+    what, end = ("samples", dataset.num_samples) if shuffled_by is None else ("positions", NUM_POSITIONS)
+    if first + count > end:
+        raise DataError(
+            f"{folder}: the {split} split has {what} 0 to {end - 1:,}; "
+            f"{first:,} to {first + count - 1:,} were asked for"
+        )
+    for position in range(first, first + count):
+        number = position if shuffled_by is None else int(sample_at([position], dataset.num_samples, shuffled_by)[0])
+        samples = dataset.read(np.array([number], dtype=np.int64))
+        filling = int(num_padding_tokens(samples, tokenizer.eod_id)[0]) if dataset.is_padded else 0
+        tokens = samples[0]
+        ids = tokens[: len(tokens) - filling].astype(np.int64)
+        ends = int((ids == tokenizer.eod_id).sum())
+        documents = f"{ends} document end{'' if ends == 1 else 's'}" + (f", {filling} of padding" if filling else "")
+        yield f"--- {split} sample {number:,}: {len(tokens)} tokens, {documents}\n{as_text(ids, tokenizer)}"
+
+
+def as_text(ids: npt.NDArray[np.int64], tokenizer: Tokenizer) -> str:
+    """Tokens as text, with a mark in a line of its own where a document ends."""
+    pieces = np.split(ids, np.flatnonzero(ids == tokenizer.eod_id) + 1)
+    texts = [tokenizer.decode([token for token in piece.tolist() if token != tokenizer.eod_id]) for piece in pieces]
+    return f"\n{END_OF_DOCUMENT}\n".join(texts)
+
+
+def verify(place: Path | DatasetFolder) -> list[str]:
+    """Every fault of a dataset, each naming its file; none: it is whole, to the last byte.
+
+    Checked are the manifest's own checksum, the tokenizer's fingerprint, length and SHA-256 of every file, the header
+    of every member at its saved offset, and that every token is one of the tokenizer's. A manifest that cannot be read
+    is a DataError: without it there is nothing to compare with.
+    """
+    folder = as_folder(place)
+    manifest = folder.manifest()
+    faults: list[str] = []
+    try:
+        folder.tokenizer(manifest)
+    except DataError as error:
+        faults.append(str(error))
+    files = [(split, record) for split in SPLITS for record in manifest.splits[split].files]
+    total = 2 * sum(record.bytes for _, record in files)
+    damaged = set()
+    with show_progress("verifying", total) as update:
+        done = 0
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            update(done)
+
+        for split, record in files:
+            fault = folder.fault(record) or _checksum_fault(folder, record, advance)
+            if fault is not None:
+                faults.append(fault)
+                damaged.add(split)
+        for split in SPLITS:
+            if split not in damaged:
+                faults += _token_faults(folder, manifest, split, advance)
+    return faults
+
+
+def stats(place: Path | DatasetFolder) -> dict[str, Any]:
+    """Figures of a dataset, for people and programs."""
+    folder = as_folder(place)
+    manifest = folder.manifest()
+    for split in SPLITS:
+        check_sizes(folder, manifest.splits[split].files)
+    splits = {
+        name: {
+            "documents": record.num_documents,
+            "text_bytes": record.num_text_bytes,
+            "tokens": record.num_tokens,
+            "bytes_per_token": round(record.num_text_bytes / record.num_tokens, 3) if record.num_tokens else None,
+            "tokens_per_document": round(record.num_tokens / record.num_documents, 1) if record.num_documents else None,
+            "samples": record.num_samples,
+            "tail_tokens_left_out": record.num_tail_tokens,
+            "padding_tokens": record.num_padding_tokens,
+            "shards": len(record.shards),
+            "bytes_on_disk": sum(file.bytes for file in record.files),
+        }
+        for name, record in manifest.splits.items()
+    }
+    return {
+        "name": manifest.corpus.name,
+        "digest": manifest.digest,
+        "corpus_digest": manifest.corpus.digest,
+        "seq_length": manifest.seq_length,
+        "packing": manifest.packing,
+        "dtype": manifest.dtype,
+        "tokenizer": {"kind": manifest.tokenizer.kind, "vocab_size": manifest.tokenizer.vocab_size},
+        "dropped_documents": manifest.corpus.dropped,
+        "changed_documents": manifest.corpus.changed,
+        "sources": [dataclasses.asdict(source) for source in manifest.sources],
+        "validation_share_of_bytes": round(manifest.validation_share, 5),
+        "splits": splits,
+    }
+
+
+def _checksum_fault(folder: DatasetFolder, record: FileRecord, advance: Callable[[int], None]) -> str | None:
+    digest = hashlib.sha256()
+    try:
+        for block in folder.blocks(record):
+            digest.update(block)
+            advance(len(block))
+    except DataError as error:
+        return str(error)
+    if digest.hexdigest() == record.sha256:
+        return None
+    return f"{folder.locate(record.file)}: its content differs from what was written (sha256 does not fit)"
+
+
+def _token_faults(folder: DatasetFolder, manifest: Manifest, split: Split, advance: Callable[[int], None]) -> list[str]:
+    """Faults of members and tokens; files of right length and checksum may still have been written wrong."""
+    dataset = PackedDataset.open(folder, split)
+    sample_bytes = (manifest.seq_length + 1) * (2 if manifest.dtype == "uint16" else 4)
+    step = max(1, READ_BYTES // sample_bytes)
+    faults = []
+    try:
+        for start in range(0, dataset.num_samples, step):
+            tokens = dataset.read(np.arange(start, min(start + step, dataset.num_samples), dtype=np.int64))
+            above = np.flatnonzero((tokens >= manifest.tokenizer.vocab_size).any(axis=1))
+            if len(above):
+                number = start + int(above[0])
+                highest = int(tokens[above[0]].max())
+                faults.append(
+                    f"{folder}: {split} sample {number} has the token {highest}, the tokenizer has "
+                    f"{manifest.tokenizer.vocab_size}"
+                )
+                break
+            advance(tokens.nbytes)
+    except DataError as error:
+        faults.append(str(error))
+    finally:
+        dataset.close()
+    return faults

@@ -1,0 +1,62 @@
+"""What stands around the command of each rank: flags for srun, a prefix, the Python that runs it.
+
+The batch script says it in three variables, for launch.slurm.supervise to read; a script written by hand may set them:
+PRETRAIN_SRUN_FLAGS and PRETRAIN_COMMAND_PREFIX, JSON lists of words, and PRETRAIN_PYTHON, a program:
+    srun FLAGS... PREFIX... PYTHON -m launch.slurm.rank_main ...
+"""
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+
+from data_pipeline.errors import UserError
+from pretrain.config.cluster import ClusterConfig
+
+SRUN_FLAGS, COMMAND_PREFIX, PYTHON = "PRETRAIN_SRUN_FLAGS", "PRETRAIN_COMMAND_PREFIX", "PRETRAIN_PYTHON"
+
+
+def wrapping_of(cluster: ClusterConfig, folder: str) -> dict[str, str]:
+    """The variables for a container that sees `folder`, where it works; none without a container."""
+    container = cluster.container
+    if container.kind == "none":
+        return {}
+    assert container.image is not None
+    mounts = [f"{folder}:{folder}", *container.mounts]
+    # Inside, past the image: what it sets itself would win over what srun passes on.
+    inside = ["env", *(f"{name}={value}" for name, value in cluster.environment.items())] if cluster.environment else []
+    if container.kind == "pyxis":
+        flags = [f"--container-image={container.image}", f"--container-mounts={','.join(mounts)}"]
+        flags.append(f"--container-workdir={folder}")
+        prefix = inside
+    else:
+        binds = [word for mount in mounts for word in ("--bind", mount)]
+        gpus = ["--nv"] if cluster.gpus_per_node else []
+        flags, prefix = [], ["apptainer", "exec", *gpus, *binds, "--pwd", folder, container.image, *inside]
+    return {SRUN_FLAGS: json.dumps(flags), COMMAND_PREFIX: json.dumps(prefix), PYTHON: "python3"}
+
+
+def srun_flags(environment: Mapping[str, str] = os.environ) -> list[str]:
+    """For srun, before the command of a rank."""
+    return _words(SRUN_FLAGS, environment)
+
+
+def command_prefix(environment: Mapping[str, str] = os.environ) -> list[str]:
+    """Words before the Python of a rank."""
+    return _words(COMMAND_PREFIX, environment)
+
+
+def rank_python(environment: Mapping[str, str] = os.environ) -> str:
+    """The Python of a rank: this one, where no container has its own."""
+    return environment.get(PYTHON) or sys.executable
+
+
+def _words(name: str, environment: Mapping[str, str]) -> list[str]:
+    text = environment.get(name) or "[]"
+    try:
+        words = json.loads(text)
+    except ValueError:
+        words = None
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        raise UserError(f'{name}={text}: must be a JSON list of words, as in ["--mpi=none"]')
+    return words

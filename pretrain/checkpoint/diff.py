@@ -1,0 +1,87 @@
+"""What tells two checkpoints apart: configuration, state, tensors, however each was cut."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from data_pipeline.config_text import written
+from pretrain.checkpoint.inventory import Found, tensors_of
+from pretrain.checkpoint.summary import Facts
+from pretrain.checkpoint.tensor_stats import difference_of
+from pretrain.config.load import flatten
+
+CLOCKS = ("state.train_seconds",)
+"""Never the same in two runs, and nothing depends on them."""
+COMPARED = {
+    "config": ("config",),
+    "versions": ("environment",),
+    "layout": ("layout",),
+    "state": ("state", "counters", "parameters", "vocab_size"),
+    "data": ("dataset_digest", "tokenizer_fingerprint"),
+}
+
+
+def differences(one: Found, other: Found, wanted: Callable[[str], bool], *, tensors_only: bool) -> Facts:
+    """Sections with what differs, each value a pair; `equal` says whether there is nothing in any."""
+    sections: Facts = {} if tensors_only else {name: _of(one, other, keys) for name, keys in COMPARED.items()}
+    sections["tensors"] = _tensors(one, other, wanted)
+    return {"equal": not any(sections.values()), "one": str(one.folder), "other": str(other.folder), **sections}
+
+
+def difference_lines(facts: Facts) -> list[str]:
+    """The same, a line a difference."""
+    lines = []
+    for name in COMPARED:
+        lines += [
+            f"{name}: {key}: {written(one)} | {written(other)}" for key, (one, other) in facts.get(name, {}).items()
+        ]
+    for name, found in facts["tensors"].items():
+        lines.append(f"tensors: {name}: {_said(found)}")
+    return lines
+
+
+def _of(one: Found, other: Found, keys: tuple[str, ...]) -> dict[str, tuple[Any, Any]]:
+    assert one.manifest is not None and other.manifest is not None
+    before, after = (flatten({key: found.manifest.get(key) for key in keys}) for found in (one, other))  # type: ignore[union-attr]
+    return {
+        key: (before.get(key), after.get(key))
+        for key in sorted({*before, *after})
+        if before.get(key) != after.get(key) and key not in CLOCKS
+    }
+
+
+def _tensors(one: Found, other: Found, wanted: Callable[[str], bool]) -> dict[str, Mapping[str, Any]]:
+    before, after = tensors_of(one), tensors_of(other)
+    found: dict[str, Mapping[str, Any]] = {}
+    for name in filter(wanted, sorted({*before, *after})):
+        if name not in after or name not in before:
+            found[name] = {"only_in": "one" if name in before else "other"}
+            continue
+        mine, theirs = before[name], after[name]
+        kinds = {
+            key: (list(a) if isinstance(a, tuple) else a, list(b) if isinstance(b, tuple) else b)
+            for key, a, b in (("shape", mine.shape, theirs.shape), ("dtype", mine.dtype, theirs.dtype))
+            if a != b
+        }
+        if mine.shape != theirs.shape:
+            found[name] = kinds
+            continue
+        apart = difference_of(one.folder, mine, other.folder, theirs)
+        if apart.differing or kinds:
+            found[name] = kinds | {
+                "differing": apart.differing,
+                "max_abs": apart.max_abs,
+                "relative_l2": apart.relative,
+            }
+    return found
+
+
+def _said(found: Mapping[str, Any]) -> str:
+    if "only_in" in found:
+        return f"only in the {'first' if found['only_in'] == 'one' else 'second'}"
+    words = [f"{key} {found[key][0]} | {found[key][1]}" for key in ("shape", "dtype") if key in found]
+    if "differing" in found:
+        words.append(
+            f"{found['differing']:,} elements differ, at most by {found['max_abs']:.3g}; "
+            f"relative L2 {found['relative_l2']:.3g}"
+        )
+    return "; ".join(words)

@@ -1,0 +1,58 @@
+"""The last lines of `prepare` and `train`: where the results are, and what to run next."""
+
+import shlex
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from data_pipeline.config import DataConfig
+from pretrain.config.redact import public_words
+
+CURVES = ("loss.png", "learning_rate.png", "gradient_norm.png", "speed.png")
+
+
+def after_prepare(data: DataConfig, overrides: Sequence[str]) -> str:
+    """The text that ends `pretrain prepare`; `overrides` are the words it was given."""
+    folder = Path(data.path)
+    tokenizer = next((path.name for path in sorted(folder.glob("tokenizer.*"))), "tokenizer.model")
+    commands = [
+        (f"pretrain data inspect {shlex.quote(str(folder))} --samples 2", "samples as text"),
+        (shlex.join(["pretrain", "train", *_for_train(overrides)]), "a model of this text"),
+    ]
+    places = _existing(folder, (("report", "prepare_report.html"), ("tokenizer", tokenizer)))
+    return _text(f"{folder}: prepared", places, commands)
+
+
+def after_train(run_dir: Path, outcome: str) -> str:
+    """The text that ends `pretrain train`; `outcome`: finished or stopped."""
+    quoted = shlex.quote(str(run_dir))
+    commands = []
+    if outcome == "stopped":
+        commands.append(("the same command", "resumes from the newest checkpoint"))
+    if any((run_dir / "checkpoints").glob("step-*")):
+        prompt = f"pretrain generate {shlex.quote(f'run={run_dir}')} prompt='Once upon'"
+        commands.append((prompt, "text from the model"))
+        commands.append((f"pretrain checkpoint list {quoted}", "the checkpoints"))
+    curves = [name for name in CURVES if (run_dir / name).exists()]
+    places = [
+        *_existing(run_dir, [("report", "report.html")]),
+        *([("curves", f"{run_dir / curves[0]} {' '.join(curves[1:])}".rstrip())] if curves else []),
+        *_existing(run_dir, [("checkpoints", "checkpoints"), ("sample text", "sample.txt")]),
+    ]
+    return _text(f"{run_dir}: {outcome}", places, commands)
+
+
+def _for_train(overrides: Sequence[str]) -> list[str]:
+    """The same words without those that only `prepare` reads, and without secrets."""
+    return [word for word in public_words(overrides) if not word.lstrip("+").startswith("prepare.")]
+
+
+def _existing(folder: Path, places: Sequence[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    """The label and path of what is there."""
+    return ((label, str(folder / name)) for label, name in places if (folder / name).exists())
+
+
+def _text(title: str, places: Iterable[tuple[str, str]], commands: Sequence[tuple[str, str]]) -> str:
+    lines = [title, *(f"  {label:11}  {path}" for label, path in places)]
+    if commands:
+        lines += ["next:", *(f"  {command}  # {meaning}" for command, meaning in commands)]
+    return "".join(f"{line}\n" for line in lines)

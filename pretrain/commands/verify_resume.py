@@ -1,0 +1,84 @@
+"""The options of `pretrain verify-resume`, and its report as a table or as JSON."""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pretrain.commands.arguments import positive
+from pretrain.distributed.grid import world_from_environment
+
+if TYPE_CHECKING:
+    from pretrain.resume.compare import Pair
+    from pretrain.resume.replay import Report
+
+PARTED = 1
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run; it is read, never written")
+    help_ = "recorded steps to repeat; default: those after the checkpoint, at most 10"
+    parser.add_argument("--steps", type=positive, metavar="N", help=help_)
+    help_ = "start from the checkpoint of this step; default: the newest with enough recorded steps after it"
+    parser.add_argument("--checkpoint", type=positive, metavar="STEP", help=help_)
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+
+
+def run(given: argparse.Namespace) -> int:
+    from pretrain.resume.replay import verify_resume
+
+    report = verify_resume(given.run, given.overrides, steps=given.steps, checkpoint=given.checkpoint)
+    rank, _, _ = world_from_environment()
+    if rank == 0:
+        sys.stdout.write(as_json(report) if given.json else as_table(report))
+    return PARTED if report.verdict.kind == "parts" else 0
+
+
+def as_json(report: "Report") -> str:
+    """One JSON object; infinities and NaN as in metrics.jsonl."""
+    from pretrain.resume.compare import QUANTITIES
+    from pretrain.tracking.metrics_file import strict
+
+    verdict = asdict(report.verdict)
+    if report.verdict.parted is not None:
+        verdict["parted"] = {name: strict(value) for name, value in verdict["parted"].items()}
+    steps = [
+        {"step": pair.step}
+        | {
+            name: {"recorded": strict(pair.recorded[name]), "replayed": strict(pair.replayed[name])}
+            for name in QUANTITIES
+            if name in pair.recorded
+        }
+        for pair in report.pairs
+    ]
+    whole = {"run": str(report.run), "checkpoint": str(report.checkpoint), **verdict, "steps": steps}
+    return json.dumps(whole, indent=1, allow_nan=False) + "\n"
+
+
+def as_table(report: "Report") -> str:
+    """A line for each step, and what it comes to."""
+    head = ("step", "batch", "loss", "now", "grad norm", "now", "lr", "loss scale", "apart")
+    rows = [head, *(tuple(_row(pair)) for pair in report.pairs)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    first, last = report.pairs[0].step, report.pairs[-1].step
+    lines.append(f"{report.run}: steps {first} to {last} again from {report.checkpoint.name}: {report.verdict}")
+    return "\n".join(lines) + "\n"
+
+
+def _row(pair: "Pair") -> Iterator[str]:
+    from pretrain.resume.compare import QUANTITIES
+
+    then, now = pair.recorded, pair.replayed
+    yield str(pair.step)
+    yield str(now["batch_hash"]) if pair.apart("batch_hash") == 0 else f"{then['batch_hash']} {now['batch_hash']}"
+    for name in ("loss", "grad_norm"):
+        yield repr(then[name])
+        yield repr(now[name])
+    for name in ("lr", "loss_scale"):
+        yield f"{now[name]:.4g}" if pair.apart(name) == 0 else f"{then[name]!r} {now[name]!r}"
+    furthest = pair.apart(*QUANTITIES)
+    yield f"{furthest:.0e}" if furthest else "0"

@@ -1,0 +1,84 @@
+"""The other ranks' processes on this machine: seen to end, and ended where they answer no more."""
+
+import contextlib
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import psutil
+
+from pretrain.distributed.watchdog.failure import Place
+
+SHOW_STACKS = signal.SIGUSR2
+SHOW_SECONDS = 0.5
+
+
+class Neighbours:
+    """Processes of other ranks that this one can see by their process ids."""
+
+    def __init__(self, rank: int, world_size: int) -> None:
+        self._rank = rank
+        self._expected = int(os.environ.get("LOCAL_WORLD_SIZE", str(world_size))) - 1
+        self._known: dict[int, psutil.Process] = {}
+        self._gone: set[int] = set()
+
+    @property
+    def all_met(self) -> bool:
+        return len(self._known) + len(self._gone) >= self._expected
+
+    def meet(self, places: Iterable[Place]) -> None:
+        for place in places:
+            if place.rank != self._rank and place.rank not in self._known and place.rank not in self._gone:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    self._known[place.rank] = psutil.Process(place.pid)
+
+    def ended(self, ranks: Iterable[int] | None = None) -> list[int]:
+        """Those of `ranks`, or of all, that were here and run no more."""
+        asked = list(self._known) if ranks is None else ranks
+        return [rank for rank in asked if rank in self._known and _has_ended(self._known[rank])]
+
+    def forget(self, rank: int) -> None:
+        """It ended, and that was in order."""
+        self._known.pop(rank, None)
+        self._gone.add(rank)
+
+    def end(self, ranks: Iterable[int]) -> None:
+        """Kill those of `ranks` that are here, after they had a moment to show where they stand."""
+        found = [self._known[rank] for rank in ranks if rank in self._known]
+        for process in found:
+            with contextlib.suppress(psutil.Error):
+                process.send_signal(SHOW_STACKS)
+        if found:
+            time.sleep(SHOW_SECONDS)
+        for process in found:
+            with contextlib.suppress(psutil.Error):
+                process.kill()  # no other signal reaches a stopped process
+
+
+def machine_name() -> str:
+    """The same text for processes that see each other's process ids."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return socket.gethostname()
+
+
+def kernel_kills() -> int:
+    """Processes that this machine's kernel has killed for want of memory since it started."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path("/proc/vmstat").read_text().splitlines():
+            name, value = line.split()
+            if name == "oom_kill":
+                return int(value)
+    return 0
+
+
+def _has_ended(process: psutil.Process) -> bool:
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True

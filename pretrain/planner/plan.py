@@ -1,0 +1,198 @@
+"""`pretrain plan` and `pretrain train --check`: is this run legal on so many ranks, and what would each of them hold?
+
+Nothing is started and torch is not imported: it runs on a login node.
+"""
+
+import itertools
+import os
+from collections.abc import Iterable, Sequence
+
+from data_pipeline.shards.folder import LocalFolder
+from data_pipeline.shards.manifest import MANIFEST_FILE
+from data_pipeline.stream.dataset_locations import dataset_folders
+from pretrain.config.checks import LARGEST, check_run
+from pretrain.config.errors import ConfigError, Problem
+from pretrain.config.layout_checks import data_parallel_size, micro_batches
+from pretrain.config.run import AUTO, RunConfig
+from pretrain.planner.costs import bubble_share, step_traffic
+from pretrain.planner.memory import HEADROOM, Modes, StageMemory, choose_modes, plan_memory
+from pretrain.planner.micro_batch import with_micro_batch
+from pretrain.planner.shapes import StageShapes, all_stages
+
+GIB = 2**30
+MAX_ROWS = 16
+"""Stages shown; the middle ones of a longer pipeline are alike."""
+
+
+def check(config: RunConfig, ranks: int | None) -> str:
+    """One line saying that the run is legal on `ranks` ranks (None: as many as the launcher started).
+
+    Raises ConfigError with every broken rule, and the nearest legal layouts where the layout breaks one.
+    """
+    world_size = ranks or _ranks_from_environment()
+    check_run(config, world_size)
+    return f"legal: {_layout(config, world_size)}\n"
+
+
+def plan(config: RunConfig, ranks: int | None, gpu_memory: float | None) -> str:
+    """What each pipeline stage holds and costs, for people; `gpu_memory`: GiB of one device, None where unknown.
+
+    Raises ConfigError as `check` does.
+    """
+    world_size = ranks or _ranks_from_environment()
+    check_run(config, world_size)
+    vocab_size, source = vocabulary(config)
+    budget = None if gpu_memory is None else int(min(gpu_memory * GIB, 1 << 62))
+    if budget is not None:
+        config = with_micro_batch(config, vocab_size, world_size, budget)
+    elif config.train.micro_batch_size == AUTO:
+        rule = "is found for a device whose memory is known"
+        raise ConfigError([Problem("train.micro_batch_size", "auto", rule, "give --gpu-memory")])
+    modes = choose_modes(config, vocab_size, world_size, budget)
+    stages = all_stages(config.model, config.parallel, vocab_size)
+    memory = plan_memory(config, vocab_size, world_size, modes, stages)
+    lines = [
+        _layout(config, world_size),
+        f"vocabulary of {vocab_size:,} ({source})",
+        *_step(config, world_size),
+        *_modes(config, modes, gpu_memory),
+        *_traffic(config, vocab_size, world_size, modes),
+        "",
+        *_stage_table(stages),
+        "",
+        *_memory_table(memory),
+        *_verdict(memory, gpu_memory),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _ranks_from_environment() -> int:
+    text = os.environ.get("WORLD_SIZE", "1")
+    if not text.isdecimal() or int(text) < 1:
+        raise ConfigError([f"WORLD_SIZE={text}: must be a number of ranks; give --ranks"])
+    return int(text)
+
+
+def vocabulary(config: RunConfig) -> tuple[int, str]:
+    """Its size and where that is known from: of the prepared dataset, if there is one."""
+    folder = next(iter(dataset_folders(config.data).values()))
+    if not isinstance(folder, LocalFolder) or (folder.path / MANIFEST_FILE).exists():
+        return folder.manifest().tokenizer.vocab_size, f"of the dataset in {folder}"
+    size = config.tokenizer.vocab_size
+    if not 1 <= size <= LARGEST:
+        raise ConfigError([Problem("tokenizer.vocab_size", size, f"must be from 1 to {LARGEST}")])
+    return size, f"tokenizer.vocab_size; {folder} is not prepared"
+
+
+def _layout(config: RunConfig, world_size: int) -> str:
+    parallel, engine = config.parallel, config.engine
+    sp = ", sequence parallel" if parallel.sp and parallel.tp > 1 else ""
+    return (
+        f"{config.model.name} on {world_size} rank{'s' if world_size > 1 else ''}: tp {parallel.tp}{sp}, "
+        f"pp {parallel.pp}, vp {parallel.vp}, data-parallel size {data_parallel_size(parallel, world_size)}, "
+        f"ZeRO-{engine.zero_stage} {engine.precision}"
+    )
+
+
+def _step(config: RunConfig, world_size: int) -> list[str]:
+    train, parallel = config.train, config.parallel
+    dp = data_parallel_size(parallel, world_size) or 1
+    number = micro_batches(train, dp) or 1
+    lines = [
+        f"a step: {train.global_batch_size:,} samples = {train.micro_batch_size} micro x {number:,} accumulated x "
+        f"{dp:,} data-parallel"
+    ]
+    if parallel.pp > 1:
+        share = bubble_share(parallel.pp, parallel.vp, number)
+        lines.append(f"pipeline bubble: {share:.1%} of a step, for stages of equal work")
+    return lines
+
+
+def _modes(config: RunConfig, modes: Modes, gpu_memory: float | None) -> list[str]:
+    engine, lines = config.engine, []
+    unknown = "" if gpu_memory is not None else ", device memory unknown: give --gpu-memory"
+    for needs, key, asked, chosen in (
+        (2, "grad_reduction", engine.grad_reduction, modes.grad_reduction),
+        (3, "gather", engine.gather, modes.gather),
+    ):
+        if engine.zero_stage >= needs:
+            lines.append(f"engine.{key}: {chosen}" + (f" (auto{unknown})" if asked == "auto" else ""))
+    return lines
+
+
+def _traffic(config: RunConfig, vocab_size: int, world_size: int, modes: Modes) -> list[str]:
+    traffic = step_traffic(config, vocab_size, world_size, modes)
+    gather, reduction = max(item.gather for item in traffic), max(item.reduction for item in traffic)
+    if not gather + reduction:
+        return []
+    return [
+        f"data-parallel traffic of a step, for each rank of the fullest stage: {_size(gather)} of parameters and "
+        f"{_size(reduction)} of gradients received"
+    ]
+
+
+def _stage_table(stages: Sequence[StageShapes]) -> list[str]:
+    rows = []
+    for rank, stage in enumerate(stages):
+        spans = [f"{c.first}-{c.first + c.num_layers - 1}" for c in stage.chunks if c.num_layers]
+        ends = ["embedding"] * stage.has_embedding + ["head"] * stage.has_head
+        number = f"{stage.num_parameters:,}"
+        rows.append([str(rank), str(stage.num_layers), ", ".join(spans) or "-", ", ".join(ends) or "-", number])
+    return _table(["stage", "layers", "which", "ends", "parameters of a rank"], rows)
+
+
+def _memory_table(memory: Sequence[StageMemory]) -> list[str]:
+    columns = [
+        ("params", [stage.parameters for stage in memory]),
+        ("gathered", [stage.gathered for stage in memory]),
+        ("in gather", [stage.gather_buffer for stage in memory]),
+        ("grads", [stage.gradients for stage in memory]),
+        ("whole grads", [stage.full_gradients for stage in memory]),
+        ("masters", [stage.master_weights for stage in memory]),
+        ("moments", [stage.moments for stage in memory]),
+        ("buffers", [stage.buffers for stage in memory]),
+        ("activations", [stage.activations for stage in memory]),
+        ("in update", [stage.in_update for stage in memory]),
+        ("peak", [stage.peak for stage in memory]),
+        ("between steps", [stage.stays_between_steps for stage in memory]),
+        ("host", [stage.host for stage in memory]),
+        ("disk", [stage.disk for stage in memory]),
+    ]
+    shown = [(name, values) for name, values in columns if any(values)]
+    unit, size = _unit(max(stage.peak for stage in memory))
+    rows = [[str(rank), *(f"{values[rank] / size:.1f}" for _, values in shown)] for rank in range(len(memory))]
+    return [
+        f"{unit} on each rank in a step (activations: an estimate):",
+        *_table(["stage", *(name for name, _ in shown)], rows),
+    ]
+
+
+def _verdict(memory: Sequence[StageMemory], gpu_memory: float | None) -> list[str]:
+    if gpu_memory is None:
+        return []
+    peak = max(stage.peak for stage in memory)
+    room = f"{_size(peak)} of {gpu_memory:g} GiB, of which {HEADROOM:.0%} may be planned"
+    return ["", f"fits: {room}" if peak <= HEADROOM * gpu_memory * GIB else f"does not fit: {room}"]
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Columns of equal width, numbers to the right; rows beyond MAX_ROWS that repeat the one before are left out."""
+    kept = [head, *rows]
+    if len(rows) > MAX_ROWS:
+        half = MAX_ROWS // 2
+        kept = [head, *rows[:half], ["..."] + [""] * (len(head) - 1), *rows[-half:]]
+    widths = [max(map(len, column)) for column in zip(*kept, strict=True)]
+    return ["  ".join(_cells(row, widths)).rstrip() for row in kept]
+
+
+def _cells(row: Iterable[str], widths: Iterable[int]) -> Iterable[str]:
+    return itertools.starmap(str.rjust, zip(row, widths, strict=True))
+
+
+def _size(value: int) -> str:
+    unit, size = _unit(value)
+    return f"{value / size:.1f} {unit}"
+
+
+def _unit(value: int) -> tuple[str, int]:
+    return ("GiB", GIB) if value >= GIB else ("MiB", 2**20)

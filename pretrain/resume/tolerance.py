@@ -1,0 +1,138 @@
+"""What may change the digits of a step, of the attempt that recorded it and of the one that repeats it."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pretrain.config.load import flatten
+from pretrain.config.run import RunConfig
+from pretrain.distributed.grid import ParallelLayout
+from pretrain.run.folder import CONFIG_FILE
+from pretrain.tracking.provenance import DESCRIPTION_FILE
+
+Facts = Mapping[str, object]
+"""Layout, settings, versions, device by their names; what was not recorded is absent."""
+
+_WITHOUT_EFFECT = (
+    "run.name",
+    "run.dir",
+    "run.init_from",
+    "run.accept_changes",
+    "run.restart",
+    "run.on_config_change",
+    "model.name",
+    "data.",
+    "tokenizer.",
+    "prepare.",
+    "evaluation.",
+    "checkpoint.",
+    "tracking.",
+    "train.max_bad_steps",
+    "train.warn_epochs",
+    "engine.timeout_minutes",
+    "engine.meeting_minutes",
+    "engine.offload.nvme_path",
+    "engine.link_check",
+)
+"""Settings that no step's numbers depend on; data is compared by the hashes of its batches."""
+_OF_ROUNDING = (
+    "layout",
+    "parallel.",
+    "engine.",
+    "optim.fused",
+    "train.micro_batch_size",
+    "torch",
+    "deepspeed",
+    "megatron-core",
+    "device",
+    "threads",
+    "source revision",
+)
+"""Where one of these differs, sums may be rounded in another way; other settings change what is summed."""
+_OF_DROPOUT = ("layout", "parallel.", "train.micro_batch_size", "device", "engine.device", "torch")
+"""Where one of these differs, other random numbers are drawn."""
+
+# Per step since the checkpoint, relative; between layouts of tests/ranks 1e-6 in fp32 and 1e-2 in 16 bits were met.
+_ROUNDING_32, _ROUNDING_16 = 1e-5, 1e-2
+_AT_MOST = 0.25
+
+
+@dataclass(frozen=True)
+class Excuse:
+    """Why repeated steps may differ from recorded ones, and by how much."""
+
+    because: tuple[str, ...] = ()
+    per_step: float = 0.0
+    at_least: float = 0.0
+
+    def allowed(self, steps: int) -> float:
+        """The largest relative difference of a loss or gradient norm so many steps after the checkpoint."""
+        return min(_AT_MOST, max(self.at_least, self.per_step * steps))
+
+
+def excuse(origins: Sequence[Facts], now: Facts, *, on_gpu: bool) -> Excuse:
+    """What differs between the attempts that saved and recorded, and the one that repeats."""
+    different = {
+        key: f"{key} {then[key]} then, {now[key]} now"
+        for then in origins
+        for key in sorted(then.keys() & now.keys())
+        if then[key] != now[key]
+    }
+    because = list(different.values())
+    rounding = on_gpu or any(key.startswith(_OF_ROUNDING) for key in different)
+    restarted = _has_dropout(now) and any(key.startswith(_OF_DROPOUT) for key in different)
+    if restarted:
+        because.append("the random states of dropout began anew")
+    if on_gpu:
+        because.append("a GPU adds in no fixed order")
+    if not rounding:
+        return Excuse(tuple(because))
+    in_32 = {facts.get("engine.precision") for facts in (*origins, now)} == {"fp32"}
+    return Excuse(tuple(because), _ROUNDING_32 if in_32 else _ROUNDING_16, _AT_MOST if restarted else 0.0)
+
+
+def facts_now(config: RunConfig, layout: ParallelLayout, environment: Mapping[str, Any]) -> Facts:
+    """Of this process, in the environment that `describe_environment` described."""
+    return _facts(asdict(config), asdict(layout), environment)
+
+
+def facts_of_checkpoint(manifest: Mapping[str, Any]) -> Facts:
+    """Of the attempt that saved a checkpoint."""
+    return _facts(manifest.get("config", {}), manifest["layout"], manifest.get("environment", {}))
+
+
+def facts_of_last_attempt(run_dir: Path) -> Facts:
+    """Of the attempt that wrote into a run folder last; empty where its files cannot be read."""
+    try:
+        description = json.loads((run_dir / DESCRIPTION_FILE).read_bytes())
+        config = yaml.safe_load((run_dir / CONFIG_FILE).read_text(encoding="utf-8"))
+        there = description["layout"]
+        layout = {"world_size": there["world_size"], "tp": there["tensor_parallel"], "pp": there["pipeline_parallel"]}
+        return _facts(config, layout, description)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
+        return {}
+
+
+def _facts(config: Mapping[str, Any], layout: Mapping[str, int], environment: Mapping[str, Any]) -> Facts:
+    # Through JSON, as what was recorded came: tuples are lists there.
+    settings = flatten(json.loads(json.dumps(config)))
+    versions = environment.get("versions", {})
+    return {
+        "layout": f"{layout['world_size']} process(es) as tp{layout['tp']} pp{layout['pp']}",
+        **{
+            key: value
+            for key, value in settings.items()
+            if key == "data.document_mask" or not key.startswith(_WITHOUT_EFFECT)
+        },
+        **{name: versions[name] for name in ("torch", "deepspeed", "megatron-core") if name in versions},
+        **{name: environment[name] for name in ("device", "threads") if name in environment},
+        **({"source revision": environment["git"]["revision"][:12]} if environment.get("git") else {}),
+    }
+
+
+def _has_dropout(facts: Facts) -> bool:
+    return any(facts.get(f"model.{kind}_dropout") for kind in ("hidden", "attention"))

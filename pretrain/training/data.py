@@ -1,0 +1,111 @@
+"""What a run is trained on: opened, checked against model and run, compared with what a checkpoint was trained on."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data_pipeline.shards.reader import PackedDataset
+from data_pipeline.stream.dataset_locations import dataset_folders
+from data_pipeline.stream.mixture import MixedDataset, Plan, TrainingData, mix
+from data_pipeline.stream.shard_prefetch import check_cache_holds
+from pretrain.config.changes import Change, to_accept
+from pretrain.config.errors import ConfigError, Problem, RunError
+from pretrain.config.run import RunConfig
+from pretrain.run.length import RunLength
+from pretrain.run.state import RunState
+
+if TYPE_CHECKING:
+    from data_pipeline.stream.loader import Batch
+    from pretrain.distributed.groups import ProcessGroups
+
+
+def open_datasets(config: RunConfig) -> tuple[TrainingData, dict[str, PackedDataset]]:
+    """What is trained on, checked against the model, and the validation split of each dataset by its name."""
+    data, folders = config.data, dataset_folders(config.data)
+    dataset: TrainingData
+    skip = data.on_bad_shard == "skip"
+    if data.mixture is None:
+        dataset = PackedDataset.open(folders[data.name], "train", skip_bad_shards=skip)
+    else:
+        later = [(phase.after_tokens, phase.weights) for phase in data.mixture_later]
+        dataset = mix(Plan(data.mixture, data.mixture_max_epochs or {}, later), folders, skip_bad_shards=skip)
+    packed, wanted = dataset.manifest.seq_length, config.model.seq_length
+    if packed != wanted:
+        rule = f"the dataset in data.path={str(next(iter(folders.values())))!r} was packed for {packed} tokens"
+        remedy = f"set model.seq_length={packed}, or prepare again with model.seq_length={wanted} and another data.path"
+        raise ConfigError([Problem("model.seq_length", wanted, rule, remedy)])
+    validation = {name: PackedDataset.open(folder, "validation") for name, folder in folders.items()}
+    check_cache_holds([*dataset.parts, *validation.values()])
+    return dataset, validation
+
+
+def check_enough_data(config: RunConfig, dataset: TrainingData, state: RunState) -> None:
+    """Raise ConfigError where a mixture whose datasets have an end is shorter than the run that stands at `state`."""
+    end = dataset.end
+    needed = RunLength.of(config).end_position(state)
+    if end is not None and end < needed:
+        rule = f"the mixture ends after {end:,} samples, the run takes {needed:,}"
+        remedy = "raise data.mixture_max_epochs, shorten the run, or give more text"
+        raise ConfigError([Problem("data.mixture_max_epochs", config.data.mixture_max_epochs, rule, remedy)])
+
+
+def epochs_at(dataset: TrainingData, position: int) -> dict[str, float]:
+    """How often the samples before a position pass over each dataset, by its name."""
+    if isinstance(dataset, MixedDataset):
+        taken = dataset.mixture.taken(position)
+        parts = zip(dataset.names, taken, dataset.parts, strict=True)
+        return {name: count / part.num_samples for name, count, part in parts}
+    return {dataset.manifest.corpus.name: position / dataset.num_samples}
+
+
+def batches_from(
+    position: int,
+    config: RunConfig,
+    dataset: TrainingData,
+    groups: "ProcessGroups",
+    asked_to_stop: Callable[[], bool] = lambda: False,
+) -> Iterator["Batch"]:
+    """This rank's training batches from a position on; `asked_to_stop` ends the waiting for one, and with it them."""
+    from data_pipeline.stream.loader import train_batches
+
+    return train_batches(
+        dataset,
+        seed=config.run.seed,
+        global_batch_size=config.train.global_batch_size,
+        rank=groups.dp_rank,
+        size=groups.layout.dp,
+        position=position,
+        asked_to_stop=asked_to_stop,
+    )
+
+
+def check_same_data(
+    saved: Mapping[str, Any], dataset: TrainingData, folder: Path, accepted: Sequence[str]
+) -> list[Change]:
+    """How the data differs from that of a checkpoint up to its position; raises RunError where that is not accepted, or
+    another tokenizer has another number of pieces."""
+    tokenizer, position = dataset.manifest.tokenizer, int(saved["state"]["position"])
+    changes = [
+        change
+        for change in (
+            Change("tokenizer", saved.get("tokenizer_fingerprint"), tokenizer.fingerprint),
+            Change("data", saved.get("dataset_digest"), dataset.digest_before(position)),
+        )
+        if change.before != change.now
+    ]
+    refused = [change for change in changes if change.key not in accepted]
+    before, now = saved.get("vocab_size"), tokenizer.vocab_size
+    if before == now and not refused:
+        return changes
+    said = {"tokenizer": "tokenizer fingerprint", "data": "dataset digest"}
+    differences = ", ".join(f"{said[change.key]} {change.before} there, {change.now} now" for change in changes)
+    remedy = (
+        f"another tokenizer can be accepted with as many pieces only: {before} there, {now} now"
+        if before != now
+        else f"to go on with other data, add {to_accept(accepted, refused)}"
+    )
+    raise RunError(
+        f"{folder}: {differences} in {dataset.described}: the run was trained on other data; point data.path to the "
+        "old dataset (data.mixture to the old datasets and weights; later weights may change), or choose another "
+        f"run.name; {remedy}"
+    )

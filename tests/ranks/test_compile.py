@@ -1,0 +1,144 @@
+"""engine.compile: graphs that all layers share, made once, with the numbers of uncompiled layers."""
+
+import functools
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pretrain.config.run import RunConfig
+from pretrain.distributed.runtime import Runtime
+from pretrain.engine import build
+from pretrain.model import compile, cross_entropy
+from tests.support.models import batches, run_config
+from tests.support.ranks import RanksFailed, run_ranks
+from tests.support.training import own_batch, start, train, whole_state
+
+LAYERS, ELEMENTWISE = "engine.compile=layers", "engine.compile=elementwise"
+SETTINGS = ("optim.eps=1e-4", "model.num_layers=4", "engine.recompute.num_layers=2")
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+
+
+@dataclass(frozen=True)
+class Seen:
+    steps: list[tuple[float, float]]
+    """Loss and gradient norm."""
+    weights: dict[str, np.ndarray]
+    graphs: tuple[int, int]
+    """Compiled after the first step, and in all after the steps that follow."""
+    totals: list[float]
+    """Of a validation after them, by larger and smaller batches; not where each graph takes seconds to make."""
+    cache: str
+    copied: bool
+    """Whether engine.cross_entropy=in_place made a second matrix of the logits' size."""
+
+
+def seen(here: Runtime, config: RunConfig, backend: str) -> Seen:
+    """With a backend that runs a graph as it is, all of torch.compile takes part but for the code it would make."""
+    build.compile_stage = functools.partial(compile.compile_stage, backend=backend)
+    engine = start(here, config)
+    steps = train(here, config, engine, [0])
+    first = _graphs()
+    steps += train(here, config, engine, range(1, 4))
+    later = _graphs()
+    tokens = own_batch(here, config, 9)[:5]
+    ones = torch.ones(5, config.model.seq_length)
+    totals = [] if backend == "inductor" else engine.evaluate(tokens, ones).tolist()
+    state = {name: value for name, value in whole_state(engine).items() if name.startswith("weight/")}
+    cache = os.environ.get(compile.CACHE, "")
+    copied = cross_entropy._tell_of_a_copy.cache_info().currsize > 0
+    return Seen([(step.loss, step.grad_norm) for step in steps], state, (first, later), totals, cache, copied)
+
+
+def _graphs() -> int:
+    from torch._dynamo.utils import counters
+
+    assert not counters["graph_break"]
+    return counters["stats"]["unique_graphs"]
+
+
+LAYOUTS = {
+    "gpt-zero0": (1, "gpt", {"zero_stage": 0}, ()),
+    "llama-zero1-pp2-vp2": (2, "llama", {"zero_stage": 1, "pp": 2, "vp": 2}, ()),
+    "llama_qk-zero2-full": (2, "llama_qk", {"zero_stage": 2}, ("engine.recompute.granularity=full",)),
+    "gpt-zero1-in_place": (2, "gpt", {"zero_stage": 1}, ("engine.cross_entropy=in_place",)),
+}
+LAYERS_LAYOUTS = tuple(LAYOUTS)
+LAYOUTS |= {
+    "gpt-zero3-tp2": (4, "gpt", {"zero_stage": 3, "tp": 2}, ()),
+    "gpt-zero3-full": (2, "gpt", {"zero_stage": 3}, ("engine.recompute.granularity=full",)),
+    "llama-zero1-tp2-pp2-vp2": (4, "llama", {"zero_stage": 1, "tp": 2, "pp": 2, "vp": 2}, ()),
+    "llama-zero2-documents": (2, "llama", {"zero_stage": 2}, ("data.document_mask=true",)),
+    "gpt-zero1-dropout": (2, "gpt", {"zero_stage": 1}, ("model.hidden_dropout=0.1",)),
+    "llama_tied-zero3-tp2-pp2-in_place": (
+        4,
+        "llama_tied",
+        {"zero_stage": 3, "tp": 2, "pp": 2},
+        ("engine.cross_entropy=in_place",),
+    ),
+    "llama-zero0-selective": (1, "llama", {"zero_stage": 0}, ("engine.recompute.granularity=selective",)),
+}
+
+
+def config_of(layout: str, folder: Path, *overrides: str) -> tuple[int, RunConfig]:
+    world_size, model, values, more = LAYOUTS[layout]
+    dp = world_size // values.get("pp", 1)
+    return world_size, run_config(model, *SETTINGS, *batches(dp, 2), f"run.dir={folder}", *more, *overrides, **values)
+
+
+def assert_alike(found: Seen, expected: Seen) -> None:
+    assert not found.copied and not expected.copied
+    np.testing.assert_allclose(found.steps, expected.steps, rtol=1e-6)
+    np.testing.assert_allclose(found.totals, expected.totals, rtol=1e-6)
+    assert found.weights.keys() == expected.weights.keys()
+    for name, value in found.weights.items():
+        np.testing.assert_allclose(value, expected.weights[name], rtol=0, atol=1e-5, err_msg=name)
+
+
+@needs_compiler
+@pytest.mark.parametrize("layout", LAYERS_LAYOUTS)
+def test_layers_share_one_graph_that_no_step_makes_anew(layout: str, tmp_path: Path) -> None:
+    plain = run_ranks(seen, *config_of(layout, tmp_path), "aot_eager")
+    for found, expected in zip(run_ranks(seen, *config_of(layout, tmp_path, LAYERS), "aot_eager"), plain, strict=True):
+        assert_alike(found, expected)
+        # Where layers are computed anew: one without gradients, one with.
+        once = 2 if "full" in layout else 1
+        # The loss in place: one of its own forward, one backward.
+        once += 2 if "in_place" in layout else 0
+        assert found.graphs == (once, once) and expected.graphs == (0, 0)
+
+
+@needs_compiler
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_what_lies_between_matrix_products_is_compiled_once_in_every_layout(layout: str, tmp_path: Path) -> None:
+    plain = run_ranks(seen, *config_of(layout, tmp_path), "aot_eager")
+    compiled_ones = run_ranks(seen, *config_of(layout, tmp_path, ELEMENTWISE), "aot_eager")
+    for found, expected in zip(compiled_ones, plain, strict=True):
+        assert_alike(found, expected)
+        first, later = found.graphs
+        assert 1 <= first == later and expected.graphs == (0, 0)
+
+
+@needs_compiler
+@pytest.mark.parametrize(("way", "number"), [(LAYERS, 1), (ELEMENTWISE, 3)])
+def test_compiled_code_computes_the_same_and_is_kept_in_the_run_folder(way: str, number: int, tmp_path: Path) -> None:
+    (expected,), (found,) = (
+        run_ranks(seen, *config_of("gpt-zero0", tmp_path, *ways), "inductor", timeout=200.0) for ways in ((), (way,))
+    )
+    assert_alike(found, expected)
+    assert found.graphs == (number, number)
+    assert Path(found.cache) == tmp_path / "compile" and list((tmp_path / "compile").rglob("*.cpp"))
+
+
+def without_compiler(here: Runtime, config: RunConfig) -> None:
+    os.environ["PATH"], os.environ["CXX"] = "", "g++"
+    start(here, config)
+
+
+def test_a_cpu_without_a_compiler_is_told_of_it(tmp_path: Path) -> None:
+    with pytest.raises(RanksFailed, match=r"ConfigError: engine.compile=layers: on a CPU it needs a C\+\+ compiler"):
+        run_ranks(without_compiler, *config_of("gpt-zero0", tmp_path, LAYERS))

@@ -1,0 +1,214 @@
+"""ZeRO-3: how much of a stage's parameters is gathered, how often, and what building it takes."""
+
+import gc
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from pretrain.config.load import load_run_config
+from pretrain.config.run import RunConfig
+from pretrain.distributed.runtime import Runtime
+from pretrain.engine.param_gather import hold
+from pretrain.planner import memory
+from tests.support.models import VOCAB_SIZE, batches, run_config
+from tests.support.pretend_machine import on_pretend_gpu
+from tests.support.ranks import run_ranks
+from tests.support.training import join, start, train
+
+
+@dataclass(frozen=True)
+class Gathering:
+    """What one rank gathered in one step."""
+
+    stage: int
+    """Elements of this stage's parameters, as cut over data-parallel ranks."""
+    received: int
+    """Elements put together in the step."""
+    most: int
+    """Elements that stood gathered at once."""
+    left: int
+    """Elements that are gathered after the step."""
+    layer: int
+    """Elements of one layer."""
+    ends: int
+    """Elements outside the layers."""
+
+
+def gathering(here: Runtime, config: RunConfig) -> Gathering:
+    """The second step: DeepSpeed learns its order in the first."""
+    from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
+    from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
+
+    engine = start(here, config)
+    train(here, config, engine, [0])
+    parameters = [parameter for _, _, parameter in engine.stage.named()]
+    received = most = 0
+
+    def standing() -> int:
+        return sum(p.ds_numel for p in parameters if p.ds_status != ZeroParamStatus.NOT_AVAILABLE)
+
+    fetch = PartitionedParameterCoordinator.fetch_sub_module
+
+    def counted_fetch(*args: object, **kwargs: object) -> None:
+        nonlocal most
+        fetch(*args, **kwargs)
+        most = max(most, standing())
+
+    PartitionedParameterCoordinator.fetch_sub_module = counted_fetch
+    from deepspeed.runtime.zero import partition_parameters
+
+    original = partition_parameters._dist_allgather_fn
+
+    def counted(input_tensor: torch.Tensor, output_tensor: torch.Tensor, group: object = None) -> object:
+        nonlocal received
+        received += output_tensor.numel()
+        return original(input_tensor, output_tensor, group)
+
+    partition_parameters._dist_allgather_fn = counted
+    train(here, config, engine, [1])
+    sizes = {name: p.partition_numel() * engine.groups.layout.dp for name, _, p in engine.stage.named()}
+    layers = [size for name, size in sizes.items() if "layers." in name]
+    num_layers = len({name.split(".")[2] for name in sizes if "layers." in name})
+    total = sum(sizes.values())
+    return Gathering(total, received, most, standing(), sum(layers) // num_layers, total - sum(layers))
+
+
+CASES = [
+    ("gpt", "per_micro_batch", {"pp": 1, "vp": 1}),
+    ("gpt", "per_micro_batch", {"pp": 2, "vp": 1}),
+    ("llama", "per_micro_batch", {"pp": 2, "vp": 2}),
+    ("llama", "per_step", {"pp": 1, "vp": 1}),
+    ("gpt", "per_step", {"pp": 2, "vp": 2}),
+]
+
+
+def config_of(model: str, reduction: str, gather: str, shape: dict[str, int]) -> RunConfig:
+    layers = "model.num_layers=12"
+    return run_config(model, layers, *batches(2), zero_stage=3, gather=gather, grad_reduction=reduction, **shape)
+
+
+@pytest.mark.parametrize(("model", "reduction", "shape"), CASES)
+def test_a_held_stage_is_gathered_once(model: str, reduction: str, shape: dict[str, int]) -> None:
+    for rank in run_ranks(gathering, 2 * shape["pp"], config_of(model, reduction, "per_step", shape)):
+        assert rank.stage <= rank.received <= 1.05 * rank.stage
+        assert rank.left == 0
+
+
+@pytest.mark.parametrize(("model", "reduction", "shape"), CASES)
+def test_a_stage_that_is_not_held_stands_gathered_in_small_parts(
+    model: str, reduction: str, shape: dict[str, int]
+) -> None:
+    for rank in run_ranks(gathering, 2 * shape["pp"], config_of(model, reduction, "per_micro_batch", shape)):
+        assert rank.most <= 2 * rank.layer + rank.ends < 0.75 * rank.stage
+        assert rank.received > 4 * rank.stage
+        assert rank.left == 0
+
+
+@dataclass(frozen=True)
+class Holding:
+    """Bytes on the device, above what an engine at rest has there."""
+
+    most: int
+    """While the stage is gathered."""
+    held: int
+    """After that."""
+
+
+def holding(here: Runtime, config: RunConfig, piece: int, planned: int) -> Holding:
+    from tests.support.pretend import ledger
+
+    memory.GATHER_ELEMENTS = piece
+    engine = start(here, config)
+    gc.collect()  # what the start left behind must not be freed later
+    at_rest = ledger.now
+    ledger.begin()
+    hold(engine.stage.parameters())
+    limit = time.monotonic() + 30
+    while ledger.now - at_rest > planned and time.monotonic() < limit:
+        time.sleep(0.01)  # gloo's threads let go of a buffer a moment after its message has come
+    return Holding(ledger.peak - at_rest, ledger.now - at_rest)
+
+
+@pytest.mark.parametrize("piece", [10_000, 30_000, 10**9], ids=["small pieces", "larger ones", "all at once"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_held_stage_takes_the_memory_that_is_planned(
+    monkeypatch: pytest.MonkeyPatch, precision: str, piece: int
+) -> None:
+    shape = ("model.num_layers=4", "model.hidden_size=64", "model.ffn_hidden_size=128")
+    config = run_config("gpt", *shape, *batches(2), zero_stage=3, precision=precision, gather="per_step")
+    monkeypatch.setattr(memory, "GATHER_ELEMENTS", piece)
+    (plan,) = memory.plan_memory(config, VOCAB_SIZE, 2, memory.Modes("per_micro_batch", "per_step"))
+    if piece == 10**9:
+        assert plan.gather_buffer == plan.gathered
+    for found in run_ranks(holding, 2, config, piece, plan.gathered, around=on_pretend_gpu):
+        assert found.held == plan.gathered
+        assert plan.gathered < found.most <= plan.gathered + 2 * plan.gather_buffer  # and of the one before, on gloo
+
+
+@dataclass(frozen=True)
+class Building:
+    """Bytes."""
+
+    share: int
+    largest: int
+    peak: int
+    """Above what the process held before."""
+
+
+def building(here: Runtime, small: RunConfig, config: RunConfig) -> Building:
+    from pretrain.distributed.groups import DeepSpeedGroups
+    from pretrain.engine.deepspeed_config import deepspeed_config
+    from pretrain.engine.param_gather import share_of
+    from pretrain.model.gpt import Stage, build_stage
+    from pretrain.model.parameters import whole_shape
+
+    groups = join(here, config)
+    vendor = deepspeed_config(
+        config.engine, reduce_per_step=False, micro_batch_size=1, clip_grad_norm=1.0, dp=groups.layout.dp
+    )
+    keep_own_share = share_of(DeepSpeedGroups(groups), vendor)
+
+    def build(wanted: RunConfig, vocab_size: int) -> Stage:
+        return build_stage(
+            wanted.model,
+            parallel=wanted.parallel,
+            engine=wanted.engine,
+            vocab_size=vocab_size,
+            seed=1,
+            groups=groups,
+            device=here.device,
+            keep_own_share=keep_own_share,
+        )
+
+    build(small, 256)  # what the first one touches and imports is not the model's
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
+    before = process_memory("VmHWM")
+    stage = build(config, 32768)
+    peak = process_memory("VmHWM") - before
+    width = 2 if config.engine.precision == "bf16" else 4
+    share = sum(parameter.ds_tensor.numel() for parameter in stage.local) * width
+    largest = max(whole_shape(local, config.parallel.tp).numel() for local in stage.local.values()) * 4
+    return Building(share, largest, peak)
+
+
+def process_memory(key: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
+
+
+@pytest.mark.parametrize(
+    ("precision", "world_size", "shape"),
+    [("fp32", 2, ()), ("bf16", 2, ()), ("fp32", 4, ("parallel.tp=2",)), ("bf16", 4, ("parallel.pp=2",))],
+)
+def test_a_model_is_built_in_the_memory_of_its_share_and_two_tensors(
+    precision: str, world_size: int, shape: tuple[str, ...]
+) -> None:
+    ways = ("model=tiny_llama", "engine.zero_stage=3", "engine.device=cpu", f"engine.precision={precision}", *shape)
+    size = ("hidden_size=1024", "ffn_hidden_size=4096", "num_layers=6", "num_heads=8")
+    large = load_run_config([*ways, *(f"model.{setting}" for setting in size)])
+    for rank in run_ranks(building, world_size, load_run_config(ways), large):
+        assert rank.share <= rank.peak <= rank.share + 2 * rank.largest, rank

@@ -1,0 +1,108 @@
+"""Whose weights a run may begin with."""
+
+from dataclasses import asdict, replace
+from types import SimpleNamespace
+
+import pytest
+
+from data_pipeline.errors import UserError
+from data_pipeline.shards.manifest import TokenizerRecord
+from pretrain.checkpoint.init_from import find_initial
+from pretrain.commands.train import finder, open_initial
+from tests.support.checkpoints import change_manifest, write_manifest
+from tests.support.models import run_config
+
+TOKENIZER = TokenizerRecord(
+    file="tokenizer.model", kind="sentencepiece", vocab_size=91, eod_id=2, fingerprint="abc", settings_file=""
+)
+OLD = run_config("llama", "model.num_query_groups=null")
+
+
+@pytest.fixture
+def old(tmp_path):
+    """The folder of a run with two checkpoints, without tensors."""
+    for step in (4, 8):
+        folder = tmp_path / "old" / "checkpoints" / f"step-{step:08d}"
+        folder.mkdir(parents=True)
+        write_manifest(folder, step, config=asdict(OLD), vocab_size=91, tokenizer_fingerprint="abc")
+        (folder / "tensors.json").write_text("{}")
+    return tmp_path / "old"
+
+
+def found(old, run_dir, *overrides, tokenizer=TOKENIZER):
+    return find_initial(
+        str(old), run_dir, run_config("llama", "model.num_query_groups=null", *overrides).model, tokenizer
+    )
+
+
+def test_of_a_run_folder_the_newest_checkpoint_is_taken_of_a_checkpoint_itself(old, tmp_path):
+    assert found(old, tmp_path / "new").step == 8
+    assert found(old / "checkpoints" / "step-00000004", tmp_path / "new").step == 4
+
+
+def test_a_run_with_a_checkpoint_of_its_own_goes_on_from_that(old, tmp_path):
+    (tmp_path / "new/checkpoints/step-00000002.partial").mkdir(parents=True)
+    assert found(old, tmp_path / "new") is not None
+    (tmp_path / "new/checkpoints/step-00000002").mkdir()
+    assert found(old, tmp_path / "new") is None
+
+
+def test_weights_are_checked_too_where_the_run_has_damaged_checkpoints(old, tmp_path):
+    (tmp_path / "new/checkpoints/step-00000002").mkdir(parents=True)
+    own = (f"run.init_from={old}", f"run.dir={tmp_path}/new", "model.num_query_groups=1")
+    config, dataset = run_config("llama", *own), SimpleNamespace(manifest=SimpleNamespace(tokenizer=TOKENIZER))
+    assert open_initial(config, dataset) is None
+    with pytest.raises(UserError, match=r"model\.num_query_groups=1: the weights in "):
+        finder(config, dataset)()
+
+
+def test_what_leaves_the_weights_as_they_are_may_change(old, tmp_path):
+    changes = ("model.hidden_dropout=0.3", "model.seq_length=32", "model.rope_base=500000", "model.vocab_multiple_of=8")
+    heads = OLD.model.num_heads
+    assert found(old, tmp_path / "new", *changes, f"model.num_query_groups={heads}") is not None
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["model.ffn_hidden_size=64"], ["model.ffn_hidden_size=64: the weights in ", "with ffn_hidden_size=48"]),
+        (
+            ["model.norm=layernorm", "model.num_layers=3"],
+            ["model.norm=layernorm", "norm=rmsnorm", "model.num_layers=3", "num_layers=2"],
+        ),
+        (["model.num_query_groups=1"], ["model.num_query_groups=1", f"num_query_groups={OLD.model.num_heads}"]),
+    ],
+)
+def test_another_shape_is_refused_with_both_values(old, tmp_path, overrides, words):
+    with pytest.raises(UserError) as error:
+        found(old, tmp_path / "new", *overrides)
+    assert not [word for word in words if word not in str(error.value)], str(error.value)
+
+
+def test_learned_positions_fix_the_length(old, tmp_path):
+    learned = ("model.position=learned",)
+    newest = old / "checkpoints" / "step-00000008"
+    change_manifest(newest, lambda manifest: manifest["config"]["model"].update(position="learned"))
+    assert found(old, tmp_path / "new", *learned) is not None
+    with pytest.raises(UserError, match=r"model\.seq_length=32: .*seq_length=16"):
+        found(old, tmp_path / "new", *learned, "model.seq_length=32")
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"vocab_size": 92}, "a vocabulary of 91, the data has 92; prepare this text"),
+        ({"fingerprint": "xyz"}, "tokenizer abc, the data with xyz; prepare this text"),
+    ],
+)
+def test_another_tokenizer_is_refused_with_the_remedy(old, tmp_path, changed, words):
+    with pytest.raises(UserError, match=words):
+        found(old, tmp_path / "new", tokenizer=replace(TOKENIZER, **changed))
+
+
+def test_where_there_is_no_checkpoint_it_is_said(old, tmp_path):
+    with pytest.raises(UserError, match="no such folder; give a run folder or a checkpoint"):
+        found(tmp_path / "nowhere", tmp_path / "new")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="holds no whole checkpoint"):
+        found(tmp_path / "empty", tmp_path / "new")

@@ -1,0 +1,92 @@
+"""Each preset has the size that was published for it, each named layout is legal for the model that it is named for."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pretrain.config.checks import check_run
+from pretrain.config.load import load_run_config
+from pretrain.config.parallel import stage_chunks
+from pretrain.model.size import count_parameters
+
+GPT_VOCABULARY, LLAMA_VOCABULARY = 50257, 128256
+
+# Brown et al. 2020 table 2.1; Turing-NLG (Microsoft 2020); Smith et al. 2022; Llama 3 model cards.
+PUBLISHED = {
+    "gpt3_125m": (125e6, GPT_VOCABULARY),
+    "gpt3_350m": (350e6, GPT_VOCABULARY),
+    "gpt3_760m": (760e6, GPT_VOCABULARY),
+    "gpt3_1.3b": (1.3e9, GPT_VOCABULARY),
+    "gpt3_2.7b": (2.7e9, GPT_VOCABULARY),
+    "gpt3_6.7b": (6.7e9, GPT_VOCABULARY),
+    "gpt3_13b": (13.0e9, GPT_VOCABULARY),
+    "gpt3_175b": (175e9, GPT_VOCABULARY),
+    "turing_nlg_17b": (17e9, GPT_VOCABULARY),
+    "mt_nlg_530b": (530e9, GPT_VOCABULARY),
+    "llama_1b": (1.236e9, LLAMA_VOCABULARY),
+    "llama_3b": (3.213e9, LLAMA_VOCABULARY),
+    "llama_8b": (8.030e9, LLAMA_VOCABULARY),
+    "llama_70b": (70.554e9, LLAMA_VOCABULARY),
+}
+
+
+@pytest.mark.parametrize("preset", sorted(PUBLISHED))
+def test_preset_has_its_published_size(preset: str) -> None:
+    published, vocab_size = PUBLISHED[preset]
+    model = load_run_config([f"model={preset}"]).model
+    # Llama's cards give four digits, the GPT-3 table two or three.
+    tolerance = 0.001 if preset.startswith("llama") else 0.02
+    assert count_parameters(model, vocab_size).total == pytest.approx(published, rel=tolerance)
+
+
+WIDER_HEADS = {f"{preset}_head128": preset for preset in ("gpt3_125m", "gpt3_350m", "gpt3_760m", "gpt3_2.7b")}
+
+
+@pytest.mark.parametrize("preset", sorted(WIDER_HEADS))
+def test_wider_heads_are_all_that_tells_a_preset_from_the_published_one(preset: str) -> None:
+    published = load_run_config([f"model={WIDER_HEADS[preset]}"]).model
+    model = load_run_config([f"model={preset}"]).model
+    assert model.head_size == 128 != published.head_size
+    assert model == replace(published, name=preset, num_heads=model.num_heads)
+    assert count_parameters(model, GPT_VOCABULARY).total == count_parameters(published, GPT_VOCABULARY).total
+
+
+def test_every_model_preset_is_published_or_has_wider_heads_or_is_tiny() -> None:
+    folder = Path(__file__).parents[3] / "conf" / "model"
+    assert {path.stem for path in folder.glob("*.yaml")} == {*PUBLISHED, *WIDER_HEADS, "tiny", "tiny_llama"}
+
+
+# Layout -> model, ranks and samples in a step: where the layout was published, those of the publication.
+LAYOUTS = {
+    "default": ("gpt3_1.3b", 32, 512),
+    "tp2": ("gpt3_1.3b", 2, 8),
+    "tp2_pp2": ("llama_1b", 8, 16),
+    "tp8": ("llama_8b", 8, 8),
+    "gpt3_2.7b": ("gpt3_2.7b", 64, 512),
+    "gpt3_6.7b": ("gpt3_6.7b", 128, 512),
+    "gpt3_13b": ("gpt3_13b", 256, 1024),
+    "gpt3_175b": ("gpt3_175b", 1536, 1536),
+    "gpt3_175b_interleaved": ("gpt3_175b", 96, 60),
+    "turing_nlg_17b": ("turing_nlg_17b", 256, 512),
+    "llama_8b": ("llama_8b", 128, 512),
+    "llama_70b": ("llama_70b", 1024, 1792),
+    "mt_nlg_530b": ("mt_nlg_530b", 2240, 1920),
+    "mt_nlg_530b_interleaved": ("mt_nlg_530b", 2520, 2520),
+}
+
+
+@pytest.mark.parametrize("layout", sorted(LAYOUTS))
+def test_named_layout_is_legal_for_its_model(layout: str) -> None:
+    model, ranks, samples = LAYOUTS[layout]
+    batch = (f"train.global_batch_size={samples}", "train.micro_batch_size=1")
+    config = load_run_config([f"model={model}", f"parallel={layout}", *batch])
+    check_run(config, world_size=ranks)
+    assert sum(chunk.num_layers for chunk in stage_chunks(config.parallel, config.model.num_layers)) == (
+        config.model.num_layers
+    )
+
+
+def test_every_named_layout_is_tried() -> None:
+    folder = Path(__file__).parents[3] / "conf" / "parallel"
+    assert {path.stem for path in folder.glob("*.yaml")} == {*LAYOUTS}

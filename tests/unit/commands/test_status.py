@@ -1,0 +1,260 @@
+"""`pretrain status`, from run folders as they lie there; no training."""
+
+import argparse
+import fcntl
+import json
+import pwd
+import shutil
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pretrain.commands.run_status import Job, Status, all_statuses, ask_slurm, find_runs, parse_jobs, status_of
+from pretrain.commands.status import lines, run
+from pretrain.config.errors import RunError
+from pretrain.config.load import load_run_config, to_yaml
+from pretrain.run import attempts
+from pretrain.run.folder import hold_run_folder, holder
+from pretrain.tracking.metrics_file import TAIL, last_step, latest_records
+
+NOW = 10_000.0
+
+
+def make_run(folder: Path, steps: int = 0, *, max_steps: int = 100, seconds: float = 2.0, **values: Any) -> Path:
+    """A run that trained so many steps, the last of them just now."""
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(to_yaml(load_run_config([f"train.max_steps={max_steps}"])))
+    records = [
+        {"kind": "train", "step": n, "time": NOW - (steps - n) * seconds, "loss": 4.0, "tokens_per_second": 1e5}
+        | values
+        for n in range(1, steps + 1)
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    return folder
+
+
+def begin(run_dir: Path, number: int, job: str | None = "7") -> None:
+    attempts.began(run_dir, number, job=job, restart=number - 1, nodes=["a"], ranks=1, step=0)
+
+
+def end(run_dir: Path, number: int, outcome: attempts.Outcome, cause: str, code: int = 1) -> None:
+    attempts.ended(run_dir, number, outcome=outcome, exit_code=code, cause=cause, step=5)
+
+
+def job(state: str, reason: str = "", id_: str = "7") -> dict[str, Job]:
+    return {id_: Job(id_, "pretrain", state, reason, "/home/me")}
+
+
+def test_a_live_run_without_slurm_is_known_by_its_lock_and_has_a_time_to_go(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", 60)
+    with hold_run_folder(folder):
+        found = status_of(folder, {}, NOW + 3)
+    assert found.state == "running" and found.holder is not None and found.holder.startswith("process ")
+    assert (found.step, found.steps, found.loss, found.tokens_per_second) == (60, 100, 4.0, 1e5)
+    assert found.seconds_to_go == pytest.approx(80.0) and found.seconds_since_record == pytest.approx(3.0)
+    assert status_of(folder, {}, NOW).state == "ended" and status_of(folder, {}, NOW).seconds_to_go is None
+
+
+def test_the_time_to_go_holds_the_final_validation(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", 60)
+    (folder / "description.json").write_text(json.dumps({"data": {"final_validation_samples": 500}}))
+    with (folder / "metrics.jsonl").open("a") as file:
+        record = {"kind": "validation", "step": 50, "time": NOW, "samples": 100, "seconds": 4.0}
+        file.write(json.dumps(record) + "\n")
+    with hold_run_folder(folder):
+        assert status_of(folder, {}, NOW).seconds_to_go == pytest.approx(80.0 + 20.0)
+
+
+def test_the_pause_between_two_attempts_is_not_in_the_time_to_go(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", 40)
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for record in records[:30]:
+        record["time"] -= 3600
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    with hold_run_folder(folder):
+        assert status_of(folder, {}, NOW).seconds_to_go == pytest.approx(120.0)
+
+
+def test_a_clock_that_was_set_back_tells_no_time_to_go(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", 40)
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for record in records[20:]:
+        record["time"] -= 3600
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    with hold_run_folder(folder):
+        found = status_of(folder, {}, NOW - 3700)
+    assert found.seconds_to_go == pytest.approx(120.0) and found.seconds_since_record == 0.0
+
+
+@pytest.mark.parametrize(
+    "line", ['{"kind": "train", "step": 6}', '{"kind": "train", "step": 6, "time": "noon"}', '{"kind": "train", "st']
+)
+def test_a_line_that_is_no_record_is_passed_over(tmp_path: Path, line: str) -> None:
+    folder = make_run(tmp_path / "run", 5)
+    with (folder / "metrics.jsonl").open("a") as metrics:
+        metrics.write(line)
+    assert status_of(folder, {}, NOW).step == 5
+
+
+def test_a_value_that_is_no_number_is_not_told(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", 5, loss="low", tokens_per_second=[1])
+    found = status_of(folder, {}, NOW)
+    assert found.loss is None and found.tokens_per_second is None
+
+
+def test_the_state_is_that_of_the_lock_then_of_the_job_then_of_the_last_attempt(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", 5)
+    assert status_of(make_run(tmp_path / "new"), {}, NOW).state == "not begun"
+    assert status_of(make_run(tmp_path / "done", 100), {}, NOW).state == "finished"
+    begin(folder, 1)
+    assert status_of(folder, {}, NOW).state == "ended"
+    end(folder, 1, "failed", "rank 1 was killed")
+    assert status_of(folder, {}, NOW).state == "failed"
+    assert status_of(folder, job("completed"), NOW).state == "failed"
+    pending = status_of(folder, job("pending", "BeginTime"), NOW)
+    assert pending.state == "pending" and pending.jobs == ["7 (pending: BeginTime)"]
+    begin(folder, 2)
+    assert status_of(folder, job("running"), NOW).state == "starting"
+    with hold_run_folder(folder):
+        found = status_of(folder, job("running"), NOW)
+    assert found.state == "running" and found.restarts == 1
+    assert found.ended == "attempt 1 failed after step 5: rank 1 was killed"
+
+
+def test_looking_at_a_run_keeps_nobody_out_of_it(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run")
+    (folder / "run.lock").write_text("")
+    assert holder(folder) is None
+    with (folder / "run.lock").open() as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        with pytest.raises(RunError, match="in use"), hold_run_folder(folder):
+            pass
+    with hold_run_folder(folder):
+        assert holder(folder) is not None
+    assert holder(folder) is None
+
+
+def test_jobs_are_found_by_their_ids_also_as_tasks_of_an_array(tmp_path: Path) -> None:
+    text = "124|124|pretrain|PENDING|Priority|/home/me\n130_2|131|sweep|RUNNING|None|/a|b\ntorn\n"
+    found = parse_jobs(text)
+    assert set(found) == {"124", "130_2", "131"}
+    assert found["124"].state == "pending" and found["124"].reason == "Priority"
+    assert found["131"] == Job("130_2", "sweep", "running", "", "/a|b")
+
+
+def test_a_job_that_waits_for_its_first_start_is_told_and_one_that_has_a_run_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    squeue = tmp_path / "squeue"
+    squeue.write_text("#!/bin/sh\necho '7|7|mine|RUNNING|None|/x'\necho '8|8|next|PENDING|Resources|/x'\n")
+    squeue.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    folder = make_run(tmp_path / "runs" / "one", 5)
+    begin(folder, 1)
+    found, waiting = all_statuses([folder])
+    assert found[0].jobs == ["7 (running)"] and [job.id for job in waiting] == ["8"]
+    told = list(lines(found, waiting))
+    assert told[-1] == "job 8 next: pending (Resources), submitted in /x, no attempt of these runs yet"
+
+
+def test_a_user_whose_number_has_no_name_may_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container that runs as one."""
+
+    def nameless(number: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {number}")
+
+    monkeypatch.setattr(pwd, "getpwuid", nameless)
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert ask_slurm() == {}
+
+
+def test_runs_are_found_while_others_are_deleted(tmp_path: Path) -> None:
+    def make_and_delete() -> None:
+        while not done.is_set():
+            (tmp_path / "grid" / "1" / "logs").mkdir(parents=True)
+            shutil.rmtree(tmp_path / "grid")
+
+    make_run(tmp_path / ".one")
+    done = threading.Event()
+    thread = threading.Thread(target=make_and_delete)
+    thread.start()
+    try:
+        assert all(find_runs(tmp_path) == [tmp_path / ".one"] for _ in range(1000))
+    finally:
+        done.set()
+        thread.join()
+
+
+def test_runs_are_found_with_those_of_grids_and_nothing_inside_of_them(tmp_path: Path) -> None:
+    make_run(tmp_path / "b")
+    make_run(tmp_path / "b" / "wandb")
+    make_run(tmp_path / "grid" / "1")
+    begin(tmp_path / "begun", 1)
+    (tmp_path / "other").mkdir()
+    assert find_runs(tmp_path) == [tmp_path / "b", tmp_path / "begun", tmp_path / "grid" / "1"]
+
+
+def test_json_is_strict_and_lines_have_a_second_one_for_the_end(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_run(tmp_path / "run", 3, loss="nan")
+    begin(folder, 1, None)
+    end(folder, 1, "stopped", "by a signal", 75)
+    assert run(argparse.Namespace(runs=[folder], json=True)) == 0
+    (found,) = json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(name))["runs"]
+    assert found["loss"] == "nan" and found["jobs"] == [] and found["state"] == "stopped"
+    assert set(found) == set(Status.__dataclass_fields__)
+    assert run(argparse.Namespace(runs=[folder], json=False)) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"{folder}: stopped, step 3/100, loss nan, tokens/s 100k, record ")
+    assert second == "  attempt 1 stopped after step 5: by a signal"
+
+
+def test_a_run_that_cannot_be_read_hides_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good, bad = make_run(tmp_path / "good", 3), make_run(tmp_path / "bad", 3)
+    (bad / "metrics.jsonl").unlink()
+    (bad / "metrics.jsonl").mkdir()
+    assert run(argparse.Namespace(runs=[bad, good], json=False)) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == f"{bad}: unreadable (Is a directory)" and second.startswith(f"{good}: ended, step 3/100")
+    assert run(argparse.Namespace(runs=[bad], json=True)) == 0
+
+
+@pytest.mark.parametrize(
+    "line", ['{"kind": "train", "step": 9}', '{"kind": "train", "step": 9, "time": "x"}', "[" * 100_000]
+)
+def test_lines_that_are_no_records_tell_nothing(tmp_path: Path, line: str) -> None:
+    folder = make_run(tmp_path / "run", 3)
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(f"{line}\n")
+    assert status_of(folder, {}, NOW).step == 3
+
+
+@pytest.mark.parametrize("loss", ["x", None, [1]])
+def test_a_loss_that_is_no_number_is_not_known(tmp_path: Path, loss: Any) -> None:
+    assert status_of(make_run(tmp_path / "run", 3, loss=loss), {}, NOW).loss is None
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="not the folder of a run"):
+        status_of(tmp_path, {}, NOW)
+
+
+def test_records_are_read_from_the_end_of_a_large_file_and_past_torn_lines(tmp_path: Path) -> None:
+    assert latest_records(tmp_path, "train", 3) == [] and last_step(tmp_path) == 0
+    line = b'{"kind": "train", "step": %d, "time": 1.0}\n'
+    with (tmp_path / "metrics.jsonl").open("wb") as file:
+        file.truncate(2**36)
+        file.seek(0, 2)
+        file.write(b"\n" + b"".join(line % step for step in range(1, 1 + TAIL // 20)))
+        file.write(b'{"kind": "validation", "step": 1, "time": 1.0}\n' + (line % 7)[:-9])
+    began = time.monotonic()
+    last = TAIL // 20
+    assert [record["step"] for record in latest_records(tmp_path, "train", 3)] == [last - 2, last - 1, last]
+    assert last_step(tmp_path) == last and time.monotonic() - began < 5
+    assert len(latest_records(tmp_path, "validation", 3)) == 1

@@ -1,0 +1,208 @@
+"""Pieces given to an executor: how many at once, when what is finished is handed on, and what a failure ends."""
+
+import concurrent.futures
+import contextlib
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from data_pipeline.build import executors
+from data_pipeline.build import prepare as prepare_module
+from data_pipeline.build.executors import Inline, run_all
+from data_pipeline.errors import DataError
+from data_pipeline.storage.task_store import WorkFolder
+from data_pipeline.tokenizers.sentencepiece_model import SentencePieceTokenizer
+from tests.support.corpus import make_texts, prepare_config, prepare_synthetic, write_jsonl
+
+
+@pytest.mark.parametrize(
+    ("how", "number"),
+    [
+        ({"num_workers": 3}, 3),
+        ({"num_workers": None}, len(os.sched_getaffinity(0))),
+        ({"executor": "slurm", "num_workers": None}, 1),
+        ({"executor": "dask", "num_workers": 3}, None),
+    ],
+)
+def test_it_is_known_how_many_processes_share_the_work_unless_they_come_and_go(how, number):
+    assert executors.num_processes(prepare_config(**how)) == number
+
+
+@pytest.mark.parametrize("length", [executors.LONGEST_FOLDER - 1, executors.LONGEST_FOLDER, 200])
+def test_workers_start_however_long_the_name_of_the_folder_for_temporary_files_is(length):
+    program = (
+        "from data_pipeline.build.executors import local_executor\n"
+        "with local_executor(2) as executor:\n    print(executor.submit(abs, -3).result())"
+    )
+    with tempfile.TemporaryDirectory(dir="/tmp") as short:
+        folder = Path(short) / ("x" * (length - len(short) - 1))
+        folder.mkdir()
+        environment = {**os.environ, "TMPDIR": str(folder)}
+        done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+        assert (done.returncode, done.stdout) == (0, "3\n"), done.stderr
+        assert len(str(folder)) == length and not list(folder.iterdir())
+
+
+@pytest.mark.parametrize("num_workers", [1, 4])
+def test_each_process_is_told_its_share_of_the_text(tmp_path, monkeypatch, num_workers):
+    monkeypatch.setattr(prepare_module, "open_executor", lambda config: contextlib.nullcontext(Inline()))
+    told = []
+    monkeypatch.setattr(SentencePieceTokenizer, "expect", lambda self, num_chars: told.append(num_chars))
+    source = write_jsonl(tmp_path / "in.jsonl", make_texts(40))
+    manifest = prepare_synthetic(tmp_path / "set", [source], num_workers=num_workers)
+    assert told == [manifest.corpus.num_bytes // num_workers]
+
+
+def test_finished_pieces_are_handed_on_in_order_while_others_are_worked_on(tmp_path):
+    work, given, second_may_end = WorkFolder(tmp_path), [], threading.Event()
+
+    def do(work, key):
+        if key == "b":
+            assert second_may_end.wait(60), "nothing was handed on before all were finished"
+        work.finish(key, {}, ())
+
+    def take(key):
+        given.append((key, [other for other in "abc" if work.record(other) is None]))
+        second_may_end.set()
+
+    work.finish("d", {}, ())  # by an earlier run
+    sizes = dict.fromkeys("abcd", 1)
+    with concurrent.futures.ThreadPoolExecutor(3) as executor:
+        run_all(executor, work, "x", dict.fromkeys(sizes, ()), do, sizes, ["d", "a", "b", "d", "c"], take)
+    assert [key for key, _ in given] == ["d", "a", "b", "d", "c"]
+    assert "b" in given[0][1] and given[-1][1] == []
+
+
+def test_workers_start_before_what_was_finished_earlier_is_handed_on(tmp_path):
+    work, started = WorkFolder(tmp_path), threading.Event()
+    for key in "ab":
+        work.finish(key, {}, ())
+
+    def do(work, key):
+        started.set()
+        work.finish(key, {}, ())
+
+    sizes = dict.fromkeys("abc", 1)
+    with concurrent.futures.ThreadPoolExecutor(1) as executor:
+        run_all(executor, work, "x", dict.fromkeys(sizes, ()), do, sizes, "abc", lambda key: started.wait(60) or 1 / 0)
+
+
+class Noting(concurrent.futures.ThreadPoolExecutor):
+    """Remembers what it was given."""
+
+    def __init__(self, num_threads):
+        super().__init__(num_threads)
+        self.futures = []
+
+    def submit(self, fn, /, *args):
+        self.futures.append(super().submit(fn, *args))
+        return self.futures[-1]
+
+
+def test_a_failure_is_told_before_more_is_handed_on(tmp_path):
+    work, given, handing_on, told = WorkFolder(tmp_path), [], threading.Event(), threading.Event()
+    for key in "abcd":
+        work.finish(key, {}, ())
+
+    def do(work, key):
+        handing_on.wait(60)
+        raise DataError("planted")
+
+    def take(key):
+        (future,) = executor.futures
+        future.add_done_callback(lambda _: told.set())  # called after those that were added before
+        handing_on.set()
+        assert told.wait(60)
+        given.append(key)
+
+    sizes = dict.fromkeys("abcde", 1)
+    with Noting(1) as executor, pytest.raises(DataError, match="planted"):
+        run_all(executor, work, "x", dict.fromkeys(sizes, ()), do, sizes, "abcde", take)
+    assert given == ["a"]
+
+
+def test_a_failure_of_what_gets_finished_pieces_ends_the_work(tmp_path):
+    work, done = WorkFolder(tmp_path), []
+
+    def do(work, key):
+        done.append(key)
+        time.sleep(0.05)
+        work.finish(key, {}, ())
+
+    sizes = {f"{number:02}": 1 for number in range(60)}
+    with concurrent.futures.ThreadPoolExecutor(1) as executor, pytest.raises(ZeroDivisionError):
+        run_all(executor, work, "x", dict.fromkeys(sizes, ()), do, sizes, sizes, lambda key: 1 / 0)
+    assert 0 < len(done) < 30, "the rest was not called off"
+
+
+def finish(work, key):
+    work.finish(key, {}, ())
+
+
+class Holder(concurrent.futures.Executor):
+    """Does the oldest task when it is asked for, and remembers how many it ever held."""
+
+    def __init__(self):
+        self.held, self.most = [], 0
+
+    def submit(self, fn, /, *args):
+        future = concurrent.futures.Future()
+        self.held.append((future, fn, args))
+        self.most = max(self.most, len(self.held))
+        return future
+
+    def do_one(self):
+        future, fn, args = self.held.pop(0)
+        future.set_result(fn(*args))
+
+
+def test_an_executor_holds_a_bounded_number_of_pieces_and_no_others_are_looked_at(tmp_path, monkeypatch):
+    monkeypatch.setattr(executors, "MOST_SUBMITTED", 5)
+    monkeypatch.setattr(executors, "SECONDS_BETWEEN_LOOKS", 0.0)
+    holder, looks, given = Holder(), [], []
+
+    def told(work, key):
+        """Where the driver looks how far a piece has come, one more is finished."""
+        looks.append(key)
+        if holder.held:
+            holder.do_one()
+        return 0
+
+    monkeypatch.setattr(WorkFolder, "told", told)
+    sizes = {f"{number:03}": 1 for number in range(100)}
+    run_all(holder, WorkFolder(tmp_path), "x", dict.fromkeys(sizes, ()), finish, sizes, sizes, given.append)
+    assert given == list(sizes)
+    assert holder.most == 5
+    assert len(looks) <= 5 * len(sizes)
+
+
+def test_what_is_done_where_it_is_submitted_is_handed_on_before_the_next(tmp_path):
+    events, sizes = [], dict.fromkeys("abc", 1)
+
+    def do(work, key):
+        events.append(f"{key} is made")
+        work.finish(key, {}, ())
+
+    def take(key):
+        events.append(f"{key} is taken")
+
+    run_all(Inline(), WorkFolder(tmp_path), "x", dict.fromkeys(sizes, ()), do, sizes, "abc", take)
+    assert events == [f"{key} is {what}" for key in "abc" for what in ("made", "taken")]
+
+
+def test_nothing_is_begun_after_a_failure_where_it_is_submitted(tmp_path):
+    begun, sizes = [], dict.fromkeys("abc", 1)
+
+    def do(work, key):
+        begun.append(key)
+        raise DataError("planted")
+
+    with pytest.raises(DataError, match="planted"):
+        run_all(Inline(), WorkFolder(tmp_path), "x", dict.fromkeys(sizes, ()), do, sizes)
+    assert begun == ["a"]

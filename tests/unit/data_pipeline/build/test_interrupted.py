@@ -1,0 +1,276 @@
+"""Work on pieces that is cut short: nothing outlives it, and the next run takes over what was finished, for the same
+bytes and counts."""
+
+import dataclasses
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import dask
+import distributed
+import psutil
+import pytest
+
+from data_pipeline.build import dask as cluster_module
+from data_pipeline.build import scan
+from data_pipeline.build.clean_task import clean_piece
+from data_pipeline.errors import DataError
+from data_pipeline.shards.manifest import Manifest
+from data_pipeline.storage import staged_folder
+from data_pipeline.storage.task_store import WorkFolder
+from tests.support.corpus import make_texts, prepare_synthetic, write_jsonl
+from tests.support.dirty import CHANGED, DROPPED, dirty_settings, write_dirty
+
+PIECE_BYTES = 4_000
+SECONDS = 60
+"""For whatever is waited for; idle machines take a tenth."""
+
+RUN = """
+import functools, json, sys, time
+from pathlib import Path
+from data_pipeline import scan
+from data_pipeline.build.clean_task import clean_piece
+from tests.support.corpus import prepare_synthetic
+from tests.support.dirty import dirty_settings
+
+def clean_slowly(seconds, *arguments):
+    clean_piece(*arguments)
+    time.sleep(seconds)
+
+if __name__ == "__main__":
+    folder, corpus, inputs, scan.PIECE_BYTES, seconds, how = map(json.loads, sys.argv[1:])
+    scan.clean_piece = functools.partial(clean_slowly, seconds)
+    try:
+        prepare_synthetic(Path(folder), inputs, how=how, **dirty_settings(Path(corpus)))
+    except KeyboardInterrupt:
+        sys.exit("interrupted")
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Whole:
+    """A corpus, and what an uninterrupted run makes of it."""
+
+    folder: Path
+    inputs: list[Path]
+    contents: dict[str, bytes]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("corpus")
+    inputs = write_dirty(folder)
+    prepare_synthetic(folder / "set", inputs, **dirty_settings(folder))
+    return Whole(folder, inputs, contents(folder / "set"))
+
+
+@pytest.fixture
+def kept_work(monkeypatch):
+    """Pieces are cut as in RUN, and the finished ones stay, to be looked at."""
+    monkeypatch.setattr(scan, "PIECE_BYTES", PIECE_BYTES)
+    monkeypatch.setattr(staged_folder, "SECONDS_OF_WORK", 0.0)
+    monkeypatch.setattr(WorkFolder, "remove", lambda work: None)
+
+
+def contents(folder):
+    return {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
+
+
+def finished(folder):
+    """When each finished piece was made."""
+    return {path.name: path.stat().st_mtime_ns for path in folder.with_suffix(".work").glob("*.json")}
+
+
+def start(tmp_path, whole, cwd=None, piece_bytes=PIECE_BYTES, seconds=0.05, **how):
+    """RUN, each piece taking at least so long, with a process group of its own as under a terminal."""
+    script = tmp_path / "run.py"
+    script.write_text(RUN)
+    path = os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")])
+    words = (str(tmp_path / "set"), str(whole.folder), list(map(str, whole.inputs)), piece_bytes, seconds, how)
+    return subprocess.Popen(
+        [sys.executable, script, *map(json.dumps, words)],
+        env={**os.environ, "PYTHONPATH": path},
+        cwd=cwd,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # What a shell started in the background would ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+
+
+def wait_until(happened, process=None):
+    limit = time.monotonic() + SECONDS
+    while not happened():
+        assert process is None or process.poll() is None, process.stderr.read()
+        assert time.monotonic() < limit, f"nothing seen for {SECONDS} s"
+        time.sleep(0.01)
+
+
+def fork_server_of(process):
+    """None: it is not there yet."""
+    children = psutil.Process(process.pid).children()
+    return next((child for child in children if "multiprocessing.forkserver" in " ".join(child.cmdline())), None)
+
+
+def assert_finished_by_another_run(folder, whole, **how):
+    """To the same bytes, by making what was not finished, and nothing else."""
+    before = finished(folder)
+    assert len(before) >= 3
+    prepare_synthetic(folder, whole.inputs, how=how, **dirty_settings(whole.folder))
+    after = finished(folder)
+    assert len(after) > len(before) and {name: after[name] for name in before} == before
+    assert contents(folder) == whole.contents
+    corpus = Manifest.load(folder).corpus
+    assert (corpus.dropped, corpus.changed) == (DROPPED, CHANGED), "counted once, by whichever run"
+
+
+@pytest.mark.parametrize("victim", ["worker", "fork server", "driver"])
+@pytest.mark.usefixtures("kept_work")
+def test_a_killed_process_ends_all_and_the_next_run_takes_over_what_was_finished(tmp_path, whole, victim):
+    process = start(tmp_path, whole, num_workers=2)
+    wait_until(lambda: len(finished(tmp_path / "set")) >= 3, process)
+    server = fork_server_of(process)
+    family = [server, *server.children()]
+    assert len(family) == 3
+    os.kill({"worker": family[1].pid, "fork server": server.pid, "driver": process.pid}[victim], signal.SIGKILL)
+    _, errors = process.communicate(timeout=SECONDS)
+    assert process.returncode != 0 and not (tmp_path / "set").exists()
+    if victim != "driver":
+        assert "a worker process was killed, as the system does when memory runs out; the finished pieces are kept" in (
+            errors
+        )
+    _, alive = psutil.wait_procs(family, timeout=20)
+    assert not alive
+    assert_finished_by_another_run(tmp_path / "set", whole, num_workers=1)
+
+
+@pytest.mark.parametrize(
+    ("piece_bytes", "seconds", "num_finished"),
+    [
+        pytest.param(PIECE_BYTES, 0.05, 0, id="at the start"),
+        pytest.param(PIECE_BYTES, 0.05, 3, id="all at work"),
+        pytest.param(10**9, 2.0, 3, id="the third of three pieces in work"),
+    ],
+)
+def test_an_interrupt_from_the_terminal_ends_all_without_a_word(tmp_path, whole, piece_bytes, seconds, num_finished):
+    process = start(tmp_path, whole, piece_bytes=piece_bytes, seconds=seconds, num_workers=2)
+    wait_until(lambda: fork_server_of(process) and len(finished(tmp_path / "set")) >= num_finished, process)
+    time.sleep(0.1)
+    family = psutil.Process(process.pid).children(recursive=True)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=SECONDS)
+    assert errors == "interrupted\n"
+    _, alive = psutil.wait_procs(family, timeout=20)
+    assert not alive
+    assert not (tmp_path / "set").exists() and len(finished(tmp_path / "set")) >= num_finished
+
+
+def test_workers_have_their_modules_where_the_driver_has_them_whatever_folder_it_is_started_in(tmp_path, whole):
+    other = tmp_path / "elsewhere" / "data_pipeline"
+    other.mkdir(parents=True)
+    (other / "__init__.py").write_text("raise RuntimeError('another data_pipeline')")
+    process = start(tmp_path, whole, cwd=other.parent, num_workers=2)
+    _, errors = process.communicate(timeout=SECONDS)
+    assert process.returncode == 0, errors
+    assert contents(tmp_path / "set") == whole.contents
+
+
+def clean_while_another_fails(signs, work, key, piece, treatment):
+    """The first piece of good.jsonl is begun before that of bad.jsonl fails, and goes on after it."""
+    if Path(piece[0].file.name).name == "bad.jsonl":
+        wait_until((signs / "begun").exists)
+        try:
+            clean_piece(work, key, piece, treatment)
+        finally:
+            (signs / "failed").touch()
+    elif not (signs / "begun").exists():
+        (signs / "begun").write_text(key)
+        wait_until((signs / "failed").exists)
+        time.sleep(0.3)
+        clean_piece(work, key, piece, treatment)
+    else:
+        clean_piece(work, key, piece, treatment)
+
+
+@pytest.mark.usefixtures("kept_work")
+def test_a_bad_document_ends_the_run_when_pieces_in_work_are_finished_and_they_are_taken_over(tmp_path, monkeypatch):
+    texts = make_texts(60)
+    inputs = [write_jsonl(tmp_path / "bad.jsonl", texts[:1]), write_jsonl(tmp_path / "good.jsonl", texts[1:])]
+    prepare_synthetic(tmp_path / "other", inputs)
+    whole = inputs[0].read_bytes()
+    inputs[0].write_bytes(whole + b"{broken\n")
+    in_turn = functools.partial(clean_while_another_fails, tmp_path)
+    with monkeypatch.context() as patch, pytest.raises(DataError, match=r"bad.jsonl:2: not a JSON object"):
+        patch.setattr(scan, "clean_piece", in_turn)
+        prepare_synthetic(tmp_path / "set", inputs, num_workers=2)
+    assert not (tmp_path / "set").exists()
+    before = finished(tmp_path / "set")
+    assert f"{(tmp_path / 'begun').read_text()}.json" in before
+    inputs[0].write_bytes(whole)
+    prepare_synthetic(tmp_path / "set", inputs)
+    after = finished(tmp_path / "set")
+    assert {name: after[name] for name in before} == before
+    without_times = [{**contents(tmp_path / name), "inputs.json": b""} for name in ("set", "other")]
+    assert without_times[0] == without_times[1]
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    environment = {"PYTHONPATH": str(Path.cwd())}
+    # Where a result lay on the worker that was killed, Dask asks it for so long.
+    with (
+        dask.config.set({"distributed.comm.timeouts.connect": "5s"}),
+        distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, env=environment) as found,
+    ):
+        yield found
+
+
+@pytest.mark.usefixtures("kept_work")
+def test_a_killed_driver_of_a_dask_cluster_is_taken_over_by_another(tmp_path, whole, cluster):
+    how = {"executor": "dask", "dask_scheduler": cluster.scheduler_address}
+    process = start(tmp_path, whole, **how)
+    wait_until(lambda: len(finished(tmp_path / "set")) >= 3, process)
+    process.kill()
+    process.communicate(timeout=SECONDS)
+    assert not (tmp_path / "set").exists()
+    assert_finished_by_another_run(tmp_path / "set", whole, **how)
+
+
+def test_a_dask_cluster_loses_a_worker_and_writes_the_same_bytes(tmp_path, whole, cluster, monkeypatch):
+    monkeypatch.setattr(scan, "PIECE_BYTES", PIECE_BYTES)
+    victim = min(worker.pid for worker in cluster.workers.values())
+
+    def kill_when_something_is_done() -> None:
+        wait_until(lambda: finished(tmp_path / "set"))
+        os.kill(victim, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_when_something_is_done, daemon=True)
+    killer.start()
+    how = {"executor": "dask", "dask_scheduler": cluster.scheduler_address}
+    prepare_synthetic(tmp_path / "set", whole.inputs, how=how, **dirty_settings(whole.folder))
+    killer.join(1)
+    assert not killer.is_alive(), "a worker was killed"
+    assert contents(tmp_path / "set") == whole.contents
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "message"),
+    [
+        (None, "prepare.dask_scheduler=null: prepare.executor=dask needs a scheduler's address; set it"),
+        ("nowhere.json", "prepare.dask_scheduler=nowhere.json: there is no such file; start the scheduler first"),
+        ("tcp://127.0.0.1:9", r"prepare.dask_scheduler=tcp://127.0.0.1:9: cannot be reached \(.*\); start it first"),
+    ],
+)
+def test_a_scheduler_that_is_not_there_is_told(tmp_path, monkeypatch, scheduler, message):
+    monkeypatch.setattr(cluster_module, "SECONDS_TO_CONNECT", 1)
+    source = write_jsonl(tmp_path / "in.jsonl", make_texts(3))
+    with pytest.raises(DataError, match=message):
+        prepare_synthetic(tmp_path / "set", [source], how={"executor": "dask", "dask_scheduler": scheduler})
+    assert [entry.name for entry in tmp_path.iterdir()] == ["in.jsonl"]

@@ -1,0 +1,402 @@
+import dataclasses
+import fcntl
+import json
+import logging
+import os
+import resource
+import signal
+import stat
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from data_pipeline import progress
+from data_pipeline.build import clean_task, encode_task, scan
+from data_pipeline.build import prepare as prepare_module
+from data_pipeline.build.prepare import report
+from data_pipeline.errors import DataError
+from data_pipeline.shards.manifest import Manifest
+from data_pipeline.shards.reader import PackedDataset
+from data_pipeline.storage.staged_folder import stage
+from tests.support.corpus import (
+    documents_of,
+    make_texts,
+    prepare_synthetic,
+    tokenizer_config,
+    write_folder,
+    write_jsonl,
+)
+
+TEXTS = [*make_texts(60), "日本語 🙂\u2581\u2585 </s>\r\n"]
+SPLITS = ("train", "validation")
+UNTOLD = {"inputs.json"}  # times of the source, which other tests touch
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return write_jsonl(tmp_path_factory.mktemp("source") / "texts.jsonl", [*TEXTS, *TEXTS[:20], ""])
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory, source):
+    folder = tmp_path_factory.mktemp("data") / "set"
+    prepare_synthetic(folder, [source])
+    return folder
+
+
+def contents(folder, without=()):
+    return {file.name: file.read_bytes() for file in sorted(folder.iterdir()) if file.name not in without}
+
+
+def test_every_document_comes_back_from_one_split_in_order(prepared):
+    train, validation = (documents_of(prepared, split) for split in SPLITS)
+    assert not set(train[:-1]) & set(validation[:-1]), "copies straddle the split"
+    expected = [*TEXTS, *TEXTS[:20]]
+    for documents in (train, validation):
+        inside = [text for text in expected if text in set(documents)]
+        assert documents[:-1] == inside[: len(documents) - 1]
+        assert 0 <= len(inside) - (len(documents) - 1) <= 1
+    manifest = Manifest.load(prepared)
+    assert len(train) + len(validation) >= len(expected)
+    assert sum(manifest.splits[split].num_documents for split in SPLITS) == len(expected)
+
+
+def test_manifest_adds_up(prepared):
+    manifest = Manifest.load(prepared)
+    total = sum(len(text.encode()) for text in [*TEXTS, *TEXTS[:20]])
+    assert sum(manifest.splits[split].num_text_bytes for split in SPLITS) == manifest.corpus.num_bytes == total
+    assert manifest.validation_share == manifest.splits["validation"].num_text_bytes / total
+    assert manifest.splits["validation"].num_text_bytes >= 2000
+    assert manifest.corpus.dropped == {"empty": 1}
+    assert manifest.tokenizer.vocab_size == 420 and manifest.dtype == "uint16"
+    assert manifest.settings["data.validation_min_bytes"] == 2000 and manifest.settings["model.seq_length"] == 16
+    figures = report(manifest)
+    assert figures["documents"] == 81 and figures["text bytes"] == total
+    assert figures["bytes per token"] == round(total / figures["tokens"], 3)
+
+
+@pytest.mark.parametrize(("piece_bytes", "num_workers"), [(3_000, 1), (30_000, 2)])
+def test_neither_the_size_of_pieces_nor_the_number_of_workers_changes_a_byte(
+    prepared, source, tmp_path, monkeypatch, piece_bytes, num_workers
+):
+    monkeypatch.setattr(scan, "PIECE_BYTES", piece_bytes)
+    prepare_synthetic(tmp_path / "set", [source], num_workers=num_workers)
+    assert contents(tmp_path / "set", UNTOLD) == contents(prepared, UNTOLD)
+
+
+def test_memory_batches_do_not_change_the_result(prepared, source, tmp_path, monkeypatch):
+    monkeypatch.setattr(encode_task, "BATCH_BYTES", 1)
+    prepare_synthetic(tmp_path / "set", [source])
+    assert contents(tmp_path / "set", UNTOLD) == contents(prepared, UNTOLD)
+
+
+def test_one_long_file_is_cut_so_that_some_of_it_is_held_out(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    text = "".join(TEXTS)
+    (tmp_path / "my.txt").write_bytes(text.encode())
+    manifest = prepare_synthetic(tmp_path / "set", [tmp_path / "my.txt"])
+    assert "few documents: text files are cut at line ends" in caplog.text
+    assert manifest.corpus.num_bytes == len(text.encode()) and manifest.corpus.num_cut_files == 1
+    assert 0 < manifest.validation_share < 0.3
+
+
+def test_prepared_data_is_found_and_touched_files_are_compared_by_content(
+    prepared, source, tmp_path, caplog, monkeypatch
+):
+    caplog.set_level(logging.INFO)
+    before = {file.name: file.stat().st_mtime_ns for file in prepared.iterdir()}
+    os.utime(source, ns=(1, 1))
+    again = prepare_synthetic(prepared, [source])
+    assert "already prepared from the same text and settings" in caplog.text
+    assert again == Manifest.load(prepared)
+    changed = {file.name for file in prepared.iterdir() if before[file.name] != file.stat().st_mtime_ns}
+    assert changed == {"inputs.json"}
+
+    def read_again(*_):
+        raise AssertionError("text was read although nothing was touched")
+
+    monkeypatch.setattr(prepare_module, "scan_corpus", read_again)
+    prepare_synthetic(prepared, [source])
+
+
+def test_other_settings_or_text_are_refused_and_named(prepared, source):
+    before = contents(prepared, UNTOLD)
+    with pytest.raises(
+        DataError,
+        match=r"other text or settings \(data.validation_fraction was 0.1, now 0.2; model.seq_length was 16, now 8; "
+        r"tokenizer.vocab_size was 420, now 421\); choose another data.path, or replace it with prepare.overwrite=true",
+    ):
+        prepare_synthetic(
+            prepared, [source], seq_length=8, validation_fraction=0.2, tokenizer=tokenizer_config(vocab_size=421)
+        )
+    whole = source.read_bytes()
+    try:
+        source.write_bytes(whole + b'{"text": "one more"}\n')
+        with pytest.raises(DataError, match=r"the text in data.inputs: digest was [0-9a-f]{64}, now [0-9a-f]{64}"):
+            prepare_synthetic(prepared, [source])
+    finally:
+        source.write_bytes(whole)
+    assert contents(prepared, UNTOLD) == before
+
+
+def test_overwrite_replaces_and_mends(source, tmp_path):
+    folder = tmp_path / "set"
+    prepare_synthetic(folder, [source])
+    good = contents(folder)
+    shard = folder / "train-00000.tar"
+    flipped = bytearray(shard.read_bytes())
+    flipped[2000] ^= 1
+    shard.write_bytes(flipped)
+    prepare_synthetic(folder, [source], overwrite=True)
+    assert contents(folder) == good
+    assert prepare_synthetic(folder, [source], seq_length=8, overwrite=True).seq_length == 8
+    assert [entry.name for entry in tmp_path.iterdir()] == ["set"]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_dataset_of_a_newer_version_is_never_replaced(source, tmp_path, overwrite):
+    folder = tmp_path / "set"
+    prepare_synthetic(folder, [source])
+    stored = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(stored | {"version": 99, "checksum": "of another kind"}))
+    before = contents(folder)
+    with pytest.raises(
+        DataError, match=r"newer version of pretrain .*; upgrade pretrain, or choose another data\.path"
+    ):
+        prepare_synthetic(folder, [source], overwrite=overwrite)
+    assert contents(folder) == before and [entry.name for entry in tmp_path.iterdir()] == ["set"]
+
+
+def test_a_failed_overwrite_keeps_the_old(prepared, source):
+    before = contents(prepared)
+    with pytest.raises(DataError, match=r"tokenizer.vocab_size=99999"):
+        prepare_synthetic(prepared, [source], overwrite=True, tokenizer=tokenizer_config(vocab_size=99999))
+    assert contents(prepared) == before
+    assert [entry.name for entry in prepared.parent.iterdir()] == ["set"]
+
+
+def test_damaged_dataset_is_not_called_prepared(source, tmp_path):
+    prepare_synthetic(tmp_path / "set", [source])
+    (tmp_path / "set" / "tokenizer.model").write_bytes(b"junk")
+    with pytest.raises(DataError, match=r"tokenizer.model: is not a SentencePiece model"):
+        prepare_synthetic(tmp_path / "set", [source])
+
+
+def test_a_folder_of_something_else_is_never_replaced(source, tmp_path):
+    write_folder(tmp_path / "set", ["mine"])
+    for overwrite in (False, True):
+        with pytest.raises(DataError, match=r"data.path=.*set: exists and is not a prepared dataset; choose another"):
+            prepare_synthetic(tmp_path / "set", [source], overwrite=overwrite)
+    assert (tmp_path / "set" / "0000.txt").read_text() == "mine"
+
+
+def test_given_tokenizer_is_used_and_its_change_noticed(prepared, source, tmp_path):
+    model = tmp_path / "my.model"
+    model.write_bytes((prepared / "tokenizer.model").read_bytes())
+    given = tokenizer_config(path=str(model), vocab_size=7)
+    manifest = prepare_synthetic(tmp_path / "set", [source], tokenizer=given)
+    assert manifest.tokenizer.fingerprint == Manifest.load(prepared).tokenizer.fingerprint
+    assert manifest.tokenizer.vocab_size == 420
+    assert [split.num_tokens for split in manifest.splits.values()] == [
+        split.num_tokens for split in Manifest.load(prepared).splits.values()
+    ]
+    other = tmp_path / "other"
+    prepare_synthetic(other, [source], tokenizer=tokenizer_config(vocab_size=400))
+    model.write_bytes((other / "tokenizer.model").read_bytes())
+    with pytest.raises(DataError, match=r"fingerprint of tokenizer.path was"):
+        prepare_synthetic(tmp_path / "set", [source], tokenizer=given)
+    with pytest.raises(DataError, match=r"missing.model: tokenizer cannot be read"):
+        prepare_synthetic(tmp_path / "new", [source], tokenizer=tokenizer_config(path="missing.model"))
+
+
+@pytest.mark.parametrize(
+    ("texts", "changes", "message"),
+    [
+        (
+            ["", ""],
+            {},
+            r"no text in 1 files \(left out: \{'empty': 2\}\); .*data.inputs=\[my.txt\], or take data=stdlib",
+        ),
+        ([], {}, r"no text in 1 files; give files"),
+        (TEXTS, {"seq_length": 10**6}, r"the train split has \d+ bytes of text \(\d+ tokens\), too few for one sample"),
+        (
+            TEXTS,
+            {"seq_length": 2000, "validation_min_bytes": 100, "validation_fraction": 0.0},
+            r"the validation split has .* \(\+ 1\) tokens; raise data.validation_min_bytes",
+        ),
+        (TEXTS[:1], {}, r"hold out all text, none is left for training"),
+        (
+            TEXTS,
+            {"tokenizer": tokenizer_config(vocab_size=50_000)},
+            r"tokenizer.vocab_size=50000: the text yields at",
+        ),
+    ],
+)
+def test_text_that_cannot_be_prepared_leaves_nothing(tmp_path, texts, changes, message):
+    source = write_jsonl(tmp_path / "in.jsonl", texts)
+    with pytest.raises(DataError, match=message):
+        prepare_synthetic(tmp_path / "data" / "deep" / "set", [source], **changes)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+def test_no_space_left_is_one_clear_error(source, tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, hard))
+    try:
+        with pytest.raises(DataError, match=r"set: no space left on the disk, nothing unfinished was kept; free some"):
+            prepare_synthetic(tmp_path / "data" / "set", [source])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_place_that_cannot_be_written_is_named(source, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=r"data.path=.*file/set: cannot be written"):
+        prepare_synthetic(tmp_path / "file" / "set", [source])
+
+
+KILLED = """
+import os, signal, sys
+from tests.support.corpus import prepare_synthetic
+import pathlib, data_pipeline.shards.manifest as manifest, data_pipeline.tokenizers.loading
+writes = 0
+real = os.fsync
+def fsync(descriptor):
+    global writes
+    writes += 1
+    if writes == int(sys.argv[3]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    real(descriptor)
+os.fsync = fsync
+prepare_synthetic(pathlib.Path(sys.argv[1]), [sys.argv[2]])
+"""
+
+
+@pytest.mark.parametrize("fsync", [2, 6, 12, 20])
+def test_a_kill_leaves_nothing_to_train_on_and_another_run_finishes(prepared, source, tmp_path, fsync, caplog):
+    caplog.set_level(logging.INFO)
+    folder = tmp_path / "set"
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(folder), str(source), str(fsync)], cwd=Path.cwd())
+    assert killed.returncode == -signal.SIGKILL
+    assert (tmp_path / "set.work").exists()
+    with pytest.raises(DataError, match="not prepared"):
+        PackedDataset.open(folder, "train")
+    prepare_synthetic(folder, [source])
+    assert contents(folder, UNTOLD) == contents(prepared, UNTOLD)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["set"]
+    assert ("taken over from an interrupted run" in caplog.text) == (fsync > 7)
+
+
+def test_a_kill_between_the_two_renames_loses_nothing(source, tmp_path):
+    folder = tmp_path / "set"
+    prepare_synthetic(folder, [source])
+    good = contents(folder)
+    folder.rename(tmp_path / "set.replaced")
+    prepare_synthetic(folder, [source])
+    assert contents(folder) == good and not (tmp_path / "set.replaced").exists()
+
+
+def test_two_at_once_are_kept_apart(source, tmp_path):
+    with stage(tmp_path / "set") as staged:
+        (staged / "x").write_text("mine")
+        with pytest.raises(DataError, match=r"set.partial: another `pretrain prepare` is writing it"):
+            prepare_synthetic(tmp_path / "set", [source])
+    assert contents(tmp_path / "set") == {"x": b"mine"}
+
+
+def test_locks_are_files_open_for_writing_which_alone_hold_between_hosts_and_none_stays(source, tmp_path, monkeypatch):
+    """NFS keeps a lock of a folder to itself, and gives none of a file that is open for reading."""
+    lock, kinds = fcntl.flock, []
+
+    def seen(file, operation):
+        kinds.append((stat.S_ISREG(os.fstat(file.fileno()).st_mode), file.writable()))
+        lock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", seen)
+    for left_by_a_kill in ("set.partial.lock", "set.work.lock"):
+        (tmp_path / left_by_a_kill).touch()
+    prepare_synthetic(tmp_path / "set", [source])
+    assert len(kinds) == 2 and set(kinds) == {(True, True)}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["set"]
+
+
+def test_text_that_changes_while_it_is_read_is_noticed(source, tmp_path, monkeypatch):
+    copy = tmp_path / "in.jsonl"
+    copy.write_bytes(source.read_bytes())
+    real = clean_task.content_hash
+
+    def changing(text):
+        os.utime(copy, ns=(1, 1))
+        return real(text)
+
+    monkeypatch.setattr(clean_task, "content_hash", changing)
+    with pytest.raises(DataError, match=r"in.jsonl: was changed while it was read; run `pretrain prepare` again"):
+        prepare_synthetic(tmp_path / "set", [copy])
+    assert [entry.name for entry in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+def test_prepare_does_not_need_torch_for_reading_shards():
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "import data_pipeline.build.prepare, data_pipeline.permutation, data_pipeline.shards.reader"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_progress_without_a_terminal_is_plain_lines(caplog, monkeypatch):
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
+    with progress.show_progress("encoding", 4_000_000) as update:
+        time.sleep(0.01)
+        update(1_000_000)
+    assert "encoding: 1.0 of 4.0 MB, " in caplog.text and " s left" in caplog.text
+
+
+def test_order_of_inputs_changes_order_of_documents_only(tmp_path):
+    first, second = write_jsonl(tmp_path / "a.jsonl", TEXTS[:30]), write_jsonl(tmp_path / "b.jsonl", TEXTS[30:])
+    one = prepare_synthetic(tmp_path / "one", [first, second])
+    two = prepare_synthetic(tmp_path / "two", [second, first])
+    assert one.tokenizer == two.tokenizer
+    assert one.digest != two.digest
+    for split in SPLITS:
+        a, b = (dataclasses.asdict(m.splits[split]) for m in (one, two))
+        assert all(a[key] == b[key] for key in ("num_documents", "num_tokens", "num_text_bytes"))
+
+
+def test_a_fault_in_trying_a_given_tokenizer_ends_the_run(tmp_path, monkeypatch):
+    source = write_jsonl(tmp_path / "in.jsonl", TEXTS)
+    prepare_synthetic(tmp_path / "set", [source])
+    given = tokenizer_config(path=str(tmp_path / "set" / "tokenizer.model"))
+
+    def fail(*arguments):
+        raise DataError("cannot be tried")
+
+    monkeypatch.setattr(prepare_module, "warn_where_text_changes", fail)
+    with pytest.raises(DataError, match="cannot be tried"):
+        prepare_synthetic(tmp_path / "other", [source], tokenizer=given)
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_fault_in_encoding_does_not_wait_until_a_given_tokenizer_is_tried(tmp_path, monkeypatch):
+    source = write_jsonl(tmp_path / "in.jsonl", TEXTS)
+    prepare_synthetic(tmp_path / "set", [source])
+    given = tokenizer_config(path=str(tmp_path / "set" / "tokenizer.model"))
+    failed = threading.Event()
+    monkeypatch.setattr(prepare_module, "warn_where_text_changes", lambda *arguments: failed.wait(60))
+
+    def fail(*arguments):
+        raise DataError("cannot be encoded")
+
+    monkeypatch.setattr(prepare_module, "encode_piece", fail)
+    try:
+        begin = time.monotonic()
+        with pytest.raises(DataError, match="cannot be encoded"):
+            prepare_synthetic(tmp_path / "other", [source], tokenizer=given)
+        assert time.monotonic() - begin < 50
+    finally:
+        failed.set()

@@ -1,0 +1,111 @@
+"""A file that is damaged in the cache, at its full length, is fetched once more; only the source's faults are told."""
+
+import hashlib
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import pytest
+
+from data_pipeline.config import CacheConfig
+from data_pipeline.errors import DataError
+from data_pipeline.remote.folder import RemoteFolder
+from data_pipeline.shards.manifest import Manifest
+from data_pipeline.shards.reader import PackedDataset
+from data_pipeline.stream.shard_prefetch import fetch_all
+from data_pipeline.tools.inspect import verify
+from tests.support import http_server as faulty
+from tests.support.corpus import make_texts, prepare_synthetic, write_jsonl
+from tests.support.http_server import serving
+from tests.unit.data_pipeline.remote.reading import INDEX, SHARD, everything, remote
+from tests.unit.data_pipeline.shards.test_damaged_shards import flip, written_anew
+from tests.unit.data_pipeline.shards.test_shards import write
+
+PLACE = 650
+
+
+def damage(folder: Path, name: str, cache: CacheConfig) -> Path:
+    """Flip a bit in the cache's copy of a file; returns its path."""
+    files = {record.file: record for record in Manifest.load(folder).splits["train"].files}
+    copy = Path(cache.dir) / files[name].sha256
+    flip(copy.name, PLACE)(copy.parent)
+    return copy
+
+
+@pytest.mark.parametrize("name", [SHARD, INDEX])
+def test_a_copy_that_is_damaged_is_named_and_fetched_once_more(folder, served, cache, caplog, name):
+    local = everything(PackedDataset.open(folder / "set", "train"))
+    everything(remote(f"{served.url}/set", cache))
+    copy = damage(folder / "set", name, cache)
+    for _ in range(2):
+        dataset = PackedDataset.open(RemoteFolder(f"{served.url}/set", cache), "train", skip_bad_shards=True)
+        skipped = np.zeros(dataset.num_samples, dtype=bool)
+        assert np.array_equal(dataset.read(np.arange(dataset.num_samples), skipped=skipped), local)
+        assert not skipped.any()
+    assert served.requests[name] == 2
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{copy}: is damaged here (sha256 does not fit); {name} is fetched again"
+    ]
+
+
+def test_a_copy_that_another_process_mended_is_not_fetched_again(folder, served, cache):
+    datasets = [remote(f"{served.url}/set", cache) for _ in range(2)]
+    first = int(datasets[0].record.shards[0].samples)
+    for dataset in datasets:  # both have the file, and not yet looked at its first member
+        dataset.read(np.array([first + 4]))
+    damage(folder / "set", SHARD, cache)
+    for dataset in datasets:
+        assert np.array_equal(everything(dataset), everything(PackedDataset.open(folder / "set", "train")))
+    assert served.requests[SHARD] == 2
+
+
+def test_a_copy_that_another_process_mends_meanwhile_stays(folder, served, cache, monkeypatch):
+    everything(remote(f"{served.url}/set", cache))
+    damage(folder / "set", SHARD, cache)
+    read = hashlib.file_digest
+
+    def read_slowly(file: BinaryIO, name: str) -> object:
+        digest = read(file, name)
+        monkeypatch.setattr(hashlib, "file_digest", read)
+        everything(remote(f"{served.url}/set", cache))
+        return digest
+
+    monkeypatch.setattr(hashlib, "file_digest", read_slowly)
+    everything(remote(f"{served.url}/set", cache))
+    assert served.requests[SHARD] == 2
+
+
+def test_where_the_source_is_damaged_too_it_is_named_and_nothing_is_kept(folder, served, cache):
+    everything(remote(f"{served.url}/set", cache))
+    copy = damage(folder / "set", SHARD, cache)
+    served.lasting[SHARD] = faulty.flipped
+    dataset = remote(f"{served.url}/set", cache)
+    for _ in range(2):
+        with pytest.raises(DataError, match=rf"^{served.url}/set/{SHARD}: its content differs .*, tried 3 times; rest"):
+            everything(dataset)
+    assert not copy.exists()
+
+
+def test_a_shard_that_was_written_wrong_is_named_and_not_fetched_again(tmp_path, cache):
+    write(tmp_path / "set")
+    written_anew(tmp_path / "set", index=lambda index: index ^ [0, 1])  # the hash of each member
+    with serving(tmp_path) as served:
+        dataset = remote(f"{served.url}/set", cache)
+        with pytest.raises(DataError, match=r"/set/train-00000.tar: the content of member .* differs from what `prep"):
+            everything(dataset)
+        assert served.requests["train-00000.tar"] == 1
+
+
+@pytest.mark.parametrize("mend", [fetch_all, verify])
+def test_fetching_and_verifying_leave_no_damaged_copy(tmp_path, cache, mend):
+    prepare_synthetic(tmp_path / "set", [write_jsonl(tmp_path / "texts.jsonl", make_texts(40))])
+    with serving(tmp_path) as served:
+        fetch_all(RemoteFolder(f"{served.url}/set", cache))
+        copies = [damage(tmp_path / "set", name, cache) for name in ("train-00000.tar", INDEX)]
+        damaged = [copy.read_bytes() for copy in copies]
+        told = mend(RemoteFolder(f"{served.url}/set", cache))
+        assert not told or "MB, in" in told
+        assert all(copy.read_bytes() != before for copy, before in zip(copies, damaged, strict=True))
+        asked = served.requests.copy()
+        everything(remote(f"{served.url}/set", cache))
+        assert served.requests - asked == {"manifest.json": 1}
