@@ -141,12 +141,12 @@ def test_shards_are_mapped_without_a_descriptor_each_and_let_go_with_the_last_sa
     dataset = PackedDataset.open(written, "train")
     samples = dataset.find(np.arange(dataset.num_samples))
     assert len(opened()) <= before + 1, "the index has one"
-    assert mmap_reader() == len(dataset.record.shards) > 3
+    assert mapped() == len(dataset.record.shards) > 3
     dataset.close()
-    assert mmap_reader() == len(dataset.record.shards), "the samples are still there"
+    assert mapped() == len(dataset.record.shards), "the samples are still there"
     tokens = samples.tokens()
     del samples
-    assert mmap_reader() == 0 and np.array_equal(tokens, dataset.read(np.arange(dataset.num_samples)))
+    assert mapped() == 0 and np.array_equal(tokens, dataset.read(np.arange(dataset.num_samples)))
 
 
 def test_webdataset_and_tar_read_the_shards(written):

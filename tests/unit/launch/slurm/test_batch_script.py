@@ -78,11 +78,11 @@ def test_a_script_holds_every_setting() -> None:
 
 
 def test_the_scripts_in_the_folder_keep_signals_in_the_same_lines() -> None:
-    for name, module in (("pretrain", "supervise"), ("sweep", "member")):
+    for name, module in (("pretrain", "supervise"), ("sweep", "array_task")):
         text = (ROOT / "slurm" / f"{name}.sh").read_text()
         first = next(line for line in text.splitlines(keepends=True) if not line.startswith("#"))
         assert f"{LISTEN}set -euo pipefail\n" in text and first in LISTEN, "the signals come first of all"
-        assert text.endswith(run(f'"$python" -u -m launch.{module} "$@"'))
+        assert text.endswith(run(f'"$python" -u -m launch.slurm.{module} "$@"'))
 
 
 def test_what_is_not_set_is_left_to_the_cluster() -> None:
