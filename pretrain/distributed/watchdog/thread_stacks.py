@@ -93,7 +93,7 @@ def all_stacks() -> str:
 WRAPPERS = 4
 """Calls that may lie between a collective and the C++ that waits: loggers, conversions."""
 
-_OUR_FILE = re.compile(r"[\\/]pretrain[\\/](?!distributed[\\/]sentinel)")
+_OUR_FILE = re.compile(r"[\\/]pretrain[\\/](?!distributed[\\/]watchdog[\\/])")
 _COLLECTIVE_FILE = re.compile(
     r"torch/distributed/(distributed_c10d|c10d_logger|rendezvous)\.py$"
     r"|deepspeed/comm/|megatron/core/pipeline_parallel/p2p_communication\.py$"
