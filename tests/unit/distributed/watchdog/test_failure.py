@@ -164,7 +164,7 @@ def test_a_place_is_told_with_the_line_of_ours_that_called_it():
         ("/a/pretrain/distributed/watchdog/watchdog.py", "x()"),
         ("/lib/os.py", "x()"),
     )
-    assert where(stack) == "/lib/os.py:1 function, called from a/pretrain/training/loop.py:1 function"
+    assert where(stack) == "/lib/os.py:1 function, called from pretrain/training/loop.py:1 function"
 
 
 def test_a_thread_that_waits_stands_still_and_one_that_works_does_not():
