@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipeline.build.split import Selector, Split
 from data_pipeline.config import DataConfig, TokenizerConfig
 from data_pipeline.errors import DataError
+from data_pipeline.prepare.split import Selector, Split
 from data_pipeline.progress import show_progress
 from data_pipeline.shards.format import dtype_for
 from data_pipeline.shards.manifest import CorpusRecord, Manifest, SourceRecord, TokenizerRecord

@@ -1,6 +1,6 @@
 """`pretrain prepare`: text to tokenizer and shards."""
 
-from data_pipeline.build import prepare as pipeline
+from data_pipeline.prepare import dataset as pipeline
 from pretrain.config.checks import check_prepare
 from pretrain.config.run import RunConfig
 

@@ -42,8 +42,8 @@ from typing import Any
 import numpy as np
 import sentencepiece
 
-from data_pipeline.build import encode_task
-from data_pipeline.build.prepare import prepare
+from data_pipeline.prepare import encode_task
+from data_pipeline.prepare.dataset import prepare
 from data_pipeline.shards.reader import PackedDataset
 from data_pipeline.sources.stdlib import stdlib_folder
 from data_pipeline.tokenizers import sentencepiece_model

@@ -8,7 +8,6 @@ from types import MappingProxyType
 
 import numpy as np
 
-from data_pipeline.build.prepare import prepare
 from data_pipeline.config import (
     CacheConfig,
     DataConfig,
@@ -18,6 +17,7 @@ from data_pipeline.config import (
     TokenizerConfig,
 )
 from data_pipeline.dedup.minhash import DEFAULT
+from data_pipeline.prepare.dataset import prepare
 from data_pipeline.shards.manifest import Manifest
 from data_pipeline.shards.reader import PackedDataset
 from data_pipeline.tokenizers.loading import load_tokenizer

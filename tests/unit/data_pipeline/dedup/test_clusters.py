@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipeline.build import duplicates
 from data_pipeline.config import NearDedupConfig
 from data_pipeline.dedup import clusters
 from data_pipeline.dedup.clusters import exact_duplicates, near_duplicates
 from data_pipeline.dedup.minhash import DEFAULT, EMPTY, signatures
 from data_pipeline.document import content_hash
 from data_pipeline.errors import DataError
+from data_pipeline.prepare import duplicates
 from tests.support.planted import documents, edited, jaccard, topics, vocabulary
 
 SMALL = NearDedupConfig(shingle_words=3, bands=4, rows=2, similarity=0.5, seed=7)

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipeline.build.prepare import prepare
 from data_pipeline.errors import DataError
+from data_pipeline.prepare.dataset import prepare
 from data_pipeline.shards.manifest import Manifest
 from data_pipeline.shards.reader import PackedDataset
 from data_pipeline.storage.urls import join, shown, sibling

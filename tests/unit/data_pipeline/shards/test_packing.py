@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.build.prepare import report
+from data_pipeline.prepare.dataset import report
 from data_pipeline.shards.packing import BestFitPacker, best_fit, num_padding_tokens, targets_that_count
 from data_pipeline.shards.reader import PackedDataset
 from data_pipeline.stream.loader import evaluation_batches, train_batches

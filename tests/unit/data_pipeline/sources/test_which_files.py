@@ -5,8 +5,8 @@ import os
 
 import pytest
 
-from data_pipeline.build.scan import report_passed_over
 from data_pipeline.errors import DataError
+from data_pipeline.prepare.scan import report_passed_over
 from data_pipeline.sources import corpus, files
 from data_pipeline.sources.corpus import Corpus
 from tests.support.corpus import data_config, make_texts, prepare_synthetic, write_folder, write_jsonl

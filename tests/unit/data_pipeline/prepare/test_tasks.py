@@ -11,10 +11,10 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from data_pipeline.build import clean_task, scan
-from data_pipeline.build import prepare as prepare_module
 from data_pipeline.document import content_hash
 from data_pipeline.errors import DataError, WorkInterrupted
+from data_pipeline.prepare import clean_task, scan
+from data_pipeline.prepare import dataset as prepare_module
 from data_pipeline.shards.reader import PackedDataset
 from data_pipeline.sources.corpus import Corpus
 from data_pipeline.storage import staged_folder

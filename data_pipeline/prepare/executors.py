@@ -33,7 +33,7 @@ MOST_SUBMITTED = 2048
 thousand, and each of those that are submitted is looked at."""
 LONGEST_FOLDER = 70
 """Bytes of TMPDIR below which the server's socket has a name of at most 107, which is all that a socket can have."""
-PRELOADED = ["__main__", "data_pipeline.build.clean_task", "data_pipeline.build.encode_task"]
+PRELOADED = ["__main__", "data_pipeline.prepare.clean_task", "data_pipeline.prepare.encode_task"]
 
 
 class Inline(Executor):
@@ -55,7 +55,7 @@ def open_executor(config: PrepareConfig) -> Iterator[Executor]:
         with local_executor(config.num_workers or num_cores()) as executor:
             yield executor
         return
-    from data_pipeline.build.dask import dask_executor, slurm_executor
+    from data_pipeline.prepare.dask import dask_executor, slurm_executor
 
     if config.executor == "dask":
         if config.dask_scheduler is None:

@@ -13,7 +13,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from data_pipeline.build.clean_task import (
+from data_pipeline.config import DataConfig, DecontaminateConfig, TokenizerConfig
+from data_pipeline.dedup.contamination import LEAST_WORDS, HeldOutNgrams
+from data_pipeline.errors import DataError
+from data_pipeline.prepare.clean_task import (
     DOCUMENT,
     Example,
     Examples,
@@ -24,12 +27,9 @@ from data_pipeline.build.clean_task import (
     documents,
     texts,
 )
-from data_pipeline.build.duplicates import Duplicates, find_duplicates
-from data_pipeline.build.executors import run_all
-from data_pipeline.build.split import Selector, Split
-from data_pipeline.config import DataConfig, DecontaminateConfig, TokenizerConfig
-from data_pipeline.dedup.contamination import LEAST_WORDS, HeldOutNgrams
-from data_pipeline.errors import DataError
+from data_pipeline.prepare.duplicates import Duplicates, find_duplicates
+from data_pipeline.prepare.executors import run_all
+from data_pipeline.prepare.split import Selector, Split
 from data_pipeline.progress import show_progress
 from data_pipeline.sources.corpus import Corpus, Piece
 from data_pipeline.storage.file_names import printable

@@ -3,9 +3,9 @@ show."""
 
 import pytest
 
-from data_pipeline.build import scan
 from data_pipeline.cleaning.pii import Pii
 from data_pipeline.errors import DataError
+from data_pipeline.prepare import scan
 from data_pipeline.shards.manifest import Manifest
 from tests.support.corpus import prepare_synthetic
 from tests.support.dirty import CHANGED, DROPPED, dirty_settings, write_dirty

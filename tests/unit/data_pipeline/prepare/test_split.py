@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.build.split import LowestKeys, Selector
 from data_pipeline.document import content_hash
+from data_pipeline.prepare.split import LowestKeys, Selector
 from tests.support.corpus import data_config, make_texts
 
 

@@ -7,10 +7,10 @@ import tempfile
 import numpy as np
 import numpy.typing as npt
 
-from data_pipeline.build.clean_task import documents, num_documents, signatures_of
 from data_pipeline.config import DataConfig
 from data_pipeline.dedup.clusters import HASH_BYTES, Numbers, exact_duplicates, near_duplicates
 from data_pipeline.dedup.minhash import Signatures
+from data_pipeline.prepare.clean_task import documents, num_documents, signatures_of
 from data_pipeline.progress import show_progress
 from data_pipeline.storage.task_store import WorkFolder
 

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 from data_pipeline import progress
-from data_pipeline.build import clean_task, encode_task, scan
-from data_pipeline.build import prepare as prepare_module
-from data_pipeline.build.prepare import report
 from data_pipeline.errors import DataError
+from data_pipeline.prepare import clean_task, encode_task, scan
+from data_pipeline.prepare import dataset as prepare_module
+from data_pipeline.prepare.dataset import report
 from data_pipeline.shards.manifest import Manifest
 from data_pipeline.shards.reader import PackedDataset
 from data_pipeline.storage.staged_folder import stage
@@ -343,7 +343,7 @@ def test_text_that_changes_while_it_is_read_is_noticed(source, tmp_path, monkeyp
 def test_prepare_does_not_need_torch_for_reading_shards():
     code = (
         "import sys; sys.modules['torch'] = None\n"
-        "import data_pipeline.build.prepare, data_pipeline.permutation, data_pipeline.shards.reader"
+        "import data_pipeline.prepare.dataset, data_pipeline.permutation, data_pipeline.shards.reader"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

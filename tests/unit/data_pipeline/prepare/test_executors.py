@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.build import executors
-from data_pipeline.build import prepare as prepare_module
-from data_pipeline.build.executors import Inline, run_all
 from data_pipeline.errors import DataError
+from data_pipeline.prepare import dataset as prepare_module
+from data_pipeline.prepare import executors
+from data_pipeline.prepare.executors import Inline, run_all
 from data_pipeline.storage.task_store import WorkFolder
 from data_pipeline.tokenizers.sentencepiece_model import SentencePieceTokenizer
 from tests.support.corpus import make_texts, prepare_config, prepare_synthetic, write_jsonl
@@ -37,7 +37,7 @@ def test_it_is_known_how_many_processes_share_the_work_unless_they_come_and_go(h
 @pytest.mark.parametrize("length", [executors.LONGEST_FOLDER - 1, executors.LONGEST_FOLDER, 200])
 def test_workers_start_however_long_the_name_of_the_folder_for_temporary_files_is(length):
     program = (
-        "from data_pipeline.build.executors import local_executor\n"
+        "from data_pipeline.prepare.executors import local_executor\n"
         "with local_executor(2) as executor:\n    print(executor.submit(abs, -3).result())"
     )
     with tempfile.TemporaryDirectory(dir="/tmp") as short:

@@ -14,16 +14,16 @@ from typing import Any
 
 import numpy as np
 
-from data_pipeline.build.clean_task import Examples
-from data_pipeline.build.encode_task import UNENCODABLE, Encoding, encode_piece, encoded, encoded_piece
-from data_pipeline.build.executors import num_processes, open_executor, run_all
-from data_pipeline.build.report import write_prepare_report
-from data_pipeline.build.scan import Scan, held_out_corpus, report_passed_over, scan_corpus
 from data_pipeline.cleaning.cleaner import Cleaner
 from data_pipeline.config import KEYS_OF_READING, DataConfig, PrepareConfig, TokenizerConfig
 from data_pipeline.config_text import written
 from data_pipeline.document import content_hash
 from data_pipeline.errors import DataError, NewerFormat
+from data_pipeline.prepare.clean_task import Examples
+from data_pipeline.prepare.encode_task import UNENCODABLE, Encoding, encode_piece, encoded, encoded_piece
+from data_pipeline.prepare.executors import num_processes, open_executor, run_all
+from data_pipeline.prepare.report import write_prepare_report
+from data_pipeline.prepare.scan import Scan, held_out_corpus, report_passed_over, scan_corpus
 from data_pipeline.shards.folder import LocalFolder
 from data_pipeline.shards.format import dtype_for
 from data_pipeline.shards.manifest import CorpusRecord, Manifest, SourceRecord, SplitRecord, TokenizerRecord

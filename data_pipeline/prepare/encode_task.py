@@ -12,9 +12,9 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from data_pipeline.build.clean_task import Example, Examples, documents, sources, texts
-from data_pipeline.build.split import Split
 from data_pipeline.errors import DataError, Unencodable
+from data_pipeline.prepare.clean_task import Example, Examples, documents, sources, texts
+from data_pipeline.prepare.split import Split
 from data_pipeline.shards.format import DTYPES
 from data_pipeline.storage.task_store import WorkFolder, every, key_of
 from data_pipeline.tokenizers.base import Tokenizer, encode_each

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from data_pipeline.build.clean_task import EXCERPT_CHARS, documents, sources, texts
-from data_pipeline.build.duplicates import Duplicates
-from data_pipeline.build.scan import Scan
 from data_pipeline.html_page import data_url, figure_text, render_page
 from data_pipeline.plot_style import ACCENT, GRID, new_figure, plain, png, shortened
+from data_pipeline.prepare.clean_task import EXCERPT_CHARS, documents, sources, texts
+from data_pipeline.prepare.duplicates import Duplicates
+from data_pipeline.prepare.scan import Scan
 from data_pipeline.shards.manifest import Manifest
 from data_pipeline.storage.atomic_write import write_durably
 from data_pipeline.storage.task_store import WorkFolder

@@ -17,10 +17,10 @@ import distributed
 import psutil
 import pytest
 
-from data_pipeline.build import dask as cluster_module
-from data_pipeline.build import scan
-from data_pipeline.build.clean_task import clean_piece
 from data_pipeline.errors import DataError
+from data_pipeline.prepare import dask as cluster_module
+from data_pipeline.prepare import scan
+from data_pipeline.prepare.clean_task import clean_piece
 from data_pipeline.shards.manifest import Manifest
 from data_pipeline.storage import staged_folder
 from data_pipeline.storage.task_store import WorkFolder
@@ -35,7 +35,7 @@ RUN = """
 import functools, json, sys, time
 from pathlib import Path
 from data_pipeline import scan
-from data_pipeline.build.clean_task import clean_piece
+from data_pipeline.prepare.clean_task import clean_piece
 from tests.support.corpus import prepare_synthetic
 from tests.support.dirty import dirty_settings
 
