@@ -14,7 +14,7 @@ from tests.support.planted import edited, shingles
 
 FEW_FILES = """
 import pathlib, resource, sys
-from data_pipeline import scan
+from data_pipeline.prepare import scan
 from data_pipeline.sources.corpus import Corpus
 from tests.support.corpus import data_config, prepare_synthetic
 from tests.support.dirty import DROPPED, dirty_settings

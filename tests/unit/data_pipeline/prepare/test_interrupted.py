@@ -34,7 +34,7 @@ SECONDS = 60
 RUN = """
 import functools, json, sys, time
 from pathlib import Path
-from data_pipeline import scan
+from data_pipeline.prepare import scan
 from data_pipeline.prepare.clean_task import clean_piece
 from tests.support.corpus import prepare_synthetic
 from tests.support.dirty import dirty_settings
