@@ -302,9 +302,9 @@ def _modes(engine: EngineConfig) -> Iterator[Problem]:
     if engine.grad_reduction == "per_micro_batch" and stage < 2:
         rule = f"engine.zero_stage={stage} holds whole gradients and reduces them once per step"
         yield Problem("engine.grad_reduction", engine.grad_reduction, rule, "set it to auto, or engine.zero_stage to 2")
-    if engine.gather != "auto" and stage < 3:
+    if engine.param_gather != "auto" and stage < 3:
         rule = f"engine.zero_stage={stage} holds whole parameters: there is nothing to gather"
-        yield Problem("engine.gather", engine.gather, rule, "set it to auto, or engine.zero_stage=3")
+        yield Problem("engine.param_gather", engine.param_gather, rule, "set it to auto, or engine.zero_stage=3")
 
 
 def _offload(engine: EngineConfig) -> Iterator[Problem]:
@@ -323,9 +323,9 @@ def _offload(engine: EngineConfig) -> Iterator[Problem]:
     if offload.optimizer == "nvme" and engine.grad_reduction == "per_step":
         rule = "engine.offload.optimizer=nvme needs gradients reduced after each micro-batch"
         yield Problem("engine.grad_reduction", "per_step", rule, "set it to auto, or engine.offload.optimizer=cpu")
-    if offload.params == "nvme" and engine.gather == "per_step":
+    if offload.params == "nvme" and engine.param_gather == "per_step":
         rule = "engine.offload.params=nvme needs parameters gathered for each micro-batch"
-        yield Problem("engine.gather", "per_step", rule, "set it to auto, or engine.offload.params=cpu")
+        yield Problem("engine.param_gather", "per_step", rule, "set it to auto, or engine.offload.params=cpu")
 
 
 def _attention(config: RunConfig) -> Iterator[Problem]:

@@ -61,7 +61,7 @@ class EngineConfig:
     grad_reduction: Literal["auto", "per_micro_batch", "per_step"]
     """ZeRO 2 and 3. per_micro_batch: gradients are reduced to this rank's share after each micro-batch, so the share is
     all that is held; per_step: the stage's whole gradient is held and reduced once. auto: per_step if it fits."""
-    gather: Literal["auto", "per_micro_batch", "per_step"]
+    param_gather: Literal["auto", "per_micro_batch", "per_step"]
     """ZeRO 3. per_micro_batch: a layer's parameters are gathered for each forward and backward and freed after it;
     per_step: the stage's parameters are gathered once and kept for the step. auto: per_step if it fits."""
     recompute: RecomputeConfig

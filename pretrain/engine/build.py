@@ -44,7 +44,7 @@ def build_engine(
     import_deepspeed(device)
     modes = choose_modes(config, vocab_size, groups.layout.world_size, smallest_memory(device, groups.control))
     if zero == 3:
-        log.info("ZeRO-3: gradients reduced %s, parameters gathered %s", modes.grad_reduction, modes.gather)
+        log.info("ZeRO-3: gradients reduced %s, parameters gathered %s", modes.grad_reduction, modes.param_gather)
     vendor_config = deepspeed_config(
         config.engine,
         reduce_per_step=zero >= 2 and modes.grad_reduction == "per_step",
@@ -72,7 +72,7 @@ def build_engine(
         engine=config.engine,
         optim=config.optim,
         deepspeed_config=vendor_config,
-        hold_parameters=zero == 3 and modes.gather == "per_step",
+        hold_parameters=zero == 3 and modes.param_gather == "per_step",
         vocab_size=vocab_size,
         micro_batch_size=config.train.micro_batch_size,
         document_end=eod_id if config.data.document_mask else None,

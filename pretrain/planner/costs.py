@@ -55,7 +55,7 @@ def step_traffic(config: RunConfig, vocab_size: int, world_size: int, modes: Mod
 def _gathers(engine: EngineConfig, modes: Modes, number: int) -> int:
     if engine.zero_stage < 3:
         return min(engine.zero_stage, 1)
-    if modes.gather == "per_step":
+    if modes.param_gather == "per_step":
         return 1
     return (3 if engine.recompute.granularity == "full" else 2) * number
 

@@ -14,9 +14,9 @@ and, on top of it, while the micro-batches of a step run:
 
     grad_reduction=per_step          2      + g N - g N/d           the whole gradient: this rank keeps its share of it
                                      3      + g N                   the whole gradient, beside this rank's share
-    gather=per_step                  3      + b N                   all parameters, gathered once; while that is done
+    param_gather=per_step            3      + b N                   all parameters, gathered once; while that is done
                                                                     b 50 million beside them, later activations
-    gather=per_micro_batch           3      + b (2 layers + the larger table)
+    param_gather=per_micro_batch     3      + b (2 layers + the larger table)
     a bucket for the reduction       1-3    + g 50 million          at stage 3 between the steps too
     activations                             an estimate: activations.py
 
@@ -61,10 +61,10 @@ Mode = Literal["per_micro_batch", "per_step"]
 
 @dataclass(frozen=True)
 class Modes:
-    """`engine.grad_reduction` and `engine.gather` without `auto`; where a ZeRO stage has no choice, what it does."""
+    """`engine.grad_reduction` and `engine.param_gather` without `auto`: at every ZeRO stage, what it does."""
 
     grad_reduction: Mode
-    gather: Mode
+    param_gather: Mode
 
 
 @dataclass(frozen=True)
@@ -223,7 +223,7 @@ def _stage(
         gradients=gradients,
         full_gradients=full_gradients,
         gathered=parameter * _gathered_elements(config, shapes, modes) if zero == 3 else 0,
-        gather_buffer=parameter * _gather_buffer(shapes, dp) if zero == 3 and modes.gather == "per_step" else 0,
+        gather_buffer=parameter * _gather_buffer(shapes, dp) if zero == 3 and modes.param_gather == "per_step" else 0,
         buffers=buffers,
         activations=activation_bytes(config, shapes, rank, number, vocab_size),
         in_update=in_update,
@@ -234,7 +234,7 @@ def _stage(
 
 
 def _gathered_elements(config: RunConfig, shapes: StageShapes, modes: Modes) -> int:
-    if modes.gather == "per_step":
+    if modes.param_gather == "per_step":
         return shapes.num_parameters
     tables = [
         size
@@ -269,7 +269,7 @@ def _gathers(engine: EngineConfig) -> list[Mode]:
         return ["per_step"]
     if engine.offload.params == "nvme":
         return ["per_micro_batch"]
-    return ["per_step", "per_micro_batch"] if engine.gather == "auto" else [engine.gather]
+    return ["per_step", "per_micro_batch"] if engine.param_gather == "auto" else [engine.param_gather]
 
 
 def _reductions(engine: EngineConfig) -> list[Mode]:

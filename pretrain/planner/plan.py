@@ -113,7 +113,7 @@ def _modes(config: RunConfig, modes: Modes, gpu_memory: float | None) -> list[st
     unknown = "" if gpu_memory is not None else ", device memory unknown: give --gpu-memory"
     for needs, key, asked, chosen in (
         (2, "grad_reduction", engine.grad_reduction, modes.grad_reduction),
-        (3, "gather", engine.gather, modes.gather),
+        (3, "param_gather", engine.param_gather, modes.param_gather),
     ):
         if engine.zero_stage >= needs:
             lines.append(f"engine.{key}: {chosen}" + (f" (auto{unknown})" if asked == "auto" else ""))

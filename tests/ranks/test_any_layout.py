@@ -25,7 +25,7 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "dp3-zero2": (3, {"zero_stage": 2}),
     "tp2-pp2-dp2-sp-zero3": (8, {"tp": 2, "pp": 2, "sp": True, "zero_stage": 3}),
     "pp4-zero1": (4, {"pp": 4, "zero_stage": 1}),
-    "pp2-vp2-dp2-zero3-held": (4, {"pp": 2, "vp": 2, "zero_stage": 3, "gather": "per_step"}),
+    "pp2-vp2-dp2-zero3-held": (4, {"pp": 2, "vp": 2, "zero_stage": 3, "param_gather": "per_step"}),
     "tp4-sp-zero1": (4, {"tp": 4, "sp": True, "zero_stage": 1}),
     "tp2-pp2-zero0": (4, {"tp": 2, "pp": 2, "zero_stage": 0}),
     "pp2-dp2-zero2": (4, {"pp": 2, "zero_stage": 2}),

@@ -62,7 +62,7 @@ def draw_layout(draw: random.Random) -> tuple[int, Settings]:
         "train.global_batch_size": micro_batch_size * micro_batches * dp,
         "engine.zero_stage": stage,
         "engine.grad_reduction": draw.choice(modes) if stage >= 2 else "auto",
-        "engine.gather": draw.choice(modes) if stage == 3 else "auto",
+        "engine.param_gather": draw.choice(modes) if stage == 3 else "auto",
         "engine.offload.optimizer": draw.choice(("none", "none", "none", "cpu")) if stage else "none",
         "engine.offload.params": draw.choice(("none", "none", "none", "cpu")) if stage == 3 else "none",
         "engine.recompute.granularity": draw.choice(("none", "none", "none", "selective", "full")),

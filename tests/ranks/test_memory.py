@@ -71,7 +71,7 @@ def test_an_engine_holds_what_the_plan_says(
 ) -> None:
     dp = world_size // (shape.get("tp", 1) * shape.get("pp", 1))
     modes = Modes("per_micro_batch", "per_micro_batch")
-    given = f"engine.grad_reduction={modes.grad_reduction}", f"engine.gather={modes.gather}"
+    given = f"engine.grad_reduction={modes.grad_reduction}", f"engine.param_gather={modes.param_gather}"
     config = run_config(model, *batches(dp, 1), *given, zero_stage=zero, precision=precision, **shape)
     ranks = run_ranks(held, world_size, config)
     stages = plan_memory(config, VOCAB_SIZE, world_size, modes)

@@ -89,7 +89,7 @@ def test_parameters_on_a_disk_train_as_in_memory(
     model: str, shape: dict[str, int], world_size: int, overrides: tuple[str, ...], optimizer: str, tmp_path: Path
 ) -> None:
     shared = *LARGER, *overrides, "engine.grad_reduction=per_micro_batch"
-    in_memory = "engine.gather=per_micro_batch", f"engine.offload.optimizer={optimizer.replace('nvme', 'cpu')}"
+    in_memory = "engine.param_gather=per_micro_batch", f"engine.offload.optimizer={optimizer.replace('nvme', 'cpu')}"
     on_disk = *PARAMETERS_ON_DISK, f"engine.offload.optimizer={optimizer}", f"engine.offload.nvme_path={tmp_path}"
     expected = run_on_disk(trained, world_size, config_of(model, shape, world_size, *shared, *in_memory))
     config = config_of(model, shape, world_size, *shared, *on_disk)

@@ -87,7 +87,7 @@ CASES = [
 
 def config_of(model: str, reduction: str, gather: str, shape: dict[str, int]) -> RunConfig:
     layers = "model.num_layers=12"
-    return run_config(model, layers, *batches(2), zero_stage=3, gather=gather, grad_reduction=reduction, **shape)
+    return run_config(model, layers, *batches(2), zero_stage=3, param_gather=gather, grad_reduction=reduction, **shape)
 
 
 @pytest.mark.parametrize(("model", "reduction", "shape"), CASES)
@@ -138,7 +138,7 @@ def test_a_held_stage_takes_the_memory_that_is_planned(
     monkeypatch: pytest.MonkeyPatch, precision: str, piece: int
 ) -> None:
     shape = ("model.num_layers=4", "model.hidden_size=64", "model.ffn_hidden_size=128")
-    config = run_config("gpt", *shape, *batches(2), zero_stage=3, precision=precision, gather="per_step")
+    config = run_config("gpt", *shape, *batches(2), zero_stage=3, precision=precision, param_gather="per_step")
     monkeypatch.setattr(memory, "GATHER_ELEMENTS", piece)
     (plan,) = memory.plan_memory(config, VOCAB_SIZE, 2, memory.Modes("per_micro_batch", "per_step"))
     if piece == 10**9:

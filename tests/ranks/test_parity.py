@@ -127,7 +127,7 @@ class Layout:
         shape = {"tp": self.tp, "pp": self.pp, "vp": self.vp, "sp": self.sp}
         batch = batches(self.dp, self.micro_batches, SAMPLES)
         layers = f"model.num_layers={self.num_layers}"
-        least = ("engine.grad_reduction=per_micro_batch", "engine.gather=per_micro_batch")
+        least = ("engine.grad_reduction=per_micro_batch", "engine.param_gather=per_micro_batch")
         return run_config(self.model, *SETTINGS, layers, *batch, *least, *self.overrides, zero_stage=self.zero, **shape)
 
     def __str__(self) -> str:
@@ -140,7 +140,7 @@ class Layout:
 
 """Micro-batches: 3, so that a stage of two runs all phases of 1F1B; more and fewer than stages below."""
 ONCE = "engine.grad_reduction=per_step"
-HELD = "engine.gather=per_step"
+HELD = "engine.param_gather=per_step"
 UNEVEN = "parallel.pp_layout=Et|tttL"
 LAYOUTS = [
     # One axis alone.

@@ -17,8 +17,8 @@ from tests.support.training import start, train, whole_state
 SETTINGS = ("optim.clip_grad_norm=0.2", "optim.eps=1e-4", "model.num_layers=4")
 # Untied: the two gradients of a tied table meet within each micro-batch on one process, between stages elsewhere.
 MODEL = "llama"
-MICRO = ("engine.grad_reduction=per_micro_batch", "engine.gather=per_micro_batch")
-ONCE = ("engine.grad_reduction=per_step", "engine.gather=per_step")
+MICRO = ("engine.grad_reduction=per_micro_batch", "engine.param_gather=per_micro_batch")
+ONCE = ("engine.grad_reduction=per_step", "engine.param_gather=per_step")
 
 
 @dataclass(frozen=True)

@@ -78,8 +78,8 @@ def watched_course(here: Runtime, case: Case, folder: Path) -> tuple[Course, Wat
 APART, IN_PLACE = "data.document_mask=true", "engine.cross_entropy=in_place"
 DROPOUT = ("model.hidden_dropout=0.1", "model.attention_dropout=0.1")
 IN_THE_SAME, LAYERS = "engine.grad_accum_dtype=same", "model.num_layers=4"
-OFTEN = {"grad_reduction": "per_micro_batch", "gather": "per_micro_batch"}
-SELDOM = {"grad_reduction": "per_step", "gather": "per_step"}
+OFTEN = {"grad_reduction": "per_micro_batch", "param_gather": "per_micro_batch"}
+SELDOM = {"grad_reduction": "per_step", "param_gather": "per_step"}
 STATES_OUT, ALL_OUT = "engine.offload.optimizer=cpu", "engine.offload.params=cpu"
 
 
@@ -149,7 +149,7 @@ def offloads(*stages: int) -> Callable[[Case], bool]:
 
 
 def gathers_often(case: Case) -> bool:
-    return case.config.engine.gather == "per_micro_batch"
+    return case.config.engine.param_gather == "per_micro_batch"
 
 
 def reduces_often(case: Case) -> bool:
@@ -278,7 +278,7 @@ def test_the_cases_have_every_option() -> None:
         "precision": {"fp32", "bf16", "fp16"},
         "grad_accum_dtype": {"fp32", "same"},
         "grad_reduction": {"auto", "per_micro_batch", "per_step"},
-        "gather": {"auto", "per_micro_batch", "per_step"},
+        "param_gather": {"auto", "per_micro_batch", "per_step"},
         "cross_entropy": {"plain", "in_place"},
         "attention": {"auto", "flash", "math"},
     }.items():

@@ -18,7 +18,7 @@ LAYOUTS = {
     "one": (1, {"zero_stage": 1}),
     "pp2-dp2-zero3": (4, {"zero_stage": 3, "pp": 2}),
     "tp2-pp2-sp-zero2": (4, {"zero_stage": 2, "tp": 2, "pp": 2, "sp": True}),
-    "pp2-vp2-zero3-held": (2, {"zero_stage": 3, "pp": 2, "vp": 2, "gather": "per_step"}),
+    "pp2-vp2-zero3-held": (2, {"zero_stage": 3, "pp": 2, "vp": 2, "param_gather": "per_step"}),
 }
 WAYS = {
     "full-1": ("granularity=full", "num_layers=1"),

@@ -49,7 +49,7 @@ _SECTIONS = {
     "pp": "parallel",
     "vp": "parallel",
     "grad_reduction": "engine",
-    "gather": "engine",
+    "param_gather": "engine",
 }
 
 

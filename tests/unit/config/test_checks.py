@@ -148,10 +148,10 @@ RULES: list[tuple[dict[str, object], int, str]] = [
     ),
     *(
         (
-            {"engine__gather": mode, "engine__zero_stage": 2},
+            {"engine__param_gather": mode, "engine__zero_stage": 2},
             1,
-            f"engine.gather={mode}: engine.zero_stage=2 holds whole parameters: there is nothing to gather; set it "
-            "to auto, or engine.zero_stage=3",
+            f"engine.param_gather={mode}: engine.zero_stage=2 holds whole parameters: there is nothing to gather; set "
+            "it to auto, or engine.zero_stage=3",
         )
         for mode in ("per_step", "per_micro_batch")
     ),
@@ -250,11 +250,11 @@ RULES: list[tuple[dict[str, object], int, str]] = [
             "engine__offload__params": "nvme",
             "engine__zero_stage": 3,
             "engine__offload__nvme_path": "/disk",
-            "engine__gather": "per_step",
+            "engine__param_gather": "per_step",
         },
         1,
-        "engine.gather=per_step: engine.offload.params=nvme needs parameters gathered for each micro-batch; set it "
-        "to auto, or engine.offload.params=cpu",
+        "engine.param_gather=per_step: engine.offload.params=nvme needs parameters gathered for each micro-batch; set "
+        "it to auto, or engine.offload.params=cpu",
     ),
     (
         {
@@ -293,7 +293,7 @@ LEGAL: list[tuple[dict[str, object], int]] = [
     ({"engine__recompute__granularity": "full", "engine__recompute__num_layers": 2}, 1),
     *(({"engine__zero_stage": stage, "engine__grad_reduction": "per_step"}, 1) for stage in range(4)),
     ({"engine__zero_stage": 2, "engine__grad_reduction": "per_micro_batch"}, 1),
-    ({"engine__zero_stage": 3, "engine__gather": "per_micro_batch"}, 1),
+    ({"engine__zero_stage": 3, "engine__param_gather": "per_micro_batch"}, 1),
     ({"engine__zero_stage": 1, "engine__offload__optimizer": "cpu"}, 1),
     ({"engine__zero_stage": 2, "engine__offload__optimizer": "cpu", "engine__grad_reduction": "per_step"}, 1),
     ({"engine__zero_stage": 3, "engine__offload__params": "cpu"}, 1),

@@ -120,14 +120,14 @@ def test_a_degree_below_one_is_told(key: str, degree: int) -> None:
 
 
 def test_all_faults_of_a_layout_are_told_at_once() -> None:
-    told = refusal(laid_out(tp=5, pp=7, engine__gather="per_step", model__num_query_groups=5), 36)
+    told = refusal(laid_out(tp=5, pp=7, engine__param_gather="per_step", model__num_query_groups=5), 36)
     assert [", ".join(re.findall(r"([\w.]+)=", line.partition(":")[0])) for line in told[:-1]] == [
         "model.num_query_groups",
         "parallel.tp, parallel.pp",
         "parallel.tp",
         "parallel.tp",
         "parallel.pp, parallel.vp",
-        "engine.gather",
+        "engine.param_gather",
     ]
     assert told[-1].startswith("nearest legal layouts on 36 ranks:")
 

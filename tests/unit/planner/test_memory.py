@@ -245,7 +245,7 @@ def test_auto_takes_what_holds_least_where_memory_is_unknown_or_nothing_fits() -
 @pytest.mark.parametrize("mode", ["per_step", "per_micro_batch"])
 def test_a_mode_that_was_asked_for_is_taken(mode: str) -> None:
     for budget in (None, 1, 10**12):
-        assert choose_modes(engine(3, "bf16", engine__gather=mode), VOCAB, 8, budget).gather == mode
+        assert choose_modes(engine(3, "bf16", engine__param_gather=mode), VOCAB, 8, budget).param_gather == mode
         assert choose_modes(engine(2, "bf16", engine__grad_reduction=mode), VOCAB, 8, budget).grad_reduction == mode
 
 

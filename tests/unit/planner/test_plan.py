@@ -40,7 +40,7 @@ def test_a_plan_names_the_layout_its_derived_numbers_and_each_stage(capsys) -> N
     assert said.out.startswith("tiny on 16 ranks: tp 2, pp 4, vp 1, data-parallel size 2, ZeRO-3 bf16\n")
     assert "a step: 32 samples = 1 micro x 16 accumulated x 2 data-parallel" in said.out
     assert "pipeline bubble: 15.8% of a step" in said.out
-    assert "engine.gather: per_micro_batch (auto, device memory unknown: give --gpu-memory)" in said.out
+    assert "engine.param_gather: per_micro_batch (auto, device memory unknown: give --gpu-memory)" in said.out
     assert "vocabulary of 8,192 (tokenizer.vocab_size; data/files is not prepared)" in said.out
     stages = [line.split()[:4] for line in said.out.splitlines() if line.split()[1:2] == ["2"]]
     assert stages == [
@@ -56,9 +56,9 @@ def test_a_plan_names_the_layout_its_derived_numbers_and_each_stage(capsys) -> N
 def test_a_plan_says_whether_it_fits_and_chooses_the_modes_by_it(capsys) -> None:
     large = ("plan", "model=gpt3_13b", "engine=zero3_bf16", "train.global_batch_size=64", "--ranks", "64")
     roomy = Said(capsys, *large, "train.micro_batch_size=1", "--gpu-memory", "192")
-    assert "engine.gather: per_step (auto)\n" in roomy.out and "\nfits: " in roomy.out
+    assert "engine.param_gather: per_step (auto)\n" in roomy.out and "\nfits: " in roomy.out
     tight = Said(capsys, *large, "--gpu-memory", "16", "train.micro_batch_size=1")
-    assert "engine.gather: per_micro_batch (auto)\n" in tight.out
+    assert "engine.param_gather: per_micro_batch (auto)\n" in tight.out
     assert row(tight.out, "does")[:2] == ["does", "not"] and tight.code == 0
     assert float(row(tight.out, "does")[3]) < float(row(roomy.out, "fits:")[1])
 
