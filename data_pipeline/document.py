@@ -21,10 +21,10 @@ class Document:
 
 def content_hash(text: str) -> bytes:
     """16 bytes that name a text: exact copies share them."""
-    return content_hash_of(text.encode())
+    return hash_of_utf8(text.encode())
 
 
-def content_hash_of(raw: bytes) -> bytes:
+def hash_of_utf8(raw: bytes) -> bytes:
     """The same of a text in UTF-8."""
     return hashlib.blake2b(raw, digest_size=16).digest()
 

@@ -17,7 +17,7 @@ STORED_BELOW = 64  # a Feistel network is visibly uneven on domains smaller than
 Positions = npt.NDArray[np.int64] | Sequence[int]
 
 
-def sample_at(positions: Positions, num_samples: int, seed: int) -> npt.NDArray[np.int64]:
+def shuffled_indices(positions: Positions, num_samples: int, seed: int) -> npt.NDArray[np.int64]:
     """The samples at these global positions; position p lies in epoch p // num_samples.
 
     A call costs about 50 microseconds however few positions it gets: ask for windows.
@@ -49,13 +49,13 @@ def _feistel(values: npt.NDArray[np.uint64], bits: int, keys: tuple[int, ...]) -
     left_bits, right_bits = bits // 2, bits - bits // 2
     left, right = values >> np.uint64(right_bits), values & np.uint64((1 << right_bits) - 1)
     for key in keys:
-        mixed = mix(right ^ np.uint64(key)) >> np.uint64(64 - left_bits)
+        mixed = splitmix64(right ^ np.uint64(key)) >> np.uint64(64 - left_bits)
         left, right = right, left ^ mixed
         left_bits, right_bits = right_bits, left_bits
     return (left << np.uint64(right_bits)) | right
 
 
-def mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+def splitmix64(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     """The finalizer of splitmix64 (Steele, Lea and Flood 2014): every input bit reaches the high bits."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

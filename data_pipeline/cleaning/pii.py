@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from data_pipeline.cleaning.page import Page
 from data_pipeline.cleaning.personal import Spans, cards, emails, ip_addresses, phones
 from data_pipeline.cleaning.secret_keys import secret_keys
-from data_pipeline.cleaning.step import Edit, Rule, Step, Treatment
+from data_pipeline.cleaning.step import Edit, PiiAction, Rule, Step
 
 # In this order: a card number would else be read as a telephone number.
 _FINDERS: tuple[tuple[str, Callable[[str], Spans]], ...] = (
@@ -22,12 +22,12 @@ _FINDERS: tuple[tuple[str, Callable[[str], Spans]], ...] = (
 class Pii(Step):
     """Each kind is left alone (off), replaced by its name as in <email> (mask), or drops the document (drop)."""
 
-    email: Treatment = "mask"
-    ip: Treatment = "mask"
+    email: PiiAction = "mask"
+    ip: PiiAction = "mask"
     """Public addresses only."""
-    phone: Treatment = "off"
-    card: Treatment = "mask"
-    key: Treatment = "mask"
+    phone: PiiAction = "off"
+    card: PiiAction = "mask"
+    key: PiiAction = "mask"
     """Private keys, access tokens."""
 
     name = "pii"

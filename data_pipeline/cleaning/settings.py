@@ -7,7 +7,7 @@ import typing
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from data_pipeline.cleaning.step import Bounds, MissingPackage, SettingError, Step
+from data_pipeline.cleaning.step import Bounds, PackageNotInstalled, SettingError, Step
 from data_pipeline.config_text import written
 from data_pipeline.errors import DataError
 
@@ -40,7 +40,7 @@ def build_step(given: object, known: Mapping[str, type[Step]], where: str) -> St
         return kind(**{key: _checked(value, hints[key], key) for key, value in settings.items()})
     except SettingError as error:
         raise DataError(f"{where}.{error.field}={written(error.value)}: {error.rule}") from None
-    except MissingPackage as error:
+    except PackageNotInstalled as error:
         package = error.args[0]
         raise DataError(
             f"{where}: step {name} needs the package {package}, which is not installed; pip install '{EXTRA}'"

@@ -49,7 +49,7 @@ Count = Annotated[int, Bounds(0)]
 Positive = Annotated[int, Bounds(1)]
 Share = Annotated[float, Bounds(0, 1)]
 Size = Annotated[float, Bounds(0)]
-Treatment = Literal["off", "mask", "drop"]
+PiiAction = Literal["off", "mask", "drop"]
 
 
 class Step(ABC):
@@ -77,7 +77,7 @@ class SettingError(Exception):
         self.field, self.value, self.rule = field, value, rule
 
 
-class MissingPackage(Exception):
+class PackageNotInstalled(Exception):
     """A step's optional package is not installed."""
 
     def __init__(self, package: str) -> None:

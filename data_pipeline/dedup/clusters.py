@@ -6,7 +6,7 @@ other is kept. A cluster is a kept document and its copies. So whatever is left 
 which connected components do not promise: they follow chains (versions of a page, texts that overlap) to documents that
 have nothing in common with the first.
 
-Of the documents that agree in a band, each is compared with the first and with the NEIGHBOURS before it, by number:
+Of the documents that agree in a band, each is compared with the first and with the MAX_DISTANCE before it, by number:
 all pairs where they are few, and linear work where a phrase stands on a hundred thousand pages. Little is lost by that:
 those pages do not have the rest of the pair's text, so in other bands the two meet among few.
 
@@ -29,9 +29,9 @@ from data_pipeline.errors import DataError
 Numbers = npt.NDArray[np.int64]
 Pairs = tuple[Numbers, Numbers]
 
-NEIGHBOURS = 16
+MAX_DISTANCE = 16
 
-SHARES = 16
+NUM_PARTITIONS = 16
 """Documents are compared by their hashes in so many shares, one after another."""
 
 HASH_BYTES = 16
@@ -71,16 +71,16 @@ def exact_duplicates(
     """For each document the lowest number among those with the same 16 bytes; the hashes come in one array or many.
 
     `update` is told how many bytes of hashes have been read, and after that how many more have been compared.
-    Takes 9 bytes a document, and 60 for each of one share of SHARES at a time; 16 in `folder` for so long.
+    Takes 9 bytes a document, and 60 for each of one share of NUM_PARTITIONS at a time; 16 in `folder` for so long.
     """
     firsts = np.empty(num_documents, np.int64)
     shares = np.empty(num_documents, np.uint8)
     with contextlib.ExitStack() as stack:
-        files = [stack.enter_context(tempfile.TemporaryFile(dir=folder)) for _ in range(SHARES)]
+        files = [stack.enter_context(tempfile.TemporaryFile(dir=folder)) for _ in range(NUM_PARTITIONS)]
         at = 0
         for some in hashes:
             halves = _halves(some.tobytes())
-            of_these = (halves[:, 0] % np.uint64(SHARES)).astype(np.uint8)
+            of_these = (halves[:, 0] % np.uint64(NUM_PARTITIONS)).astype(np.uint8)
             shares[at : at + len(halves)] = of_these
             at += len(halves)
             for share, file in enumerate(files):
@@ -137,7 +137,7 @@ class _Corpus:
         opens = np.append(True, keys[1:] != keys[:-1])
         firsts = np.flatnonzero(opens)[np.cumsum(opens) - 1]
         yield places[firsts[~opens]], places[~opens]
-        for distance in range(1, NEIGHBOURS + 1):
+        for distance in range(1, MAX_DISTANCE + 1):
             same = np.flatnonzero(firsts[distance:] <= np.arange(len(firsts) - distance))
             if not same.size:
                 return

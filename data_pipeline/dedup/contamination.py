@@ -15,7 +15,7 @@ from data_pipeline.dedup.words import Hashes, fold, ngrams, readable, split
 from data_pipeline.errors import DataError
 from data_pipeline.storage.atomic_write import write_durably
 
-LEAST_WORDS = 8
+MIN_WORDS = 8
 """A held-out text of fewer words is not looked for: it would be found by chance."""
 
 _FORMAT = int.from_bytes(b"heldout1", "big")
@@ -39,16 +39,16 @@ class HeldOutNgrams:
 
     @classmethod
     def of(cls, texts: Iterable[str], n: int = 13) -> "HeldOutNgrams":
-        """Every run of `n` words; a shorter text is one run as a whole, or too short if it has under LEAST_WORDS."""
-        if not LEAST_WORDS <= n < 64:
-            raise DataError(f"data.decontaminate.ngram={n}: must be {LEAST_WORDS} to 63 words; 13 is usual")
+        """Every run of `n` words; a shorter text is one run as a whole, or too short if it has under MIN_WORDS."""
+        if not MIN_WORDS <= n < 64:
+            raise DataError(f"data.decontaminate.ngram={n}: must be {MIN_WORDS} to 63 words; 13 is usual")
         runs: list[Hashes] = [np.empty(0, np.uint64)]
         num_texts = num_too_short = lengths = 0
         for text in texts:
             num_texts += 1
             words = split(fold(text)).hashes
             length = min(n, len(words))
-            if length < LEAST_WORDS:
+            if length < MIN_WORDS:
                 num_too_short += 1
             else:
                 lengths |= 1 << length

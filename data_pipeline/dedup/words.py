@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 Hashes = npt.NDArray[np.uint64]
 
-PIECE_BYTES = 1 << 18
+BLOCK_BYTES = 1 << 18
 """Bytes hashed in one go, by which memory and the tables of powers are bounded."""
 
 _BASE = 0x9E3779B97F4A7C15
@@ -77,7 +77,7 @@ def readable(folded: bytes) -> str:
 
 
 @dataclass(frozen=True)
-class Words:
+class HashedWords:
     """Where each word begins and ends in folded text, and its hash."""
 
     starts: npt.NDArray[np.int64]
@@ -85,12 +85,12 @@ class Words:
     hashes: Hashes
 
 
-def split(folded: bytes) -> Words:
+def split(folded: bytes) -> HashedWords:
     """All words of folded text; a word of more than PIECE_BYTES counts as several."""
-    pieces = [_split_piece(folded[start:end], start) for start, end in _pieces(folded)]
+    pieces = [_split_block(folded[start:end], start) for start, end in _blocks(folded)]
     if len(pieces) == 1:
         return pieces[0]
-    return Words(*(np.concatenate([getattr(p, name) for p in pieces]) for name in ("starts", "ends", "hashes")))
+    return HashedWords(*(np.concatenate([getattr(p, name) for p in pieces]) for name in ("starts", "ends", "hashes")))
 
 
 def ngrams(words: Hashes, n: int) -> Hashes:
@@ -103,10 +103,10 @@ def ngrams(words: Hashes, n: int) -> Hashes:
     return _mixed(total)
 
 
-def _pieces(folded: bytes) -> Iterator[tuple[int, int]]:
+def _blocks(folded: bytes) -> Iterator[tuple[int, int]]:
     start = 0
-    while len(folded) - start > PIECE_BYTES:
-        limit = start + PIECE_BYTES
+    while len(folded) - start > BLOCK_BYTES:
+        limit = start + BLOCK_BYTES
         end = max(folded.rfind(b" ", start, limit), folded.rfind(b"\n", start, limit)) + 1
         end = end if end > start else limit
         yield start, end
@@ -114,10 +114,10 @@ def _pieces(folded: bytes) -> Iterator[tuple[int, int]]:
     yield start, len(folded)
 
 
-def _split_piece(piece: bytes, offset: int) -> Words:
+def _split_block(block: bytes, offset: int) -> HashedWords:
     """A word c0 c1 c2 ... is hashed as the sum of value(ci) * BASE^i: two running sums over the whole piece, one taken
     from the other, and times the inverse of the power of BASE at which the word begins."""
-    data = np.frombuffer(b" " + piece + b" ", np.uint8)
+    data = np.frombuffer(b" " + block + b" ", np.uint8)
     inside = _IN_WORD.take(data)
     edges = np.flatnonzero(inside[1:] != inside[:-1])
     before, last = edges[::2], edges[1::2]
@@ -126,12 +126,12 @@ def _split_piece(piece: bytes, offset: int) -> Words:
     np.cumsum(sums, out=sums)
     hashes = sums[last] - sums[before]
     hashes *= _powers(pow(_BASE, -1, 1 << 64)).take(before)
-    return Words(before + offset, last + offset, _mixed(hashes))
+    return HashedWords(before + offset, last + offset, _mixed(hashes))
 
 
 @functools.cache
 def _powers(base: int) -> Hashes:
-    powers = np.full(PIECE_BYTES + 2, base, np.uint64)
+    powers = np.full(BLOCK_BYTES + 2, base, np.uint64)
     powers[0] = 1
     return np.multiply.accumulate(powers)
 

@@ -18,11 +18,11 @@ from data_pipeline.cleaning.cleaner import Cleaner
 from data_pipeline.config import DataConfig
 from data_pipeline.dedup.contamination import HeldOutNgrams
 from data_pipeline.dedup.minhash import signatures
-from data_pipeline.document import Document, content_hash, content_hash_of
+from data_pipeline.document import Document, content_hash, hash_of_utf8
 from data_pipeline.errors import DataError, WorkInterrupted
-from data_pipeline.sources.corpus import Corpus, Piece
+from data_pipeline.sources.corpus import Corpus, Task
 from data_pipeline.sources.files import InputFile
-from data_pipeline.storage.task_store import WorkFolder, every, key_of
+from data_pipeline.storage.task_store import TaskStore, at_most_every, key_of
 
 DOCUMENT = np.dtype([("content", "V16"), ("num_bytes", "<i8"), ("frame", "<i8")])
 """`frame`: where among the compressed texts the frame begins that holds the document."""
@@ -32,7 +32,7 @@ EXAMPLES = 3
 """Documents kept for people to read, of each reason."""
 EXCERPT_CHARS = 1000
 BATCH_BYTES = 1 << 20
-SECONDS_BETWEEN_NEWS = 2.0
+SECONDS_BETWEEN_REPORTS = 2.0
 FORMAT = 8
 """Of these files, and of all that decides what is in them beside the settings."""
 
@@ -42,7 +42,7 @@ Example = tuple[int, str, str]
 
 
 @dataclasses.dataclass(frozen=True)
-class Treatment:
+class CleanConfig:
     """What is done to every document before it is decided which are kept."""
 
     data: DataConfig
@@ -60,7 +60,7 @@ class Treatment:
 
 
 @dataclasses.dataclass(frozen=True)
-class CleanedPiece:
+class CleanResult:
     """The record of a finished piece; its documents and texts stand in files beside it."""
 
     num_documents: int
@@ -78,16 +78,16 @@ class CleanedPiece:
     """Some documents of each reason and rule, as they were; of those that could not be read, what is wrong."""
 
 
-def cleaned_key(piece: Piece, treatment_digest: str) -> str:
+def clean_key(task: Task, config_digest: str) -> str:
     """Names the content of a piece, as far as its files can be trusted to be untouched, and all that is done to it."""
-    return key_of([[span.file.identity, span.file.name, span.start, span.end] for span in piece], treatment_digest)
+    return key_of([[span.file.identity, span.file.name, span.start, span.end] for span in task], config_digest)
 
 
-def clean_piece(work: WorkFolder, key: str, piece: Piece, treatment: Treatment) -> None:
+def run_clean_task(work: TaskStore, key: str, task: Task, config: CleanConfig) -> None:
     """Write the piece's files and record."""
-    cleaning = _Cleaning(treatment)
-    corpus = Corpus(treatment.data, piece)
-    due = every(SECONDS_BETWEEN_NEWS, time.monotonic)
+    cleaning = _Cleaning(config)
+    corpus = Corpus(config.data, task)
+    due = at_most_every(SECONDS_BETWEEN_REPORTS, time.monotonic)
     compressor = zstandard.ZstdCompressor(level=1, write_checksum=True)
     with (
         work.writing(key, TEXTS) as texts,
@@ -95,20 +95,20 @@ def clean_piece(work: WorkFolder, key: str, piece: Piece, treatment: Treatment) 
         work.writing(key, SOURCES) as sources,
         work.writing(key, SIGNATURES) as signed,
     ):
-        found = corpus.documents(treatment.document_bytes, cleaning.examples.add)
+        found = corpus.documents(config.document_bytes, cleaning.examples.add)
         for batch in batches(cleaning.kept(found), BATCH_BYTES):
             raw = [one.text.encode() for one in batch]
-            rows = [(content_hash_of(text), len(text), texts.tell()) for text in raw]
+            rows = [(hash_of_utf8(text), len(text), texts.tell()) for text in raw]
             documents.write(np.array(rows, dtype=DOCUMENT).tobytes())
             texts.write(compressor.compress(b"".join(raw)))  # a frame of its own: others can be passed over
             sources.write(b"".join(json.dumps(one.source).encode() + b"\n" for one in batch))
-            if treatment.data.dedup == "near":
-                signed.write(signatures([one.text for one in batch], treatment.data.near_dedup).tobytes())
+            if config.data.dedup == "near":
+                signed.write(signatures([one.text for one in batch], config.data.near_dedup).tobytes())
             if due():
-                work.tell(key, corpus.disk_position)
-    for span in piece:
+                work.save_progress(key, corpus.disk_position)
+    for span in task:
         _check_untouched(span.file)
-    record = CleanedPiece(
+    record = CleanResult(
         num_documents=cleaning.num_documents + corpus.dropped.total(),
         num_bytes=cleaning.num_bytes,
         dropped=dict(corpus.dropped + cleaning.dropped),
@@ -120,24 +120,24 @@ def clean_piece(work: WorkFolder, key: str, piece: Piece, treatment: Treatment) 
     work.finish(key, dataclasses.asdict(record), (TEXTS, DOCUMENTS, SOURCES, SIGNATURES))
 
 
-def cleaned(work: WorkFolder, key: str) -> CleanedPiece:
+def clean_result(work: TaskStore, key: str) -> CleanResult:
     """The record of a finished piece."""
     record = work.record(key)
     assert record is not None, "asked for before it was finished"
-    return CleanedPiece(**record)
+    return CleanResult(**record)
 
 
-def documents(work: WorkFolder, key: str) -> npt.NDArray[Any]:
+def documents(work: TaskStore, key: str) -> npt.NDArray[Any]:
     """Content hash and size of each document of a finished piece, in order."""
     return np.fromfile(work.file(key, DOCUMENTS), dtype=DOCUMENT)
 
 
-def num_documents(work: WorkFolder, key: str) -> int:
+def num_documents(work: TaskStore, key: str) -> int:
     """Of a finished piece."""
     return work.file(key, DOCUMENTS).stat().st_size // DOCUMENT.itemsize
 
 
-def signatures_of(work: WorkFolder, key: str, permutations: int) -> npt.NDArray[np.uint32]:
+def signatures_of(work: TaskStore, key: str, permutations: int) -> npt.NDArray[np.uint32]:
     """A row for each document of a finished piece; read from the disk when it is looked at."""
     path = work.file(key, SIGNATURES)
     if not path.stat().st_size:
@@ -145,7 +145,7 @@ def signatures_of(work: WorkFolder, key: str, permutations: int) -> npt.NDArray[
     return np.memmap(path, dtype=np.uint32, mode="r").reshape(-1, permutations)
 
 
-def texts(work: WorkFolder, key: str, chosen: npt.NDArray[np.bool_]) -> Iterator[str]:
+def texts(work: TaskStore, key: str, chosen: npt.NDArray[np.bool_]) -> Iterator[str]:
     """Those documents of a finished piece that are chosen, in order."""
     table, path = documents(work, key), work.file(key, TEXTS)
     firsts = np.flatnonzero(np.diff(table["frame"], prepend=-1)).tolist()
@@ -161,7 +161,7 @@ def texts(work: WorkFolder, key: str, chosen: npt.NDArray[np.bool_]) -> Iterator
             yield from itertools.compress(found, chosen[first:last].tolist())
 
 
-def sources(work: WorkFolder, key: str) -> Iterator[str]:
+def sources(work: TaskStore, key: str) -> Iterator[str]:
     """Where each document of a finished piece came from, in order."""
     with work.file(key, SOURCES).open("rb") as file:
         yield from map(json.loads, file)
@@ -200,9 +200,9 @@ def _unpack(decompressor: zstandard.ZstdDecompressor, frame: bytes, sizes: list[
 class _Cleaning:
     """Applies the steps, and counts."""
 
-    def __init__(self, treatment: Treatment) -> None:
-        self._cleaner = Cleaner(treatment.data.steps)
-        path = treatment.held_out_ngrams
+    def __init__(self, config: CleanConfig) -> None:
+        self._cleaner = Cleaner(config.data.steps)
+        path = config.held_out_ngrams
         self._held_out = HeldOutNgrams.load(path) if path else None
         self.num_documents = self.num_bytes = 0
         self.dropped: collections.Counter[str] = collections.Counter()

@@ -20,8 +20,8 @@ from data_pipeline.config_text import written
 from data_pipeline.document import content_hash
 from data_pipeline.errors import DataError, NewerFormat
 from data_pipeline.prepare.clean_task import Examples
-from data_pipeline.prepare.encode_task import UNENCODABLE, Encoding, encode_piece, encoded, encoded_piece
-from data_pipeline.prepare.executors import num_processes, open_executor, run_all
+from data_pipeline.prepare.encode_task import UNENCODABLE, EncodeConfig, encode_result, encoded_tokens, run_encode_task
+from data_pipeline.prepare.executors import num_processes, open_executor, run_tasks
 from data_pipeline.prepare.report import write_prepare_report
 from data_pipeline.prepare.scan import Scan, held_out_corpus, report_passed_over, scan_corpus
 from data_pipeline.shards.folder import LocalFolder
@@ -33,11 +33,11 @@ from data_pipeline.sources.corpus import Corpus
 from data_pipeline.storage.atomic_write import write_durably
 from data_pipeline.storage.file_names import printable
 from data_pipeline.storage.output_paths import folder_to_write, refuse_others_files
-from data_pipeline.storage.staged_folder import recover, stage, working
-from data_pipeline.storage.task_store import WorkFolder, key_of
+from data_pipeline.storage.staged_folder import open_task_store, recover, stage
+from data_pipeline.storage.task_store import TaskStore, key_of
 from data_pipeline.storage.urls import shown
 from data_pipeline.tokenizers.base import Tokenizer
-from data_pipeline.tokenizers.loading import load_tokenizer, store_tokenizer, warn_where_text_changes
+from data_pipeline.tokenizers.loading import load_tokenizer, store_tokenizer, warn_if_text_changes
 from data_pipeline.tokenizers.sentencepiece_model import SentencePieceTokenizer
 from data_pipeline.tokenizers.training import train_tokenizer
 
@@ -59,8 +59,8 @@ def prepare(data: DataConfig, tokenizer: TokenizerConfig, prepare: PrepareConfig
     with contextlib.ExitStack() as stack:
 
         @functools.cache
-        def workshop() -> tuple[WorkFolder, Executor]:
-            work = stack.enter_context(working(folder))
+        def workshop() -> tuple[TaskStore, Executor]:
+            work = stack.enter_context(open_task_store(folder))
             return work, stack.enter_context(open_executor(prepare))
 
         @functools.cache
@@ -194,7 +194,7 @@ def _build(
     tokenizer_config: TokenizerConfig,
     settings: dict[str, Any],
     seq_length: int,
-    work: WorkFolder,
+    work: TaskStore,
     executor: Executor,
     bytes_each: int,
 ) -> tuple[Manifest, Scan]:
@@ -202,7 +202,7 @@ def _build(
     tokenizer = _obtain_tokenizer(staged, scan, tokenizer_config, work)
     dtype = dtype_for(tokenizer.vocab_size)
     given = "this one" if tokenizer_config.path is None else f"tokenizer.path={tokenizer_config.path}"
-    encoding = Encoding(
+    encoding = EncodeConfig(
         tokenizer=staged / tokenizer.file_name,
         fingerprint=tokenizer.fingerprint,
         dtype=dtype,
@@ -211,30 +211,30 @@ def _build(
         bytes_each=bytes_each,
         name=given,
     )
-    keys = [encoding.key(piece.key, piece.kept) for piece in scan.pieces]
-    pieces = dict(zip(keys, scan.pieces, strict=True))
-    tasks = {key: (piece.key, piece.kept, encoding) for key, piece in pieces.items()}
-    sources = {piece.given: np.zeros(3, dtype=np.int64) for piece in scan.pieces}
+    keys = [encoding.key(task.key, task.kept) for task in scan.tasks]
+    scanned = dict(zip(keys, scan.tasks, strict=True))
+    arguments = {key: (task.key, task.kept, encoding) for key, task in scanned.items()}
+    sources = {task.given: np.zeros(3, dtype=np.int64) for task in scan.tasks}
     dropped, examples = Counter(scan.dropped), Examples()
     examples.merge(scan.examples)
     with (
         split_writers(staged, data, seq_length=seq_length, dtype=dtype, eod_id=tokenizer.eod_id) as writers,
         _meanwhile(lambda: _try(tokenizer, scan, tokenizer_config)),
     ):
-        unpacked = iter(scan.pieces)
+        unpacked = iter(scan.tasks)
 
         def pack(key: str) -> None:
-            of_source, record = sources[next(unpacked).given], encoded_piece(work, key)
+            of_source, record = sources[next(unpacked).given], encode_result(work, key)
             dropped.update(record.dropped)
             examples.merge(record.examples)
             for name, writer in writers.items():
-                tokens, documents = encoded(work, key, name, dtype)
+                tokens, documents = encoded_tokens(work, key, name, dtype)
                 num_bytes = int(documents["num_bytes"].sum())
                 writer.add_all(tokens, documents["num_tokens"], num_bytes)
                 of_source += (len(documents), num_bytes, len(tokens))
 
-        sizes = {key: piece.num_bytes for key, piece in pieces.items()}
-        run_all(executor, work, "encoding", tasks, encode_piece, sizes, keys, pack)
+        sizes = {key: task.num_bytes for key, task in scanned.items()}
+        run_tasks(executor, work, "encoding", arguments, run_encode_task, sizes, keys, pack)
         splits = {name: writer.close() for name, writer in writers.items()}
     for name, split in splits.items():
         _check_enough(name, split, seq_length)
@@ -281,7 +281,7 @@ def _build(
     return manifest, scan
 
 
-def _obtain_tokenizer(staged: Path, scan: Scan, config: TokenizerConfig, work: WorkFolder) -> Tokenizer:
+def _obtain_tokenizer(staged: Path, scan: Scan, config: TokenizerConfig, work: TaskStore) -> Tokenizer:
     """Copy the given one, take over the one an interrupted run left for the same sample, or train it."""
     path = staged / SentencePieceTokenizer.file_name
     if config.path is not None:
@@ -308,7 +308,7 @@ def _obtain_tokenizer(staged: Path, scan: Scan, config: TokenizerConfig, work: W
 def _try(tokenizer: Tokenizer, scan: Scan, config: TokenizerConfig) -> None:
     """One that was trained here gives every text back."""
     if config.path is not None:
-        warn_where_text_changes(tokenizer, scan.sample(), f"tokenizer.path={config.path}")
+        warn_if_text_changes(tokenizer, scan.sample(), f"tokenizer.path={config.path}")
 
 
 @contextlib.contextmanager

@@ -12,10 +12,10 @@ from data_pipeline.dedup.clusters import HASH_BYTES, Numbers, exact_duplicates, 
 from data_pipeline.dedup.minhash import Signatures
 from data_pipeline.prepare.clean_task import documents, num_documents, signatures_of
 from data_pipeline.progress import show_progress
-from data_pipeline.storage.task_store import WorkFolder
+from data_pipeline.storage.task_store import TaskStore
 
 EXACT, NEAR = "dedup/exact", "dedup/near"
-SHOWN_CLUSTERS = 10
+MAX_CLUSTERS = 10
 logger = logging.getLogger(__name__)
 
 
@@ -33,7 +33,7 @@ class Duplicates:
     """Of the largest clusters: the document kept, the last one that was left out, and the size."""
 
 
-def find_duplicates(work: WorkFolder, keys: list[str], data: DataConfig) -> Duplicates:
+def find_duplicates(work: TaskStore, keys: list[str], data: DataConfig) -> Duplicates:
     """Of documents that are equal, or alike where `data.dedup` is near, all but the first are left out."""
     lengths = [num_documents(work, key) for key in keys]
     if data.dedup == "none" or not sum(lengths):
@@ -71,7 +71,7 @@ def _clusters(first: Numbers) -> tuple[dict[int, int], list[tuple[int, int, int]
     sizes = counts[originals]
     del counts
     how_many = zip(*np.unique(sizes, return_counts=True), strict=True)
-    shown = np.argsort(-sizes, kind="stable")[:SHOWN_CLUSTERS]
+    shown = np.argsort(-sizes, kind="stable")[:MAX_CLUSTERS]
     largest = []
     for original, size in zip(originals[shown].tolist(), sizes[shown].tolist(), strict=True):
         last = int(np.flatnonzero(first == original)[-1])
@@ -79,7 +79,7 @@ def _clusters(first: Numbers) -> tuple[dict[int, int], list[tuple[int, int, int]
     return {int(size): int(count) for size, count in how_many}, largest
 
 
-def _all_signatures(work: WorkFolder, keys: list[str], permutations: int) -> Signatures:
+def _all_signatures(work: TaskStore, keys: list[str], permutations: int) -> Signatures:
     """A row for each document of all pieces, read from the disk when it is looked at.
 
     In one file, which goes with the process: a map of each piece would hold a file descriptor for each.

@@ -16,7 +16,7 @@ from data_pipeline.errors import DataError, Unencodable
 from data_pipeline.prepare.clean_task import Example, Examples, documents, sources, texts
 from data_pipeline.prepare.split import Split
 from data_pipeline.shards.format import DTYPES
-from data_pipeline.storage.task_store import WorkFolder, every, key_of
+from data_pipeline.storage.task_store import TaskStore, at_most_every, key_of
 from data_pipeline.tokenizers.base import Tokenizer, encode_each
 from data_pipeline.tokenizers.loading import load_tokenizer
 from data_pipeline.tokenizers.sentencepiece_model import SentencePieceTokenizer
@@ -24,14 +24,14 @@ from data_pipeline.tokenizers.sentencepiece_model import SentencePieceTokenizer
 DOCUMENT = np.dtype([("num_tokens", "<i8"), ("num_bytes", "<i8"), ("held_out", "?")])
 ENCODED = ".encoded"
 BATCH_BYTES = 1 << 20
-SECONDS_BETWEEN_NEWS = 2.0
+SECONDS_BETWEEN_REPORTS = 2.0
 FORMAT = 3
 SPLITS = ("train", "validation")
 UNENCODABLE = "not_encodable"
 
 
 @dataclasses.dataclass(frozen=True)
-class Encoding:
+class EncodeConfig:
     """All that decides the tokens of a cleaned piece, beside which of its documents are kept."""
 
     tokenizer: Path
@@ -45,13 +45,13 @@ class Encoding:
     name: str
     """Of the tokenizer, for messages."""
 
-    def key(self, cleaned_key: str, kept: npt.NDArray[np.bool_]) -> str:
-        of_piece = (cleaned_key, np.packbits(kept).tobytes().hex())
+    def key(self, clean_key: str, kept: npt.NDArray[np.bool_]) -> str:
+        of_piece = (clean_key, np.packbits(kept).tobytes().hex())
         return key_of(FORMAT, *of_piece, self.fingerprint, self.dtype, self.split.threshold, self.errors)
 
 
 @dataclasses.dataclass(frozen=True)
-class EncodedPiece:
+class EncodeResult:
     """The record of a finished piece; its tokens stand in files beside it."""
 
     dropped: dict[str, int]
@@ -69,18 +69,20 @@ def _tokenizer(path: Path, fingerprint: str, bytes_to_come: int) -> Tokenizer:
     return tokenizer
 
 
-def encode_piece(work: WorkFolder, key: str, cleaned_key: str, kept: npt.NDArray[np.bool_], encoding: Encoding) -> None:
+def run_encode_task(
+    work: TaskStore, key: str, clean_key: str, kept: npt.NDArray[np.bool_], encoding: EncodeConfig
+) -> None:
     """Write the tokens of each split, end-of-document tokens included, and the lengths of its documents."""
     tokenizer = _tokenizer(encoding.tokenizer, encoding.fingerprint, encoding.bytes_each)
     end = np.array([tokenizer.eod_id], dtype=np.int32)
-    due = every(SECONDS_BETWEEN_NEWS, time.monotonic)
-    cleaned = documents(work, cleaned_key)[kept]
-    table = np.empty(len(cleaned), dtype=DOCUMENT)
-    table["num_bytes"] = cleaned["num_bytes"]
-    is_encoded = np.ones(len(cleaned), dtype=bool)
-    faults = _Faults(work, cleaned_key, kept, encoding)
-    table["held_out"] = [encoding.split.holds_out(content.tobytes()) for content in cleaned["content"]]
-    chosen = texts(work, cleaned_key, kept)
+    due = at_most_every(SECONDS_BETWEEN_REPORTS, time.monotonic)
+    kept_documents = documents(work, clean_key)[kept]
+    table = np.empty(len(kept_documents), dtype=DOCUMENT)
+    table["num_bytes"] = kept_documents["num_bytes"]
+    is_encoded = np.ones(len(kept_documents), dtype=bool)
+    faults = _Faults(work, clean_key, kept, encoding)
+    table["held_out"] = [encoding.split.holds_out(content.tobytes()) for content in kept_documents["content"]]
+    chosen = texts(work, clean_key, kept)
     with work.writing(key, tokens_of("train")) as train, work.writing(key, tokens_of("validation")) as validation:
         for first, last in _batches(table["num_bytes"]):
             found = encode_each(tokenizer, list(itertools.islice(chosen, last - first)))
@@ -97,25 +99,25 @@ def encode_piece(work: WorkFolder, key: str, cleaned_key: str, kept: npt.NDArray
                     parts = [part for ids in chosen_ids for part in (ids, end)]
                     file.write(np.concatenate(parts, dtype=DTYPES[encoding.dtype], casting="unsafe").data)
             if due():
-                work.tell(key, int(table["num_bytes"][:last].sum()))
+                work.save_progress(key, int(table["num_bytes"][:last].sum()))
     with work.writing(key, ENCODED) as file:
         file.write(table[is_encoded].tobytes())
-    record = EncodedPiece(dict(faults.dropped), faults.examples.chosen())
+    record = EncodeResult(dict(faults.dropped), faults.examples.chosen())
     work.finish(key, dataclasses.asdict(record), (*map(tokens_of, SPLITS), ENCODED))
 
 
-def encoded_piece(work: WorkFolder, key: str) -> EncodedPiece:
+def encode_result(work: TaskStore, key: str) -> EncodeResult:
     """The record of a finished piece."""
     record = work.record(key)
     assert record is not None, "asked for before it was finished"
-    return EncodedPiece(**record)
+    return EncodeResult(**record)
 
 
 class _Faults:
     """Documents of a piece that the tokenizer cannot encode: the first is an error, or all are counted."""
 
-    def __init__(self, work: WorkFolder, cleaned_key: str, kept: npt.NDArray[np.bool_], encoding: Encoding) -> None:
-        self._sources = lambda: itertools.compress(sources(work, cleaned_key), kept)
+    def __init__(self, work: TaskStore, clean_key: str, kept: npt.NDArray[np.bool_], encoding: EncodeConfig) -> None:
+        self._sources = lambda: itertools.compress(sources(work, clean_key), kept)
         self._encoding = encoding
         self.dropped: collections.Counter[str] = collections.Counter()
         self.examples = Examples()
@@ -131,8 +133,8 @@ class _Faults:
         self.examples.add(UNENCODABLE, source, str(fault))
 
 
-def encoded(
-    work: WorkFolder, key: str, split: str, dtype: str
+def encoded_tokens(
+    work: TaskStore, key: str, split: str, dtype: str
 ) -> tuple[npt.NDArray[np.uint16] | npt.NDArray[np.uint32], npt.NDArray[Any]]:
     """Tokens of a finished piece, one document after another, read from the disk when looked at; its documents."""
     table = np.fromfile(work.file(key, ENCODED), dtype=DOCUMENT)

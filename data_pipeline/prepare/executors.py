@@ -25,18 +25,18 @@ from typing import Any
 from data_pipeline.config import PrepareConfig
 from data_pipeline.errors import DataError, WorkInterrupted
 from data_pipeline.progress import show_progress
-from data_pipeline.storage.task_store import WorkFolder, every
+from data_pipeline.storage.task_store import TaskStore, at_most_every
 
-SECONDS_BETWEEN_LOOKS = 1.0
-MOST_SUBMITTED = 2048
+POLL_SECONDS = 1.0
+MAX_SUBMITTED = 2048
 """Pieces that an executor is given at once: for a thousand workers, one in work and one waiting. There may be a hundred
 thousand, and each of those that are submitted is looked at."""
-LONGEST_FOLDER = 70
+MAX_TMPDIR_BYTES = 70
 """Bytes of TMPDIR below which the server's socket has a name of at most 107, which is all that a socket can have."""
 PRELOADED = ["__main__", "data_pipeline.prepare.clean_task", "data_pipeline.prepare.encode_task"]
 
 
-class Inline(Executor):
+class InlineExecutor(Executor):
     """Does the work where it is submitted."""
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
@@ -83,13 +83,13 @@ def num_cores() -> int:
 def local_executor(num_workers: int) -> Iterator[Executor]:
     """Processes of this machine."""
     if num_workers == 1:
-        yield Inline()
+        yield InlineExecutor()
         return
     # Forked from a server that has the modules and no work: a fork of this process would copy its threads as they are.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     reader, writer = context.Pipe(duplex=False)
-    pool = _Pool(num_workers, mp_context=context, initializer=_end_with_driver, initargs=(reader,))
+    pool = _Pool(num_workers, mp_context=context, initializer=_exit_with_driver, initargs=(reader,))
     with reader, writer, pool:
         try:
             yield pool
@@ -120,7 +120,7 @@ def _start_fork_server() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # of this thread, and so of what is started in it
     # The server of Python 3.11 would look in the current folder first, wherever this process has its modules from.
     folder = tempfile.tempdir
-    if len(os.fsencode(tempfile.gettempdir())) > LONGEST_FOLDER:
+    if len(os.fsencode(tempfile.gettempdir())) > MAX_TMPDIR_BYTES:
         tempfile.tempdir = "/tmp"
     path = {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     before = {name: os.environ[name] for name in path if name in os.environ}
@@ -134,7 +134,7 @@ def _start_fork_server() -> None:
         os.environ.update(before)
 
 
-def _end_with_driver(reader: Connection) -> None:
+def _exit_with_driver(reader: Connection) -> None:
     """A worker would wait for work for ever where the driver was killed; the pipe from it, on which nothing is sent,
     ends with it."""
 
@@ -145,9 +145,9 @@ def _end_with_driver(reader: Connection) -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def run_all(
+def run_tasks(
     executor: Executor,
-    work: WorkFolder,
+    work: TaskStore,
     title: str,
     tasks: Mapping[str, tuple[Any, ...]],
     function: Callable[..., None],
@@ -163,8 +163,8 @@ def run_all(
     unfinished = {key: size_of[key] for key in tasks if work.record(key) is None}
     waiting = collections.deque(order)
     done = sum(size_of.values()) - sum(unfinished.values())
-    told: dict[str, int] = {}
-    is_time_to_look = every(SECONDS_BETWEEN_LOOKS, time.monotonic)
+    progress: dict[str, int] = {}
+    is_time_to_look = at_most_every(POLL_SECONDS, time.monotonic)
     submitted = _Submitted(lambda key: executor.submit(function, work, key, *tasks[key]), unfinished)
 
     def can_hand_on() -> bool:
@@ -174,12 +174,12 @@ def run_all(
         try:
             while unfinished or waiting:
                 submitted.fill()
-                for key in submitted.take_ended(0 if can_hand_on() else SECONDS_BETWEEN_LOOKS):
+                for key in submitted.take_ended(0 if can_hand_on() else POLL_SECONDS):
                     done += unfinished.pop(key)
-                    told.pop(key, None)
+                    progress.pop(key, None)
                 if is_time_to_look():
-                    told.update((key, min(work.told(key), size_of[key])) for key in submitted.keys)
-                update(done + sum(told.values()))
+                    progress.update((key, min(work.progress(key), size_of[key])) for key in submitted.keys)
+                update(done + sum(progress.values()))
                 if can_hand_on():  # one, so that no failure of another piece is seen late
                     then(waiting.popleft())
         except BrokenProcessPool:
@@ -193,7 +193,7 @@ def run_all(
 
 
 class _Submitted:
-    """The tasks that the executor has, MOST_SUBMITTED at a time."""
+    """The tasks that the executor has, MAX_SUBMITTED at a time."""
 
     def __init__(self, submit: Callable[[str], Future[Any]], keys: Iterable[str]) -> None:
         self._submit = submit
@@ -207,7 +207,7 @@ class _Submitted:
 
     def fill(self) -> None:
         """As far as there is room; a task that is done where it is submitted is to be taken before the next."""
-        while self._left and len(self._futures) < MOST_SUBMITTED:
+        while self._left and len(self._futures) < MAX_SUBMITTED:
             future = self._submit(self._left[0])
             self._futures[future] = self._left.popleft()
             future.add_done_callback(self._ended.put)

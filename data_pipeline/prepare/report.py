@@ -14,17 +14,17 @@ from data_pipeline.prepare.duplicates import Duplicates
 from data_pipeline.prepare.scan import Scan
 from data_pipeline.shards.manifest import Manifest
 from data_pipeline.storage.atomic_write import write_durably
-from data_pipeline.storage.task_store import WorkFolder
+from data_pipeline.storage.task_store import TaskStore
 
 REPORT_FILE = "prepare_report.html"
-SHOWN_SOURCES = 30
-MOST_BITS = 64  # of a document's length
-LONGEST_LABEL = 48
+MAX_SOURCES = 30
+MAX_BITS = 64  # of a document's length
+MAX_LABEL_CHARS = 48
 IN_TILES = ("documents", "text bytes", "tokens", "bytes per token", "vocabulary", "train samples", "validation samples")
 
 
 def write_prepare_report(
-    folder: Path, manifest: Manifest, scan: Scan, work: WorkFolder, figures: Mapping[str, Any]
+    folder: Path, manifest: Manifest, scan: Scan, work: TaskStore, figures: Mapping[str, Any]
 ) -> None:
     """Write the page into the dataset's folder; equal datasets give equal bytes with equal versions of matplotlib."""
     found, changed = scan.dropped, scan.changed
@@ -38,14 +38,14 @@ def write_prepare_report(
         num_read=scan.num_read,
         counts=[("left out", sorted(found.items())), ("changed", sorted(changed.items()))],
         examples=[(why, [(source, text) for _, source, text in rows]) for why, rows in scan.examples.items()],
-        clusters=list(_clusters(scan.duplicates, work, [piece.key for piece in scan.pieces])),
+        clusters=list(_clusters(scan.duplicates, work, [task.key for task in scan.tasks])),
         settings=sorted(manifest.settings.items()),
     )
     write_durably(folder / REPORT_FILE, page)
 
 
 def _clusters(
-    duplicates: Duplicates, work: WorkFolder, keys: list[str]
+    duplicates: Duplicates, work: TaskStore, keys: list[str]
 ) -> Iterator[tuple[int, list[tuple[str, str, str]]]]:
     """Of the largest clusters: size, and role, source and beginning of the document kept and of one left out."""
     wanted = {number for kept, last, _ in duplicates.largest for number in (kept, last)}
@@ -62,19 +62,19 @@ def _clusters(
         yield size, [("kept", *found[kept]), ("left out", *found[last])]
 
 
-def _images(manifest: Manifest, scan: Scan, work: WorkFolder) -> Iterator[tuple[str, bytes]]:
-    lengths = (documents(work, piece.key)["num_bytes"][piece.kept] for piece in scan.pieces)
-    of_pieces = (np.bincount(np.log2(some).astype(np.int64), minlength=MOST_BITS) for some in lengths)
-    counts = np.trim_zeros(sum(of_pieces, np.zeros(MOST_BITS, dtype=np.int64)), "b")
+def _images(manifest: Manifest, scan: Scan, work: TaskStore) -> Iterator[tuple[str, bytes]]:
+    lengths = (documents(work, task.key)["num_bytes"][task.kept] for task in scan.tasks)
+    of_pieces = (np.bincount(np.log2(some).astype(np.int64), minlength=MAX_BITS) for some in lengths)
+    counts = np.trim_zeros(sum(of_pieces, np.zeros(MAX_BITS, dtype=np.int64)), "b")
     name = manifest.corpus.name
     yield "Length of the documents that are kept", _draw_histogram(name, 2.0 ** np.arange(len(counts) + 1), counts)
-    by_source = sorted(manifest.sources, key=lambda source: -source.tokens)[:SHOWN_SOURCES]
+    by_source = sorted(manifest.sources, key=lambda source: -source.tokens)[:MAX_SOURCES]
     yield "Tokens by source", _draw_bars(name, [(source.name, source.tokens) for source in by_source])
     if scan.dropped:
         yield "Documents left out, by reason", _draw_bars(name, sorted(scan.dropped.items(), key=lambda item: -item[1]))
     if scan.duplicates.cluster_sizes:
         sizes = sorted(scan.duplicates.cluster_sizes.items())
-        shown = [(f"{size} documents", number) for size, number in itertools.islice(sizes, SHOWN_SOURCES)]
+        shown = [(f"{size} documents", number) for size, number in itertools.islice(sizes, MAX_SOURCES)]
         yield "Clusters of documents that are alike, by size", _draw_bars(name, shown)
 
 
@@ -96,7 +96,7 @@ def _draw_bars(name: str, rows: list[tuple[str, int]]) -> bytes:
     axes = figure.subplots()
     places = range(len(rows))
     bars = axes.barh(places, [value for _, value in rows], color=ACCENT)
-    labels = [shortened(label, LONGEST_LABEL) for label, _ in rows]
+    labels = [shortened(label, MAX_LABEL_CHARS) for label, _ in rows]
     axes.set_yticks(places, labels, parse_math=False)  # $ in a name is no formula
     axes.invert_yaxis()
     axes.bar_label(bars, labels=[f"{value:,}" for _, value in rows], padding=3, fontsize=8)

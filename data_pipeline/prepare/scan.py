@@ -14,40 +14,40 @@ import numpy as np
 import numpy.typing as npt
 
 from data_pipeline.config import DataConfig, DecontaminateConfig, TokenizerConfig
-from data_pipeline.dedup.contamination import LEAST_WORDS, HeldOutNgrams
+from data_pipeline.dedup.contamination import MIN_WORDS, HeldOutNgrams
 from data_pipeline.errors import DataError
 from data_pipeline.prepare.clean_task import (
     DOCUMENT,
+    CleanConfig,
     Example,
     Examples,
-    Treatment,
-    clean_piece,
-    cleaned,
-    cleaned_key,
+    clean_key,
+    clean_result,
     documents,
+    run_clean_task,
     texts,
 )
 from data_pipeline.prepare.duplicates import Duplicates, find_duplicates
-from data_pipeline.prepare.executors import run_all
+from data_pipeline.prepare.executors import run_tasks
 from data_pipeline.prepare.split import Selector, Split
 from data_pipeline.progress import show_progress
-from data_pipeline.sources.corpus import Corpus, Piece
+from data_pipeline.sources.corpus import Corpus, Task
 from data_pipeline.storage.file_names import printable
-from data_pipeline.storage.task_store import WorkFolder
+from data_pipeline.storage.task_store import TaskStore
 from data_pipeline.storage.urls import shown
 
 logger = logging.getLogger(__name__)
-PIECE_BYTES = 8 << 20
-LEAST_PIECE_BYTES = 2 << 20
-PIECES_FOR_ALL_WORKERS = 16
+TASK_BYTES = 8 << 20
+MIN_TASK_BYTES = 2 << 20
+MIN_TASKS = 16
 """A small corpus is cut into as many, so that no worker waits long for the last one; equal for any number of them."""
-PIECES_WHEN_FEW = 64
+MIN_DOCUMENTS = 64
 NAMES_SHOWN = 3
 GIVEN_TOKENIZER_SAMPLE_BYTES = 1 << 18  # to see whether it gives text back
 
 
 @dataclasses.dataclass(frozen=True)
-class ScannedPiece:
+class ScannedTask:
     """A cleaned piece in the work folder."""
 
     key: str
@@ -71,7 +71,7 @@ class Scan:
     split: Split
     sample: Callable[[], list[str]]
     """Reads the texts that train the tokenizer, or try a given one."""
-    pieces: list[ScannedPiece]
+    tasks: list[ScannedTask]
     duplicates: Duplicates
     num_read: int
     """Documents in the inputs."""
@@ -87,7 +87,7 @@ class Scan:
 class _Counts:
     """What the records of pieces say together, one read after another: there may be a hundred thousand."""
 
-    def __init__(self, work: WorkFolder, keys: list[str], given: list[str]) -> None:
+    def __init__(self, work: TaskStore, keys: list[str], given: list[str]) -> None:
         self.num_documents = self.num_cut_files = 0
         self.cuts_inside_lines: list[str] = []
         self.dropped_of: collections.defaultdict[str, Counter[str]] = collections.defaultdict(Counter)
@@ -95,7 +95,7 @@ class _Counts:
         self.changed: Counter[str] = Counter()
         self.examples = Examples()
         for key, named_by in zip(keys, given, strict=True):
-            record = cleaned(work, key)
+            record = clean_result(work, key)
             self.num_documents += record.num_documents
             self.num_cut_files += record.num_cut_files
             self.cuts_inside_lines += record.cuts_inside_lines
@@ -108,7 +108,7 @@ class _Counts:
 
 
 def scan_corpus(
-    corpus: Corpus, data: DataConfig, tokenizer: TokenizerConfig, work: WorkFolder, executor: Executor
+    corpus: Corpus, data: DataConfig, tokenizer: TokenizerConfig, work: TaskStore, executor: Executor
 ) -> Scan:
     """Clean every piece, and choose.
 
@@ -118,12 +118,12 @@ def scan_corpus(
     held_out = held_out_ngrams(data, work)
     document_bytes = data.max_document_bytes
     while True:
-        treatment = Treatment(data, document_bytes, held_out)
-        parts = corpus.pieces(min(PIECE_BYTES, max(LEAST_PIECE_BYTES, corpus.disk_bytes // PIECES_FOR_ALL_WORKERS)))
-        keys = _clean(parts, treatment, work, executor)
+        config = CleanConfig(data, document_bytes, held_out)
+        parts = corpus.tasks(min(TASK_BYTES, max(MIN_TASK_BYTES, corpus.disk_bytes // MIN_TASKS)))
+        keys = _clean(parts, config, work, executor)
         duplicates = find_duplicates(work, keys, data)
         given = [part[0].file.given for part in parts]
-        pieces, selector = _choose(keys, given, duplicates, data, tokenizer, work)
+        tasks, selector = _choose(keys, given, duplicates, data, tokenizer, work)
         counts = _Counts(work, keys, given)
         dropped = counts.dropped(duplicates.dropped)
         if not selector.num_documents:
@@ -133,13 +133,13 @@ def scan_corpus(
                 "give files with text, as in data.inputs=[my.txt], or take data=stdlib"
             )
         split = selector.split()
-        finer = max(1024, selector.num_bytes // PIECES_WHEN_FEW)
+        finer = max(1024, selector.num_bytes // MIN_DOCUMENTS)
         too_coarse = split.held_out_bytes > min(2 * split.wanted_bytes, selector.num_bytes * 3 // 4)
         if document_bytes < data.max_document_bytes or not too_coarse or finer >= document_bytes:
             break
         logger.info("few documents: text files are cut at line ends into documents of at most %d bytes", finer)
         document_bytes = finer
-    _tell_inputs_without_documents(pieces, counts.dropped_of)
+    _warn_about_inputs_without_documents(tasks, counts.dropped_of)
     _report_cuts(counts, document_bytes, data.max_document_bytes)
     return Scan(
         digest=selector.digest,
@@ -147,8 +147,8 @@ def scan_corpus(
         num_bytes=selector.num_bytes,
         document_bytes=document_bytes,
         split=split,
-        sample=functools.cache(lambda: selector.sample(_sampled(work, pieces, selector))),
-        pieces=pieces,
+        sample=functools.cache(lambda: selector.sample(_sampled(work, tasks, selector))),
+        tasks=tasks,
         duplicates=duplicates,
         num_read=counts.num_documents,
         num_cut_files=counts.num_cut_files,
@@ -179,7 +179,7 @@ def held_out_corpus(data: DataConfig) -> Corpus:
     return Corpus(of_benchmarks, section="data.decontaminate")
 
 
-def held_out_ngrams(data: DataConfig, work: WorkFolder) -> Path | None:
+def held_out_ngrams(data: DataConfig, work: TaskStore) -> Path | None:
     """A file with the n-grams of these texts, if there are inputs of them."""
     if not data.decontaminate.inputs:
         return None
@@ -187,19 +187,19 @@ def held_out_ngrams(data: DataConfig, work: WorkFolder) -> Path | None:
     report_passed_over(corpus, "data.decontaminate.inputs")
     texts = (document.text for document in corpus.documents(data.max_document_bytes))
     ngrams = HeldOutNgrams.of(texts, data.decontaminate.ngram)
-    _tell_what_is_not_looked_for(ngrams, corpus.dropped, data.decontaminate)
+    _check_held_out_ngrams(ngrams, corpus.dropped, data.decontaminate)
     path = work.file(f"held-out-{ngrams.digest[:16]}", ".npy")
     ngrams.save(path)
     logger.info("decontamination: %s n-grams of %d words", f"{ngrams.num_ngrams:,}", data.decontaminate.ngram)
     return path
 
 
-def _tell_what_is_not_looked_for(ngrams: HeldOutNgrams, dropped: Counter[str], against: DecontaminateConfig) -> None:
+def _check_held_out_ngrams(ngrams: HeldOutNgrams, dropped: Counter[str], against: DecontaminateConfig) -> None:
     if not ngrams.num_ngrams:
         raise DataError(
             f"data.decontaminate.inputs={list(map(shown, against.inputs))}: nothing to look for, 0 n-grams of "
             f"data.decontaminate.ngram={against.ngram} words ({ngrams.num_texts} texts, {ngrams.num_too_short} of them "
-            f"of fewer than {LEAST_WORDS} words; left out: {_sorted(dropped) or 'nothing'}); give longer texts, under "
+            f"of fewer than {MIN_WORDS} words; left out: {_sorted(dropped) or 'nothing'}); give longer texts, under "
             f"data.decontaminate.text_key={against.text_key}"
         )
     if ngrams.num_too_short:
@@ -207,19 +207,19 @@ def _tell_what_is_not_looked_for(ngrams: HeldOutNgrams, dropped: Counter[str], a
             "data.decontaminate.inputs: %s of %s texts have fewer than %d words and are not looked for",
             f"{ngrams.num_too_short:,}",
             f"{ngrams.num_texts:,}",
-            LEAST_WORDS,
+            MIN_WORDS,
         )
     if dropped:
         logger.warning("data.decontaminate.inputs: some documents are not looked for (left out: %s)", _sorted(dropped))
 
 
-def _clean(pieces: list[Piece], treatment: Treatment, work: WorkFolder, executor: Executor) -> list[str]:
-    """The keys of all pieces, in order."""
-    digest = treatment.digest()
-    keys = [cleaned_key(piece, digest) for piece in pieces]
-    tasks = {key: (piece, treatment) for key, piece in zip(keys, pieces, strict=True)}
-    sizes = {key: sum(span.num_bytes for span in piece) for key, (piece, _) in tasks.items()}
-    run_all(executor, work, "cleaning", tasks, clean_piece, sizes)
+def _clean(tasks: list[Task], config: CleanConfig, work: TaskStore, executor: Executor) -> list[str]:
+    """Run the cleaning tasks and return their keys, in order."""
+    digest = config.digest()
+    keys = [clean_key(task, digest) for task in tasks]
+    arguments = {key: (task, config) for key, task in zip(keys, tasks, strict=True)}
+    sizes = {key: sum(span.num_bytes for span in task) for key, (task, _) in arguments.items()}
+    run_tasks(executor, work, "cleaning", arguments, run_clean_task, sizes)
     return keys
 
 
@@ -229,8 +229,8 @@ def _choose(
     duplicates: Duplicates,
     data: DataConfig,
     tokenizer: TokenizerConfig,
-    work: WorkFolder,
-) -> tuple[list[ScannedPiece], Selector]:
+    work: TaskStore,
+) -> tuple[list[ScannedTask], Selector]:
     sample_bytes = GIVEN_TOKENIZER_SAMPLE_BYTES if tokenizer.path else tokenizer.sample_bytes
     selector = Selector(data, sample_bytes, tokenizer.seed)
     found = []
@@ -240,7 +240,7 @@ def _choose(
             table = documents(work, key)
             for content, num_bytes in _rows(table, kept):
                 selector.add(content, num_bytes)
-            found.append(ScannedPiece(key, named_by, kept, int(table["num_bytes"][kept].sum())))
+            found.append(ScannedTask(key, named_by, kept, int(table["num_bytes"][kept].sum())))
             seen += table.nbytes
             update(seen)
     return found, selector
@@ -266,14 +266,14 @@ def _report_cuts(counts: _Counts, document_bytes: int, max_document_bytes: int) 
         )
 
 
-def _tell_inputs_without_documents(pieces: list[ScannedPiece], dropped: Mapping[str, Counter[str]]) -> None:
+def _warn_about_inputs_without_documents(tasks: list[ScannedTask], dropped: Mapping[str, Counter[str]]) -> None:
     """One among several may be there by mistake, or with another key of its text, and the rest would not show it."""
     copies: Counter[str] = Counter()
     silent = dict(dropped)
-    for piece in pieces:
-        copies[piece.given] += len(piece.kept)
-        if piece.kept.any():
-            silent.pop(piece.given, None)
+    for task in tasks:
+        copies[task.given] += len(task.kept)
+        if task.kept.any():
+            silent.pop(task.given, None)
     for given, reasons in silent.items():
         logger.warning(
             "data.inputs: %s gives no document to the dataset (left out: %s); is it the right file, and data.text_key?",
@@ -287,15 +287,15 @@ def _rows(table: npt.NDArray[Any], kept: npt.NDArray[np.bool_]) -> Iterator[tupl
     return zip((content.tobytes() for content in chosen["content"]), chosen["num_bytes"].tolist(), strict=True)
 
 
-def _sampled(work: WorkFolder, pieces: list[ScannedPiece], selector: Selector) -> Iterator[str]:
+def _sampled(work: TaskStore, tasks: list[ScannedTask], selector: Selector) -> Iterator[str]:
     """Texts of the pieces that hold any that the tokenizer's sample wants."""
     wanted = selector.sampled_keys()
-    for piece in pieces:
-        contents = (content for content, _ in _rows(documents(work, piece.key), piece.kept))
-        chosen = piece.kept.copy()
-        chosen[piece.kept] = [selector.sample_key(content) in wanted for content in contents]
+    for task in tasks:
+        contents = (content for content, _ in _rows(documents(work, task.key), task.kept))
+        chosen = task.kept.copy()
+        chosen[task.kept] = [selector.sample_key(content) in wanted for content in contents]
         if chosen.any():
-            yield from texts(work, piece.key, chosen)
+            yield from texts(work, task.key, chosen)
 
 
 def _sorted(counts: Counter[str]) -> dict[str, int]:

@@ -19,14 +19,14 @@ from typing import IO
 
 from data_pipeline.config import CacheConfig
 from data_pipeline.errors import NO_SPACE, DataError, NoSpace, Stopped
-from data_pipeline.remote.transfer import fetch, longest_silence
+from data_pipeline.remote.transfer import fetch, max_retry_seconds
 from data_pipeline.shards.manifest import FileRecord
 
 logger = logging.getLogger(__name__)
 PARTIAL = ".partial"
 LOCK_FILE = "lock"
-SECONDS_BETWEEN_LOOKS = 0.05
-SECONDS_UNTIL_TOLD = 10.0
+POLL_SECONDS = 0.05
+SECONDS_UNTIL_LOGGED = 10.0
 SECONDS_BETWEEN_WARNINGS = 600.0
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 Entry = tuple[int, int, Path]
@@ -50,7 +50,7 @@ class Cache:
     def __init__(self, config: CacheConfig) -> None:
         self._config = config
         self.folder = cache_folder(config)
-        self._lost = _Lost(f"data.cache.dir={self.folder}", f"data.cache.max_bytes={config.max_bytes:,}")
+        self._lost = _Refetches(f"data.cache.dir={self.folder}", f"data.cache.max_bytes={config.max_bytes:,}")
 
     def open(self, record: FileRecord, url: str, stop: threading.Event | None = None) -> int:
         """A descriptor of the whole file, fetched from `url` unless it is here; good also after its eviction."""
@@ -61,7 +61,7 @@ class Cache:
                 descriptor = self._fetch(record, url, stop)
             if descriptor is not None:
                 return descriptor
-            if stop.wait(SECONDS_BETWEEN_LOOKS):  # another one fetches it
+            if stop.wait(POLL_SECONDS):  # another one fetches it
                 raise Stopped
 
     def fetch(self, record: FileRecord, url: str, stop: threading.Event) -> bool:
@@ -169,7 +169,7 @@ class Cache:
         if record.bytes > limit:
             raise DataError(f"data.cache.max_bytes={limit:,}: {record.file} alone has {record.bytes:,} bytes; raise it")
         what = f"data.cache.max_bytes={limit:,}: no room for the {record.bytes:,} bytes of {record.file}"
-        waiting = _Waiting(what, longest_silence(self._config))
+        waiting = _WaitForRoom(what, max_retry_seconds(self._config))
         while True:
             with (self.folder / LOCK_FILE).open("ab") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
@@ -178,7 +178,7 @@ class Cache:
                     file.truncate(record.bytes)
                     return
             waiting.look(in_the_way)
-            if stop.wait(SECONDS_BETWEEN_LOOKS):
+            if stop.wait(POLL_SECONDS):
                 raise Stopped
 
     def _evict(self, limit: int) -> list[Entry]:
@@ -226,7 +226,7 @@ class Cache:
             raise DataError(f"data.cache.dir={self.folder}: cannot be used ({error}); choose another") from None
 
 
-class _Lost:
+class _Refetches:
     """Files that were here and must be fetched again, as where others evict them: counted, and told now and then."""
 
     def __init__(self, place: str, bound: str) -> None:
@@ -260,7 +260,7 @@ class _Lost:
         )
 
 
-class _Waiting:
+class _WaitForRoom:
     """For room that files have which others fetch: told once, and given up where nothing of them comes any more."""
 
     def __init__(self, what: str, still_seconds: float) -> None:
@@ -278,7 +278,7 @@ class _Waiting:
         still = now - self._moved
         if still > self._still_seconds:
             raise DataError(f"{what}, and nothing of them has come for {still:.0f} s; end those, or raise it")
-        if now - self._began > SECONDS_UNTIL_TOLD and not self._is_told:
+        if now - self._began > SECONDS_UNTIL_LOGGED and not self._is_told:
             self._is_told = True
             logger.warning("%s; waiting for them", what)
 

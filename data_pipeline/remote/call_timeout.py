@@ -11,38 +11,38 @@ from typing import Any, TypeVar
 MAX_THREADS = 64
 """Of a process, those left behind included: beyond them nobody is asked until one of them has its answer."""
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 
-class NoAnswer(Exception):
+class CallTimeout(Exception):
     """It did not come in time."""
 
 
-class Caller:
+class CallThread:
     """Makes calls one after another, all in one thread: to what it makes there, not every vendor lets another one."""
 
     def __init__(self) -> None:
         self._calls: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = queue.SimpleQueue()
-        self._waits = False
+        self._is_stuck = False
         # A daemon: a call that never ends must not keep the process from its end.
-        threading.Thread(target=self._work, name="file-system", args=(_places,), daemon=True).start()
+        threading.Thread(target=self._work, name="file-system", args=(_slots,), daemon=True).start()
 
-    def call(self, function: Callable[[], Answer], timeout: float) -> Answer:
-        """What the function gives or raises; NoAnswer where it takes longer, and from then on."""
-        if self._waits:
-            raise NoAnswer
-        answer: Future[Answer] = Future()
-        self._waits = True
+    def call(self, function: Callable[[], Result], timeout: float) -> Result:
+        """What the function gives or raises; CallTimeout where it takes longer, and from then on."""
+        if self._is_stuck:
+            raise CallTimeout
+        answer: Future[Result] = Future()
+        self._is_stuck = True
         self._calls.put((function, answer))
         wait([answer], timeout)
         if not answer.done():
-            raise NoAnswer
-        self._waits = False
+            raise CallTimeout
+        self._is_stuck = False
         return answer.result()
 
     def release(self) -> None:
         """Give the thread back, or leave it behind to end after the call that it is at."""
-        if self._waits:
+        if self._is_stuck:
             self._calls.put(None)
         else:
             _idle.append(self)
@@ -58,23 +58,23 @@ class Caller:
         places.release()
 
 
-def take_caller(timeout: float) -> Caller:
-    """One that nobody else uses until its release; NoAnswer where too many are left behind."""
+def take_thread(timeout: float) -> CallThread:
+    """One that nobody else uses until its release; CallTimeout where too many are left behind."""
     with contextlib.suppress(IndexError):
         return _idle.pop()
-    if not _places.acquire(timeout=timeout):
-        raise NoAnswer
-    return Caller()
+    if not _slots.acquire(timeout=timeout):
+        raise CallTimeout
+    return CallThread()
 
 
-_idle: list[Caller] = []
-_places = threading.Semaphore(MAX_THREADS)
+_idle: list[CallThread] = []
+_slots = threading.Semaphore(MAX_THREADS)
 
 
-def _forget() -> None:
-    global _places
+def _reset_after_fork() -> None:
+    global _slots
     _idle.clear()
-    _places = threading.Semaphore(MAX_THREADS)
+    _slots = threading.Semaphore(MAX_THREADS)
 
 
-os.register_at_fork(after_in_child=_forget)  # threads stay with the parent
+os.register_at_fork(after_in_child=_reset_after_fork)  # threads stay with the parent

@@ -6,7 +6,7 @@ from collections.abc import Generator
 from typing import BinaryIO
 
 from data_pipeline.config import CacheConfig
-from data_pipeline.prefetch import read_ahead
+from data_pipeline.prefetch import prefetch
 from data_pipeline.remote.transfer import blocks
 
 BLOCKS_AHEAD = 4
@@ -69,7 +69,7 @@ class _RemoteFile(io.RawIOBase):
         self._end_transfer()
         stop = threading.Event()
         source = blocks(self._url, self._config, start=self._wanted, size=self._size, version=self._version, stop=stop)
-        self._transfer, self._position = read_ahead(source, stop, BLOCKS_AHEAD), self._wanted
+        self._transfer, self._position = prefetch(source, stop, BLOCKS_AHEAD), self._wanted
 
     def _end_transfer(self) -> None:
         if self._transfer is not None:

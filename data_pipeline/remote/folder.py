@@ -30,7 +30,7 @@ class RemoteFolder:
     def __str__(self) -> str:
         return shown(self._url)
 
-    def locate(self, name: str) -> str:
+    def path_of(self, name: str) -> str:
         return shown(self.address(name))
 
     def address(self, name: str) -> str:
@@ -42,15 +42,17 @@ class RemoteFolder:
 
     @functools.cached_property
     def _manifest(self) -> Manifest:
-        manifest = Manifest.parse(read_small(self.address(MANIFEST_FILE), self._config), self.locate(MANIFEST_FILE))
+        manifest = Manifest.parse(read_small(self.address(MANIFEST_FILE), self._config), self.path_of(MANIFEST_FILE))
         records = [record for split in manifest.splits.values() for record in split.files]
         of_tokenizer = [name for name in (manifest.tokenizer.file, manifest.tokenizer.settings_file) if name]
         for name in (*of_tokenizer, *(record.file for record in records)):
             if not _PLAIN_NAME.fullmatch(name):  # it becomes part of URLs and commands
-                raise DataError(f"{self.locate(MANIFEST_FILE)}: {name!r} is no name of a file beside it; prepare again")
+                raise DataError(
+                    f"{self.path_of(MANIFEST_FILE)}: {name!r} is no name of a file beside it; prepare again"
+                )
         for record in records:
             if not _SHA256.fullmatch(record.sha256):  # and this a file's name in the cache
-                raise DataError(f"{self.locate(MANIFEST_FILE)}: {record.sha256!r} is no sha256; prepare again")
+                raise DataError(f"{self.path_of(MANIFEST_FILE)}: {record.sha256!r} is no sha256; prepare again")
         return manifest
 
     def tokenizer(self, manifest: Manifest) -> Tokenizer:
@@ -61,7 +63,7 @@ class RemoteFolder:
         content = read_small(self.address(record.file), self._config)
         beside = record.settings_file
         settings = read_small(self.address(beside), self._config) if beside else b""
-        return TokenizerFiles(record.file, self.locate(record.file), content, settings)
+        return TokenizerFiles(record.file, self.path_of(record.file), content, settings)
 
     def open(self, record: FileRecord, stop: threading.Event | None = None) -> int:
         return self.cache.open(record, self.address(record.file), stop)

@@ -9,29 +9,29 @@ from collections.abc import Callable
 from pathlib import PurePosixPath
 from typing import Any, Protocol
 
-from data_pipeline.remote.call_timeout import Answer, NoAnswer, take_caller
-from data_pipeline.remote.errors import Interrupted, Refused, of_status
+from data_pipeline.remote.call_timeout import CallTimeout, Result, take_thread
+from data_pipeline.remote.errors import PermanentError, TransientError, of_status
 
 FIRST_REQUEST_BYTES = 1 << 20
 """A request must come in whole within the time allowed, so that a way that is slow needs small ones."""
 REQUEST_BYTES = 8 << 20
 """File systems ask for range after range: at most so much, where the way is quick."""
-MOST_BLOCKS, BLOCK_UNIT = 5000, 1 << 20
+MAX_BLOCKS, BLOCK_UNIT = 5000, 1 << 20
 """Of a file that is written: S3 takes 10,000 parts, Google's blocks are multiples of 256 KiB."""
-LISTING_PATIENCE = 10
+LISTING_TIMEOUT_FACTOR = 10
 """Times of the time allowed: one call lists many files, 1000 in each of the server's answers, or joins many blocks."""
 _VERSIONS = "generation", "ETag", "etag", "md5Hash", "mtime", "LastModified", "last_modified", "updated", "created"
 STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oci", "oss"}
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 
 
-class Source(Protocol):
+class Readable(Protocol):
     """What is written somewhere."""
 
     def read(self, size: int, /) -> bytes: ...
 
 
-class Place:
+class RemotePath:
     """What a URL names: a file system and a path in it."""
 
     def __init__(self, url: str, timeout: float) -> None:
@@ -39,13 +39,13 @@ class Place:
         self._system: Any = None
         _import(url)
         try:
-            self._caller = take_caller(timeout)
-        except NoAnswer:
-            raise Interrupted("no answer in time") from None
+            self._thread = take_thread(timeout)
+        except CallTimeout:
+            raise TransientError("no answer in time") from None
         try:
-            self._system, self.path = self._ask(lambda: _open(url))
+            self._system, self.path = self._call(lambda: _open(url))
         except BaseException:
-            self._caller.release()
+            self._thread.release()
             raise
 
     def details(self) -> dict[str, Any]:
@@ -56,18 +56,18 @@ class Place:
             found: dict[str, Any] = self._system.info(self.path)
             return found
 
-        return self._ask(ask)
+        return self._call(ask)
 
     def find(self) -> dict[str, dict[str, Any]]:
         """Every file in the folder and in those below, by its path."""
-        found: dict[str, dict[str, Any]] = self._ask(
-            lambda: self._system.find(self.path, detail=True), LISTING_PATIENCE
+        found: dict[str, dict[str, Any]] = self._call(
+            lambda: self._system.find(self.path, detail=True), LISTING_TIMEOUT_FACTOR
         )
         return found
 
     def glob(self) -> dict[str, dict[str, Any]]:
         """The files that fit the path, by theirs."""
-        found = self._ask(lambda: self._system.glob(self.path, detail=True), LISTING_PATIENCE)
+        found = self._call(lambda: self._system.glob(self.path, detail=True), LISTING_TIMEOUT_FACTOR)
         return {path: details for path, details in found.items() if details["type"] == "file"}
 
     def url_of(self, path: str) -> str:
@@ -75,7 +75,7 @@ class Place:
         return url
 
     def open(self) -> Any:
-        return self._ask(lambda: self._system.open(self.path, "rb", block_size=REQUEST_BYTES, cache_type="none"))
+        return self._call(lambda: self._system.open(self.path, "rb", block_size=REQUEST_BYTES, cache_type="none"))
 
     def read(self, file: Any, start: int, size: int) -> bytes:
         def ask() -> bytes:
@@ -83,7 +83,7 @@ class Place:
             block: bytes = file.read(size)
             return block
 
-        return self._ask(ask)
+        return self._call(ask)
 
     def list(self) -> dict[str, int | None]:
         """Name and size of what lies in the folder itself, as it is now; {}: there is no folder."""
@@ -96,11 +96,11 @@ class Place:
                 return {}
             return {PurePosixPath(details["name"]).name: details.get("size") for details in found}
 
-        return self._ask(ask)
+        return self._call(ask)
 
-    def write(self, source: Source, num_bytes: int) -> None:
+    def write(self, source: Readable, num_bytes: int) -> None:
         """A file of so many bytes, block by block, each within the time allowed; it is there when all of it is."""
-        size = max(REQUEST_BYTES, -(-num_bytes // MOST_BLOCKS // BLOCK_UNIT) * BLOCK_UNIT)
+        size = max(REQUEST_BYTES, -(-num_bytes // MAX_BLOCKS // BLOCK_UNIT) * BLOCK_UNIT)
         # What opens a file here empties it, if need be long after nobody waits for the answer any more. A store puts a
         # file there when it is closed; one that is collected is closed too, and is marked as if it were until then.
         path = self.path if _is_store(self._system) else f"{self.path}.{secrets.token_hex(8)}.partial"
@@ -111,23 +111,23 @@ class Place:
             return opened
 
         try:
-            file = self._ask(begin)
-        except Refused:
+            file = self._call(begin)
+        except PermanentError:
             if _is_store(self._system):  # it would make buckets
                 raise
-            self._ask(lambda: self._system.makedirs(self._system._parent(path), exist_ok=True))
-            file = self._ask(begin)
+            self._call(lambda: self._system.makedirs(self._system._parent(path), exist_ok=True))
+            file = self._call(begin)
         _mark(file, closed=False)
         try:
             while block := source.read(size):
-                self._ask(functools.partial(file.write, block))
-            self._ask(file.close, 1 if num_bytes <= size else LISTING_PATIENCE)  # a store puts blocks together
+                self._call(functools.partial(file.write, block))
+            self._call(file.close, 1 if num_bytes <= size else LISTING_TIMEOUT_FACTOR)  # a store puts blocks together
             if path != self.path:
-                self._ask(lambda: self._system.mv(path, self.path))
+                self._call(lambda: self._system.mv(path, self.path))
         except BaseException:
             _mark(file, closed=True)
-            with contextlib.suppress(Interrupted, Refused):  # blocks that lie there cost money
-                self._ask(file.discard if path == self.path else lambda: self._system.rm_file(path))
+            with contextlib.suppress(TransientError, PermanentError):  # blocks that lie there cost money
+                self._call(file.discard if path == self.path else lambda: self._system.rm_file(path))
             raise
 
     def remove(self) -> None:
@@ -141,27 +141,27 @@ class Place:
             with contextlib.suppress(Exception):  # there is none, or never was: stores have only names
                 self._system.rmdir(self.path)
 
-        self._ask(lambda: self._system.invalidate_cache())
+        self._call(lambda: self._system.invalidate_cache())
         # One by one: `rm` takes names for patterns, and of many at once S3's does not tell which it refused.
-        for path in self._ask(lambda: self._system.find(self.path)):
-            self._ask(functools.partial(remove, path))
-        self._ask(end)
+        for path in self._call(lambda: self._system.find(self.path)):
+            self._call(functools.partial(remove, path))
+        self._call(end)
 
     def close(self, file: Any = None) -> None:
         if file is not None:
-            with contextlib.suppress(Interrupted, Refused):
-                self._ask(file.close)
-        self._caller.release()
+            with contextlib.suppress(TransientError, PermanentError):
+                self._call(file.close)
+        self._thread.release()
 
-    def _ask(self, call: Callable[[], Answer], patience: int = 1) -> Answer:
+    def _call(self, call: Callable[[], Result], timeout_factor: int = 1) -> Result:
         try:
-            return self._caller.call(call, self._timeout * patience)
-        except NoAnswer:
+            return self._thread.call(call, self._timeout * timeout_factor)
+        except CallTimeout:
             if self._system is not None:  # the next try has connections of its own, none that such calls still hold
                 type(self._system).clear_instance_cache()
-            raise Interrupted("no answer in time") from None
+            raise TransientError("no answer in time") from None
         except Exception as error:
-            raise _of_vendor(error) from None
+            raise _translate(error) from None
 
 
 class FsspecStream:
@@ -171,20 +171,20 @@ class FsspecStream:
         self.start = self._position = start
         self._timeout, self._request = timeout, FIRST_REQUEST_BYTES
         self._file: Any = None
-        self._place = Place(url, timeout)
+        self._remote_path = RemotePath(url, timeout)
         try:
-            details = self._place.details()
+            details = self._remote_path.details()
             if details.get("type") == "directory":
-                raise Refused("is a folder")
+                raise PermanentError("is a folder")
             self.size, self.version = details.get("size"), version_of(details)
-            self._file = self._place.open()
+            self._file = self._remote_path.open()
         except BaseException:
             self.close()
             raise
 
     def read(self) -> bytes:
         began = time.monotonic()
-        block = self._place.read(self._file, self._position, self._request)
+        block = self._remote_path.read(self._file, self._position, self._request)
         self._position += len(block)
         took = time.monotonic() - began
         if took < self._timeout / 16:
@@ -194,10 +194,10 @@ class FsspecStream:
         return block
 
     def version_now(self) -> str | None:
-        return version_of(self._place.details())
+        return version_of(self._remote_path.details())
 
     def close(self) -> None:
-        self._place.close(self._file)
+        self._remote_path.close(self._file)
 
 
 def _is_store(system: Any) -> bool:
@@ -229,9 +229,9 @@ def _import(url: str) -> None:
         fsspec.get_filesystem_class(scheme)
     except ImportError as error:
         remedy = f"pip install 'pretrain[{EXTRAS[scheme]}]'" if scheme in EXTRAS else "install it"
-        raise Refused(f"{scheme}:// needs a package that is not installed ({error}): {remedy}") from None
+        raise PermanentError(f"{scheme}:// needs a package that is not installed ({error}): {remedy}") from None
     except ValueError as error:
-        raise Refused(str(error)) from None
+        raise PermanentError(str(error)) from None
     # It logs the stack of every error that it raises besides, also of those that are told here in one line.
     logging.getLogger("gcsfs").addFilter(_has_no_stack)
 
@@ -247,24 +247,24 @@ def _open(url: str) -> tuple[Any, str]:
     return system, path
 
 
-def _of_vendor(error: Exception) -> Exception:
+def _translate(error: Exception) -> Exception:
     """Interrupted or Refused; file systems' own types are as many as there are of them."""
     if isinstance(error, FileNotFoundError):
-        return Refused("no such file")
+        return PermanentError("no such file")
     text = " ".join(str(error).split())
     if isinstance(error, PermissionError | IsADirectoryError | NotADirectoryError):
-        return Refused(text or type(error).__name__)
+        return PermanentError(text or type(error).__name__)
     if isinstance(error, TimeoutError):
-        return Interrupted("no answer in time")
+        return TransientError("no answer in time")
     what = f"{type(error).__name__}: {text}" if text else type(error).__name__
     # Subclasses of ValueError are also answers that are no JSON, as broken ones are.
     if type(error) is ValueError or "CredentialsError" in type(error).__name__ or text.startswith("Forbidden"):
-        return Refused(what)
-    status = _status(error)
-    return of_status(status, what) if status is not None else Interrupted(what)
+        return PermanentError(what)
+    status = _http_status(error)
+    return of_status(status, what) if status is not None else TransientError(what)
 
 
-def _status(error: BaseException) -> int | None:
+def _http_status(error: BaseException) -> int | None:
     """Of the HTTP answer that is behind an error, by the names that clients have for it."""
     answer = getattr(error, "response", None)
     if isinstance(answer, dict):  # botocore's
@@ -273,5 +273,5 @@ def _status(error: BaseException) -> int | None:
         places = [(place, name) for place in (error, answer) for name in ("status", "status_code", "code")]
         found = next((value for place, name in places if isinstance(value := getattr(place, name, None), int)), None)
     if found is None and error.__cause__ is not None:
-        return _status(error.__cause__)
+        return _http_status(error.__cause__)
     return found

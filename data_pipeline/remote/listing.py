@@ -11,8 +11,8 @@ from typing import TypeVar
 
 from data_pipeline.config import CacheConfig
 from data_pipeline.errors import InputError
-from data_pipeline.remote.errors import Interrupted, Refused
-from data_pipeline.remote.fsspec_store import Place, version_of
+from data_pipeline.remote.errors import PermanentError, TransientError
+from data_pipeline.remote.fsspec_store import RemotePath, version_of
 from data_pipeline.remote.transfer import Attempts
 from data_pipeline.remote.transport import connect
 from data_pipeline.storage.file_names import choose, is_included
@@ -42,8 +42,8 @@ def list_remote(url: str, include: Sequence[str], config: CacheConfig) -> Listin
     if url.startswith(PIPE):
         raise InputError(f"{url}: commands serve data.path only; name files, folders or URLs")
     if is_http(url):
-        return [_insist(url, config, lambda: _http_entry(url, config))], []
-    return _insist(url, config, lambda: _entries(url, include, config))
+        return [_with_retries(url, config, lambda: _http_entry(url, config))], []
+    return _with_retries(url, config, lambda: _entries(url, include, config))
 
 
 def _http_entry(url: str, config: CacheConfig) -> RemoteEntry:
@@ -55,10 +55,10 @@ def _http_entry(url: str, config: CacheConfig) -> RemoteEntry:
 
 
 def _entries(url: str, include: Sequence[str], config: CacheConfig) -> Listing:
-    with closing(Place(url, config.timeout_seconds)) as place:
+    with closing(RemotePath(url, config.timeout_seconds)) as place:
         try:
             details = place.details()  # first, for names that only look like patterns
-        except Refused:
+        except PermanentError:
             if not glob.has_magic(place.path):
                 raise
             found = place.glob()
@@ -92,13 +92,13 @@ def _entry(url: str, name: str, size: int | None, version: str | None) -> Remote
     return RemoteEntry(url, name, size, version)
 
 
-def _insist(url: str, config: CacheConfig, ask: Callable[[], Found]) -> Found:
+def _with_retries(url: str, config: CacheConfig, ask: Callable[[], Found]) -> Found:
     attempts = Attempts(url, config, threading.Event())
     while True:
         try:
             return ask()
-        except Refused as error:
+        except PermanentError as error:
             raise InputError(f"{shown(url)}: {error}; check the address, and who may read it") from None
-        except Interrupted as error:
+        except TransientError as error:
             remedy = "mend the address or the way to it, or give it more time (data.cache.timeout_seconds)"
             attempts.failed(f"cannot be found: {error}", remedy)

@@ -10,20 +10,20 @@ from typing import IO
 
 from data_pipeline.config import CacheConfig
 from data_pipeline.errors import BadFile, DataError, Stopped, Unreachable
-from data_pipeline.remote.errors import Interrupted, Refused
+from data_pipeline.remote.errors import PermanentError, TransientError
 from data_pipeline.remote.transport import BLOCK_BYTES, connect
 from data_pipeline.shards.manifest import FileRecord
 from data_pipeline.storage.urls import shown
 
 logger = logging.getLogger(__name__)
-LONGEST_DELAY = 60.0
-MOST_DOUBLINGS, MOST_JITTER = 64, 1.5
+MAX_DELAY_SECONDS = 60.0
+MAX_DOUBLINGS, MAX_JITTER = 64, 1.5
 MAX_SMALL_BYTES = 1 << 28
 
 
-def longest_silence(config: CacheConfig) -> float:
+def max_retry_seconds(config: CacheConfig) -> float:
     """Seconds for which a file is tried for at most while nothing of it comes."""
-    return (config.retries + 1) * (config.timeout_seconds + LONGEST_DELAY * MOST_JITTER)
+    return (config.retries + 1) * (config.timeout_seconds + MAX_DELAY_SECONDS * MAX_JITTER)
 
 
 class Attempts:
@@ -38,8 +38,8 @@ class Attempts:
         self.failures += 1
         if self.failures > self._config.retries:
             raise Unreachable(f"{shown(self._url)}: {what}, tried {self.failures} times; {remedy}")
-        growth = 2 ** min(self.failures - 1, MOST_DOUBLINGS)
-        delay = min(self._config.retry_seconds * growth, LONGEST_DELAY) * random.uniform(0.5, MOST_JITTER)
+        growth = 2 ** min(self.failures - 1, MAX_DOUBLINGS)
+        delay = min(self._config.retry_seconds * growth, MAX_DELAY_SECONDS) * random.uniform(0.5, MAX_JITTER)
         numbers = self.failures, self._config.retries
         logger.warning("%s: %s; trying again in %.1f s (%d of %d)", shown(self._url), what, delay, *numbers)
         if self._stop.wait(delay):
@@ -69,7 +69,7 @@ def blocks(
                 size = stream.size if size is None else size
                 _check_version(url, stream.version, version)
                 if stream.size not in (None, size):
-                    raise Interrupted(f"has {stream.size:,} bytes, must have {size:,}")
+                    raise TransientError(f"has {stream.size:,} bytes, must have {size:,}")
                 passed_over = position - stream.start
                 if passed_over:
                     logger.warning("%s: cannot be entered at a byte: its first %d are read again", shown(url), position)
@@ -80,17 +80,17 @@ def blocks(
                         _check_version(url, stream.version_now(), version)
                     block, passed_over = block[passed_over:], max(0, passed_over - len(block))
                     if size is not None and position + len(block) > size:
-                        raise Interrupted(f"gives more than its {size:,} bytes")
+                        raise TransientError(f"gives more than its {size:,} bytes")
                     position += len(block)
                     if block:
                         yield block
                 if size is None or position == size:
                     return
-                raise Interrupted(f"ended after {position:,} of {size:,} bytes")
-        except Refused as error:
+                raise TransientError(f"ended after {position:,} of {size:,} bytes")
+        except PermanentError as error:
             remedy = "check the address, and who may read it"
             raise BadFile(f"{shown(url)}: cannot be read: {error}; {remedy}") from None
-        except Interrupted as error:
+        except TransientError as error:
             if position - began_at >= BLOCK_BYTES:
                 attempts.failures = 0  # it gets on
             attempts.failed(

@@ -13,7 +13,7 @@ import urllib.parse
 import urllib.request
 from typing import Protocol
 
-from data_pipeline.remote.errors import Interrupted, Refused, of_status
+from data_pipeline.remote.errors import PermanentError, TransientError, of_status
 from data_pipeline.remote.fsspec_store import FsspecStream
 from data_pipeline.storage.urls import PIPE, is_http
 
@@ -64,11 +64,11 @@ class _HttpStream:
             found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", head["Content-Range"] or "")
             if found is None or int(found[1]) != start:
                 self.close()
-                raise Interrupted(f"answered with another range than from byte {start:,} on")
+                raise TransientError(f"answered with another range than from byte {start:,} on")
             self.start, self.size = start, _number(found[2])
         elif self._answer.status != 200:
             self.close()
-            raise Refused(f"HTTP status {self._answer.status}")
+            raise PermanentError(f"HTTP status {self._answer.status}")
 
     def read(self) -> bytes:
         try:
@@ -99,17 +99,17 @@ def _request(url: str, start: int) -> urllib.request.Request:
 
 def _of_status(code: int, start: int) -> Exception:
     if code == 416:
-        return Interrupted(f"has no byte {start:,}")
+        return TransientError(f"has no byte {start:,}")
     return of_status(code, f"HTTP status {code} ({http.client.responses.get(code, 'unknown')})")
 
 
 def _of_connection(error: Exception) -> Exception:
     cause = error.reason if isinstance(error, urllib.error.URLError) else error
     if isinstance(cause, TimeoutError):
-        return Interrupted("no answer in time")
+        return TransientError("no answer in time")
     what = str(cause) or type(cause).__name__
     final = (ssl.SSLCertVerificationError, http.client.InvalidURL, ValueError)
-    return Refused(what) if isinstance(cause, final) else Interrupted(what)
+    return PermanentError(what) if isinstance(cause, final) else TransientError(what)
 
 
 def _number(text: str | None) -> int | None:
@@ -132,18 +132,18 @@ class _PipeStream:
             )
         except (OSError, ValueError, IndexError) as error:
             self._errors.close()
-            raise Refused(f"the command cannot be started ({error})") from None
+            raise PermanentError(f"the command cannot be started ({error})") from None
 
     def read(self) -> bytes:
         output = self._process.stdout
         assert output is not None
         if not select.select([output], [], [], self._timeout)[0]:
-            raise Interrupted("the command printed nothing in time")
+            raise TransientError("the command printed nothing in time")
         block: bytes = output.read(BLOCK_BYTES)
         if not block and (code := self._wait()) != 0:
             self._errors.seek(0)
             words = self._errors.read().decode(errors="replace").strip().splitlines()
-            raise Interrupted(f"the command ended with exit code {code}" + (f" ({words[-1]})" if words else ""))
+            raise TransientError(f"the command ended with exit code {code}" + (f" ({words[-1]})" if words else ""))
         return block
 
     def version_now(self) -> str | None:
@@ -160,4 +160,4 @@ class _PipeStream:
         try:
             return self._process.wait(self._timeout)
         except subprocess.TimeoutExpired:
-            raise Interrupted("the command did not end in time") from None
+            raise TransientError("the command did not end in time") from None

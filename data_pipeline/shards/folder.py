@@ -18,7 +18,7 @@ READ_BYTES = 16 << 20
 class DatasetFolder(Protocol):
     """What a dataset is read from; as text it is its name for messages."""
 
-    def locate(self, name: str) -> str:
+    def path_of(self, name: str) -> str:
         """The place of a file, for messages."""
 
     def manifest(self) -> Manifest: ...
@@ -57,7 +57,7 @@ class LocalFolder:
     def __str__(self) -> str:
         return str(self.path)
 
-    def locate(self, name: str) -> str:
+    def path_of(self, name: str) -> str:
         return str(self.path / name)
 
     def manifest(self) -> Manifest:

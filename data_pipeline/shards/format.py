@@ -34,7 +34,7 @@ def tar_member_bytes(content_bytes: int) -> int:
     return TAR_BLOCK + -(-content_bytes // TAR_BLOCK) * TAR_BLOCK
 
 
-def content_hash(content: bytes | memoryview) -> int:
+def member_hash(content: bytes | memoryview) -> int:
     """Of a member's bytes, as the index has it: XXH3, 64 bits, as a signed number."""
     value = xxh3_64_intdigest(content)
     return value - (1 << 64) if value >> 63 else value

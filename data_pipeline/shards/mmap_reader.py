@@ -42,7 +42,7 @@ class Samples:
     """
 
     def __init__(self, memories: Sequence[Tokens], starts: npt.NDArray[np.int64], width: int) -> None:
-        self._found = _find(memories, starts, width)
+        self._located = _locate(memories, starts, width)
 
     @classmethod
     def joined(cls, parts: Sequence[tuple[npt.NDArray[np.intp], "Samples"]]) -> "Samples":
@@ -50,20 +50,20 @@ class Samples:
         memories = [memory for _, part in parts for memory in part.memories]
         starts = np.empty(sum(len(places) for places, _ in parts), dtype=np.int64)
         for places, part in parts:
-            starts[places] = part._found.starts
-        return cls(memories, starts, parts[0][1]._found.rows.shape[1])
+            starts[places] = part._located.starts
+        return cls(memories, starts, parts[0][1]._located.rows.shape[1])
 
     @property
     def memories(self) -> tuple[Tokens, ...]:
         """What has to stay for them."""
-        return self._found.memories
+        return self._located.memories
 
     def page_in(self) -> None:
         """Have their pages read by now, in the order of `starts`: first those with the first token of each sample.
 
         So a disk reads a file from its beginning to its end where they are in that order.
         """
-        _, _, space, rows, inside = self._found
+        _, _, space, rows, inside = self._located
         # `take` alone reads without the interpreter's lock where single tokens are asked for.
         width, step = rows.shape[1], mmap.PAGESIZE // space.itemsize
         for ahead in [*range(0, width - 1, step), width - 1]:
@@ -71,15 +71,15 @@ class Samples:
 
     def tokens(self, which: slice = slice(None)) -> Tokens:
         """A copy of these."""
-        found = self._found  # once: another thread may settle them in the meantime
-        rows: Tokens = found.rows[found.inside[which]]
+        located = self._located  # once: another thread may settle them in the meantime
+        rows: Tokens = located.rows[located.inside[which]]
         return rows
 
-    def settle(self) -> None:
+    def materialize(self) -> None:
         """Copy them, so that neither the files nor the cache of their pages matters any more."""
         tokens = self.tokens()
         starts = start_of(tokens) + tokens.shape[1] * np.arange(len(tokens))
-        self._found = _find([tokens.ravel()], starts, tokens.shape[1])
+        self._located = _locate([tokens.ravel()], starts, tokens.shape[1])
 
 
 def start_of(tokens: Tokens) -> int:
@@ -87,7 +87,7 @@ def start_of(tokens: Tokens) -> int:
     return tokens.ctypes.data // tokens.itemsize
 
 
-class _Found(NamedTuple):
+class _Located(NamedTuple):
     memories: tuple[Tokens, ...]
     starts: npt.NDArray[np.int64]
     space: Tokens
@@ -98,12 +98,12 @@ class _Found(NamedTuple):
     """Those of the samples."""
 
 
-def _find(memories: Sequence[Tokens], starts: npt.NDArray[np.int64], width: int) -> _Found:
+def _locate(memories: Sequence[Tokens], starts: npt.NDArray[np.int64], width: int) -> _Located:
     first, dtype = int(starts.min()), memories[0].dtype
     length = int(starts.max()) + width - first
     space: Any = np.asarray(_Memory(dtype.str, length, first * dtype.itemsize))
     rows = np.lib.stride_tricks.sliding_window_view(space, width)
-    return _Found(tuple(memories), starts, space, rows, starts - first)
+    return _Located(tuple(memories), starts, space, rows, starts - first)
 
 
 class _Memory:

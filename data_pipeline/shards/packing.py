@@ -145,7 +145,7 @@ def num_padding_tokens(samples: Tokens, end: int) -> npt.NDArray[np.int64]:
     return np.maximum(run - 1, 0).astype(np.int64)
 
 
-def targets_that_count(samples: Tokens, end: int) -> npt.NDArray[np.bool_]:
+def loss_mask(samples: Tokens, end: int) -> npt.NDArray[np.bool_]:
     """Which of the targets [n, width - 1] of samples [n, width] are not filling."""
     width = samples.shape[1]
     return np.arange(1, width) < (width - num_padding_tokens(samples, end))[:, None]

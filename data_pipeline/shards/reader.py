@@ -17,16 +17,16 @@ import numpy as np
 import numpy.typing as npt
 
 from data_pipeline.errors import BadFile, DataError, Stopped
-from data_pipeline.permutation import Positions, mix, sample_at
+from data_pipeline.permutation import Positions, shuffled_indices, splitmix64
 from data_pipeline.shards.folder import DatasetFolder, as_folder
-from data_pipeline.shards.format import DTYPES, NPY_HEADER_BYTES, TAR_BLOCK, content_hash, member_key
+from data_pipeline.shards.format import DTYPES, NPY_HEADER_BYTES, TAR_BLOCK, member_hash, member_key
 from data_pipeline.shards.manifest import FileRecord, Manifest, ShardRecord, SplitRecord
 from data_pipeline.shards.mmap_reader import Samples, Tokens, map_file, start_of
 
 logger = logging.getLogger(__name__)
 MAX_MAPPED_SHARDS = 1 << 13
 """Of a dataset: 2 TiB of them as `conf/data` has it. Linux lets a process map 65,530."""
-SECONDS_BETWEEN_LOOKS = 1.0
+POLL_SECONDS = 1.0
 MEMBER_NAME = re.compile(rb"[\w./-]+")
 SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 """What keeps a file from being opened and is not its fault."""
@@ -94,9 +94,9 @@ class PackedDataset:
     def num_train_tokens(self) -> int:
         return self.record.num_tokens
 
-    def samples_at(self, positions: Positions, seed: int) -> npt.NDArray[np.int64]:
+    def sample_indices(self, positions: Positions, seed: int) -> npt.NDArray[np.int64]:
         """Numbers of the samples at these positions of the endless shuffled order."""
-        return sample_at(positions, self.num_samples, seed)
+        return shuffled_indices(positions, self.num_samples, seed)
 
     def epoch_at(self, position: int) -> int:
         """Whole passes over the dataset before this position."""
@@ -106,11 +106,11 @@ class PackedDataset:
         """Names all that decides, with the seed, the samples before a position."""
         return self.manifest.digest
 
-    def names_of(self, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
+    def sample_hashes(self, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
         """What names the content of each of these samples: its member's hash and its place there."""
         members = numbers // self.manifest.samples_per_member
         rows = numbers - members * self.manifest.samples_per_member
-        return mix(self._hashes[members].view(np.uint64) + mix(rows.view(np.uint64)))
+        return splitmix64(self._hashes[members].view(np.uint64) + splitmix64(rows.view(np.uint64)))
 
     def shards_of(self, numbers: npt.NDArray[np.int64]) -> Iterator[tuple[int, DatasetFolder, ShardRecord]]:
         """The shards that these samples lie in, each with the place in `numbers` where it is first needed."""
@@ -124,12 +124,12 @@ class PackedDataset:
         stop: threading.Event | None = None,
         skipped: npt.NDArray[np.bool_] | None = None,
     ) -> Tokens:
-        """Tokens [n, seq_length + 1] of these samples, in the order asked for; `stop`, `skipped`: as for `find`."""
+        """Tokens [n, seq_length + 1] of these samples, in the order asked for; `stop`, `skipped`: as for `locate`."""
         if not len(indices):
             return np.empty((0, self.seq_length + 1), dtype=self.dtype)
-        return self.find(indices, stop, skipped).tokens()
+        return self.locate(indices, stop, skipped).tokens()
 
-    def find(
+    def locate(
         self,
         indices: npt.NDArray[np.int64],
         stop: threading.Event | None = None,
@@ -154,7 +154,7 @@ class PackedDataset:
         rows = numbers - members * self.manifest.samples_per_member
         is_good = np.ones(len(numbers), dtype=bool)
         with self._lock:
-            is_fresh = self._looked_at[shards] > time.monotonic() - SECONDS_BETWEEN_LOOKS
+            is_fresh = self._looked_at[shards] > time.monotonic() - POLL_SECONDS
             is_ready = np.logical_and.reduceat(is_fresh & self._is_checked[members], firsts)
             borders = np.append(firsts, len(numbers))
             used = shards[firsts]
@@ -188,12 +188,12 @@ class PackedDataset:
         stop: threading.Event | None,
         skipped: npt.NDArray[np.bool_] | None,
     ) -> Samples:
-        """As `find`, but groups of the samples are copied one after the other: not too many are mapped at once."""
+        """As `locate`, but groups of the samples are copied one after the other: not too many are mapped at once."""
         parts = []
         for group in groups:
             of_group = None if skipped is None else np.zeros(len(group), dtype=bool)
-            part = self.find(indices[group], stop, of_group)
-            part.settle()
+            part = self.locate(indices[group], stop, of_group)
+            part.materialize()
             parts.append((group, part))
             if skipped is not None:
                 skipped[group] = of_group
@@ -207,7 +207,7 @@ class PackedDataset:
                 digest.update(block)
             if digest.hexdigest() != record.sha256:
                 raise DataError(
-                    f"{self.folder.locate(record.file)}: its content differs from what `prepare` wrote "
+                    f"{self.folder.path_of(record.file)}: its content differs from what `prepare` wrote "
                     "(sha256 does not fit); restore it, or prepare again with prepare.overwrite=true"
                 )
 
@@ -315,12 +315,12 @@ class PackedDataset:
             raise self._fault(shard, f"holds {other} where member {name!r} should be")
         samples = min(self.manifest.samples_per_member, self.num_samples - member * self.manifest.samples_per_member)
         end = begin + NPY_HEADER_BYTES + samples * (self.seq_length + 1) * self.dtype.itemsize
-        if end > len(content) or content_hash(content[begin:end].data) != self._hashes[member]:
+        if end > len(content) or member_hash(content[begin:end].data) != self._hashes[member]:
             raise self._fault(shard, f"the content of member {name!r} differs from what `prepare` wrote")
         self._is_checked[member] = True
 
     def _fault(self, shard: int, what: str) -> BadFile:
-        name = self.folder.locate(self.record.shards[shard].file)
+        name = self.folder.path_of(self.record.shards[shard].file)
         return BadFile(f"{name}: {what}; restore the shard, or prepare again with prepare.overwrite=true")
 
 
@@ -344,7 +344,7 @@ def _load_index(folder: DatasetFolder, manifest: Manifest, split: str) -> npt.ND
     content = _map_whole(folder, record)
     if content is None and folder.drop_damaged(record):
         content = _map_whole(folder, record)
-    name, remedy = folder.locate(record.file), "prepare again with prepare.overwrite=true"
+    name, remedy = folder.path_of(record.file), "prepare again with prepare.overwrite=true"
     if content is None:
         raise DataError(
             f"{name}: its content differs from what `prepare` wrote (sha256 does not fit); restore it, or {remedy}"

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from data_pipeline.config import DataConfig
 from data_pipeline.imports import without
-from data_pipeline.shards.format import DTYPES, TAR_BLOCK, content_hash, member_key, npy_header, tar_member_bytes
+from data_pipeline.shards.format import DTYPES, TAR_BLOCK, member_hash, member_key, npy_header, tar_member_bytes
 from data_pipeline.shards.manifest import FileRecord, ShardRecord, SplitRecord
 from data_pipeline.shards.packing import Packing, make_packer, num_padding_tokens
 
@@ -36,7 +36,7 @@ class MemberWriter:
             self._close_shard()
         if self._shard is None:
             self._shard = _ShardFile(self._folder / f"{self._split}-{len(self._shards):05d}.tar")
-        self._index.append((self._shard.member_bytes + TAR_BLOCK, content_hash(content)))
+        self._index.append((self._shard.member_bytes + TAR_BLOCK, member_hash(content)))
         self._shard.write(member_key(self._split, len(self._index) - 1), content, len(rows))
 
     def close(self) -> tuple[tuple[ShardRecord, ...], FileRecord]:

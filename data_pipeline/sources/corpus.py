@@ -35,19 +35,19 @@ class Span:
     """On the disk."""
 
 
-Piece = tuple[Span, ...]
+Task = tuple[Span, ...]
 
 
 class Corpus:
     """The inputs of one configuration, or a piece of them; `documents` may be asked for again and gives the same."""
 
-    def __init__(self, data: DataConfig, piece: Piece | None = None, *, section: str = "data") -> None:
+    def __init__(self, data: DataConfig, task: Task | None = None, *, section: str = "data") -> None:
         """`section`: where `inputs` and `text_key` are set, for messages."""
         self._data = data
         self._text_key = TextKey(data.text_key, f"{section}.text_key")
         self.passed_over: collections.defaultdict[str, list[str]] = collections.defaultdict(list)
         """By entry of the inputs: names of the files in its folder that are hidden or describe the data."""
-        if piece is None:
+        if task is None:
             found = find_files(
                 data.inputs,
                 data.include,
@@ -56,10 +56,10 @@ class Corpus:
                 key=f"{section}.inputs",
                 pass_over=lambda given, paths: self.passed_over[given].extend(paths),
             )
-            piece = tuple(Span(file, 0, None, file.num_bytes) for file in found)
-        self.spans = piece
-        self.files = [span.file for span in piece]
-        self.disk_bytes = sum(span.num_bytes for span in piece)
+            task = tuple(Span(file, 0, None, file.num_bytes) for file in found)
+        self.spans = task
+        self.files = [span.file for span in task]
+        self.disk_bytes = sum(span.num_bytes for span in task)
         self.dropped: collections.Counter[str] = collections.Counter()
         """By reason, of the latest pass."""
         self.num_cut_files = 0
@@ -82,7 +82,7 @@ class Corpus:
         """Names and bytes of all files, which are read for it as they lie there, and how they are read."""
         digest = hashlib.sha256(b"%d" % READING_RULES)
         for file in self.files:
-            digest.update(f"{file.name}\0{_content_hash(file)}\n".encode(errors="replace"))
+            digest.update(f"{file.name}\0{_file_sha256(file)}\n".encode(errors="replace"))
         return digest.hexdigest()
 
     def documents(
@@ -117,27 +117,27 @@ class Corpus:
                         yield item
             self.disk_position = before + span.num_bytes
 
-    def pieces(self, piece_bytes: int) -> list[Piece]:
+    def tasks(self, task_bytes: int) -> list[Task]:
         """The corpus in pieces of about so many bytes on the disk, in order; each document is in one of them.
 
         All files of a piece were named by one entry of the inputs.
         Files are cut only where the documents stay what they are: JSON lines that are not compressed between
         lines, Parquet between row groups.
         """
-        pieces: list[Piece] = []
+        tasks: list[Task] = []
         gathered: list[Span] = []
         num_bytes = 0
         for span in self.spans:
             if gathered and gathered[0].file.given != span.file.given:
-                pieces.append(tuple(gathered))
+                tasks.append(tuple(gathered))
                 gathered, num_bytes = [], 0
-            for part in _cut(span, piece_bytes):
+            for part in _cut(span, task_bytes):
                 gathered.append(part)
                 num_bytes += part.num_bytes
-                if num_bytes >= piece_bytes:
-                    pieces.append(tuple(gathered))
+                if num_bytes >= task_bytes:
+                    tasks.append(tuple(gathered))
                     gathered, num_bytes = [], 0
-        return [*pieces, tuple(gathered)] if gathered else pieces
+        return [*tasks, tuple(gathered)] if gathered else tasks
 
     def _read(
         self, raw: BinaryIO, span: Span, document_bytes: int
@@ -158,7 +158,7 @@ class Corpus:
         return reader.compressed_position, read_text(reader, file.name, document_bytes)
 
 
-def _content_hash(file: InputFile) -> str:
+def _file_sha256(file: InputFile) -> str:
     try:
         with closing(file.open()) as raw:
             return hashlib.file_digest(raw, "sha256").hexdigest()  # type: ignore[arg-type]  # BinaryIO says too little
@@ -174,20 +174,20 @@ def _is_parquet(file: InputFile) -> bool:
     return True
 
 
-def _cut(span: Span, piece_bytes: int) -> Iterator[Span]:
-    if span.num_bytes <= piece_bytes:
+def _cut(span: Span, task_bytes: int) -> Iterator[Span]:
+    if span.num_bytes <= task_bytes:
         yield span
     elif _is_parquet(span.file):
-        yield from _row_groups(span, piece_bytes)
+        yield from _row_groups(span, task_bytes)
     elif format_of(span.file.name) == "json_lines" and compression_of(span.file.name) is None:
-        for start in range(0, span.num_bytes, piece_bytes):
-            end = min(start + piece_bytes, span.num_bytes)
+        for start in range(0, span.num_bytes, task_bytes):
+            end = min(start + task_bytes, span.num_bytes)
             yield Span(span.file, start, end, end - start)
     else:
         yield span
 
 
-def _row_groups(span: Span, piece_bytes: int) -> Iterator[Span]:
+def _row_groups(span: Span, task_bytes: int) -> Iterator[Span]:
     from data_pipeline.sources.parquet import row_group_bytes
 
     with closing(span.file.open()) as raw:
@@ -195,6 +195,6 @@ def _row_groups(span: Span, piece_bytes: int) -> Iterator[Span]:
     first = num_bytes = 0
     for number, size in enumerate(sizes):
         num_bytes += size
-        if num_bytes >= piece_bytes or number == len(sizes) - 1:
+        if num_bytes >= task_bytes or number == len(sizes) - 1:
             yield Span(span.file, first, number + 1, num_bytes)
             first, num_bytes = number + 1, 0

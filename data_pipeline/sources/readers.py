@@ -10,7 +10,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.sources.compression import BYTE_ORDER_MARK, CHUNK_BYTES, ByteReader
 from data_pipeline.sources.json_object import kind_of, parse_json
 
-LONGEST_LINE_BYTES = 1 << 28
+MAX_LINE_BYTES = 1 << 28
 """Far more than a document has; what never ends must not fill the memory."""
 
 
@@ -114,13 +114,13 @@ def read_jsonl(
     number = 0
     start = _pass_line(reader, first - 1, end) if first else 0
     while end is None or start < end:
-        line = reader.readline(LONGEST_LINE_BYTES)
+        line = reader.readline(MAX_LINE_BYTES)
         if not line:
             return
         number += 1
         where = f"{name}: line at byte {start}" if first else f"{name}:{number}"
-        if len(line) == LONGEST_LINE_BYTES and not line.endswith(b"\n"):
-            yield Unreadable("endless_line", where, f"line does not end within {LONGEST_LINE_BYTES:,} bytes")
+        if len(line) == MAX_LINE_BYTES and not line.endswith(b"\n"):
+            yield Unreadable("endless_line", where, f"line does not end within {MAX_LINE_BYTES:,} bytes")
             start = _pass_line(reader, start + len(line), end)
             continue
         content = line.removeprefix(BYTE_ORDER_MARK)

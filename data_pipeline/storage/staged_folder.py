@@ -12,9 +12,9 @@ from pathlib import Path
 from data_pipeline.errors import NO_SPACE, DataError, NoSpace, WorkInterrupted
 from data_pipeline.storage import output_paths
 from data_pipeline.storage.atomic_write import sync_folder
-from data_pipeline.storage.task_store import WorkFolder
+from data_pipeline.storage.task_store import TaskStore
 
-SECONDS_OF_WORK = 60.0
+SECONDS_WORTH_KEEPING = 60.0
 logger = logging.getLogger(__name__)
 
 
@@ -26,7 +26,7 @@ def stage(folder: Path) -> Iterator[Path]:
     Only one process may stage a folder at a time.
     """
     staged, replaced = output_paths.staged(folder), output_paths.replaced(folder)
-    with _faults(folder), _tidied(staged), _locked(staged):
+    with _disk_errors(folder), _remove_new_parents(staged), _locked(staged):
         _recover(folder, replaced)
         for entry in staged.iterdir():
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
@@ -44,19 +44,19 @@ def stage(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def working(folder: Path) -> Iterator[WorkFolder]:
+def open_task_store(folder: Path) -> Iterator[TaskStore]:
     """Gives the folder of finished pieces for `folder`, with those that an interrupted attempt left.
 
     It is removed when the block ends well; when it raises too, unless it was interrupted or has more than
-    SECONDS_OF_WORK in it: a mistake in the settings must not cost hours, nor leave crumbs behind.
+    SECONDS_WORTH_KEEPING in it: a mistake in the settings must not cost hours, nor leave crumbs behind.
     """
-    work = WorkFolder(output_paths.work(folder))
-    with _faults(folder), _tidied(work.path), _locked(work.path):
+    work = TaskStore(output_paths.work(folder))
+    with _disk_errors(folder), _remove_new_parents(work.path), _locked(work.path):
         try:
             yield work
         except BaseException as error:
             interrupted = isinstance(error, WorkInterrupted) or not isinstance(error, Exception)
-            if work.age() > (0 if interrupted else SECONDS_OF_WORK):
+            if work.age() > (0 if interrupted else SECONDS_WORTH_KEEPING):
                 logger.info("%s: holds the finished pieces, from which the next run goes on", work.path)
             else:
                 work.remove()
@@ -65,7 +65,7 @@ def working(folder: Path) -> Iterator[WorkFolder]:
 
 
 @contextmanager
-def _faults(folder: Path) -> Iterator[None]:
+def _disk_errors(folder: Path) -> Iterator[None]:
     """What goes wrong in writing, in words."""
     try:
         yield
@@ -79,7 +79,7 @@ def _faults(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _tidied(folder: Path) -> Iterator[None]:
+def _remove_new_parents(folder: Path) -> Iterator[None]:
     """If the block raises, parents that had to be made are removed again, as far as they are empty."""
     made = [parent for parent in folder.parents if not parent.exists()]
     try:
@@ -94,7 +94,7 @@ def _tidied(folder: Path) -> Iterator[None]:
 @contextmanager
 def stage_new(folder: Path) -> Iterator[Path]:
     """As `stage`, for a folder that must not be there yet."""
-    with _faults(folder):
+    with _disk_errors(folder):
         if folder.exists() or folder.is_symlink():
             raise DataError(f"{folder}: is there already, and nothing is overwritten; name another folder")
     with stage(folder) as staged:
@@ -104,7 +104,7 @@ def stage_new(folder: Path) -> Iterator[Path]:
 def recover(folder: Path) -> None:
     """Undo or finish a replacement that was interrupted between its two renames."""
     replaced = output_paths.replaced(folder)
-    with _faults(folder):
+    with _disk_errors(folder):
         if replaced.exists():
             with _locked(output_paths.staged(folder)):
                 _recover(folder, replaced)

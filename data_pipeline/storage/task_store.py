@@ -23,7 +23,7 @@ def key_of(*parts: Any) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class WorkFolder:
+class TaskStore:
     """Files `KEY.SUFFIX` of each piece, and its record `KEY.json`, which is written last."""
 
     path: Path
@@ -62,12 +62,12 @@ class WorkFolder:
         finally:
             partial.unlink(missing_ok=True)
 
-    def tell(self, key: str, num_bytes: int) -> None:
+    def save_progress(self, key: str, num_bytes: int) -> None:
         """How far the work on a piece has come: a file, so that it is seen from wherever the work is done."""
         with contextlib.suppress(OSError):
             self.file(key, PROGRESS).write_text(str(num_bytes))
 
-    def told(self, key: str) -> int:
+    def progress(self, key: str) -> int:
         try:
             return int(self.file(key, PROGRESS).read_text() or 0)
         except (OSError, ValueError):
@@ -82,7 +82,7 @@ class WorkFolder:
         shutil.rmtree(self.path, ignore_errors=True)
 
 
-def every(seconds: float, clock: Callable[[], float]) -> Callable[[], bool]:
+def at_most_every(seconds: float, clock: Callable[[], float]) -> Callable[[], bool]:
     """A function that is true at most once in so many seconds."""
     last = clock()
 

@@ -14,12 +14,12 @@ import numpy.typing as npt
 import torch
 
 from data_pipeline.errors import DataError
-from data_pipeline.permutation import mix
-from data_pipeline.prefetch import read_ahead
-from data_pipeline.shards.packing import targets_that_count
+from data_pipeline.permutation import splitmix64
+from data_pipeline.prefetch import prefetch
+from data_pipeline.shards.packing import loss_mask
 from data_pipeline.shards.reader import PackedDataset, Tokens
 from data_pipeline.stream.mixture import TrainingData
-from data_pipeline.stream.shard_prefetch import fetch_ahead
+from data_pipeline.stream.shard_prefetch import prefetch_shards
 
 MAX_WINDOW_BATCHES = 1024
 WINDOW_BYTES = 32 << 20  # about three windows are alive at once
@@ -77,8 +77,8 @@ def _stream(
 ) -> Generator[Batch, None, None]:
     stop = threading.Event()
     windows = _train_windows(dataset, seed, global_batch_size, rank, size, position, stop)
-    ahead = read_ahead(windows, stop, settle=_Window.settle, asked_to_stop=asked_to_stop)
-    with fetch_ahead(dataset, seed, position, stop), contextlib.closing(ahead) as ready:
+    ahead = prefetch(windows, stop, materialize=_Window.materialize, asked_to_stop=asked_to_stop)
+    with prefetch_shards(dataset, seed, position, stop), contextlib.closing(ahead) as ready:
         for window in ready:
             yield from window.batches(global_batch_size)
 
@@ -135,7 +135,7 @@ def _train_windows(
                 raise DataError(f"{dataset.described}: used up after {position:,} samples; see data.mixture_max_epochs")
         starts = position + global_batch_size * np.arange(num_batches, dtype=np.int64)
         positions = starts[:, None] + rank * per_rank + np.arange(per_rank)
-        samples = dataset.samples_at(positions.ravel(), seed).reshape(positions.shape)
+        samples = dataset.sample_indices(positions.ravel(), seed).reshape(positions.shape)
         first = 0
         while first < num_batches:
             window = slice(first, first + length)
@@ -160,14 +160,14 @@ class _Window:
         self._starts, self._per_rank = starts.tolist(), positions.shape[1]
         self._epochs = [dataset.epoch_at(start) for start in self._starts]
         skipped = np.zeros(positions.shape, dtype=bool) if dataset.skips_bad_shards else None
-        self._samples = dataset.find(samples.ravel(), stop, None if skipped is None else skipped.ravel())
+        self._samples = dataset.locate(samples.ravel(), stop, None if skipped is None else skipped.ravel())
         self._counts = None if skipped is None else ~skipped
         self._some_may_not_count = skipped is not None or dataset.is_padded
         self._digests = _digests(dataset, samples, positions, self._counts)
 
-    def settle(self) -> None:
+    def materialize(self) -> None:
         """Copy the samples of all batches."""
-        self._samples.settle()
+        self._samples.materialize()
 
     def batches(self, global_batch_size: int) -> Iterator[Batch]:
         """Copied one by one by whoever takes them, whose processor's cache then holds them."""
@@ -188,7 +188,7 @@ def _mask(dataset: TrainingData, tokens: Tokens, counts: npt.NDArray[np.bool_] |
     whole = None if counts is None else torch.from_numpy(counts)[:, None].expand(-1, dataset.seq_length)
     if not dataset.is_padded:
         return whole
-    mask = torch.from_numpy(targets_that_count(tokens, dataset.manifest.tokenizer.eod_id))
+    mask = torch.from_numpy(loss_mask(tokens, dataset.manifest.tokenizer.eod_id))
     return mask if whole is None else whole & mask
 
 
@@ -199,8 +199,8 @@ def _digests(
     counts: npt.NDArray[np.bool_] | None,
 ) -> list[int]:
     """Of batches [b, n] of the samples with these numbers at these positions, of which some may not count."""
-    names = dataset.names_of(numbers.ravel()).reshape(numbers.shape)
-    hashes = mix(names ^ mix(positions.astype(np.uint64)))
+    names = dataset.sample_hashes(numbers.ravel()).reshape(numbers.shape)
+    hashes = splitmix64(names ^ splitmix64(positions.astype(np.uint64)))
     if counts is not None:
         hashes[~counts] = 0
     digests: list[int] = hashes.sum(axis=1).view(np.int64).tolist()

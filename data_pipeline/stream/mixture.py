@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from data_pipeline.config import LEAST_SHARE
 from data_pipeline.errors import DataError
-from data_pipeline.permutation import Positions, sample_at
+from data_pipeline.permutation import Positions, shuffled_indices
 from data_pipeline.shards.folder import DatasetFolder
 from data_pipeline.shards.manifest import ShardRecord
 from data_pipeline.shards.mmap_reader import Samples
@@ -33,7 +33,7 @@ MAX_POSITION = 1 << 42
 
 
 @dataclass(frozen=True)
-class Ingredient:
+class Component:
     """A dataset as far as the mixture needs to know it."""
 
     name: str
@@ -43,7 +43,7 @@ class Ingredient:
 
 
 @dataclass(frozen=True)
-class Stretch:
+class Segment:
     """From position `start` on, until the next one begins."""
 
     start: int
@@ -56,54 +56,54 @@ class Stretch:
 class Mixture:
     """The plan: its stretches, found once; everything else is arithmetic on them."""
 
-    def __init__(self, ingredients: Sequence[Ingredient], phases: Sequence[tuple[int, Sequence[float]]]) -> None:
+    def __init__(self, components: Sequence[Component], phases: Sequence[tuple[int, Sequence[float]]]) -> None:
         """`phases`: from which position on which weights hold, ascending, the first from 0 on."""
         assert phases[0][0] == 0 and all(first < then for (first, _), (then, _) in itertools.pairwise(phases))
-        self.ingredients, self.phases = tuple(ingredients), tuple(phases)
-        self.stretches: list[Stretch] = []
+        self.components, self.phases = tuple(components), tuple(phases)
+        self.segments: list[Segment] = []
         self.end: int | None = None
         """Where every ingredient that the weights ask for is used up; None: nowhere."""
         self._plan(phases)
-        self._starts = np.array([stretch.start for stretch in self.stretches], dtype=np.int64)
+        self._starts = np.array([segment.start for segment in self.segments], dtype=np.int64)
 
-    def locate(self, positions: Positions) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    def assign(self, positions: Positions) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """For each position: the number of its ingredient, and how many of that one's samples come before it."""
         where = np.asarray(positions, dtype=np.int64)
         assert not len(where) or (where.min() >= 0 and where.max() < (MAX_POSITION if self.end is None else self.end))
         which, index = np.empty_like(where), np.empty_like(where)
         numbers = np.searchsorted(self._starts, where, side="right") - 1
         for number in np.unique(numbers).tolist():
-            stretch, chosen = self.stretches[number], np.flatnonzero(numbers == number)
-            _deal(where[chosen] - stretch.start, chosen, stretch.units, 0, len(stretch.units), which, index)
-            index[chosen] += np.array(stretch.taken, dtype=np.int64)[which[chosen]]
+            segment, chosen = self.segments[number], np.flatnonzero(numbers == number)
+            _assign(where[chosen] - segment.start, chosen, segment.units, 0, len(segment.units), which, index)
+            index[chosen] += np.array(segment.taken, dtype=np.int64)[which[chosen]]
         return which, index
 
     def taken(self, position: int) -> tuple[int, ...]:
         """Samples of each ingredient before this position."""
-        stretch = [stretch for stretch in self.stretches if stretch.start <= position][-1]
+        segment = [segment for segment in self.segments if segment.start <= position][-1]
         return tuple(
-            before + _count(stretch.units, item, position - stretch.start) for item, before in enumerate(stretch.taken)
+            before + _count(segment.units, item, position - segment.start) for item, before in enumerate(segment.taken)
         )
 
     def before(self, position: int) -> list[tuple[int, tuple[int, ...]]]:
         """What decides the stream up to a position: where which weights began."""
-        return [(stretch.start, stretch.units) for stretch in self.stretches if stretch.start < position]
+        return [(segment.start, segment.units) for segment in self.segments if segment.start < position]
 
     def _plan(self, phases: Sequence[tuple[int, Sequence[float]]]) -> None:
-        taken = (0,) * len(self.ingredients)
+        taken = (0,) * len(self.components)
         start = 0
         for number, (_, weights) in enumerate(phases):
             end = phases[number + 1][0] if number + 1 < len(phases) else MAX_POSITION
             while start < end:
                 left = [
                     None if i.max_samples is None else i.max_samples - n
-                    for i, n in zip(self.ingredients, taken, strict=True)
+                    for i, n in zip(self.components, taken, strict=True)
                 ]
                 units = _units([0.0 if rest == 0 else weight for weight, rest in zip(weights, left, strict=True)])
                 if not any(units):
                     self.end = start
                     return
-                self.stretches.append(Stretch(start, units, taken))
+                self.segments.append(Segment(start, units, taken))
                 used_up = [
                     _when(units, item, rest) for item, rest in enumerate(left) if rest is not None and units[item]
                 ]
@@ -117,7 +117,7 @@ def _units(weights: Sequence[float]) -> tuple[int, ...]:
     return tuple(max(1, round(weight / whole * UNITS)) if weight else 0 for weight in weights)
 
 
-def _deal(
+def _assign(
     positions: npt.NDArray[np.int64],
     slots: npt.NDArray[np.intp],
     units: tuple[int, ...],
@@ -136,12 +136,12 @@ def _deal(
     left, whole = sum(units[first:middle]), sum(units[first:last])
     if not left or left == whole:
         halves = (first, middle) if left else (middle, last)
-        _deal(positions, slots, units, *halves, which, index)
+        _assign(positions, slots, units, *halves, which, index)
         return
     lefts = (positions * left + whole // 2) // whole
     is_left = ((positions + 1) * left + whole // 2) // whole > lefts
-    _deal(lefts[is_left], slots[is_left], units, first, middle, which, index)
-    _deal((positions - lefts)[~is_left], slots[~is_left], units, middle, last, which, index)
+    _assign(lefts[is_left], slots[is_left], units, first, middle, which, index)
+    _assign((positions - lefts)[~is_left], slots[~is_left], units, middle, last, which, index)
 
 
 def _count(units: tuple[int, ...], item: int, length: int) -> int:
@@ -201,15 +201,15 @@ class MixedDataset:
     def num_train_tokens(self) -> int:
         return sum(dataset.num_train_tokens for dataset in self.parts)
 
-    def samples_at(self, positions: Positions, seed: int) -> npt.NDArray[np.int64]:
+    def sample_indices(self, positions: Positions, seed: int) -> npt.NDArray[np.int64]:
         """Numbers of the samples at these positions, counted through all datasets."""
-        which, index = self.mixture.locate(positions)
+        which, index = self.mixture.assign(positions)
         numbers = np.empty_like(index)
         for item, dataset in enumerate(self.parts):
             chosen = which == item
             if chosen.any():
                 own_seed = seed_of(seed, self.names[item])
-                numbers[chosen] = self._bases[item] + sample_at(index[chosen], dataset.num_samples, own_seed)
+                numbers[chosen] = self._bases[item] + shuffled_indices(index[chosen], dataset.num_samples, own_seed)
         return numbers
 
     def shards_of(self, numbers: npt.NDArray[np.int64]) -> Iterator[tuple[int, DatasetFolder, ShardRecord]]:
@@ -218,14 +218,14 @@ class MixedDataset:
             for place, folder, record in dataset.shards_of(inside):
                 yield int(chosen[place]), folder, record
 
-    def names_of(self, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
+    def sample_hashes(self, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
         """What names the content of each of these samples."""
         names = np.empty(len(numbers), dtype=np.uint64)
         for dataset, chosen, inside in self._by_part(numbers):
-            names[chosen] = dataset.names_of(inside)
+            names[chosen] = dataset.sample_hashes(inside)
         return names
 
-    def find(
+    def locate(
         self,
         numbers: npt.NDArray[np.int64],
         stop: threading.Event | None = None,
@@ -235,7 +235,7 @@ class MixedDataset:
         found = []
         for dataset, chosen, inside in self._by_part(numbers):
             its_skipped = None if skipped is None else np.zeros(len(chosen), dtype=bool)
-            found.append((chosen, dataset.find(inside, stop, its_skipped)))
+            found.append((chosen, dataset.locate(inside, stop, its_skipped)))
             if skipped is not None:
                 skipped[chosen] = its_skipped
         return Samples.joined(found)
@@ -274,7 +274,7 @@ def seed_of(seed: int, name: str) -> int:
 
 
 @dataclass(frozen=True)
-class Plan:
+class MixturePlan:
     """A mixture as configured: by name, in tokens and epochs."""
 
     weights: Mapping[str, float]
@@ -283,8 +283,8 @@ class Plan:
     """From which number of training tokens on which weights hold instead."""
 
 
-def mix(
-    plan: Plan, folders: Mapping[str, Path] | Mapping[str, DatasetFolder], *, skip_bad_shards: bool = False
+def open_mixture(
+    plan: MixturePlan, folders: Mapping[str, Path] | Mapping[str, DatasetFolder], *, skip_bad_shards: bool = False
 ) -> MixedDataset:
     """The datasets in these folders, mixed by their names; `skip_bad_shards`: as in PackedDataset.open.
 
@@ -295,7 +295,7 @@ def mix(
     }
     (first_name, first), *others = datasets.items()
     for name, dataset in others:
-        its_tokenizer = first.folder.locate(first.manifest.tokenizer.file)
+        its_tokenizer = first.folder.path_of(first.manifest.tokenizer.file)
         for what, there, here in (
             ("tokenizer (fingerprint)", first.manifest.tokenizer.fingerprint, dataset.manifest.tokenizer.fingerprint),
             ("model.seq_length", first.seq_length, dataset.seq_length),
@@ -305,13 +305,13 @@ def mix(
                     f"data.mixture: {folders[name]} has another {what} than {folders[first_name]} ({here}, {there}); "
                     f"prepare it again with that one's (tokenizer.path={its_tokenizer})"
                 )
-    ingredients = [
-        Ingredient(name, dataset.num_samples, _cap(name, plan.max_epochs.get(name), dataset.num_samples))
+    components = [
+        Component(name, dataset.num_samples, _cap(name, plan.max_epochs.get(name), dataset.num_samples))
         for name, dataset in datasets.items()
     ]
     phases = {0: plan.weights} | {-(-tokens // first.seq_length): weights for tokens, weights in plan.later}
     by_number = [(start, [weights.get(name, 0.0) for name in datasets]) for start, weights in phases.items()]
-    return MixedDataset(datasets, Mixture(ingredients, by_number))
+    return MixedDataset(datasets, Mixture(components, by_number))
 
 
 def _cap(name: str, epochs: float | None, num_samples: int) -> int | None:

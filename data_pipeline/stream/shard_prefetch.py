@@ -54,13 +54,13 @@ def fetch_all(folder: RemoteFolder) -> str:
 
 
 @contextmanager
-def fetch_ahead(dataset: TrainingData, seed: int, position: int, stop: threading.Event) -> Iterator[None]:
+def prefetch_shards(dataset: TrainingData, seed: int, position: int, stop: threading.Event) -> Iterator[None]:
     """Threads that fetch within the block, until all is there; `stop` must be set by its end."""
     shards = [shard for part in dataset.parts if isinstance(part.folder, RemoteFolder) for shard in part.record.shards]
     if not shards:
         yield
         return
-    fetching = _Fetching(first_needs(dataset, seed, position), shards, stop)
+    fetching = _Fetching(shards_by_first_use(dataset, seed, position), shards, stop)
     threads = [threading.Thread(target=fetching.work, name="fetch", daemon=True) for _ in range(NUM_FETCHERS)]
     for thread in threads:
         thread.start()
@@ -71,7 +71,7 @@ def fetch_ahead(dataset: TrainingData, seed: int, position: int, stop: threading
             thread.join()
 
 
-def first_needs(dataset: TrainingData, seed: int, position: int) -> Iterator[Need]:
+def shards_by_first_use(dataset: TrainingData, seed: int, position: int) -> Iterator[Need]:
     """The shards that lie elsewhere, by where from `position` on a sample of theirs comes first.
 
     Looks as many positions ahead as there are samples. What a mixture needs only after those follows in its own order.
@@ -81,7 +81,7 @@ def first_needs(dataset: TrainingData, seed: int, position: int) -> Iterator[Nee
     if dataset.end is not None:
         end = min(end, dataset.end)
     for start in range(position, end, WINDOW):
-        numbers = dataset.samples_at(np.arange(start, min(start + WINDOW, end), dtype=np.int64), seed)
+        numbers = dataset.sample_indices(np.arange(start, min(start + WINDOW, end), dtype=np.int64), seed)
         for _, folder, record in sorted(dataset.shards_of(numbers), key=lambda need: need[0]):
             if isinstance(folder, RemoteFolder) and record.sha256 not in seen:
                 seen.add(record.sha256)

@@ -19,7 +19,7 @@ Ids = npt.NDArray[np.int32]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-USUAL_ENDS = (
+EOD_NAMES = (
     "<|endoftext|>",
     "<|end_of_text|>",
     "</s>",
@@ -30,7 +30,7 @@ USUAL_ENDS = (
     "[EOS]",
 )
 """Special tokens that end a document, by name; those that end a turn of a talk come late."""
-NAMES_TOLD = 20
+MAX_LISTED_TOKENS = 20
 
 
 class Tokenizer(Protocol):
@@ -105,10 +105,10 @@ def settings_path(tokenizer: Path) -> Path:
 
 def find_eod(name: str, ids: Mapping[str, int], wanted: str | None, remedy: str) -> str:
     """The token that ends documents: the one wanted, or the first of the usual ones; `ids`: all that may."""
-    candidates = USUAL_ENDS if wanted is None else (wanted,)
+    candidates = EOD_NAMES if wanted is None else (wanted,)
     found = next((token for token in candidates if token in ids), None)
     if found is None:
-        told = ", ".join([*list(ids)[:NAMES_TOLD], *(["..."] if len(ids) > NAMES_TOLD else [])])
+        told = ", ".join([*list(ids)[:MAX_LISTED_TOKENS], *(["..."] if len(ids) > MAX_LISTED_TOKENS else [])])
         fault = "has no special token with a usual name to end documents with"
         if wanted is not None:
             fault = f"has no special token {wanted!r} to end documents with"
@@ -140,7 +140,7 @@ def _ids_or_fault(tokenizer: Tokenizer, text: str) -> Ids | Unencodable:
 
 
 @contextlib.contextmanager
-def faults_of(package: str, text: str) -> Iterator[None]:
+def as_unencodable(package: str, text: str) -> Iterator[None]:
     """Where a package encodes a text, whatever it raises about that: Unencodable.
 
     A lack of memory or a fault of the system is not about the text.
@@ -157,7 +157,7 @@ def faults_of(package: str, text: str) -> Iterator[None]:
         ) from None
 
 
-def refuse_surrogates(text: str) -> None:
+def reject_surrogates(text: str) -> None:
     """Raises Unencodable for characters that UTF-8 does not have; tokenizers replace them or fail."""
     try:
         text.encode()

@@ -17,7 +17,7 @@ O200K_PATTERN = (
 
 
 @dataclass(frozen=True)
-class Encoding:
+class TiktokenEncoding:
     """One of them."""
 
     sha256: str
@@ -27,13 +27,13 @@ class Encoding:
 
 
 ENCODINGS = {
-    "r50k_base": Encoding(
+    "r50k_base": TiktokenEncoding(
         "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930", GPT2_PATTERN, {"<|endoftext|>": 50256}
     ),
-    "p50k_base": Encoding(
+    "p50k_base": TiktokenEncoding(
         "94b5ca7dff4d00767bc256fdd1b27e5b17361d7b8a5f968547f9f23eb70d2069", GPT2_PATTERN, {"<|endoftext|>": 50256}
     ),
-    "cl100k_base": Encoding(
+    "cl100k_base": TiktokenEncoding(
         "223921b76ee99bde995b7ff738513eef100fb51d18c93597a113bcffe865b2a7",
         CL100K_PATTERN,
         {
@@ -44,7 +44,7 @@ ENCODINGS = {
             "<|endofprompt|>": 100276,
         },
     ),
-    "o200k_base": Encoding(
+    "o200k_base": TiktokenEncoding(
         "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d",
         O200K_PATTERN,
         {"<|endoftext|>": 199999, "<|endofprompt|>": 200018},

@@ -11,14 +11,14 @@ import numpy as np
 
 from data_pipeline.errors import DataError, Unencodable
 from data_pipeline.tokenizers.base import (
-    USUAL_ENDS,
+    EOD_NAMES,
     Ids,
     TokenizerSettings,
-    faults_of,
+    as_unencodable,
     find_eod,
     in_threads,
     missing_package,
-    refuse_surrogates,
+    reject_surrogates,
 )
 
 
@@ -47,7 +47,7 @@ class HuggingFaceTokenizer:
         wanted = (settings or TokenizerSettings()).eod
         # Some files have the token in the vocabulary alone.
         plain = {
-            token: vocabulary[token] for token in (*USUAL_ENDS, wanted) if token is not None and token in vocabulary
+            token: vocabulary[token] for token in (*EOD_NAMES, wanted) if token is not None and token in vocabulary
         }
         eod = find_eod(name, special | plain, wanted, "name one as tokenizer.eod")
         self.settings = TokenizerSettings(eod=eod)
@@ -91,8 +91,8 @@ class HuggingFaceTokenizer:
         return self._tokenizer.decode(kept, skip_special_tokens=True)
 
     def _encode(self, text: str) -> Ids:
-        refuse_surrogates(text)
-        with faults_of("tokenizers", text):
+        reject_surrogates(text)
+        with as_unencodable("tokenizers", text):
             (encoding,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
         ids = np.array(encoding.ids, dtype=np.int32)
         return self._encode_in_pieces(text) if np.isin(ids, self._reserved_ids).any() else ids

@@ -113,7 +113,7 @@ def store_tokenizer(path: Path, folder: Path, fingerprint: str | None = None, *,
     return given
 
 
-def warn_where_text_changes(tokenizer: Tokenizer, texts: Sequence[str], name: str) -> None:
+def warn_if_text_changes(tokenizer: Tokenizer, texts: Sequence[str], name: str) -> None:
     """Say, with an example, if a tokenizer made elsewhere does not give these texts back."""
     encoded = zip(texts, encode_each(tokenizer, texts), strict=True)
     back = [(text, tokenizer.decode(ids.tolist())) for text, ids in encoded if not isinstance(ids, Unencodable)]

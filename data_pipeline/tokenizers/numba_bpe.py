@@ -39,7 +39,7 @@ ONES = np.uint64(0x0101010101010101)
 HIGH_BITS, LENGTH_AT, LENGTH_BITS = np.uint64(32), np.uint64(56), np.uint64(8)
 
 
-class CompiledMerges:
+class NumbaBpe:
     """Ids of texts by a BPE model that joins neighbours, the best score first, and spells the rest in bytes.
 
     `pieces`: of text, with their scores (higher: earlier); `byte_ids` [256]: of the pieces that are single bytes.
@@ -108,8 +108,8 @@ def _numbers(buffer: Any, size: int, step: int = 1) -> npt.NDArray[Any]:
     return np.ndarray((len(raw) - size) // step + 1, dtype=f"<u{size}", buffer=raw, strides=(step,))
 
 
-def proven(
-    encoder: CompiledMerges,
+def matches_reference(
+    encoder: NumbaBpe,
     pieces: Sequence[str],
     trusted: Callable[[list[str]], Sequence[list[int]]],
     texts: Sequence[str],

@@ -12,7 +12,7 @@ _PIECES, _TRAINER, _NORMALIZER, _DENORMALIZER = 1, 2, 3, 5
 _MODEL_TYPE, _WHITESPACE_AS_SUFFIX, _UNKNOWN_SURFACE = 3, 24, 44
 _CHARACTER_MAP, _DUMMY_PREFIX, _REMOVE_WHITESPACE, _ESCAPE_WHITESPACE = 2, 3, 4, 5
 _KIND = 3
-_KINDS_NOT_TOLD = (4, 5)
+_KINDS_NOT_REPORTED = (4, 5)
 """Pieces that the user defined, and unused ones."""
 
 _DEFAULTS: dict[tuple[int, int], Value] = {
@@ -33,7 +33,7 @@ _MADE_HERE = _DEFAULTS | {
 }
 
 
-def unlike_ours(model: bytes, model_type: int) -> list[tuple[int, int, Value]]:
+def differences_from_ours(model: bytes, model_type: int) -> list[tuple[int, int, Value]]:
     """Settings, by message and field, that are not as in the models of this type that `train_tokenizer` makes; and
     kinds of pieces, by their ids, that those do not have."""
     settings, kinds = dict(_DEFAULTS), list[Value]()
@@ -46,7 +46,7 @@ def unlike_ours(model: bytes, model_type: int) -> list[tuple[int, int, Value]]:
     ours = _MADE_HERE | {(_TRAINER, _MODEL_TYPE): model_type}
     return [
         *((message, field, value) for (message, field), value in settings.items() if value != ours[message, field]),
-        *((_PIECES, index, kind) for index, kind in enumerate(kinds) if kind in _KINDS_NOT_TOLD),
+        *((_PIECES, index, kind) for index, kind in enumerate(kinds) if kind in _KINDS_NOT_REPORTED),
     ]
 
 

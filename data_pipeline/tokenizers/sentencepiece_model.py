@@ -14,12 +14,12 @@ import numpy.typing as npt
 import sentencepiece
 
 from data_pipeline.errors import DataError
-from data_pipeline.tokenizers.base import TokenizerSettings, find_eod, refuse_surrogates
-from data_pipeline.tokenizers.sentencepiece_file import BPE, UNIGRAM, unlike_ours
-from data_pipeline.tokenizers.word_cache import WordMemory
+from data_pipeline.tokenizers.base import TokenizerSettings, find_eod, reject_surrogates
+from data_pipeline.tokenizers.sentencepiece_file import BPE, UNIGRAM, differences_from_ours
+from data_pipeline.tokenizers.word_cache import WordCache
 
 if TYPE_CHECKING:
-    from data_pipeline.tokenizers.numba_bpe import CompiledMerges
+    from data_pipeline.tokenizers.numba_bpe import NumbaBpe
 
 logger = logging.getLogger(__name__)
 SPACE_MARK = "\u2581"  # stands for a space inside SentencePiece, so that the character itself would come back as one
@@ -59,7 +59,7 @@ class SentencePieceTokenizer:
         self._expected_chars = 0
         self._is_bulk = False
         """What pays for much text only was started, if it can be."""
-        self._compiled: CompiledMerges | None = None
+        self._compiled: NumbaBpe | None = None
 
     def expect(self, num_chars: int) -> None:
         """Say about how much text is to come; no id depends on it."""
@@ -74,7 +74,7 @@ class SentencePieceTokenizer:
             raw = piece.encode()
             digest.update(struct.pack("<If???", len(raw), score, *kind) + raw)
         model: bytes = self._processor.serialized_model_proto()
-        for message, number, value in unlike_ours(model, BPE if self._is_bpe() else UNIGRAM):
+        for message, number, value in differences_from_ours(model, BPE if self._is_bpe() else UNIGRAM):
             digest.update(f"{message} {number} {value!r}\n".encode())
         return digest.hexdigest()
 
@@ -98,7 +98,7 @@ class SentencePieceTokenizer:
             encoded = self._by_words(parts) if self._remembers else self._whole(parts, num_threads)
         except (RuntimeError, TypeError, UnicodeEncodeError):  # which one depends on its version
             for text in texts:
-                refuse_surrogates(text)
+                reject_surrogates(text)
             raise
         return [self._join(plan, encoded) for plan in plans]
 
@@ -115,29 +115,29 @@ class SentencePieceTokenizer:
         if not self._is_bulk and max(self._num_chars, self._expected_chars) > BULK_CHARS:
             self._is_bulk = True
             self._compiled = self._compile(parts)
-        return (self._compiled or self._memory).encode(parts)
+        return (self._compiled or self._word_cache).encode(parts)
 
     @functools.cached_property
-    def _memory(self) -> WordMemory:
-        return WordMemory((piece for _, piece, _ in self._pieces_of_text()), self._encode_words)
+    def _word_cache(self) -> WordCache:
+        return WordCache((piece for _, piece, _ in self._pieces_of_text()), self._encode_words)
 
     def _encode_words(self, words: list[str]) -> list[list[int]]:
         ids: list[list[int]] = self._processor.encode(words, num_threads=1)  # as many processes as cores do so already
         return ids
 
-    def _compile(self, sample: list[str]) -> "CompiledMerges | None":
+    def _compile(self, sample: list[str]) -> "NumbaBpe | None":
         """The same, several times as fast, where numba is installed and gives the same ids."""
         byte_ids = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in range(256)]
         if importlib.util.find_spec("numba") is None or not all(map(self._processor.is_byte, byte_ids)):
             return None
         try:
-            from data_pipeline.tokenizers.numba_bpe import CompiledMerges, proven
+            from data_pipeline.tokenizers.numba_bpe import NumbaBpe, matches_reference
         except Exception as error:  # a numpy that it does not know; no folder to keep its work in
             logger.warning("numba is installed and not used: %s", error)
             return None
         pieces = self._pieces_of_text()
-        encoder = CompiledMerges(pieces, byte_ids)
-        is_proven = proven(encoder, [piece for _, piece, _ in pieces], self._encode_words, sample)
+        encoder = NumbaBpe(pieces, byte_ids)
+        is_proven = matches_reference(encoder, [piece for _, piece, _ in pieces], self._encode_words, sample)
         return encoder if is_proven else None
 
     def _pieces_of_text(self) -> list[tuple[int, str, float]]:

@@ -16,18 +16,18 @@ from data_pipeline.errors import DataError
 from data_pipeline.tokenizers.base import (
     Ids,
     TokenizerSettings,
-    faults_of,
+    as_unencodable,
     find_eod,
     in_threads,
     missing_package,
-    refuse_surrogates,
+    reject_surrogates,
     settings_path,
 )
 from data_pipeline.tokenizers.encodings import ENCODINGS, PATTERNS
 
-LONGEST_BLANKS = 20_000
+MAX_BLANKS = 20_000
 """Longer runs overflow the stack of its regular expressions; they are cut into such."""
-LONG_BLANKS = re.compile(rf"(?<!\s)\s{{{LONGEST_BLANKS},}}")
+LONG_BLANKS = re.compile(rf"(?<!\s)\s{{{MAX_BLANKS},}}")
 
 
 class TiktokenTokenizer:
@@ -87,14 +87,14 @@ class TiktokenTokenizer:
         return b"".join(self._tokens.get(int(index), b"") for index in ids).decode(errors="replace")
 
     def _encode(self, text: str) -> Ids:
-        refuse_surrogates(text)
-        runs = (range(run.start() + LONGEST_BLANKS, run.end(), LONGEST_BLANKS) for run in LONG_BLANKS.finditer(text))
+        reject_surrogates(text)
+        runs = (range(run.start() + MAX_BLANKS, run.end(), MAX_BLANKS) for run in LONG_BLANKS.finditer(text))
         cuts = [0, *itertools.chain.from_iterable(runs), len(text)]
         parts = [self._encode_part(text[start:end]) for start, end in itertools.pairwise(cuts)]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def _encode_part(self, text: str) -> Ids:
-        with faults_of("tiktoken", text):
+        with as_unencodable("tiktoken", text):
             return self._encoding.encode_to_numpy(text).astype(np.int32)
 
 

@@ -21,7 +21,7 @@ MAX_WORDS = 1 << 18
 MAX_BYTES = 1 << 24
 """Of all words. Beyond these everything is forgotten."""
 CHUNK_BYTES = 1 << 18  # what is made of it stays in the processor's cache
-MOST_NUMBERS = MAX_WORDS + CHUNK_BYTES + 1
+MAX_NUMBERS = MAX_WORDS + CHUNK_BYTES + 1
 SLOTS_LOG2 = 20
 FIRST_BYTES = np.array([(1 << 8 * count) - 1 for count in range(9)], dtype=np.uint64)
 LENGTH_AT = np.uint64(56)
@@ -29,7 +29,7 @@ ODD = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F], dtype=np.uint64)
 Numbers = npt.NDArray[np.int64]
 
 
-class WordMemory:
+class WordCache:
     """Gives the ids that `encode` gives, if it merges by the given pieces and spells what is none of them in bytes.
 
     Safe to use from several threads, which then wait for each other.
@@ -61,8 +61,8 @@ class WordMemory:
 
     def _clear(self) -> None:
         self._table = np.zeros(1 << SLOTS_LOG2, dtype=np.int32)  # numbers of words; 0: a free slot
-        self._low, self._high = np.zeros((2, MOST_NUMBERS), dtype=np.uint64)  # keys by number
-        self._firsts, self._counts = np.zeros((2, MOST_NUMBERS), dtype=np.int64)  # where the word's ids are, by number
+        self._low, self._high = np.zeros((2, MAX_NUMBERS), dtype=np.uint64)  # keys by number
+        self._firsts, self._counts = np.zeros((2, MAX_NUMBERS), dtype=np.int64)  # where the word's ids are, by number
         self._ids_of_words = np.empty(1 << 20, dtype=np.int32)
         self._num_ids = self._num_bytes = 0
         self._num_words = 1
@@ -120,7 +120,7 @@ class WordMemory:
         self._long.update(zip(new, itertools.count(self._num_words)))
         numbers = np.fromiter(map(self._long.__getitem__, words), dtype=np.int64, count=len(words))
         if new:
-            self._remember(new)
+            self._store(new)
         short = high >> LENGTH_AT <= KEY_BYTES
         self._low[numbers[short]], self._high[numbers[short]] = low[short], high[short]
         slots, waiting = _slots(low[short], high[short]), numbers[short]
@@ -134,7 +134,7 @@ class WordMemory:
                 del self._long[word]
         return numbers
 
-    def _remember(self, words: list[bytes]) -> None:
+    def _store(self, words: list[bytes]) -> None:
         """Encode words that get the next numbers."""
         encoded = self._encode([word.decode() for word in words])
         counts = np.fromiter(map(len, encoded), dtype=np.int64, count=len(words))

@@ -180,7 +180,7 @@ def _survey(source: IndexedDataset, tokenizer: Tokenizer, data: DataConfig) -> _
                 continue
             num_needless_ends += len(text_tokens) + is_ended < len(tokens)
             sizes.append(len(tokenizer.decode(text_tokens.tolist()).encode()))
-            selector.add(_content_hash(text_tokens), sizes[-1])
+            selector.add(_tokens_hash(text_tokens), sizes[-1])
             update(done)
     if num_ended < source.num_documents:
         logger.info(
@@ -214,7 +214,7 @@ def _pack(source: IndexedDataset, survey: _Survey, tokenizer: Tokenizer, writers
             if num_text_bytes < 0:
                 continue
             text_tokens = _text_tokens(tokens, tokenizer.eod_id)
-            held_out = survey.split.holds_out(_content_hash(text_tokens))
+            held_out = survey.split.holds_out(_tokens_hash(text_tokens))
             writers["validation" if held_out else "train"].add(np.concatenate([text_tokens, end]), num_text_bytes)
             update(done)
 
@@ -239,6 +239,6 @@ def _text_tokens(tokens: Tokens, eod_id: int) -> Tokens:
     return text_tokens[:-1] if len(text_tokens) and text_tokens[-1] == eod_id else text_tokens
 
 
-def _content_hash(tokens: Tokens) -> bytes:
+def _tokens_hash(tokens: Tokens) -> bytes:
     """16 bytes that name a document, whatever type its tokens are stored in."""
     return hashlib.blake2b(tokens.astype("<i4").tobytes(), digest_size=16).digest()

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_pipeline.errors import DataError
-from data_pipeline.permutation import sample_at
+from data_pipeline.permutation import shuffled_indices
 from data_pipeline.progress import show_progress
 from data_pipeline.shards.folder import READ_BYTES, DatasetFolder, as_folder
 from data_pipeline.shards.manifest import FileRecord, Manifest
@@ -43,7 +43,9 @@ def inspect(
             f"{first:,} to {first + count - 1:,} were asked for"
         )
     for position in range(first, first + count):
-        number = position if shuffled_by is None else int(sample_at([position], dataset.num_samples, shuffled_by)[0])
+        number = (
+            position if shuffled_by is None else int(shuffled_indices([position], dataset.num_samples, shuffled_by)[0])
+        )
         samples = dataset.read(np.array([number], dtype=np.int64))
         filling = int(num_padding_tokens(samples, tokenizer.eod_id)[0]) if dataset.is_padded else 0
         tokens = samples[0]
@@ -143,7 +145,7 @@ def _checksum_fault(folder: DatasetFolder, record: FileRecord, advance: Callable
         return str(error)
     if digest.hexdigest() == record.sha256:
         return None
-    return f"{folder.locate(record.file)}: its content differs from what was written (sha256 does not fit)"
+    return f"{folder.path_of(record.file)}: its content differs from what was written (sha256 does not fit)"
 
 
 def _token_faults(folder: DatasetFolder, manifest: Manifest, split: Split, advance: Callable[[int], None]) -> list[str]:

@@ -17,8 +17,8 @@ from typing import BinaryIO, TypeVar
 
 from data_pipeline.config import CacheConfig
 from data_pipeline.errors import BadFile, DataError, Stopped
-from data_pipeline.remote.errors import Interrupted, Refused
-from data_pipeline.remote.fsspec_store import Place
+from data_pipeline.remote.errors import PermanentError, TransientError
+from data_pipeline.remote.fsspec_store import RemotePath
 from data_pipeline.remote.transfer import Attempts, blocks, read_small
 from data_pipeline.storage.atomic_write import sync_folder, write_durably
 from data_pipeline.storage.urls import PIPE, shown
@@ -64,12 +64,12 @@ class Mirror:
         self._still_seconds, self._moved, self._moves = still_seconds, moved, 0
         try:
             if url.startswith(PIPE):
-                raise Refused("a command is no place to write to")
-            Place(self._base, cache.timeout_seconds).close()
-        except Refused as error:
+                raise PermanentError("a command is no place to write to")
+            RemotePath(self._base, cache.timeout_seconds).close()
+        except PermanentError as error:
             remedy = "give a URL such as s3://bucket/folder, and install what fsspec needs for it"
             raise ConfigError([Problem("checkpoint.mirror", shown(url), str(error), remedy)]) from None
-        except Interrupted:  # whoever asks it next tries again
+        except TransientError:  # whoever asks it next tries again
             pass
         self._waiting: queue.Queue[Path | None] = queue.Queue()
         self._given_up = threading.Event()
@@ -111,8 +111,8 @@ class Mirror:
         """
         with _told_as_run_error():
             self._write(PROBE, io.BytesIO(b"probe"), 5)
-            self._ask(PROBE, "removed", Place.remove)
-            matches = (re.fullmatch(rf"{RESTART}(\d+)", name) for name in self._ask("", "listed", Place.list))
+            self._ask(PROBE, "removed", RemotePath.remove)
+            matches = (re.fullmatch(rf"{RESTART}(\d+)", name) for name in self._ask("", "listed", RemotePath.list))
             self.restarts = max((int(match[1]) for match in matches if match), default=0)
         here = max((path.name for path in complete_ones(checkpoints) if has_its_files(path)), default="")
         return self.fetch_newer(checkpoints, here)[1]
@@ -171,7 +171,7 @@ class Mirror:
     def _files_of(self, name: str, content: bytes, folder: Path) -> dict[str, int]:
         """Bytes of each file that a manifest names; raises RunError unless they are there with those sizes."""
         files = {file: int(record["bytes"]) for file, record in parse_manifest(content, folder)["files"].items()}
-        sizes = self._ask(name, "listed", Place.list)
+        sizes = self._ask(name, "listed", RemotePath.list)
         for file, num_bytes in files.items():
             if sizes.get(file) != num_bytes:
                 found = f"{sizes[file]} bytes instead of {num_bytes}" if file in sizes else "none"
@@ -181,7 +181,7 @@ class Mirror:
     def _looks_whole(self, name: str) -> bool:
         """By its manifest and the sizes of its files; asked once."""
         whole = False
-        if MANIFEST in self._ask(name, "listed", Place.list):
+        if MANIFEST in self._ask(name, "listed", RemotePath.list):
             with contextlib.suppress(RunError):
                 self._files_of(name, read_small(f"{self.url}/{name}/{MANIFEST}", self._cache), Path(name))
                 whole = True
@@ -190,10 +190,10 @@ class Mirror:
 
     def _names(self) -> list[str]:
         """Of all checkpoints there, whole or not, the oldest first."""
-        return sorted(name for name in self._ask("", "listed", Place.list) if re.fullmatch(r"step-\d+", name))
+        return sorted(name for name in self._ask("", "listed", RemotePath.list) if re.fullmatch(r"step-\d+", name))
 
     def _complete(self, names: list[str]) -> list[str]:
-        return [name for name in names if MANIFEST in self._ask(name, "listed", Place.list)]
+        return [name for name in names if MANIFEST in self._ask(name, "listed", RemotePath.list)]
 
     def _work(self) -> None:
         with contextlib.suppress(Stopped):
@@ -218,7 +218,7 @@ class Mirror:
         # What lies there may be of an earlier try: each rank says which files it has sent.
         mark = f"sent-{hashlib.sha256(content).hexdigest()[:16]}"
         if self._rank == 0:
-            self._ask(f"{folder.name}/{MANIFEST}", "removed", Place.remove)
+            self._ask(f"{folder.name}/{MANIFEST}", "removed", RemotePath.remove)
         for name in sorted(files)[self._rank :: self._num_ranks]:
             with (folder / name).open("rb") as source:
                 self._write(f"{folder.name}/{name}", source, files[name]["bytes"])
@@ -233,11 +233,11 @@ class Mirror:
         """Leave the last `keep_last` whole ones up to this one, and what a run that went back will come to again."""
         self._keeping.know(newest, whole=True)
         for name in self._keeping.outdated(self._names(), newest, self._looks_whole):
-            self._ask(f"{name}/{MANIFEST}", "removed", Place.remove)  # first: what has none is no checkpoint
-            self._ask(name, "removed", Place.remove)
+            self._ask(f"{name}/{MANIFEST}", "removed", RemotePath.remove)  # first: what has none is no checkpoint
+            self._ask(name, "removed", RemotePath.remove)
 
     def _write(self, name: str, source: BinaryIO, num_bytes: int) -> None:
-        def write(place: Place) -> None:
+        def write(place: RemotePath) -> None:
             source.seek(0)
             place.write(_Watched(source, self._move), num_bytes)
 
@@ -248,7 +248,7 @@ class Mirror:
         missing = names
         deadline = time.monotonic() + PATIENCE
         while True:
-            still_missing = names - self._ask(folder, "listed", Place.list, moves=False).keys()
+            still_missing = names - self._ask(folder, "listed", RemotePath.list, moves=False).keys()
             if not still_missing:
                 return
             if still_missing != missing:
@@ -260,17 +260,17 @@ class Mirror:
             if self._given_up.wait(1.0):
                 raise Stopped
 
-    def _ask(self, name: str, done: str, question: Callable[[Place], Answer], *, moves: bool = True) -> Answer:
+    def _ask(self, name: str, done: str, question: Callable[[RemotePath], Answer], *, moves: bool = True) -> Answer:
         """The answer about what has this name there; asked again where none came, BadFile in the end."""
         url = f"{self.url}/{name}".rstrip("/")
         attempts = Attempts(url, self._cache, self._given_up)
         while True:
             try:
-                with closing(Place(url, self._cache.timeout_seconds)) as place:
+                with closing(RemotePath(url, self._cache.timeout_seconds)) as place:
                     answer = question(place)
-            except Refused as error:
+            except PermanentError as error:
                 raise BadFile(f"{shown(url)}: cannot be {done}: {error}; {REMEDY}") from None
-            except Interrupted as error:
+            except TransientError as error:
                 attempts.failed(f"cannot be {done}: {error}", REMEDY)
             else:
                 if moves:

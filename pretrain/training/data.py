@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_pipeline.shards.reader import PackedDataset
 from data_pipeline.stream.dataset_locations import dataset_folders
-from data_pipeline.stream.mixture import MixedDataset, Plan, TrainingData, mix
+from data_pipeline.stream.mixture import MixedDataset, MixturePlan, TrainingData, open_mixture
 from data_pipeline.stream.shard_prefetch import check_cache_holds
 from pretrain.config.changes import Change, to_accept
 from pretrain.config.errors import ConfigError, Problem, RunError
@@ -28,7 +28,9 @@ def open_datasets(config: RunConfig) -> tuple[TrainingData, dict[str, PackedData
         dataset = PackedDataset.open(folders[data.name], "train", skip_bad_shards=skip)
     else:
         later = [(phase.after_tokens, phase.weights) for phase in data.mixture_later]
-        dataset = mix(Plan(data.mixture, data.mixture_max_epochs or {}, later), folders, skip_bad_shards=skip)
+        dataset = open_mixture(
+            MixturePlan(data.mixture, data.mixture_max_epochs or {}, later), folders, skip_bad_shards=skip
+        )
     packed, wanted = dataset.manifest.seq_length, config.model.seq_length
     if packed != wanted:
         rule = f"the dataset in data.path={str(next(iter(folders.values())))!r} was packed for {packed} tokens"

@@ -32,9 +32,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data_pipeline.permutation import sample_at
+from data_pipeline.permutation import shuffled_indices
 from data_pipeline.shards.folder import LocalFolder
-from data_pipeline.shards.format import DTYPES, TAR_BLOCK, content_hash, member_key, npy_header, tar_member_bytes
+from data_pipeline.shards.format import DTYPES, TAR_BLOCK, member_hash, member_key, npy_header, tar_member_bytes
 from data_pipeline.shards.manifest import FileRecord, ShardRecord
 from data_pipeline.shards.reader import PackedDataset
 from data_pipeline.stream.loader import train_batches
@@ -160,7 +160,7 @@ def write_trillion(folder: Path, positions: Iterable[int]) -> None:
         with (folder / shard.file).open("wb") as file:
             file.truncate(shard.bytes)
     offsets = np.tile(np.arange(per_shard, dtype="<i8") * member_bytes + TAR_BLOCK, num_shards)
-    hashes = np.full_like(offsets, content_hash(header + bytes(64 * (SEQ_LENGTH + 1) * 2)))
+    hashes = np.full_like(offsets, member_hash(header + bytes(64 * (SEQ_LENGTH + 1) * 2)))
     members = np.stack([offsets, hashes], axis=1)
     index = npy_header(members.shape, "<i8") + members.tobytes()
     (folder / "train.index.npy").write_bytes(index)
@@ -173,7 +173,7 @@ def write_trillion(folder: Path, positions: Iterable[int]) -> None:
     )
     dataclasses.replace(manifest, splits={**manifest.splits, "train": record}).save(folder)
     for position in positions:
-        for member in (sample_at(position + np.arange(100 * BATCH), record.num_samples, 1) // 64).tolist():
+        for member in (shuffled_indices(position + np.arange(100 * BATCH), record.num_samples, 1) // 64).tolist():
             shard, number = divmod(member, per_shard)
             with (folder / shards[shard].file).open("r+b") as file:
                 file.seek(number * member_bytes)

@@ -103,7 +103,7 @@ def peak_of(folder: Path, source: Path, workers: int, overrides: list[str], piec
     ]
     code = "from pretrain.cli import main; main()"
     if pieces:
-        code = f"from data_pipeline.prepare import scan; scan.PIECE_BYTES = {source.stat().st_size // pieces}; {code}"
+        code = f"from data_pipeline.prepare import scan; scan.TASK_BYTES = {source.stat().st_size // pieces}; {code}"
     command = [sys.executable, "-c", code, "prepare", *words, *overrides]
     process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
     peak = 0

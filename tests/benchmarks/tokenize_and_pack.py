@@ -263,13 +263,13 @@ def encode_alone(model: Path, texts: list[str]) -> None:
     processor, ours = sentencepiece.SentencePieceProcessor(model_file=str(model)), load_tokenizer(model)
     encoders = {
         "sentencepiece": lambda: [np.array(ids) for ids in processor.encode(sample)],
-        OURS: lambda: ours._memory.encode(sample),
+        OURS: lambda: ours._word_cache.encode(sample),
     }
     if importlib.util.find_spec("numba"):
-        from data_pipeline.tokenizers.numba_bpe import CompiledMerges
+        from data_pipeline.tokenizers.numba_bpe import NumbaBpe
 
         byte_ids = [processor.piece_to_id(f"<0x{byte:02X}>") for byte in range(256)]
-        compiled = CompiledMerges(ours._pieces_of_text(), byte_ids)
+        compiled = NumbaBpe(ours._pieces_of_text(), byte_ids)
         encoders[FAST] = lambda: compiled.encode(sample)
     if importlib.util.find_spec("gigatoken"):
         import gigatoken

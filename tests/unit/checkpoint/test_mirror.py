@@ -16,7 +16,7 @@ import torch
 from fsspec.implementations.local import LocalFileSystem
 
 from data_pipeline.remote import call_timeout, fsspec_store
-from data_pipeline.remote.fsspec_store import Place
+from data_pipeline.remote.fsspec_store import RemotePath
 from pretrain.checkpoint import mirror as mirror_module
 from pretrain.checkpoint.manifest import MANIFEST
 from pretrain.checkpoint.mirror import PATIENCE, Mirror
@@ -177,9 +177,9 @@ def test_the_first_rank_waits_for_the_others_as_long_as_their_files_come(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     now, looks = [0.0], []
-    listed = Place.list
+    listed = RemotePath.list
     monkeypatch.setattr(mirror_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    monkeypatch.setattr(Place, "list", lambda place: (looks.append(now[0]), listed(place))[1])
+    monkeypatch.setattr(RemotePath, "list", lambda place: (looks.append(now[0]), listed(place))[1])
     folder, there = made(tmp_path / "run", 1), tmp_path / "mirror" / "step-00000001"
     first, *others = mirrors(str(tmp_path / "mirror"), num_ranks=3)
     first.send(folder)

@@ -3,13 +3,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.permutation import sample_at
+from data_pipeline.permutation import shuffled_indices
 
 
 @settings(max_examples=80, deadline=None)
 @given(num_samples=st.integers(1, 3000), seed=st.integers(-(2**63), 2**64), epoch=st.integers(0, 2**40))
 def test_each_epoch_is_a_permutation(num_samples, seed, epoch):
-    order = sample_at(np.arange(num_samples) + epoch * num_samples, num_samples, seed)
+    order = shuffled_indices(np.arange(num_samples) + epoch * num_samples, num_samples, seed)
     assert np.array_equal(np.sort(order), np.arange(num_samples))
 
 
@@ -18,13 +18,15 @@ def test_each_epoch_is_a_permutation(num_samples, seed, epoch):
     positions=st.lists(st.integers(0, 5000), max_size=50),
 )
 def test_a_position_alone_gives_what_any_window_gives(num_samples, positions):
-    whole = sample_at(np.arange(5001), num_samples, seed=7)
-    assert sample_at(positions, num_samples, seed=7).tolist() == whole[positions].tolist()
+    whole = shuffled_indices(np.arange(5001), num_samples, seed=7)
+    assert shuffled_indices(positions, num_samples, seed=7).tolist() == whole[positions].tolist()
 
 
 @pytest.mark.parametrize("num_samples", [50, 64, 65, 1000, 4097])
 def test_epochs_and_seeds_differ_and_look_shuffled(num_samples):
-    epochs = [sample_at(np.arange(num_samples) + e * num_samples, num_samples, seed) for e in (0, 1) for seed in (0, 1)]
+    epochs = [
+        shuffled_indices(np.arange(num_samples) + e * num_samples, num_samples, seed) for e in (0, 1) for seed in (0, 1)
+    ]
     epochs.append(np.arange(num_samples))
     for number, first in enumerate(epochs):
         for second in epochs[:number]:
@@ -35,7 +37,7 @@ def test_epochs_and_seeds_differ_and_look_shuffled(num_samples):
 def test_every_place_is_equally_likely():
     counts = np.zeros((100, 100))
     for seed in range(1000):
-        counts[np.arange(100), sample_at(range(100), 100, seed)] += 1
+        counts[np.arange(100), shuffled_indices(range(100), 100, seed)] += 1
     chi_squared = ((counts - 10) ** 2 / 10).sum()
     assert abs(chi_squared - 99 * 99) < 6 * np.sqrt(2 * 99 * 99)
 
@@ -65,4 +67,4 @@ def test_every_place_is_equally_likely():
 )
 def test_the_order_never_changes(num_samples, seed, start, expected):
     """A checkpoint holds a position only: another order would silently train on other text."""
-    assert sample_at(range(start, start + 8), num_samples, seed).tolist() == expected
+    assert shuffled_indices(range(start, start + 8), num_samples, seed).tolist() == expected

@@ -43,32 +43,32 @@ def one_after_another(rows):
 
 @given(ROWS)
 def test_each_document_is_a_copy_of_the_first_kept_one_that_it_is_alike(rows):
-    neighbours, clusters.NEIGHBOURS = clusters.NEIGHBOURS, 25  # so that every pair of so few documents is compared
+    neighbours, clusters.MAX_DISTANCE = clusters.MAX_DISTANCE, 25  # so that every pair of so few documents is compared
     try:
         assert near_duplicates(signed(rows), SMALL).tolist() == one_after_another(rows)
     finally:
-        clusters.NEIGHBOURS = neighbours
+        clusters.MAX_DISTANCE = neighbours
 
 
 @given(ROWS, st.integers(1, 3), st.integers(1, 7))
 def test_blocks_do_not_matter(rows, neighbours, block):
-    before = clusters.NEIGHBOURS, clusters.BLOCK
-    clusters.NEIGHBOURS = neighbours
+    before = clusters.MAX_DISTANCE, clusters.BLOCK
+    clusters.MAX_DISTANCE = neighbours
     try:
         whole = near_duplicates(signed(rows), SMALL)
         clusters.BLOCK = block
         assert np.array_equal(near_duplicates(signed(rows), SMALL), whole)
     finally:
-        clusters.NEIGHBOURS, clusters.BLOCK = before
+        clusters.MAX_DISTANCE, clusters.BLOCK = before
 
 
 @given(ROWS, st.integers(1, 3))
 def test_what_is_left_out_is_alike_what_is_kept_for_it(rows, neighbours):
-    before, clusters.NEIGHBOURS = clusters.NEIGHBOURS, neighbours
+    before, clusters.MAX_DISTANCE = clusters.MAX_DISTANCE, neighbours
     try:
         originals = near_duplicates(signed(rows), SMALL)
     finally:
-        clusters.NEIGHBOURS = before
+        clusters.MAX_DISTANCE = before
     assert np.array_equal(originals[originals], originals)
     for number, original in enumerate(originals):
         assert original <= number
@@ -172,4 +172,4 @@ def test_clusters_are_told_by_size_the_largest_with_its_last_copy(values):
     clusters = sorted((group for group in numbers.values() if len(group) > 1), key=lambda group: (-len(group), group))
     sizes, largest = duplicates._clusters(np.array([values.index(value) for value in values], np.int64))
     assert sizes == Counter(map(len, clusters))
-    assert largest == [(group[0], group[-1], len(group)) for group in clusters[: duplicates.SHOWN_CLUSTERS]]
+    assert largest == [(group[0], group[-1], len(group)) for group in clusters[: duplicates.MAX_CLUSTERS]]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipeline.dedup.contamination import LEAST_WORDS, HeldOutNgrams
+from data_pipeline.dedup.contamination import MIN_WORDS, HeldOutNgrams
 from data_pipeline.errors import DataError
 from tests.support.planted import documents, topics
 
@@ -62,7 +62,7 @@ def test_text_without_blanks_is_found_and_told_as_it_is_written():
 NUMBERED = st.lists(st.integers(0, 3), max_size=30).map(lambda numbers: " ".join(f"w{number}" for number in numbers))
 
 
-@given(st.lists(NUMBERED, max_size=4), NUMBERED, st.integers(LEAST_WORDS, 10))
+@given(st.lists(NUMBERED, max_size=4), NUMBERED, st.integers(MIN_WORDS, 10))
 def test_a_run_is_found_just_if_it_stands_in_both(held_out, document, n):
     def runs(text, length):
         parts = text.split()
@@ -70,7 +70,7 @@ def test_a_run_is_found_just_if_it_stands_in_both(held_out, document, n):
 
     lengths = [(text, min(n, len(text.split()))) for text in held_out]
     common = [
-        run for text, length in lengths if length >= LEAST_WORDS for run in runs(text, length) & runs(document, length)
+        run for text, length in lengths if length >= MIN_WORDS for run in runs(text, length) & runs(document, length)
     ]
     found = HeldOutNgrams.of(held_out, n).found_in(document)
     assert (found is not None) == bool(common)

@@ -79,11 +79,11 @@ def test_manifest_adds_up(prepared):
     assert figures["bytes per token"] == round(total / figures["tokens"], 3)
 
 
-@pytest.mark.parametrize(("piece_bytes", "num_workers"), [(3_000, 1), (30_000, 2)])
+@pytest.mark.parametrize(("task_bytes", "num_workers"), [(3_000, 1), (30_000, 2)])
 def test_neither_the_size_of_pieces_nor_the_number_of_workers_changes_a_byte(
-    prepared, source, tmp_path, monkeypatch, piece_bytes, num_workers
+    prepared, source, tmp_path, monkeypatch, task_bytes, num_workers
 ):
-    monkeypatch.setattr(scan, "PIECE_BYTES", piece_bytes)
+    monkeypatch.setattr(scan, "TASK_BYTES", task_bytes)
     prepare_synthetic(tmp_path / "set", [source], num_workers=num_workers)
     assert contents(tmp_path / "set", UNTOLD) == contents(prepared, UNTOLD)
 
@@ -376,7 +376,7 @@ def test_a_fault_in_trying_a_given_tokenizer_ends_the_run(tmp_path, monkeypatch)
     def fail(*arguments):
         raise DataError("cannot be tried")
 
-    monkeypatch.setattr(prepare_module, "warn_where_text_changes", fail)
+    monkeypatch.setattr(prepare_module, "warn_if_text_changes", fail)
     with pytest.raises(DataError, match="cannot be tried"):
         prepare_synthetic(tmp_path / "other", [source], tokenizer=given)
     assert not (tmp_path / "other").exists()
@@ -387,12 +387,12 @@ def test_a_fault_in_encoding_does_not_wait_until_a_given_tokenizer_is_tried(tmp_
     prepare_synthetic(tmp_path / "set", [source])
     given = tokenizer_config(path=str(tmp_path / "set" / "tokenizer.model"))
     failed = threading.Event()
-    monkeypatch.setattr(prepare_module, "warn_where_text_changes", lambda *arguments: failed.wait(60))
+    monkeypatch.setattr(prepare_module, "warn_if_text_changes", lambda *arguments: failed.wait(60))
 
     def fail(*arguments):
         raise DataError("cannot be encoded")
 
-    monkeypatch.setattr(prepare_module, "encode_piece", fail)
+    monkeypatch.setattr(prepare_module, "run_encode_task", fail)
     try:
         begin = time.monotonic()
         with pytest.raises(DataError, match="cannot be encoded"):

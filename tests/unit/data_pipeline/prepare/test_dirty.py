@@ -41,12 +41,12 @@ def test_every_way_to_leave_out_or_change_a_document_is_counted(whole):
 
 
 @both_kinds
-@pytest.mark.parametrize(("piece_bytes", "num_workers"), [(1_500, 3), (7_000, 1), (40_000, 2), (10**9, 2)])
+@pytest.mark.parametrize(("task_bytes", "num_workers"), [(1_500, 3), (7_000, 1), (40_000, 2), (10**9, 2)])
 def test_neither_the_size_of_pieces_nor_the_number_of_workers_changes_a_byte_of_cleaned_text(
-    tmp_path, corpus, whole, monkeypatch, piece_bytes, num_workers
+    tmp_path, corpus, whole, monkeypatch, task_bytes, num_workers
 ):
     (folder, inputs), (dedup, expected) = corpus, whole
-    monkeypatch.setattr(scan, "PIECE_BYTES", piece_bytes)
+    monkeypatch.setattr(scan, "TASK_BYTES", task_bytes)
     prepare_synthetic(tmp_path / "set", inputs, num_workers=num_workers, **dirty_settings(folder, dedup))
     assert contents(tmp_path / "set") == contents(expected)
 

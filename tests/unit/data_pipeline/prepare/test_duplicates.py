@@ -20,8 +20,8 @@ from tests.support.corpus import data_config, prepare_synthetic
 from tests.support.dirty import DROPPED, dirty_settings
 
 folder, *inputs = map(pathlib.Path, sys.argv[1:])
-scan.PIECE_BYTES, limit = 3000, 48
-assert len(Corpus(data_config(folder / "set", inputs)).pieces(scan.PIECE_BYTES)) > limit
+scan.TASK_BYTES, limit = 3000, 48
+assert len(Corpus(data_config(folder / "set", inputs)).tasks(scan.TASK_BYTES)) > limit
 resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
 manifest = prepare_synthetic(folder / "set", inputs, **dirty_settings(folder))
 assert manifest.corpus.dropped == DROPPED, manifest.corpus.dropped

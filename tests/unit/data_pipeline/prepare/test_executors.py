@@ -15,8 +15,8 @@ import pytest
 from data_pipeline.errors import DataError
 from data_pipeline.prepare import dataset as prepare_module
 from data_pipeline.prepare import executors
-from data_pipeline.prepare.executors import Inline, run_all
-from data_pipeline.storage.task_store import WorkFolder
+from data_pipeline.prepare.executors import InlineExecutor, run_tasks
+from data_pipeline.storage.task_store import TaskStore
 from data_pipeline.tokenizers.sentencepiece_model import SentencePieceTokenizer
 from tests.support.corpus import make_texts, prepare_config, prepare_synthetic, write_jsonl
 
@@ -34,7 +34,7 @@ def test_it_is_known_how_many_processes_share_the_work_unless_they_come_and_go(h
     assert executors.num_processes(prepare_config(**how)) == number
 
 
-@pytest.mark.parametrize("length", [executors.LONGEST_FOLDER - 1, executors.LONGEST_FOLDER, 200])
+@pytest.mark.parametrize("length", [executors.MAX_TMPDIR_BYTES - 1, executors.MAX_TMPDIR_BYTES, 200])
 def test_workers_start_however_long_the_name_of_the_folder_for_temporary_files_is(length):
     program = (
         "from data_pipeline.prepare.executors import local_executor\n"
@@ -51,7 +51,7 @@ def test_workers_start_however_long_the_name_of_the_folder_for_temporary_files_i
 
 @pytest.mark.parametrize("num_workers", [1, 4])
 def test_each_process_is_told_its_share_of_the_text(tmp_path, monkeypatch, num_workers):
-    monkeypatch.setattr(prepare_module, "open_executor", lambda config: contextlib.nullcontext(Inline()))
+    monkeypatch.setattr(prepare_module, "open_executor", lambda config: contextlib.nullcontext(InlineExecutor()))
     told = []
     monkeypatch.setattr(SentencePieceTokenizer, "expect", lambda self, num_chars: told.append(num_chars))
     source = write_jsonl(tmp_path / "in.jsonl", make_texts(40))
@@ -60,7 +60,7 @@ def test_each_process_is_told_its_share_of_the_text(tmp_path, monkeypatch, num_w
 
 
 def test_finished_pieces_are_handed_on_in_order_while_others_are_worked_on(tmp_path):
-    work, given, second_may_end = WorkFolder(tmp_path), [], threading.Event()
+    work, given, second_may_end = TaskStore(tmp_path), [], threading.Event()
 
     def do(work, key):
         if key == "b":
@@ -74,13 +74,13 @@ def test_finished_pieces_are_handed_on_in_order_while_others_are_worked_on(tmp_p
     work.finish("d", {}, ())  # by an earlier run
     sizes = dict.fromkeys("abcd", 1)
     with concurrent.futures.ThreadPoolExecutor(3) as executor:
-        run_all(executor, work, "x", dict.fromkeys(sizes, ()), do, sizes, ["d", "a", "b", "d", "c"], take)
+        run_tasks(executor, work, "x", dict.fromkeys(sizes, ()), do, sizes, ["d", "a", "b", "d", "c"], take)
     assert [key for key, _ in given] == ["d", "a", "b", "d", "c"]
     assert "b" in given[0][1] and given[-1][1] == []
 
 
 def test_workers_start_before_what_was_finished_earlier_is_handed_on(tmp_path):
-    work, started = WorkFolder(tmp_path), threading.Event()
+    work, started = TaskStore(tmp_path), threading.Event()
     for key in "ab":
         work.finish(key, {}, ())
 
@@ -90,7 +90,9 @@ def test_workers_start_before_what_was_finished_earlier_is_handed_on(tmp_path):
 
     sizes = dict.fromkeys("abc", 1)
     with concurrent.futures.ThreadPoolExecutor(1) as executor:
-        run_all(executor, work, "x", dict.fromkeys(sizes, ()), do, sizes, "abc", lambda key: started.wait(60) or 1 / 0)
+        run_tasks(
+            executor, work, "x", dict.fromkeys(sizes, ()), do, sizes, "abc", lambda key: started.wait(60) or 1 / 0
+        )
 
 
 class Noting(concurrent.futures.ThreadPoolExecutor):
@@ -106,7 +108,7 @@ class Noting(concurrent.futures.ThreadPoolExecutor):
 
 
 def test_a_failure_is_told_before_more_is_handed_on(tmp_path):
-    work, given, handing_on, told = WorkFolder(tmp_path), [], threading.Event(), threading.Event()
+    work, given, handing_on, told = TaskStore(tmp_path), [], threading.Event(), threading.Event()
     for key in "abcd":
         work.finish(key, {}, ())
 
@@ -123,12 +125,12 @@ def test_a_failure_is_told_before_more_is_handed_on(tmp_path):
 
     sizes = dict.fromkeys("abcde", 1)
     with Noting(1) as executor, pytest.raises(DataError, match="planted"):
-        run_all(executor, work, "x", dict.fromkeys(sizes, ()), do, sizes, "abcde", take)
+        run_tasks(executor, work, "x", dict.fromkeys(sizes, ()), do, sizes, "abcde", take)
     assert given == ["a"]
 
 
 def test_a_failure_of_what_gets_finished_pieces_ends_the_work(tmp_path):
-    work, done = WorkFolder(tmp_path), []
+    work, done = TaskStore(tmp_path), []
 
     def do(work, key):
         done.append(key)
@@ -137,7 +139,7 @@ def test_a_failure_of_what_gets_finished_pieces_ends_the_work(tmp_path):
 
     sizes = {f"{number:02}": 1 for number in range(60)}
     with concurrent.futures.ThreadPoolExecutor(1) as executor, pytest.raises(ZeroDivisionError):
-        run_all(executor, work, "x", dict.fromkeys(sizes, ()), do, sizes, sizes, lambda key: 1 / 0)
+        run_tasks(executor, work, "x", dict.fromkeys(sizes, ()), do, sizes, sizes, lambda key: 1 / 0)
     assert 0 < len(done) < 30, "the rest was not called off"
 
 
@@ -163,8 +165,8 @@ class Holder(concurrent.futures.Executor):
 
 
 def test_an_executor_holds_a_bounded_number_of_pieces_and_no_others_are_looked_at(tmp_path, monkeypatch):
-    monkeypatch.setattr(executors, "MOST_SUBMITTED", 5)
-    monkeypatch.setattr(executors, "SECONDS_BETWEEN_LOOKS", 0.0)
+    monkeypatch.setattr(executors, "MAX_SUBMITTED", 5)
+    monkeypatch.setattr(executors, "POLL_SECONDS", 0.0)
     holder, looks, given = Holder(), [], []
 
     def told(work, key):
@@ -174,9 +176,9 @@ def test_an_executor_holds_a_bounded_number_of_pieces_and_no_others_are_looked_a
             holder.do_one()
         return 0
 
-    monkeypatch.setattr(WorkFolder, "told", told)
+    monkeypatch.setattr(TaskStore, "progress", told)
     sizes = {f"{number:03}": 1 for number in range(100)}
-    run_all(holder, WorkFolder(tmp_path), "x", dict.fromkeys(sizes, ()), finish, sizes, sizes, given.append)
+    run_tasks(holder, TaskStore(tmp_path), "x", dict.fromkeys(sizes, ()), finish, sizes, sizes, given.append)
     assert given == list(sizes)
     assert holder.most == 5
     assert len(looks) <= 5 * len(sizes)
@@ -192,7 +194,7 @@ def test_what_is_done_where_it_is_submitted_is_handed_on_before_the_next(tmp_pat
     def take(key):
         events.append(f"{key} is taken")
 
-    run_all(Inline(), WorkFolder(tmp_path), "x", dict.fromkeys(sizes, ()), do, sizes, "abc", take)
+    run_tasks(InlineExecutor(), TaskStore(tmp_path), "x", dict.fromkeys(sizes, ()), do, sizes, "abc", take)
     assert events == [f"{key} is {what}" for key in "abc" for what in ("made", "taken")]
 
 
@@ -204,5 +206,5 @@ def test_nothing_is_begun_after_a_failure_where_it_is_submitted(tmp_path):
         raise DataError("planted")
 
     with pytest.raises(DataError, match="planted"):
-        run_all(Inline(), WorkFolder(tmp_path), "x", dict.fromkeys(sizes, ()), do, sizes)
+        run_tasks(InlineExecutor(), TaskStore(tmp_path), "x", dict.fromkeys(sizes, ()), do, sizes)
     assert begun == ["a"]

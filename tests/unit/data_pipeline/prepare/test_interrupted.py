@@ -20,14 +20,14 @@ import pytest
 from data_pipeline.errors import DataError
 from data_pipeline.prepare import dask as cluster_module
 from data_pipeline.prepare import scan
-from data_pipeline.prepare.clean_task import clean_piece
+from data_pipeline.prepare.clean_task import run_clean_task
 from data_pipeline.shards.manifest import Manifest
 from data_pipeline.storage import staged_folder
-from data_pipeline.storage.task_store import WorkFolder
+from data_pipeline.storage.task_store import TaskStore
 from tests.support.corpus import make_texts, prepare_synthetic, write_jsonl
 from tests.support.dirty import CHANGED, DROPPED, dirty_settings, write_dirty
 
-PIECE_BYTES = 4_000
+TASK_BYTES = 4_000
 SECONDS = 60
 """For whatever is waited for; idle machines take a tenth."""
 
@@ -35,17 +35,17 @@ RUN = """
 import functools, json, sys, time
 from pathlib import Path
 from data_pipeline.prepare import scan
-from data_pipeline.prepare.clean_task import clean_piece
+from data_pipeline.prepare.clean_task import run_clean_task
 from tests.support.corpus import prepare_synthetic
 from tests.support.dirty import dirty_settings
 
 def clean_slowly(seconds, *arguments):
-    clean_piece(*arguments)
+    run_clean_task(*arguments)
     time.sleep(seconds)
 
 if __name__ == "__main__":
-    folder, corpus, inputs, scan.PIECE_BYTES, seconds, how = map(json.loads, sys.argv[1:])
-    scan.clean_piece = functools.partial(clean_slowly, seconds)
+    folder, corpus, inputs, scan.TASK_BYTES, seconds, how = map(json.loads, sys.argv[1:])
+    scan.run_clean_task = functools.partial(clean_slowly, seconds)
     try:
         prepare_synthetic(Path(folder), inputs, how=how, **dirty_settings(Path(corpus)))
     except KeyboardInterrupt:
@@ -73,9 +73,9 @@ def whole(tmp_path_factory):
 @pytest.fixture
 def kept_work(monkeypatch):
     """Pieces are cut as in RUN, and the finished ones stay, to be looked at."""
-    monkeypatch.setattr(scan, "PIECE_BYTES", PIECE_BYTES)
+    monkeypatch.setattr(scan, "TASK_BYTES", TASK_BYTES)
     monkeypatch.setattr(staged_folder, "SECONDS_OF_WORK", 0.0)
-    monkeypatch.setattr(WorkFolder, "remove", lambda work: None)
+    monkeypatch.setattr(TaskStore, "remove", lambda work: None)
 
 
 def contents(folder):
@@ -87,12 +87,12 @@ def finished(folder):
     return {path.name: path.stat().st_mtime_ns for path in folder.with_suffix(".work").glob("*.json")}
 
 
-def start(tmp_path, whole, cwd=None, piece_bytes=PIECE_BYTES, seconds=0.05, **how):
+def start(tmp_path, whole, cwd=None, task_bytes=TASK_BYTES, seconds=0.05, **how):
     """RUN, each piece taking at least so long, with a process group of its own as under a terminal."""
     script = tmp_path / "run.py"
     script.write_text(RUN)
     path = os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")])
-    words = (str(tmp_path / "set"), str(whole.folder), list(map(str, whole.inputs)), piece_bytes, seconds, how)
+    words = (str(tmp_path / "set"), str(whole.folder), list(map(str, whole.inputs)), task_bytes, seconds, how)
     return subprocess.Popen(
         [sys.executable, script, *map(json.dumps, words)],
         env={**os.environ, "PYTHONPATH": path},
@@ -152,15 +152,15 @@ def test_a_killed_process_ends_all_and_the_next_run_takes_over_what_was_finished
 
 
 @pytest.mark.parametrize(
-    ("piece_bytes", "seconds", "num_finished"),
+    ("task_bytes", "seconds", "num_finished"),
     [
-        pytest.param(PIECE_BYTES, 0.05, 0, id="at the start"),
-        pytest.param(PIECE_BYTES, 0.05, 3, id="all at work"),
+        pytest.param(TASK_BYTES, 0.05, 0, id="at the start"),
+        pytest.param(TASK_BYTES, 0.05, 3, id="all at work"),
         pytest.param(10**9, 2.0, 3, id="the third of three pieces in work"),
     ],
 )
-def test_an_interrupt_from_the_terminal_ends_all_without_a_word(tmp_path, whole, piece_bytes, seconds, num_finished):
-    process = start(tmp_path, whole, piece_bytes=piece_bytes, seconds=seconds, num_workers=2)
+def test_an_interrupt_from_the_terminal_ends_all_without_a_word(tmp_path, whole, task_bytes, seconds, num_finished):
+    process = start(tmp_path, whole, task_bytes=task_bytes, seconds=seconds, num_workers=2)
     wait_until(lambda: fork_server_of(process) and len(finished(tmp_path / "set")) >= num_finished, process)
     time.sleep(0.1)
     family = psutil.Process(process.pid).children(recursive=True)
@@ -182,21 +182,21 @@ def test_workers_have_their_modules_where_the_driver_has_them_whatever_folder_it
     assert contents(tmp_path / "set") == whole.contents
 
 
-def clean_while_another_fails(signs, work, key, piece, treatment):
+def clean_while_another_fails(signs, work, key, task, config):
     """The first piece of good.jsonl is begun before that of bad.jsonl fails, and goes on after it."""
-    if Path(piece[0].file.name).name == "bad.jsonl":
+    if Path(task[0].file.name).name == "bad.jsonl":
         wait_until((signs / "begun").exists)
         try:
-            clean_piece(work, key, piece, treatment)
+            run_clean_task(work, key, task, config)
         finally:
             (signs / "failed").touch()
     elif not (signs / "begun").exists():
         (signs / "begun").write_text(key)
         wait_until((signs / "failed").exists)
         time.sleep(0.3)
-        clean_piece(work, key, piece, treatment)
+        run_clean_task(work, key, task, config)
     else:
-        clean_piece(work, key, piece, treatment)
+        run_clean_task(work, key, task, config)
 
 
 @pytest.mark.usefixtures("kept_work")
@@ -208,7 +208,7 @@ def test_a_bad_document_ends_the_run_when_pieces_in_work_are_finished_and_they_a
     inputs[0].write_bytes(whole + b"{broken\n")
     in_turn = functools.partial(clean_while_another_fails, tmp_path)
     with monkeypatch.context() as patch, pytest.raises(DataError, match=r"bad.jsonl:2: not a JSON object"):
-        patch.setattr(scan, "clean_piece", in_turn)
+        patch.setattr(scan, "run_clean_task", in_turn)
         prepare_synthetic(tmp_path / "set", inputs, num_workers=2)
     assert not (tmp_path / "set").exists()
     before = finished(tmp_path / "set")
@@ -244,7 +244,7 @@ def test_a_killed_driver_of_a_dask_cluster_is_taken_over_by_another(tmp_path, wh
 
 
 def test_a_dask_cluster_loses_a_worker_and_writes_the_same_bytes(tmp_path, whole, cluster, monkeypatch):
-    monkeypatch.setattr(scan, "PIECE_BYTES", PIECE_BYTES)
+    monkeypatch.setattr(scan, "TASK_BYTES", TASK_BYTES)
     victim = min(worker.pid for worker in cluster.workers.values())
 
     def kill_when_something_is_done() -> None:

@@ -19,46 +19,46 @@ from data_pipeline.shards.reader import PackedDataset
 from data_pipeline.sources.corpus import Corpus
 from data_pipeline.storage import staged_folder
 from data_pipeline.storage.atomic_write import write_durably
-from data_pipeline.storage.task_store import WorkFolder, key_of
+from data_pipeline.storage.task_store import TaskStore, key_of
 from data_pipeline.tools.inspect import stats
 from tests.support.corpus import data_config, make_texts, prepare_synthetic, write_folder, write_jsonl
 
 TEXTS = make_texts(40)
 
 
-def texts_of(corpus, piece_bytes):
-    pieces = corpus.pieces(piece_bytes)
+def texts_of(corpus, task_bytes):
+    tasks = corpus.tasks(task_bytes)
     data = corpus._data
-    return pieces, [document.text for piece in pieces for document in Corpus(data, piece).documents(1 << 20)]
+    return tasks, [document.text for task in tasks for document in Corpus(data, task).documents(1 << 20)]
 
 
 @pytest.mark.parametrize("name", ["in.jsonl", "IN.JSON"])
-@pytest.mark.parametrize("piece_bytes", [1, 100, 5_000, 10**9])
-def test_pieces_hold_each_line_once_wherever_they_are_cut(tmp_path, piece_bytes, name):
+@pytest.mark.parametrize("task_bytes", [1, 100, 5_000, 10**9])
+def test_pieces_hold_each_line_once_wherever_they_are_cut(tmp_path, task_bytes, name):
     source = write_jsonl(tmp_path / name, [*TEXTS[:6], "", "日本語\u2028 🙂"])
     corpus = Corpus(data_config(tmp_path, [source]))
-    pieces, texts = texts_of(corpus, piece_bytes)
+    tasks, texts = texts_of(corpus, task_bytes)
     assert texts == [*TEXTS[:6], "日本語\u2028 🙂"]
-    assert (len(pieces) > 1) == (piece_bytes < source.stat().st_size)
-    assert sum(span.num_bytes for piece in pieces for span in piece) == source.stat().st_size
+    assert (len(tasks) > 1) == (task_bytes < source.stat().st_size)
+    assert sum(span.num_bytes for task in tasks for span in task) == source.stat().st_size
 
 
 def test_pieces_of_parquet_are_row_groups(tmp_path):
     path = tmp_path / "in.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"text": TEXTS, "other": list(range(40))}), path, row_group_size=7)
     corpus = Corpus(data_config(tmp_path, [path]))
-    pieces, texts = texts_of(corpus, 1)
-    assert texts == TEXTS and len(pieces) == 6
-    pieces, texts = texts_of(corpus, path.stat().st_size // 2)
-    assert texts == TEXTS and 1 < len(pieces) < 6
+    tasks, texts = texts_of(corpus, 1)
+    assert texts == TEXTS and len(tasks) == 6
+    tasks, texts = texts_of(corpus, path.stat().st_size // 2)
+    assert texts == TEXTS and 1 < len(tasks) < 6
 
 
 def test_small_files_share_a_piece_and_text_files_stay_whole(tmp_path):
     write_folder(tmp_path / "in", TEXTS)
     corpus = Corpus(data_config(tmp_path, [tmp_path / "in"]))
-    pieces, texts = texts_of(corpus, 4_000)
-    assert texts == TEXTS and 1 < len(pieces) < len(TEXTS)
-    assert all(span.start == 0 and span.end is None for piece in pieces for span in piece)
+    tasks, texts = texts_of(corpus, 4_000)
+    assert texts == TEXTS and 1 < len(tasks) < len(TEXTS)
+    assert all(span.start == 0 and span.end is None for task in tasks for span in task)
 
 
 def test_a_line_that_cannot_be_read_is_placed_in_the_file_from_any_piece(tmp_path):
@@ -66,11 +66,11 @@ def test_a_line_that_cannot_be_read_is_placed_in_the_file_from_any_piece(tmp_pat
     lines = [json.dumps({"text": text}).encode() for text in TEXTS[:5]]
     source.write_bytes(b"\n".join([*lines, b'{"text": \xff}', b""]))
     data = data_config(tmp_path, [source])
-    last = Corpus(data).pieces(len(lines[0]))[-1]
+    last = Corpus(data).tasks(len(lines[0]))[-1]
     place = sum(len(line) + 1 for line in lines)
     with pytest.raises(DataError, match=rf"in.jsonl: line at byte {place}: not UTF-8 at byte {place + 9} "):
-        for piece in Corpus(data).pieces(1000):
-            list(Corpus(data, piece).documents(1 << 20))
+        for task in Corpus(data).tasks(1000):
+            list(Corpus(data, task).documents(1 << 20))
     assert last[0].end == source.stat().st_size
 
 
@@ -83,11 +83,11 @@ def test_a_copy_of_a_file_counts_as_a_second_one(tmp_path):
 
 def test_a_finished_piece_is_not_made_again_and_another_setting_makes_it_anew(tmp_path, monkeypatch):
     source = write_jsonl(tmp_path / "in.jsonl", TEXTS)
-    monkeypatch.setattr(scan, "PIECE_BYTES", 5_000)
+    monkeypatch.setattr(scan, "TASK_BYTES", 5_000)
     monkeypatch.setattr(staged_folder, "SECONDS_OF_WORK", 0.0)
     made = []
-    real = clean_task.clean_piece
-    monkeypatch.setattr(scan, "clean_piece", lambda *arguments: (made.append(arguments[1]), real(*arguments)))
+    real = clean_task.run_clean_task
+    monkeypatch.setattr(scan, "run_clean_task", lambda *arguments: (made.append(arguments[1]), real(*arguments)))
     too_long = {"seq_length": 10**6}
     with pytest.raises(DataError, match="too few for one sample"):
         prepare_synthetic(tmp_path / "set", [source], **too_long)
@@ -102,7 +102,7 @@ def test_a_finished_piece_is_not_made_again_and_another_setting_makes_it_anew(tm
 
 
 def test_a_record_without_its_files_is_not_taken_for_finished(tmp_path):
-    work = WorkFolder(tmp_path)
+    work = TaskStore(tmp_path)
     key = key_of("x")
     with work.writing(key, ".part") as file:
         file.write(b"content")
@@ -129,10 +129,12 @@ def test_texts_damaged_after_they_were_finished_stop_the_run_and_they_alone_are_
 ):
     source = write_jsonl(tmp_path / "in.jsonl", TEXTS)
     expected = prepare_synthetic(tmp_path / "whole", [source])
-    monkeypatch.setattr(scan, "PIECE_BYTES", 5_000)
+    monkeypatch.setattr(scan, "TASK_BYTES", 5_000)
     made = []
-    real_cleaning, real_training = scan.clean_piece, prepare_module.train_tokenizer
-    monkeypatch.setattr(scan, "clean_piece", lambda *arguments: (made.append(arguments[1]), real_cleaning(*arguments)))
+    real_cleaning, real_training = scan.run_clean_task, prepare_module.train_tokenizer
+    monkeypatch.setattr(
+        scan, "run_clean_task", lambda *arguments: (made.append(arguments[1]), real_cleaning(*arguments))
+    )
 
     def damage_and_train(*arguments):
         path = tmp_path / "set.work" / f"{made[2]}.texts.zst"
@@ -156,9 +158,9 @@ def test_texts_damaged_after_they_were_finished_stop_the_run_and_they_alone_are_
 def test_chosen_texts_are_read_whatever_became_of_frames_with_none_of_them(tmp_path, monkeypatch):
     monkeypatch.setattr(clean_task, "BATCH_BYTES", 3_000)
     data = data_config(tmp_path / "set", [write_jsonl(tmp_path / "in.jsonl", TEXTS)])
-    (piece,) = Corpus(data).pieces(1 << 30)
-    work = WorkFolder(tmp_path)
-    clean_task.clean_piece(work, "key", piece, clean_task.Treatment(data, 1 << 20, None))
+    (task,) = Corpus(data).tasks(1 << 30)
+    work = TaskStore(tmp_path)
+    clean_task.run_clean_task(work, "key", task, clean_task.CleanConfig(data, 1 << 20, None))
     frames = clean_task.documents(work, "key")["frame"]
     assert len(set(frames)) > 5
     assert list(clean_task.texts(work, "key", np.full(40, True))) == TEXTS
@@ -177,7 +179,7 @@ def test_chosen_texts_are_read_whatever_became_of_frames_with_none_of_them(tmp_p
 
 def test_two_who_write_one_file_at_once_both_write_it_whole(tmp_path, monkeypatch):
     """As one process does here; in two containers they may have the same number."""
-    work = WorkFolder(tmp_path)
+    work = TaskStore(tmp_path)
     with work.writing("key", ".part") as first, work.writing("key", ".part") as second:
         first.write(b"content" * 10_000)
         second.write(b"content" * 10_000)
@@ -222,8 +224,8 @@ def test_the_report_shows_a_few_of_many_documents_and_the_same_ones_however_the_
     tiny = [f"tiny {number}" for number in range(len(TEXTS))]
     source = write_jsonl(tmp_path / "in.jsonl", itertools.chain.from_iterable(zip(TEXTS, tiny, strict=True)))
     for number in (1, 4, 16):
-        monkeypatch.setattr(scan, "LEAST_PIECE_BYTES", source.stat().st_size // number)
-        monkeypatch.setattr(scan, "PIECE_BYTES", source.stat().st_size // number)
+        monkeypatch.setattr(scan, "MIN_TASK_BYTES", source.stat().st_size // number)
+        monkeypatch.setattr(scan, "TASK_BYTES", source.stat().st_size // number)
         prepare_synthetic(tmp_path / str(number), [source], steps=({"step": "length", "min_chars": 31},), report=True)
         page = (tmp_path / str(number) / "prepare_report.html").read_text()
         assert re.findall(r"<pre>(tiny \d+)</pre>", page) == sorted(tiny, key=content_hash)[:3]

@@ -20,7 +20,7 @@ from data_pipeline.remote import transfer
 from data_pipeline.shards import reader
 from data_pipeline.shards.manifest import Manifest
 from data_pipeline.shards.reader import PackedDataset
-from data_pipeline.stream.shard_prefetch import check_cache_holds, fetch_ahead
+from data_pipeline.stream.shard_prefetch import check_cache_holds, prefetch_shards
 from tests.support import http_server as faulty
 from tests.support.corpus import cache_config
 from tests.unit.data_pipeline.remote.reading import SHARD, everything, finished, remote
@@ -98,7 +98,7 @@ def test_a_full_disk_names_the_cache_and_leaves_no_part(served, disk):
 
 
 def test_what_a_disk_holds_that_is_only_read_serves_a_run(folder, served, disk, monkeypatch):
-    monkeypatch.setattr(reader, "SECONDS_BETWEEN_LOOKS", 0.0)
+    monkeypatch.setattr(reader, "POLL_SECONDS", 0.0)
     subprocess.run(["mount", "-o", "remount,size=4m", disk], check=True)
     everything(remote(f"{served.url}/set", cache_config(disk)))
     subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
@@ -173,7 +173,7 @@ def test_a_shard_that_another_process_was_fetching_when_it_was_killed_is_fetched
     fcntl.flock(other, fcntl.LOCK_EX)
     dataset = remote(f"{served.url}/set", cache)
     stop = threading.Event()
-    with fetch_ahead(dataset, 3, 0, stop):
+    with prefetch_shards(dataset, 3, 0, stop):
         while len(finished(cache)) < len(dataset.record.files) - 1:
             time.sleep(0.01)
         assert not served.requests[record.file]
@@ -217,8 +217,8 @@ def test_files_of_others_in_the_folder_count_for_nothing_and_stay(folder, served
 def test_room_that_others_hold_is_not_waited_for_without_a_word_nor_for_ever(
     folder, served, cache, monkeypatch, caplog
 ):
-    monkeypatch.setattr(caches, "SECONDS_UNTIL_TOLD", 0.1)
-    monkeypatch.setattr(transfer, "LONGEST_DELAY", 0.01)
+    monkeypatch.setattr(caches, "SECONDS_UNTIL_LOGGED", 0.1)
+    monkeypatch.setattr(transfer, "MAX_DELAY_SECONDS", 0.01)
     limit = sum(record.bytes for record in Manifest.load(folder / "set").splits["train"].files)
     dataset = remote(f"{served.url}/set", cache, max_bytes=limit, timeout_seconds=2.0, retries=0)
     with (Path(cache.dir) / ("0" * 64 + ".partial")).open("wb") as other:

@@ -16,8 +16,8 @@ from data_pipeline.errors import DataError
 from data_pipeline.shards.reader import PackedDataset
 from data_pipeline.stream.dataset_locations import dataset_folders, open_folder
 from data_pipeline.stream.loader import train_batches
-from data_pipeline.stream.mixture import Plan, mix
-from data_pipeline.stream.shard_prefetch import first_needs
+from data_pipeline.stream.mixture import MixturePlan, open_mixture
+from data_pipeline.stream.shard_prefetch import shards_by_first_use
 from data_pipeline.tools.inspect import inspect, stats, verify
 from tests.support import http_server as faulty
 from tests.support.corpus import (
@@ -40,11 +40,11 @@ def test_training_order_from_a_url_equals_the_local_order_bit_for_bit(folder, se
 
 
 def test_a_mixture_from_urls_equals_the_local_one(folder, served, cache):
-    plan = Plan({"set": 0.7, "other": 0.3}, {}, [])
+    plan = MixturePlan({"set": 0.7, "other": 0.3}, {}, [])
     data = data_config(Path("unused"), [], mixture={"set": 0.7, "other": 0.3}, cache=cache)
     data = dataclasses.replace(data, path=f"{served.url}/any")
-    there = mix(plan, dataset_folders(data))
-    assert take(there, 20) == take(mix(plan, {name: folder / name for name in ("set", "other")}), 20)
+    there = open_mixture(plan, dataset_folders(data))
+    assert take(there, 20) == take(open_mixture(plan, {name: folder / name for name in ("set", "other")}), 20)
     # A file that no batch has asked for yet need not be there.
     cached = {path.name for path in finished(cache)}
     assert cached
@@ -70,8 +70,8 @@ def test_every_file_is_asked_for_once_and_found_in_the_cache_later(folder, serve
 
 def test_shards_are_fetched_in_the_order_in_which_a_run_needs_them(folder, served, cache):
     dataset = remote(f"{served.url}/set", cache)
-    order = [record.file for _, record in first_needs(dataset, 3, 100)]
-    numbers = dataset.samples_at(np.arange(100, 100 + dataset.num_samples), 3)
+    order = [record.file for _, record in shards_by_first_use(dataset, 3, 100)]
+    numbers = dataset.sample_indices(np.arange(100, 100 + dataset.num_samples), 3)
     met = [record.file for number in numbers for _, _, record in dataset.shards_of(np.array([number]))]
     assert order == list(dict.fromkeys(met)) and sorted(order) == [record.file for record in dataset.record.shards]
 
@@ -84,8 +84,8 @@ def test_shards_are_fetched_in_the_order_in_which_a_run_needs_them(folder, serve
 def test_shards_that_a_mixture_needs_rarely_or_late_are_fetched_ahead_too(folder, served, cache, weights, later):
     data = data_config(Path("unused"), [], mixture={"set": 0.5, "other": 0.5}, cache=cache)
     data = dataclasses.replace(data, path=f"{served.url}/any")
-    mixed = mix(Plan(weights, {}, later), dataset_folders(data))
-    order = [record.sha256 for _, record in first_needs(mixed, 3, 0)]
+    mixed = open_mixture(MixturePlan(weights, {}, later), dataset_folders(data))
+    order = [record.sha256 for _, record in shards_by_first_use(mixed, 3, 0)]
     assert sorted(order) == sorted(record.sha256 for part in mixed.parts for record in part.record.shards)
 
 

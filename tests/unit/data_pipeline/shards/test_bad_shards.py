@@ -14,7 +14,7 @@ from data_pipeline.remote.folder import RemoteFolder
 from data_pipeline.shards import reader
 from data_pipeline.shards.reader import PackedDataset
 from data_pipeline.stream.loader import Batch, train_batches
-from data_pipeline.stream.mixture import Plan, TrainingData, mix
+from data_pipeline.stream.mixture import MixturePlan, TrainingData, open_mixture
 from tests.support import http_server as faulty
 from tests.support.corpus import cache_config
 from tests.support.http_server import Fault, serving
@@ -59,7 +59,7 @@ def check(batches: list[Batch], dataset: PackedDataset, whole: list[Batch]) -> i
     """That all is as undisturbed but for the samples of SHARD; returns how many of those came up."""
     bad = bad_samples(dataset)
     for batch, undisturbed in zip(batches, whole, strict=True):
-        numbers = dataset.samples_at(np.arange(batch.position, batch.next_position), 3).tolist()
+        numbers = dataset.sample_indices(np.arange(batch.position, batch.next_position), 3).tolist()
         is_bad = torch.tensor([number in bad for number in numbers])
         assert torch.equal(batch.tokens[~is_bad], undisturbed.tokens[~is_bad])
         assert (batch.tokens[is_bad] == END).all()
@@ -124,7 +124,7 @@ def test_a_shard_that_goes_bad_before_its_first_use_is_skipped_and_counted(writt
 
 
 def test_a_shard_that_shrinks_while_in_use_is_skipped_from_then_on(written, folder, caplog, monkeypatch):
-    monkeypatch.setattr(reader, "SECONDS_BETWEEN_LOOKS", 0.0)
+    monkeypatch.setattr(reader, "POLL_SECONDS", 0.0)
     dataset = PackedDataset.open(folder, "train", skip_bad_shards=True)
     before = take(dataset)
     assert not any(batch.num_skipped for batch in before)
@@ -212,7 +212,7 @@ def test_a_dataset_without_any_good_shard_is_refused(folder):
 
 
 def test_once_no_good_shard_is_left_the_stream_ends_with_an_error(folder, monkeypatch):
-    monkeypatch.setattr(reader, "SECONDS_BETWEEN_LOOKS", 0.0)
+    monkeypatch.setattr(reader, "POLL_SECONDS", 0.0)
     dataset = PackedDataset.open(folder, "train", skip_bad_shards=True)
     take(dataset)
     for path in folder.glob("train-*.tar"):
@@ -231,13 +231,13 @@ def test_a_server_that_has_no_shard_is_an_error(written, tmp_path):
 
 
 def test_in_a_mixture_only_the_bad_shard_of_one_dataset_is_skipped(written, folder, caplog):
-    plan, folders = Plan({"set": 0.5, "whole": 0.5}, {}, []), {"set": folder, "whole": written}
-    undisturbed = take(mix(plan, folders))
+    plan, folders = MixturePlan({"set": 0.5, "whole": 0.5}, {}, []), {"set": folder, "whole": written}
+    undisturbed = take(open_mixture(plan, folders))
     (folder / SHARD).unlink()
-    dataset = mix(plan, folders, skip_bad_shards=True)
+    dataset = open_mixture(plan, folders, skip_bad_shards=True)
     bad, skipped = bad_samples(dataset.parts[0]), 0
     for batch, whole in zip(take(dataset), undisturbed, strict=True):
-        numbers = dataset.samples_at(np.arange(batch.position, batch.next_position), 3).tolist()
+        numbers = dataset.sample_indices(np.arange(batch.position, batch.next_position), 3).tolist()
         counts = torch.tensor([number not in bad for number in numbers])
         assert batch.mask is not None and torch.equal(batch.mask[:, 0], counts)
         assert torch.equal(batch.tokens[counts], whole.tokens[counts])
@@ -253,6 +253,6 @@ def test_padding_of_samples_that_count_stays_out(tmp_path, written):
     dataset = PackedDataset.open(tmp_path / "packed", "train", skip_bad_shards=True)
     bad = bad_samples(dataset)
     for batch, undisturbed in zip(take(dataset), whole, strict=True):
-        numbers = dataset.samples_at(np.arange(batch.position, batch.next_position), 3).tolist()
+        numbers = dataset.sample_indices(np.arange(batch.position, batch.next_position), 3).tolist()
         for number, mask, as_before in zip(numbers, batch.mask, undisturbed.mask, strict=True):
             assert torch.equal(mask, as_before) if number not in bad else not mask.any()

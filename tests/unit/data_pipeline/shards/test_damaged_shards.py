@@ -202,7 +202,7 @@ def test_nothing_outside_of_a_shard_is_read_whatever_index_and_manifest_say(writ
 
 
 def test_a_shard_that_shrinks_while_in_use_is_named(written, tmp_path, monkeypatch):
-    monkeypatch.setattr(reader, "SECONDS_BETWEEN_LOOKS", 0.0)
+    monkeypatch.setattr(reader, "POLL_SECONDS", 0.0)
     folder = tmp_path / "set"
     shutil.copytree(written, folder)
     dataset = PackedDataset.open(folder, "train")
@@ -224,7 +224,7 @@ def test_who_waits_no_longer_is_not_kept_by_members_that_are_still_to_be_compare
 
 
 def test_a_shard_that_was_put_there_anew_is_compared_again(written, tmp_path, monkeypatch):
-    monkeypatch.setattr(reader, "SECONDS_BETWEEN_LOOKS", 0.0)
+    monkeypatch.setattr(reader, "POLL_SECONDS", 0.0)
     folder = tmp_path / "set"
     shutil.copytree(written, folder)
     dataset = PackedDataset.open(folder, "train")

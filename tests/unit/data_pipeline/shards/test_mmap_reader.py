@@ -37,12 +37,12 @@ def test_settled_samples_are_the_same_and_need_none_of_the_memories(memories):
     samples = find(memories, PLACES)
     before = samples.tokens()
     kept = [weakref.ref(memory) for memory in memories]
-    samples.settle()
+    samples.materialize()
     memories.clear()
     gc.collect()
     assert not any(reference() is not None for reference in kept)
     assert np.array_equal(samples.tokens(), before)
-    samples.settle()
+    samples.materialize()
     assert np.array_equal(samples.tokens(slice(2, 4)), before[2:4])
 
 
@@ -56,7 +56,7 @@ def test_samples_that_are_not_settled_keep_their_memories(memories):
 
 def test_parts_are_joined_in_the_places_given_whether_settled_or_not(memories):
     first, second = find(memories[:1], [(0, 1), (0, 2)]), find(memories[1:], [(1, 9), (0, 8), (1, 7)])
-    second.settle()
+    second.materialize()
     joined = Samples.joined([(np.array([3, 0]), first), (np.array([1, 4, 2]), second)])
     expected = [(0, 2), (2, 9), (2, 7), (0, 1), (1, 8)]
     assert np.array_equal(joined.tokens(), find(memories, expected).tokens())

@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.prepare.dataset import report
-from data_pipeline.shards.packing import BestFitPacker, best_fit, num_padding_tokens, targets_that_count
+from data_pipeline.shards.packing import BestFitPacker, best_fit, loss_mask, num_padding_tokens
 from data_pipeline.shards.reader import PackedDataset
 from data_pipeline.stream.loader import evaluation_batches, train_batches
-from data_pipeline.stream.mixture import Plan, mix
+from data_pipeline.stream.mixture import MixturePlan, open_mixture
 from data_pipeline.tools.inspect import inspect, stats
 from tests.support.corpus import make_texts, prepare_synthetic, write_jsonl
 from tests.unit.data_pipeline.shards.test_shards import write
@@ -42,7 +42,7 @@ def test_each_token_stands_in_one_sample_and_padding_is_the_rest(lengths, width,
     assert all(set(sample[width - n :]) <= {END} for sample, n in zip(samples.tolist(), padding.tolist(), strict=True))
     assert sum(padding) == samples.size - sum(lengths), "what is told to be padding is what was filled in"
     assert sorted(token for sample in real for token in sample) == sorted(np.concatenate([[], *documents]).tolist())
-    assert targets_that_count(samples, END).sum() == sum(len(sample) - 1 for sample in real)
+    assert loss_mask(samples, END).sum() == sum(len(sample) - 1 for sample in real)
     # Any piece of a document stands in one stretch, cut where the document is longer than a sample and only there.
     wanted = {tuple(document[i : i + width]) for document in documents for i in range(0, len(document), width)} - {
         (END,)
@@ -141,7 +141,7 @@ def test_batches_say_which_targets_count(prepared):
     train, validation = (PackedDataset.open(folder / "one", split) for split in ("train", "validation"))
     batch = next(train_batches(train, seed=1, global_batch_size=train.num_samples, rank=0, size=1, position=0))
     end = train.manifest.tokenizer.eod_id
-    assert np.array_equal(batch.mask.numpy(), targets_that_count(batch.tokens.numpy(), end))
+    assert np.array_equal(batch.mask.numpy(), loss_mask(batch.tokens.numpy(), end))
     assert not batch.mask.all()
     counted = sum(
         int(batch.mask.sum())
@@ -153,6 +153,8 @@ def test_batches_say_which_targets_count(prepared):
 
 def test_a_mixture_may_hold_both_kinds(prepared):
     folder, _ = prepared
-    dataset = mix(Plan({"one": 1.0, "stream": 1.0}, {}, []), {name: folder / name for name in ("one", "stream")})
+    dataset = open_mixture(
+        MixturePlan({"one": 1.0, "stream": 1.0}, {}, []), {name: folder / name for name in ("one", "stream")}
+    )
     batch = next(train_batches(dataset, seed=1, global_batch_size=600, rank=0, size=1, position=0))
     assert batch.mask.shape == (600, 64) and not batch.mask.all()

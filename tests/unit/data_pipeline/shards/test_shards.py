@@ -139,7 +139,7 @@ def test_shards_are_mapped_without_a_descriptor_each_and_let_go_with_the_last_sa
 
     before = len(opened())
     dataset = PackedDataset.open(written, "train")
-    samples = dataset.find(np.arange(dataset.num_samples))
+    samples = dataset.locate(np.arange(dataset.num_samples))
     assert len(opened()) <= before + 1, "the index has one"
     assert mapped() == len(dataset.record.shards) > 3
     dataset.close()

@@ -14,11 +14,11 @@ MARK = b"\xef\xbb\xbf"
 PACK = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}
 
 
-def read(path, *, piece_bytes=1 << 30, document_bytes=1 << 20, **changes):
+def read(path, *, task_bytes=1 << 30, document_bytes=1 << 20, **changes):
     data = data_config(path.parent / "out", [path], **changes)
     found, dropped = [], {}
-    for piece in Corpus(data).pieces(piece_bytes):
-        corpus = Corpus(data, piece)
+    for task in Corpus(data).tasks(task_bytes):
+        corpus = Corpus(data, task)
         documents = list(corpus.documents(document_bytes))
         assert all(document.num_bytes == len(document.text.encode()) for document in documents)
         found += [document.text for document in documents]
@@ -51,13 +51,13 @@ def test_a_text_that_is_cut_loses_its_marks_and_nothing_else(tmp_path, document_
 
 
 @pytest.mark.parametrize("suffix", PACK)
-@pytest.mark.parametrize("piece_bytes", [1, 20, 1 << 30])
-def test_a_json_line_after_a_mark_is_read(tmp_path, suffix, piece_bytes):
+@pytest.mark.parametrize("task_bytes", [1, 20, 1 << 30])
+def test_a_json_line_after_a_mark_is_read(tmp_path, suffix, task_bytes):
     path = tmp_path / f"in.jsonl{suffix}"
     texts = ["first", "\ufeffits own", "joined"]
     lines = [json.dumps({"text": text}, ensure_ascii=False).encode() + b"\n" for text in texts]
     path.write_bytes(b"".join(map(PACK[suffix], [MARK + lines[0], lines[1], MARK + lines[2], MARK + b"\n" + MARK])))
-    assert read(path, piece_bytes=piece_bytes) == (texts, {})
+    assert read(path, task_bytes=task_bytes) == (texts, {})
 
 
 def test_faults_after_a_mark_are_placed_in_the_file(tmp_path):

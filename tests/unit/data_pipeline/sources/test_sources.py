@@ -249,9 +249,9 @@ def test_unreadable_documents_are_named_or_counted_and_no_other_is_lost(tmp_path
 
 
 @pytest.mark.parametrize("last", [b"", b"\n", b"\n" + GOOD[1]])
-@pytest.mark.parametrize("piece_bytes", [1, 60, 5_000, 10**9])
-def test_a_line_that_does_not_end_is_named_or_counted_once(tmp_path, monkeypatch, piece_bytes, last):
-    monkeypatch.setattr(readers, "LONGEST_LINE_BYTES", 100)
+@pytest.mark.parametrize("task_bytes", [1, 60, 5_000, 10**9])
+def test_a_line_that_does_not_end_is_named_or_counted_once(tmp_path, monkeypatch, task_bytes, last):
+    monkeypatch.setattr(readers, "MAX_LINE_BYTES", 100)
     monkeypatch.setattr(readers, "CHUNK_BYTES", 16)
     longest, longer = (b'{"text": "%s"}' % (b"x" * size) for size in (87, 88))
     assert len(longest + b"\n") == 100
@@ -261,8 +261,8 @@ def test_a_line_that_does_not_end_is_named_or_counted_once(tmp_path, monkeypatch
         read(tmp_path / "out", path)
     data = data_config(tmp_path / "out", [path], encoding_errors="skip")
     found, dropped = [], collections.Counter()
-    for piece in Corpus(data).pieces(piece_bytes):
-        corpus = Corpus(data, piece)
+    for task in Corpus(data).tasks(task_bytes):
+        corpus = Corpus(data, task)
         found += texts(corpus.documents(1 << 20))
         dropped += corpus.dropped
     assert found == ["good", "x" * 87, *(["more"] if last[1:] else [])] and dropped == {"endless_line": 2}
@@ -270,7 +270,7 @@ def test_a_line_that_does_not_end_is_named_or_counted_once(tmp_path, monkeypatch
 
 @pytest.mark.parametrize(("first", "end"), [(0, None), (5, 1000)])
 def test_neither_memory_nor_reading_grows_with_a_line_that_does_not_end(monkeypatch, first, end):
-    monkeypatch.setattr(readers, "LONGEST_LINE_BYTES", 1 << 20)
+    monkeypatch.setattr(readers, "MAX_LINE_BYTES", 1 << 20)
     raw = io.BytesIO(b"x" * (32 << 20))
     raw.seek(max(first - 1, 0))
     tracemalloc.start()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from data_pipeline import prefetch
 from data_pipeline.errors import DataError
-from data_pipeline.permutation import sample_at
+from data_pipeline.permutation import shuffled_indices
 from data_pipeline.shards.reader import PackedDataset
 from data_pipeline.stream import loader
 from data_pipeline.stream.loader import evaluation_batches, train_batches
@@ -72,7 +72,7 @@ def test_any_stops_and_sizes_give_one_order_without_loss(datasets, num_samples, 
             seen += samples(global_batch)
             digests.append(wrapped_sum([batch.digest for batch in global_batch]))
             (position,) = {batch.next_position for batch in global_batch}
-    assert seen == sample_at(np.arange(position), num_samples, seed).tolist()
+    assert seen == shuffled_indices(np.arange(position), num_samples, seed).tolist()
     for start in range(0, position - num_samples + 1, num_samples):
         assert sorted(seen[start : start + num_samples]) == list(range(num_samples))
     uninterrupted = take(dataset, len(digests), seed=seed)
@@ -105,26 +105,28 @@ def test_how_far_is_read_ahead_changes_nothing(datasets, max_batches, window_byt
 
 def test_what_waits_to_be_taken_is_copied_and_stays_the_same(datasets, monkeypatch):
     expected = [batch.tokens.tolist() for (batch,) in take(datasets(97), 60)]
-    settled = []
+    copied = []
     monkeypatch.setattr(prefetch, "WAIT_SECONDS", 0.001)
-    monkeypatch.setattr(loader._Window, "settle", lambda window: (settled.append(window), window._samples.settle()))
+    monkeypatch.setattr(
+        loader._Window, "materialize", lambda window: (copied.append(window), window._samples.materialize())
+    )
     stream = train_batches(datasets(97), seed=1, global_batch_size=12, rank=0, size=1, position=0)
     seen = []
     for number in range(60):
         if number in (1, 5):
             limit = time.monotonic() + 60
-            while len(settled) < number // 5 + 1 and time.monotonic() < limit:
+            while len(copied) < number // 5 + 1 and time.monotonic() < limit:
                 time.sleep(0.001)
         seen.append(next(stream).tokens.tolist())
     stream.close()
     assert seen == expected
-    assert len(settled) == len(set(settled)) >= 2, "each once"
+    assert len(copied) == len(set(copied)) >= 2, "each once"
 
 
 def test_batches_hold_what_the_dataset_holds(datasets):
     dataset = datasets(97)
     for number, (batch,) in enumerate(take(dataset, 20, seed=3)):
-        rows = sample_at(np.arange(12 * number, 12 * number + 12), 97, 3)
+        rows = shuffled_indices(np.arange(12 * number, 12 * number + 12), 97, 3)
         assert batch.tokens.dtype == torch.int64
         assert np.array_equal(batch.tokens.numpy(), dataset.read(rows))
         assert batch.mask is None
@@ -206,4 +208,4 @@ def test_a_stream_can_begin_anywhere_at_once(datasets):
     (first,) = itertools.islice(
         train_batches(datasets(97), seed=1, global_batch_size=5, rank=0, size=1, position=position), 1
     )
-    assert [int(row[0]) for row in first.tokens] == sample_at(range(position, position + 5), 97, 1).tolist()
+    assert [int(row[0]) for row in first.tokens] == shuffled_indices(range(position, position + 5), 97, 1).tolist()

@@ -14,7 +14,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.shards import reader
 from data_pipeline.shards.reader import PackedDataset
 from data_pipeline.stream.loader import train_batches
-from data_pipeline.stream.mixture import Ingredient, MixedDataset, Mixture, Plan, mix
+from data_pipeline.stream.mixture import Component, MixedDataset, Mixture, MixturePlan, open_mixture
 from tests.support.corpus import make_texts, prepare_synthetic, tokenizer_config, write_jsonl
 from tests.unit.data_pipeline.shards.test_shards import write
 
@@ -24,13 +24,13 @@ weights = st.one_of(st.just(0.0), st.floats(1e-3, 1e3))
 @st.composite
 def mixtures(draw: st.DrawFn) -> Mixture:
     count = draw(st.integers(1, 6))
-    ingredients = [
-        Ingredient(f"d{number}", draw(st.integers(1, 50)), draw(st.one_of(st.none(), st.integers(1, 60))))
+    components = [
+        Component(f"d{number}", draw(st.integers(1, 50)), draw(st.one_of(st.none(), st.integers(1, 60))))
         for number in range(count)
     ]
     starts = sorted(draw(st.sets(st.integers(1, 80), max_size=3)))
     some = st.lists(weights, min_size=count, max_size=count).filter(any)
-    return Mixture(ingredients, [(start, draw(some)) for start in (0, *starts)])
+    return Mixture(components, [(start, draw(some)) for start in (0, *starts)])
 
 
 def length_of(mixture: Mixture, most: int) -> int:
@@ -43,16 +43,16 @@ def test_each_position_is_the_next_sample_of_one_dataset_however_positions_are_a
     mixture: Mixture, window: int
 ) -> None:
     length = length_of(mixture, 200)
-    which, index = mixture.locate(range(length))
-    seen = [0] * len(mixture.ingredients)
+    which, index = mixture.assign(range(length))
+    seen = [0] * len(mixture.components)
     for position, (item, before) in enumerate(zip(which.tolist(), index.tolist(), strict=True)):
         assert mixture.taken(position) == tuple(seen)
         assert before == seen[item]
         seen[item] += 1
-    parts = [mixture.locate(range(start, min(start + window, length))) for start in range(0, length, window)]
+    parts = [mixture.assign(range(start, min(start + window, length))) for start in range(0, length, window)]
     assert not parts or np.array_equal(np.concatenate([part[0] for part in parts]), which)
     assert not parts or np.array_equal(np.concatenate([part[1] for part in parts]), index)
-    backwards = mixture.locate(list(reversed(range(length))))
+    backwards = mixture.assign(list(reversed(range(length))))
     assert np.array_equal(backwards[0][::-1], which)
 
 
@@ -63,8 +63,8 @@ def test_each_position_is_the_next_sample_of_one_dataset_however_positions_are_a
     length=st.integers(1, 3000),
 )
 def test_any_stretch_holds_each_dataset_by_its_weight(shares: list[float], start: int, length: int) -> None:
-    mixture = Mixture([Ingredient(str(n), 10, None) for n in range(len(shares))], [(0, shares)])
-    which, _ = mixture.locate(np.arange(start, start + length))
+    mixture = Mixture([Component(str(n), 10, None) for n in range(len(shares))], [(0, shares)])
+    which, _ = mixture.assign(np.arange(start, start + length))
     levels = math.ceil(math.log2(len(shares))) if len(shares) > 1 else 0
     for item, share in enumerate(shares):
         wanted = length * share / math.fsum(shares)
@@ -75,34 +75,34 @@ def test_any_stretch_holds_each_dataset_by_its_weight(shares: list[float], start
 @given(mixture=mixtures())
 def test_no_dataset_gives_more_than_its_limit_and_the_end_comes_when_all_are_used_up(mixture: Mixture) -> None:
     taken = mixture.taken(length_of(mixture, 10_000))
-    for count, ingredient in zip(taken, mixture.ingredients, strict=True):
+    for count, ingredient in zip(taken, mixture.components, strict=True):
         assert ingredient.max_samples is None or count <= ingredient.max_samples
     if mixture.end is not None:
         wanted = [weights for start, weights in mixture.phases if start <= mixture.end][-1]
         assert all(
             count == ingredient.max_samples
-            for count, ingredient, weight in zip(taken, mixture.ingredients, wanted, strict=True)
+            for count, ingredient, weight in zip(taken, mixture.components, wanted, strict=True)
             if weight
         )
 
 
 def test_others_fill_the_place_of_a_dataset_that_is_used_up() -> None:
-    mixture = Mixture([Ingredient("a", 10, 20), Ingredient("b", 10, None)], [(0, (0.5, 0.5))])
-    which, _ = mixture.locate(range(200))
+    mixture = Mixture([Component("a", 10, 20), Component("b", 10, None)], [(0, (0.5, 0.5))])
+    which, _ = mixture.assign(range(200))
     assert int((which[:40] == 0).sum()) == 20 and (which[40:] == 1).all()
 
 
 def test_a_later_phase_changes_nothing_before_it() -> None:
-    ingredients = [Ingredient("a", 7, None), Ingredient("b", 9, 40)]
-    one, other = Mixture(ingredients, [(0, (3, 1))]), Mixture(ingredients, [(0, (3, 1)), (50, (1, 5))])
-    assert all(np.array_equal(x, y) for x, y in zip(one.locate(range(50)), other.locate(range(50)), strict=True))
+    components = [Component("a", 7, None), Component("b", 9, 40)]
+    one, other = Mixture(components, [(0, (3, 1))]), Mixture(components, [(0, (3, 1)), (50, (1, 5))])
+    assert all(np.array_equal(x, y) for x, y in zip(one.assign(range(50)), other.assign(range(50)), strict=True))
     assert one.before(50) == other.before(50) and one.before(51) != other.before(51)
 
 
 def test_a_place_far_away_is_found_at_once() -> None:
-    mixture = Mixture([Ingredient(str(n), 10**9, None) for n in range(40)], [(0, range(1, 41))])
+    mixture = Mixture([Component(str(n), 10**9, None) for n in range(40)], [(0, range(1, 41))])
     started = time.thread_time()  # of this thread's work: others may have the processor in between
-    mixture.locate(10**12 + np.arange(64))
+    mixture.assign(10**12 + np.arange(64))
     mixture.taken(10**12)
     assert time.thread_time() - started < 0.1
 
@@ -119,7 +119,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def mixed(folders: dict[str, Path], **plan: object) -> MixedDataset:
     settings = {"weights": {"a": 1.0, "b": 2.0}, "max_epochs": {}, "later": ()} | plan
-    return mix(Plan(**settings), folders)  # type: ignore[arg-type]
+    return open_mixture(MixturePlan(**settings), folders)  # type: ignore[arg-type]
 
 
 def firsts(dataset: MixedDataset, seed: int, size: int, batches: int, position: int = 0) -> tuple[list[int], list[int]]:
@@ -187,10 +187,10 @@ def test_datasets_of_other_tokenizers_are_refused_with_what_to_do(tmp_path: Path
     prepare_synthetic(tmp_path / "a", [texts])
     prepare_synthetic(tmp_path / "b", [texts], tokenizer=tokenizer_config(vocab_size=400))
     with pytest.raises(DataError, match=r"b has another tokenizer .* than .*a .*tokenizer\.path=.*a/tokenizer\.model"):
-        mix(Plan({"a": 1.0, "b": 1.0}, {}, ()), {"a": tmp_path / "a", "b": tmp_path / "b"})
+        open_mixture(MixturePlan({"a": 1.0, "b": 1.0}, {}, ()), {"a": tmp_path / "a", "b": tmp_path / "b"})
     prepare_synthetic(tmp_path / "c", [texts], seq_length=32)
     with pytest.raises(DataError, match=r"c has another model\.seq_length than .*\(32, 16\)"):
-        mix(Plan({"a": 1.0, "c": 1.0}, {}, ()), {"a": tmp_path / "a", "c": tmp_path / "c"})
+        open_mixture(MixturePlan({"a": 1.0, "c": 1.0}, {}, ()), {"a": tmp_path / "a", "c": tmp_path / "c"})
 
 
 @pytest.mark.parametrize("epochs", [1e-9, 0.03])
@@ -212,13 +212,13 @@ def test_of_phases_that_begin_with_one_sample_the_last_holds(folders: dict[str, 
 
 def test_a_dataset_that_is_not_there_is_named(folders: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nowhere: not prepared"):
-        mix(Plan({"a": 1.0, "b": 1.0}, {}, ()), folders | {"b": tmp_path / "nowhere"})
+        open_mixture(MixturePlan({"a": 1.0, "b": 1.0}, {}, ()), folders | {"b": tmp_path / "nowhere"})
 
 
 def test_a_mixture_of_many_shards_is_the_same_however_few_may_be_mapped(folders, monkeypatch) -> None:
     def tokens() -> np.ndarray:
-        mixed = mix(Plan({"a": 0.5, "b": 0.5}, {}, ()), folders)
-        return mixed.find(mixed.samples_at(range(200), 3)).tokens()
+        mixed = open_mixture(MixturePlan({"a": 0.5, "b": 0.5}, {}, ()), folders)
+        return mixed.locate(mixed.sample_indices(range(200), 3)).tokens()
 
     expected = tokens()
     for limit in (1, 3):
@@ -228,10 +228,10 @@ def test_a_mixture_of_many_shards_is_the_same_however_few_may_be_mapped(folders,
 
 def test_a_plain_dataset_is_its_own_mixture_of_one(folders: dict[str, Path]) -> None:
     dataset = PackedDataset.open(folders["a"], "train")
-    alone = mix(Plan({"a": 1.0}, {}, ()), {"a": folders["a"]})
-    numbers = alone.samples_at(range(60), 3)
+    alone = open_mixture(MixturePlan({"a": 1.0}, {}, ()), {"a": folders["a"]})
+    numbers = alone.sample_indices(range(60), 3)
     assert sorted(numbers[:30]) == list(range(30)) and np.array_equal(
-        alone.find(numbers).tokens(), dataset.read(numbers)
+        alone.locate(numbers).tokens(), dataset.read(numbers)
     )
 
 

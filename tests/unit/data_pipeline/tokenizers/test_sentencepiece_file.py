@@ -6,7 +6,7 @@ import pytest
 import sentencepiece
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
-from data_pipeline.tokenizers.sentencepiece_file import BPE, UNIGRAM, unlike_ours
+from data_pipeline.tokenizers.sentencepiece_file import BPE, UNIGRAM, differences_from_ours
 from data_pipeline.tokenizers.sentencepiece_model import SentencePieceTokenizer
 from data_pipeline.tokenizers.training import train_tokenizer
 from tests.support.corpus import make_texts, tokenizer_config
@@ -85,7 +85,7 @@ def test_fingerprints_do_not_depend_on_what_decides_nothing_nor_on_how_defaults_
 @pytest.mark.parametrize(("kind", "model_type"), [("bpe", BPE), ("unigram", UNIGRAM)])
 def test_models_made_here_are_as_ours_are(kind, model_type):
     model = train_tokenizer(lambda: make_texts(20), tokenizer_config(kind=kind))
-    assert unlike_ours(model, model_type) == []
+    assert differences_from_ours(model, model_type) == []
 
 
 def test_fingerprints_of_models_made_here_never_change():

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from data_pipeline.errors import DataError
 from data_pipeline.tokenizers import sentencepiece_model, word_cache
 from data_pipeline.tokenizers.loading import load_tokenizer
-from data_pipeline.tokenizers.numba_bpe import CompiledMerges
+from data_pipeline.tokenizers.numba_bpe import NumbaBpe
 from data_pipeline.tokenizers.sentencepiece_model import SEGMENT_CHARS, SPACE_MARK, SentencePieceTokenizer
 from data_pipeline.tokenizers.training import train_tokenizer
 from pretrain.generation.generate import text_after
@@ -95,12 +95,12 @@ WORDS = st.one_of(st.text(), st.text(alphabet=" \n\tab=0日é"), st.sampled_from
 
 
 def fresh_memory(tokenizer):
-    return SentencePieceTokenizer._memory.func(tokenizer)
+    return SentencePieceTokenizer._word_cache.func(tokenizer)
 
 
 def compiled(tokenizer, **sizes):
     ids = [tokenizer._processor.piece_to_id(f"<0x{byte:02X}>") for byte in range(256)]
-    return CompiledMerges(tokenizer._pieces_of_text(), ids, **sizes)
+    return NumbaBpe(tokenizer._pieces_of_text(), ids, **sizes)
 
 
 @pytest.mark.parametrize("sizes", [{}, {"num_slots": 16, "max_bytes": 512}], ids=["usual", "small"])
@@ -141,7 +141,7 @@ def fresh(tokenizer):
 def test_much_text_is_encoded_by_compiled_merges_where_numba_is_there(monkeypatch):
     tokenizer = fresh(trained("bpe"))
     tokenizer.encode("little text")
-    assert tokenizer._compiled is None and isinstance(bulk_encoder(tokenizer, monkeypatch), CompiledMerges)
+    assert tokenizer._compiled is None and isinstance(bulk_encoder(tokenizer, monkeypatch), NumbaBpe)
     assert bulk_encoder(fresh(trained("unigram")), monkeypatch) is None
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert bulk_encoder(fresh(trained("bpe")), monkeypatch) is None
@@ -154,12 +154,12 @@ def test_where_much_text_is_expected_the_first_is_encoded_by_compiled_merges():
     assert tokenizer._compiled is None
     tokenizer.expect(sentencepiece_model.BULK_CHARS + 1)
     assert tokenizer.encode("little text") == tokenizer._processor.encode("little text")
-    assert isinstance(tokenizer._compiled, CompiledMerges)
+    assert isinstance(tokenizer._compiled, NumbaBpe)
 
 
 def test_compiled_merges_that_differ_are_not_used(monkeypatch, caplog):
-    real = CompiledMerges.encode
-    monkeypatch.setattr(CompiledMerges, "encode", lambda self, texts: [ids[:-1] for ids in real(self, texts)])
+    real = NumbaBpe.encode
+    monkeypatch.setattr(NumbaBpe, "encode", lambda self, texts: [ids[:-1] for ids in real(self, texts)])
     assert bulk_encoder(fresh(trained("bpe")), monkeypatch) is None
     assert "differ from sentencepiece's on" in caplog.text
 
@@ -189,7 +189,7 @@ def test_what_is_remembered_of_words_gives_the_ids_of_the_whole(small, texts):
     parts = [part for text in texts for part in text.split(SPACE_MARK)]
     with pytest.MonkeyPatch.context() as patch:
         if small:  # slots collide, chunks end inside of words, and all is forgotten again and again
-            for name, value in {"CHUNK_BYTES": 7, "MAX_WORDS": 20, "MOST_NUMBERS": 28, "SLOTS_LOG2": 5}.items():
+            for name, value in {"CHUNK_BYTES": 7, "MAX_WORDS": 20, "MAX_NUMBERS": 28, "SLOTS_LOG2": 5}.items():
                 patch.setattr(word_cache, name, value)
         memory = fresh_memory(tokenizer)
         for _ in range(2):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from data_pipeline.errors import DataError
-from data_pipeline.shards.format import NPY_HEADER_BYTES, TAR_BLOCK, content_hash
+from data_pipeline.shards.format import NPY_HEADER_BYTES, TAR_BLOCK, member_hash
 from data_pipeline.shards.manifest import Manifest
 from data_pipeline.shards.reader import PackedDataset
 from data_pipeline.stream.loader import train_batches
@@ -160,7 +160,7 @@ def test_a_token_that_the_tokenizer_does_not_have_is_found(dataset: Path) -> Non
     end = begin + NPY_HEADER_BYTES + manifest.samples_per_member * 17 * 2
     token_of_sample_1 = begin + NPY_HEADER_BYTES + 2 * 17
     rewrite(dataset, "train-00000.tar", token_of_sample_1, np.array([420], dtype="<u2").tobytes())
-    its_hash = content_hash((dataset / "train-00000.tar").read_bytes()[begin:end])
+    its_hash = member_hash((dataset / "train-00000.tar").read_bytes()[begin:end])
     rewrite(dataset, "train.index.npy", NPY_HEADER_BYTES + 8, np.array([its_hash], dtype="<i8").tobytes())
     (fault,) = verify(dataset)
     assert "train sample 1 has the token 420, the tokenizer has 420" in fault
