@@ -1,4 +1,4 @@
-"""Processes that do not outlive the one that started them."""
+"""Child processes that end with their parent."""
 
 import ctypes
 import signal
@@ -8,5 +8,5 @@ _SET_DEATH_SIGNAL = 1
 
 
 def die_with_parent() -> None:
-    """For `preexec_fn`: the kernel kills this process when its parent ends, however that ends."""
+    """Pass as `preexec_fn`: the kernel kills this process when its parent ends for any reason."""
     _SYSTEM.prctl(_SET_DEATH_SIGNAL, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""The pages that people read: one frame, one style and the parts that they share. A page needs no other file."""
+"""Self-contained HTML pages: a common frame, style and macros."""
 
 import base64
 from typing import Any
@@ -7,7 +7,7 @@ from data_pipeline.storage.file_names import printable
 
 
 def render_page(template: str, **values: Any) -> bytes:
-    """A page from a template that extends frame.html and may import parts.html; every value is escaped as text."""
+    """Render a template that extends frame.html and may import parts.html. Every value is escaped."""
     import jinja2
 
     loader = jinja2.DictLoader({"frame.html": _FRAME, "parts.html": _PARTS, "page.html": template})
@@ -16,12 +16,12 @@ def render_page(template: str, **values: Any) -> bytes:
 
 
 def data_url(image: bytes) -> str:
-    """A PNG image as the address of itself."""
+    """A PNG image as a data: URL."""
     return f"data:image/png;base64,{base64.b64encode(image).decode()}"
 
 
 def figure_text(value: object) -> str:
-    """A value for people: numbers are grouped or rounded to four digits."""
+    """Format a value for display: integers with thousands separators, floats rounded to four digits."""
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "-"}[value]
     if isinstance(value, int):

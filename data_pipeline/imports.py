@@ -1,4 +1,4 @@
-"""Importing a package without one that it can do without."""
+"""Imports a package without one of its optional dependencies."""
 
 import contextlib
 import sys
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def without(module: str) -> Iterator[None]:
-    """Importing `module` raises ModuleNotFoundError meanwhile, unless it was imported before."""
+    """Inside the block, importing `module` raises ModuleNotFoundError, unless it was imported before."""
     if module in sys.modules:
         yield
         return

@@ -1,8 +1,8 @@
-"""The order of samples: a shuffle of the whole dataset per epoch, computed at any position without storing it.
+"""The sample order: each epoch is a shuffle of the whole dataset, computed at any position without storing it.
 
 Epoch e is a permutation of all samples keyed by (seed, e): an alternating Feistel network over the smallest power of
-two that holds them, with cycle walking (Black and Rogaway 2002). The order is part of what a checkpoint means, so it
-rests on integer operations and keys of our own, never on a library's random generator.
+two that holds them, with cycle walking (Black and Rogaway 2002). A checkpoint stores only a position in this order, so
+the order must never change. It therefore uses integer operations and its own keys, not a library's random generator.
 """
 
 import functools
@@ -12,15 +12,15 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-ROUNDS = 6  # even, so that unbalanced halves end where they began; three already look random
+ROUNDS = 6  # even, so that unbalanced halves end where they began; three rounds already look random
 STORED_BELOW = 64  # a Feistel network is visibly uneven on domains smaller than this
 Positions = npt.NDArray[np.int64] | Sequence[int]
 
 
 def shuffled_indices(positions: Positions, num_samples: int, seed: int) -> npt.NDArray[np.int64]:
-    """The samples at these global positions; position p lies in epoch p // num_samples.
+    """The sample numbers at these global positions. Position p is in epoch p // num_samples.
 
-    A call costs about 50 microseconds however few positions it gets: ask for windows.
+    A call costs about 50 microseconds even for few positions, so ask for many at once.
     """
     assert num_samples > 0
     where = np.asarray(positions, dtype=np.int64)
@@ -39,7 +39,7 @@ def _permuted(items: npt.NDArray[np.int64], num_items: int, seed: int, epoch: in
     keys = _round_keys(seed, epoch)
     values = _feistel(items.astype(np.uint64), bits, keys)
     outside = np.flatnonzero(values >= num_items)
-    while outside.size:  # the domain is smaller than twice num_items: two walks on average at most
+    while outside.size:  # the domain is smaller than twice num_items: at most two walks on average
         values[outside] = _feistel(values[outside], bits, keys)
         outside = outside[values[outside] >= num_items]
     return values.astype(np.int64)
@@ -56,7 +56,7 @@ def _feistel(values: npt.NDArray[np.uint64], bits: int, keys: tuple[int, ...]) -
 
 
 def splitmix64(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """The finalizer of splitmix64 (Steele, Lea and Flood 2014): every input bit reaches the high bits."""
+    """The finalizer of splitmix64 (Steele, Lea and Flood 2014): every input bit affects the high bits."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))

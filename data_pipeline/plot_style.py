@@ -1,4 +1,4 @@
-"""Images of one style, drawn without pyplot: no global state, so any thread may draw."""
+"""Plots in a common style, drawn without pyplot: no global state, so any thread may draw."""
 
 import io
 from typing import TYPE_CHECKING
@@ -12,7 +12,7 @@ MAX_NAME_CHARS = 90
 
 
 def new_figure(name: str, height: float) -> "Figure":
-    """A figure that bears the name of what it shows, so that an image that is passed on says where it is from."""
+    """A figure titled with the name of what it shows, so that a copied image still says where it is from."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9.0, height), dpi=110, layout="constrained")
@@ -21,14 +21,14 @@ def new_figure(name: str, height: float) -> "Figure":
 
 
 def plain(axes: "Axes") -> None:
-    """No frame, and quiet ticks."""
+    """Hide the frame and tick marks."""
     axes.tick_params(colors=QUIET, length=0)
     for spine in axes.spines.values():
         spine.set_visible(False)
 
 
 def png(figure: "Figure") -> bytes:
-    """Equal figures give equal bytes with equal versions of matplotlib."""
+    """The figure as PNG bytes; the same figure and matplotlib version give the same bytes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     image = io.BytesIO()
@@ -37,6 +37,6 @@ def png(figure: "Figure") -> bytes:
 
 
 def shortened(name: str, limit: int = MAX_NAME_CHARS) -> str:
-    """One line; of a long name the end, which differs most."""
+    """The name on one line. A long name keeps its end, where names differ most."""
     line = " ".join(name.split())
     return line if len(line) <= limit else f"…{line[1 - limit :]}"

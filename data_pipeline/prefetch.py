@@ -1,4 +1,4 @@
-"""Work done ahead of whoever takes its results, in a thread."""
+"""Runs an iterator ahead of its consumer in a thread."""
 
 import contextlib
 import queue
@@ -19,10 +19,12 @@ def prefetch(
     materialize: Callable[[Item], object] = lambda _: None,
     asked_to_stop: Callable[[], bool] = lambda: False,
 ) -> Generator[Item, None, None]:
-    """The same items, made in a thread, `depth` ahead; its exception is raised here, and closing this ends it.
+    """Yields the same items, produced by a thread up to `depth` items ahead.
 
-    `stop` is set by then: whoever makes items that take long looks at it. `settle` is called by the thread, once, with
-    an item that it could not hand over in WAIT_SECONDS. Where none is ready for so long, `asked_to_stop` ends this.
+    An exception in the thread is raised here. Closing this generator ends the thread; `stop` is set then, so that a
+    slow producer can check it. If the consumer does not take an item within WAIT_SECONDS, the thread calls
+    `materialize` once with that item. If no item is ready within WAIT_SECONDS, `asked_to_stop` is called, and this
+    generator returns if the result is true.
     """
     ready: queue.Queue[Item | _End] = queue.Queue(maxsize=depth)
 
@@ -66,13 +68,13 @@ def prefetch(
             yield item
     finally:
         stop.set()
-        with contextlib.suppress(queue.Empty):  # makes room, so that the thread need not wait to see the sign
+        with contextlib.suppress(queue.Empty):  # makes room, so that the thread sees `stop` without waiting
             ready.get_nowait()
         thread.join()
 
 
 class _End:
-    """Comes after the last item."""
+    """Marks the end of the items."""
 
     def __init__(self, error: BaseException | None) -> None:
         self.error = error

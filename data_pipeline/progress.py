@@ -1,4 +1,4 @@
-"""How far a pass over many bytes has come: a live bar on a terminal, a plain line now and then elsewhere."""
+"""Progress of a pass over many bytes: a live bar on a terminal, otherwise a log line every few seconds."""
 
 import logging
 import sys
@@ -15,7 +15,7 @@ SECONDS_BETWEEN_LINES = 5.0
 
 @contextmanager
 def show_progress(title: str, total_bytes: int) -> Iterator[Callable[[int], None]]:
-    """Gives a function to call with the bytes done so far."""
+    """Yields a function that takes the number of bytes processed so far."""
     if not sys.stderr.isatty():
         yield _plain_lines(title, total_bytes)
         return

@@ -1,16 +1,16 @@
-"""Which documents are copies of which: one decision over the signatures or content hashes of a whole corpus.
+"""Decides which documents are duplicates, from the signatures or content hashes of a whole corpus.
 
-Two documents are alike if their signatures agree in all rows of some band and in a share of `config.similarity` of all
-numbers. Documents are decided in order of their numbers: one that is alike an earlier one that is kept is its copy, any
-other is kept. A cluster is a kept document and its copies. So whatever is left out resembles what is kept in its place,
-which connected components do not promise: they follow chains (versions of a page, texts that overlap) to documents that
-have nothing in common with the first.
+Two documents are similar if their signatures agree in all rows of some band and in a share of `config.similarity` of
+all numbers. Documents are decided in order: one that is similar to an earlier kept one is its copy and is dropped, any
+other is kept. A cluster is a kept document and its copies. So every dropped document is similar to the one kept in its
+place. Connected components would not guarantee that: they follow chains (versions of a page, overlapping texts) to
+documents that have nothing in common with the first.
 
-Of the documents that agree in a band, each is compared with the first and with the MAX_DISTANCE before it, by number:
-all pairs where they are few, and linear work where a phrase stands on a hundred thousand pages. Little is lost by that:
-those pages do not have the rest of the pair's text, so in other bands the two meet among few.
+Within a band's bucket, each document is compared with the first and with the MAX_DISTANCE before it. That is every pair
+in a small bucket, and linear work when a phrase is on a hundred thousand pages. Little is lost: those pages share
+little other text, so a truly similar pair meets in other, smaller buckets.
 
-All this depends on the order of documents in the whole corpus alone, so pieces may be cut anywhere.
+The result depends only on the order of documents in the whole corpus, not on how it was split into tasks.
 """
 
 import contextlib
@@ -32,12 +32,12 @@ Pairs = tuple[Numbers, Numbers]
 MAX_DISTANCE = 16
 
 NUM_PARTITIONS = 16
-"""Documents are compared by their hashes in so many shares, one after another."""
+"""Hashes are compared one partition at a time, to save memory."""
 
 HASH_BYTES = 16
 
 BLOCK = 1 << 13
-"""Signatures looked at together: 4 MiB of them with 128 permutations."""
+"""Signatures processed together: 4 MiB with 128 permutations."""
 
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 
@@ -45,11 +45,11 @@ _MIX = np.uint64(0x9E3779B97F4A7C15)
 def near_duplicates(
     signatures: Signatures, config: NearDedupConfig, update: Callable[[int], None] = lambda num_bytes: None
 ) -> Numbers:
-    """For each document, a row of `signatures`, the number of the one kept in its place: its own if it is kept.
+    """For each document (a row of `signatures`), the number of the document kept in its place, or its own.
 
-    `update` is told how many bytes of the signatures have been searched.
-    Takes 40 bytes a document besides the signatures, which may be a memory map, 140 where most of them share bands, and
-    8 for each pair that is alike among those left to `_decided_in_order`.
+    `update` is called with the number of signature bytes searched so far. Takes 40 bytes per document besides the
+    signatures (which may be a memory map), 140 if most of them share buckets, and 8 per similar pair among those left
+    to `_decided_in_order`.
     """
     corpus = _Corpus(signatures, config)
     everyone = np.arange(corpus.size)
@@ -68,10 +68,10 @@ def exact_duplicates(
     folder: Path,
     update: Callable[[int], None] = lambda num_bytes: None,
 ) -> Numbers:
-    """For each document the lowest number among those with the same 16 bytes; the hashes come in one array or many.
+    """For each document, the lowest number with the same 16-byte hash. The hashes come in one or several arrays.
 
-    `update` is told how many bytes of hashes have been read, and after that how many more have been compared.
-    Takes 9 bytes a document, and 60 for each of one share of NUM_PARTITIONS at a time; 16 in `folder` for so long.
+    `update` is called with the number of hash bytes read so far, then with that plus the bytes compared. Takes 9 bytes
+    per document, 60 per document of one partition at a time, and temporarily 16 per document in `folder`.
     """
     firsts = np.empty(num_documents, np.int64)
     shares = np.empty(num_documents, np.uint8)
@@ -90,7 +90,7 @@ def exact_duplicates(
         for share, file in enumerate(files):
             file.seek(0)
             mine, numbers = _halves(file.read()), np.flatnonzero(shares == share)
-            order = np.lexsort((mine[:, 1], mine[:, 0]))  # stable: equal hashes stay in order of their numbers
+            order = np.lexsort((mine[:, 1], mine[:, 0]))  # stable: equal hashes stay in order of document number
             numbers, mine = numbers[order], mine[order]
             is_first = np.ones(len(numbers), bool)
             is_first[1:] = (mine[1:] != mine[:-1]).any(axis=1)
@@ -105,7 +105,7 @@ def _halves(hashes: bytes) -> Hashes:
 
 
 class _Corpus:
-    """What is asked of the signatures."""
+    """The signatures, and the comparisons that need them."""
 
     def __init__(self, signatures: Signatures, config: NearDedupConfig) -> None:
         if signatures.shape[1] != config.permutations:
@@ -113,7 +113,7 @@ class _Corpus:
                 f"signatures have {signatures.shape[1]} numbers, but data.near_dedup asks for bands * rows = "
                 f"{config.permutations}; compute them anew"
             )
-        self._signatures = np.asarray(signatures)  # a memory map's own way to its rows is slower
+        self._signatures = np.asarray(signatures)  # indexing a memory map directly is slower
         self._enough = config.similarity * config.permutations
         self._rows = config.rows
         self.bands = config.bands
@@ -121,7 +121,7 @@ class _Corpus:
         self.num_bytes = signatures.nbytes
 
     def alike(self, first: Numbers, second: Numbers) -> npt.NDArray[np.bool_]:
-        """For each pair, whether the signatures agree in the share asked for."""
+        """For each pair, whether the signatures agree in the required share of numbers."""
         answers = np.empty(len(first), bool)
         for at in range(0, len(first), BLOCK):
             chunk = slice(at, at + BLOCK)
@@ -130,7 +130,8 @@ class _Corpus:
         return answers
 
     def candidates(self, band: int, numbers: Numbers) -> Iterator[Pairs]:
-        """Places in `numbers` of documents to compare, (earlier, later): some arrays, a later one once in each."""
+        """Pairs to compare, as indices in `numbers`, earlier one first. Each yielded array has a later document only
+        once."""
         keys, places = self._buckets(band, numbers)
         if not len(keys):
             return
@@ -144,8 +145,8 @@ class _Corpus:
             yield places[same], places[same + distance]
 
     def _buckets(self, band: int, numbers: Numbers) -> tuple[Hashes, Numbers]:
-        """The documents that agree in this band with others: keys in ascending order, for equal keys places in
-        `numbers` in ascending order. Both are sorted as one integer, the key in its high bits."""
+        """The documents that share this band with others: keys in ascending order and, for equal keys, ascending
+        indices in `numbers`. Key and index are sorted as one integer, with the key in the high bits."""
         place_bits = np.uint64(len(numbers).bit_length())
         packed = np.empty(len(numbers), np.uint64)
         filled = 0
@@ -176,7 +177,7 @@ def _keys(rows: Signatures) -> Hashes:
 
 
 def _lowest_alike(corpus: _Corpus, everyone: Numbers, update: Callable[[int], None]) -> Numbers:
-    """For each document the lowest number of those alike, kept or not; its own if all of them are higher."""
+    """For each document, the lowest number of a similar one, kept or not, or its own if that is lower."""
     lowest = everyone.copy()
     for band in range(corpus.bands):
         for earlier, later in corpus.candidates(band, everyone):
@@ -189,9 +190,9 @@ def _lowest_alike(corpus: _Corpus, everyone: Numbers, update: Callable[[int], No
 
 
 def _decided_in_order(corpus: _Corpus, pool: Numbers, waiting: npt.NDArray[np.bool_]) -> Numbers:
-    """For documents whose lowest alike is itself a copy: the lowest alike in `pool` that is kept, as places in it.
+    """For documents whose lowest similar one is itself a copy: the lowest kept similar one, as indices in `pool`.
 
-    Whether those alike them are kept is known only one after another, so here all pairs are held.
+    Whether a similar document is kept is known only after deciding all earlier ones, so all pairs are stored here.
     """
     place_bits = np.uint64(len(pool).bit_length())
     links = np.empty(0, np.uint64)

@@ -1,7 +1,7 @@
-"""Text of benchmarks found in training documents: any run of `n` words that stands in both (13 in Brown et al. 2020).
+"""Finds benchmark text in training documents: any n-gram of words that both contain (n = 13 in Brown et al. 2020).
 
-Words are those of words.py: case and punctuation do not matter. Only hashes of the runs are kept, as one sorted array
-that worker processes map from a file; what was found is told in the words of the training document.
+Words are defined in words.py: case and punctuation do not matter. Only hashes of the n-grams are stored, as a sorted
+array that worker processes memory-map. A match is reported as written in the training document.
 """
 
 import hashlib
@@ -16,16 +16,16 @@ from data_pipeline.errors import DataError
 from data_pipeline.storage.atomic_write import write_durably
 
 MIN_WORDS = 8
-"""A held-out text of fewer words is not looked for: it would be found by chance."""
+"""Shorter held-out texts are ignored, because they would be found by chance."""
 
 _FORMAT = int.from_bytes(b"heldout1", "big")
 _HEAD = 5
-"""Numbers before the hashes: format, n, texts, texts too short, and a bit for each length of a run."""
+"""Values before the hashes: format, n, texts, texts too short, and a bit mask of n-gram lengths."""
 _FILTER_BITS = 24
 
 
 class HeldOutNgrams:
-    """All runs of words that must not stand in a training document."""
+    """The n-grams that training documents must not contain."""
 
     def __init__(self, stored: Hashes) -> None:
         self._stored = stored
@@ -39,7 +39,8 @@ class HeldOutNgrams:
 
     @classmethod
     def of(cls, texts: Iterable[str], n: int = 13) -> "HeldOutNgrams":
-        """Every run of `n` words; a shorter text is one run as a whole, or too short if it has under MIN_WORDS."""
+        """All n-grams of the texts. A text with fewer than `n` words is one n-gram, or too short below MIN_WORDS
+        words."""
         if not MIN_WORDS <= n < 64:
             raise DataError(f"data.decontaminate.ngram={n}: must be {MIN_WORDS} to 63 words; 13 is usual")
         runs: list[Hashes] = [np.empty(0, np.uint64)]
@@ -58,7 +59,7 @@ class HeldOutNgrams:
 
     @classmethod
     def load(cls, path: Path) -> "HeldOutNgrams":
-        """What `save` wrote, as a memory map that processes share."""
+        """Memory-map what `save` wrote; processes share the memory."""
         remedy = "make it anew from the held-out texts"
         try:
             stored = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -70,7 +71,7 @@ class HeldOutNgrams:
         return cls(stored)
 
     def save(self, path: Path) -> None:
-        """As a .npy file."""
+        """Write a .npy file."""
         content = io.BytesIO()
         np.save(content, self._stored)
         write_durably(path, content.getvalue())
@@ -81,11 +82,11 @@ class HeldOutNgrams:
 
     @property
     def digest(self) -> str:
-        """Of what is looked for: equal digests find the same in any text."""
+        """Equal digests find the same n-grams in every text."""
         return hashlib.sha256(self._stored.astype("<u8").tobytes()).hexdigest()
 
     def found_in(self, text: str) -> str | None:
-        """The first of the runs that stands in `text`, as it stands there but for blanks; None if there is none."""
+        """The first of the n-grams that `text` contains, as written there except for blanks; None if there is none."""
         folded = fold(text)
         words = split(folded)
         hits = [(place, length) for length in self._lengths for place in self._places(ngrams(words.hashes, length))]
@@ -95,7 +96,7 @@ class HeldOutNgrams:
         return readable(folded[words.starts[place] : words.ends[place + length - 1]])
 
     def _places(self, runs: Hashes) -> list[int]:
-        """Where the first of `runs` stands that is held out: one place or none."""
+        """The index of the first of `runs` that is held out, as a list of at most one element."""
         maybe = np.flatnonzero(self._filter[runs >> self._filter_shift])
         if not maybe.size:
             return []

@@ -1,7 +1,7 @@
-"""MinHash signatures: the share of equal numbers in two of them estimates the Jaccard similarity of the documents,
-that is of the sets of their shingles (runs of `shingle_words` words, see words.py).
+"""MinHash signatures. The share of equal numbers in two signatures estimates the Jaccard similarity of the documents'
+shingles (n-grams of `shingle_words` words, see words.py).
 
-Signatures are stored and compared with those of other machines and years: nothing here may change what they are.
+Signatures are stored and compared across machines and versions, so this code must never give other values.
 """
 
 import hashlib
@@ -16,18 +16,18 @@ from data_pipeline.dedup.words import fold, ngrams, split
 Signatures = npt.NDArray[np.uint32]
 
 EMPTY = 0xFFFFFFFF
-"""Fills the signature of a document with nothing in it, which has no shingles and so no duplicates."""
+"""Fills the signature of a document without words. It has no shingles, so it is not a duplicate of anything."""
 
 GROUP_BYTES = 1 << 17
-"""Text whose shingles are permuted together: enough to make numpy's calls cheap, little enough to stay in the cache."""
+"""Text processed together: enough to amortize numpy's call overhead, and small enough for the processor's cache."""
 
 
 DEFAULT = NearDedupConfig(shingle_words=3, bands=32, rows=4, similarity=0.45, seed=0)
-"""Finds all copies with 5 % of the words edited and 95 % of those with 10 % (tests/benchmarks/dedup.py)."""
+"""Finds all copies with 5 % of the words changed and 95 % of those with 10 % (tests/benchmarks/dedup.py)."""
 
 
 def signatures(texts: Sequence[str], config: NearDedupConfig) -> Signatures:
-    """One row of bands * rows numbers for each text; each row depends on its text and `config` alone."""
+    """One row of bands * rows numbers for each text. Each row depends only on its text and on `config`."""
     factors, shifts = _permutations(config)
     rows = np.empty((len(texts), config.permutations), np.uint32)
     first = 0
@@ -46,7 +46,7 @@ def _permutations(config: NearDedupConfig) -> tuple[Signatures, Signatures]:
 
 
 def _groups(texts: Sequence[str]) -> Iterator[list[bytes]]:
-    """Folded texts, some at a time; one longer than GROUP_BYTES comes alone."""
+    """Folded texts in groups of about GROUP_BYTES. A longer text is a group of its own."""
     group: list[bytes] = []
     size = 0
     for text in texts:
@@ -61,7 +61,7 @@ def _groups(texts: Sequence[str]) -> Iterator[list[bytes]]:
 
 
 def _group_signatures(group: list[bytes], shingle_words: int, factors: Signatures, shifts: Signatures) -> Signatures:
-    """Signatures as columns."""
+    """One column per text."""
     words = split(b"\n".join(group))
     document_ends = np.cumsum([len(folded) + 1 for folded in group])
     word_ends = np.searchsorted(words.starts, document_ends)
@@ -69,7 +69,7 @@ def _group_signatures(group: list[bytes], shingle_words: int, factors: Signature
     columns = np.full((len(factors), len(group)), EMPTY, np.uint32)
 
     shingles = _upper(ngrams(words.hashes, shingle_words))
-    in_one = np.ones(len(words.hashes), bool)  # no shingle spans two documents
+    in_one = np.ones(len(words.hashes), bool)  # shingles must not span two documents
     for back in range(1, shingle_words):
         in_one[word_ends[word_ends >= back] - back] = False
     shingles = shingles[in_one[: len(shingles)]]

@@ -1,13 +1,13 @@
-"""The words of a text and a hash of each, all at once in numpy.
+"""Splits texts into words and hashes all words at once in numpy.
 
-Signatures are stored, so nothing here may ever change, nor depend on the machine or on the versions of Python and
-numpy: the rules are written out as bytes and code points, the arithmetic is of 64-bit integers modulo 2^64. From
-elsewhere comes `str.casefold` alone, which Unicode promises never to change for a character once it is assigned.
+Signatures are stored, so the hashes must never change, nor depend on the machine or on versions of Python and numpy.
+Therefore the rules are written out as bytes and code points, and all arithmetic is on 64-bit integers modulo 2^64. The
+only outside rule is `str.casefold`, which Unicode promises never to change for an assigned character.
 
-A word is a run of UTF-8 bytes without blanks or punctuation, its case folded. In scripts that do not part words every
-character begins one, of three characters in Chinese and Japanese, of four in Thai, Lao, Burmese and Khmer: three such
-words in a row cover about as much text as three words do elsewhere, while runs of three single characters are shared by
-a third of any two long texts (measured on Thai; its alphabet is small).
+A word is a run of UTF-8 bytes without blanks or punctuation, case-folded. In scripts without spaces between words,
+every character begins a word: of three characters in Chinese and Japanese, of four in Thai, Lao, Burmese and Khmer.
+Three such words in a row cover about as much text as three words elsewhere. With single characters, a third of the runs
+of three would be shared by any two long texts (measured on Thai; its alphabet is small).
 """
 
 import functools
@@ -22,7 +22,7 @@ import numpy.typing as npt
 Hashes = npt.NDArray[np.uint64]
 
 BLOCK_BYTES = 1 << 18
-"""Bytes hashed in one go, by which memory and the tables of powers are bounded."""
+"""Bytes hashed at once, which bounds memory and the tables of powers."""
 
 _BASE = 0x9E3779B97F4A7C15
 _STEP = np.uint64(0xC2B2AE3D27D4EB4F)
@@ -30,7 +30,7 @@ _MIX = np.uint64(0xD6E8FEB86659FD93)
 
 
 def _value(byte: int) -> int:
-    """A fixed random number for a byte of a word, upper and lower case alike; 0 for what stands between words."""
+    """A fixed pseudorandom number for each byte of a word, the same for both cases; 0 for bytes between words."""
     if byte < 128 and not chr(byte).isalnum():
         return 0
     return int.from_bytes(hashlib.blake2b(bytes([byte]).lower(), digest_size=8).digest(), "big") | 1
@@ -53,11 +53,11 @@ _LETTERS = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
 _UNPARTED = re.compile(f"[{_CHARACTERS}]+|([{_LETTERS}]+)")
 _OVERLAP = re.compile(f"([{_CHARACTERS}{_LETTERS}])[{_CHARACTERS}{_LETTERS}]* +(?=[{_CHARACTERS}{_LETTERS}])")
 _COMMON_MARKS = "\u2019\u2018\u201c\u201d\u2013\u2014\u2026\u00a0"
-"""Without these, most English text is ASCII and quick."""
+"""Common marks that are replaced first, because most English text is ASCII without them and then folds fast."""
 
 
 def fold(text: str) -> bytes:
-    """UTF-8 with only ASCII between words; case is folded beyond ASCII, within it hashes pass over case."""
+    """UTF-8 with only ASCII between words. Case is folded for non-ASCII characters; hashes ignore the case of ASCII."""
     if not text.isascii():
         for mark in _COMMON_MARKS:
             text = text.replace(mark, " ")
@@ -72,13 +72,13 @@ def _parted(match: re.Match[str]) -> str:
 
 
 def readable(folded: bytes) -> str:
-    """Folded text for people: overlapping words are laid over each other again."""
+    """Folded text for display, with overlapping words joined."""
     return " ".join(_OVERLAP.sub(r"\1", folded.decode()).split())
 
 
 @dataclass(frozen=True)
 class HashedWords:
-    """Where each word begins and ends in folded text, and its hash."""
+    """The start, end and hash of each word in folded text."""
 
     starts: npt.NDArray[np.int64]
     ends: npt.NDArray[np.int64]
@@ -86,7 +86,7 @@ class HashedWords:
 
 
 def split(folded: bytes) -> HashedWords:
-    """All words of folded text; a word of more than PIECE_BYTES counts as several."""
+    """All words of folded text. A word longer than BLOCK_BYTES counts as several."""
     pieces = [_split_block(folded[start:end], start) for start, end in _blocks(folded)]
     if len(pieces) == 1:
         return pieces[0]
@@ -94,7 +94,7 @@ def split(folded: bytes) -> HashedWords:
 
 
 def ngrams(words: Hashes, n: int) -> Hashes:
-    """A hash of every `n` consecutive words; none if there are fewer."""
+    """A hash of every `n` consecutive words; empty if there are fewer."""
     count = max(len(words) - n + 1, 0)
     total = words[:count] * _STEP
     for place in range(1, n):
@@ -115,8 +115,8 @@ def _blocks(folded: bytes) -> Iterator[tuple[int, int]]:
 
 
 def _split_block(block: bytes, offset: int) -> HashedWords:
-    """A word c0 c1 c2 ... is hashed as the sum of value(ci) * BASE^i: two running sums over the whole piece, one taken
-    from the other, and times the inverse of the power of BASE at which the word begins."""
+    """The hash of a word c0 c1 c2 ... is the sum of value(ci) * BASE^i. It is computed as the difference of two
+    running sums over the block, times the inverse of BASE to the power of the word's start."""
     data = np.frombuffer(b" " + block + b" ", np.uint8)
     inside = _IN_WORD.take(data)
     edges = np.flatnonzero(inside[1:] != inside[:-1])
@@ -137,7 +137,7 @@ def _powers(base: int) -> Hashes:
 
 
 def _mixed(hashes: Hashes) -> Hashes:
-    """Every bit of each number made to depend on all of it, in place and reversibly."""
+    """Mix the bits of each number in place, reversibly."""
     hashes ^= hashes >> np.uint64(32)
     hashes *= _MIX
     hashes ^= hashes >> np.uint64(32)

@@ -1,4 +1,4 @@
-"""The first work on a piece of the corpus: read it, clean each document, and keep what later decisions need of it."""
+"""The cleaning task: reads a part of the corpus, cleans its documents, and stores what the later stages need."""
 
 import collections
 import dataclasses
@@ -25,33 +25,33 @@ from data_pipeline.sources.files import InputFile
 from data_pipeline.storage.task_store import TaskStore, at_most_every, key_of
 
 DOCUMENT = np.dtype([("content", "V16"), ("num_bytes", "<i8"), ("frame", "<i8")])
-"""`frame`: where among the compressed texts the frame begins that holds the document."""
+"""`frame` is the offset of the compressed frame that holds the document."""
 TEXTS, DOCUMENTS, SOURCES, SIGNATURES = ".texts.zst", ".documents", ".sources", ".signatures"
 CONTAMINATED = "decontaminate/held_out_ngram"
 EXAMPLES = 3
-"""Documents kept for people to read, of each reason."""
+"""Documents kept as examples for each reason."""
 EXCERPT_CHARS = 1000
 BATCH_BYTES = 1 << 20
 SECONDS_BETWEEN_REPORTS = 2.0
 FORMAT = 8
-"""Of these files, and of all that decides what is in them beside the settings."""
+"""Version of these files, and of everything besides the settings that decides their content."""
 
 
 Example = tuple[int, str, str]
-"""Rank, by which few are chosen among many, source, and beginning of a document."""
+"""Rank (examples with the lowest ranks are kept), source, and beginning of a document."""
 
 
 @dataclasses.dataclass(frozen=True)
 class CleanConfig:
-    """What is done to every document before it is decided which are kept."""
+    """Everything that decides the result of a cleaning task, besides its input."""
 
     data: DataConfig
     document_bytes: int
     held_out_ngrams: Path | None
-    """File of `HeldOutNgrams`: documents with one of them are left out."""
+    """File with a `HeldOutNgrams`: documents that contain one of them are dropped."""
 
     def digest(self) -> str:
-        """Names all that decides the result for a given text."""
+        """Identifies everything that decides the result for a given text."""
         data = self.data
         held_out = HeldOutNgrams.load(self.held_out_ngrams).digest if self.held_out_ngrams else None
         near = dataclasses.asdict(data.near_dedup) if data.dedup == "near" else None
@@ -61,30 +61,30 @@ class CleanConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CleanResult:
-    """The record of a finished piece; its documents and texts stand in files beside it."""
+    """The record of a finished cleaning task. Its documents and texts are in files beside it."""
 
     num_documents: int
-    """That were read, or found and could not be."""
+    """Documents found, including unreadable ones."""
     num_bytes: int
-    """Of the documents that could be read, before they were cleaned."""
+    """Size of the readable documents before cleaning."""
     dropped: dict[str, int]
-    """Documents left out, by reason."""
+    """Dropped documents by reason."""
     changed: dict[str, int]
     """Documents that a step changed, by rule."""
     num_cut_files: int
     cuts_inside_lines: list[str]
-    """The documents that end there, as no line does near enough."""
+    """Documents that end inside a line, because no line end was near enough."""
     examples: dict[str, list[Example]]
-    """Some documents of each reason and rule, as they were; of those that could not be read, what is wrong."""
+    """Some original documents for each reason and rule. For unreadable ones, what is wrong."""
 
 
 def clean_key(task: Task, config_digest: str) -> str:
-    """Names the content of a piece, as far as its files can be trusted to be untouched, and all that is done to it."""
+    """Identifies the input files (by size and time), the range in them, and the configuration."""
     return key_of([[span.file.identity, span.file.name, span.start, span.end] for span in task], config_digest)
 
 
 def run_clean_task(work: TaskStore, key: str, task: Task, config: CleanConfig) -> None:
-    """Write the piece's files and record."""
+    """Write the task's files and record."""
     cleaning = _Cleaning(config)
     corpus = Corpus(config.data, task)
     due = at_most_every(SECONDS_BETWEEN_REPORTS, time.monotonic)
@@ -100,7 +100,7 @@ def run_clean_task(work: TaskStore, key: str, task: Task, config: CleanConfig) -
             raw = [one.text.encode() for one in batch]
             rows = [(hash_of_utf8(text), len(text), texts.tell()) for text in raw]
             documents.write(np.array(rows, dtype=DOCUMENT).tobytes())
-            texts.write(compressor.compress(b"".join(raw)))  # a frame of its own: others can be passed over
+            texts.write(compressor.compress(b"".join(raw)))  # a separate frame, so that others can be skipped
             sources.write(b"".join(json.dumps(one.source).encode() + b"\n" for one in batch))
             if config.data.dedup == "near":
                 signed.write(signatures([one.text for one in batch], config.data.near_dedup).tobytes())
@@ -121,24 +121,24 @@ def run_clean_task(work: TaskStore, key: str, task: Task, config: CleanConfig) -
 
 
 def clean_result(work: TaskStore, key: str) -> CleanResult:
-    """The record of a finished piece."""
+    """The record of a finished task."""
     record = work.record(key)
     assert record is not None, "asked for before it was finished"
     return CleanResult(**record)
 
 
 def documents(work: TaskStore, key: str) -> npt.NDArray[Any]:
-    """Content hash and size of each document of a finished piece, in order."""
+    """Content hash and size of each document of a finished task, in order."""
     return np.fromfile(work.file(key, DOCUMENTS), dtype=DOCUMENT)
 
 
 def num_documents(work: TaskStore, key: str) -> int:
-    """Of a finished piece."""
+    """The number of documents of a finished task."""
     return work.file(key, DOCUMENTS).stat().st_size // DOCUMENT.itemsize
 
 
 def signatures_of(work: TaskStore, key: str, permutations: int) -> npt.NDArray[np.uint32]:
-    """A row for each document of a finished piece; read from the disk when it is looked at."""
+    """One row per document of a finished task, read from disk when accessed."""
     path = work.file(key, SIGNATURES)
     if not path.stat().st_size:
         return np.empty((0, permutations), dtype=np.uint32)
@@ -146,7 +146,7 @@ def signatures_of(work: TaskStore, key: str, permutations: int) -> npt.NDArray[n
 
 
 def texts(work: TaskStore, key: str, chosen: npt.NDArray[np.bool_]) -> Iterator[str]:
-    """Those documents of a finished piece that are chosen, in order."""
+    """The chosen documents of a finished task, in order."""
     table, path = documents(work, key), work.file(key, TEXTS)
     firsts = np.flatnonzero(np.diff(table["frame"], prepend=-1)).tolist()
     frames = [*table["frame"][firsts].tolist(), path.stat().st_size]
@@ -162,13 +162,13 @@ def texts(work: TaskStore, key: str, chosen: npt.NDArray[np.bool_]) -> Iterator[
 
 
 def sources(work: TaskStore, key: str) -> Iterator[str]:
-    """Where each document of a finished piece came from, in order."""
+    """The source of each document of a finished task, in order."""
     with work.file(key, SOURCES).open("rb") as file:
         yield from map(json.loads, file)
 
 
 def batches(documents: Iterator[Document], batch_bytes: int) -> Iterator[list[Document]]:
-    """Documents together, in bounded memory."""
+    """Group documents into batches of about `batch_bytes`."""
     batch: list[Document] = []
     num_bytes = 0
     for document in documents:
@@ -182,9 +182,9 @@ def batches(documents: Iterator[Document], batch_bytes: int) -> Iterator[list[Do
 
 
 def _unpack(decompressor: zstandard.ZstdDecompressor, frame: bytes, sizes: list[int], path: Path) -> Iterator[str]:
-    """Texts of these sizes; zstd finds a frame that is cut or changed."""
+    """Texts of these sizes. zstd detects a truncated or changed frame."""
     try:
-        if zstandard.frame_content_size(frame) == sum(sizes):  # before room is made for what it says
+        if zstandard.frame_content_size(frame) == sum(sizes):  # checked before that much memory is allocated
             raw = memoryview(decompressor.decompress(frame))
             for end, size in zip(itertools.accumulate(sizes), sizes, strict=True):
                 yield str(raw[end - size : end], "utf-8")
@@ -198,7 +198,7 @@ def _unpack(decompressor: zstandard.ZstdDecompressor, frame: bytes, sizes: list[
 
 
 class _Cleaning:
-    """Applies the steps, and counts."""
+    """Applies the steps and counts the results."""
 
     def __init__(self, config: CleanConfig) -> None:
         self._cleaner = Cleaner(config.data.steps)
@@ -232,13 +232,14 @@ class _Cleaning:
                 yield Document(result.text, document.source, len(result.text.encode()))
 
     def _is_contaminated(self, before: str, after: str) -> bool:
-        """Steps may hide what was copied, as by a mask, and lay bare what was, as by taking lines out."""
+        """Checks the text before and after cleaning: a step may hide copied text, as a mask does, or reveal it by
+        removing lines."""
         held_out = self._held_out
         return held_out is not None and any(held_out.found_in(text) for text in {before, after})
 
 
 class Examples:
-    """A few documents of each reason: those with the lowest hashes, whatever the order and in however many pieces."""
+    """A few documents for each reason: those with the lowest hashes, independent of their order and of the tasks."""
 
     def __init__(self) -> None:
         self._chosen: collections.defaultdict[str, list[Example]] = collections.defaultdict(list)
@@ -259,6 +260,6 @@ class Examples:
 
 
 def _check_untouched(file: InputFile) -> None:
-    """One at a URL tells by itself when its version changes."""
+    """Raise DataError if a local file changed. Remote files are checked while they are read."""
     if file.is_touched():
         raise DataError(f"{file.name}: was changed while it was read; run `pretrain prepare` again")

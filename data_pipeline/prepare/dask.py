@@ -1,9 +1,9 @@
-"""Work on many machines through Dask: a cluster that is there already, or one of Slurm jobs.
+"""Runs tasks on many machines through Dask: on an existing cluster, or on workers started as Slurm jobs.
 
 Chosen over Ray because its executor has the interface of `concurrent.futures` and because it starts Slurm jobs itself.
-Tried with both (distributed 2026.8, ray 2.58): work of a killed worker is done by another, that of a killed driver is
-not begun any more. All machines see the data's folder under one path and have this program installed in one version;
-what they send each other is pickled, so the network between them must be trusted.
+Tried with both (distributed 2026.8, ray 2.58): tasks of a killed worker run on another worker, and tasks of a killed
+driver are not started any more. All machines must see the data's folder under the same path and have the same version
+of this program. Messages between them are pickled, so the network must be trusted.
 """
 
 import importlib
@@ -21,10 +21,10 @@ SECONDS_TO_CONNECT = 30
 
 @contextmanager
 def dask_executor(scheduler: str) -> Iterator[Executor]:
-    """Through the scheduler at an address such as tcp://node1:8786, or in the scheduler file of that name."""
+    """Connect to the scheduler at an address such as tcp://node1:8786, or to the one in a scheduler file."""
     distributed = _require("distributed")
     is_file = scheduler.endswith(".json")
-    if is_file and not Path(scheduler).exists():  # Dask would wait for it for ever
+    if is_file and not Path(scheduler).exists():  # Dask would wait forever
         raise DataError(f"prepare.dask_scheduler={scheduler}: there is no such file; start the scheduler first")
     place = {"scheduler_file" if is_file else "address": scheduler}
     try:
@@ -37,7 +37,7 @@ def dask_executor(scheduler: str) -> Iterator[Executor]:
 
 @contextmanager
 def slurm_executor(slurm: SlurmConfig) -> Iterator[Executor]:
-    """On workers that are Slurm jobs of this run; they are cancelled at its end."""
+    """Start workers as Slurm jobs, and cancel them at the end."""
     distributed, jobqueue = _require("distributed"), _require("dask_jobqueue")
     try:
         cluster = jobqueue.SLURMCluster(

@@ -1,4 +1,4 @@
-"""From raw text to a packed dataset: clean the pieces, choose, train the tokenizer, encode the pieces, pack them."""
+"""From raw text to a packed dataset: clean, choose documents, train the tokenizer, encode, pack."""
 
 import contextlib
 import dataclasses
@@ -43,13 +43,13 @@ from data_pipeline.tokenizers.training import train_tokenizer
 
 logger = logging.getLogger(__name__)
 MODEL = ".model"
-INPUTS_FILE = "inputs.json"  # beside the manifest, not in it: times of files say nothing about the data
+INPUTS_FILE = "inputs.json"  # beside the manifest, because modification times are not part of the data
 
 
 def prepare(data: DataConfig, tokenizer: TokenizerConfig, prepare: PrepareConfig, *, seq_length: int) -> Manifest:
-    """Make the dataset at `data.path`, or find it already made; the result does not depend on `prepare`.
+    """Create the dataset at `data.path`, unless it exists already. The result does not depend on `prepare`.
 
-    Every fault of the input is a DataError. Nothing stands under `data.path` before it is whole.
+    Every problem with the input is a DataError. `data.path` appears only when the dataset is complete.
     """
     folder = folder_to_write(data.path)
     recover(folder)
@@ -86,7 +86,7 @@ def prepare(data: DataConfig, tokenizer: TokenizerConfig, prepare: PrepareConfig
 
 
 def report(manifest: Manifest) -> dict[str, Any]:
-    """Figures of a dataset for people."""
+    """A summary of a dataset for display."""
     splits = manifest.splits
     num_tokens = sum(split.num_tokens for split in splits.values())
     return {
@@ -106,7 +106,7 @@ def report(manifest: Manifest) -> dict[str, Any]:
 
 
 def _settings(data: DataConfig, tokenizer: TokenizerConfig, seq_length: int) -> dict[str, Any]:
-    """Everything that decides what is written, by dotted key, as JSON gives it back, without what may be secret."""
+    """Every setting that decides what is written, by dotted key, as read back from JSON, without secrets."""
     settings: dict[str, Any] = {"model.seq_length": seq_length}
     not_of_it = ("path", *KEYS_OF_READING)
     if data.steps:
@@ -133,7 +133,7 @@ def _settings(data: DataConfig, tokenizer: TokenizerConfig, seq_length: int) -> 
 def _find_existing(
     folder: Path, corpus: Corpus, settings: dict[str, Any], overwrite: bool, scan: Callable[[], Scan]
 ) -> Manifest | None:
-    """The dataset at `folder` if it is whole and what would be made now; None to make it."""
+    """The dataset at `folder` if it is complete and matches the text and settings, or None if it must be created."""
     if not folder.exists():
         return None
     if not folder.is_dir() or (any(folder.iterdir()) and not (folder / "manifest.json").exists()):
@@ -198,7 +198,7 @@ def _build(
     executor: Executor,
     bytes_each: int,
 ) -> tuple[Manifest, Scan]:
-    """The manifest of what is written, and what is known of the corpus once it is encoded."""
+    """Returns the manifest, and the scan updated with what encoding found."""
     tokenizer = _obtain_tokenizer(staged, scan, tokenizer_config, work)
     dtype = dtype_for(tokenizer.vocab_size)
     given = "this one" if tokenizer_config.path is None else f"tokenizer.path={tokenizer_config.path}"
@@ -282,7 +282,7 @@ def _build(
 
 
 def _obtain_tokenizer(staged: Path, scan: Scan, config: TokenizerConfig, work: TaskStore) -> Tokenizer:
-    """Copy the given one, take over the one an interrupted run left for the same sample, or train it."""
+    """Copy the given tokenizer, reuse the one an interrupted run trained on the same sample, or train one."""
     path = staged / SentencePieceTokenizer.file_name
     if config.path is not None:
         return store_tokenizer(Path(config.path), staged, eod=config.eod)
@@ -306,14 +306,14 @@ def _obtain_tokenizer(staged: Path, scan: Scan, config: TokenizerConfig, work: T
 
 
 def _try(tokenizer: Tokenizer, scan: Scan, config: TokenizerConfig) -> None:
-    """One that was trained here gives every text back."""
+    """Check that an existing tokenizer reproduces the text. One that was trained here always does."""
     if config.path is not None:
         warn_if_text_changes(tokenizer, scan.sample(), f"tokenizer.path={config.path}")
 
 
 @contextlib.contextmanager
 def _meanwhile(function: Callable[[], None]) -> Iterator[None]:
-    """Call it in a thread, so that no worker waits for it; its error is raised when the block ends well."""
+    """Call a function in a thread, so that workers do not wait for it. Its error is raised when the block succeeds."""
     outcome: Future[None] = Future()
 
     def call() -> None:
@@ -323,7 +323,7 @@ def _meanwhile(function: Callable[[], None]) -> Iterator[None]:
         except BaseException as error:
             outcome.set_exception(error)
 
-    threading.Thread(target=call, daemon=True).start()  # who interrupts does not wait for it
+    threading.Thread(target=call, daemon=True).start()  # a daemon thread, so that Ctrl-C does not wait for it
     yield
     outcome.result()
 

@@ -1,4 +1,4 @@
-"""Which documents of the whole corpus are left out as copies of an earlier one."""
+"""Finds documents of the whole corpus that are copies of an earlier one."""
 
 import dataclasses
 import logging
@@ -21,20 +21,20 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Duplicates:
-    """What is left of a corpus, and what was alike. Documents are numbered through all pieces, in order."""
+    """The documents kept and the clusters found. Documents are numbered through all tasks, in order."""
 
     kept: list[npt.NDArray[np.bool_]]
-    """For each document of each piece."""
+    """For each document of each task, whether it is kept."""
     dropped: dict[str, int]
-    """Documents left out, by reason."""
+    """Dropped documents by reason."""
     cluster_sizes: dict[int, int]
-    """Clusters of more than one document: how many there are of each size."""
+    """Number of clusters with more than one document, by size."""
     largest: list[tuple[int, int, int]]
-    """Of the largest clusters: the document kept, the last one that was left out, and the size."""
+    """For the largest clusters: the document kept, the last one dropped, and the size."""
 
 
 def find_duplicates(work: TaskStore, keys: list[str], data: DataConfig) -> Duplicates:
-    """Of documents that are equal, or alike where `data.dedup` is near, all but the first are left out."""
+    """Drop all but the first of equal documents, or of similar documents if `data.dedup` is near."""
     lengths = [num_documents(work, key) for key in keys]
     if data.dedup == "none" or not sum(lengths):
         return Duplicates([np.ones(length, dtype=np.bool_) for length in lengths], {}, {}, [])
@@ -65,7 +65,7 @@ def _are_copies(first: Numbers) -> npt.NDArray[np.bool_]:
 
 
 def _clusters(first: Numbers) -> tuple[dict[int, int], list[tuple[int, int, int]]]:
-    """As `Duplicates` tells of them; takes 8 bytes a document and 24 a cluster."""
+    """The cluster fields of `Duplicates`. Takes 8 bytes per document and 24 per cluster."""
     counts = np.bincount(first)
     originals = np.flatnonzero(counts > 1)
     sizes = counts[originals]
@@ -80,9 +80,9 @@ def _clusters(first: Numbers) -> tuple[dict[int, int], list[tuple[int, int, int]
 
 
 def _all_signatures(work: TaskStore, keys: list[str], permutations: int) -> Signatures:
-    """A row for each document of all pieces, read from the disk when it is looked at.
+    """One row per document of all tasks, read from disk when accessed.
 
-    In one file, which goes with the process: a map of each piece would hold a file descriptor for each.
+    The rows are in one temporary file: mapping each task's file would need a file descriptor for each.
     """
     with tempfile.TemporaryFile(dir=work.path) as file:
         for key in keys:

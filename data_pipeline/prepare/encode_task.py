@@ -1,4 +1,4 @@
-"""The second work on a piece: its documents that are kept, as tokens, for each split."""
+"""The encoding task: tokenizes the kept documents of one cleaning task, separately for each split."""
 
 import collections
 import dataclasses
@@ -32,18 +32,18 @@ UNENCODABLE = "not_encodable"
 
 @dataclasses.dataclass(frozen=True)
 class EncodeConfig:
-    """All that decides the tokens of a cleaned piece, beside which of its documents are kept."""
+    """Everything that decides the tokens of a task, besides its documents."""
 
     tokenizer: Path
     fingerprint: str
     dtype: str
     split: Split
     errors: Literal["fail", "skip"]
-    """What becomes of a document that the tokenizer cannot encode."""
+    """What to do with a document that the tokenizer cannot encode."""
     bytes_each: int
-    """About so many each process is to encode, which decides how and not what; 0: it is not known."""
+    """About how many bytes each process will encode; 0 if unknown. Affects the speed, not the result."""
     name: str
-    """Of the tokenizer, for messages."""
+    """Name of the tokenizer in messages."""
 
     def key(self, clean_key: str, kept: npt.NDArray[np.bool_]) -> str:
         of_piece = (clean_key, np.packbits(kept).tobytes().hex())
@@ -52,15 +52,15 @@ class EncodeConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EncodeResult:
-    """The record of a finished piece; its tokens stand in files beside it."""
+    """The record of a finished encoding task. Its tokens are in files beside it."""
 
     dropped: dict[str, int]
-    """Documents left out, by reason."""
+    """Dropped documents by reason."""
     examples: dict[str, list[Example]]
-    """Some of them."""
+    """Examples of dropped documents."""
 
 
-# What a tokenizer remembers of one piece serves the next one in the same process.
+# Cached, so that words cached during one task are reused by the next one in the same process.
 @functools.lru_cache(maxsize=1)
 def _tokenizer(path: Path, fingerprint: str, bytes_to_come: int) -> Tokenizer:
     tokenizer = load_tokenizer(path, fingerprint)
@@ -72,7 +72,7 @@ def _tokenizer(path: Path, fingerprint: str, bytes_to_come: int) -> Tokenizer:
 def run_encode_task(
     work: TaskStore, key: str, clean_key: str, kept: npt.NDArray[np.bool_], encoding: EncodeConfig
 ) -> None:
-    """Write the tokens of each split, end-of-document tokens included, and the lengths of its documents."""
+    """Write the tokens of each split, including end-of-document tokens, and the lengths of its documents."""
     tokenizer = _tokenizer(encoding.tokenizer, encoding.fingerprint, encoding.bytes_each)
     end = np.array([tokenizer.eod_id], dtype=np.int32)
     due = at_most_every(SECONDS_BETWEEN_REPORTS, time.monotonic)
@@ -107,14 +107,14 @@ def run_encode_task(
 
 
 def encode_result(work: TaskStore, key: str) -> EncodeResult:
-    """The record of a finished piece."""
+    """The record of a finished task."""
     record = work.record(key)
     assert record is not None, "asked for before it was finished"
     return EncodeResult(**record)
 
 
 class _Faults:
-    """Documents of a piece that the tokenizer cannot encode: the first is an error, or all are counted."""
+    """Handles documents that the tokenizer cannot encode: raises for the first one, or counts them."""
 
     def __init__(self, work: TaskStore, clean_key: str, kept: npt.NDArray[np.bool_], encoding: EncodeConfig) -> None:
         self._sources = lambda: itertools.compress(sources(work, clean_key), kept)
@@ -136,7 +136,7 @@ class _Faults:
 def encoded_tokens(
     work: TaskStore, key: str, split: str, dtype: str
 ) -> tuple[npt.NDArray[np.uint16] | npt.NDArray[np.uint32], npt.NDArray[Any]]:
-    """Tokens of a finished piece, one document after another, read from the disk when looked at; its documents."""
+    """The concatenated tokens of a finished task, read from disk when accessed, and its documents."""
     table = np.fromfile(work.file(key, ENCODED), dtype=DOCUMENT)
     path = work.file(key, tokens_of(split))
     tokens = np.memmap(path, dtype=DTYPES[dtype], mode="r") if path.stat().st_size else np.empty(0, DTYPES[dtype])
@@ -148,6 +148,6 @@ def tokens_of(split: str) -> str:
 
 
 def _batches(num_bytes: npt.NDArray[np.int64]) -> Iterator[tuple[int, int]]:
-    """The documents in ranges of about BATCH_BYTES."""
+    """Ranges of documents of about BATCH_BYTES each."""
     ends = np.flatnonzero(np.diff(np.cumsum(num_bytes) // BATCH_BYTES)) + 1
     return itertools.pairwise([0, *ends.tolist(), len(num_bytes)])

@@ -1,7 +1,7 @@
-"""Where the work on pieces is done: anything with the interface of `concurrent.futures`.
+"""Runs tasks on any executor with the interface of `concurrent.futures`.
 
-Tasks are pure and leave their result in the work folder, so it does not matter which process does which, how often,
-or whether it is killed on the way.
+Tasks are pure functions that write their result to the task store. So it does not matter which process runs one, how
+often, or whether that process is killed.
 """
 
 import collections
@@ -29,15 +29,15 @@ from data_pipeline.storage.task_store import TaskStore, at_most_every
 
 POLL_SECONDS = 1.0
 MAX_SUBMITTED = 2048
-"""Pieces that an executor is given at once: for a thousand workers, one in work and one waiting. There may be a hundred
-thousand, and each of those that are submitted is looked at."""
+"""Tasks submitted at once, enough to give a thousand workers one running and one waiting task each. A corpus may have a
+hundred thousand tasks, and every submitted task is polled."""
 MAX_TMPDIR_BYTES = 70
-"""Bytes of TMPDIR below which the server's socket has a name of at most 107, which is all that a socket can have."""
+"""With a longer TMPDIR, the path of the fork server's socket would exceed the limit of 107 bytes."""
 PRELOADED = ["__main__", "data_pipeline.prepare.clean_task", "data_pipeline.prepare.encode_task"]
 
 
 class InlineExecutor(Executor):
-    """Does the work where it is submitted."""
+    """Runs tasks immediately, in this process."""
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         future: Future[Any] = Future()
@@ -50,7 +50,7 @@ class InlineExecutor(Executor):
 
 @contextmanager
 def open_executor(config: PrepareConfig) -> Iterator[Executor]:
-    """The one that `prepare.executor` names."""
+    """The executor that `prepare.executor` names."""
     if config.executor == "local":
         with local_executor(config.num_workers or num_cores()) as executor:
             yield executor
@@ -68,24 +68,25 @@ def open_executor(config: PrepareConfig) -> Iterator[Executor]:
 
 
 def num_processes(config: PrepareConfig) -> int | None:
-    """Of the executor; None: a Dask cluster's may come and go."""
+    """Number of worker processes. None: unknown, because workers of a Dask cluster may come and go."""
     if config.executor == "local":
         return config.num_workers or num_cores()
     return config.slurm.jobs * config.slurm.cores if config.executor == "slurm" else None
 
 
 def num_cores() -> int:
-    """That this process may use."""
+    """Cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
 @contextmanager
 def local_executor(num_workers: int) -> Iterator[Executor]:
-    """Processes of this machine."""
+    """An executor with processes on this machine."""
     if num_workers == 1:
         yield InlineExecutor()
         return
-    # Forked from a server that has the modules and no work: a fork of this process would copy its threads as they are.
+    # Workers are forked from a server process that has imported the modules and runs no threads. A fork of this process
+    # would copy its threads' locks.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     reader, writer = context.Pipe(duplex=False)
@@ -94,12 +95,12 @@ def local_executor(num_workers: int) -> Iterator[Executor]:
         try:
             yield pool
         except KeyboardInterrupt:
-            writer.close()  # who interrupts does not wait for the pieces in work
+            writer.close()  # ends the workers, so that Ctrl-C does not wait for running tasks
             raise
 
 
 class _Pool(ProcessPoolExecutor):
-    """Starts processes, as it does where work is submitted, in a thread that Ctrl-C does not interrupt halfway."""
+    """Starts worker processes (when tasks are submitted) in a thread that Ctrl-C cannot interrupt halfway."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -114,11 +115,12 @@ class _Pool(ProcessPoolExecutor):
 
 
 def _start_fork_server() -> None:
-    """With this process's module path, and deaf to Ctrl-C, as are the workers: the signal reaches all processes that a
-    terminal started, and this one ends the others."""
-    resource_tracker.ensure_running()  # before: it lets the signal through again
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # of this thread, and so of what is started in it
-    # The server of Python 3.11 would look in the current folder first, wherever this process has its modules from.
+    """Start the server with this process's module path and with Ctrl-C blocked, also for the workers: the terminal
+    sends the signal to all processes, and this process ends the others."""
+    resource_tracker.ensure_running()  # first, because it unblocks the signal again
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # for this thread, and so for processes started in it
+    # On Python 3.11 the server searches the current folder first, even if this process imported its modules from
+    # elsewhere.
     folder = tempfile.tempdir
     if len(os.fsencode(tempfile.gettempdir())) > MAX_TMPDIR_BYTES:
         tempfile.tempdir = "/tmp"
@@ -135,8 +137,8 @@ def _start_fork_server() -> None:
 
 
 def _exit_with_driver(reader: Connection) -> None:
-    """A worker would wait for work for ever where the driver was killed; the pipe from it, on which nothing is sent,
-    ends with it."""
+    """End this worker when the driver is killed, instead of waiting forever. The driver holds the other end of the
+    pipe, which closes with it; nothing is sent."""
 
     def wait() -> None:
         multiprocessing.connection.wait([reader])
@@ -155,10 +157,11 @@ def run_tasks(
     order: Iterable[str] = (),
     then: Callable[[str], None] = lambda key: None,
 ) -> None:
-    """Call `function(work, key, *arguments)` for each key that is not finished; `size_of`: its bytes, for progress.
+    """Call `function(work, key, *arguments)` for each unfinished key. `size_of` gives the bytes of each task, for
+    progress.
 
-    `then` gets the keys of `order` here, each when it and all before it are finished, while others are worked on.
-    Raises the error of the first task that failed, when those that run have ended. Their work is kept.
+    `then` is called in this process with the keys of `order`, in that order, as soon as each task is finished, while
+    others run. If a task fails, raises its error when the running tasks have ended; their results are kept.
     """
     unfinished = {key: size_of[key] for key in tasks if work.record(key) is None}
     waiting = collections.deque(order)
@@ -180,7 +183,7 @@ def run_tasks(
                 if is_time_to_look():
                     progress.update((key, min(work.progress(key), size_of[key])) for key in submitted.keys)
                 update(done + sum(progress.values()))
-                if can_hand_on():  # one, so that no failure of another piece is seen late
+                if can_hand_on():  # one at a time, so that the failure of another task is noticed soon
                     then(waiting.popleft())
         except BrokenProcessPool:
             raise WorkInterrupted(
@@ -193,7 +196,7 @@ def run_tasks(
 
 
 class _Submitted:
-    """The tasks that the executor has, MAX_SUBMITTED at a time."""
+    """The tasks given to the executor, at most MAX_SUBMITTED at a time."""
 
     def __init__(self, submit: Callable[[str], Future[Any]], keys: Iterable[str]) -> None:
         self._submit = submit
@@ -206,7 +209,8 @@ class _Submitted:
         return self._futures.values()
 
     def fill(self) -> None:
-        """As far as there is room; a task that is done where it is submitted is to be taken before the next."""
+        """Submit as many as fit. Stop after a task that finished during `submit`, so that its result is handled
+        first."""
         while self._left and len(self._futures) < MAX_SUBMITTED:
             future = self._submit(self._left[0])
             self._futures[future] = self._left.popleft()
@@ -215,7 +219,7 @@ class _Submitted:
                 return
 
     def take_ended(self, seconds: float) -> list[str]:
-        """Keys of tasks that have ended, after a wait of at most so long; raises the error of one that failed."""
+        """Wait up to `seconds` and return the keys of tasks that ended. Raises the error of a task that failed."""
         ended = []
         with suppress(queue.Empty):
             ended.append(self._ended.get(timeout=seconds))
@@ -226,6 +230,6 @@ class _Submitted:
         return [self._futures.pop(future) for future in ended]
 
     def cancel(self) -> None:
-        """Those that are not begun."""
+        """Cancel the tasks that have not started."""
         for future in self._futures:
             future.cancel()

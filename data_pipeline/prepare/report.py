@@ -1,4 +1,4 @@
-"""prepare_report.html: what became of the text, on one page for people to read, its images inside."""
+"""prepare_report.html: one self-contained page that shows what became of the text."""
 
 import itertools
 from collections.abc import Iterator, Mapping
@@ -26,7 +26,7 @@ IN_TILES = ("documents", "text bytes", "tokens", "bytes per token", "vocabulary"
 def write_prepare_report(
     folder: Path, manifest: Manifest, scan: Scan, work: TaskStore, figures: Mapping[str, Any]
 ) -> None:
-    """Write the page into the dataset's folder; equal datasets give equal bytes with equal versions of matplotlib."""
+    """Write the page into the dataset's folder. Equal datasets and versions of matplotlib give equal bytes."""
     found, changed = scan.dropped, scan.changed
     shown = {name: figure_text(value) for name, value in figures.items() if not isinstance(value, dict)}
     page = render_page(
@@ -47,7 +47,8 @@ def write_prepare_report(
 def _clusters(
     duplicates: Duplicates, work: TaskStore, keys: list[str]
 ) -> Iterator[tuple[int, list[tuple[str, str, str]]]]:
-    """Of the largest clusters: size, and role, source and beginning of the document kept and of one left out."""
+    """For each of the largest clusters: its size, and role, source and beginning of the document kept and one
+    dropped."""
     wanted = {number for kept, last, _ in duplicates.largest for number in (kept, last)}
     found: dict[int, tuple[str, str]] = {}
     first = 0
@@ -97,7 +98,7 @@ def _draw_bars(name: str, rows: list[tuple[str, int]]) -> bytes:
     places = range(len(rows))
     bars = axes.barh(places, [value for _, value in rows], color=ACCENT)
     labels = [shortened(label, MAX_LABEL_CHARS) for label, _ in rows]
-    axes.set_yticks(places, labels, parse_math=False)  # $ in a name is no formula
+    axes.set_yticks(places, labels, parse_math=False)  # no math: $ may be part of a name
     axes.invert_yaxis()
     axes.bar_label(bars, labels=[f"{value:,}" for _, value in rows], padding=3, fontsize=8)
     axes.margins(x=0.12)

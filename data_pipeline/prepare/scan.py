@@ -1,4 +1,4 @@
-"""What is in the corpus, and what becomes of it: which documents are kept, held out, and train the tokenizer."""
+"""Cleans the corpus and decides which documents are kept, held out, or used to train the tokenizer."""
 
 import collections
 import dataclasses
@@ -40,52 +40,53 @@ logger = logging.getLogger(__name__)
 TASK_BYTES = 8 << 20
 MIN_TASK_BYTES = 2 << 20
 MIN_TASKS = 16
-"""A small corpus is cut into as many, so that no worker waits long for the last one; equal for any number of them."""
+"""A small corpus is split into at least this many tasks, so that workers finish together. It does not depend on the
+number of workers, so that the result does not either."""
 MIN_DOCUMENTS = 64
 NAMES_SHOWN = 3
-GIVEN_TOKENIZER_SAMPLE_BYTES = 1 << 18  # to see whether it gives text back
+GIVEN_TOKENIZER_SAMPLE_BYTES = 1 << 18  # for checking that it reproduces text
 
 
 @dataclasses.dataclass(frozen=True)
 class ScannedTask:
-    """A cleaned piece in the work folder."""
+    """A finished cleaning task in the task store."""
 
     key: str
     given: str
     """The entry of `data.inputs` that named its files."""
     kept: npt.NDArray[np.bool_]
-    """For each of its documents."""
+    """For each of its documents, whether it is kept."""
     num_bytes: int
-    """Of those that are kept."""
+    """Size of the documents that are kept."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Scan:
-    """What is known of the corpus when every piece is cleaned."""
+    """What is known of the corpus after cleaning."""
 
     digest: str
     num_documents: int
-    """That are kept."""
+    """Documents kept."""
     num_bytes: int
     document_bytes: int
     split: Split
     sample: Callable[[], list[str]]
-    """Reads the texts that train the tokenizer, or try a given one."""
+    """Reads the texts that train the tokenizer, or that test an existing one."""
     tasks: list[ScannedTask]
     duplicates: Duplicates
     num_read: int
     """Documents in the inputs."""
     num_cut_files: int
     dropped: dict[str, int]
-    """Documents left out, by reason."""
+    """Dropped documents by reason."""
     changed: dict[str, int]
-    """Documents changed, by rule."""
+    """Changed documents by rule."""
     examples: dict[str, list[Example]]
-    """Some documents of each reason and rule."""
+    """Some documents for each reason and rule."""
 
 
 class _Counts:
-    """What the records of pieces say together, one read after another: there may be a hundred thousand."""
+    """Sums of the task records. They are read one by one, because there may be a hundred thousand."""
 
     def __init__(self, work: TaskStore, keys: list[str], given: list[str]) -> None:
         self.num_documents = self.num_cut_files = 0
@@ -110,10 +111,10 @@ class _Counts:
 def scan_corpus(
     corpus: Corpus, data: DataConfig, tokenizer: TokenizerConfig, work: TaskStore, executor: Executor
 ) -> Scan:
-    """Clean every piece, and choose.
+    """Run the cleaning tasks and choose the documents.
 
-    If whole documents are so few that holding out any would take far more than was asked for (one long file), text is
-    cut finer and read once more.
+    If there are so few documents that holding out any would take far more than requested (such as one long file), text
+    files are split into smaller documents and read again.
     """
     held_out = held_out_ngrams(data, work)
     document_bytes = data.max_document_bytes
@@ -159,7 +160,7 @@ def scan_corpus(
 
 
 def report_passed_over(corpus: Corpus, key: str) -> None:
-    """Log how many files in the folders of the inputs are not read."""
+    """Log how many files in the inputs' folders are ignored."""
     for given, names in corpus.passed_over.items():
         if names:
             logger.info(
@@ -173,14 +174,14 @@ def report_passed_over(corpus: Corpus, key: str) -> None:
 
 
 def held_out_corpus(data: DataConfig) -> Corpus:
-    """The texts that no document may share words with; there must be inputs of them."""
+    """The texts that training documents must not overlap with. Requires data.decontaminate.inputs."""
     against = data.decontaminate
     of_benchmarks = dataclasses.replace(data, inputs=against.inputs, text_key=against.text_key)
     return Corpus(of_benchmarks, section="data.decontaminate")
 
 
 def held_out_ngrams(data: DataConfig, work: TaskStore) -> Path | None:
-    """A file with the n-grams of these texts, if there are inputs of them."""
+    """Write the n-grams of these texts to a file, if data.decontaminate.inputs is set."""
     if not data.decontaminate.inputs:
         return None
     corpus = held_out_corpus(data)
@@ -267,7 +268,7 @@ def _report_cuts(counts: _Counts, document_bytes: int, max_document_bytes: int) 
 
 
 def _warn_about_inputs_without_documents(tasks: list[ScannedTask], dropped: Mapping[str, Counter[str]]) -> None:
-    """One among several may be there by mistake, or with another key of its text, and the rest would not show it."""
+    """Warn about inputs that add nothing: one may be there by mistake, or need another text key."""
     copies: Counter[str] = Counter()
     silent = dict(dropped)
     for task in tasks:
@@ -288,7 +289,7 @@ def _rows(table: npt.NDArray[Any], kept: npt.NDArray[np.bool_]) -> Iterator[tupl
 
 
 def _sampled(work: TaskStore, tasks: list[ScannedTask], selector: Selector) -> Iterator[str]:
-    """Texts of the pieces that hold any that the tokenizer's sample wants."""
+    """The texts of tasks that contain documents of the tokenizer's sample."""
     wanted = selector.sampled_keys()
     for task in tasks:
         contents = (content for content, _ in _rows(documents(work, task.key), task.kept))

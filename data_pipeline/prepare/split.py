@@ -1,6 +1,6 @@
-"""Which documents are held out and which train the tokenizer: by hashes of their content, in bounded memory.
+"""Chooses the documents that are held out and those that train the tokenizer, by content hash, in bounded memory.
 
-Both are pure functions of the set of documents; neither their order nor the machine enters.
+Both are pure functions of the set of documents, independent of their order and of the machine.
 """
 
 import hashlib
@@ -15,18 +15,18 @@ SPLIT_PURPOSE = "split"
 
 
 class LowestKeys:
-    """The documents with the lowest keys, just as many as reach `limit_bytes`; all if together they do not."""
+    """Keeps the documents with the lowest keys, as many as are needed to reach `limit_bytes`, or all if they do not."""
 
     def __init__(self, limit_bytes: int, *, count_copies: bool = True) -> None:
-        """`count_copies`: the bytes of documents with equal keys add up, else such a document counts once."""
+        """With `count_copies`, the bytes of documents with equal keys add up; otherwise equal keys count once."""
         self._limit_bytes = limit_bytes
         self._count_copies = count_copies
         self._sizes: dict[int, int] = {}
-        self._heap: list[int] = []  # negative keys: the highest one comes first
+        self._heap: list[int] = []  # negated keys, so the highest key comes first
         self._total = 0
 
     def add(self, key: int, num_bytes: int) -> list[int]:
-        """See a document; the keys that now are not, or no longer, among the lowest, and never will be."""
+        """Add a document. Returns the keys that are now ruled out for good."""
         if key in self._sizes:
             if not self._count_copies:
                 return []
@@ -44,7 +44,7 @@ class LowestKeys:
         return left
 
     def sizes(self) -> Iterator[tuple[int, int]]:
-        """(key, bytes) from the lowest key on."""
+        """(key, bytes) in ascending order of keys."""
         return iter(sorted(self._sizes.items()))
 
 
@@ -61,7 +61,7 @@ class Split:
 
 
 class Selector:
-    """Sees every document once, then says which are held out and which train the tokenizer."""
+    """Sees every document once, then decides which are held out and which train the tokenizer."""
 
     def __init__(self, data: DataConfig, sample_bytes: int, seed: int) -> None:
         self._fraction = data.validation_fraction
@@ -73,13 +73,13 @@ class Selector:
         self._sample_purpose = f"tokenizer {seed}"
         self._sample = LowestKeys(sample_bytes, count_copies=False)
         self._undecided: dict[int, tuple[int, int]] = {}
-        """By split key, of those that may be held out for the least size: the key for the sample, and the bytes."""
+        """Documents that may be held out to reach the minimum size. By split key: the sample key and the size."""
         self._digest = hashlib.sha256()
         self.num_documents = 0
         self.num_bytes = 0
 
     def add(self, content: bytes, num_bytes: int) -> None:
-        """See a document: its content hash and its size."""
+        """Add a document by its content hash and size."""
         self._digest.update(content)
         self.num_documents += 1
         self.num_bytes += num_bytes
@@ -94,11 +94,11 @@ class Selector:
 
     @property
     def digest(self) -> str:
-        """Over the content of all documents, in order."""
+        """Hash of the content of all documents, in order."""
         return self._digest.hexdigest()
 
     def split(self) -> Split:
-        """The fraction, and beyond it as many as the least size asks for, but not more than half."""
+        """Hold out the fraction, and more documents if needed to reach the minimum size, but at most half."""
         least = min(self._min_bytes, self.num_bytes // 2)
         wanted = max(least, int(self._fraction * self.num_bytes))
         reached = 0
@@ -111,7 +111,7 @@ class Selector:
         return Split(self._fraction_key, self._fraction_bytes, wanted)
 
     def sampled_keys(self) -> set[int]:
-        """Of the documents that `sample` wants to see, none of them held out."""
+        """Keys of the documents that `sample` needs, none of them held out."""
         threshold = self.split().threshold
         chosen = LowestKeys(self._sample_bytes, count_copies=False)
         for key, num_bytes in self._sample.sizes():
@@ -125,9 +125,9 @@ class Selector:
         return hash_key(content, self._sample_purpose)
 
     def sample(self, documents: Iterable[str]) -> list[str]:
-        """Texts to train the tokenizer on: `sample_bytes` of them, or all if there are fewer; none of them held out.
+        """The texts that train the tokenizer: `sample_bytes` of them, or all if there are fewer. None is held out.
 
-        `documents`: at least those with the sampled keys, in any order.
+        `documents` must include those with the sampled keys, in any order.
         """
         wanted = self.sampled_keys()
         found: dict[int, bytes] = {}

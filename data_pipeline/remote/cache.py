@@ -1,7 +1,9 @@
-"""Files of datasets that lie elsewhere, kept on this node under their checksums, each fetched once for all processes.
+"""A node-local cache of remote dataset files, stored under their checksums. Each file is fetched once for all
+processes.
 
-A file has its name from the moment it was found whole; while it is fetched it is `NAME.partial`, locked by who fetches
-it. Locks go with their process, so a killed one leaves a partial file that nobody trusts and the next fetch replaces.
+A file gets its name only after its checksum was verified. While it is fetched it is called `NAME.partial` and is locked
+by the process that fetches it. Locks end with their process, so a killed process leaves an unlocked partial file, which
+the next fetch replaces.
 """
 
 import contextlib
@@ -30,11 +32,11 @@ SECONDS_UNTIL_LOGGED = 10.0
 SECONDS_BETWEEN_WARNINGS = 600.0
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 Entry = tuple[int, int, Path]
-"""Time of the latest use, length and path."""
+"""Time of last use, size in bytes, path."""
 
 
 def cache_folder(config: CacheConfig) -> Path:
-    """Where files are kept: as configured, else with the user's other caches."""
+    """The configured folder, or one in the user's cache directory."""
     kept = config.dir or f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/pretrain/shards"
     try:
         return Path(kept).expanduser()
@@ -45,7 +47,7 @@ def cache_folder(config: CacheConfig) -> Path:
 
 
 class Cache:
-    """The files of one folder, shared with all processes that use the same."""
+    """A cache folder, shared by all processes that use it."""
 
     def __init__(self, config: CacheConfig) -> None:
         self._config = config
@@ -53,7 +55,8 @@ class Cache:
         self._lost = _Refetches(f"data.cache.dir={self.folder}", f"data.cache.max_bytes={config.max_bytes:,}")
 
     def open(self, record: FileRecord, url: str, stop: threading.Event | None = None) -> int:
-        """A descriptor of the whole file, fetched from `url` unless it is here; good also after its eviction."""
+        """A file descriptor of the complete file, fetched from `url` if needed. It stays valid after the file is
+        evicted."""
         stop = stop or threading.Event()
         while True:
             descriptor = self._find(record)
@@ -61,11 +64,11 @@ class Cache:
                 descriptor = self._fetch(record, url, stop)
             if descriptor is not None:
                 return descriptor
-            if stop.wait(POLL_SECONDS):  # another one fetches it
+            if stop.wait(POLL_SECONDS):  # another process is fetching it
                 raise Stopped
 
     def fetch(self, record: FileRecord, url: str, stop: threading.Event) -> bool:
-        """See that the file is here; False if another process is still at it."""
+        """Make sure the file is cached. Returns False if another process is still fetching it."""
         descriptor = self._find(record)
         if descriptor is None:
             descriptor = self._fetch(record, url, stop)
@@ -74,29 +77,30 @@ class Cache:
         return descriptor is not None
 
     def has(self, record: FileRecord) -> bool:
-        """Whether a file is here, whole; it counts as used now."""
+        """Whether the complete file is cached. This counts as a use."""
         path = self._path(record)
         with self._faults(), contextlib.suppress(FileNotFoundError):
-            with contextlib.suppress(OSError):  # another user's, or a disk that is only read
+            with contextlib.suppress(OSError):  # the file belongs to another user, or the disk is read-only
                 os.utime(path)
             return path.stat().st_size == record.bytes
         return False
 
     def drop_damaged(self, record: FileRecord) -> None:
-        """Remove a file if its content is not as it was when it got its name, so that who opens it next fetches it."""
+        """Remove a file whose content no longer matches its checksum, so that the next `open` fetches it again."""
         path = self._path(record)
         with self._faults(), contextlib.suppress(FileNotFoundError), path.open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() == record.sha256:
                 return
-            if os.path.samestat(os.fstat(file.fileno()), path.stat()):  # else another process was quicker
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):  # else another process has already replaced it
                 logger.warning("%s: is damaged here (sha256 does not fit); %s is fetched again", path, record.file)
                 path.unlink()
                 self._lost.forget(record)
 
     def check_holds(self, records: Iterable[FileRecord]) -> None:
-        """Raise DataError unless all these files can be here at once: a shuffled order needs each of them all the time.
+        """Raise DataError unless all these files fit in the cache at once.
 
-        Fetching them again and again is what would come of a smaller cache.
+        A shuffled order reads from every file all the time, so a smaller cache would fetch the same files over and
+        over.
         """
         sizes = {record.sha256: record.bytes for record in records}
         needed, limit = sum(sizes.values()), self._config.max_bytes
@@ -125,7 +129,7 @@ class Cache:
                 descriptor = os.open(path, os.O_RDONLY)
             except FileNotFoundError:
                 return None
-            if os.fstat(descriptor).st_size != record.bytes:  # not as it was when it got its name
+            if os.fstat(descriptor).st_size != record.bytes:  # changed since it got its name
                 os.close(descriptor)
                 path.unlink(missing_ok=True)
                 return None
@@ -135,7 +139,7 @@ class Cache:
             return descriptor
 
     def _fetch(self, record: FileRecord, url: str, stop: threading.Event) -> int | None:
-        """A descriptor of the file; None if another one is at it."""
+        """A file descriptor of the fetched file, or None if another process is fetching it."""
         path = self._path(record)
         partial = path.with_name(path.name + PARTIAL)
         with self._faults():
@@ -145,8 +149,8 @@ class Cache:
                 return None
             with file:
                 try:
-                    file.truncate()  # a killed process left all of its length
-                    descriptor = self._find(record)  # the one before may have finished it
+                    file.truncate()  # a killed process leaves the file at its full length
+                    descriptor = self._find(record)  # the process before may have finished it
                     if descriptor is not None:
                         partial.unlink()
                         return descriptor
@@ -164,7 +168,7 @@ class Cache:
                 return os.dup(file.fileno())
 
     def _reserve(self, record: FileRecord, file: IO[bytes], stop: threading.Event) -> None:
-        """Give `file` its length, once others are evicted until that is within the bound."""
+        """Extend `file` to its final length, after evicting other files to stay within the limit."""
         limit = self._config.max_bytes
         if record.bytes > limit:
             raise DataError(f"data.cache.max_bytes={limit:,}: {record.file} alone has {record.bytes:,} bytes; raise it")
@@ -182,9 +186,9 @@ class Cache:
                 raise Stopped
 
     def _evict(self, limit: int) -> list[Entry]:
-        """Remove the least recently used files until at most `limit` bytes are here; what others fetch if not.
+        """Remove the least recently used files until at most `limit` bytes are left.
 
-        That can be evicted when they are done.
+        If that is not enough, return the files that other processes are fetching, which cannot be evicted yet.
         """
         entries = sorted(self._entries())
         total, in_the_way = sum(size for _, size, _ in entries), []
@@ -199,7 +203,8 @@ class Cache:
         return in_the_way if total > limit else []
 
     def _entries(self) -> list[Entry]:
-        """The files of the cache that have a length, whatever else lies here; others come and go meanwhile."""
+        """The non-empty files of the cache. Other files in the folder are ignored, and files may disappear
+        meanwhile."""
         entries = []
         for path in self.folder.iterdir():
             if _SHA256.fullmatch(path.name.removesuffix(PARTIAL)):
@@ -227,7 +232,7 @@ class Cache:
 
 
 class _Refetches:
-    """Files that were here and must be fetched again, as where others evict them: counted, and told now and then."""
+    """Counts files that were evicted and must be fetched again, and warns about them from time to time."""
 
     def __init__(self, place: str, bound: str) -> None:
         self._place, self._bound = place, bound
@@ -261,7 +266,8 @@ class _Refetches:
 
 
 class _WaitForRoom:
-    """For room that files have which others fetch: told once, and given up where nothing of them comes any more."""
+    """Waits for space that other processes' fetches occupy: warns once, and raises if those fetches make no
+    progress."""
 
     def __init__(self, what: str, still_seconds: float) -> None:
         self._what, self._still_seconds = what, still_seconds
@@ -284,7 +290,7 @@ class _WaitForRoom:
 
 
 def _remove(path: Path) -> bool:
-    """Whether that was possible: not while another one fetches it."""
+    """Remove a file. Returns False if another process is fetching it."""
     if not path.name.endswith(PARTIAL):
         path.unlink(missing_ok=True)
         return True
@@ -297,7 +303,7 @@ def _remove(path: Path) -> bool:
 
 
 def _lock(path: Path) -> IO[bytes] | None:
-    """The file at `path`, made if need be and locked; None if another one holds it."""
+    """Create (if needed) and lock the file at `path`. Returns None if another process holds the lock."""
     while True:
         file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b")
         try:
@@ -309,4 +315,4 @@ def _lock(path: Path) -> IO[bytes] | None:
             return None
         except FileNotFoundError:
             pass
-        file.close()  # it was renamed or removed before the lock was had
+        file.close()  # it was renamed or removed before we got the lock

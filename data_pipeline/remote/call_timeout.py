@@ -1,4 +1,4 @@
-"""Calls that are waited for a bounded time: a thread makes them, and is left behind where no answer comes."""
+"""Blocking calls with a timeout: each runs in a worker thread, which is abandoned when the time is up."""
 
 import contextlib
 import os
@@ -9,26 +9,27 @@ from concurrent.futures import Future, wait
 from typing import Any, TypeVar
 
 MAX_THREADS = 64
-"""Of a process, those left behind included: beyond them nobody is asked until one of them has its answer."""
+"""Limit per process, including abandoned threads. Beyond it, new calls wait until one of those calls returns."""
 
 Result = TypeVar("Result")
 
 
 class CallTimeout(Exception):
-    """It did not come in time."""
+    """The call did not return in time."""
 
 
 class CallThread:
-    """Makes calls one after another, all in one thread: to what it makes there, not every vendor lets another one."""
+    """Makes calls one after another in one thread, because some libraries allow their objects to be used only there."""
 
     def __init__(self) -> None:
         self._calls: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = queue.SimpleQueue()
         self._is_stuck = False
-        # A daemon: a call that never ends must not keep the process from its end.
+        # A daemon thread: a call that never returns must not keep the process alive.
         threading.Thread(target=self._work, name="file-system", args=(_slots,), daemon=True).start()
 
     def call(self, function: Callable[[], Result], timeout: float) -> Result:
-        """What the function gives or raises; CallTimeout where it takes longer, and from then on."""
+        """Return or raise what the function does. Raises CallTimeout if it takes longer, and for every call after
+        that."""
         if self._is_stuck:
             raise CallTimeout
         answer: Future[Result] = Future()
@@ -41,7 +42,7 @@ class CallThread:
         return answer.result()
 
     def release(self) -> None:
-        """Give the thread back, or leave it behind to end after the call that it is at."""
+        """Return the thread to the pool, or abandon it to end after its current call."""
         if self._is_stuck:
             self._calls.put(None)
         else:
@@ -54,12 +55,12 @@ class CallThread:
                 answer.set_result(function())
             except BaseException as error:
                 answer.set_exception(error)
-            del asked, function, answer  # what they hold is not kept until the next one
+            del asked, function, answer  # do not keep their objects alive until the next call
         places.release()
 
 
 def take_thread(timeout: float) -> CallThread:
-    """One that nobody else uses until its release; CallTimeout where too many are left behind."""
+    """A thread for exclusive use until its release. Raises CallTimeout if too many are abandoned."""
     with contextlib.suppress(IndexError):
         return _idle.pop()
     if not _slots.acquire(timeout=timeout):
@@ -77,4 +78,4 @@ def _reset_after_fork() -> None:
     _slots = threading.Semaphore(MAX_THREADS)
 
 
-os.register_at_fork(after_in_child=_reset_after_fork)  # threads stay with the parent
+os.register_at_fork(after_in_child=_reset_after_fork)  # threads do not survive a fork

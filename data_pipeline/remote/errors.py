@@ -1,14 +1,14 @@
-"""What an attempt to read can come to but for bytes."""
+"""How an attempt to read a remote file can fail."""
 
 
 class TransientError(Exception):
-    """May go well the next time: a timeout, a broken connection, a server's own fault, a short answer."""
+    """A retry may succeed: a timeout, a broken connection, a server error, or a short answer."""
 
 
 class PermanentError(Exception):
-    """Asking again would change nothing."""
+    """A retry would not help."""
 
 
 def of_status(code: int, what: str) -> TransientError | PermanentError:
-    """An HTTP status that is no success; 412: what was asked for is another one now, 416: has no such bytes."""
+    """The error for an HTTP status. 412 means that the file changed, 416 that it has no such bytes."""
     return TransientError(what) if code >= 500 or code in (408, 412, 416, 429) else PermanentError(what)

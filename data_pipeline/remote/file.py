@@ -1,4 +1,4 @@
-"""A file that lies elsewhere, read as one of this machine: in order with reading ahead, and from any place in it."""
+"""A remote file as a Python file object: prefetches when read in order, and supports seeking."""
 
 import io
 import threading
@@ -12,11 +12,11 @@ from data_pipeline.remote.transfer import blocks
 BLOCKS_AHEAD = 4
 BUFFER_BYTES = 1 << 18
 SKIP_BYTES = 4 << 20
-"""Reading over so much is quicker than to begin a new transfer behind it."""
+"""Reading past this many bytes is faster than starting a new transfer after them."""
 
 
 def open_remote(url: str, size: int, version: str | None, config: CacheConfig) -> BinaryIO:
-    """The file, as long as it is the one of this size and version; DataError where it is not or cannot be read."""
+    """Open the file if it still has this size and version. Raises DataError if not, or if it cannot be read."""
     return io.BufferedReader(_RemoteFile(url, size, version, config), BUFFER_BYTES)
 
 
@@ -24,9 +24,9 @@ class _RemoteFile(io.RawIOBase):
     def __init__(self, url: str, size: int, version: str | None, config: CacheConfig) -> None:
         self._url, self._size, self._version, self._config = url, size, version, config
         self._wanted = 0
-        """Where the reader is."""
+        """Position of the reader."""
         self._position = 0
-        """Where the transfer is: the first byte of what is left of its block."""
+        """Position of the transfer: the first byte in `_left`."""
         self._left = memoryview(b"")
         self._transfer: Generator[bytes, None, None] | None = None
 

@@ -1,4 +1,4 @@
-"""A prepared dataset at a URL: shards and index come through the node's cache, small files straight."""
+"""A prepared dataset at a URL: shards and the index go through the node's cache, small files are read directly."""
 
 import functools
 import re
@@ -19,7 +19,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class RemoteFolder:
-    """The same as a folder of this machine, to those who read a dataset."""
+    """A DatasetFolder at a URL."""
 
     def __init__(self, url: str, config: CacheConfig) -> None:
         if url.startswith(PIPE):
@@ -51,7 +51,7 @@ class RemoteFolder:
                     f"{self.path_of(MANIFEST_FILE)}: {name!r} is no name of a file beside it; prepare again"
                 )
         for record in records:
-            if not _SHA256.fullmatch(record.sha256):  # and this a file's name in the cache
+            if not _SHA256.fullmatch(record.sha256):  # it becomes a file name in the cache
                 raise DataError(f"{self.path_of(MANIFEST_FILE)}: {record.sha256!r} is no sha256; prepare again")
         return manifest
 
@@ -72,7 +72,7 @@ class RemoteFolder:
         return self.cache.has(record)
 
     def fault(self, record: FileRecord) -> str | None:
-        return None  # a length is known when the file is fetched: one question for each of thousands takes minutes
+        return None  # the length is checked when the file is fetched; asking for thousands of files would take minutes
 
     def blocks(self, record: FileRecord) -> Iterator[bytes]:
         return blocks(self.address(record.file), self._config, size=record.bytes)

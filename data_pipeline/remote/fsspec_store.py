@@ -1,4 +1,4 @@
-"""File systems of fsspec behind words of our own: every question is answered in time, every error is one of two."""
+"""The adapter for fsspec file systems: every call has a timeout, and every error is transient or permanent."""
 
 import contextlib
 import functools
@@ -13,26 +13,26 @@ from data_pipeline.remote.call_timeout import CallTimeout, Result, take_thread
 from data_pipeline.remote.errors import PermanentError, TransientError, of_status
 
 FIRST_REQUEST_BYTES = 1 << 20
-"""A request must come in whole within the time allowed, so that a way that is slow needs small ones."""
+"""Requests start small: each must complete within the timeout, also over a slow connection."""
 REQUEST_BYTES = 8 << 20
-"""File systems ask for range after range: at most so much, where the way is quick."""
+"""Largest request over a fast connection."""
 MAX_BLOCKS, BLOCK_UNIT = 5000, 1 << 20
-"""Of a file that is written: S3 takes 10,000 parts, Google's blocks are multiples of 256 KiB."""
+"""Limits for uploads: S3 allows 10,000 parts, and Google's blocks must be multiples of 256 KiB."""
 LISTING_TIMEOUT_FACTOR = 10
-"""Times of the time allowed: one call lists many files, 1000 in each of the server's answers, or joins many blocks."""
+"""Multiplies the timeout for calls that list many files (1000 per server response) or join many blocks."""
 _VERSIONS = "generation", "ETag", "etag", "md5Hash", "mtime", "LastModified", "last_modified", "updated", "created"
 STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oci", "oss"}
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 
 
 class Readable(Protocol):
-    """What is written somewhere."""
+    """A source of bytes to upload."""
 
     def read(self, size: int, /) -> bytes: ...
 
 
 class RemotePath:
-    """What a URL names: a file system and a path in it."""
+    """A file system and a path in it, as named by a URL."""
 
     def __init__(self, url: str, timeout: float) -> None:
         self._timeout = timeout
@@ -49,7 +49,7 @@ class RemotePath:
             raise
 
     def details(self) -> dict[str, Any]:
-        """As they are now, not as a listing told before."""
+        """Current details of the path, bypassing the listing cache."""
 
         def ask() -> dict[str, Any]:
             self._system.invalidate_cache(self.path)
@@ -59,14 +59,14 @@ class RemotePath:
         return self._call(ask)
 
     def find(self) -> dict[str, dict[str, Any]]:
-        """Every file in the folder and in those below, by its path."""
+        """All files below this folder, by path."""
         found: dict[str, dict[str, Any]] = self._call(
             lambda: self._system.find(self.path, detail=True), LISTING_TIMEOUT_FACTOR
         )
         return found
 
     def glob(self) -> dict[str, dict[str, Any]]:
-        """The files that fit the path, by theirs."""
+        """The files that match the pattern, by path."""
         found = self._call(lambda: self._system.glob(self.path, detail=True), LISTING_TIMEOUT_FACTOR)
         return {path: details for path, details in found.items() if details["type"] == "file"}
 
@@ -86,7 +86,7 @@ class RemotePath:
         return self._call(ask)
 
     def list(self) -> dict[str, int | None]:
-        """Name and size of what lies in the folder itself, as it is now; {}: there is no folder."""
+        """Names and sizes of the folder's direct entries, uncached. Empty if there is no such folder."""
 
         def ask() -> dict[str, int | None]:
             self._system.invalidate_cache()
@@ -99,10 +99,11 @@ class RemotePath:
         return self._call(ask)
 
     def write(self, source: Readable, num_bytes: int) -> None:
-        """A file of so many bytes, block by block, each within the time allowed; it is there when all of it is."""
+        """Write a file of `num_bytes` in blocks, each within the timeout. It appears only when it is complete."""
         size = max(REQUEST_BYTES, -(-num_bytes // MAX_BLOCKS // BLOCK_UNIT) * BLOCK_UNIT)
-        # What opens a file here empties it, if need be long after nobody waits for the answer any more. A store puts a
-        # file there when it is closed; one that is collected is closed too, and is marked as if it were until then.
+        # On a file system, opening a file truncates it, possibly long after we stopped waiting for the call: so write
+        # under a temporary name. An object store creates the object on close. A file object that is garbage-collected
+        # is closed too, so mark it as closed until we mean it.
         path = self.path if _is_store(self._system) else f"{self.path}.{secrets.token_hex(8)}.partial"
 
         def begin() -> Any:
@@ -113,7 +114,7 @@ class RemotePath:
         try:
             file = self._call(begin)
         except PermanentError:
-            if _is_store(self._system):  # it would make buckets
+            if _is_store(self._system):  # it would create buckets
                 raise
             self._call(lambda: self._system.makedirs(self._system._parent(path), exist_ok=True))
             file = self._call(begin)
@@ -121,28 +122,28 @@ class RemotePath:
         try:
             while block := source.read(size):
                 self._call(functools.partial(file.write, block))
-            self._call(file.close, 1 if num_bytes <= size else LISTING_TIMEOUT_FACTOR)  # a store puts blocks together
+            self._call(file.close, 1 if num_bytes <= size else LISTING_TIMEOUT_FACTOR)  # a store joins the blocks
             if path != self.path:
                 self._call(lambda: self._system.mv(path, self.path))
         except BaseException:
             _mark(file, closed=True)
-            with contextlib.suppress(TransientError, PermanentError):  # blocks that lie there cost money
+            with contextlib.suppress(TransientError, PermanentError):  # incomplete uploads cost money
                 self._call(file.discard if path == self.path else lambda: self._system.rm_file(path))
             raise
 
     def remove(self) -> None:
-        """The file, or the folder with all that is in it, if it is there."""
+        """Remove the file, or the folder with its content, if it exists."""
 
         def remove(path: str) -> None:
             with contextlib.suppress(FileNotFoundError):
                 self._system.rm_file(path)
 
         def end() -> None:
-            with contextlib.suppress(Exception):  # there is none, or never was: stores have only names
+            with contextlib.suppress(Exception):  # it may not exist: object stores have no real folders
                 self._system.rmdir(self.path)
 
         self._call(lambda: self._system.invalidate_cache())
-        # One by one: `rm` takes names for patterns, and of many at once S3's does not tell which it refused.
+        # One by one: `rm` treats names as patterns, and S3's bulk delete does not say which file it refused.
         for path in self._call(lambda: self._system.find(self.path)):
             self._call(functools.partial(remove, path))
         self._call(end)
@@ -157,7 +158,7 @@ class RemotePath:
         try:
             return self._thread.call(call, self._timeout * timeout_factor)
         except CallTimeout:
-            if self._system is not None:  # the next try has connections of its own, none that such calls still hold
+            if self._system is not None:  # the next attempt must not reuse connections that stuck calls may hold
                 type(self._system).clear_instance_cache()
             raise TransientError("no answer in time") from None
         except Exception as error:
@@ -201,19 +202,19 @@ class FsspecStream:
 
 
 def _is_store(system: Any) -> bool:
-    """Whether it has objects, which are there whole or not at all, and no files."""
+    """Whether this is an object store, where a file appears complete or not at all."""
     schemes = [system.protocol] if isinstance(system.protocol, str) else system.protocol
     return bool(STORES.intersection(schemes))
 
 
 def _mark(file: Any, closed: bool) -> None:
-    """Where that is kept in the file itself, as with all that fsspec makes of blocks."""
+    """Set `closed` on file objects that keep it as an attribute, as fsspec's buffered files do."""
     with contextlib.suppress(AttributeError):
         file.closed = closed
 
 
 def version_of(details: dict[str, Any]) -> str | None:
-    """What changes with a file's content, under the name that its file system has for it."""
+    """A value that changes with the file's content. Each file system has its own name for it."""
     for key in _VERSIONS:
         if details.get(key) is not None:
             return str(details[key])
@@ -221,7 +222,7 @@ def version_of(details: dict[str, Any]) -> str | None:
 
 
 def _import(url: str) -> None:
-    """What the URL needs; not within a time, since a thread that is left in an import keeps others from theirs."""
+    """Import what the URL needs. This has no timeout, because a thread stuck in an import would block other imports."""
     import fsspec.utils
 
     scheme = fsspec.utils.get_protocol(url)
@@ -232,7 +233,7 @@ def _import(url: str) -> None:
         raise PermanentError(f"{scheme}:// needs a package that is not installed ({error}): {remedy}") from None
     except ValueError as error:
         raise PermanentError(str(error)) from None
-    # It logs the stack of every error that it raises besides, also of those that are told here in one line.
+    # gcsfs also logs a stack trace for every error that it raises. We report those errors in one line.
     logging.getLogger("gcsfs").addFilter(_has_no_stack)
 
 
@@ -248,7 +249,7 @@ def _open(url: str) -> tuple[Any, str]:
 
 
 def _translate(error: Exception) -> Exception:
-    """Interrupted or Refused; file systems' own types are as many as there are of them."""
+    """Convert an exception of a file system to TransientError or PermanentError."""
     if isinstance(error, FileNotFoundError):
         return PermanentError("no such file")
     text = " ".join(str(error).split())
@@ -257,7 +258,7 @@ def _translate(error: Exception) -> Exception:
     if isinstance(error, TimeoutError):
         return TransientError("no answer in time")
     what = f"{type(error).__name__}: {text}" if text else type(error).__name__
-    # Subclasses of ValueError are also answers that are no JSON, as broken ones are.
+    # Subclasses of ValueError include JSON decoding errors, as after a broken response, and are transient.
     if type(error) is ValueError or "CredentialsError" in type(error).__name__ or text.startswith("Forbidden"):
         return PermanentError(what)
     status = _http_status(error)
@@ -265,7 +266,7 @@ def _translate(error: Exception) -> Exception:
 
 
 def _http_status(error: BaseException) -> int | None:
-    """Of the HTTP answer that is behind an error, by the names that clients have for it."""
+    """The HTTP status behind an error, under the attribute names that clients use."""
     answer = getattr(error, "response", None)
     if isinstance(answer, dict):  # botocore's
         found = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")

@@ -1,4 +1,4 @@
-"""Which files a URL among the inputs names: one file, those of a folder, or those that fit a pattern."""
+"""The files that an input URL names: one file, a folder's files, or those that match a pattern."""
 
 import glob
 import re
@@ -24,21 +24,21 @@ _MAGIC = re.compile("[*?[]")
 
 @dataclass(frozen=True)
 class RemoteEntry:
-    """A file as its place tells of it."""
+    """A remote file as listed by its server."""
 
     url: str
     name: str
-    """For messages and records: the URL, or relative to the parent of the folder given."""
+    """For messages and records: the URL, or the path relative to the parent of the given folder."""
     size: int
     version: str | None
 
 
 Listing = tuple[list[RemoteEntry], list[str]]
-"""The files to read, and the names of those in the folder that are passed over."""
+"""The files to read, and the names of ignored files in the folder."""
 
 
 def list_remote(url: str, include: Sequence[str], config: CacheConfig) -> Listing:
-    """The files, sorted by their names; InputError where there is none."""
+    """List the files of a URL, sorted by name. Raises InputError if there are none."""
     if url.startswith(PIPE):
         raise InputError(f"{url}: commands serve data.path only; name files, folders or URLs")
     if is_http(url):
@@ -57,7 +57,7 @@ def _http_entry(url: str, config: CacheConfig) -> RemoteEntry:
 def _entries(url: str, include: Sequence[str], config: CacheConfig) -> Listing:
     with closing(RemotePath(url, config.timeout_seconds)) as place:
         try:
-            details = place.details()  # first, for names that only look like patterns
+            details = place.details()  # first, because a file name may look like a pattern
         except PermanentError:
             if not glob.has_magic(place.path):
                 raise

@@ -1,4 +1,4 @@
-"""Bytes of a file that lies elsewhere, however often the way there breaks; what stays broken is one BadFile."""
+"""Reads remote files with retries. A file that still fails after the last retry is a BadFile."""
 
 import hashlib
 import logging
@@ -22,19 +22,19 @@ MAX_SMALL_BYTES = 1 << 28
 
 
 def max_retry_seconds(config: CacheConfig) -> float:
-    """Seconds for which a file is tried for at most while nothing of it comes."""
+    """Longest time that a file is retried while no data arrives."""
     return (config.retries + 1) * (config.timeout_seconds + MAX_DELAY_SECONDS * MAX_JITTER)
 
 
 class Attempts:
-    """How often a file was tried for: waits before the next time, gives up after the last."""
+    """Counts failures, waits before each retry, and gives up after the last."""
 
     def __init__(self, url: str, config: CacheConfig, stop: threading.Event) -> None:
         self._url, self._config, self._stop = url, config, stop
         self.failures = 0
 
     def failed(self, what: str, remedy: str) -> None:
-        """Sleep, for longer each time and never in step with others; Unreachable if this was the last attempt."""
+        """Sleep with exponential backoff and jitter. Raises Unreachable if this was the last attempt."""
         self.failures += 1
         if self.failures > self._config.retries:
             raise Unreachable(f"{shown(self._url)}: {what}, tried {self.failures} times; {remedy}")
@@ -55,10 +55,10 @@ def blocks(
     version: str | None = None,
     stop: threading.Event | None = None,
 ) -> Iterator[bytes]:
-    """The bytes from `start` to the end, going on where a connection broke.
+    """Yields the bytes from `start` to the end, resuming after broken connections.
 
-    DataError where the file cannot be read, has not `size` bytes, or is no longer of this `version`; Stopped soon after
-    `stop` is set.
+    Raises DataError if the file cannot be read, does not have `size` bytes, or has another `version`, and Stopped soon
+    after `stop` is set.
     """
     stop = stop or threading.Event()
     attempts, position = Attempts(url, config, stop), start
@@ -92,7 +92,7 @@ def blocks(
             raise BadFile(f"{shown(url)}: cannot be read: {error}; {remedy}") from None
         except TransientError as error:
             if position - began_at >= BLOCK_BYTES:
-                attempts.failures = 0  # it gets on
+                attempts.failures = 0  # it makes progress
             attempts.failed(
                 f"cannot be read: {error}",
                 "mend the file or the way to it, or give it more time (data.cache.retries, data.cache.timeout_seconds)",
@@ -105,7 +105,7 @@ def _check_version(url: str, found: str | None, wanted: str | None) -> None:
 
 
 def fetch(url: str, record: FileRecord, file: IO[bytes], config: CacheConfig, stop: threading.Event) -> None:
-    """Write a file of a dataset into `file`, its length and checksum found right while it is written."""
+    """Write a dataset file into `file`, checking its length and checksum."""
     attempts = Attempts(url, config, stop)
     while True:
         digest = hashlib.sha256()
@@ -122,7 +122,7 @@ def fetch(url: str, record: FileRecord, file: IO[bytes], config: CacheConfig, st
 
 
 def read_small(url: str, config: CacheConfig) -> bytes:
-    """A whole file that is held in memory."""
+    """Read a whole file into memory."""
     content = bytearray()
     for block in blocks(url, config):
         content += block

@@ -1,4 +1,4 @@
-"""One attempt to read a file that lies elsewhere: over HTTP, through fsspec, or from a command's output."""
+"""One attempt to read a remote file: over HTTP, through fsspec, or from a command's output."""
 
 import base64
 import http.client
@@ -24,30 +24,30 @@ class Stream(Protocol):
     """The bytes of a file in order, once."""
 
     start: int
-    """Where in the file the first byte lies: 0 instead of what was asked where only whole files can be had."""
+    """Offset of the first byte. It is 0 instead of the requested offset if the source serves only whole files."""
     size: int | None
-    """Of the whole file, if it is told."""
+    """Size of the whole file, if known."""
     version: str | None
-    """Another one means another content; None: not told."""
+    """Changes with the content; None if unknown."""
 
     def read(self) -> bytes:
-        """The next bytes, b"" at the end, also at one that comes too early: a client takes a cut connection for it."""
+        """The next bytes; b"" at the end. A client may also report a broken connection as the end."""
 
     def version_now(self) -> str | None:
-        """Of what lies there after a `read`: another one where that read may have mixed two contents."""
+        """The version after a `read`. If it differs from before, that read may have mixed two versions of the file."""
 
     def close(self) -> None: ...
 
 
 def connect(url: str, start: int, timeout: float) -> Stream:
-    """Begin to read at byte `start`; raises Interrupted or Refused."""
+    """Open the file at byte `start`. Raises TransientError or PermanentError."""
     if url.startswith(PIPE):
         return _PipeStream(url, timeout)
     return _HttpStream(url, start, timeout) if is_http(url) else FsspecStream(url, start, timeout)
 
 
 class _HttpStream:
-    """The standard library's client: its answers are seen whole, status and length, and it needs no event loop."""
+    """Uses the standard library's client, which exposes status and length and needs no event loop."""
 
     def __init__(self, url: str, start: int, timeout: float) -> None:
         try:
@@ -78,14 +78,15 @@ class _HttpStream:
         return block
 
     def version_now(self) -> str | None:
-        return self.version  # one answer has one content
+        return self.version  # one response has one version
 
     def close(self) -> None:
         self._answer.close()
 
 
 def _request(url: str, start: int) -> urllib.request.Request:
-    """For the bytes from `start` on; user and password in the URL go to its own host only (basic authentication)."""
+    """A request for the bytes from `start` on. User and password in the URL are sent only to its own host (basic
+    auth)."""
     parts = urllib.parse.urlsplit(url)
     user, mark, host = parts.netloc.rpartition("@")
     request = urllib.request.Request(urllib.parse.urlunsplit(parts._replace(netloc=host)))
@@ -117,7 +118,7 @@ def _number(text: str | None) -> int | None:
 
 
 class _PipeStream:
-    """What a command prints; without a shell, so that nothing in a name is more than a name."""
+    """Reads the output of a command. It runs without a shell, so that names cannot inject commands."""
 
     def __init__(self, url: str, timeout: float) -> None:
         self.start = 0

@@ -1,4 +1,4 @@
-"""Where the files of a prepared dataset lie: a folder of this machine, or whatever else offers the same."""
+"""The files of a prepared dataset: in a local folder, or in anything with the same interface."""
 
 import functools
 import os
@@ -16,40 +16,41 @@ READ_BYTES = 16 << 20
 
 
 class DatasetFolder(Protocol):
-    """What a dataset is read from; as text it is its name for messages."""
+    """The files of a dataset. Its `str` names it in messages."""
 
     def path_of(self, name: str) -> str:
-        """The place of a file, for messages."""
+        """The path or URL of a file, for messages."""
 
     def manifest(self) -> Manifest: ...
 
     def tokenizer_files(self, manifest: Manifest) -> TokenizerFiles:
-        """As they are there, whole or not."""
+        """The tokenizer's files, unverified."""
 
     def tokenizer(self, manifest: Manifest) -> Tokenizer:
-        """Raises DataError where it is not the one that the manifest names."""
+        """Raises DataError if it is not the tokenizer that the manifest names."""
 
     def open(self, record: FileRecord, stop: threading.Event | None = None) -> int:
-        """A descriptor of a file; where that must be fetched first, `stop` ends the waiting by an exception."""
+        """A file descriptor of a file. If the file must be fetched first, setting `stop` ends the wait with Stopped."""
 
     def has(self, record: FileRecord) -> bool:
-        """Whether a file that was opened is still there, at its full length; asked often."""
+        """Whether a file that was opened is still there at its full length. Called often."""
 
     def fault(self, record: FileRecord) -> str | None:
-        """What is wrong with a file's presence or length, as far as is known without reading it; None: nothing."""
+        """What is wrong with a file's presence or length, without reading it; None if nothing is known to be wrong."""
 
     def blocks(self, record: FileRecord) -> Iterator[bytes]:
-        """Every byte of a file as it lies there now."""
+        """All bytes of a file as it is now."""
 
     def drop_damaged(self, record: FileRecord) -> bool:
-        """After a fault in a file's content: remove it if it is a damaged copy; False: it is none, and stays as it is.
+        """Call when a file's content is damaged. Removes it and returns True if it is a cached copy; otherwise returns
+        False.
 
-        Otherwise another `open` gives the content that the checksum is of.
+        After True, another `open` fetches the file again.
         """
 
 
 class LocalFolder:
-    """A folder of this machine: files are read where they are."""
+    """A local folder, whose files are read in place."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -97,9 +98,9 @@ class LocalFolder:
             raise DataError(f"{path}: cannot be read ({error.strerror})") from None
 
     def drop_damaged(self, record: FileRecord) -> bool:
-        return False  # it is no copy
+        return False  # it is not a copy
 
 
 def as_folder(place: Path | DatasetFolder) -> DatasetFolder:
-    """A path is a folder of this machine."""
+    """Wrap a path in a LocalFolder."""
     return LocalFolder(place) if isinstance(place, Path) else place

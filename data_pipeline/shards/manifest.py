@@ -1,4 +1,4 @@
-"""What a prepared dataset holds and how to prove it: `manifest.json`, written last."""
+"""`manifest.json`: describes a prepared dataset and holds its checksums. It is written last."""
 
 import dataclasses
 import functools
@@ -42,17 +42,17 @@ class SplitRecord:
 
     shards: tuple[ShardRecord, ...]
     index: FileRecord
-    """An int64 .npy [members, 2]: where each member's content begins within its shard, and its hash."""
+    """An int64 .npy [members, 2]: the offset of each member's content within its shard, and its hash."""
     num_samples: int
     num_documents: int
     num_tokens: int
-    """Tokens of all its documents, one end-of-document token each included."""
+    """Tokens of all its documents, including one end-of-document token each."""
     num_text_bytes: int
     """UTF-8 bytes of all its documents."""
     num_tail_tokens: int
-    """Tokens at the end that fill no sample and are left out."""
+    """Tokens at the end that do not fill a sample and are dropped."""
     num_padding_tokens: int
-    """End-of-document tokens that fill the rest of samples, beside those of documents."""
+    """End-of-document tokens that fill the rest of samples, not counting those of documents."""
 
     @property
     def files(self) -> tuple[FileRecord, ...]:
@@ -68,36 +68,36 @@ class TokenizerRecord:
     vocab_size: int
     eod_id: int
     fingerprint: str
-    """Over pieces and scores, so that it is the same wherever the tokenizer was trained."""
+    """Hash of pieces and scores, which does not depend on where the tokenizer was trained."""
     settings_file: str
-    """What the file does not say of the tokenizer; empty where there is no such."""
+    """File with settings that the tokenizer file does not contain; empty if there is none."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SourceRecord:
-    """What one entry of the inputs gave."""
+    """What one entry of the inputs contributed."""
 
     name: str
-    """As it was typed, but for bytes that are not UTF-8: those are escaped."""
+    """The entry as typed. Bytes that are not UTF-8 are escaped."""
     documents: int
-    """That were kept."""
+    """Documents kept."""
     text_bytes: int
     tokens: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusRecord:
-    """The text that went in."""
+    """The text that the dataset was made from."""
 
     name: str
     digest: str
-    """Over the content hashes of all documents kept, in order, those included that the tokenizer cannot encode."""
+    """Hash of the content hashes of all documents kept, in order, including those that the tokenizer cannot encode."""
     num_documents: int
     num_bytes: int
     document_bytes: int
-    """Text files were cut at line ends into documents of at most this many bytes."""
+    """Text files were split at line ends into documents of at most this many bytes."""
     num_cut_files: int
-    """Text files that were longer."""
+    """Text files that were longer and were split."""
     dropped: dict[str, int]
     """Documents left out, by reason."""
     changed: dict[str, int]
@@ -106,35 +106,37 @@ class CorpusRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """A prepared dataset, in full."""
+    """The complete description of a prepared dataset."""
 
     corpus: CorpusRecord
     tokenizer: TokenizerRecord
     seq_length: int
     dtype: str
     samples_per_member: int
-    """Every member holds this many samples, the last one of a split perhaps fewer."""
+    """Samples in each member; the last member of a split may have fewer."""
     packing: str
-    """`stream`: samples of one long row, neighbours sharing a token. `best_fit`: samples of whole documents, or of one
-    piece as long as they are; in a run of ends at a sample's end the first is a document's, the others are padding."""
+    """`stream`: all documents are concatenated and cut into samples; neighbouring samples share a token. `best_fit`: a
+    sample holds whole documents, or one chunk of a longer document. In a run of end-of-document tokens at a sample's
+    end, the first belongs to a document and the rest are padding."""
     splits: dict[str, SplitRecord]
     validation_share: float
-    """Bytes held out, as a share of all."""
+    """Share of the text bytes that is held out."""
     sources: tuple[SourceRecord, ...]
-    """In order of the inputs."""
+    """In the order of the inputs."""
     settings: dict[str, Any]
     """The configuration that produced it, by dotted key."""
 
     @property
     def digest(self) -> str:
-        """Names the data: equal for equal tokens in equal shards, wherever they lie and whatever paths were typed."""
+        """Identifies the data: equal tokens in equal shards have the same digest, regardless of location and input
+        paths."""
         content = dataclasses.asdict(self)
         del content["settings"], content["sources"]
         return _hash(content)
 
     @classmethod
     def load(cls, folder: Path) -> "Manifest":
-        """Read and check `folder/manifest.json`; every fault is a DataError that names the file."""
+        """Read and check `folder/manifest.json`. Raises a DataError that names the file."""
         path = folder / MANIFEST_FILE
         try:
             content = path.read_bytes()
@@ -148,7 +150,7 @@ class Manifest:
 
     @classmethod
     def parse(cls, content: bytes, path: str) -> "Manifest":
-        """Check the content of a manifest; `path` is for messages."""
+        """Check the content of a manifest; `path` is used in messages."""
         try:
             stored = json.loads(content.decode())
         except (ValueError, RecursionError) as error:
@@ -169,7 +171,7 @@ class Manifest:
         return _build(cls, body, MANIFEST_FILE)
 
     def save(self, folder: Path) -> None:
-        """Write `folder/manifest.json` so that it is either absent or whole, also after a power cut."""
+        """Write `folder/manifest.json` atomically, also in case of a power failure."""
         body = dataclasses.asdict(self)
         stored = {"format": FORMAT, "version": VERSION, "checksum": _hash(body), "manifest": body}
         write_durably(folder / MANIFEST_FILE, (json.dumps(stored, indent=1, sort_keys=True) + "\n").encode())
@@ -184,10 +186,10 @@ def _hash(value: object) -> str:
 
 
 def _build(cls: type[Record], value: object, where: str) -> Record:
-    """A record from parsed JSON, every field present and of its declared type."""
+    """Build a record from parsed JSON, checking that every field is present and has its declared type."""
     kinds = _kinds(cls)  # type: ignore[arg-type]
     if isinstance(value, dict) and dict(zip(value, map(type, value.values()), strict=True)) == kinds:
-        # There may be thousands: a frozen record's own __init__ takes several times as long.
+        # There may be thousands of records, and a frozen record's own __init__ takes several times as long.
         record = object.__new__(cls)
         record.__dict__.update(value)
         return record

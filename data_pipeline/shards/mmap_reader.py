@@ -1,6 +1,6 @@
-"""Samples where they lie in memory: in shards that are mapped, or in arrays.
+"""Samples as views of memory: of memory-mapped shards, or of arrays.
 
-A disk that fails, or a file that is cut while it is read, ends the process by SIGBUS, where a read would have been an
+If the disk fails or a file is truncated while it is mapped, the process ends with SIGBUS, where a read would raise an
 error.
 """
 
@@ -23,10 +23,10 @@ _FAILED = ctypes.c_void_p(-1).value
 
 
 def map_file(descriptor: int, num_bytes: int) -> npt.NDArray[np.uint8]:
-    """The first bytes of a file, to be read only, unmapped with the last array of them; OSError where that fails.
+    """Map the first bytes of a file read-only. They are unmapped with the last array that uses them. Raises OSError.
 
-    Python's own mmap keeps a descriptor for each file (before 3.13, `trackfd`): a process may have fewer of those than
-    a large dataset has shards.
+    Python's own mmap keeps a file descriptor open for each file (before 3.13, `trackfd`), and a large dataset has more
+    shards than a process may have descriptors.
     """
     address = _LIBRARY.mmap(None, num_bytes, mmap.PROT_READ, mmap.MAP_SHARED, descriptor, 0)
     if address == _FAILED:
@@ -36,9 +36,9 @@ def map_file(descriptor: int, num_bytes: int) -> npt.NDArray[np.uint8]:
 
 
 class Samples:
-    """Samples [n, width] that begin at `starts`, tokens of the address space, each within one of the rows `memories`.
+    """Samples [n, width] that begin at the addresses `starts`, counted in tokens. Each is within one of `memories`.
 
-    Nothing is copied until they are asked for.
+    Nothing is copied until tokens are asked for.
     """
 
     def __init__(self, memories: Sequence[Tokens], starts: npt.NDArray[np.int64], width: int) -> None:
@@ -46,7 +46,7 @@ class Samples:
 
     @classmethod
     def joined(cls, parts: Sequence[tuple[npt.NDArray[np.intp], "Samples"]]) -> "Samples":
-        """Those of several, each with the places that its samples take."""
+        """Join several Samples; each comes with the positions of its samples in the result."""
         memories = [memory for _, part in parts for memory in part.memories]
         starts = np.empty(sum(len(places) for places, _ in parts), dtype=np.int64)
         for places, part in parts:
@@ -55,35 +55,35 @@ class Samples:
 
     @property
     def memories(self) -> tuple[Tokens, ...]:
-        """What has to stay for them."""
+        """The arrays that must stay alive for these samples."""
         return self._located.memories
 
     def page_in(self) -> None:
-        """Have their pages read by now, in the order of `starts`: first those with the first token of each sample.
+        """Read the pages of all samples from disk, in the order of `starts`.
 
-        So a disk reads a file from its beginning to its end where they are in that order.
+        If the samples are in file order, the disk reads each file from beginning to end.
         """
         _, _, space, rows, inside = self._located
-        # `take` alone reads without the interpreter's lock where single tokens are asked for.
+        # Only `take` of single tokens reads without holding Python's lock.
         width, step = rows.shape[1], mmap.PAGESIZE // space.itemsize
         for ahead in [*range(0, width - 1, step), width - 1]:
             space.take(inside + ahead)
 
     def tokens(self, which: slice = slice(None)) -> Tokens:
-        """A copy of these."""
-        located = self._located  # once: another thread may settle them in the meantime
+        """A copy of these samples' tokens."""
+        located = self._located  # once: another thread may materialize them meanwhile
         rows: Tokens = located.rows[located.inside[which]]
         return rows
 
     def materialize(self) -> None:
-        """Copy them, so that neither the files nor the cache of their pages matters any more."""
+        """Copy the samples, so that they no longer depend on the files or the page cache."""
         tokens = self.tokens()
         starts = start_of(tokens) + tokens.shape[1] * np.arange(len(tokens))
         self._located = _locate([tokens.ravel()], starts, tokens.shape[1])
 
 
 def start_of(tokens: Tokens) -> int:
-    """The token of the address space that its first one is."""
+    """The address of the array's first token, counted in tokens."""
     return tokens.ctypes.data // tokens.itemsize
 
 
@@ -91,11 +91,12 @@ class _Located(NamedTuple):
     memories: tuple[Tokens, ...]
     starts: npt.NDArray[np.int64]
     space: Tokens
-    """From the first token of all samples to the last. What lies between two memories may not be touched."""
+    """The address space from the first token of all samples to the last. Memory between two shards must not be
+    touched."""
     rows: Tokens
-    """Runs of `width` tokens of it, one from each token on."""
+    """A sliding window of `width` tokens over it."""
     inside: npt.NDArray[np.int64]
-    """Those of the samples."""
+    """Index of each sample's window."""
 
 
 def _locate(memories: Sequence[Tokens], starts: npt.NDArray[np.int64], width: int) -> _Located:
@@ -107,7 +108,7 @@ def _locate(memories: Sequence[Tokens], starts: npt.NDArray[np.int64], width: in
 
 
 class _Memory:
-    """What numpy makes an array of. The array refers to this, so that this may not refer to the array."""
+    """Exposes memory to numpy. The array refers to this object, so this object must not refer to the array."""
 
     def __init__(self, typestr: str, length: int, address: int) -> None:
         self.length, self.address, is_read_only = length, address, True
@@ -120,5 +121,5 @@ class _Memory:
 
 
 class _Mapping(_Memory):
-    def __del__(self, munmap: Any = _LIBRARY.munmap) -> None:  # bound here: at the process's end modules go first
+    def __del__(self, munmap: Any = _LIBRARY.munmap) -> None:  # bound here: modules are cleared first at exit
         munmap(self.address, self.length)

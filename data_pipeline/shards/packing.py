@@ -1,9 +1,9 @@
-"""How documents become samples of `width` tokens: cut out of one long row, or whole documents put side by side.
+"""Packs documents into samples of `width` tokens: as one long stream cut into samples, or by best fit.
 
-The second way is best-fit packing (Ding et al. 2024, "Fewer Truncations Improve Language Modeling"). Only documents
-longer than a sample are cut; what is left free in a sample is filled with end-of-document tokens. No document is empty,
-so the first end in a run of them at a sample's end is a document's own and the others are filling: the tokens
-themselves say what counts, in samples of either kind.
+Best-fit packing (Ding et al. 2024, "Fewer Truncations Improve Language Modeling") cuts only documents longer than a
+sample and fills the rest of a sample with end-of-document tokens. Documents are not empty. Therefore, in a run of
+end-of-document tokens at a sample's end, the first belongs to a document and the rest are padding: the loss mask
+follows from the tokens alone, for both kinds of packing.
 """
 
 import bisect
@@ -21,29 +21,29 @@ Tokens = npt.NDArray[Any]
 
 
 class Packer(Protocol):
-    """Takes documents, gives samples; what it yields [n, width] is good until it is asked for more."""
+    """Takes documents and yields samples [n, width]. A yielded array is valid until the next one is asked for."""
 
     def add(self, tokens: Tokens, lengths: npt.NDArray[np.int64]) -> Iterator[Tokens]:
-        """Take documents of these lengths, their ends included; yields samples that are finished."""
+        """Add documents of these lengths, end-of-document tokens included. Yields the samples that are complete."""
         ...
 
     def close(self) -> Iterator[Tokens]:
-        """Samples that were waiting for more documents."""
+        """Yields the samples that were waiting for more documents."""
         ...
 
 
 def make_packer(packing: Packing, width: int, descr: str, end: int) -> Packer:
-    """`descr`: numpy's type of the samples; `end`: the token that ends a document."""
+    """`descr` is the numpy type of the samples, `end` the token that ends a document."""
     return StreamPacker(width, descr) if packing == "stream" else BestFitPacker(width, descr, end)
 
 
 class StreamPacker:
-    """Sample i holds tokens i * (width - 1) to (i + 1) * (width - 1) inclusive of one long row: neighbours share a
-    token, so that each token but the first is predicted exactly once."""
+    """Sample i holds tokens i * (width - 1) to (i + 1) * (width - 1) inclusive of one long row. Neighbouring samples
+    share a token, so that each token but the first is predicted exactly once."""
 
     def __init__(self, width: int, descr: str) -> None:
         self._step = width - 1
-        # A block of samples, whose last token is the first of the next block.
+        # A block of samples. Its last token is the first of the next block.
         self._pending = np.empty(BLOCK_SAMPLES * self._step + 1, dtype=descr)
         self._filled = 0
 
@@ -69,7 +69,7 @@ class StreamPacker:
 
 
 class BestFitPacker:
-    """Packs the pieces of a window of documents at once, so that memory stays bounded whatever the corpus."""
+    """Packs a window of documents at a time, so that memory stays bounded."""
 
     def __init__(self, width: int, descr: str, end: int, window_tokens: int = WINDOW_TOKENS) -> None:
         self._width, self._end = width, end
@@ -106,12 +106,12 @@ class BestFitPacker:
 
 
 def best_fit(lengths: Sequence[int], width: int) -> list[list[int]]:
-    """Numbers of the pieces in each sample: the longest first, each where it leaves the least room.
+    """The chunks in each sample: longest first, each placed where it leaves the least room.
 
-    Samples, and the pieces in them, then stand in the order in which they came.
+    Samples, and the chunks in them, are in the order of their first chunk.
     """
     samples: list[list[int]] = []
-    with_room: dict[int, list[int]] = {}  # numbers of samples by their free tokens
+    with_room: dict[int, list[int]] = {}  # samples by their number of free tokens
     rooms: list[int] = []  # the keys, ascending
     for piece in sorted(range(len(lengths)), key=lambda piece: -lengths[piece]):
         length = lengths[piece]
@@ -125,7 +125,8 @@ def best_fit(lengths: Sequence[int], width: int) -> list[list[int]]:
         else:
             number = len(samples)
             samples.append([])
-            # An end that a cut left alone looks like filling after another one: it gets no such company.
+            # A chunk that is only an end-of-document token would look like padding after another one, so it gets no
+            # room after it.
             left = width - length if length > 1 else 0
         samples[number].append(piece)
         if left and left not in with_room:
@@ -134,18 +135,18 @@ def best_fit(lengths: Sequence[int], width: int) -> list[list[int]]:
         if left:
             with_room[left].append(number)
     for pieces in samples:
-        pieces.sort(key=lambda piece: (lengths[piece] > 1, piece))  # for the same reason lone ends go first
+        pieces.sort(key=lambda piece: (lengths[piece] > 1, piece))  # for the same reason, chunks of one token go first
     return sorted(samples, key=min)
 
 
 def num_padding_tokens(samples: Tokens, end: int) -> npt.NDArray[np.int64]:
-    """Of each sample [n, width], how many tokens at its end are filling."""
+    """How many tokens at the end of each sample [n, width] are padding."""
     others = samples[:, ::-1] != end
     run = np.where(others.any(axis=1), others.argmax(axis=1), samples.shape[1])
     return np.maximum(run - 1, 0).astype(np.int64)
 
 
 def loss_mask(samples: Tokens, end: int) -> npt.NDArray[np.bool_]:
-    """Which of the targets [n, width - 1] of samples [n, width] are not filling."""
+    """Which targets [n, width - 1] of samples [n, width] are not padding."""
     width = samples.shape[1]
     return np.arange(1, width) < (width - num_padding_tokens(samples, end))[:, None]

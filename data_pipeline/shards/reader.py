@@ -1,4 +1,4 @@
-"""Samples of a prepared dataset by their number, read straight out of the shards through the saved offsets."""
+"""Reads samples of a prepared dataset by number, directly from the shards through the saved index."""
 
 import errno
 import hashlib
@@ -25,11 +25,11 @@ from data_pipeline.shards.mmap_reader import Samples, Tokens, map_file, start_of
 
 logger = logging.getLogger(__name__)
 MAX_MAPPED_SHARDS = 1 << 13
-"""Of a dataset: 2 TiB of them as `conf/data` has it. Linux lets a process map 65,530."""
+"""Limit per dataset: 2 TiB with the shard size in `conf/data`. Linux lets a process map 65,530 regions."""
 POLL_SECONDS = 1.0
 MEMBER_NAME = re.compile(rb"[\w./-]+")
 SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-"""What keeps a file from being opened and is not its fault."""
+"""Errors on opening a file that are not the file's fault."""
 
 
 class PackedDataset:
@@ -43,28 +43,28 @@ class PackedDataset:
         self.seq_length = manifest.seq_length
         self.num_samples = self.record.num_samples
         self.end: int | None = None
-        """Position at which the stream of it ends: nowhere."""
+        """Position at which the stream ends. None: it never ends."""
         self.skips_bad_shards = False
-        """Whether samples of bad shards are left out of training and counted."""
+        """Whether samples of bad shards are skipped and counted."""
         self.dtype = np.dtype(DTYPES[manifest.dtype])
         self._offsets, self._hashes = index.T
-        # Samples before each shard, and after the last one.
+        # Number of samples before each shard, and in total.
         self._shard_starts = np.cumsum([0, *(shard.samples for shard in self.record.shards)], dtype=np.int64)
-        self._is_checked = np.zeros(len(index), dtype=bool)  # of each member
-        self._bad_shards: dict[int, str] = {}  # what is wrong with each, by its number
+        self._is_checked = np.zeros(len(index), dtype=bool)  # per member
+        self._bad_shards: dict[int, str] = {}  # the fault of each bad shard, by shard number
         self._named_shards: set[int] = set()
         self._mapped: dict[int, _MappedShard] = {}
-        self._addresses = np.zeros(len(self.record.shards), dtype=np.int64)  # first token of each that is mapped
-        self._looked_at = np.full(len(self.record.shards), -np.inf)  # when each was last seen to be whole
+        self._addresses = np.zeros(len(self.record.shards), dtype=np.int64)  # address of each first token
+        self._looked_at = np.full(len(self.record.shards), -np.inf)  # when each shard was last seen to be complete
         self._lock = threading.Lock()
 
     @classmethod
     def open(
         cls, place: Path | DatasetFolder, split: Literal["train", "validation"], *, skip_bad_shards: bool = False
     ) -> "PackedDataset":
-        """Open a split; a missing or truncated file is a DataError that names it. Contents: see `verify`.
+        """Open a split. Raises a DataError that names a missing or truncated file. To check contents, see `verify`.
 
-        `skip_bad_shards`: shards that are bad, now or later, are only told of in the log, unless all are.
+        With `skip_bad_shards`, bad shards are only logged, now and later, unless all shards are bad.
         """
         folder = as_folder(place)
         manifest = folder.manifest()
@@ -77,17 +77,17 @@ class PackedDataset:
 
     @property
     def parts(self) -> "tuple[PackedDataset, ...]":
-        """The datasets that it is made of."""
+        """The datasets that this one consists of."""
         return (self,)
 
     @property
     def described(self) -> str:
-        """For messages."""
+        """The dataset's name for messages."""
         return str(self.folder)
 
     @property
     def is_padded(self) -> bool:
-        """Whether targets may be padding, which no loss counts."""
+        """Whether targets may be padding, which the loss ignores."""
         return self.manifest.packing == "best_fit"
 
     @property
@@ -95,25 +95,25 @@ class PackedDataset:
         return self.record.num_tokens
 
     def sample_indices(self, positions: Positions, seed: int) -> npt.NDArray[np.int64]:
-        """Numbers of the samples at these positions of the endless shuffled order."""
+        """The sample numbers at these positions of the endless shuffled order."""
         return shuffled_indices(positions, self.num_samples, seed)
 
     def epoch_at(self, position: int) -> int:
-        """Whole passes over the dataset before this position."""
+        """Complete passes over the dataset before this position."""
         return position // self.num_samples
 
     def digest_before(self, position: int) -> str:
-        """Names all that decides, with the seed, the samples before a position."""
+        """Identifies everything that decides, together with the seed, the samples before a position."""
         return self.manifest.digest
 
     def sample_hashes(self, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
-        """What names the content of each of these samples: its member's hash and its place there."""
+        """A hash of each sample's content, from its member's hash and its row in the member."""
         members = numbers // self.manifest.samples_per_member
         rows = numbers - members * self.manifest.samples_per_member
         return splitmix64(self._hashes[members].view(np.uint64) + splitmix64(rows.view(np.uint64)))
 
     def shards_of(self, numbers: npt.NDArray[np.int64]) -> Iterator[tuple[int, DatasetFolder, ShardRecord]]:
-        """The shards that these samples lie in, each with the place in `numbers` where it is first needed."""
+        """The shards that contain these samples, each with the index in `numbers` of its first use."""
         shards = np.searchsorted(self._shard_starts, numbers, side="right") - 1
         for shard, place in zip(*(found.tolist() for found in np.unique(shards, return_index=True)), strict=True):
             yield place, self.folder, self.record.shards[shard]
@@ -124,7 +124,7 @@ class PackedDataset:
         stop: threading.Event | None = None,
         skipped: npt.NDArray[np.bool_] | None = None,
     ) -> Tokens:
-        """Tokens [n, seq_length + 1] of these samples, in the order asked for; `stop`, `skipped`: as for `locate`."""
+        """Tokens [n, seq_length + 1] of these samples, in the given order. For `stop` and `skipped` see `locate`."""
         if not len(indices):
             return np.empty((0, self.seq_length + 1), dtype=self.dtype)
         return self.locate(indices, stop, skipped).tokens()
@@ -135,18 +135,18 @@ class PackedDataset:
         stop: threading.Event | None = None,
         skipped: npt.NDArray[np.bool_] | None = None,
     ) -> Samples:
-        """These samples, at least one, in the order asked for, their pages read in the order of the files.
+        """Locate at least one sample, in the given order. Their pages are read in file order.
 
-        `stop` ends the waiting for what must be fetched or compared first, by the exception Stopped. `skipped` [n]: set
-        for samples of bad shards, which then hold ends of documents; without it such a shard is a BadFile error. A
-        shard is bad where its file is, or where a member that is read for the first time is not what `prepare` wrote.
+        Setting `stop` ends a wait for a fetch or a check with Stopped. `skipped` [n] is set for samples of bad shards,
+        which are then filled with end-of-document tokens; without it, a bad shard raises BadFile. A shard is bad if its
+        file is, or if a member that is read for the first time differs from what `prepare` wrote.
         """
         width = self.seq_length + 1
         places = np.argsort(indices)
         numbers = np.asarray(indices, dtype=np.int64)[places]
         assert numbers[0] >= 0 and numbers[-1] < self.num_samples, "sample number out of range"
         shards = np.searchsorted(self._shard_starts, numbers, side="right") - 1
-        firsts = np.flatnonzero(np.diff(shards, prepend=-1))  # places of the first sample of each shard
+        firsts = np.flatnonzero(np.diff(shards, prepend=-1))  # index of the first sample of each shard
         if len(firsts) > MAX_MAPPED_SHARDS:
             groups = np.split(places, firsts[MAX_MAPPED_SHARDS::MAX_MAPPED_SHARDS])
             return self._find_in_turn(indices, groups, stop, skipped)
@@ -169,7 +169,7 @@ class PackedDataset:
                     is_good[here] = False
                     skipped[places[here]] = True
             memories: list[Tokens] = [self._mapped[shard].tokens for shard in used.tolist() if shard in self._mapped]
-            # Members begin at tar's blocks, so that every sample lies at a whole number of tokens within its shard.
+            # Members begin at tar blocks, so the offset of every sample is a whole number of tokens.
             starts = self._addresses[shards] + (self._offsets[members] + NPY_HEADER_BYTES) // self.dtype.itemsize
             starts += rows * width
         if not is_good.all():
@@ -188,7 +188,7 @@ class PackedDataset:
         stop: threading.Event | None,
         skipped: npt.NDArray[np.bool_] | None,
     ) -> Samples:
-        """As `locate`, but groups of the samples are copied one after the other: not too many are mapped at once."""
+        """Like `locate`, but copies the samples group by group, to limit the number of mapped shards."""
         parts = []
         for group in groups:
             of_group = None if skipped is None else np.zeros(len(group), dtype=bool)
@@ -200,7 +200,7 @@ class PackedDataset:
         return Samples.joined(parts)
 
     def verify(self) -> None:
-        """Read every byte and compare the checksums; DataError names the first file that differs."""
+        """Read every byte and compare the checksums. Raises a DataError that names the first file that differs."""
         for record in self.record.files:
             digest = hashlib.sha256()
             for block in self.folder.blocks(record):
@@ -212,7 +212,7 @@ class PackedDataset:
                 )
 
     def close(self) -> None:
-        """Let go of the files; the next read opens them again."""
+        """Unmap all files. The next read maps them again."""
         with self._lock:
             self._forget(list(self._mapped))
 
@@ -223,13 +223,13 @@ class PackedDataset:
         used: npt.NDArray[np.int64],
         stop: threading.Event | None,
     ) -> None:
-        """See to it that these members of a shard may be read, while all of the shards `used` are."""
+        """Make these members of a shard readable, without unmapping the other shards in `used`."""
         if stop is not None and stop.is_set():
-            raise Stopped  # there may be thousands, on a slow disk
+            raise Stopped  # there may be thousands of shards, on a slow disk
         if shard in self._bad_shards:
             raise BadFile(self._bad_shards[shard])
         record = self.record.shards[shard]
-        # Beyond its end a mapped file gives no error but a signal that ends the process.
+        # Reading a mapped file beyond its end raises a signal that ends the process.
         if shard in self._mapped and not self.folder.has(record):
             self._forget([shard])
         if shard not in self._mapped:
@@ -261,7 +261,7 @@ class PackedDataset:
             logger.warning("%s: %s", self.folder, self._what_is_bad())
 
     def _give_up(self, shard: int, fault: str) -> None:
-        """From now on; named once, when the first of its samples is asked for."""
+        """Treat a shard as bad from now on. It is logged once, when its first sample is needed."""
         self._bad_shards[shard] = fault
         self._looked_at[shard] = -np.inf
         if shard not in self._named_shards:
@@ -300,14 +300,14 @@ class PackedDataset:
         self._addresses[shard] = start_of(tokens)
         first, end = self._shard_starts[shard : shard + 2]
         size = self.manifest.samples_per_member
-        self._is_checked[first // size : -(-end // size)] = False  # it may be another file than before
+        self._is_checked[first // size : -(-end // size)] = False  # the file may have been replaced
 
     def _check_members(self, shard: int, members: npt.NDArray[np.int64]) -> None:
         for member in np.unique(members[~self._is_checked[members]]).tolist():
             self._check_member(self._mapped[shard].content, shard, member)
 
     def _check_member(self, content: npt.NDArray[np.uint8], shard: int, member: int) -> None:
-        """It must lie within its shard, have its own name, and the content that the writer hashed."""
+        """The member must be inside its shard, have the right name, and match its hash in the index."""
         begin, name = int(self._offsets[member]), f"{member_key(self.split, member)}.npy"
         found = content[begin - TAR_BLOCK : begin].tobytes().partition(b"\0")[0]
         if found != name.encode():
@@ -327,11 +327,11 @@ class PackedDataset:
 class _MappedShard(NamedTuple):
     content: npt.NDArray[np.uint8]
     tokens: Tokens
-    """The same bytes; headers too, whatever they are as tokens."""
+    """The same bytes as tokens, headers included."""
 
 
 def check_sizes(folder: DatasetFolder, records: Iterable[FileRecord]) -> None:
-    """Every one of these files is there and has the length that the manifest states."""
+    """Raise DataError unless each file exists and has the length in the manifest."""
     for record in records:
         fault = folder.fault(record)
         if fault is not None:
@@ -339,7 +339,7 @@ def check_sizes(folder: DatasetFolder, records: Iterable[FileRecord]) -> None:
 
 
 def _load_index(folder: DatasetFolder, manifest: Manifest, split: str) -> npt.NDArray[np.int64]:
-    """Offset and hash of each member [members, 2]; processes of a machine share the memory that holds them."""
+    """Offset and hash of each member [members, 2]. Processes of a node share its memory."""
     record = manifest.splits[split].index
     content = _map_whole(folder, record)
     if content is None and folder.drop_damaged(record):
@@ -353,7 +353,7 @@ def _load_index(folder: DatasetFolder, manifest: Manifest, split: str) -> npt.ND
     of_split = manifest.splits[split]
     num_samples = sum(shard.samples for shard in of_split.shards)
     num_members = -(-num_samples // manifest.samples_per_member)
-    # What a manifest and an index from elsewhere say is used as addresses of memory.
+    # The manifest and the index may come from elsewhere, and their values are used as memory addresses.
     if num_samples != of_split.num_samples or len(numbers) != 2 * num_members:
         raise DataError(
             f"{name}: has {len(numbers) / 2:g} members, and the shards hold {num_samples} samples, where the manifest "
@@ -367,7 +367,7 @@ def _load_index(folder: DatasetFolder, manifest: Manifest, split: str) -> npt.ND
 
 
 def _map_whole(folder: DatasetFolder, record: FileRecord) -> mmap.mmap | None:
-    """The content of a file; None where it is not what `prepare` wrote."""
+    """The content of a file, or None if it differs from what `prepare` wrote."""
     descriptor = folder.open(record)
     try:
         content = mmap.mmap(descriptor, record.bytes, access=mmap.ACCESS_READ)

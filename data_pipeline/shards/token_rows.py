@@ -9,12 +9,12 @@ from data_pipeline.shards.manifest import Manifest
 from data_pipeline.shards.reader import PackedDataset, Tokens
 
 PARTS_KEY = "merged"
-"""Setting of a merged dataset: its parts, each with the number of its samples in each split."""
+"""Setting of a merged dataset: lists its parts, each with its number of samples per split."""
 READ_BYTES = 16 << 20
 
 
 def part_bounds(manifest: Manifest, split: str) -> list[int]:
-    """Numbers of the samples at which the parts of a merged dataset begin, and of all; any other has one part."""
+    """The sample numbers at which the parts of a merged dataset begin, and the total. Other datasets have one part."""
     parts = manifest.settings.get(PARTS_KEY)
     if parts is None:
         return [0, manifest.splits[split].num_samples]
@@ -22,14 +22,14 @@ def part_bounds(manifest: Manifest, split: str) -> list[int]:
 
 
 def samples_of(dataset: PackedDataset, first: int, last: int) -> Iterator[Tokens]:
-    """Samples from number `first` to before `last`, in stored order, many at a time."""
+    """Samples from number `first` up to `last` (exclusive), in stored order, many at a time."""
     step = max(1, READ_BYTES // ((dataset.seq_length + 1) * dataset.dtype.itemsize))
     for start in range(first, last, step):
         yield dataset.read(np.arange(start, min(start + step, last), dtype=np.int64))
 
 
 def rows_of(dataset: PackedDataset) -> Iterator[Iterator[Tokens]]:
-    """The row of tokens of each part, a stretch at a time; what neighbouring samples share comes once."""
+    """The row of tokens of each part, in blocks. A token that neighbouring samples share comes once."""
     for first, last in itertools.pairwise(part_bounds(dataset.manifest, dataset.split)):
         yield _row(dataset, first, last)
 

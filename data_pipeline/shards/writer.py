@@ -1,4 +1,4 @@
-"""Writes a split's samples as WebDataset shards, byte-identical when made again."""
+"""Writes the samples of a split as WebDataset shards. Equal samples give equal bytes."""
 
 import hashlib
 import os
@@ -18,7 +18,7 @@ from data_pipeline.shards.packing import Packing, make_packer, num_padding_token
 
 
 class MemberWriter:
-    """Writes samples as the members of one split's shards."""
+    """Writes samples as members of one split's shards."""
 
     def __init__(self, folder: Path, split: str, *, dtype: str, shard_bytes: int) -> None:
         self._folder = folder
@@ -30,7 +30,8 @@ class MemberWriter:
         self._index: list[tuple[int, int]] = []
 
     def write(self, rows: npt.NDArray[Any]) -> None:
-        """One member: samples [n, seq_length + 1]; every one but the last must have `samples_per_member` of them."""
+        """Write one member: samples [n, seq_length + 1]. All members but the last must have `samples_per_member`
+        samples."""
         content = npy_header(rows.shape, self._descr) + rows.tobytes()
         if self._shard is not None and self._shard.member_bytes + tar_member_bytes(len(content)) > self._shard_bytes:
             self._close_shard()
@@ -40,12 +41,12 @@ class MemberWriter:
         self._shard.write(member_key(self._split, len(self._index) - 1), content, len(rows))
 
     def close(self) -> tuple[tuple[ShardRecord, ...], FileRecord]:
-        """Write the index; the records of the shards and of it."""
+        """Write the index. Returns the records of the shards and of the index."""
         self._close_shard()
         return tuple(self._shards), self._write_index()
 
     def abort(self) -> None:
-        """Close the file without finishing it."""
+        """Close the open file without finishing it."""
         if self._shard is not None:
             self._shard.file.file.close()
             self._shard = None
@@ -67,7 +68,7 @@ class MemberWriter:
 
 
 class SplitWriter:
-    """Packs the documents of one split and writes it; `close` returns its record."""
+    """Packs and writes the documents of one split. `close` returns its record."""
 
     def __init__(
         self,
@@ -91,11 +92,11 @@ class SplitWriter:
         self._num_documents = self._num_tokens = self._num_text_bytes = self._num_padding_tokens = 0
 
     def add(self, tokens: npt.NDArray[Any], num_text_bytes: int) -> None:
-        """Append one document: its tokens, the end-of-document token included."""
+        """Append one document: its tokens, including the end-of-document token."""
         self.add_all(tokens, np.array([len(tokens)]), num_text_bytes)
 
     def add_all(self, tokens: npt.NDArray[Any], lengths: npt.NDArray[np.int64], num_text_bytes: int) -> None:
-        """Append documents of these lengths, which stand one after another."""
+        """Append concatenated documents of these lengths."""
         self._num_documents += len(lengths)
         self._num_tokens += len(tokens)
         self._num_text_bytes += num_text_bytes
@@ -103,7 +104,7 @@ class SplitWriter:
             self._write(samples)
 
     def close(self) -> SplitRecord:
-        """Write what is left, except a tail that fills no sample, and the index."""
+        """Write what is left, except a tail that does not fill a sample, and the index."""
         for samples in self._packer.close():
             self._write(samples)
         if self._filled:
@@ -112,7 +113,7 @@ class SplitWriter:
         num_samples = sum(shard.samples for shard in shards)
         num_held = num_samples * (self._seq_length + 1) - self._num_padding_tokens
         if self._packing == "stream" and num_samples:
-            num_held -= num_samples - 1  # tokens that neighbours share
+            num_held -= num_samples - 1  # tokens shared by neighbouring samples
         return SplitRecord(
             shards=shards,
             index=index,
@@ -125,7 +126,7 @@ class SplitWriter:
         )
 
     def abort(self) -> None:
-        """Close the file without finishing it."""
+        """Close the open file without finishing it."""
         self._members.abort()
 
     def _write(self, samples: npt.NDArray[Any]) -> None:
@@ -148,7 +149,7 @@ class SplitWriter:
 def split_writers(
     folder: Path, data: DataConfig, *, seq_length: int, dtype: str, eod_id: int
 ) -> Iterator[dict[str, SplitWriter]]:
-    """A writer for each split; at the end the files of those that nobody closed are left unfinished."""
+    """Yields a writer for each split. At the end, files of writers that were not closed are left unfinished."""
     writers = {
         name: SplitWriter(
             folder,
@@ -170,7 +171,7 @@ def split_writers(
 
 
 class _HashingFile:
-    """A file that hashes what is written to it."""
+    """Hashes what is written to a file."""
 
     def __init__(self, path: Path) -> None:
         self.sha256 = hashlib.sha256()
@@ -179,24 +180,24 @@ class _HashingFile:
 
     def write(self, block: bytes) -> int:
         if self.file.closed:
-            return len(block)  # after `abort` the tar writer still writes its end when it is collected
+            return len(block)  # after `abort`, the tar writer still writes its trailer when it is garbage-collected
         self.sha256.update(block)
         self.size += len(block)
         return self.file.write(block)
 
 
 class _ShardFile:
-    """A tar being written."""
+    """A tar file being written."""
 
     def __init__(self, path: Path) -> None:
         self.name = path.name
         self.samples = 0
         self.member_bytes = 0
         self.file = _HashingFile(path)
-        with without("torch"):  # for its loaders, which are not used here: seconds
+        with without("torch"):  # skips webdataset's loaders, which are not used here and take seconds to import
             from webdataset.writer import TarWriter
 
-        # Owner, mode and time are fixed: they would differ from one writing to the next.
+        # Owner, mode and time are fixed, because they would differ between two runs.
         self._tar = TarWriter(
             self.file, user="pretrain", group="pretrain", mode=0o444, mtime=0, encoder=False, compress=False
         )

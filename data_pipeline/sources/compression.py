@@ -1,4 +1,4 @@
-"""Bytes of a file, gzip and zstd undone on the way; a cut or damaged file is an error, never a short text."""
+"""Decompresses gzip and zstd while reading. A truncated or damaged file is an error, never a shorter text."""
 
 import codecs
 import io
@@ -13,16 +13,16 @@ from data_pipeline.storage.file_names import compression_of
 
 CHUNK_BYTES = 1 << 18
 ZSTD_PART_BYTES = 1 << 10
-"""Given to the decompressor at once, which returns all that comes of it: four bytes may stand for a block of 128 KiB,
-so at most 32 MiB, where a whole chunk may be 8 GiB."""
+"""Input for one call of the decompressor, which returns all of its output at once. Four bytes may expand to a block of
+128 KiB, so this limits the output to 32 MiB; a whole chunk could give 8 GiB."""
 GZIP_PART_BYTES = 1 << 14
-"""The same for gzip, which makes at most 1,032 bytes of one: 16 MiB."""
+"""The same for gzip, which expands at most 1,032 times: 16 MiB."""
 BYTE_ORDER_MARK = codecs.BOM_UTF8
-"""U+FEFF at the beginning of a file: it names the encoding, and is no character of the text."""
+"""U+FEFF at the beginning of a file. It marks the encoding and is not part of the text."""
 
 
 class ByteReader:
-    """Reads a file that may be compressed, as `name` tells, which is also for messages."""
+    """Reads a file, decompressing it if its name says so. `name` is also used in messages."""
 
     def __init__(self, raw: BinaryIO, name: str) -> None:
         self._raw = raw
@@ -36,22 +36,22 @@ class ByteReader:
         self._buffered = io.BufferedReader(_Raw(self._checked_read), CHUNK_BYTES)
 
     def read(self, size: int) -> bytes:
-        """At most `size` bytes, fewer only at the end; memory is taken for what there is."""
+        """At most `size` bytes, fewer only at the end. Allocates only what is there."""
         content = io.BytesIO()
         while size > 0 and (block := self._buffered.read(min(size, CHUNK_BYTES))):
             size -= content.write(block)
         return content.getvalue()
 
     def peek(self) -> bytes:
-        """Some of the bytes that come next, which stay to be read; b"" at the end of the file."""
+        """Some of the next bytes, without consuming them; b"" at the end of the file."""
         return self._buffered.peek(1)
 
     def readline(self, max_bytes: int) -> bytes:
-        """One line with its end, or as much of it; b"" at the end of the file."""
+        """One line with its line end, or its first `max_bytes` bytes; b"" at the end of the file."""
         return self._buffered.readline(max_bytes)
 
     def compressed_position(self) -> int:
-        """Bytes taken from the disk so far, for progress."""
+        """Bytes read from disk so far, for progress."""
         return self._raw.tell()
 
     def _checked_read(self, size: int) -> bytes | bytearray:
@@ -71,7 +71,7 @@ class ByteReader:
 
 
 class _Raw(io.RawIOBase):
-    """The least that io.BufferedReader asks of a stream."""
+    """The minimum that io.BufferedReader needs of a stream."""
 
     def __init__(self, read: Callable[[int], bytes | bytearray]) -> None:
         self._read = read
@@ -86,21 +86,23 @@ class _Raw(io.RawIOBase):
 
 
 class _Frames:
-    """The frames of zstd, or members of gzip, one after another, as one text.
+    """Concatenated zstd frames, or gzip members, as one text.
 
-    Each may have been a file of its own, so a byte order mark at its beginning is passed over. The readers of gzip and
-    zstandard do not say where one begins, and zstandard's ends without an error in the middle of a frame.
+    Each may have been a separate file, so a byte order mark at its beginning is skipped. This needs the frame borders,
+    which the readers of gzip and zstandard do not report; zstandard's reader also ends without an error in the middle
+    of a frame.
     """
 
     def __init__(self, raw: BinaryIO, new_frame: Callable[[], Any], part_bytes: int, padding: bytes = b"") -> None:
-        """`new_frame` makes a decompressor of one frame; bytes of `padding` may follow a frame, and not come first."""
+        """`new_frame` creates a decompressor for one frame. Bytes of `padding` may follow a frame, but not come
+        first."""
         self._raw = raw
         self._new_frame, self._part_bytes, self._padding = new_frame, part_bytes, padding
         self._frame: Any = None
         self._is_first = True
-        """Whether no frame has ended yet."""
+        """True until the first frame has ended."""
         self._head: bytes | None = None
-        """Of the frame, until it is long enough to be a byte order mark."""
+        """First bytes of the frame, until there are enough to recognize a byte order mark."""
         self._output = bytearray()
         self._input = memoryview(b"")
 

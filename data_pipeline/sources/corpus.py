@@ -1,6 +1,6 @@
-"""All documents that the inputs name, streamed one at a time, with a count of what was left out and why.
+"""All documents of the inputs, streamed one at a time, with counts of the dropped ones by reason.
 
-A corpus may be cut into pieces of about equal size, to be read apart; together they give the same documents.
+A corpus can be split into tasks of similar size that are read separately. Together they give the same documents.
 """
 
 import collections
@@ -20,33 +20,34 @@ from data_pipeline.storage.file_names import compression_of, format_of
 from data_pipeline.storage.output_paths import own
 
 READING_RULES = 2
-"""Raised when other text is read from the same files: a dataset made before is then compared with its text again."""
+"""Increase this when the same files yield other text. `prepare` then checks the text of existing datasets again."""
 
 
 @dataclass(frozen=True)
 class Span:
-    """A file, or those of its JSON lines that begin in a range of bytes, or a range of its row groups (Parquet)."""
+    """A file, a byte range of JSON lines (those that begin in it), or a range of row groups (Parquet)."""
 
     file: InputFile
     start: int
     end: int | None
-    """None: to the end of the file."""
+    """None: up to the end of the file."""
     num_bytes: int
-    """On the disk."""
+    """Size on disk."""
 
 
 Task = tuple[Span, ...]
 
 
 class Corpus:
-    """The inputs of one configuration, or a piece of them; `documents` may be asked for again and gives the same."""
+    """The inputs of a configuration, or one task of them. `documents` can be called repeatedly, with the same
+    result."""
 
     def __init__(self, data: DataConfig, task: Task | None = None, *, section: str = "data") -> None:
-        """`section`: where `inputs` and `text_key` are set, for messages."""
+        """`section` is where `inputs` and `text_key` are configured, for messages."""
         self._data = data
         self._text_key = TextKey(data.text_key, f"{section}.text_key")
         self.passed_over: collections.defaultdict[str, list[str]] = collections.defaultdict(list)
-        """By entry of the inputs: names of the files in its folder that are hidden or describe the data."""
+        """For each entry of the inputs, the ignored files in its folder, which are hidden or describe the data."""
         if task is None:
             found = find_files(
                 data.inputs,
@@ -61,17 +62,17 @@ class Corpus:
         self.files = [span.file for span in task]
         self.disk_bytes = sum(span.num_bytes for span in task)
         self.dropped: collections.Counter[str] = collections.Counter()
-        """By reason, of the latest pass."""
+        """Dropped documents by reason, in the latest pass."""
         self.num_cut_files = 0
-        """Text files cut into several documents, in the latest pass."""
+        """Text files that were cut into several documents, in the latest pass."""
         self.cuts_inside_lines: list[str] = []
-        """The documents that end there, in the latest pass."""
+        """Documents that end inside a line, in the latest pass."""
         self.disk_position = 0
-        """Bytes taken from the disk in the latest pass."""
+        """Bytes read from disk in the latest pass."""
 
     @property
     def status_digest(self) -> str:
-        """Names, sizes and times of all files, and how they are read: if equal, they give the same text."""
+        """Hash of the files' names, sizes and times, and of how they are read. Equal digests mean equal text."""
         digest = hashlib.sha256(b"%d" % READING_RULES)
         for file in self.files:
             digest.update(f"{file.identity}\n".encode(errors="replace"))
@@ -79,7 +80,7 @@ class Corpus:
 
     @property
     def content_digest(self) -> str:
-        """Names and bytes of all files, which are read for it as they lie there, and how they are read."""
+        """Hash of the files' names and bytes, and of how they are read. Reads all files."""
         digest = hashlib.sha256(b"%d" % READING_RULES)
         for file in self.files:
             digest.update(f"{file.name}\0{_file_sha256(file)}\n".encode(errors="replace"))
@@ -88,9 +89,9 @@ class Corpus:
     def documents(
         self, document_bytes: int, left_out: Callable[[str, str, str], None] = lambda reason, source, problem: None
     ) -> Iterator[Document]:
-        """Every document that is UTF-8 and not empty; text files are cut into documents of `document_bytes` at most.
+        """Yields every valid, non-empty document. Text files are cut into documents of at most `document_bytes`.
 
-        `left_out` is told of each other one: reason, place, and what is wrong with it.
+        `left_out` is called for every other document with reason, location and problem.
         """
         self.dropped.clear()
         self.cuts_inside_lines.clear()
@@ -118,11 +119,10 @@ class Corpus:
             self.disk_position = before + span.num_bytes
 
     def tasks(self, task_bytes: int) -> list[Task]:
-        """The corpus in pieces of about so many bytes on the disk, in order; each document is in one of them.
+        """Split the corpus, in order, into tasks of about `task_bytes` bytes on disk. Each document is in one task.
 
-        All files of a piece were named by one entry of the inputs.
-        Files are cut only where the documents stay what they are: JSON lines that are not compressed between
-        lines, Parquet between row groups.
+        All files of a task come from one entry of the inputs. Files are split only where documents stay intact:
+        uncompressed JSON lines between lines, Parquet between row groups.
         """
         tasks: list[Task] = []
         gathered: list[Span] = []
@@ -142,10 +142,10 @@ class Corpus:
     def _read(
         self, raw: BinaryIO, span: Span, document_bytes: int
     ) -> tuple[Callable[[], int], Iterator[Document | Unreadable]]:
-        """How far the span is read, in bytes; its documents."""
+        """A function that returns how many bytes of the span are read, and its documents."""
         key, file = self._text_key, span.file
         if _is_parquet(file):
-            from data_pipeline.sources.parquet import ParquetReader  # only who has such files waits for pyarrow
+            from data_pipeline.sources.parquet import ParquetReader  # import pyarrow only if it is needed
 
             table = ParquetReader(raw, file.name, key, range(span.start, span.end) if span.end else None)
             return lambda: int(span.num_bytes * table.share_read), table.documents()

@@ -1,4 +1,4 @@
-"""Which files the inputs name, in an order that does not depend on the machine."""
+"""Finds the files that the inputs name, in an order that does not depend on the machine."""
 
 import os
 import stat
@@ -15,34 +15,34 @@ from data_pipeline.storage.urls import is_url, shown
 
 REMEDY = "mend that, take it out of there, or name files and folders one by one"
 PassOver = Callable[[str, Sequence[str]], None]
-"""Takes an entry of the inputs and the files of its folder that are not read."""
+"""Called with an entry of the inputs and the ignored files in its folder."""
 
 
 @dataclass(frozen=True)
 class InputFile:
-    """A file to read, here or elsewhere."""
+    """An input file, local or remote."""
 
     location: str
     """Path or URL."""
     name: str
-    """For messages and records: the path or URL as given, or relative to the parent of the folder given."""
+    """For messages and records: the path or URL as given, or relative to the parent of the given folder."""
     num_bytes: int
-    """On the disk, compressed or not."""
+    """Size on disk, before decompression."""
     version: str | None
-    """What changes with the content: the time of the last change, or the name that a server has for it."""
+    """Changes with the content: the modification time, or the server's version tag."""
     given: str
-    """The entry of the inputs that named it."""
+    """The entry of the inputs that named the file."""
     cache: CacheConfig
 
     @property
     def identity(self) -> str:
-        """Equal for as long as nobody touched the file."""
+        """Equal as long as the file is unchanged."""
         place = self.location if is_url(self.location) else Path(self.location).resolve()
         return f"{place}\0{self.num_bytes}\0{self.version}"
 
     @property
     def content_place(self) -> str:
-        """Equal for names of the same file: links, and other ways to write its path."""
+        """Equal for paths of the same file, such as links."""
         path = self.location.removeprefix("file://")
         if is_url(path):
             return path
@@ -53,7 +53,7 @@ class InputFile:
         return f"{status.st_dev}:{status.st_ino}"
 
     def is_touched(self) -> bool:
-        """Whether a file of this machine is another one now; those elsewhere are watched while they are read."""
+        """Whether a local file has changed. Remote files are checked while they are read."""
         if is_url(self.location):
             return False
         try:
@@ -63,7 +63,7 @@ class InputFile:
         return (status.st_size, str(status.st_mtime_ns)) != (self.num_bytes, self.version)
 
     def open(self) -> BinaryIO:
-        """To be read from any place on; DataError where it cannot be."""
+        """Open the file for reading, with seek. Raises DataError."""
         if is_url(self.location):
             from data_pipeline.remote.file import open_remote
 
@@ -85,8 +85,8 @@ def find_files(
 ) -> list[InputFile]:
     """Files named directly, and those in folders whose names match a pattern, sorted within each folder.
 
-    `cache`: how URLs are read; `excluded`: real paths of folders that are passed over; `key`: of the inputs, for
-    messages; `pass_over` is called with the names in folders that match but are hidden or describe the data.
+    `cache` says how URLs are read. `excluded` are real paths of folders to ignore. `key` names the setting of the
+    inputs in messages. `pass_over` is called with matching files that are hidden or describe the data.
     """
     if not inputs:
         raise DataError(f"{key}=[]: names no text; name files or folders, as in {key}=[my.txt], or take data=stdlib")
@@ -126,7 +126,7 @@ def _find(
 
 
 def _refuse_twice(files: Sequence[InputFile]) -> None:
-    """A file that two entries name, or two names in one folder, would be read twice."""
+    """Raise InputError if two entries or two names refer to the same file, which would be read twice."""
     first_with: dict[str, InputFile] = {}
     for file in files:
         first = first_with.setdefault(file.content_place, file)
@@ -167,9 +167,9 @@ def _in_folder(
 
 
 def _walk(folder: Path, given: str, is_excluded: Callable[[Path], bool]) -> Iterator[Path]:
-    """All files, links followed; what cannot be looked into, or is there twice, is an error and no missing text.
+    """All files, following links. A folder that is unreadable, or is found twice, is an error rather than missing text.
 
-    In hidden folders, of which nothing is read, it is neither.
+    Hidden folders are exempt, because nothing in them is read.
     """
 
     def refuse(error: OSError) -> None:

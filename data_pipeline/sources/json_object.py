@@ -1,8 +1,8 @@
-"""JSON as `json.loads` reads it, except that no value of one key decides whether those of the others can be read.
+"""A JSON parser like `json.loads`, except that an extreme value of one key does not make the line unreadable.
 
-Python refuses integers of more than 4,300 digits, and values nested some hundred deep. A line that it refuses for that
-is read a second time, without either limit: integers as floats, and what is nested inside of the outermost value
-checked and left empty.
+Python rejects integers of more than 4,300 digits and values nested some hundred levels deep. A line rejected for that
+reason is parsed again without these limits: integers become floats, and values nested inside the top-level value are
+checked but left empty.
 """
 
 import json
@@ -20,7 +20,7 @@ _CLOSING = {"[": "]", "{": "}"}
 
 
 def parse_json(text: str) -> Any:
-    """The value; containers inside of it may be empty where they were not. ValueError: it is not JSON."""
+    """The parsed value. Nested containers may be empty although they were not. Raises ValueError for invalid JSON."""
     try:
         return json.loads(text)
     except json.JSONDecodeError:
@@ -30,7 +30,7 @@ def parse_json(text: str) -> Any:
 
 
 def kind_of(value: Any) -> str:
-    """The type of a parsed value, as JSON calls it."""
+    """The JSON name of a value's type."""
     if value is None:
         return "null"
     kinds = {dict: "an object", list: "an array", str: "a string", bool: "true or false"}
@@ -42,7 +42,7 @@ def _loads(text: str) -> Any:
 
 
 def _flat(text: str) -> str:
-    """The same value, with all that is nested inside of it checked and left empty."""
+    """The same JSON text, with everything nested inside the top-level value checked and removed."""
     kept: list[str] = []
     opened: list[str] = []
     position, wanted = 0, "value"
@@ -69,7 +69,7 @@ def _flat(text: str) -> str:
             raise json.JSONDecodeError(f"Expecting {wanted}", text, position)
         assert match is not None
         position = match.end()
-        if min(depth, len(opened)) <= 1:  # the outermost value, and the brackets of those inside
+        if min(depth, len(opened)) <= 1:  # the top-level value, and the brackets of those inside
             kept.append(token)
         elif kind in ("string", "atom"):
             _loads(token)

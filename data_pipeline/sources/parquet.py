@@ -1,4 +1,4 @@
-"""Documents of a Parquet file: one in each row of a text column, read a few rows at a time."""
+"""Documents of a Parquet file: one per row of a text column, read a few rows at a time."""
 
 from collections.abc import Iterator
 from typing import BinaryIO
@@ -11,11 +11,11 @@ from data_pipeline.errors import DataError
 from data_pipeline.sources.readers import TextKey, Unreadable
 
 ROWS_AT_ONCE = 64
-"""Few, as web pages may be megabytes long."""
+"""Few, because web pages may be megabytes long."""
 
 
 class ParquetReader:
-    """The column of `text_key` in an open file; `name` is for messages."""
+    """Reads the column `text_key` of an open file. `name` is used in messages."""
 
     def __init__(self, raw: BinaryIO, name: str, text_key: TextKey, row_groups: range | None = None) -> None:
         self._name, self._text_key = name, text_key
@@ -52,14 +52,14 @@ class ParquetReader:
                 return
             except (pyarrow.ArrowException, OSError) as error:
                 raise _damaged(self._name, error) from None
-            # By its name: the text `meta.text` of a struct `meta` is read along with a column `meta.text`.
+            # By name, because for a column called `meta.text` pyarrow also reads the field `text` of a struct `meta`.
             for value in batch.column(self._text_key.name):
                 self._rows_read += 1
                 yield self._document(value, f"{self._name}:{self._rows_read}")
 
     @property
     def share_read(self) -> float:
-        """Of the rows, for progress."""
+        """Share of the rows read, for progress."""
         return (self._rows_read - self._first_row) / self._num_rows if self._num_rows else 1.0
 
     def _document(self, value: pyarrow.Scalar, where: str) -> Document | Unreadable:
@@ -73,7 +73,7 @@ class ParquetReader:
 
 
 def row_group_bytes(raw: BinaryIO, name: str) -> list[int]:
-    """The size of each row group of an open file, on the disk, all columns together."""
+    """The compressed size of each row group, all columns together."""
     metadata = _open(raw, name).metadata
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
     return [sum(group.column(column).total_compressed_size for column in range(group.num_columns)) for group in groups]

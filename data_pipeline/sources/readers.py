@@ -1,4 +1,4 @@
-"""Documents of one file: JSON lines hold one each; any other file is text, and one document unless too long."""
+"""Reads the documents of one file: JSON lines hold one each; other files are text, one document unless too long."""
 
 import codecs
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from data_pipeline.sources.compression import BYTE_ORDER_MARK, CHUNK_BYTES, Byte
 from data_pipeline.sources.json_object import kind_of, parse_json
 
 MAX_LINE_BYTES = 1 << 28
-"""Far more than a document has; what never ends must not fill the memory."""
+"""Far longer than any document. Limits memory if a line never ends."""
 
 
 OTHER_MARKS = (
@@ -27,25 +27,25 @@ class TextKey(NamedTuple):
 
     name: str
     setting: str = "data.text_key"
-    """Which says so, for messages."""
+    """The setting that defines it, for messages."""
 
 
 @dataclass(frozen=True)
 class Unreadable:
-    """What stands where a document could not be made: the caller stops or counts it."""
+    """Takes the place of a document that could not be read. The caller stops, or counts it."""
 
     reason: str
-    """Short and fixed, for counting."""
+    """A short fixed name, for counting."""
     source: str
-    """Where it stands: the file, and its line or row."""
+    """The file, and its line or row."""
     problem: str
-    """What exactly is wrong."""
+    """A description of the problem."""
 
 
 def read_text(reader: ByteReader, name: str, max_bytes: int) -> Iterator[Document | Unreadable]:
-    """The whole file, or pieces of at most `max_bytes` that end where a line does if there is one.
+    """The whole file, or parts of at most `max_bytes` that end at a line end if there is one.
 
-    A byte order mark is passed over where a line begins: at the beginning of the file, or of one that it was joined of.
+    A byte order mark at the beginning of a line is skipped: files may have been concatenated.
     """
     if (other := _other_encoding(reader, name)) is not None:
         yield other
@@ -62,7 +62,7 @@ def read_text(reader: ByteReader, name: str, max_bytes: int) -> Iterator[Documen
         source = f"{name}@{start}" if start else name
         try:
             text = piece.decode()
-            if "\ufeff" in text:  # at once for ASCII, unlike a search for its bytes
+            if "\ufeff" in text:  # fast for ASCII, unlike searching for its bytes
                 piece = _without_marks(piece, begins_line)
                 text = piece.decode()
             yield Document(text, source, len(piece), ends_inside_line=bool(rest) and not block.endswith(b"\n", 0, end))
@@ -71,7 +71,7 @@ def read_text(reader: ByteReader, name: str, max_bytes: int) -> Iterator[Documen
         begins_line = block.endswith(b"\n", 0, end)
         start += end
         if not end:
-            return  # an empty file: one empty document
+            return  # an empty file is one empty document
 
 
 def _without_marks(piece: bytes, begins_line: bool) -> bytes:
@@ -81,7 +81,7 @@ def _without_marks(piece: bytes, begins_line: bool) -> bytes:
 
 
 def _other_encoding(reader: ByteReader, name: str) -> Unreadable | None:
-    """The file as a whole, if its byte order mark is that of another encoding than UTF-8."""
+    """The file as one unreadable document, if its byte order mark is not that of UTF-8."""
     head = reader.peek()
     encoding = next((encoding for mark, encoding in OTHER_MARKS if head.startswith(mark)), None)
     if encoding is None:
@@ -103,10 +103,10 @@ def _cut_place(block: bytes, limit: int) -> int:
 def read_jsonl(
     reader: ByteReader, name: str, text_key: TextKey, first: int = 0, end: int | None = None
 ) -> Iterator[Document | Unreadable]:
-    """The text of each line that begins at byte `first` or later and before `end`; blank lines are passed over.
+    """The text of each line that begins at byte `first` or later and before `end`. Blank lines are skipped.
 
-    A reader with a `first` above 0 must stand on the byte before it: only that tells whether a line begins there.
-    A byte order mark before a line is passed over: the file, or one of those that it was joined of, begins there.
+    If `first` is above 0, the reader must be at the byte before it, which shows whether a line begins at `first`. A
+    byte order mark before a line is skipped: files may have been concatenated.
     """
     if not first and (other := _other_encoding(reader, name)) is not None:
         yield other
@@ -130,7 +130,7 @@ def read_jsonl(
 
 
 def _pass_line(reader: ByteReader, start: int, end: int | None) -> int:
-    """Where the next line begins, if that is before `end`; else some place from there on."""
+    """The start of the next line if it is before `end`, else any position at or after `end`."""
     while end is None or start < end:
         part = reader.readline(CHUNK_BYTES)
         start += len(part)
@@ -170,6 +170,6 @@ _RULE = "as each line of a .jsonl, .ndjson or .json file must be (`jq -c` writes
 
 
 def fault(unreadable: Unreadable) -> DataError:
-    """The error that stops the run at a document that cannot be read."""
+    """The error that stops the run at an unreadable document."""
     remedy = "mend it, or leave such documents out with data.encoding_errors=skip"
     return DataError(f"{unreadable.source}: {unreadable.problem}; {remedy}")

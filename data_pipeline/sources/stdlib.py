@@ -1,4 +1,4 @@
-"""The sources of the running Python's standard library: real text on every machine that has Python."""
+"""The source code of Python's standard library: real text that every machine with Python has."""
 
 import sysconfig
 from pathlib import Path
@@ -8,10 +8,10 @@ _OF_OTHERS = frozenset({"site-packages", "dist-packages", "__pycache__"})
 
 
 def stdlib_folder() -> Path:
-    """Where the standard library lies, also inside a virtual environment."""
+    """The folder of the standard library, also when running in a virtual environment."""
     return Path(sysconfig.get_paths()["stdlib"])
 
 
 def is_excluded(folder: Path) -> bool:
-    """Whether a folder in there holds what is not of the library."""
+    """Whether a subfolder does not belong to the library."""
     return folder.name in _OF_OTHERS

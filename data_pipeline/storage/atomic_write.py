@@ -1,4 +1,4 @@
-"""Whole files or none: what is written here is there after a crash, under its name, or not at all."""
+"""Atomic file writes: after a crash, a file has either its old or its new content."""
 
 import os
 import secrets
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def write_durably(path: Path, content: bytes) -> None:
-    """Write `content` beside `path`, flush it to the disk, rename it: a kill leaves the old file or the new one."""
+    """Write `content` to a temporary file beside `path`, flush it to disk and rename it."""
     partial = partial_of(path)
     try:
         with partial.open("wb") as file:
@@ -21,12 +21,12 @@ def write_durably(path: Path, content: bytes) -> None:
 
 
 def partial_of(path: Path) -> Path:
-    """A name beside `path` that nobody else writes to; processes of two containers may have equal numbers."""
+    """A unique name beside `path`. The process ID is not enough: two containers may have the same one."""
     return path.with_name(f".{path.name}.{socket.gethostname()}.{secrets.token_hex(8)}.partial")
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush a folder's entries to the disk: a rename is not durable before."""
+    """Flush a folder's entries to disk. Until then a rename in it is not durable."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

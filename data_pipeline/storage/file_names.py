@@ -1,6 +1,6 @@
-"""What the name of a file says: whether a search takes it, how it is compressed, how its documents are read.
+"""What a file name implies: whether the file is read, how it is compressed and which format it has.
 
-Capital letters say nothing: A.JSONL.GZ is read as a.jsonl.gz.
+Names are compared case-insensitively: A.JSONL.GZ is read like a.jsonl.gz.
 """
 
 import fnmatch
@@ -15,22 +15,22 @@ NOT_READ: Mapping[str, str] = {
     **dict.fromkeys((".bz2", ".xz", ".lzma", ".lz4", ".br", ".z"), "is compressed in a way that is not read here"),
     **dict.fromkeys((".tar", ".tgz", ".zip", ".7z", ".rar"), "is an archive, whose names and gaps are no text"),
 }
-"""What no reading as text makes sense of."""
+"""Suffixes of files that cannot be read as text, with the reason."""
 FORMATS: Mapping[str, Format] = {
     ".jsonl": "json_lines",
     ".ndjson": "json_lines",
-    ".json": "json_lines",  # what C4 and many others call it; one that holds something else is an error, not text
+    ".json": "json_lines",  # as in C4; a file that is not JSON lines is an error, not text
     ".parquet": "parquet",
 }
 CARDS = ("readme", "dataset_card", "datacard")
-"""Names, up to their first dot, of texts about the data that lie beside it."""
+"""Names, up to the first dot, of files that describe a dataset."""
 
 
 def choose(paths: Iterable[str]) -> tuple[list[str], list[str]]:
-    """Those of the files found in a folder that hold its text, and those that are passed over, both sorted.
+    """Split the files found in a folder into those to read and those to ignore, both sorted.
 
-    Passed over is what is hidden, as are copies that editors and operating systems keep, and what describes the data:
-    a README beside JSON lines or Parquet. `paths` begin in the folder, with / between their parts.
+    Ignored are hidden files, which include temporary copies of editors and operating systems, and files that describe
+    the data, such as a README beside JSON lines or Parquet. `paths` are relative to the folder, with / as separator.
     """
     in_order = sorted(paths, key=lambda path: path.split("/"))
     chosen = [path for path in in_order if not any(part.startswith(".") for part in path.split("/"))]
@@ -45,7 +45,7 @@ def _is_card(path: str) -> bool:
 
 
 def is_included(name: str, patterns: Iterable[str]) -> bool:
-    """Whether one of the patterns of `data.include` fits the name of a file in a folder."""
+    """Whether a file name in a folder matches one of the patterns of `data.include`."""
     return any(fnmatch.fnmatchcase(name.lower(), pattern.lower()) for pattern in patterns)
 
 
@@ -54,19 +54,19 @@ def compression_of(name: str) -> Compression | None:
 
 
 def format_of(name: str) -> Format:
-    """How the documents of a file are read once it is unpacked: as text, unless its suffix tells otherwise."""
+    """The format of a file after decompression: text, unless its suffix says otherwise."""
     plain = name.lower().removesuffix(_suffix(name, COMPRESSIONS))
     return FORMATS.get(_suffix(plain, FORMATS), "text")
 
 
 def not_read(name: str) -> str | None:
-    """Why a file of this name is not read, if so."""
+    """Why a file with this name cannot be read, or None if it can."""
     plain = name.lower().removesuffix(_suffix(name, COMPRESSIONS))
     return NOT_READ.get(_suffix(plain, NOT_READ))
 
 
 def printable(text: str) -> str:
-    """A text with names in it, as UTF-8 can hold it: bytes of theirs that are none are written as \\udcff."""
+    """A text that can be encoded as UTF-8. Bytes of file names that are not UTF-8 are escaped, as in \\udcff."""
     return text.encode(errors="backslashreplace").decode()
 
 

@@ -1,4 +1,4 @@
-"""Where `prepare` writes: the dataset's folder, and beside it, until it is whole, what becomes of it."""
+"""Where `prepare` writes: the dataset's folder and, until it is complete, temporary folders beside it."""
 
 import os
 import re
@@ -13,7 +13,7 @@ _OF_A_DATASET = re.compile(
 
 
 def folder_to_write(path: str) -> Path:
-    """Of `data.path`, a link to a folder followed; DataError where it names none that could be made."""
+    """The folder that `data.path` names, with a link resolved. Raises DataError if it cannot be created."""
     if is_url(path):
         raise DataError(
             f"data.path={shown(path)}: `prepare` writes to a disk; give a folder, copy it there when it is done"
@@ -30,27 +30,27 @@ def folder_to_write(path: str) -> Path:
 
 
 def staged(folder: Path) -> Path:
-    """Where the dataset is built."""
+    """The folder in which the dataset is built."""
     return folder.with_name(folder.name + ".partial")
 
 
 def replaced(folder: Path) -> Path:
-    """Where the one before waits until the new one is in its place."""
+    """The folder that holds the previous dataset until the new one has replaced it."""
     return folder.with_name(folder.name + ".replaced")
 
 
 def work(folder: Path) -> Path:
-    """Where finished pieces are."""
+    """The folder that holds the results of finished tasks."""
     return folder.with_name(folder.name + ".work")
 
 
 def lock(folder: Path) -> Path:
-    """The file that keeps other processes out of one of these."""
+    """The lock file of one of these folders."""
     return folder.with_name(folder.name + ".lock")
 
 
 def own(path: str) -> frozenset[Path]:
-    """All of these for a `data.path`, without links: none of them is text to read."""
+    """All of these for a `data.path`, with links resolved. Inputs must not include any of them."""
     real = _real(Path(path))
     if not real.name:
         return frozenset()
@@ -58,7 +58,8 @@ def own(path: str) -> frozenset[Path]:
 
 
 def refuse_others_files(folder: Path) -> None:
-    """DataError where a dataset's folder holds what `prepare` did not write, which would go with it."""
+    """Raise DataError if the folder holds files that `prepare` did not write, because replacing it would delete
+    them."""
     others = sorted(entry.name for entry in folder.iterdir() if not _OF_A_DATASET.fullmatch(entry.name))
     if others:
         raise DataError(
@@ -68,4 +69,4 @@ def refuse_others_files(folder: Path) -> None:
 
 
 def _real(path: Path) -> Path:
-    return Path(os.path.realpath(path))  # as `resolve`, which raises where it may not look
+    return Path(os.path.realpath(path))  # like `resolve`, which raises if a folder is not readable

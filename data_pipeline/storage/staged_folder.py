@@ -1,4 +1,4 @@
-"""A folder that appears whole or not at all: it is built beside its place and renamed into it."""
+"""A folder that appears complete or not at all: it is built under a temporary name and then renamed."""
 
 import contextlib
 import fcntl
@@ -20,10 +20,10 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def stage(folder: Path) -> Iterator[Path]:
-    """Gives a folder beside `folder` to fill; when the block ends well it takes the place of `folder`.
+    """Yields a temporary folder to fill. When the block ends without an error, it replaces `folder`.
 
-    What an interrupted attempt left is removed first. If the block raises, nothing is left and `folder` is as before.
-    Only one process may stage a folder at a time.
+    What an interrupted attempt left is removed first. If the block raises, the temporary folder is removed and `folder`
+    is unchanged. Only one process may stage a folder at a time.
     """
     staged, replaced = output_paths.staged(folder), output_paths.replaced(folder)
     with _disk_errors(folder), _remove_new_parents(staged), _locked(staged):
@@ -45,10 +45,11 @@ def stage(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def open_task_store(folder: Path) -> Iterator[TaskStore]:
-    """Gives the folder of finished pieces for `folder`, with those that an interrupted attempt left.
+    """Yields the store of finished tasks for `folder`, including those of an interrupted attempt.
 
-    It is removed when the block ends well; when it raises too, unless it was interrupted or has more than
-    SECONDS_WORTH_KEEPING in it: a mistake in the settings must not cost hours, nor leave crumbs behind.
+    The store is removed when the block succeeds. If the block raises, it is kept when the work was interrupted or took
+    more than SECONDS_WORTH_KEEPING: a mistake in the settings must not cost hours, and a quick failure should leave
+    nothing behind.
     """
     work = TaskStore(output_paths.work(folder))
     with _disk_errors(folder), _remove_new_parents(work.path), _locked(work.path):
@@ -66,7 +67,7 @@ def open_task_store(folder: Path) -> Iterator[TaskStore]:
 
 @contextmanager
 def _disk_errors(folder: Path) -> Iterator[None]:
-    """What goes wrong in writing, in words."""
+    """Turn an OSError while writing into a DataError that names `data.path`."""
     try:
         yield
     except OSError as error:
@@ -80,7 +81,7 @@ def _disk_errors(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _remove_new_parents(folder: Path) -> Iterator[None]:
-    """If the block raises, parents that had to be made are removed again, as far as they are empty."""
+    """If the block raises, remove the parent folders that were created for it, if they are empty."""
     made = [parent for parent in folder.parents if not parent.exists()]
     try:
         yield
@@ -93,7 +94,7 @@ def _remove_new_parents(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def stage_new(folder: Path) -> Iterator[Path]:
-    """As `stage`, for a folder that must not be there yet."""
+    """Like `stage`, for a folder that must not exist yet."""
     with _disk_errors(folder):
         if folder.exists() or folder.is_symlink():
             raise DataError(f"{folder}: is there already, and nothing is overwritten; name another folder")
@@ -119,9 +120,9 @@ def _recover(folder: Path, replaced: Path) -> None:
 
 @contextmanager
 def _locked(staged: Path) -> Iterator[None]:
-    """Make the folder and hold the file beside it, which a kill may leave there, but not held.
+    """Create the folder and lock the file beside it. A killed process may leave that file, but not the lock.
 
-    A lock on the folder itself would keep out no other host: over NFS only that of a file does, opened for writing.
+    The lock is on a file opened for writing, because over NFS a lock on the folder would not exclude other hosts.
     """
     staged.parent.mkdir(parents=True, exist_ok=True)
     path = output_paths.lock(staged)

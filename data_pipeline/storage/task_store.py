@@ -1,4 +1,4 @@
-"""The folder of finished pieces: what stands there under a key is whole, and made from exactly what the key names."""
+"""A folder of task results. A result under a key is complete, and was computed from exactly what the key hashes."""
 
 import contextlib
 import dataclasses
@@ -18,13 +18,13 @@ RECORD, PROGRESS = ".json", ".progress"
 
 
 def key_of(*parts: Any) -> str:
-    """A name for a piece of work: equal for equal JSON."""
+    """The key of a task: equal for arguments with equal JSON."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
 @dataclasses.dataclass(frozen=True)
 class TaskStore:
-    """Files `KEY.SUFFIX` of each piece, and its record `KEY.json`, which is written last."""
+    """Files `KEY.SUFFIX` of each task, and its record `KEY.json`, which is written last."""
 
     path: Path
 
@@ -32,7 +32,7 @@ class TaskStore:
         return self.path / f"{key}{suffix}"
 
     def record(self, key: str) -> dict[str, Any] | None:
-        """What a finished piece said of itself; None: it is not finished."""
+        """The record of a finished task, or None if it is not finished."""
         try:
             record = json.loads(self.file(key, RECORD).read_text())
             files = record.pop("files")
@@ -43,14 +43,14 @@ class TaskStore:
         return None
 
     def finish(self, key: str, record: dict[str, Any], suffixes: tuple[str, ...]) -> None:
-        """Call when all files of the piece are on the disk."""
+        """Mark the task as finished. All of its files must be on disk."""
         files = {suffix: self.file(key, suffix).stat().st_size for suffix in suffixes}
         write_durably(self.file(key, RECORD), json.dumps({**record, "files": files}).encode())
         self.file(key, PROGRESS).unlink(missing_ok=True)
 
     @contextmanager
     def writing(self, key: str, suffix: str) -> Iterator[BinaryIO]:
-        """A file that gets its name when it is whole; the record that names it makes the name durable too."""
+        """Yields a file that gets its name when it is complete. Writing the record makes the name durable too."""
         path = self.file(key, suffix)
         partial = partial_of(path)
         try:
@@ -63,7 +63,7 @@ class TaskStore:
             partial.unlink(missing_ok=True)
 
     def save_progress(self, key: str, num_bytes: int) -> None:
-        """How far the work on a piece has come: a file, so that it is seen from wherever the work is done."""
+        """Save how many bytes of the task are done. This is a file, so that other hosts can read it."""
         with contextlib.suppress(OSError):
             self.file(key, PROGRESS).write_text(str(num_bytes))
 
@@ -74,7 +74,7 @@ class TaskStore:
             return 0
 
     def age(self) -> float:
-        """Seconds since the first piece was finished; 0: none is."""
+        """Seconds since the first task was finished, or 0 if none is."""
         finished = [path.stat().st_mtime for path in self.path.glob(f"*{RECORD}")]
         return max(time.time() - min(finished), 1e-9) if finished else 0.0
 
@@ -83,7 +83,7 @@ class TaskStore:
 
 
 def at_most_every(seconds: float, clock: Callable[[], float]) -> Callable[[], bool]:
-    """A function that is true at most once in so many seconds."""
+    """A function that returns true at most once per `seconds`."""
     last = clock()
 
     def due() -> bool:

@@ -1,4 +1,4 @@
-"""The prepared datasets that a configuration names, wherever they lie."""
+"""Opens the prepared datasets that a configuration names."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ def open_folder(address: str, cache: CacheConfig) -> DatasetFolder:
 
 
 def dataset_folders(data: DataConfig) -> dict[str, DatasetFolder]:
-    """The prepared datasets that a run reads, by name: all of a mixture, else the one."""
+    """The prepared datasets that a run reads, by name: those of the mixture, or the one at data.path."""
     if data.mixture is None:
         return {data.name: open_folder(data.path, data.cache)}
     if data.path.startswith(PIPE):

@@ -1,7 +1,7 @@
-"""Batches of tokens for one data-parallel rank; the whole state of the stream is one integer, the position.
+"""Batches of tokens for one data-parallel rank. The whole state of the stream is one integer, the position.
 
-Ranks are plain integers here: rank r of `size` takes its part of each global batch by arithmetic on the position, so
-any other size continues the same order.
+Ranks are plain integers: rank r of `size` computes its part of each global batch from the position, so any other number
+of ranks continues the same order.
 """
 
 import contextlib
@@ -22,30 +22,31 @@ from data_pipeline.stream.mixture import TrainingData
 from data_pipeline.stream.shard_prefetch import prefetch_shards
 
 MAX_WINDOW_BATCHES = 1024
-WINDOW_BYTES = 32 << 20  # about three windows are alive at once
-FIRST_ORDER_SAMPLES, ORDER_SAMPLES = 1 << 14, 1 << 16  # of which the order is computed at once: takes 2 and 8 ms
+WINDOW_BYTES = 32 << 20  # about three windows are in memory at once
+FIRST_ORDER_SAMPLES, ORDER_SAMPLES = 1 << 14, 1 << 16  # positions whose order is computed at once; takes 2 and 8 ms
 
 
 class Batch(NamedTuple):
     """This rank's samples of one global batch."""
 
     tokens: torch.Tensor
-    """int64 [n, seq_length + 1]: inputs and, one place on, targets."""
+    """int64 [n, seq_length + 1]: the inputs and, shifted by one, the targets."""
     mask: torch.Tensor | None
-    """bool [n, seq_length]: which targets count, not being padding of a sample or of the batch, nor of a sample that
-    was skipped; None: all. Every batch of a stream has one or none has."""
+    """bool [n, seq_length]: which targets count. Padding of a sample or of the batch, and skipped samples, do not.
+    None: all count. Either every batch of a stream has a mask or none has."""
     position: int
     """Global position of the first sample of the global batch."""
     next_position: int
-    """Where the next global batch begins: all that a resume needs."""
+    """Where the next global batch begins. This is all that a resume needs."""
     epoch: int
-    """Passes over the dataset (of a mixture: over the one passed over most often) that were complete at `position`."""
+    """Complete passes over the dataset before `position`; for a mixture, over the dataset with the most passes."""
     digest: int
-    """Sum of a hash of position and content over this rank's samples that count, mod 2**64, as signed int64: summed
-    over ranks with the same wrap-around it names the global batch, whatever their number. The content comes in by the
-    hash (XXH3, 64 bits) of the member that holds the sample, with which its bytes are compared when first read."""
+    """Sum over this rank's samples that count of a hash of position and content, mod 2**64, as signed int64. Summed
+    over ranks with the same wrap-around, it identifies the global batch, whatever the number of ranks. The content
+    enters through the hash (XXH3, 64 bits) of the member that holds the sample; its bytes are checked against that hash
+    when they are first read."""
     num_skipped: int = 0
-    """This rank's samples that don't count because their shard is bad."""
+    """This rank's samples that do not count because their shard is bad."""
 
 
 def train_batches(
@@ -58,9 +59,9 @@ def train_batches(
     position: int,
     asked_to_stop: Callable[[], bool] = lambda: False,
 ) -> Generator[Batch, None, None]:
-    """Endless shuffled batches from a global position on, read ahead by a thread that ends with the iterator.
+    """Endless shuffled batches from a global position on, prefetched by a thread that ends with the iterator.
 
-    `asked_to_stop` ends them where the next one would have to be waited for.
+    If the next batch is not ready and `asked_to_stop` returns true, the batches end.
     """
     assert 0 <= rank < size and global_batch_size % size == 0 and position >= 0
     return _stream(dataset, seed, global_batch_size, rank, size, position, asked_to_stop)
@@ -86,10 +87,10 @@ def _stream(
 def evaluation_batches(
     dataset: PackedDataset, *, batch_size: int, rank: int, size: int, max_samples: int | None
 ) -> Generator[Batch, None, None]:
-    """The first samples of a dataset (all if max_samples is None) in their own order, once.
+    """The first `max_samples` samples of a dataset (None: all) in stored order, once.
 
-    `batch_size` is this rank's. Every rank gets the same number of batches; what is missing at the end is filled up
-    with repeated samples that do not count.
+    `batch_size` is per rank. Every rank gets the same number of batches; the last ones are filled with repeated samples
+    that do not count.
     """
     assert 0 <= rank < size and batch_size > 0
     num_samples = dataset.num_samples if max_samples is None else min(max_samples, dataset.num_samples)
@@ -117,19 +118,19 @@ def _train_windows(
     position: int,
     stop: threading.Event,
 ) -> Iterator["_Window"]:
-    """Coming batches, several at a time: read in the order of the files, handed out in the order of the batches."""
+    """Coming batches in windows: read in file order, returned in batch order."""
     per_rank = global_batch_size // size
     largest = max(
         1, min(MAX_WINDOW_BATCHES, WINDOW_BYTES // (per_rank * (dataset.seq_length + 1) * dataset.dtype.itemsize))
     )
-    # Each epoch is a permutation of its own: few of them at once.
+    # Each epoch is a separate permutation, so limit the number of epochs computed at once.
     longest = max(1, min(ORDER_SAMPLES, 8 * dataset.num_samples) // per_rank)
     # Both grow, so that the first batch does not wait for many others.
     stretch, length = max(1, min(longest, FIRST_ORDER_SAMPLES // per_rank)), 1
     while True:
         num_batches = stretch
         if dataset.end is not None:
-            # Stretches reach ahead of what is asked for, and not beyond a mixture's end.
+            # The order is computed ahead of what is asked for, but not beyond a mixture's end.
             num_batches = min(stretch, (dataset.end - position) // global_batch_size)
             if not num_batches:
                 raise DataError(f"{dataset.described}: used up after {position:,} samples; see data.mixture_max_epochs")
@@ -146,7 +147,7 @@ def _train_windows(
 
 
 class _Window:
-    """Batches that begin at `starts`, of `samples` [b, n] at `positions` [b, n], found in the thread that makes it."""
+    """Batches that begin at `starts`, of `samples` [b, n] at `positions` [b, n], located by the prefetch thread."""
 
     def __init__(
         self,
@@ -170,7 +171,7 @@ class _Window:
         self._samples.materialize()
 
     def batches(self, global_batch_size: int) -> Iterator[Batch]:
-        """Copied one by one by whoever takes them, whose processor's cache then holds them."""
+        """Each batch is copied when it is taken, by the consumer's thread, so that it is in that core's cache."""
         mask, num_skipped, first = None, 0, 0
         for number, (start, epoch, digest) in enumerate(zip(self._starts, self._epochs, self._digests, strict=True)):
             tokens = self._samples.tokens(slice(first, first + self._per_rank))
@@ -184,7 +185,7 @@ class _Window:
 
 
 def _mask(dataset: TrainingData, tokens: Tokens, counts: npt.NDArray[np.bool_] | None) -> torch.Tensor | None:
-    """Which targets count, where some may not: those of samples that count, as far as they are no padding."""
+    """Which targets count: those of samples that count and that are not padding. None if all do."""
     whole = None if counts is None else torch.from_numpy(counts)[:, None].expand(-1, dataset.seq_length)
     if not dataset.is_padded:
         return whole
@@ -198,7 +199,7 @@ def _digests(
     positions: npt.NDArray[np.int64],
     counts: npt.NDArray[np.bool_] | None,
 ) -> list[int]:
-    """Of batches [b, n] of the samples with these numbers at these positions, of which some may not count."""
+    """The digest of each batch of samples [b, n] at these positions. `counts` masks samples that do not count."""
     names = dataset.sample_hashes(numbers.ravel()).reshape(numbers.shape)
     hashes = splitmix64(names ^ splitmix64(positions.astype(np.uint64)))
     if counts is not None:

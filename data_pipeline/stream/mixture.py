@@ -1,9 +1,9 @@
-"""Several datasets as one stream: from which of them the sample at a position comes, and which of its samples it is.
+"""Several datasets as one stream: which dataset and which of its samples come at each position.
 
-Both are a pure function of the position, in whole numbers, so that a stream may be entered anywhere and every rank
-finds the same. A binary tree over the datasets deals the positions out: at a node of weight w whose left half weighs l,
-the first q positions hold floor(q l / w + 1 / 2) of the left half. So every stretch of the stream holds each dataset by
-its weight, up to one sample for each level of the tree.
+Both are a pure function of the position in integer arithmetic, so a stream can start anywhere and all ranks agree. A
+binary tree over the datasets assigns the positions: at a node of weight w whose left half weighs l, the first q
+positions hold floor(q l / w + 1 / 2) samples of the left half. So every section of the stream holds each dataset by its
+weight, to within one sample per level of the tree.
 """
 
 import hashlib
@@ -27,47 +27,47 @@ from data_pipeline.shards.mmap_reader import Samples
 from data_pipeline.shards.reader import PackedDataset
 
 UNITS = round(1 / LEAST_SHARE)
-"""Weights are rounded to so many parts of the whole."""
+"""Weights are rounded to this many parts of the whole."""
 MAX_POSITION = 1 << 42
-"""Positions times units stay below 2**63."""
+"""Keeps positions times units below 2**63."""
 
 
 @dataclass(frozen=True)
 class Component:
-    """A dataset as far as the mixture needs to know it."""
+    """A dataset, as the mixture sees it."""
 
     name: str
     num_samples: int
     max_samples: int | None
-    """No more are taken; None: as many as are asked for, in epochs."""
+    """Use at most this many samples. None: no limit, the dataset repeats."""
 
 
 @dataclass(frozen=True)
 class Segment:
-    """From position `start` on, until the next one begins."""
+    """The stream from position `start` to the next segment, with constant weights."""
 
     start: int
     units: tuple[int, ...]
-    """Weight of each ingredient; 0: none of it."""
+    """Integer weight of each component; 0: not used."""
     taken: tuple[int, ...]
-    """Samples of each in all stretches before."""
+    """Samples of each component in all earlier segments."""
 
 
 class Mixture:
-    """The plan: its stretches, found once; everything else is arithmetic on them."""
+    """The segments of the stream, computed once. Everything else is arithmetic on them."""
 
     def __init__(self, components: Sequence[Component], phases: Sequence[tuple[int, Sequence[float]]]) -> None:
-        """`phases`: from which position on which weights hold, ascending, the first from 0 on."""
+        """`phases` are (first position, weights), ascending; the first begins at 0."""
         assert phases[0][0] == 0 and all(first < then for (first, _), (then, _) in itertools.pairwise(phases))
         self.components, self.phases = tuple(components), tuple(phases)
         self.segments: list[Segment] = []
         self.end: int | None = None
-        """Where every ingredient that the weights ask for is used up; None: nowhere."""
+        """The position at which every component with weight is used up. None: never."""
         self._plan(phases)
         self._starts = np.array([segment.start for segment in self.segments], dtype=np.int64)
 
     def assign(self, positions: Positions) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """For each position: the number of its ingredient, and how many of that one's samples come before it."""
+        """For each position: the number of its component, and how many samples of that component come before it."""
         where = np.asarray(positions, dtype=np.int64)
         assert not len(where) or (where.min() >= 0 and where.max() < (MAX_POSITION if self.end is None else self.end))
         which, index = np.empty_like(where), np.empty_like(where)
@@ -79,14 +79,14 @@ class Mixture:
         return which, index
 
     def taken(self, position: int) -> tuple[int, ...]:
-        """Samples of each ingredient before this position."""
+        """Samples of each component before this position."""
         segment = [segment for segment in self.segments if segment.start <= position][-1]
         return tuple(
             before + _count(segment.units, item, position - segment.start) for item, before in enumerate(segment.taken)
         )
 
     def before(self, position: int) -> list[tuple[int, tuple[int, ...]]]:
-        """What decides the stream up to a position: where which weights began."""
+        """What decides the stream up to a position: the start and units of each segment."""
         return [(segment.start, segment.units) for segment in self.segments if segment.start < position]
 
     def _plan(self, phases: Sequence[tuple[int, Sequence[float]]]) -> None:
@@ -126,7 +126,7 @@ def _assign(
     which: npt.NDArray[np.int64],
     index: npt.NDArray[np.int64],
 ) -> None:
-    """Write into `slots` of `which` and `index` what these positions of the sub-tree first .. last are."""
+    """Fill `slots` of `which` and `index` for these positions of the subtree first .. last."""
     if not len(slots):
         return
     if last - first == 1:
@@ -145,7 +145,7 @@ def _assign(
 
 
 def _count(units: tuple[int, ...], item: int, length: int) -> int:
-    """Samples of `item` among the first `length` positions of a stretch."""
+    """Samples of `item` among the first `length` positions of a segment."""
     first, last = 0, len(units)
     while last - first > 1:
         middle = (first + last) // 2
@@ -159,7 +159,7 @@ def _count(units: tuple[int, ...], item: int, length: int) -> int:
 
 
 def _when(units: tuple[int, ...], item: int, count: int) -> int:
-    """The least length of a stretch that holds `count` samples of `item`."""
+    """The least length of a segment that holds `count` samples of `item`."""
     low, high = count, MAX_POSITION
     while low < high:
         middle = (low + high) // 2
@@ -171,30 +171,30 @@ def _when(units: tuple[int, ...], item: int, count: int) -> int:
 
 
 class MixedDataset:
-    """Training splits of several prepared datasets, read as one stream."""
+    """The training splits of several prepared datasets, read as one stream."""
 
     def __init__(self, datasets: Mapping[str, PackedDataset], mixture: Mixture) -> None:
         self.parts, self.mixture = tuple(datasets.values()), mixture
         self.names, self.end = tuple(datasets), mixture.end
         self.manifest = self.parts[0].manifest
-        """Of the first: all have its tokenizer and sample length."""
+        """The first dataset's manifest. All have the same tokenizer and sequence length."""
         self.seq_length, self.dtype = self.manifest.seq_length, self.parts[0].dtype
         self._bases = np.cumsum([0, *(dataset.num_samples for dataset in self.parts)], dtype=np.int64)
         self.num_samples = int(self._bases[-1])
 
     @property
     def described(self) -> str:
-        """For messages."""
+        """The dataset's name for messages."""
         return "the mixture of " + ", ".join(str(dataset.folder) for dataset in self.parts)
 
     @property
     def skips_bad_shards(self) -> bool:
-        """Whether samples of bad shards are left out of training and counted."""
+        """Whether samples of bad shards are skipped and counted."""
         return self.parts[0].skips_bad_shards
 
     @property
     def is_padded(self) -> bool:
-        """Whether targets may be padding, which no loss counts."""
+        """Whether targets may be padding, which the loss ignores."""
         return any(dataset.is_padded for dataset in self.parts)
 
     @property
@@ -202,7 +202,7 @@ class MixedDataset:
         return sum(dataset.num_train_tokens for dataset in self.parts)
 
     def sample_indices(self, positions: Positions, seed: int) -> npt.NDArray[np.int64]:
-        """Numbers of the samples at these positions, counted through all datasets."""
+        """The sample numbers at these positions, numbered through all datasets."""
         which, index = self.mixture.assign(positions)
         numbers = np.empty_like(index)
         for item, dataset in enumerate(self.parts):
@@ -213,13 +213,13 @@ class MixedDataset:
         return numbers
 
     def shards_of(self, numbers: npt.NDArray[np.int64]) -> Iterator[tuple[int, DatasetFolder, ShardRecord]]:
-        """The shards that these samples lie in, each with the place in `numbers` where it is first needed."""
+        """The shards that contain these samples, each with the index in `numbers` of its first use."""
         for dataset, chosen, inside in self._by_part(numbers):
             for place, folder, record in dataset.shards_of(inside):
                 yield int(chosen[place]), folder, record
 
     def sample_hashes(self, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
-        """What names the content of each of these samples."""
+        """A hash of each sample's content."""
         names = np.empty(len(numbers), dtype=np.uint64)
         for dataset, chosen, inside in self._by_part(numbers):
             names[chosen] = dataset.sample_hashes(inside)
@@ -231,7 +231,7 @@ class MixedDataset:
         stop: threading.Event | None = None,
         skipped: npt.NDArray[np.bool_] | None = None,
     ) -> Samples:
-        """These samples, at least one, in the order asked for; `stop`, `skipped`: as for a dataset."""
+        """Locate at least one sample, in the given order. For `stop` and `skipped` see PackedDataset."""
         found = []
         for dataset, chosen, inside in self._by_part(numbers):
             its_skipped = None if skipped is None else np.zeros(len(chosen), dtype=bool)
@@ -243,7 +243,8 @@ class MixedDataset:
     def _by_part(
         self, numbers: npt.NDArray[np.int64]
     ) -> Iterator[tuple[PackedDataset, npt.NDArray[np.intp], npt.NDArray[np.int64]]]:
-        """Each dataset that has some of these samples, their places in `numbers`, and their numbers in it."""
+        """Each dataset that holds some of these samples, their indices in `numbers`, and their numbers in that
+        dataset."""
         which = np.searchsorted(self._bases, numbers, side="right") - 1
         for item, dataset in enumerate(self.parts):
             chosen = np.flatnonzero(which == item)
@@ -251,12 +252,13 @@ class MixedDataset:
                 yield dataset, chosen, numbers[chosen] - self._bases[item]
 
     def epoch_at(self, position: int) -> int:
-        """Whole passes over the dataset that was passed over most often."""
+        """Complete passes over the dataset with the most passes."""
         taken = self.mixture.taken(position)
         return max(count // dataset.num_samples for count, dataset in zip(taken, self.parts, strict=True))
 
     def digest_before(self, position: int) -> str:
-        """Names all that decides the samples before a position: later weights may change, earlier ones not."""
+        """Identifies everything that decides the samples before a position. Later weights may change, earlier ones
+        not."""
         content = [
             [[name, dataset.manifest.digest] for name, dataset in zip(self.names, self.parts, strict=True)],
             self.mixture.before(position),
@@ -265,11 +267,11 @@ class MixedDataset:
 
 
 TrainingData = PackedDataset | MixedDataset
-"""What a run learns from: one dataset, or several."""
+"""What a run trains on: one dataset or a mixture."""
 
 
 def seed_of(seed: int, name: str) -> int:
-    """Each dataset has an order of its own, whatever others it is mixed with."""
+    """Gives each dataset its own order, independent of the others in the mixture."""
     return int.from_bytes(hashlib.blake2b(f"mixture:{seed}:{name}".encode(), digest_size=8).digest(), "little")
 
 
@@ -280,15 +282,15 @@ class MixturePlan:
     weights: Mapping[str, float]
     max_epochs: Mapping[str, float]
     later: Sequence[tuple[int, Mapping[str, float]]]
-    """From which number of training tokens on which weights hold instead."""
+    """Weights that replace the first ones after this many training tokens."""
 
 
 def open_mixture(
     plan: MixturePlan, folders: Mapping[str, Path] | Mapping[str, DatasetFolder], *, skip_bad_shards: bool = False
 ) -> MixedDataset:
-    """The datasets in these folders, mixed by their names; `skip_bad_shards`: as in PackedDataset.open.
+    """Open the datasets in these folders as a mixture. For `skip_bad_shards` see PackedDataset.open.
 
-    Raises DataError where one is missing, or they differ in tokenizer or sample length.
+    Raises DataError if a dataset is missing, or if they differ in tokenizer or sequence length.
     """
     datasets = {
         name: PackedDataset.open(folder, "train", skip_bad_shards=skip_bad_shards) for name, folder in folders.items()

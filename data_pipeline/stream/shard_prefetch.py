@@ -1,4 +1,4 @@
-"""The shards of a run, fetched in the order in which it will need them, while it trains on those that are there."""
+"""Fetches the remote shards of a run in the order of their first use, while training runs on those that are there."""
 
 import itertools
 import logging
@@ -26,14 +26,14 @@ Need = tuple[RemoteFolder, FileRecord]
 
 
 def check_cache_holds(datasets: Sequence[PackedDataset]) -> None:
-    """Raise DataError unless what a run reads can be in the cache at once; all of them have the same cache."""
+    """Raise DataError unless everything a run reads fits in the cache at once. All datasets share one cache."""
     remote = [(dataset.folder.cache, dataset) for dataset in datasets if isinstance(dataset.folder, RemoteFolder)]
     if remote:
         remote[0][0].check_holds(record for _, dataset in remote for record in dataset.record.files)
 
 
 def fetch_all(folder: RemoteFolder) -> str:
-    """Bring all of a dataset into the cache, as before a run; returns what is there then, for people."""
+    """Fetch a whole dataset into the cache, for example before a run. Returns a summary for display."""
     records = [record for split in folder.manifest().splits.values() for record in split.files]
     folder.cache.check_holds(records)
     num_bytes = sum(record.bytes for record in records)
@@ -55,7 +55,8 @@ def fetch_all(folder: RemoteFolder) -> str:
 
 @contextmanager
 def prefetch_shards(dataset: TrainingData, seed: int, position: int, stop: threading.Event) -> Iterator[None]:
-    """Threads that fetch within the block, until all is there; `stop` must be set by its end."""
+    """Runs threads that fetch shards within the block, until all are there. `stop` must be set before the block
+    ends."""
     shards = [shard for part in dataset.parts if isinstance(part.folder, RemoteFolder) for shard in part.record.shards]
     if not shards:
         yield
@@ -72,9 +73,9 @@ def prefetch_shards(dataset: TrainingData, seed: int, position: int, stop: threa
 
 
 def shards_by_first_use(dataset: TrainingData, seed: int, position: int) -> Iterator[Need]:
-    """The shards that lie elsewhere, by where from `position` on a sample of theirs comes first.
+    """The remote shards, ordered by the first position from `position` on that needs them.
 
-    Looks as many positions ahead as there are samples. What a mixture needs only after those follows in its own order.
+    Looks ahead as many positions as there are samples. Shards of a mixture that are needed only later come last.
     """
     seen = set()
     end = position + dataset.num_samples
@@ -92,7 +93,7 @@ def shards_by_first_use(dataset: TrainingData, seed: int, position: int) -> Iter
 
 
 class _Fetching:
-    """What the threads share."""
+    """State shared by the threads."""
 
     def __init__(self, needs: Iterator[Need], shards: Sequence[FileRecord], stop: threading.Event) -> None:
         self._needs, self._stop = needs, stop
@@ -113,7 +114,7 @@ class _Fetching:
                 return
             folder, record = need
             try:
-                if wait:  # it may be here by now, or have lost the one that fetched it
+                if wait:  # the file may be complete by now, or its fetching process may have ended
                     os.close(folder.open(record, self._stop))
                 elif not folder.cache.fetch(record, folder.address(record.file), self._stop):
                     self._left_to_others.append(need)
@@ -121,7 +122,7 @@ class _Fetching:
             except Stopped:
                 return
             except DataError as error:
-                # Who needs it will ask for it once more, and then it counts.
+                # The reader will ask for this file again, and an error counts only then.
                 logger.warning("fetching ahead: %s", error)
             else:
                 self._count(folder, record)

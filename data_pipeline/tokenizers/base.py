@@ -1,4 +1,4 @@
-"""What the rest of the pipeline asks of a tokenizer, and what all kinds of them share."""
+"""The tokenizer interface, and helpers shared by its implementations."""
 
 import contextlib
 import dataclasses
@@ -29,51 +29,52 @@ EOD_NAMES = (
     "<|eot_id|>",
     "[EOS]",
 )
-"""Special tokens that end a document, by name; those that end a turn of a talk come late."""
+"""Usual names of end-of-document tokens, in order of preference. End-of-turn tokens of chat formats come late."""
 MAX_LISTED_TOKENS = 20
 
 
 class Tokenizer(Protocol):
-    """Text to token ids and back. Text is only ever text: what looks like a special token in it is spelt out."""
+    """Text to token IDs and back. Special tokens written in a text are encoded as ordinary text."""
 
     kind: ClassVar[str]
     file_name: ClassVar[str]
-    """Under which it is stored beside the shards."""
+    """File name under which it is stored beside the shards."""
     vocab_size: int
-    """Above every id, those of added tokens included."""
+    """Larger than every ID, including those of added tokens."""
     eod_id: int
-    """Follows each document; no text has it among its ids."""
+    """Follows each document. Encoding a text never yields it."""
     settings: "TokenizerSettings"
-    """What must be stored beside the file to load it again as it is."""
+    """Settings that must be stored beside the file to load the tokenizer again."""
 
     @property
     def fingerprint(self) -> str:
-        """Hash of what decides the ids; the file itself may differ where that does not."""
+        """Hash of everything that decides the IDs. Two files that encode equally may differ but have the same
+        fingerprint."""
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text; nothing is added before or after it."""
+        """The IDs of a text, with nothing added before or after it."""
 
     def encode_batch(self, texts: Sequence[str], num_threads: int) -> list[Ids]:
-        """Ids of each text; the result does not depend on the number of threads."""
+        """The IDs of each text. The result does not depend on the number of threads."""
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids; special tokens give nothing, bytes that are not UTF-8 give U+FFFD."""
+        """The text of IDs. Special tokens give nothing, and bytes that are not UTF-8 give U+FFFD."""
 
 
 @dataclass(frozen=True)
 class TokenizerSettings:
-    """What a tokenizer's file does not say; stored beside it as `NAME.settings.json`."""
+    """Settings that a tokenizer's file does not contain, stored beside it as `NAME.settings.json`."""
 
     eod: str | None = None
-    """Special token that ends a document; null: one of the usual names."""
+    """The special token that ends a document. None: the first of the usual names."""
     pattern: str | None = None
-    """How text is cut before merging, as a regular expression or the name of a known encoding (tiktoken files)."""
+    """The pre-tokenization pattern: a regular expression or the name of a known encoding (tiktoken files)."""
     special_tokens: Mapping[str, int] = field(default_factory=dict)
-    """Ids of special tokens by name (tiktoken files)."""
+    """IDs of special tokens by name (tiktoken files)."""
 
     @classmethod
     def parse(cls, content: bytes, path: str) -> "TokenizerSettings":
-        """Of what was read at `path`."""
+        """Parse the content of the settings file at `path`."""
         try:
             stored = json.loads(content)
         except ValueError as error:
@@ -90,11 +91,11 @@ class TokenizerSettings:
         return cls(**stored)
 
     def file_name(self, tokenizer: str) -> str:
-        """The name of their file beside that of the tokenizer; empty: no file is needed."""
+        """The name of the settings file for this tokenizer file; empty if no file is needed."""
         return settings_path(Path(tokenizer)).name if self.to_json() else ""
 
     def to_json(self) -> bytes:
-        """The content of the file, without what is not set; empty: no file is needed."""
+        """The content of the settings file, without unset values; empty if no file is needed."""
         values = {key: value for key, value in dataclasses.asdict(self).items() if value}
         return (json.dumps(values, indent=1, ensure_ascii=False) + "\n").encode() if values else b""
 
@@ -104,7 +105,7 @@ def settings_path(tokenizer: Path) -> Path:
 
 
 def find_eod(name: str, ids: Mapping[str, int], wanted: str | None, remedy: str) -> str:
-    """The token that ends documents: the one wanted, or the first of the usual ones; `ids`: all that may."""
+    """The token that ends documents: `wanted`, or the first of the usual names. `ids` holds all candidates."""
     candidates = EOD_NAMES if wanted is None else (wanted,)
     found = next((token for token in candidates if token in ids), None)
     if found is None:
@@ -117,7 +118,7 @@ def find_eod(name: str, ids: Mapping[str, int], wanted: str | None, remedy: str)
 
 
 def in_threads(function: Callable[[Item], Result], items: Iterable[Item], num_threads: int) -> list[Result]:
-    """The results in order; the functions given here do their work outside of Python's lock."""
+    """Apply a function that releases Python's lock to all items, in threads. Results are in order."""
     if num_threads <= 1:
         return [function(item) for item in items]
     with ThreadPoolExecutor(num_threads) as pool:
@@ -125,7 +126,7 @@ def in_threads(function: Callable[[Item], Result], items: Iterable[Item], num_th
 
 
 def encode_each(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Ids | Unencodable]:
-    """Ids of each text, or why it has none."""
+    """The IDs of each text, or the reason why it cannot be encoded."""
     try:
         return list(tokenizer.encode_batch(texts, num_threads=1))
     except Unencodable:
@@ -141,16 +142,18 @@ def _ids_or_fault(tokenizer: Tokenizer, text: str) -> Ids | Unencodable:
 
 @contextlib.contextmanager
 def as_unencodable(package: str, text: str) -> Iterator[None]:
-    """Where a package encodes a text, whatever it raises about that: Unencodable.
+    """Turn any error that a package raises while it encodes a text into Unencodable.
 
-    A lack of memory or a fault of the system is not about the text.
+    Memory and system errors are raised unchanged, because they are not about the text.
     """
     try:
         yield
     except (MemoryError, OSError):
         raise
     except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # of Rust, and no Exception
+        if (
+            not isinstance(error, Exception) and type(error).__name__ != "PanicException"
+        ):  # raised by Rust code, and not an Exception
             raise
         raise Unencodable(
             f"text of {len(text)} characters from {text[:40]!r} on cannot be encoded: {package} failed on it ({error})"
@@ -158,7 +161,7 @@ def as_unencodable(package: str, text: str) -> Iterator[None]:
 
 
 def reject_surrogates(text: str) -> None:
-    """Raises Unencodable for characters that UTF-8 does not have; tokenizers replace them or fail."""
+    """Raise Unencodable for lone surrogates, which UTF-8 cannot represent. Tokenizers replace them or fail."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -173,7 +176,7 @@ def missing_package(name: str, package: str) -> MissingPackage:
 
 
 def first_difference(text: str, back: str) -> tuple[str, str]:
-    """Where two texts part, a little of each."""
+    """A short excerpt of each text, around the first difference."""
     pairs: Any = enumerate(zip(text, back, strict=False))
     start = max(0, next((at for at, (a, b) in pairs if a != b), min(len(text), len(back))) - 10)
     return text[start : start + 40], back[start : start + 40]

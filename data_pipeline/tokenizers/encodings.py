@@ -1,10 +1,10 @@
-"""The published tiktoken encodings: what their files do not say."""
+"""The published tiktoken encodings: patterns and special tokens, which their files do not contain."""
 
 from dataclasses import dataclass
 
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-# In the forms that tiktoken's own patterns have now: equal cuts, but long runs of blanks overflow no stack.
+# Written like the current patterns of tiktoken: same matches, but long runs of blanks do not overflow the stack.
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 CL100K_PATTERN = (
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|"
@@ -18,10 +18,10 @@ O200K_PATTERN = (
 
 @dataclass(frozen=True)
 class TiktokenEncoding:
-    """One of them."""
+    """A published encoding."""
 
     sha256: str
-    """Of its .tiktoken file."""
+    """Hash of its .tiktoken file."""
     pattern: str
     special_tokens: dict[str, int]
 

@@ -1,4 +1,4 @@
-"""Tokenizers in Hugging Face's tokenizer.json."""
+"""Tokenizers from Hugging Face's tokenizer.json."""
 
 import hashlib
 import itertools
@@ -23,13 +23,13 @@ from data_pipeline.tokenizers.base import (
 
 
 class HuggingFaceTokenizer:
-    """A tokenizer.json; only its normalizer, pre-tokenizer, model and added tokens are used."""
+    """A tokenizer.json. Only its normalizer, pre-tokenizer, model and added tokens are used."""
 
     kind: ClassVar = "huggingface"
     file_name: ClassVar = "tokenizer.json"
 
     def __init__(self, content: bytes, name: str = "tokenizer", settings: TokenizerSettings | None = None) -> None:
-        # Read by the package at each call; its own threads would take every core, whatever num_threads says.
+        # The package reads this at each call. Its own threads would use every core regardless of num_threads.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         try:
             import tokenizers
@@ -40,12 +40,12 @@ class HuggingFaceTokenizer:
             self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(self._record))
         except Exception as error:
             raise DataError(f"{name}: is not a tokenizer.json that the package tokenizers reads ({error})") from None
-        self._tokenizer.encode_special_tokens = True  # what looks like one in the text is text
+        self._tokenizer.encode_special_tokens = True  # special tokens written in the text are encoded as text
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
         self.vocab_size: int = max(vocabulary.values(), default=-1) + 1
         special = {token["content"]: int(token["id"]) for token in self._record["added_tokens"]}
         wanted = (settings or TokenizerSettings()).eod
-        # Some files have the token in the vocabulary alone.
+        # In some files the token is only in the vocabulary.
         plain = {
             token: vocabulary[token] for token in (*EOD_NAMES, wanted) if token is not None and token in vocabulary
         }
@@ -62,9 +62,9 @@ class HuggingFaceTokenizer:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of what decides the ids, in a form that does not depend on who wrote the file."""
+        """Hash of everything that decides the IDs, normalized over versions of the file format."""
         model = {key: value for key, value in self._record["model"].items() if value is not None and value is not False}
-        if "merges" in model:  # older files join the two sides of a merge by a space
+        if "merges" in model:  # older files write a merge as one string with a space
             model["merges"] = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
         decisive = {
             "model": model,
@@ -77,16 +77,16 @@ class HuggingFaceTokenizer:
         return hashlib.sha256(json.dumps(decisive, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text; nothing is added before or after it."""
+        """The IDs of a text, with nothing added before or after it."""
         ids: list[int] = self._encode(text).tolist()
         return ids
 
     def encode_batch(self, texts: Sequence[str], num_threads: int) -> list[Ids]:
-        """Ids of each text; the result does not depend on the number of threads."""
+        """The IDs of each text. The result does not depend on the number of threads."""
         return in_threads(self._encode, texts, num_threads)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids; special tokens give nothing, bytes that are not UTF-8 give U+FFFD."""
+        """The text of IDs. Special tokens give nothing, and bytes that are not UTF-8 give U+FFFD."""
         kept = [int(index) for index in ids if int(index) not in self._reserved]
         return self._tokenizer.decode(kept, skip_special_tokens=True)
 
@@ -98,8 +98,8 @@ class HuggingFaceTokenizer:
         return self._encode_in_pieces(text) if np.isin(ids, self._reserved_ids).any() else ids
 
     def _encode_in_pieces(self, text: str) -> Ids:
-        """Ids of a text of which a stretch would become a special token (a unigram model may hold `</s>` as a piece):
-        that stretch is cut in two."""
+        """Encode a text of which a part would become a special token, by splitting that part in two. (A unigram
+        model may contain `</s>` as a piece.)"""
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
         cuts = [0]
         for index, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
@@ -114,7 +114,7 @@ class HuggingFaceTokenizer:
 
 
 def _parse(content: bytes, name: str) -> dict[str, Any]:
-    """The file's record, without what would make ids random, cut texts short or add to them."""
+    """The parsed file, without dropout, truncation, padding and post-processing."""
     try:
         record = json.loads(content)
     except (ValueError, RecursionError) as error:
@@ -128,6 +128,6 @@ def _parse(content: bytes, name: str) -> dict[str, Any]:
 
 
 def _unknown_id(model: dict[str, Any], vocabulary: dict[str, int]) -> int | None:
-    """The id that stands for text which the model cannot spell: special, yet made from text."""
+    """The ID of unknown text. It is a special token that encoding a text may yield."""
     index = model.get("unk_id")
     return int(index) if index is not None else vocabulary.get(str(model.get("unk_token")))

@@ -1,4 +1,4 @@
-"""A tokenizer from its file, whatever made it; the kind is known by the content."""
+"""Loads a tokenizer of any kind from its file. The kind is recognized by the content."""
 
 import dataclasses
 import logging
@@ -21,19 +21,19 @@ JSON_START = re.compile(rb"\s*\{")
 
 @dataclass(frozen=True)
 class TokenizerFiles:
-    """A tokenizer as it is stored: its file and, beside it, the settings that the file does not state."""
+    """A stored tokenizer: its file and the settings file beside it."""
 
     name: str
-    """Of the file."""
+    """Name of the tokenizer file."""
     place: str
-    """Where it was read, for messages; ends with its name."""
+    """Path or URL of the file, for messages. It ends with `name`."""
     content: bytes
     settings: bytes
-    """Empty: there is no file of them."""
+    """Content of the settings file; empty if there is none."""
 
     @classmethod
     def read(cls, path: Path) -> "TokenizerFiles":
-        """Those at `path`; DataError where they cannot be read."""
+        """Read the files at `path`. Raises DataError."""
         try:
             content = path.read_bytes()
         except OSError as error:
@@ -48,12 +48,12 @@ class TokenizerFiles:
 
     @classmethod
     def only_one_in(cls, folder: Path) -> "TokenizerFiles | None":
-        """Those that `write` left in a folder of their own."""
+        """The files that `write` stored in this folder, if any."""
         names = [kind.file_name for kind in KINDS if (folder / kind.file_name).exists()]
         return cls.read(folder / names[0]) if names else None
 
     def load(self, fingerprint: str | None = None, eod: str | None = None) -> Tokenizer:
-        """The tokenizer; DataError where it cannot be read, or has another fingerprint than this."""
+        """The tokenizer. Raises DataError if the file is invalid or its fingerprint is not the given one."""
         beside = self.place.removesuffix(self.name) + settings_path(Path(self.name)).name
         settings = TokenizerSettings.parse(self.settings, beside) if self.settings else TokenizerSettings()
         if eod is not None:
@@ -61,7 +61,7 @@ class TokenizerFiles:
         return parse_tokenizer(self.content, self.place, settings, fingerprint)
 
     def write(self, folder: Path) -> None:
-        """Make the folder one of these files alone."""
+        """Write these files to the folder and delete all other files in it."""
         path = folder / self.name
         wanted = {path: self.content} | ({settings_path(path): self.settings} if self.settings else {})
         folder.mkdir(parents=True, exist_ok=True)
@@ -74,16 +74,16 @@ class TokenizerFiles:
 
 
 def load_tokenizer(path: Path, fingerprint: str | None = None, *, eod: str | None = None) -> Tokenizer:
-    """Read a SentencePiece .model, a Hugging Face tokenizer.json or a tiktoken file.
+    """Load a SentencePiece .model, a Hugging Face tokenizer.json or a tiktoken file.
 
-    `eod` names the token that ends documents. Raises DataError where it cannot be read, or its fingerprint is not the
-    one given.
+    `eod` names the token that ends documents. Raises DataError if the file is invalid or its fingerprint is not the
+    given one.
     """
     return TokenizerFiles.read(path).load(fingerprint, eod)
 
 
 def parse_tokenizer(content: bytes, path: str, settings: TokenizerSettings, fingerprint: str | None) -> Tokenizer:
-    """As `load_tokenizer`, of what was read at `path` and beside it."""
+    """Like `load_tokenizer`, for a file's content that was read from `path`, and its settings."""
     try:
         tokenizer = _recognise(content)(content, path, settings)
     except MissingPackage:
@@ -104,7 +104,7 @@ _RESTORE = "restore the file, or prepare again with prepare.overwrite=true"
 
 
 def store_tokenizer(path: Path, folder: Path, fingerprint: str | None = None, *, eod: str | None = None) -> Tokenizer:
-    """As `load_tokenizer`; its file is copied as it is into `folder`, with its settings beside it."""
+    """Like `load_tokenizer`; also copies the file into `folder`, with its settings beside it."""
     given = load_tokenizer(path, fingerprint, eod=eod)
     stored = folder / given.file_name
     write_durably(stored, path.read_bytes())
@@ -114,7 +114,7 @@ def store_tokenizer(path: Path, folder: Path, fingerprint: str | None = None, *,
 
 
 def warn_if_text_changes(tokenizer: Tokenizer, texts: Sequence[str], name: str) -> None:
-    """Say, with an example, if a tokenizer made elsewhere does not give these texts back."""
+    """Warn, with an example, if an existing tokenizer does not reproduce these texts."""
     encoded = zip(texts, encode_each(tokenizer, texts), strict=True)
     back = [(text, tokenizer.decode(ids.tolist())) for text, ids in encoded if not isinstance(ids, Unencodable)]
     changed = [(text, other) for text, other in back if text != other]

@@ -1,7 +1,7 @@
-"""Byte-pair merges and the memory of words, compiled by numba, an optional package (`pip install 'pretrain[fast]'`).
+"""Byte-pair merges and a word cache, compiled by numba, an optional package (`pip install 'pretrain[fast]'`).
 
-They do all that sentencepiece and `word_memory` do together, and are trusted only once they gave the same ids on a
-sample: see `proven`.
+They replace sentencepiece with `word_cache`, and are used only after they gave the same IDs on a sample: see
+`matches_reference`.
 """
 
 import heapq
@@ -22,29 +22,34 @@ from data_pipeline.tokenizers.word_cache import joined_pairs
 logger = logging.getLogger(__name__)
 
 WORD_BYTES = 64
-"""Longer words are merged each time."""
+"""Longer words are not cached."""
 SAMPLE_PIECES = 1 << 15
 SAMPLE_CHARS = 1 << 16
 UNICODE = 0x110000
 
 Numbers = npt.NDArray[np.int64]
 compiled = numba.njit(nogil=True, cache=True)
-KEY_BYTES, FEW_IDS = 15, 8  # what a word may have to be known from one line of the table alone
-LOW, HIGH = range(2)  # columns of the table of words: their keys; high 0: a free slot
-NUM_IDS, FIRST, FIRST_ID, IDS = 4, 5, 6, 8  # columns of the same in halves: longer words and more ids stand elsewhere
+KEY_BYTES, FEW_IDS = 15, 8  # limits for words that one line of the table holds completely
+LOW, HIGH = range(2)  # columns of the word table: the two halves of the key; HIGH is 0 in a free slot
+NUM_IDS, FIRST, FIRST_ID, IDS = (
+    4,
+    5,
+    6,
+    8,
+)  # columns of the table as int32; longer words and more IDs are stored in separate arrays
 ODD, ALL = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xFFFFFFFFFFFFFFFF)
 BEYOND = 16
-"""Bytes that may be read, and ids that may be written, beyond the last one."""
+"""Bytes that may be read, and IDs that may be written, past the last one."""
 ONES = np.uint64(0x0101010101010101)
 HIGH_BITS, LENGTH_AT, LENGTH_BITS = np.uint64(32), np.uint64(56), np.uint64(8)
 
 
 class NumbaBpe:
-    """Ids of texts by a BPE model that joins neighbours, the best score first, and spells the rest in bytes.
+    """Encodes text with a BPE model: merges the best-scored neighbours first, and spells the rest as bytes.
 
-    `pieces`: of text, with their scores (higher: earlier); `byte_ids` [256]: of the pieces that are single bytes.
-    All words are forgotten when half of `num_slots`, a power of two, are taken, or `max_bytes` of words or of their ids
-    kept. Safe to use from several threads, which then wait for each other.
+    `pieces` are (ID, piece, score); higher scores merge earlier. `byte_ids` [256] are the IDs of single bytes. The
+    cache is cleared when half of `num_slots` (a power of two) are used, or when its words or IDs reach `max_bytes`.
+    Safe to use from several threads, which then wait for each other.
     """
 
     def __init__(
@@ -58,7 +63,7 @@ class NumbaBpe:
         given = [(index, piece, score) for index, piece, score in pieces if piece]
         id_of = {piece: index for index, piece, _ in given}
         self._byte_ids = np.array(byte_ids, dtype=np.int32)
-        # Symbols: pieces by their ids, then characters of pieces that are none themselves.
+        # Symbols: pieces by their IDs, then characters of pieces that are not pieces themselves.
         characters = sorted(set(itertools.chain.from_iterable(id_of)))
         self._num_ids = first = max(id_of.values(), default=0) + 1
         symbol_of = id_of | {new: first + n for n, new in enumerate(c for c in characters if c not in id_of)}
@@ -80,18 +85,18 @@ class NumbaBpe:
         _fill_pairs(np.array(joins, dtype=np.int64).reshape(-1, 3), self._pairs, self._joins)
         self._boundary = ~joined_pairs(id_of)
         self._lock = threading.Lock()
-        self._table = np.zeros((num_slots, 8), dtype=np.uint64)  # a line of the processor's cache for each word
+        self._table = np.zeros((num_slots, 8), dtype=np.uint64)  # one cache line per word
         self._bytes = np.empty(max_bytes, dtype=np.uint8)
         self._ids = np.empty(max_bytes // 4, dtype=np.int32)
-        self._used = np.zeros(3, dtype=np.int64)  # words, bytes, ids
+        self._used = np.zeros(3, dtype=np.int64)  # number of words, bytes and IDs
 
     def encode(self, texts: Sequence[str]) -> list[Ids]:
-        """Ids of each text."""
+        """The IDs of each text."""
         raw = [text.encode() for text in texts]
         ends = np.cumsum([len(one) for one in raw], dtype=np.int64)
         whole = b"".join([*raw, bytes(BEYOND)])
         is_last = np.ones(len(whole), dtype=np.uint8)
-        ids = np.empty(len(whole), dtype=np.int32)  # no text has more ids than bytes
+        ids = np.empty(len(whole), dtype=np.int32)  # a text never has more IDs than bytes
         id_ends = np.zeros(len(ends) + 1, dtype=np.int64)
         read = (_numbers(whole, 1), _numbers(whole, 2), _numbers(whole, 8), is_last, _numbers(is_last, 8))
         written = (ids, _numbers(ids, 8, step=4), id_ends)
@@ -103,7 +108,7 @@ class NumbaBpe:
 
 
 def _numbers(buffer: Any, size: int, step: int = 1) -> npt.NDArray[Any]:
-    """Those of so many bytes that begin at every, or each `step`-th, byte."""
+    """The `size`-byte integers that begin at every byte, or at every `step`-th."""
     raw = memoryview(buffer).cast("B")
     return np.ndarray((len(raw) - size) // step + 1, dtype=f"<u{size}", buffer=raw, strides=(step,))
 
@@ -114,9 +119,10 @@ def matches_reference(
     trusted: Callable[[list[str]], Sequence[list[int]]],
     texts: Sequence[str],
 ) -> bool:
-    """Whether it gives the ids of `trusted` on pieces, alone and in random company, and on the first of `texts`.
+    """Whether `encoder` gives the IDs of `trusted` on single pieces, on random combinations, and on the first of
+    `texts`.
 
-    Symbols that the model's owner defined, which are taken out of a text before anything is merged, show here.
+    This detects user-defined symbols, which are taken out of a text before any merge.
     """
     generator = random.Random(0)
     known = generator.sample(pieces, min(len(pieces), SAMPLE_PIECES))
@@ -135,7 +141,7 @@ def matches_reference(
 
 @compiled
 def _encode(read: Any, ends: Any, boundary: Any, model: Any, memory: Any, written: Any) -> None:  # pragma: no cover
-    """Ids of texts that end at these bytes, and where each one's ids end."""
+    """Encode the texts that end at these bytes, and store where each one's IDs end."""
     text_bytes, pairs, windows, is_last, last_windows = read
     ids, id_pairs, id_ends = written
     table, entries, kept, kept_ids, used = memory
@@ -153,12 +159,12 @@ def _encode(read: Any, ends: Any, boundary: Any, model: Any, memory: Any, writte
         is_last[stop - 1] = 1
         while start < stop:
             end: Any = start
-            # Eight bytes at once: a loop over single ones ends where the processor does not guess.
+            # Scan eight bytes at once: a loop over single bytes is slowed by branch mispredictions.
             lasts = last_windows[end]
             while lasts == 0:
                 end += 8
                 lasts = last_windows[end]
-            before = ~lasts & (lasts - np.uint64(1)) & ONES  # one in each byte before the first that is not 0
+            before = ~lasts & (lasts - np.uint64(1)) & ONES  # a one in each byte before the first that is not 0
             end += 1 + np.int64(before * ONES >> LENGTH_AT)
             length = end - start
             if length > WORD_BYTES:
@@ -199,7 +205,7 @@ def _encode(read: Any, ends: Any, boundary: Any, model: Any, memory: Any, writte
                     used[1] += length
                 used[0] += 1
             elif num_ids <= FEW_IDS:
-                for pair in range(FEW_IDS // 2):  # all, so that the processor need not guess how many
+                for pair in range(FEW_IDS // 2):  # always all pairs, to avoid a branch misprediction
                     id_pairs[at + 2 * pair] = table[slot, IDS // 2 + pair]
             else:
                 first_id = entries[slot, FIRST_ID]
@@ -212,8 +218,8 @@ def _encode(read: Any, ends: Any, boundary: Any, model: Any, memory: Any, writte
 
 @compiled
 def _key(windows: Any, start: Any, length: Any) -> Any:  # pragma: no cover
-    """Two numbers: a short word's bytes, zeros, and its length; of a longer one, whose bytes must be compared, the
-    first eight and a mixture of the others."""
+    """The key of a word. For a short word: its bytes, zero padding and length. For a longer one, whose bytes must be
+    compared too: the first eight bytes and a hash of the others."""
     low, high = windows[start], windows[start + 8]
     if length <= 8:
         low, high = low & (ALL >> np.uint64(64 - 8 * length)), np.uint64(0)
@@ -229,12 +235,12 @@ def _key(windows: Any, start: Any, length: Any) -> Any:  # pragma: no cover
 
 @compiled
 def _merge(whole: Any, start: Any, end: Any, model: Any, scratch: Any, ids: Any, at: Any) -> Any:  # pragma: no cover
-    """Put the ids of a word at `at`: neighbours are merged, the best score first, of equal ones the leftmost."""
+    """Write the IDs of a word at `at`. The best-scored neighbours merge first; of equal ones, the leftmost."""
     symbols, scores, pairs, joins, byte_ids, num_ids = model
-    symbol, first, joined, score = scratch  # of a short word: to make room for each one takes as long as to merge it
+    symbol, first, joined, score = scratch  # for short words: allocating these would take as long as merging
     if end - start > WORD_BYTES:
         symbol = np.empty(end - start, dtype=np.int32)
-        first = np.empty(end - start + 1, dtype=np.int64)  # byte of each symbol
+        first = np.empty(end - start + 1, dtype=np.int64)  # byte offset of each symbol
     count, place = 0, start
     while place < end:
         lead = np.int64(whole[place])
@@ -258,7 +264,7 @@ def _merge(whole: Any, start: Any, end: Any, model: Any, scratch: Any, ids: Any,
 def _merge_few(
     symbol: Any, first: Any, count: Any, scores: Any, pairs: Any, joins: Any, joined: Any, score: Any
 ) -> Any:  # pragma: no cover
-    """The number of symbols that are left, which then stand first; looks at all of them for each merge."""
+    """Merge in place and return the number of symbols left. Looks at all symbols for each merge."""
     for place in range(count - 1):
         joined[place] = _join(symbol[place], symbol[place + 1], pairs, joins)
         score[place] = scores[joined[place]] if joined[place] >= 0 else -np.inf
@@ -283,9 +289,9 @@ def _merge_few(
 
 @compiled
 def _merge_many(symbol: Any, first: Any, count: Any, scores: Any, pairs: Any, joins: Any) -> Any:  # pragma: no cover
-    """The same for any number of symbols."""
+    """Like `_merge_few`, but efficient for any number of symbols."""
     before, after = np.arange(-1, count - 1), np.arange(1, count + 1)
-    stop = first[1:].copy()  # where each symbol ends; merged ones grow to the right
+    stop = first[1:].copy()  # end of each symbol; a merged symbol grows to the right
     waiting = [(0.0, np.int64(0), np.int64(0), np.int64(0))]
     waiting.clear()
     for place in range(count - 1):
@@ -295,7 +301,7 @@ def _merge_many(symbol: Any, first: Any, count: Any, scores: Any, pairs: Any, jo
     while len(waiting):
         _, left, right, reaches = heapq.heappop(waiting)
         if symbol[left] == -2 or after[left] != right or stop[right] != reaches:
-            continue  # one of the two was merged with another neighbour
+            continue  # one of the two has merged with another neighbour
         joined = _join(symbol[left], symbol[right], pairs, joins)
         symbol[left], symbol[right] = joined, -2
         stop[left] = stop[right]
@@ -320,7 +326,7 @@ def _merge_many(symbol: Any, first: Any, count: Any, scores: Any, pairs: Any, jo
 def _spell(
     whole: Any, start: Any, end: Any, symbol: Any, byte_ids: Any, num_ids: Any, ids: Any, at: Any
 ) -> Any:  # pragma: no cover
-    """Put the id of a symbol at `at`, or those of its bytes where it is no piece; returns where they end."""
+    """Write a symbol's ID at `at`, or the IDs of its bytes if it is not a piece. Returns the end."""
     if 0 <= symbol < num_ids:
         ids[at] = symbol
         return at + 1
@@ -332,7 +338,7 @@ def _spell(
 
 @compiled
 def _join(left: Any, right: Any, pairs: Any, joins: Any) -> Any:  # pragma: no cover
-    """The piece that two symbols are together; -1: none."""
+    """The piece that two symbols form, or -1."""
     if left < 0 or right < 0:
         return np.int32(-1)
     slot = _slot_of(left, right, pairs)
@@ -341,7 +347,7 @@ def _join(left: Any, right: Any, pairs: Any, joins: Any) -> Any:  # pragma: no c
 
 @compiled
 def _slot_of(left: Any, right: Any, pairs: Any) -> Any:  # pragma: no cover
-    """Where a pair is in the table, or would be."""
+    """The slot of a pair in the table, or the free slot where it belongs."""
     key = np.int64(left) << 32 | np.int64(right)
     slot = np.int64((np.uint64(key) * ODD) >> HIGH_BITS) & (len(pairs) - 1)
     while pairs[slot] >= 0 and pairs[slot] != key:

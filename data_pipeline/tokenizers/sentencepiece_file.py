@@ -1,6 +1,6 @@
-"""What decides ids and text in a SentencePiece model, and the package does not tell: read from the model's bytes.
+"""Reads settings from a SentencePiece model file that affect IDs or text and that the package does not expose.
 
-They are a protobuf message: fields by number, whose values are numbers, or bytes that may be a message again.
+The file is a protobuf message: numbered fields whose values are numbers or bytes, which may be nested messages.
 """
 
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ _MODEL_TYPE, _WHITESPACE_AS_SUFFIX, _UNKNOWN_SURFACE = 3, 24, 44
 _CHARACTER_MAP, _DUMMY_PREFIX, _REMOVE_WHITESPACE, _ESCAPE_WHITESPACE = 2, 3, 4, 5
 _KIND = 3
 _KINDS_NOT_REPORTED = (4, 5)
-"""Pieces that the user defined, and unused ones."""
+"""User-defined and unused pieces."""
 
 _DEFAULTS: dict[tuple[int, int], Value] = {
     (_TRAINER, _MODEL_TYPE): UNIGRAM,
@@ -26,7 +26,7 @@ _DEFAULTS: dict[tuple[int, int], Value] = {
         for field in (_DUMMY_PREFIX, _REMOVE_WHITESPACE, _ESCAPE_WHITESPACE)
     },
 }
-"""By message and field, where the model does not say."""
+"""By message and field, for values that the model omits."""
 _MADE_HERE = _DEFAULTS | {
     (_NORMALIZER, _DUMMY_PREFIX): 0,
     (_NORMALIZER, _REMOVE_WHITESPACE): 0,
@@ -34,8 +34,8 @@ _MADE_HERE = _DEFAULTS | {
 
 
 def differences_from_ours(model: bytes, model_type: int) -> list[tuple[int, int, Value]]:
-    """Settings, by message and field, that are not as in the models of this type that `train_tokenizer` makes; and
-    kinds of pieces, by their ids, that those do not have."""
+    """Settings, by message and field, that differ from models of this type made by `train_tokenizer`, and piece
+    kinds, by ID, that such models do not have."""
     settings, kinds = dict(_DEFAULTS), list[Value]()
     for message, content in _fields(model):
         assert isinstance(content, bytes)
@@ -51,7 +51,7 @@ def differences_from_ours(model: bytes, model_type: int) -> list[tuple[int, int,
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, Value]]:
-    """Numbers of fields, and their values, of a message that the package has read before."""
+    """Field numbers and values of a message that the package was able to parse."""
     at = 0
     while at < len(message):
         tag, at = _number(message, at)
@@ -66,7 +66,7 @@ def _fields(message: bytes) -> Iterator[tuple[int, Value]]:
 
 
 def _number(message: bytes, at: int) -> tuple[int, int]:
-    """Of seven bits in each byte, the lowest first; and where it ends."""
+    """A varint (seven bits per byte, lowest first), and the offset after it."""
     number = shift = 0
     while True:
         byte = message[at]

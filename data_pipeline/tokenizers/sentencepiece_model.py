@@ -1,4 +1,4 @@
-"""SentencePiece models: text to token ids and back without loss, what SentencePiece drops silently mended."""
+"""SentencePiece models: text to token IDs and back without loss, also where SentencePiece itself loses text."""
 
 import functools
 import hashlib
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
     from data_pipeline.tokenizers.numba_bpe import NumbaBpe
 
 logger = logging.getLogger(__name__)
-SPACE_MARK = "\u2581"  # stands for a space inside SentencePiece, so that the character itself would come back as one
+SPACE_MARK = "\u2581"  # SentencePiece's mark for a space, so it would decode the character itself as a space
 SEGMENT_CHARS = 1 << 16
 BULK_CHARS = 1 << 24
-"""Encoding takes about as long as numba takes to start, which pays where so much is to come; and where so much is done
-and nobody said what is to come: as much again may be expected."""
-# No piece has a space after another character, so text may be cut there without changing any id.
+"""Starting numba takes about as long as encoding this much text. So it is started if this much is expected, or if
+this much is encoded and the amount to come is unknown."""
+# Pieces never have a space after another character, so text can be split there without changing the IDs.
 SAFE_CUT = re.compile(r"(?<=[^ ])(?= )")
 
 
 class SentencePieceTokenizer:
-    """A SentencePiece model; `decode(encode(text)) == text` for every text if `train_tokenizer` made it."""
+    """A SentencePiece model. If `train_tokenizer` made it, `decode(encode(text)) == text` for every text."""
 
     kind: ClassVar = "sentencepiece"
     file_name: ClassVar = "tokenizer.model"
@@ -50,25 +50,25 @@ class SentencePieceTokenizer:
             )
         self.settings = settings or TokenizerSettings()
         self.eod_id: int = self._find_eod(name)
-        """Follows each document: unless told otherwise the piece that SentencePiece calls end of sentence."""
+        """Follows each document. By default it is SentencePiece's end-of-sentence piece."""
         self._mark_ids = self._byte_ids(SPACE_MARK)
         self._segments = self._cuts_safely()
         self._remembers = bool(self._mark_ids) and self._segments and self._is_bpe()
         self._num_chars = 0
-        """Encoded so far."""
+        """Characters encoded so far."""
         self._expected_chars = 0
         self._is_bulk = False
-        """What pays for much text only was started, if it can be."""
+        """Whether starting numba was attempted."""
         self._compiled: NumbaBpe | None = None
 
     def expect(self, num_chars: int) -> None:
-        """Say about how much text is to come; no id depends on it."""
+        """Announce about how much text will be encoded. This does not affect the IDs."""
         self._expected_chars = num_chars
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Hash of all that decides ids and the text of ids, as far as it is not as in every model made here; the file
-        itself may differ where this does not."""
+        """Hash of everything that decides IDs and text, leaving out what all models made here share. Files with
+        equal fingerprints may differ in other settings."""
         digest = hashlib.sha256(struct.pack("<ii", self.vocab_size, self.eod_id))
         for piece, score, *kind in self._pieces:
             raw = piece.encode()
@@ -80,37 +80,38 @@ class SentencePieceTokenizer:
 
     @functools.cached_property
     def _pieces(self) -> list[tuple[str, float, bool, bool, bool]]:
-        """Piece, score, and whether it is a control piece, the unknown one, or a byte."""
+        """For each ID: piece, score, and whether it is a control piece, the unknown piece, or a byte."""
         ask, ids = self._processor, list(range(self.vocab_size))
         kinds = ask.is_control(ids), ask.is_unknown(ids), ask.is_byte(ids)
         return list(zip(ask.id_to_piece(ids), ask.get_score(ids), *kinds, strict=True))
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text; no piece is added before or after it."""
+        """The IDs of a text, with nothing added before or after it."""
         ids: list[int] = self.encode_batch([text], num_threads=1)[0].tolist()
         return ids
 
     def encode_batch(self, texts: Sequence[str], num_threads: int) -> list[npt.NDArray[np.int32]]:
-        """Ids of each text; the result does not depend on the number of threads."""
+        """The IDs of each text. The result does not depend on the number of threads."""
         parts: list[str] = []
         plans = [self._plan(text, parts) for text in texts]
         try:
             encoded = self._by_words(parts) if self._remembers else self._whole(parts, num_threads)
-        except (RuntimeError, TypeError, UnicodeEncodeError):  # which one depends on its version
+        except (RuntimeError, TypeError, UnicodeEncodeError):  # depends on the version of sentencepiece
             for text in texts:
                 reject_surrogates(text)
             raise
         return [self._join(plan, encoded) for plan in plans]
 
     def _whole(self, parts: list[str], num_threads: int) -> list[npt.NDArray[np.int32]]:
-        # Arrays, not lists: building lists would hold the other threads up.
+        # Arrays rather than lists: building lists would block the other threads.
         encoded: list[npt.NDArray[np.int32]] = self._processor.encode(
             parts, return_type="numpy", num_threads=num_threads
         )
         return encoded
 
     def _by_words(self, parts: list[str]) -> list[npt.NDArray[np.int32]]:
-        """Only for BPE: a unigram model adds scores up along the text, and may decide near-ties otherwise in a part."""
+        """BPE only: a unigram model sums scores along the text, and may resolve near-ties differently in a part of
+        it."""
         self._num_chars += sum(map(len, parts))
         if not self._is_bulk and max(self._num_chars, self._expected_chars) > BULK_CHARS:
             self._is_bulk = True
@@ -122,17 +123,17 @@ class SentencePieceTokenizer:
         return WordCache((piece for _, piece, _ in self._pieces_of_text()), self._encode_words)
 
     def _encode_words(self, words: list[str]) -> list[list[int]]:
-        ids: list[list[int]] = self._processor.encode(words, num_threads=1)  # as many processes as cores do so already
+        ids: list[list[int]] = self._processor.encode(words, num_threads=1)  # every core has a process already
         return ids
 
     def _compile(self, sample: list[str]) -> "NumbaBpe | None":
-        """The same, several times as fast, where numba is installed and gives the same ids."""
+        """A numba encoder, several times as fast, if numba is installed and it gives the same IDs."""
         byte_ids = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in range(256)]
         if importlib.util.find_spec("numba") is None or not all(map(self._processor.is_byte, byte_ids)):
             return None
         try:
             from data_pipeline.tokenizers.numba_bpe import NumbaBpe, matches_reference
-        except Exception as error:  # a numpy that it does not know; no folder to keep its work in
+        except Exception as error:  # an incompatible numpy, or no folder for its cache
             logger.warning("numba is installed and not used: %s", error)
             return None
         pieces = self._pieces_of_text()
@@ -141,7 +142,8 @@ class SentencePieceTokenizer:
         return encoder if is_proven else None
 
     def _pieces_of_text(self) -> list[tuple[int, str, float]]:
-        """Ids, pieces with spaces for their marks, and scores, of all that text can become but bytes."""
+        """IDs, pieces (with spaces in place of their marks) and scores of all pieces that text can become, except
+        bytes."""
         return [
             (index, piece.replace(SPACE_MARK, " "), score)
             for index, (piece, score, *never_of_text) in enumerate(self._pieces)
@@ -149,12 +151,12 @@ class SentencePieceTokenizer:
         ]
 
     def _is_bpe(self) -> bool:
-        """Scores of BPE pieces are their ranks; those of unigram pieces are logarithms."""
+        """BPE pieces have their ranks as scores; unigram pieces have logarithms."""
         scores = [score for _, score, *_ in self._pieces]
         return min(scores) < 0 and all(score == int(score) for score in scores)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids; end-of-document pieces give nothing, bytes that are not UTF-8 give U+FFFD."""
+        """The text of IDs. End-of-document pieces give nothing, and bytes that are not UTF-8 give U+FFFD."""
         text: str = self._processor.decode([int(index) for index in ids])
         return text
 
@@ -168,7 +170,8 @@ class SentencePieceTokenizer:
         return found
 
     def _plan(self, text: str, parts: list[str]) -> list[int | None]:
-        """Add the pieces of work of one text to `parts`; their numbers in order, None where U+2581 stands between."""
+        """Append the parts of one text to `parts`. Returns their indices in order, with None for each U+2581 between
+        them."""
         plan: list[int | None] = []
         for number, stretch in enumerate(text.split(SPACE_MARK) if self._mark_ids else [text]):
             if number:
@@ -185,22 +188,23 @@ class SentencePieceTokenizer:
         return np.concatenate([mark if number is None else encoded[number] for number in plan])
 
     def _byte_ids(self, text: str) -> list[int]:
-        """Byte pieces of a text; empty if the model has none."""
+        """The byte pieces of a text; empty if the model has none."""
         ids = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in text.encode()]
         return ids if all(self._processor.is_byte(index) for index in ids) else []
 
     def _cuts_safely(self) -> bool:
-        """Whether encoding the two sides of a SAFE_CUT gives the ids of the whole; models made elsewhere may not."""
+        """Whether encoding both sides of a SAFE_CUT gives the IDs of the whole. Models made elsewhere may differ."""
         if any(SPACE_MARK in piece.lstrip(SPACE_MARK) for piece, *_ in self._pieces):
             return False
-        # Comes back only if nothing is normalised; its sides differ from the whole if a space is put before each text.
+        # It is reproduced only if the model does not normalize, and its sides differ from the whole if a space is added
+        # before each text.
         probe = " \n  ﬁ\t e\u0301 "
         whole, left, right = self._processor.encode([probe, probe[:2], probe[2:]], out_type=int)
         return bool(whole == left + right and self._processor.decode(whole) == probe)
 
 
 def _cut(text: str) -> Iterator[str]:
-    """A long text in segments, so that one document can use several threads and little memory."""
+    """Split a long text, so that one document can use several threads and little memory."""
     start = 0
     while len(text) - start > SEGMENT_CHARS:
         found = SAFE_CUT.search(text, start + SEGMENT_CHARS)

@@ -1,4 +1,4 @@
-"""Tokenizers in tiktoken's files: lines of a token in base64 and its rank."""
+"""Tokenizers from tiktoken files, which list base64 tokens with their ranks."""
 
 import base64
 import binascii
@@ -26,13 +26,13 @@ from data_pipeline.tokenizers.base import (
 from data_pipeline.tokenizers.encodings import ENCODINGS, PATTERNS
 
 MAX_BLANKS = 20_000
-"""Longer runs overflow the stack of its regular expressions; they are cut into such."""
+"""Longer runs of blanks overflow the stack of tiktoken's regular expressions, so they are split."""
 LONG_BLANKS = re.compile(rf"(?<!\s)\s{{{MAX_BLANKS},}}")
 
 
 class TiktokenTokenizer:
-    """Ranks of a .tiktoken file; pattern and special tokens are those of the published encoding whose file it is, or
-    stand in its settings."""
+    """The ranks of a .tiktoken file. Pattern and special tokens come from its settings, or from the published
+    encoding that the file belongs to."""
 
     kind: ClassVar = "tiktoken"
     file_name: ClassVar = "tokenizer.tiktoken"
@@ -59,14 +59,14 @@ class TiktokenTokenizer:
         self.eod_id: int = special[eod]
         self._tokens = {index: token for token, index in ranks.items()}
         try:
-            # Told of no special tokens, it finds none in a text.
+            # Without special tokens, it encodes them as ordinary text.
             self._encoding = tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
         except ValueError as error:
             raise DataError(f"{name}: its pattern {pattern!r} is not a regular expression ({error})") from None
 
     @property
     def fingerprint(self) -> str:
-        """Hash of what decides the ids: pattern, tokens, ranks, end of document."""
+        """Hash of everything that decides the IDs: pattern, tokens, ranks, end-of-document token."""
         pattern = str(self.settings.pattern).encode()
         digest = hashlib.sha256(struct.pack("<iii", self.vocab_size, self.eod_id, len(pattern)) + pattern)
         for index, token in sorted(self._tokens.items()):
@@ -74,16 +74,16 @@ class TiktokenTokenizer:
         return digest.hexdigest()
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text; nothing is added before or after it."""
+        """The IDs of a text, with nothing added before or after it."""
         ids: list[int] = self._encode(text).tolist()
         return ids
 
     def encode_batch(self, texts: Sequence[str], num_threads: int) -> list[Ids]:
-        """Ids of each text; the result does not depend on the number of threads."""
+        """The IDs of each text. The result does not depend on the number of threads."""
         return in_threads(self._encode, texts, num_threads)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids; special tokens give nothing, bytes that are not UTF-8 give U+FFFD."""
+        """The text of IDs. Special tokens give nothing, and bytes that are not UTF-8 give U+FFFD."""
         return b"".join(self._tokens.get(int(index), b"") for index in ids).decode(errors="replace")
 
     def _encode(self, text: str) -> Ids:
@@ -99,7 +99,7 @@ class TiktokenTokenizer:
 
 
 def _missing_parts(content: bytes, name: str, settings: TokenizerSettings) -> tuple[str, dict[str, int]]:
-    """Pattern and special tokens."""
+    """The pattern and the special tokens."""
     digest = hashlib.sha256(content).hexdigest()
     known = next((encoding for encoding in ENCODINGS.values() if encoding.sha256 == digest), None)
     special = dict(settings.special_tokens) or (known.special_tokens if known else {})

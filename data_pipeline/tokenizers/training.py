@@ -1,4 +1,4 @@
-"""Training a SentencePiece tokenizer that loses no character."""
+"""Trains a SentencePiece tokenizer that can reproduce every text."""
 
 import collections
 import io
@@ -10,20 +10,20 @@ import sentencepiece
 from data_pipeline.config import TokenizerConfig
 from data_pipeline.errors import DataError
 
-UNKNOWN_MARK = "\u2585"  # the trainer skips a whole document that holds it
-TRAINING_THREADS = 4  # fixed: unigram pieces depend on it, and the model file records it
+UNKNOWN_MARK = "\u2585"  # the trainer skips a whole document that contains it
+TRAINING_THREADS = 4  # fixed: unigram pieces depend on it, and it is stored in the model file
 RESERVED_PIECES = 258  # 256 byte pieces, <unk>, </s>
 
 
 def train_tokenizer(documents: Callable[[], Iterable[str]], config: TokenizerConfig) -> bytes:
-    """Train on whole documents; the bytes of a SentencePiece .model.
+    """Train on whole documents. Returns the bytes of a SentencePiece .model.
 
-    Equal documents in equal order give equal bytes on any machine.
+    Equal documents in equal order give equal bytes on every machine.
     """
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            # Whole documents: a file or single lines would hide every newline from the trainer.
+            # Whole documents, because with a file or single lines the trainer would never see a newline.
             sentence_iterator=(document.replace(UNKNOWN_MARK, " ") for document in documents()),
             model_writer=model,
             model_type=config.kind,
@@ -35,7 +35,7 @@ def train_tokenizer(documents: Callable[[], Iterable[str]], config: TokenizerCon
             add_dummy_prefix=False,
             allow_whitespace_only_pieces=True,
             character_coverage=_character_coverage(documents, config.vocab_size),
-            max_sentence_length=1 << 30,  # the default drops longer documents without a word
+            max_sentence_length=1 << 30,  # the default silently drops longer documents
             unk_id=0,
             eos_id=1,
             bos_id=-1,
@@ -49,8 +49,8 @@ def train_tokenizer(documents: Callable[[], Iterable[str]], config: TokenizerCon
 
 
 def _character_coverage(documents: Callable[[], Iterable[str]], vocab_size: int) -> float:
-    """The share of the text whose characters become pieces of their own: all of it, unless those characters would fill
-    more than half of the vocabulary; byte pieces spell the rarer ones."""
+    """The share of the text whose characters get pieces of their own: all of it, unless those characters would fill
+    more than half of the vocabulary. Rarer characters are spelled as byte pieces."""
     room = (vocab_size - RESERVED_PIECES) // 2
     characters: set[str] = set()
     for document in documents():
@@ -61,8 +61,8 @@ def _character_coverage(documents: Callable[[], Iterable[str]], vocab_size: int)
     for document in documents():
         counts.update(document)
     kept = sum(count for _, count in counts.most_common(room))
-    share = (kept - 0.5) / counts.total()  # the trainer takes characters until it reaches this
-    return max(share, 0.98)  # and accepts no less
+    share = (kept - 0.5) / counts.total()  # the trainer adds characters until it reaches this share
+    return max(share, 0.98)  # the lowest value it accepts
 
 
 def _training_fault(message: str, config: TokenizerConfig) -> DataError:

@@ -1,8 +1,8 @@
-"""Byte-pair merges of each different word of a text once: text repeats its words, and numpy finds them again.
+"""A cache of encoded words for BPE: text repeats its words, so each distinct word is merged once.
 
-No merge joins two neighbouring bytes that no piece has side by side, so text may be cut between such bytes without
-changing any id. The words between those cuts are short and few. What they were encoded to is looked up, for all words
-of a text at once, in a hash table that compares their bytes.
+If no piece contains two bytes side by side, no merge joins them, so text can be split between them without changing any
+ID. The resulting words are short and few. All words of a text are looked up at once, with numpy, in a hash table that
+compares their bytes.
 """
 
 import itertools
@@ -16,11 +16,12 @@ import numpy.typing as npt
 from data_pipeline.tokenizers.base import Ids
 
 KEY_BYTES = 15
-"""A key is two numbers: the bytes of the word, zeros, its length. Longer words are rare, and wait in a dictionary."""
+"""A key is two integers: the word's bytes, zero padding, and its length. Longer words are rare and are kept in a
+dictionary."""
 MAX_WORDS = 1 << 18
 MAX_BYTES = 1 << 24
-"""Of all words. Beyond these everything is forgotten."""
-CHUNK_BYTES = 1 << 18  # what is made of it stays in the processor's cache
+"""Total size of all words. When a limit is exceeded, the cache is cleared."""
+CHUNK_BYTES = 1 << 18  # its arrays fit in the processor's cache
 MAX_NUMBERS = MAX_WORDS + CHUNK_BYTES + 1
 SLOTS_LOG2 = 20
 FIRST_BYTES = np.array([(1 << 8 * count) - 1 for count in range(9)], dtype=np.uint64)
@@ -30,7 +31,7 @@ Numbers = npt.NDArray[np.int64]
 
 
 class WordCache:
-    """Gives the ids that `encode` gives, if it merges by the given pieces and spells what is none of them in bytes.
+    """Gives the same IDs as `encode`, if that merges these pieces and spells everything else as bytes.
 
     Safe to use from several threads, which then wait for each other.
     """
@@ -42,7 +43,7 @@ class WordCache:
         self._clear()
 
     def encode(self, texts: Sequence[str]) -> list[Ids]:
-        """Ids of each text."""
+        """The IDs of each text."""
         raw = [text.encode() for text in texts]
         ends = np.cumsum([0, *map(len, raw)])
         whole = b"".join([*raw, bytes(16)])  # keys are read 16 bytes at a time
@@ -53,23 +54,23 @@ class WordCache:
             try:
                 found = [self._ids(whole, starts[first : last + 1]) for first, last in itertools.pairwise(cuts)]
             except BaseException:
-                self._clear()  # words that were not encoded may have numbers already
+                self._clear()  # words that failed to encode may already have numbers
                 raise
         ids = np.concatenate([np.empty(0, dtype=np.int32), *(ids for ids, _ in found)])
         id_ends = np.cumsum(np.concatenate([[0], *(counts for _, counts in found)]))[np.searchsorted(starts, ends)]
         return [ids[start:end] for start, end in itertools.pairwise(id_ends.tolist())]
 
     def _clear(self) -> None:
-        self._table = np.zeros(1 << SLOTS_LOG2, dtype=np.int32)  # numbers of words; 0: a free slot
+        self._table = np.zeros(1 << SLOTS_LOG2, dtype=np.int32)  # word numbers; 0 marks a free slot
         self._low, self._high = np.zeros((2, MAX_NUMBERS), dtype=np.uint64)  # keys by number
-        self._firsts, self._counts = np.zeros((2, MAX_NUMBERS), dtype=np.int64)  # where the word's ids are, by number
+        self._firsts, self._counts = np.zeros((2, MAX_NUMBERS), dtype=np.int64)  # a word's first ID, number of IDs
         self._ids_of_words = np.empty(1 << 20, dtype=np.int32)
         self._num_ids = self._num_bytes = 0
         self._num_words = 1
         self._long: dict[bytes, int] = {}
 
     def _starts(self, whole: bytes, ends: Numbers) -> Numbers:
-        """Where words begin, and where the last one ends; one begins wherever a text does."""
+        """The start of each word, and the end of the last one. Every text starts a word."""
         num_bytes = int(ends[-1])
         starts = np.empty(num_bytes + 1, dtype=np.bool_)
         pairs: Any = np.ndarray(num_bytes, dtype="<u2", buffer=whole, strides=(1,))
@@ -80,7 +81,7 @@ class WordCache:
         return np.flatnonzero(starts)
 
     def _ids(self, whole: bytes, starts: Numbers) -> tuple[Ids, Numbers]:
-        """Ids of the words between these places, and how many each has."""
+        """The IDs of the words between these offsets, and their number per word."""
         starts, lengths = starts[:-1], np.diff(starts)
         windows: Any = np.ndarray(len(whole) - 7, dtype="<u8", buffer=whole, strides=(1,))
         low = windows[starts] & FIRST_BYTES.take(lengths, mode="clip")
@@ -102,7 +103,7 @@ class WordCache:
         return ids, counts
 
     def _find(self, low: npt.NDArray[np.uint64], high: npt.NDArray[np.uint64]) -> Numbers:
-        """The number of each word; 0: not in the table."""
+        """The number of each word; 0 if it is not in the table."""
         slots = _slots(low, high)
         numbers = self._table[slots].astype(np.int64)
         others = np.flatnonzero((self._low[numbers] != low) | (self._high[numbers] != high))
@@ -115,7 +116,7 @@ class WordCache:
         return numbers
 
     def _learn(self, words: list[bytes], low: npt.NDArray[np.uint64], high: npt.NDArray[np.uint64]) -> Numbers:
-        """Numbers of words that are not in the table."""
+        """Add words to the table. Returns their numbers."""
         new = [word for word in dict.fromkeys(words) if word not in self._long]
         self._long.update(zip(new, itertools.count(self._num_words)))
         numbers = np.fromiter(map(self._long.__getitem__, words), dtype=np.int64, count=len(words))
@@ -127,7 +128,7 @@ class WordCache:
         while len(waiting):
             free = self._table[slots] == 0
             self._table[slots[free]] = waiting[free]
-            lost = self._table[slots] != waiting  # another word got the slot
+            lost = self._table[slots] != waiting  # another word took the slot
             slots, waiting = (slots[lost] + 1) % len(self._table), waiting[lost]
         for word in new:
             if len(word) <= KEY_BYTES:
@@ -135,7 +136,7 @@ class WordCache:
         return numbers
 
     def _store(self, words: list[bytes]) -> None:
-        """Encode words that get the next numbers."""
+        """Encode words and give them the next numbers."""
         encoded = self._encode([word.decode() for word in words])
         counts = np.fromiter(map(len, encoded), dtype=np.int64, count=len(words))
         ends, own = self._num_ids + np.cumsum(counts), slice(self._num_words, self._num_words + len(words))
@@ -154,9 +155,9 @@ def _slots(low: npt.NDArray[np.uint64], high: npt.NDArray[np.uint64]) -> Numbers
 
 
 def joined_pairs(pieces: Iterable[str]) -> npt.NDArray[np.bool_]:
-    """Whether two bytes may lie in one piece, by the little-endian number that they are together."""
+    """Whether two bytes may be adjacent in a piece, indexed by the two bytes as a little-endian number."""
     joined = np.zeros((256, 256), dtype=np.bool_)
-    joined[0x80:, 0x80:] = True  # most of these lie in one character
+    joined[0x80:, 0x80:] = True  # most of these are within one character
     pairs = {pair for piece in map(str.encode, pieces) for pair in zip(piece[1:], piece, strict=False)}
     for pair in pairs:
         joined[pair] = True

@@ -1,4 +1,4 @@
-"""Packed datasets from Megatron-LM's indexed ones, and the other way round."""
+"""Converts between packed datasets and Megatron-LM's indexed datasets."""
 
 import array
 import hashlib
@@ -28,25 +28,25 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Survey:
-    """What the first pass over an indexed dataset found."""
+    """Results of the first pass over an indexed dataset."""
 
     split: Split
     digest: str
     num_text_bytes: "array.array[int]"
-    """Of each document, in UTF-8; -1: it is empty."""
+    """UTF-8 size of each document's text; -1 for empty documents."""
     num_bytes: int
     num_empty: int
     num_needless_ends: int
-    """Documents that had ends of nothing, which `_text_tokens` leaves out."""
+    """Documents with end-of-document tokens that end nothing, which `_text_tokens` removes."""
 
 
 def to_packed(
     prefix: Path, target: Path, data: DataConfig, tokenizer_config: TokenizerConfig, *, seq_length: int
 ) -> Manifest:
-    """A packed dataset of the documents in PREFIX.bin and PREFIX.idx, whose tokens this tokenizer made.
+    """Make a packed dataset from the documents in PREFIX.bin and PREFIX.idx, which this tokenizer encoded.
 
-    What is held out is chosen as `prepare` does, by a hash of each document's tokens. Raises DataError for whatever is
-    wrong with the two files.
+    Documents are held out as in `prepare`, by a hash of their tokens. Raises DataError if anything is wrong with the
+    two files.
     """
     if tokenizer_config.path is None:
         raise DataError("tokenizer.path=null: the tokenizer that made these tokens is needed; give its file")
@@ -113,10 +113,10 @@ def to_packed(
 
 
 def to_megatron(folder: Path, target: Path) -> dict[str, dict[str, int]]:
-    """TARGET/train.bin, .idx and TARGET/validation.bin, .idx with every token of a packed dataset's samples.
+    """Write all tokens of a packed dataset's samples to .bin and .idx files of TARGET/train and TARGET/validation.
 
-    Documents end after their end-of-document token; the last one of a split (of each part, if it was merged) may lack
-    what fills no sample. Returns figures for each split.
+    Documents end after their end-of-document token. The last document of a split (of each part, if it was merged) may
+    lack the tokens that did not fill a sample. Returns figures for each split.
     """
     figures = {}
     manifest = Manifest.load(folder)
@@ -229,9 +229,9 @@ def _check_range(source: IndexedDataset, number: int, tokens: Tokens, tokenizer:
 
 
 def _text_tokens(tokens: Tokens, eod_id: int) -> Tokens:
-    """A document without its end, and without ends that end nothing, at its beginning or after another one.
+    """A document without its end-of-document token, and without such tokens that end nothing.
 
-    Those would be empty documents, which pass for filling in a padded sample.
+    Those at the beginning or after another one would be empty documents, which look like padding in a padded sample.
     """
     is_end = tokens == eod_id
     ends_nothing = is_end & np.append(True, is_end)[:-1]
@@ -240,5 +240,5 @@ def _text_tokens(tokens: Tokens, eod_id: int) -> Tokens:
 
 
 def _tokens_hash(tokens: Tokens) -> bytes:
-    """16 bytes that name a document, whatever type its tokens are stored in."""
+    """A 16-byte hash that identifies a document, independent of the stored token type."""
     return hashlib.blake2b(tokens.astype("<i4").tobytes(), digest_size=16).digest()

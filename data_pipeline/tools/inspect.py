@@ -1,4 +1,4 @@
-"""Looking into a prepared dataset: its samples as text, every checksum and offset, its figures."""
+"""Inspects a prepared dataset: samples as text, checksums and offsets, statistics."""
 
 import dataclasses
 import hashlib
@@ -22,16 +22,16 @@ Split = Literal["train", "validation"]
 SPLITS: tuple[Split, ...] = ("train", "validation")
 END_OF_DOCUMENT = "<|end of document|>"
 NUM_POSITIONS = 1 << 63
-"""In the order of a run, which has no end but that of the numbers it is computed in."""
+"""The order of a run is endless, but positions must fit in 64 bits."""
 
 
 def inspect(
     place: Path | DatasetFolder, split: Split, first: int, count: int, *, shuffled_by: int | None = None
 ) -> Iterator[str]:
-    """`count` samples from number `first` on as text, a block each; `shuffled_by`: a run's seed, `first` then being a
-    position in its order.
+    """`count` samples from number `first` on, as text. If `shuffled_by` is a run's seed, `first` is a position in its
+    order.
 
-    Raises DataError where there is no such sample.
+    Raises DataError if there is no such sample.
     """
     folder = as_folder(place)
     dataset = PackedDataset.open(folder, split)
@@ -56,18 +56,18 @@ def inspect(
 
 
 def as_text(ids: npt.NDArray[np.int64], tokenizer: Tokenizer) -> str:
-    """Tokens as text, with a mark in a line of its own where a document ends."""
+    """Tokens as text, with a line that marks the end of each document."""
     pieces = np.split(ids, np.flatnonzero(ids == tokenizer.eod_id) + 1)
     texts = [tokenizer.decode([token for token in piece.tolist() if token != tokenizer.eod_id]) for piece in pieces]
     return f"\n{END_OF_DOCUMENT}\n".join(texts)
 
 
 def verify(place: Path | DatasetFolder) -> list[str]:
-    """Every fault of a dataset, each naming its file; none: it is whole, to the last byte.
+    """All faults of a dataset, each naming its file. Empty if the dataset is intact.
 
-    Checked are the manifest's own checksum, the tokenizer's fingerprint, length and SHA-256 of every file, the header
-    of every member at its saved offset, and that every token is one of the tokenizer's. A manifest that cannot be read
-    is a DataError: without it there is nothing to compare with.
+    Checks the manifest's checksum, the tokenizer's fingerprint, length and SHA-256 of every file, the header of every
+    member at its saved offset, and that every token is one of the tokenizer's. An unreadable manifest is a DataError,
+    because the rest cannot be checked without it.
     """
     folder = as_folder(place)
     manifest = folder.manifest()
@@ -99,7 +99,7 @@ def verify(place: Path | DatasetFolder) -> list[str]:
 
 
 def stats(place: Path | DatasetFolder) -> dict[str, Any]:
-    """Figures of a dataset, for people and programs."""
+    """Statistics of a dataset, for display and for scripts."""
     folder = as_folder(place)
     manifest = folder.manifest()
     for split in SPLITS:
@@ -149,7 +149,7 @@ def _checksum_fault(folder: DatasetFolder, record: FileRecord, advance: Callable
 
 
 def _token_faults(folder: DatasetFolder, manifest: Manifest, split: Split, advance: Callable[[int], None]) -> list[str]:
-    """Faults of members and tokens; files of right length and checksum may still have been written wrong."""
+    """Faults of members and tokens: a file with the right length and checksum may have been written wrongly."""
     dataset = PackedDataset.open(folder, split)
     sample_bytes = (manifest.seq_length + 1) * (2 if manifest.dtype == "uint16" else 4)
     step = max(1, READ_BYTES // sample_bytes)

@@ -1,8 +1,8 @@
-"""Megatron-LM's indexed datasets: the tokens in PREFIX.bin, where each sequence and document lies in PREFIX.idx.
+"""Megatron-LM's indexed datasets: tokens in PREFIX.bin, and the offsets of sequences and documents in PREFIX.idx.
 
-The index: nine bytes of magic, version, code of the number type, number of sequences, length of the document list; then
-the sizes of the sequences (int32), the bytes at which they begin (int64), and the sequences at which documents begin,
-with their number at its end (int64). All little-endian.
+The index holds: nine bytes of magic, version, code of the number type, number of sequences, length of the document
+list; then the sizes of the sequences (int32), their byte offsets (int64), and the number of each document's first
+sequence, followed by the number of sequences (int64). All values are little-endian.
 """
 
 import itertools
@@ -27,7 +27,7 @@ Tokens = npt.NDArray[np.integer[Any]]
 
 
 def paths_of(prefix: Path) -> tuple[Path, Path]:
-    """The two files; either of them may be given in place of what their names share."""
+    """The two files. Either of their names, or their common prefix, may be given."""
     if not prefix.name:
         raise DataError(f"{prefix}: names no files; give what the names of .bin and .idx share, as in data/corpus")
     name = prefix.name.removesuffix(".bin").removesuffix(".idx")
@@ -35,7 +35,7 @@ def paths_of(prefix: Path) -> tuple[Path, Path]:
 
 
 class IndexedDataset:
-    """Documents by number, memory-mapped. Raises DataError unless index and tokens fit each other to the byte."""
+    """Memory-mapped documents. Raises DataError unless the index matches the tokens exactly."""
 
     def __init__(self, prefix: Path) -> None:
         self.bin_path, self.idx_path = paths_of(prefix)
@@ -56,7 +56,7 @@ class IndexedDataset:
         self._content = np.memmap(self.bin_path, mode="r")
 
     def __iter__(self) -> Iterator[Tokens]:
-        """The tokens of each document, its sequences joined."""
+        """The tokens of each document, with its sequences joined."""
         for first, last in itertools.pairwise(self._bounds):
             pieces = [self._sequence(number) for number in range(int(first), int(last))]
             yield pieces[0] if len(pieces) == 1 else np.concatenate([np.empty(0, self.dtype), *pieces])
@@ -89,7 +89,7 @@ class IndexedDataset:
             raise DataError(f"{self.idx_path}: its documents do not divide its {len(sizes)} sequences; it is damaged")
         if (sizes < 0).any() or (starts < 0).any():
             raise DataError(f"{self.idx_path}: has a size or place below 0; it is damaged")
-        room = (self.num_bytes - starts) // self.dtype.itemsize  # no sum that could overflow
+        room = (self.num_bytes - starts) // self.dtype.itemsize  # written without a sum that could overflow
         beyond = np.flatnonzero(sizes > room)
         if len(beyond):
             number = int(beyond[0])
@@ -108,7 +108,7 @@ class IndexedDataset:
 
 
 class IndexedWriter:
-    """Writes such a pair, each document as one sequence."""
+    """Writes a pair of .bin and .idx files, each document as one sequence."""
 
     def __init__(self, prefix: Path, dtype: str) -> None:
         self._bin_path, self._idx_path = paths_of(prefix)
@@ -119,13 +119,13 @@ class IndexedWriter:
         self.num_tokens = 0
 
     def add(self, tokens: Tokens, ends: npt.NDArray[np.int64]) -> None:
-        """Append tokens; a document ends before each of these places in them, their number being the last possible."""
+        """Append tokens. A document ends before each index in `ends`; len(tokens) is the last possible one."""
         self._file.write(tokens.astype(self._dtype).tobytes())
         self._ends.append(self.num_tokens + ends)
         self.num_tokens += len(tokens)
 
     def close(self) -> int:
-        """Write the index; the number of documents. Tokens after the last end are one more."""
+        """Write the index and return the number of documents. Tokens after the last end are one more document."""
         _sync_and_close(self._file)
         ends = np.concatenate([np.zeros(1, np.int64), *self._ends])
         if ends[-1] != self.num_tokens:

@@ -1,4 +1,4 @@
-"""Several prepared datasets as one."""
+"""Merges several prepared datasets into one."""
 
 import collections
 import hashlib
@@ -23,10 +23,10 @@ SHARD_BYTES_KEY = "data.shard_bytes"
 
 
 def merge(folders: Sequence[Path], target: Path) -> Manifest:
-    """The samples of all parts, in this order, as one dataset at `target`.
+    """Write the samples of all parts, in this order, as one dataset at `target`.
 
-    They are packed into full members anew, so every byte is read (and compared with its checksum) and written once.
-    Raises DataError for parts that do not fit together, or hold the same text.
+    Samples are regrouped into full members, so every byte is read (and its checksum verified) and written once. Raises
+    DataError if the parts do not fit together or contain the same text.
     """
     parts = {folder: Manifest.load(folder) for folder in folders}
     _check(folders, parts)
@@ -97,7 +97,7 @@ def _check(folders: Sequence[Path], parts: dict[Path, Manifest]) -> None:
 
 
 def _parts_of(manifest: Manifest) -> list[dict[str, Any]]:
-    """Those that it was merged from, else itself."""
+    """The parts that it was merged from, or itself."""
     own = {
         "name": manifest.corpus.name,
         "digest": manifest.digest,

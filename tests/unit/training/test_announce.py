@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from data_pipeline.stream.mixture import Ingredient, MixedDataset, Mixture
+from data_pipeline.stream.mixture import Component, MixedDataset, Mixture
 from pretrain.config.load import load_run_config, to_yaml
 from pretrain.config.run import RunConfig
 from pretrain.run.state import RunState
@@ -28,7 +28,7 @@ class Part:
 def mixture(sizes: dict[str, int], weights: tuple[float, ...]) -> MixedDataset:
     dataset = MixedDataset.__new__(MixedDataset)
     dataset.names, dataset.parts = tuple(sizes), cast(Any, tuple(Part(size) for size in sizes.values()))
-    dataset.mixture = Mixture([Ingredient(name, size, None) for name, size in sizes.items()], [(0, weights)])
+    dataset.mixture = Mixture([Component(name, size, None) for name, size in sizes.items()], [(0, weights)])
     return dataset
 
 

@@ -74,7 +74,7 @@ def whole(tmp_path_factory):
 def kept_work(monkeypatch):
     """Pieces are cut as in RUN, and the finished ones stay, to be looked at."""
     monkeypatch.setattr(scan, "TASK_BYTES", TASK_BYTES)
-    monkeypatch.setattr(staged_folder, "SECONDS_OF_WORK", 0.0)
+    monkeypatch.setattr(staged_folder, "SECONDS_WORTH_KEEPING", 0.0)
     monkeypatch.setattr(TaskStore, "remove", lambda work: None)
 
 

@@ -84,7 +84,7 @@ def test_a_copy_of_a_file_counts_as_a_second_one(tmp_path):
 def test_a_finished_piece_is_not_made_again_and_another_setting_makes_it_anew(tmp_path, monkeypatch):
     source = write_jsonl(tmp_path / "in.jsonl", TEXTS)
     monkeypatch.setattr(scan, "TASK_BYTES", 5_000)
-    monkeypatch.setattr(staged_folder, "SECONDS_OF_WORK", 0.0)
+    monkeypatch.setattr(staged_folder, "SECONDS_WORTH_KEEPING", 0.0)
     made = []
     real = clean_task.run_clean_task
     monkeypatch.setattr(scan, "run_clean_task", lambda *arguments: (made.append(arguments[1]), real(*arguments)))

@@ -9,7 +9,7 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from data_pipeline.errors import DataError, Unencodable
 from data_pipeline.shards.manifest import Manifest
-from data_pipeline.tokenizers.base import faults_of
+from data_pipeline.tokenizers.base import as_unencodable
 from data_pipeline.tokenizers.loading import load_tokenizer
 from tests.support.corpus import make_texts, prepare_synthetic, tokenizer_config, write_folder, write_jsonl
 from tests.support.tokenizers import END
@@ -57,7 +57,7 @@ def test_it_is_one_error_for_all_that_a_package_does_not_take(tmp_path, make):
 
 @pytest.mark.parametrize("error", [MemoryError(), OSError(5, "Input/output error")])
 def test_a_fault_of_the_machine_is_none_of_the_text(error):
-    with pytest.raises(type(error)), faults_of("a package", "text"):
+    with pytest.raises(type(error)), as_unencodable("a package", "text"):
         raise error
 
 

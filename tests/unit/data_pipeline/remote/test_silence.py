@@ -165,7 +165,7 @@ def test_closing_what_sleeps_takes_no_longer_than_any_answer(sleepy):
 
 
 def test_threads_left_behind_are_bounded_and_end_with_their_calls(sleepy, monkeypatch):
-    monkeypatch.setattr(call_timeout, "_places", threading.Semaphore(3))
+    monkeypatch.setattr(call_timeout, "_slots", threading.Semaphore(3))
     before = set(threads())
     sleepy.sleeps_in = "read"
     for _ in range(2):

@@ -265,7 +265,7 @@ def test_published_encodings_are_those_of_the_installed_tiktoken(monkeypatch: py
 
 def test_a_published_encoding_needs_no_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content = tiktoken_bytes(tiktoken_ranks(byte_level_bpe()))
-    known = encodings.Encoding(hashlib.sha256(content).hexdigest(), encodings.CL100K_PATTERN, {END: 777})
+    known = encodings.TiktokenEncoding(hashlib.sha256(content).hexdigest(), encodings.CL100K_PATTERN, {END: 777})
     monkeypatch.setitem(encodings.ENCODINGS, "cl100k_base", known)
     (tmp_path / "any.name").write_bytes(content)
     tokenizer = load_tokenizer(tmp_path / "any.name")
