@@ -10,7 +10,7 @@ import pytest
 from pretrain.checkpoint.inventory import look_at
 from pretrain.checkpoint.manifest import MANIFEST, parse_manifest, read_manifest
 from pretrain.checkpoint.store import read_checkpoint
-from pretrain.checkpoint.verify import as_unencodable
+from pretrain.checkpoint.verify import faults_of
 from pretrain.config.errors import RunError
 from tests.golden.make_checkpoint import CHECKPOINT
 
@@ -43,10 +43,10 @@ def test_every_bit_of_the_manifest_counts() -> None:
 @pytest.mark.parametrize("name", FILES)
 def test_verify_and_resume_find_a_flipped_bit_in_any_file(name: str, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(CHECKPOINT, tmp_path / "step-00000002"))
-    assert as_unencodable(look_at(folder, digests=True))[0] == [] and read_checkpoint(folder).step == 2
+    assert faults_of(look_at(folder, digests=True))[0] == [] and read_checkpoint(folder).step == 2
     content = (folder / name).read_bytes()
     for bit, changed in flipped(content, random.Random(name).sample(range(8 * len(content)), SAMPLE)):
         (folder / name).write_bytes(changed)
-        assert as_unencodable(look_at(folder, digests=True))[0], f"verify misses bit {bit}"
+        assert faults_of(look_at(folder, digests=True))[0], f"verify misses bit {bit}"
         with pytest.raises(RunError):
             read_checkpoint(folder)

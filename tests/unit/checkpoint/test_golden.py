@@ -9,7 +9,7 @@ import torch
 from pretrain.checkpoint.inventory import look_at, tensors_of
 from pretrain.checkpoint.manifest import FORMAT_VERSION, READERS
 from pretrain.checkpoint.tensor_stats import read_chunk
-from pretrain.checkpoint.verify import as_unencodable
+from pretrain.checkpoint.verify import faults_of
 from pretrain.run.state import RunState
 from tests.golden.make_checkpoint import DIGESTS, HERE, digests
 
@@ -29,7 +29,7 @@ def test_every_format_version_has_a_reader_and_a_golden_checkpoint() -> None:
 @pytest.mark.parametrize("version", VERSIONS)
 def test_the_golden_checkpoint_is_whole(version: int) -> None:
     found = look_at(golden(version), digests=True)
-    faults, tensors = as_unencodable(found)
+    faults, tensors = faults_of(found)
     assert not faults and tensors == len(json.loads(DIGESTS.read_text()))
     assert found.manifest is not None
     assert RunState.from_json(found.manifest["state"]) == RunState(step=2, position=48, tokens=768)
