@@ -1,4 +1,4 @@
-"""What happens to one document: repaired, filtered, masked, by steps that the configuration names.
+"""Cleaning of single documents: repairs, filters and masks, as steps that the configuration names.
 
-`cleaner.Cleaner` is the face; `table.rules_table()` lists every rule with its threshold and the paper it comes from.
+`cleaner.Cleaner` is the entry point. `table.rules_table()` lists every rule with its threshold and its publication.
 """

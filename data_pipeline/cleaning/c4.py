@@ -1,4 +1,4 @@
-"""C4's rules: lines that are no sentences go, documents of few sentences or of code are dropped."""
+"""C4's rules: removes lines that are not sentences, and drops documents with few sentences or with code."""
 
 import re
 from collections import Counter
@@ -17,22 +17,22 @@ _SUSPECT = ("javascript", "lorem ipsum", *POLICY)
 
 @dataclass(frozen=True, kw_only=True)
 class C4(Step):
-    """Decides as datatrove 0.10.1 does, given the same sentences; the list of bad words is not applied."""
+    """Decides as datatrove 0.10.1 does, given the same sentences. The list of bad words is not applied."""
 
     max_word_chars: Positive | None = 1000
-    """Lines with a longer word go."""
+    """Remove lines with a longer word."""
     citations: bool = True
     """Remove [1], [edit], [citation needed]."""
     terminal_punctuation: bool = True
-    """Lines without it at their end go; an ellipsis is none."""
+    """Remove lines without it at their end. An ellipsis does not count."""
     min_line_words: Count | None = 3
     lorem_ipsum: bool = True
     javascript: bool = True
     curly_bracket: bool = True
     policy: bool = True
-    """Lines that speak of cookies, privacy policy or terms of use go."""
+    """Remove lines that mention cookies, a privacy policy or terms of use."""
     min_sentences: Count | None = 5
-    """Of the lines that stay."""
+    """Minimum after lines were removed."""
 
     name = "c4"
     version = 1
@@ -54,7 +54,7 @@ class C4(Step):
     def apply(self, page: Page) -> str | Edit | None:
         text = page.text
         lowered = text.lower()
-        # Without any of these in the whole text no line need be searched; a citation may stand inside such a word.
+        # If the text contains none of these, its lines need not be searched. A citation may be inside such a word.
         suspect = "[" in text or any(phrase in lowered for phrase in _SUSPECT)
         changes: Counter[str] = Counter()
         kept: list[str] = []
@@ -80,7 +80,7 @@ class C4(Step):
         return None if new == text else Edit(new, changes or {"whitespace": 1})
 
     def _fault(self, stripped: str, line: str, suspect: bool) -> str | None:
-        """The first rule that a line breaks; `line` is without citations."""
+        """The first rule that a line breaks. `line` is without citations."""
         longest = self.max_word_chars
         if longest and len(stripped) > longest and any(len(word) > longest for word in stripped.split()):
             return "long_word"

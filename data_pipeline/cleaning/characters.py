@@ -1,4 +1,4 @@
-"""Classes of characters that the published rules speak of, as ranges of code points."""
+"""Character classes of the published rules, as ranges of code points."""
 
 import functools
 
@@ -20,20 +20,20 @@ TERMINAL = _characters(
     "1173c-1173e 11944 11946 11a42-11a43 11a9b-11a9c 11c41-11c42 11ef7-11ef8 11f43-11f44 16a6e-16a6f 16af5 "
     "16b37-16b38 16b44 16e98 1bc9f 1da88"
 )
-"""Ends of sentences in the scripts of the world: Unicode's Sentence_Terminal, as datatrove 0.10.1 lists it."""
+"""Sentence ends of all scripts: Unicode's Sentence_Terminal, as listed in datatrove 0.10.1."""
 
 SYMBOLS = TERMINAL | _characters(
     "0-8 b-1f 21-2f 3a-40 5b-60 7b-9f ab b4 bb 2013-2014 2019 201c-201e 2026 2236 2501 25ba 3001-3002 3008-300d "
     "3010-3011 ff01 ff05 ff08-ff09 ff0c ff0e ff11 ff1a-ff1b ff1f ff5e"
 )
-"""Punctuation and control characters: a word of these alone is no word to Gopher's rules, as in datatrove 0.10.1."""
+"""Punctuation and control characters. Gopher's rules ignore words of only these, as in datatrove 0.10.1."""
 
 SOLID, ALPHA = 1, 2
 
 
 @functools.cache
 def kinds() -> npt.NDArray[np.uint8]:
-    """For each code point whether it is more than a symbol (SOLID), and a letter (ALPHA)."""
+    """For each code point, SOLID if it is not a symbol and ALPHA if it is a letter."""
     table = np.fromiter((ALPHA * chr(code).isalpha() for code in range(0x110000)), np.uint8, 0x110000)
     table |= SOLID
     table[[ord(char) for char in SYMBOLS]] &= ~np.uint8(SOLID)

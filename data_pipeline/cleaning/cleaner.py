@@ -1,4 +1,4 @@
-"""A list of steps as the configuration writes it, applied to one document at a time."""
+"""Applies the configured list of steps to one document at a time."""
 
 import dataclasses
 import hashlib
@@ -24,22 +24,22 @@ from data_pipeline.cleaning.words import WORDS_VERSION
 STEPS: dict[str, type[Step]] = {
     step.name: step for step in (Ftfy, Language, GopherRepetition, GopherQuality, C4, FineWeb, Lines, Pii, Length)
 }
-"""In the order in which they are mostly used."""
+"""In their usual order."""
 
 NOTHING_LEFT = "nothing_left"
-"""The reason, after a step's name, for a document of which the step left no text."""
+"""The reason, after a step's name, for a document that a step left empty."""
 
 
 @dataclass(frozen=True)
 class Cleaned:
-    """What became of one document."""
+    """The result for one document."""
 
     text: str | None
-    """None: dropped."""
+    """None: the document was dropped."""
     dropped_by: str | None
     """Step and rule, as in gopher_quality/too_few_words."""
     changes: Mapping[str, int]
-    """How often which step and rule, as in pii/email, changed the text; empty for a dropped document."""
+    """How often each step and rule, as in pii/email, changed the text. Empty for a dropped document."""
 
     @property
     def changed_by(self) -> tuple[str, ...]:
@@ -48,15 +48,15 @@ class Cleaned:
 
 
 class Cleaner:
-    """A pure function of a text: same steps, same text, same outcome, in any process."""
+    """A pure function of a text: the same steps and text give the same result in every process."""
 
     def __init__(self, steps: Sequence[Mapping[str, Any]]) -> None:
-        """Raises DataError, naming the key under data.steps, for what is no step or no value of its settings."""
+        """Raises a DataError that names the key under data.steps if a step or a setting is invalid."""
         self._steps = [build_step(written, STEPS, f"data.steps[{number}]") for number, written in enumerate(steps)]
 
     @property
     def digest(self) -> str:
-        """Over all that decides: steps, every setting, versions of the rules and of the packages that they ask."""
+        """Hash of everything that decides: steps, all settings, versions of the rules and of the packages used."""
         content = [
             [step.name, step.version, step.foundation(), dataclasses.asdict(step)]  # type: ignore[call-overload]
             for step in self._steps
@@ -64,7 +64,7 @@ class Cleaner:
         return hashlib.sha256(json.dumps([WORDS_VERSION, content], sort_keys=True).encode()).hexdigest()
 
     def clean(self, text: str) -> Cleaned:
-        """The steps one after another, up to the first that drops the document."""
+        """Apply the steps in order, up to the first that drops the document."""
         page = Page(text)
         changes: dict[str, int] = {}
         for step in self._steps:

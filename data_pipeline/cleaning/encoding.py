@@ -1,4 +1,4 @@
-"""Text that was decoded by the wrong table, as in "schÃ¶n", repaired by ftfy."""
+"""Repairs text that was decoded with the wrong encoding, as in "schÃ¶n", with ftfy."""
 
 import importlib.util
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ PACKAGE = "ftfy"
 
 @dataclass(frozen=True, kw_only=True)
 class Ftfy(Step):
-    """Touches only lines that ftfy's own measure calls bad; quotes, ligatures and line ends stay. Not for code."""
+    """Changes only lines that ftfy's own measure calls bad. Quotes, ligatures and line ends stay. Not for code."""
 
     name = "ftfy"
     version = 1
@@ -22,7 +22,7 @@ class Ftfy(Step):
             raise PackageNotInstalled(PACKAGE)
 
     def foundation(self) -> str:
-        import importlib.metadata  # a tenth of what all of this program's workers load
+        import importlib.metadata  # imported late: a tenth of a worker's memory
 
         return importlib.metadata.version(PACKAGE)
 

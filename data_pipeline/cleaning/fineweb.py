@@ -1,4 +1,4 @@
-"""FineWeb's rules: lists, menus and tables of short lines are no text to learn from."""
+"""FineWeb's rules: drop lists, menus and tables of short lines."""
 
 from dataclasses import dataclass
 
@@ -13,12 +13,12 @@ class FineWeb(Step):
     """Decides as datatrove 0.10.1 does, given the same words."""
 
     min_punctuated_lines: Share | None = 0.12
-    """Share of the lines that end in a mark which ends sentences."""
+    """Share of the lines that end in a sentence-ending mark."""
     max_short_lines: Share | None = 0.67
     short_line_chars: Count = 30
-    """A line of so many characters is short."""
+    """A line of at most this many characters is short."""
     max_duplicate_line_chars: Share | None = 0.01
-    """Share of the characters in lines that occurred before."""
+    """Share of the characters that are in repeated lines."""
     max_newlines_per_word: Size | None = 0.3
 
     name = "fineweb"

@@ -15,18 +15,18 @@ class GopherQuality(Step):
     """Decides as datatrove 0.10.1 does, given the same words."""
 
     min_words: Count | None = 50
-    """Words that are more than punctuation."""
+    """Words, not counting punctuation."""
     max_words: Count | None = 100_000
     min_mean_word_chars: Size | None = 3.0
     max_mean_word_chars: Size | None = 10.0
     max_symbols_per_word: Size | None = 0.1
-    """Number signs for each word; ellipses likewise."""
+    """Number signs per word, and also ellipses per word."""
     max_bullet_lines: Share | None = 0.9
     max_ellipsis_lines: Share | None = 0.3
     min_alpha_words: Share | None = 0.8
     """Share of words with a letter."""
     min_stop_words: Count | None = 2
-    """So many different ones must occur."""
+    """Minimum number of different stop words."""
     stop_words: tuple[str, ...] = ("the", "be", "to", "of", "and", "that", "have", "with")
 
     name = "gopher_quality"
@@ -95,7 +95,7 @@ class GopherQuality(Step):
 
     def _has_stop_words(self, words: list[str], least: int) -> bool:
         stop_words, found = frozenset(self.stop_words), set[str]()
-        for start in range(0, len(words), 256):  # the first words mostly settle it
+        for start in range(0, len(words), 256):  # the first words usually decide
             found |= stop_words.intersection(words[start : start + 256])
             if len(found) >= least:
                 return True

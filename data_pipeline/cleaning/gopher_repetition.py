@@ -1,4 +1,4 @@
-"""Gopher's repetition rules: how much of the document says again what it said before?"""
+"""Gopher's repetition rules: how much of the document is repeated?"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,11 +24,11 @@ class GopherRepetition(Step):
     max_duplicate_lines: Share | None = 0.3
     max_duplicate_line_chars: Share | None = 0.2
     max_top_ngram_chars: Mapping[int, Share] = field(default_factory=lambda: _published(0.2, 0.18, 0.16, first=2))
-    """By n: share of the characters that are in the most frequent sequence of n words."""
+    """By n: share of the characters in the most frequent n-gram of words."""
     max_duplicate_ngram_chars: Mapping[int, Share] = field(
         default_factory=lambda: _published(0.15, 0.14, 0.13, 0.12, 0.11, 0.1, first=5)
     )
-    """By n: share of the characters that are in repeated sequences of n words, none counted twice."""
+    """By n: share of the characters in repeated n-grams of words, each counted once."""
 
     name = "gopher_repetition"
     version = 1
@@ -90,7 +90,7 @@ class GopherRepetition(Step):
 
 
 def repeated(blocks: Sequence[str]) -> tuple[int, int]:
-    """How many of these texts occurred before, and their characters."""
+    """How many of these texts occurred before, and how many characters they have."""
     if len(set(blocks)) == len(blocks):
         return 0, 0
     seen: set[str] = set()
@@ -105,11 +105,11 @@ def repeated(blocks: Sequence[str]) -> tuple[int, int]:
 
 
 def paragraphs_of(text: str) -> list[str]:
-    """Parts between two or more newlines."""
+    """Parts separated by two or more newlines."""
     return [part for part in (piece.lstrip("\n") for piece in text.strip().split("\n\n")) if part] or [""]
 
 
 def lines_of(text: str) -> list[str]:
-    """Parts between one or more newlines; what stands before or after the outermost ones is a line, even if empty."""
+    """Parts separated by newlines. Text before the first and after the last newline is a line, even if empty."""
     lines = [line for line in text.split("\n") if line]
     return [""] * text.startswith("\n") + lines + [""] * text.endswith("\n") or [""]

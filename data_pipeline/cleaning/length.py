@@ -1,4 +1,4 @@
-"""Limits of length, in characters and words."""
+"""Filters by length, in characters and words."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from data_pipeline.cleaning.step import Count, Rule, Step, check_order
 
 @dataclass(frozen=True, kw_only=True)
 class Length(Step):
-    """Drops; nothing is cut."""
+    """Drops documents. It does not cut them."""
 
     min_chars: Count | None = 1
     max_chars: Count | None = None

@@ -1,4 +1,4 @@
-"""Boilerplate lines: notices of web pages, lines said again and again, lines of the user's own patterns."""
+"""Removes boilerplate lines: notices of web pages, repeated lines, and lines that match given patterns."""
 
 import re
 from collections import Counter
@@ -17,17 +17,17 @@ _NOTICES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Lines(Step):
-    """Removes lines; all others stay as they are, to the last space."""
+    """Removes lines. All other lines are unchanged, including spaces."""
 
     javascript: bool = True
     cookies: bool = True
     policy: bool = True
-    """Terms of use, privacy policy."""
+    """Terms of use and privacy policy."""
     max_repeats: Positive | None = None
-    """Keep so many of the same line, leave out further ones; lines without letter or digit are not counted.
-    For prose only: code repeats itself by right."""
+    """Keep this many copies of a line and remove further ones. Lines without a letter or digit are not counted. For
+    prose only, because code repeats lines legitimately."""
     patterns: tuple[str, ...] = ()
-    """Regular expressions; a line in which one is found goes."""
+    """Regular expressions. A line that contains a match is removed."""
 
     name = "lines"
     version = 1

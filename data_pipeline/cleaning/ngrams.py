@@ -1,6 +1,6 @@
-"""How much of a text its most frequent and its repeated sequences of words hold.
+"""Measures how much of a text is in its most frequent and its repeated n-grams of words.
 
-Hashes of all sequences of a length are sorted to see what comes again; most texts are settled by bounds from that.
+The hashes of all n-grams of a length are sorted to find repeats. Bounds derived from them decide most texts.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,14 +15,14 @@ _ZERO = np.zeros(1, np.int64)
 
 
 def frequent_size(words: Words, shares: Mapping[int, float], num_chars: int) -> int | None:
-    """The first n whose most frequent n-gram holds a larger share of the characters, counting one space between words.
+    """The first n whose most frequent n-gram covers a larger share of the characters, with one space between words.
 
-    Of equally frequent n-grams the first in the text is meant.
+    If several n-grams are equally frequent, the first in the text counts.
     """
     hashes, ordered = _by_size(words, shares, words.sequence_hashes)
     for row, (n, here) in enumerate(hashes.items()):
         longest = n * words.longest + n - 1
-        least = max(1, int(shares[n] * num_chars / longest))  # no n-gram that occurs less often can hold so much
+        least = max(1, int(shares[n] * num_chars / longest))  # a less frequent n-gram cannot cover so much
         again = ordered[row, least - 1 :] == ordered[row, : ordered.shape[1] - least + 1]
         if again.any() and _top_chars(words, here, ordered[row], n) / num_chars > shares[n]:
             return n
@@ -30,9 +30,9 @@ def frequent_size(words: Words, shares: Mapping[int, float], num_chars: int) -> 
 
 
 def repeated_size(words: Words, shares: Mapping[int, float], num_chars: int) -> int | None:
-    """The first n whose n-grams that occurred before hold a larger share, taken from left to right without overlap.
+    """The first n whose repeated n-grams cover a larger share, taken from left to right without overlap.
 
-    N-grams are compared as text without spaces; hashes only find the places worth a look.
+    N-grams are compared as text without spaces; hashes only find candidates.
     """
     hashes, ordered = _by_size(words, shares, words.joined_hashes)
     again = ordered[:, 1:] == ordered[:, :-1]
@@ -51,7 +51,7 @@ def repeated_size(words: Words, shares: Mapping[int, float], num_chars: int) -> 
 def _by_size(
     words: Words, shares: Mapping[int, float], longer: Callable[[Hashes], Hashes]
 ) -> tuple[dict[int, Hashes], npt.NDArray[np.uint64]]:
-    """Hashes of all n-grams by n, and the same sorted, a row for each n; what fills a row's end occurs once."""
+    """Hashes of all n-grams by n, and the same as sorted rows. Rows are padded with values that occur once."""
     hashes: dict[int, Hashes] = {}
     last = words.hashes
     for n in range(2, 1 + min(len(words), max(shares, default=0))):
@@ -81,7 +81,7 @@ def _top_chars(words: Words, hashes: Hashes, ordered: Hashes, n: int) -> int:
 
 
 def _places(hashes: Hashes, wanted: Hashes) -> npt.NDArray[np.intp]:
-    """Where one of these hashes stands; a few other places with them."""
+    """Positions of these hashes, and a few other positions."""
     bits = (16 * len(hashes)).bit_length()
     shift = np.uint64(64 - bits)
     marked = np.zeros(1 << bits, bool)
@@ -90,7 +90,7 @@ def _places(hashes: Hashes, wanted: Hashes) -> npt.NDArray[np.intp]:
 
 
 def _covered_chars(words: Words, places: npt.NDArray[np.intp], n: int) -> int:
-    """Characters in the n-grams that begin at these places: no fewer than those in repeats."""
+    """Characters in the n-grams that begin at these positions, an upper bound of those in repeats."""
     steps = np.zeros(len(words) + 1, np.int64)
     steps[places] = 1
     steps[places + n] -= 1

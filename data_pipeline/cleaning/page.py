@@ -1,4 +1,4 @@
-"""A document's text within one call of the cleaner, with what several steps ask of it kept."""
+"""A document's text during one call of the cleaner, with values that several steps need."""
 
 import functools
 
@@ -6,7 +6,7 @@ from data_pipeline.cleaning.words import Words, split_words
 
 
 class Page:
-    """One state of the text; a step that changes the text begins a new page."""
+    """One state of the text. A step that changes the text creates a new page."""
 
     def __init__(self, text: str) -> None:
         self.text = text

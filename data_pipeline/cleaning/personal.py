@@ -1,7 +1,7 @@
-"""Where personal data stand in a text: e-mail and IP addresses, telephone and card numbers.
+"""Finds personal data in a text: e-mail and IP addresses, telephone and card numbers.
 
-Each finder returns the spans in order, none overlapping. All quantifiers are bounded or possessive and no match can
-begin within a run that another attempt has scanned, so that the time is linear in the text, whatever it holds.
+Each finder returns its spans in order and without overlap. All quantifiers are bounded or possessive, and no match can
+begin within a run that another attempt has scanned, so the time is linear in the length of any text.
 """
 
 import functools
@@ -11,9 +11,9 @@ import re
 Spans = list[tuple[int, int]]
 
 ENDS = r"(?!_*+[^\W_])"
-"""No word goes on here; Markdown's _ may follow."""
+"""The word must end here; Markdown's _ may follow."""
 UNJOINED = r"(?!_*+-?[^\W_])"
-"""Nor is one joined by a hyphen; a dash may follow."""
+"""As ENDS, and no word may be joined by a hyphen. A dash may follow."""
 
 _HOST = re.compile(rf"@(?:[^\W_][\w-]{{0,62}}\.){{1,8}}[^\W\d_]{{2,24}}(?!@){UNJOINED}")
 _MAILBOX_MARKS = frozenset("._+-%'~")
@@ -21,13 +21,13 @@ _MAILBOX_CHARS = 64
 
 
 def begins(joined: str, begin: str = ".") -> str:
-    """Looks back from behind `begin`: no word ends before it, nor one of `joined`; Markdown's _ or __ may."""
+    """A lookbehind from after `begin`: no word, and none of `joined`, may end before it. Markdown's _ or __ may."""
     emphasis = "".join(rf"|(?<={mark}{begin})(?<![\w{joined}]{mark}{begin})" for mark in ("_", "__"))
     return rf"(?:(?<![\w{joined}]{begin}){emphasis})"
 
 
 def apart(spans: Spans) -> Spans:
-    """In order, without those that begin within an earlier one."""
+    """The spans in order, without those that begin within an earlier one."""
     kept: Spans = []
     for begin, end in sorted(spans):
         if not kept or begin >= kept[-1][1]:
@@ -36,7 +36,7 @@ def apart(spans: Spans) -> Spans:
 
 
 def emails(text: str) -> Spans:
-    """Of any script; the domain must end in letters. The mailbox is read backwards from the @ sign."""
+    """E-mail addresses in any script. The domain must end in letters. The mailbox is read backwards from the @ sign."""
     spans: Spans = []
     for host in _HOST.finditer(text):
         at = begin = host.start()
@@ -50,18 +50,19 @@ def emails(text: str) -> Spans:
     return spans
 
 
-# Each pattern begins with what it consumes and looks back from there: so `re` skips quickly to the next candidate.
+# Each pattern begins with a character it consumes and looks back from there, so that `re` quickly skips to the next
+# candidate.
 _IPV4 = re.compile(rf"[0-9]{begins('.')}[0-9]{{0,2}}\.(?:[0-9]{{1,3}}\.){{2}}[0-9]{{1,3}}{ENDS}(?!\.\d)", re.DOTALL)
 _IPV6 = re.compile(rf"[23]{begins(':.')}[0-9A-Fa-f]{{3}}(?::[0-9A-Fa-f]{{0,4}}){{2,7}}{ENDS}(?!:)", re.DOTALL)
 _VERSION_BEFORE = re.compile(
     r"(?:\b(?:v|ver|version|release|rev|revision|build)[.:]?\s{0,2}|[^\W\d_]-|[=<>~]=\s?)$", re.I
 )
 VERSION_PART = 32
-"""Four numbers below this are taken for a version: so are 2 in 10,000 of all addresses."""
+"""Four numbers below this are taken for a version. So are 2 in 10,000 of all addresses."""
 
 
 def ip_addresses(text: str) -> Spans:
-    """IPv4 and IPv6, only public ones: the others name no person. Versions such as 3.11.7.1 are left alone."""
+    """Public IPv4 and IPv6 addresses; others do not identify a person. Versions such as 3.11.7.1 are left alone."""
     v4 = [match.span() for match in _IPV4.finditer(text) if _is_address(text, *match.span())]
     v6 = [match.span() for match in _IPV6.finditer(text) if _is_public(match.group())]
     return sorted(v4 + v6)
@@ -95,7 +96,7 @@ _PHONE_NANP = re.compile(
 
 
 def phones(text: str) -> Spans:
-    """Numbers with a country code (+49 30 1234567), and North American ones in their usual writing."""
+    """Numbers with a country code (+49 30 1234567), and North American numbers as usually written."""
     spans = [match.span() for pattern in (_PHONE_ABROAD, _PHONE_NANP) for match in pattern.finditer(text)]
     return apart(spans)
 
@@ -109,7 +110,7 @@ _CARD = re.compile(
 
 
 def cards(text: str) -> Spans:
-    """Payment cards: an issuer's prefix and length, and the check digit (Luhn)."""
+    """Payment cards, by issuer prefix, length and check digit (Luhn)."""
     return [match.span() for match in _CARD.finditer(text) if is_card(match.group().replace(" ", "").replace("-", ""))]
 
 

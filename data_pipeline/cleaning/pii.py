@@ -1,4 +1,4 @@
-"""Personal data and secrets: masked by a placeholder, or reason to drop the document."""
+"""Masks personal data and secrets, or drops documents that contain them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from data_pipeline.cleaning.personal import Spans, cards, emails, ip_addresses, 
 from data_pipeline.cleaning.secret_keys import secret_keys
 from data_pipeline.cleaning.step import Edit, PiiAction, Rule, Step
 
-# In this order: a card number would else be read as a telephone number.
+# Order matters: a card number could also match as a telephone number.
 _FINDERS: tuple[tuple[str, Callable[[str], Spans]], ...] = (
     ("key", secret_keys),
     ("email", emails),
@@ -20,7 +20,7 @@ _FINDERS: tuple[tuple[str, Callable[[str], Spans]], ...] = (
 
 @dataclass(frozen=True, kw_only=True)
 class Pii(Step):
-    """Each kind is left alone (off), replaced by its name as in <email> (mask), or drops the document (drop)."""
+    """Each kind is ignored (off), replaced by a placeholder such as <email> (mask), or drops the document (drop)."""
 
     email: PiiAction = "mask"
     ip: PiiAction = "mask"

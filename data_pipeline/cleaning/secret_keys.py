@@ -1,4 +1,4 @@
-"""Where keys and tokens that open something stand in a text."""
+"""Finds keys and tokens that grant access."""
 
 import re
 
@@ -8,15 +8,15 @@ _BODY = r"(?:[\w\s+/=\\:,.()@\"']|-(?!----))"
 
 
 def _marked(mark: str) -> str:
-    """A key's first characters, looked back over: so `re` skips quickly to the next candidate."""
+    """A lookbehind over a key's first characters, so that `re` quickly skips to the next candidate."""
     return mark + begins("-", mark)
 
 
-# A mark that the text must hold, and the pattern that is tried only then: most texts hold none of the marks.
+# A literal that the text must contain, and the pattern that is tried only then. Most texts contain none of them.
 _KEYS = tuple(
     (mark, re.compile(pattern))
     for mark, pattern in (
-        # The body is base64, with headers or as a string in code; cut at the end of the document it is a key as well.
+        # The body is base64, with headers or as a string in code. A key cut off at the end of the document counts too.
         (
             "PRIVATE KEY",
             rf"-----BEGIN (?:[A-Z0-9]{{1,16}} ){{0,4}}PRIVATE KEY(?: BLOCK)?-----{_BODY}{{64,}}+"
@@ -37,5 +37,5 @@ _KEYS = tuple(
 
 
 def secret_keys(text: str) -> Spans:
-    """Private key blocks, JSON web tokens, and keys of services whose writing gives them away."""
+    """Private key blocks, JSON web tokens, and keys of services with a recognizable format."""
     return apart([match.span() for mark, key in _KEYS if mark in text for match in key.finditer(text)])

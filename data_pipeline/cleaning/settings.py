@@ -1,4 +1,4 @@
-"""A step from what the configuration says of it: every value checked, every mistake named by its key."""
+"""Creates a step from its configuration. Checks every value, and names the key of every mistake."""
 
 import dataclasses
 import difflib
@@ -15,9 +15,9 @@ EXTRA = "pretrain[clean]"
 
 
 def build_step(given: object, known: Mapping[str, type[Step]], where: str) -> Step:
-    """The step that a mapping such as {step: length, max_chars: 9} asks for.
+    """The step for a mapping such as {step: length, max_chars: 9}.
 
-    `where` names it in the DataError that any mistake raises.
+    A mistake raises a DataError, in which `where` names the step.
     """
     if not isinstance(given, Mapping):
         raise DataError(f"{where}={written(given)}: must be a mapping such as {{step: pii, phone: mask}}")
@@ -58,7 +58,7 @@ def _nearest(name: object, known: Iterable[str]) -> str:
 
 
 def _checked(value: object, hint: Any, key: str) -> Any:
-    """The value as the hinted type; raises SettingError."""
+    """The value converted to the annotated type. Raises SettingError."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
         return None if value is None else _checked(value, arguments[0], key)
@@ -68,7 +68,7 @@ def _checked(value: object, hint: Any, key: str) -> Any:
             raise SettingError(key, value, f"must be at least {_limits(arguments[1])}")
         return number
     if origin is typing.Literal:
-        # YAML reads a bare `off` as false.
+        # YAML reads an unquoted `off` as false.
         value = "off" if value is False and "off" in arguments else value
         if value not in arguments:
             raise SettingError(key, value, "must be " + ", ".join(map(str, arguments[:-1])) + f" or {arguments[-1]}")
@@ -91,7 +91,7 @@ _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: 
 
 
 def _checked_table(value: object, hint: Any, key: str) -> dict[int, Any]:
-    """Keys of a mapping may be written as text: JSON has no others."""
+    """Keys may be strings, because JSON has no other keys."""
     if not isinstance(value, Mapping):
         raise SettingError(key, value, "must be a mapping such as {5: 0.15}")
     for n in value:

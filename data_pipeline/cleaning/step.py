@@ -1,4 +1,4 @@
-"""What a cleaning step is: settings, rules with fixed names, a pure function of one document."""
+"""The interface of a cleaning step: settings, named rules, and a pure function of one document."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -22,16 +22,16 @@ class Rule:
     name: str
     says: str
     setting: str | None = None
-    """The field that holds its threshold or switches it."""
+    """The field that holds its threshold or switches it on and off."""
     source: str = ""
-    """Who published rule and threshold; where two are named, the threshold is the second one's."""
+    """The publication of the rule and its threshold. If there are two, the threshold is from the second."""
     changes: bool = False
-    """It changes the text; else it drops the document."""
+    """True if it changes the text, False if it drops the document."""
 
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """Another text for the document, and how often which rule changed it."""
+    """A new text for the document, and how often each rule changed it."""
 
     text: str
     changes: Mapping[str, int]
@@ -39,7 +39,7 @@ class Edit:
 
 @dataclass(frozen=True)
 class Bounds:
-    """Limits of a number among the settings."""
+    """Limits of a numeric setting."""
 
     low: float
     high: float | None = None
@@ -53,24 +53,24 @@ PiiAction = Literal["off", "mask", "drop"]
 
 
 class Step(ABC):
-    """Subclasses are frozen dataclasses: their fields are the settings, None switches a rule off."""
+    """Subclasses are frozen dataclasses. Their fields are the settings; None switches a rule off."""
 
     name: ClassVar[str]
     version: ClassVar[int]
-    """Raised whenever the same settings may decide otherwise than before."""
+    """Increase this when the same settings may give another result than before."""
     rules: ClassVar[tuple[Rule, ...]]
 
     @abstractmethod
     def apply(self, page: Page) -> str | Edit | None:
-        """The rule that drops the document; or its new text; None leaves it as it is."""
+        """The name of the rule that drops the document, or the new text, or None to leave it unchanged."""
 
     def foundation(self) -> str:
-        """What besides settings and version decides: the release of a package that does the work."""
+        """Anything else that decides the result, such as the version of a package."""
         return ""
 
 
 class SettingError(Exception):
-    """A value that a step refuses: which field, the value, what it must be."""
+    """An invalid setting: the field, its value, and what it must be."""
 
     def __init__(self, field: str, value: object, rule: str) -> None:
         super().__init__(field, value, rule)
@@ -86,7 +86,7 @@ class PackageNotInstalled(Exception):
 
 
 def check_order(step: Step, low: str, high: str) -> None:
-    """Refuse limits that no document can meet."""
+    """Raise SettingError if no document can meet both limits."""
     least, most = getattr(step, low), getattr(step, high)
     if least is not None and most is not None and least > most:
         raise SettingError(low, least, f"must not be above {high} ({most})")

@@ -1,4 +1,4 @@
-"""Every rule of every step, with its threshold and where it was published."""
+"""Lists every rule of every step, with its threshold and its publication."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -8,7 +8,7 @@ from data_pipeline.cleaning.step import Rule, Step
 
 
 def rules_table() -> str:
-    """As Markdown."""
+    """The rules as a Markdown table."""
     rows = [("rule", "drops or changes", "setting", "default", "source"), ("---",) * 5, *_rows()]
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 

@@ -1,7 +1,8 @@
-"""The words of a document: one rule of splitting for all steps, and arrays over the words for the rules that count.
+"""Splits a document into words, by one rule for all steps, and computes arrays over the words.
 
-The rule follows spaCy's English tokenizer, by which the published thresholds are usually applied, as far as a regular
-expression does: marks at the borders of a piece between spaces are words of their own, marks inside it mostly are not.
+The rule follows spaCy's English tokenizer, with which the published thresholds are usually applied, as closely as a
+regular expression can: marks at the borders of a space-separated string are words of their own, marks inside it usually
+are not.
 """
 
 import functools
@@ -17,26 +18,26 @@ from data_pipeline.cleaning.characters import TERMINAL, kinds
 Hashes = npt.NDArray[np.uint64]
 
 WORDS_VERSION = 1
-"""Part of every digest."""
+"""Part of every step's digest."""
 
 _MARKS = r"!\"#$%&'()*,.:;<=>?\[\]_`{}¡£§«·»¿،؛؟٪۔।‒-―‘-‟…、。〈-】！，：；？～€"
 _CORE = rf"[^\s{_MARKS}/-]++"
 _CLITIC = r"['’](?:[smdtSMDT]|re|ve|ll|RE|VE|LL)\b"
 _INNER = rf"(?:[/:<>=,-](?![^\W\d_])|(?!{_CLITIC})['’]|[!\"#$%&()*.;?\[\]_`{{}}“”])++"
-# Possessive throughout: each character is looked at a bounded number of times, whatever the text.
+# All quantifiers are possessive, so that each character is examined a bounded number of times.
 _TAIL = rf"{_CORE}(?:{_INNER}{_CORE})*+"
 _WORD = re.compile(rf"{_TAIL}|(?<!\S)[/-]++{_TAIL}|{_CLITIC}|\.\.++|[/-]++|\S")
 
 
 def split_words(text: str) -> list[str]:
-    """Every character that is no space is in just one word."""
+    """The words of a text. Every character except whitespace is in exactly one word."""
     return _WORD.findall(text)
 
 
 def count_sentences(words: Sequence[str], enough: int) -> int:
-    """Sentences of these words, as spaCy's sentencizer counts: one ends before the word after its closing marks.
+    """The number of sentences, as spaCy's sentencizer counts: one ends before the word after its closing marks.
 
-    Counts no further than `enough`.
+    Stops counting at `enough`.
     """
     count, closed = 1, False
     for word in words:
@@ -66,7 +67,7 @@ _SHORT_POWERS = _powers(1 << 12)
 
 
 class Words:
-    """Words with arrays over them, each made when first asked for."""
+    """A list of words with arrays over them, computed on first use."""
 
     def __init__(self, words: list[str]) -> None:
         self.list = words
@@ -84,14 +85,14 @@ class Words:
 
     @functools.cached_property
     def bounds(self) -> npt.NDArray[np.int64]:
-        """Where each word begins in `joined`, and the end."""
+        """The start of each word in `joined`, and the end of the last."""
         bounds = np.zeros(len(self.list) + 1, np.int64)
         np.cumsum(self.lengths, out=bounds[1:])
         return bounds
 
     @functools.cached_property
     def joined(self) -> str:
-        """All words without anything between them."""
+        """All words, concatenated without separators."""
         return "".join(self.list)
 
     @functools.cached_property
@@ -100,14 +101,14 @@ class Words:
 
     @functools.cached_property
     def kinds(self) -> npt.NDArray[np.uint8]:
-        """SOLID and ALPHA, where any character of the word is so."""
+        """SOLID and ALPHA for each word, set if any of its characters has them."""
         if not self.list:
             return np.zeros(0, np.uint8)
         return np.bitwise_or.reduceat(kinds()[self._codes], self.bounds[:-1])
 
     @functools.cached_property
     def _power_table(self) -> Hashes:
-        """Powers of the hash's base, from the first on."""
+        """Powers of the hash's base."""
         return _SHORT_POWERS if self.longest <= len(_SHORT_POWERS) else _powers(self.longest)
 
     @functools.cached_property
@@ -117,7 +118,7 @@ class Words:
 
     @functools.cached_property
     def hashes(self) -> Hashes:
-        """Polynomials over the characters, modulo 2**64: hash(ab) = hash(a) + base**len(a) * hash(b)."""
+        """Polynomial hashes of the characters, modulo 2**64: hash(ab) = hash(a) + base**len(a) * hash(b)."""
         if not self.list:
             return np.zeros(0, np.uint64)
         places = np.arange(len(self._codes)) - np.repeat(self.bounds[:-1], self.lengths)
@@ -125,9 +126,9 @@ class Words:
         return np.add.reduceat(values, self.bounds[:-1])
 
     def joined_hashes(self, last: Hashes) -> Hashes:
-        """Of n words written without space, from those of n - 1 words: equal text, equal hash."""
+        """Hashes of n concatenated words, from those of n - 1 words. Equal text has an equal hash."""
         return self.hashes[: len(last) - 1] + self._shifts[: len(last) - 1] * last[1:]
 
     def sequence_hashes(self, last: Hashes) -> Hashes:
-        """Of n words in sequence, from those of n - 1 words: equal words, equal hash."""
+        """Hashes of n words in sequence, from those of n - 1 words. Equal words have an equal hash."""
         return last[:-1] * _MIX + self.hashes[len(self.list) - len(last) + 1 :]

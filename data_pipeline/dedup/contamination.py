@@ -86,7 +86,7 @@ class HeldOutNgrams:
         return hashlib.sha256(self._stored.astype("<u8").tobytes()).hexdigest()
 
     def found_in(self, text: str) -> str | None:
-        """The first of the n-grams that `text` contains, as written there except for blanks; None if there is none."""
+        """The first of the n-grams that `text` contains, as written there except for blanks, or None."""
         folded = fold(text)
         words = split(folded)
         hits = [(place, length) for length in self._lengths for place in self._places(ngrams(words.hashes, length))]

@@ -39,7 +39,7 @@ class EncodeConfig:
     dtype: str
     split: Split
     errors: Literal["fail", "skip"]
-    """What to do with a document that the tokenizer cannot encode."""
+    """Whether a document that the tokenizer cannot encode is an error or is skipped."""
     bytes_each: int
     """About how many bytes each process will encode; 0 if unknown. Affects the speed, not the result."""
     name: str

@@ -62,7 +62,7 @@ class ScannedTask:
 
 @dataclasses.dataclass(frozen=True)
 class Scan:
-    """What is known of the corpus after cleaning."""
+    """The corpus after cleaning."""
 
     digest: str
     num_documents: int

@@ -38,7 +38,7 @@ Listing = tuple[list[RemoteEntry], list[str]]
 
 
 def list_remote(url: str, include: Sequence[str], config: CacheConfig) -> Listing:
-    """List the files of a URL, sorted by name. Raises InputError if there are none."""
+    """List the files of a URL, sorted by name. Raises InputError if the list is empty."""
     if url.startswith(PIPE):
         raise InputError(f"{url}: commands serve data.path only; name files, folders or URLs")
     if is_http(url):

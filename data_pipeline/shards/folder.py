@@ -36,7 +36,7 @@ class DatasetFolder(Protocol):
         """Whether a file that was opened is still there at its full length. Called often."""
 
     def fault(self, record: FileRecord) -> str | None:
-        """What is wrong with a file's presence or length, without reading it; None if nothing is known to be wrong."""
+        """The fault of a file's presence or length, found without reading it; None if no fault is known."""
 
     def blocks(self, record: FileRecord) -> Iterator[bytes]:
         """All bytes of a file as it is now."""

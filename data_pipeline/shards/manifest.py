@@ -70,12 +70,12 @@ class TokenizerRecord:
     fingerprint: str
     """Hash of pieces and scores, which does not depend on where the tokenizer was trained."""
     settings_file: str
-    """File with settings that the tokenizer file does not contain; empty if there is none."""
+    """File with settings that the tokenizer file does not contain; empty if not needed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SourceRecord:
-    """What one entry of the inputs contributed."""
+    """The contribution of one entry of the inputs."""
 
     name: str
     """The entry as typed. Bytes that are not UTF-8 are escaped."""

@@ -102,7 +102,7 @@ def _find(
     is_excluded = lambda folder: Path(os.path.realpath(folder)) in excluded  # noqa: E731
     files: list[InputFile] = []
     for given in inputs:
-        path = Path(os.path.expanduser(given))  # noqa: PTH111, which takes what is nobody's home for a name
+        path = Path(os.path.expanduser(given))  # noqa: PTH111  # Path.expanduser raises for an unknown user
         if given == stdlib.INPUT:
             library = stdlib.stdlib_folder()
             files += _in_folder(library, "stdlib", given, include, stdlib.is_excluded, cache, pass_over)

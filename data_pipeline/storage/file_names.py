@@ -1,4 +1,4 @@
-"""What a file name implies: whether the file is read, how it is compressed and which format it has.
+"""Recognizes from a file's name whether it is read, how it is compressed and which format it has.
 
 Names are compared case-insensitively: A.JSONL.GZ is read like a.jsonl.gz.
 """

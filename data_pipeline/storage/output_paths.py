@@ -1,4 +1,4 @@
-"""Where `prepare` writes: the dataset's folder and, until it is complete, temporary folders beside it."""
+"""The folders that `prepare` writes: the dataset and, until it is complete, temporary folders beside it."""
 
 import os
 import re

@@ -37,7 +37,7 @@ class Batch(NamedTuple):
     position: int
     """Global position of the first sample of the global batch."""
     next_position: int
-    """Where the next global batch begins. This is all that a resume needs."""
+    """The position of the next global batch. This is all that a resume needs."""
     epoch: int
     """Complete passes over the dataset before `position`; for a mixture, over the dataset with the most passes."""
     digest: int

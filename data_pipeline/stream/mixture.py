@@ -86,7 +86,7 @@ class Mixture:
         )
 
     def before(self, position: int) -> list[tuple[int, tuple[int, ...]]]:
-        """What decides the stream up to a position: the start and units of each segment."""
+        """The start and units of each segment before a position, which decide the stream up to there."""
         return [(segment.start, segment.units) for segment in self.segments if segment.start < position]
 
     def _plan(self, phases: Sequence[tuple[int, Sequence[float]]]) -> None:
@@ -267,7 +267,7 @@ class MixedDataset:
 
 
 TrainingData = PackedDataset | MixedDataset
-"""What a run trains on: one dataset or a mixture."""
+"""The data of a run: one dataset or a mixture."""
 
 
 def seed_of(seed: int, name: str) -> int:

@@ -29,7 +29,7 @@ class TokenizerFiles:
     """Path or URL of the file, for messages. It ends with `name`."""
     content: bytes
     settings: bytes
-    """Content of the settings file; empty if there is none."""
+    """Content of the settings file; empty if it does not exist."""
 
     @classmethod
     def read(cls, path: Path) -> "TokenizerFiles":
