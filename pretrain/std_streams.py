@@ -1,4 +1,4 @@
-"""The streams that a shell gives a command, or does not, and what the system says where a file is refused."""
+"""The standard streams: closed ones, ones that are no longer read, and errors of the system that need no traceback."""
 
 import errno
 import os
@@ -16,34 +16,36 @@ REFUSALS = frozenset(
 
 
 def open_closed_streams() -> None:
-    """A stream that was closed, as by `>&-`, leads nowhere: what a library prints would end up in the next file opened,
-    which would have its number."""
+    """Connect a stream that was closed, as by `>&-`, to /dev/null.
+
+    Otherwise the next file opened would get its number, and would receive what a library prints.
+    """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            nowhere = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free: that of the stream
-            os.set_inheritable(nowhere, True)
-            setattr(sys, name, os.fdopen(nowhere, mode))
+            number = os.open(os.devnull, os.O_RDWR)  # the lowest free number: that of the stream
+            os.set_inheritable(number, True)
+            setattr(sys, name, os.fdopen(number, mode))
 
 
-def nobody_reads(stream: int = STDOUT) -> bool:
-    """Whether the other end of the pipe or terminal that a stream is has been closed."""
+def is_closed_by_reader(stream: int = STDOUT) -> bool:
+    """Whether the stream is a pipe or terminal whose other end has been closed."""
     poll = select.poll()
-    poll.register(stream, 0)  # that end's closing is told unasked
+    poll.register(stream, 0)  # poll reports a closed end without being asked for it
     return bool(poll.poll(0))
 
 
 def drop_output(stream: int = STDOUT) -> None:
-    """What is left in the buffer, and all that follows, goes nowhere."""
+    """Send the rest of the buffer, and all later output, to /dev/null."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
 
 
 def drop_hung_up_output() -> None:
-    """Output to a terminal that was closed goes nowhere: writing to it would fail."""
+    """Send output to /dev/null if its terminal was closed, because writing to it would fail."""
     for stream in (STDOUT, STDERR):
-        if nobody_reads(stream):
+        if is_closed_by_reader(stream):
             drop_output(stream)
 
 
 def is_refusal(error: Exception) -> bool:
-    """Whether the system's own words, which name the file, tell all, and a stack would tell nothing."""
+    """Whether the operating system refused a file; its message names the file, so a traceback adds nothing."""
     return isinstance(error, OSError) and error.errno in REFUSALS

@@ -13,15 +13,6 @@ if TYPE_CHECKING:
     from pretrain.run.sweep import Member, Sweep
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-m", "--multirun", action="store_true", help="key=a,b: every combination, as a job array")
-    parser.add_argument("--name", metavar="NAME", help="of a sweep, its runs and their wandb group; default: sweep-N")
-    help_ = "submit those members of a sweep that are neither finished nor waiting nor running; overrides are added"
-    parser.add_argument("--rerun", type=Path, metavar="SWEEP", help=help_)
-    parser.add_argument("--dry-run", action="store_true", help="print the batch script, and write and submit nothing")
-    parser.add_argument("--no-submit", action="store_true", help="write all that is submitted, and don't submit it")
-
-
 def run(given: argparse.Namespace) -> int:
     if given.name is not None and not given.multirun:
         raise UserError(f"--name {given.name} names a sweep: give -m, or run.name=... for one run")

@@ -1,12 +1,11 @@
-"""The parser of the command line, and verbs of several actions, as in `pretrain data verify`: each has its own help."""
+"""The parser of a command line: suggestions for mistakes, and commands with several actions, as in `pretrain data`."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from textwrap import dedent
 from typing import Any, NoReturn
 
 from data_pipeline.errors import UserError
-from pretrain.config.nearest import did_you_mean
 
 Action = Callable[[argparse.Namespace], int]
 
@@ -23,6 +22,7 @@ class CommandParser(argparse.ArgumentParser):
     """Raises UsageError for a mistake, suggests a command for one that does not exist, and adds `more_help` to help."""
 
     more_help: Callable[[], str] | None = None
+    """Called only when the help is printed."""
 
     def format_help(self) -> str:
         text = super().format_help()
@@ -35,17 +35,32 @@ class CommandParser(argparse.ArgumentParser):
         if action.option_strings or not isinstance(action.choices, dict) or value in action.choices:
             super()._check_value(action, value)
             return
-        near = did_you_mean(str(value), list(action.choices)) or f"choose from {', '.join(action.choices)}"
-        raise argparse.ArgumentError(None, f"{value}: there is no such command; {near}")
+        raise no_such_command(str(value), list(action.choices))
+
+
+def no_such_command(name: str, known: Collection[str]) -> argparse.ArgumentError:
+    from pretrain.config.nearest import did_you_mean
+
+    near = did_you_mean(name, known) or f"choose from {', '.join(known)}"
+    return argparse.ArgumentError(None, f"{name}: there is no such command; {near}")
+
+
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="Hydra overrides of the configuration")
+
+
+def add_ranks(parser: argparse.ArgumentParser) -> None:
+    help_ = "number of processes to plan for; default: WORLD_SIZE, or 1"
+    parser.add_argument("--ranks", type=positive, metavar="N", help=help_)
 
 
 def add_action(
-    actions: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    actions: "argparse._SubParsersAction[CommandParser]",
     name: str,
     summary: str,
     run: Action,
     details: str = "",
-) -> argparse.ArgumentParser:
+) -> CommandParser:
     """A parser for the action, whose function `run_action` calls."""
     parser = actions.add_parser(
         name,
@@ -59,7 +74,7 @@ def add_action(
 
 
 def run_action(given: argparse.Namespace) -> int:
-    """Its exit code."""
+    """Run the action that was chosen; returns its exit code."""
     action: Action = given.run_action
     return action(given)
 

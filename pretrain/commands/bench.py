@@ -4,44 +4,61 @@ import argparse
 import sys
 from pathlib import Path
 
-from pretrain.commands.arguments import positive, positive_number
-from pretrain.config.errors import ConfigError
-from pretrain.config.redact import public_words
+from data_pipeline.errors import UserError
+from pretrain.commands.arguments import CommandParser, add_overrides, positive, positive_number
 
 NONE_WORKED = 1
 
+HELP = """
+Takes training steps of the configured model, with its loader, optimizer and clipping, on the GPU or CPU of this
+machine. Prints and saves (bench/MODEL/: bench.json, table.txt, plot.png, trace.json.gz) tokens/s, MFU against the
+chip's peak and against the matrix products measured in the same run, peak memory, and the parts of a step beside the
+time that they would take at the measured limits. If data.path is not prepared, it reads pseudo-random tokens. suite=
+measures several models, each in a process of its own; compare prints two results side by side.
 
-def add_options(parser: argparse.ArgumentParser) -> None:
+examples:
+  pretrain bench model=gpt3_1.3b engine=zero0_bf16 train.micro_batch_size=8
+  pretrain bench suite=single_gpu
+  pretrain bench suite=single_gpu --only 'gpt3_1.3b*' --row-minutes 5
+  pretrain bench suite=tiny --warmup 2 --steps 5
+  pretrain bench compare bench/tiny/bench.json bench/tiny-2/bench.json
+"""
+
+
+def add_options(parser: CommandParser) -> None:
     parser.add_argument("--warmup", type=positive, metavar="N", help="steps before the timer runs; default: 20")
     parser.add_argument("--steps", type=positive, metavar="N", help="steps that are timed; default: 50")
-    help_ = "folder of the result, which must not be there yet; default: bench/MODEL, or bench/MODEL-2 ..."
+    help_ = "folder of the result, which must not exist; default: bench/MODEL, or bench/MODEL-2 ..."
     parser.add_argument("--out", type=Path, metavar="FOLDER", help=help_)
-    help_ = "measure on pseudo-random tokens of so many pieces; default: on data.path, where that is not prepared 50257"
+    help_ = "read pseudo-random tokens of a vocabulary of N; default: read data.path, or 50257 if that is not prepared"
     parser.add_argument("--vocab-size", type=positive, metavar="N", help=help_)
-    help_ = "of a suite these rows only, by their names in its table or patterns like '*-fast'; several by commas"
+    help_ = "with suite=: only the rows of these names, or of patterns like '*-fast', separated by commas"
     parser.add_argument("--only", action="append", default=[], metavar="NAME", help=help_)
-    help_ = "of a suite each row that takes longer is killed, and the next one begun"
+    help_ = "with suite=: kill a row that takes longer, and continue with the next one"
     parser.add_argument("--row-minutes", type=positive_number, metavar="M", help=help_)
+    add_overrides(parser)
 
 
 def run(given: argparse.Namespace) -> int:
-    words = list(given.overrides)
-    if words[:1] == ["compare"]:
-        return _compare(words[1:])
+    overrides = list(given.overrides)
+    if overrides[:1] == ["compare"]:
+        return _compare(overrides[1:])
     from pretrain.bench.measure import Wanted
+    from pretrain.config.errors import ConfigError
+    from pretrain.config.redact import public_words
 
     options = {name: getattr(given, name) for name in ("warmup", "steps", "out", "vocab_size")}
     wanted = Wanted(
         **{name: value for name, value in options.items() if value is not None},
         command=["pretrain", *public_words(sys.argv[1:])],
     )
-    suites = [word.partition("=")[2] for word in words if word.startswith("suite=")]
+    suites = [each.partition("=")[2] for each in overrides if each.startswith("suite=")]
     if suites:
         from pretrain.bench.suite import run_suite
 
         table, worked = run_suite(
             suites[-1],
-            [word for word in words if not word.startswith("suite=")],
+            [each for each in overrides if not each.startswith("suite=")],
             wanted,
             only=[name for names in given.only for name in names.split(",")],
             row_minutes=given.row_minutes,
@@ -54,19 +71,17 @@ def run(given: argparse.Namespace) -> int:
     from pretrain.bench.table import as_table
     from pretrain.config.load import load_run_config
 
-    measured = bench(load_run_config(words), wanted)
+    measured = bench(load_run_config(overrides), wanted)
     if measured is not None:
         folder, result = measured
         sys.stdout.write(as_table(result) + f"saved in {folder}\n")
     return 0
 
 
-def _compare(words: list[str]) -> int:
-    if len(words) != 2:
-        raise ConfigError(
-            [f"compare {' '.join(words)}: takes two results, as in `pretrain bench compare A.json B.json`"]
-        )
+def _compare(results: list[str]) -> int:
     from pretrain.bench.compare import compare
 
-    sys.stdout.write(compare(Path(words[0]), Path(words[1])))
+    if len(results) != 2:
+        raise UserError(f"compare {' '.join(results)}: takes two results, as in `pretrain bench compare A.json B.json`")
+    sys.stdout.write(compare(Path(results[0]), Path(results[1])))
     return 0

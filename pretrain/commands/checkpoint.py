@@ -9,11 +9,24 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pretrain.commands.arguments import add_action, whole_number
+from pretrain.commands.arguments import CommandParser, add_action, run_action, whole_number
 
 FOUND_ONE = 1
 """Exit code where verify found a fault or diff a difference."""
 
+HELP = """
+list prints the checkpoints and which one the next resume takes. inspect prints what a checkpoint is and what each
+tensor holds. verify compares every file and chunk with the manifest and the index. diff compares two checkpoints, also
+of different layouts. prune deletes old ones. No code in a checkpoint is executed. `pretrain checkpoint ACTION --help`
+explains each.
+
+examples:
+  pretrain checkpoint list runs/quickstart
+  pretrain checkpoint inspect runs/quickstart --match 'weight/*norm*'
+  pretrain checkpoint verify runs/quickstart
+  pretrain checkpoint diff runs/one/checkpoints/step-00000500 runs/other
+  pretrain checkpoint prune runs/quickstart --keep-last 2 --keep-every 1000 --dry-run
+"""
 LIST_HELP = """
 A row for each folder: whole or what is wrong with it, and which one the next resume takes. Files are compared with the
 manifest by their sizes; a resume reads all of them, as --digests does.
@@ -37,7 +50,10 @@ Exit code 0 where nothing differs, 1 where something does; seconds spent and tim
 """
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
+run = run_action
+
+
+def add_options(parser: CommandParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     list_ = add_action(actions, "list", "what is there, whole or not", _list, LIST_HELP)
     _path(list_, "PATH", "a run's folder, its checkpoints/, or one checkpoint")

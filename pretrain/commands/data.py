@@ -7,12 +7,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_pipeline.storage.urls import is_url, shown
-from pretrain.commands.arguments import add_action, positive, whole_number
+from pretrain.commands.arguments import CommandParser, add_action, positive, run_action, whole_number
 
 if TYPE_CHECKING:
     from data_pipeline.shards.folder import DatasetFolder
 
 FAULTS_FOUND = 1
+
+HELP = """
+inspect prints samples as text. verify compares every file, offset and token with the manifest, and exits with 1 if
+something differs. stats prints the counts as JSON. convert makes a dataset from Megatron-LM's .bin and .idx, or the
+reverse. merge joins several datasets into one. fetch downloads a dataset at a URL into this node's cache before a run
+needs it. `pretrain data ACTION --help` explains each.
+
+examples:
+  pretrain data inspect data/mine --samples 2
+  pretrain data inspect data/mine --seed 1234 --first 80000
+  pretrain data verify data/mine
+  pretrain data stats data/mine
+  pretrain data convert old/corpus_text_document data/mine --to packed tokenizer.path=tokenizer.json
+  pretrain data convert data/mine data/mine-megatron --to megatron
+  pretrain data merge data/mine data/yours --into data/ours
+  pretrain data fetch s3://bucket/mine data.cache.dir=/scratch/cache
+"""
 
 CONVERT_HELP = """
 --to packed: SOURCE is what the names of a Megatron-LM .bin and .idx pair share, TARGET the folder of a new dataset.
@@ -33,7 +50,10 @@ data.validation_fraction and data.validation_min_bytes=0, when equal text falls 
 """
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
+run = run_action
+
+
+def add_options(parser: CommandParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     inspect = add_action(actions, "inspect", "show samples as text", _inspect)
     _path(inspect)

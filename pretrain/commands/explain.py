@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from data_pipeline.config_text import written
+from pretrain.commands.arguments import CommandParser
 from pretrain.config.describe import CONF_DIR, Key, choices, groups_of, keys_of, options_of
 from pretrain.config.errors import ConfigError
 from pretrain.config.nearest import did_you_mean
@@ -18,8 +19,17 @@ WIDTH = 100
 GENERATE = "generate"
 """The command with keys of its own, which are explained as generate.KEY."""
 
+HELP = """
+Without a key it lists the sections. For a section it lists the keys, and the files that can be chosen for it.
 
-def add_options(parser: argparse.ArgumentParser) -> None:
+examples:
+  pretrain explain
+  pretrain explain optim
+  pretrain explain optim.lr model.position
+"""
+
+
+def add_options(parser: CommandParser) -> None:
     help_ = "a key, such as optim.lr, or a section, such as optim; generate: the keys of that command; default: all"
     parser.add_argument("keys", nargs="*", metavar="KEY", help=help_)
 

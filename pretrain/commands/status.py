@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pretrain.commands.arguments import CommandParser
 from pretrain.config.errors import RunError
 
 if TYPE_CHECKING:
@@ -16,8 +17,18 @@ if TYPE_CHECKING:
 
 RUNS = Path("runs")
 
+HELP = """
+Shows the given run folders, or all of them in runs/. On a cluster, squeue is asked for the state of their jobs. Prints
+a table on a terminal, and plain lines elsewhere.
 
-def add_options(parser: argparse.ArgumentParser) -> None:
+examples:
+  pretrain status
+  pretrain status runs/quickstart
+  pretrain status runs/sweep/* --json
+"""
+
+
+def add_options(parser: CommandParser) -> None:
     parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="run folders; default: all in runs/")
     parser.add_argument("--json", action="store_true", help="for machines")
 

@@ -1,7 +1,9 @@
 """`pretrain train`, in reading order: configuration, run folder, data, process groups, model, engine, loop."""
 
+import argparse
 import contextlib
 import logging
+import sys
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import partial
@@ -11,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 from data_pipeline.shards.reader import PackedDataset
 from data_pipeline.stream.mixture import TrainingData
 from data_pipeline.tokenizers.loading import TokenizerFiles
+from pretrain.commands.arguments import CommandParser, add_overrides, add_ranks
 from pretrain.config.changes import Change
 from pretrain.config.checks import check_run
+from pretrain.config.errors import ConfigError
 from pretrain.config.run import RunConfig
 from pretrain.distributed.environment import set_variables
 from pretrain.distributed.grid import ParallelLayout, world_from_environment
@@ -45,10 +49,59 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+HELP = """
+Trains on the dataset that `prepare` made with the same overrides. The run folder (run.dir) receives config, metrics,
+curves, report.html and checkpoints. The same command, run again, resumes from the newest checkpoint. With -m every
+combination of values trains here, one after the other, each in its own run folder; at the end, a table and a comparison
+are written to sweeps/NAME. The same command then skips finished runs and resumes the others.
+
+examples:
+  pretrain train
+  pretrain train model=tiny_llama train.max_steps=200 optim.lr=1e-3
+  torchrun --nproc-per-node 2 -m pretrain train engine.zero_stage=3
+  pretrain train --check --ranks 8 parallel.tp=2 parallel.pp=2
+  pretrain train 'profile.steps=[10,12]'
+  pretrain train -m --name rates optim.lr=1e-4,3e-4
+"""
+
 EXIT_CODES = {"finished": ExitCode.DONE, "stopped": ExitCode.STOPPED}
 STOPPED_SECONDS, ENDED_SECONDS = 25.0, 150.0
 """For report and wandb to be closed. After most stops a SIGKILL follows, 30 s after the signal that asked for it; wandb
 itself gives up after 120 s."""
+
+
+def add_options(parser: CommandParser) -> None:
+    parser.add_argument("--check", action="store_true", help="check whether this run is legal, and start nothing")
+    help_ = "key=a,b: train every combination here, one after the other"
+    parser.add_argument("-m", "--multirun", action="store_true", help=help_)
+    help_ = "with -m: name of the sweep, its runs and their wandb group; default: sweep-N"
+    parser.add_argument("--name", metavar="NAME", help=help_)
+    add_ranks(parser)
+    add_overrides(parser)
+
+
+def run(given: argparse.Namespace) -> int:
+    from pretrain.commands.next_steps import after_train
+    from pretrain.config.load import load_run_config
+
+    if given.name is not None and not given.multirun:
+        raise ConfigError([f"--name {given.name} names a sweep: give -m, or run.name=... for one run"])
+    if given.multirun:
+        from pretrain.commands import multirun
+
+        return multirun.run(given)
+    if given.check:
+        from pretrain.planner.plan import check
+
+        sys.stdout.write(check(load_run_config(given.overrides), given.ranks))
+        return 0
+    if given.ranks is not None:
+        raise ConfigError(["--ranks only works with --check. To train, set the number of ranks in torchrun or Slurm"])
+    config = load_run_config(given.overrides)
+    outcome = train(config)
+    if world_from_environment()[0] == 0:
+        sys.stdout.write(after_train(Path(config.run.dir), outcome))
+    return EXIT_CODES[outcome]
 
 
 def train(config: RunConfig) -> str:
@@ -72,7 +125,7 @@ def train(config: RunConfig) -> str:
         still_held = stack.enter_context(hold_run_folder(folder)) if rank == 0 else lambda: None
         stop_requested = stack.enter_context(stop_on_signals())
         stack.enter_context(log_to_file(folder, rank))
-        return run(config, folder, dataset, validation, tokenizer, initial, still_held, stop_requested)
+        return run_training(config, folder, dataset, validation, tokenizer, initial, still_held, stop_requested)
 
 
 def check_start(config: RunConfig, world_size: int) -> tuple[TrainingData, dict[str, PackedDataset]]:
@@ -90,7 +143,7 @@ def check_start(config: RunConfig, world_size: int) -> tuple[TrainingData, dict[
     return dataset, validation
 
 
-def run(
+def run_training(
     config: RunConfig,
     folder: Path,
     dataset: TrainingData,

@@ -8,8 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pretrain.commands.arguments import positive
-from pretrain.distributed.grid import world_from_environment
+from pretrain.commands.arguments import CommandParser, add_overrides, positive
 
 if TYPE_CHECKING:
     from pretrain.resume.compare import Pair
@@ -17,17 +16,31 @@ if TYPE_CHECKING:
 
 PARTED = 1
 
+HELP = """
+Repeats in memory the steps that were recorded after the newest checkpoint that has some. The run folder is only read,
+and the run may be training. Compares batch hash, loss, gradient norm, learning rate and loss scale with metrics.jsonl.
+Prints `exact`, or `equal within 1e-x because ...`, or the first step that differs (exit code 1). Layout and engine may
+differ from the run's: set parallel. and engine. keys, or train.micro_batch_size. If the data has moved, set data.path.
 
-def add_options(parser: argparse.ArgumentParser) -> None:
+examples:
+  pretrain verify-resume runs/quickstart
+  pretrain verify-resume runs/quickstart --checkpoint 800 --steps 50 --json
+  torchrun --nproc-per-node 2 -m pretrain verify-resume runs/quickstart parallel.tp=2 engine.zero_stage=1
+"""
+
+
+def add_options(parser: CommandParser) -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run; it is read, never written")
     help_ = "recorded steps to repeat; default: those after the checkpoint, at most 10"
     parser.add_argument("--steps", type=positive, metavar="N", help=help_)
     help_ = "start from the checkpoint of this step; default: the newest with enough recorded steps after it"
     parser.add_argument("--checkpoint", type=positive, metavar="STEP", help=help_)
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    add_overrides(parser)
 
 
 def run(given: argparse.Namespace) -> int:
+    from pretrain.distributed.grid import world_from_environment
     from pretrain.resume.replay import verify_resume
 
     report = verify_resume(given.run, given.overrides, steps=given.steps, checkpoint=given.checkpoint)

@@ -1,4 +1,4 @@
-"""Sinks are closed side by side within a bounded time: a dead network must not hold up the end of a run."""
+"""Close sinks in parallel within a time limit, so that a dead network does not delay the end of a run."""
 
 import logging
 import threading
@@ -10,7 +10,7 @@ log = logging.getLogger(__name__)
 
 
 def close_within(seconds: float, closes: Mapping[str, Callable[[], None]]) -> None:
-    """Call all of `closes`; those that take longer are named in a warning and left behind in their threads."""
+    """Call all of `closes`. Those that take longer are named in a warning, and their threads are abandoned."""
     threads = [threading.Thread(target=close, name=f"{_THREAD}{name}", daemon=True) for name, close in closes.items()]
     for thread in threads:
         thread.start()
@@ -19,9 +19,9 @@ def close_within(seconds: float, closes: Mapping[str, Callable[[], None]]) -> No
         thread.join(max(0.0, limit - time.monotonic()))
     late = [thread.name.removeprefix(_THREAD) for thread in threads if thread.is_alive()]
     if late:
-        log.warning("%s: not done within %.0f s and left as it is; the run itself is saved", ", ".join(late), seconds)
+        log.warning("%s: not closed within %.0f s and abandoned; the run itself is saved", ", ".join(late), seconds)
 
 
-def is_left_behind() -> bool:
+def is_closing() -> bool:
     """Whether a sink is still being closed; the interpreter's clean-up might wait for it."""
     return any(thread.name.startswith(_THREAD) for thread in threading.enumerate())

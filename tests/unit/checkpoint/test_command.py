@@ -37,9 +37,8 @@ def command(capsys: pytest.CaptureFixture[str]) -> Command:
     """Runs `pretrain checkpoint ...` here; exit code and both streams."""
 
     def run(*words: object) -> tuple[int, str, str]:
-        # Not `main`: where a verb answers 1 it ends the process, this one.
-        given = cli._parse(["checkpoint", *map(str, words)])
-        code = cli._run(cli.VERBS["checkpoint"], given)
+        # Not `main`, which ends this process when a command returns 1.
+        code = cli.run_command(*cli.parse_command_line(["checkpoint", *map(str, words)]))
         return code, *capsys.readouterr()
 
     return run

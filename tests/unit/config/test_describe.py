@@ -2,8 +2,9 @@
 
 import pytest
 
-from pretrain.cli import VERBS, main
+from pretrain.cli import main
 from pretrain.commands.explain import GENERATE, book_of_keys
+from pretrain.commands.table import COMMANDS
 from pretrain.config.describe import choices, groups_of, keys_of, options_of
 from pretrain.config.load import load_run_config, read_run_config
 from pretrain.config.run import GenerateConfig, RunConfig
@@ -82,10 +83,10 @@ def test_every_group_of_a_command_is_a_folder_with_the_file_by_default() -> None
             assert option is None or option in [found.name for found in options_of(group)]
 
 
-def test_the_command_alone_lists_every_verb_on_a_line_of_its_own(capsys) -> None:
+def test_without_arguments_every_command_has_a_line(capsys) -> None:
     lines = said(capsys, code=2).splitlines()
-    for name, verb in VERBS.items():
-        assert any(line.split() == [name, *verb.summary.split()] for line in lines), name
+    for name, summary in COMMANDS.items():
+        assert any(line.split() == [name, *summary.split()] for line in lines), name
 
 
 @pytest.mark.parametrize(

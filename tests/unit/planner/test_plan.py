@@ -117,7 +117,7 @@ def test_the_number_of_ranks_is_the_launchers_where_none_is_given(monkeypatch, c
         (("plan", "--gpu-memory", "nan"), "'nan' is not a number above 0"),
         (("plan", "--rank-count", "2"), "unrecognized arguments: --rank-count"),
         (("show-config", "--ranks", "2"), "unrecognized arguments: --ranks"),
-        (("train", "--ranks", "2"), "--ranks is for --check"),
+        (("train", "--ranks", "2"), "--ranks only works with --check"),
     ],
 )
 def test_a_wrong_option_is_told(arguments, words, capsys) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from pretrain.exit_codes import ExitCode
 from pretrain.run.outcome_record import VARIABLE, read_outcome, record_outcome
-from pretrain.tracking.close_sinks import close_within, is_left_behind
+from pretrain.tracking.close_sinks import close_within, is_closing
 
 
 def test_the_first_writer_wins_and_nothing_is_left_beside_the_record(tmp_path: Path) -> None:
@@ -33,12 +33,12 @@ def test_a_record_that_is_damaged_is_none(tmp_path: Path, text: str) -> None:
     assert read_outcome(tmp_path / "outcome.json") is None
 
 
-def test_a_sink_that_does_not_end_is_named_and_left_behind(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_sink_that_does_not_close_is_named_and_abandoned(caplog: pytest.LogCaptureFixture) -> None:
     answer, closed = threading.Event(), threading.Event()
     try:
         close_within(0.2, {"wandb": lambda: answer.wait() and None, "report": closed.set})
-        assert closed.is_set() and is_left_behind()
-        assert "wandb: not done within 0 s" in caplog.text and "report" not in caplog.text
+        assert closed.is_set() and is_closing()
+        assert "wandb: not closed within 0 s" in caplog.text and "report" not in caplog.text
     finally:
         answer.set()
 
