@@ -1,53 +1,68 @@
-"""What README.md tells a user to type works, in the order told, in a clone where nothing was run before."""
+"""Every command of README.md and docs/ works, in the order of the pages, in a clone where nothing was run before.
+
+`tests/unit/test_docs.py` states what can be seen without running anything.
+"""
 
 import json
 import re
 import subprocess
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.support.fresh_clone import ROOT, borrow_environment, copy_repository, offline_environment
+from tests.support.fresh_clone import borrow_environment, copy_repository, offline_environment
+from tests.support.pages import PAGES, Block, blocks_of, output_below, read_page
 
 # The first run is minutes long by design; here it learns from one text for a few steps.
 QUICKSTART = "bash launch/quickstart.sh"
 SMALL = (
     "'data.inputs=[my.txt]' data.validation_min_bytes=4096 tokenizer=bpe_4k tokenizer.vocab_size=400 train.max_steps=4"
 )
-# This test is one of its tests.
+# These tests are some of its tests.
 TEST_SUITE = "bash launch/test.sh"
+FIRST = "docs/getting-started.md"
 
 
-@dataclass(frozen=True)
-class Block:
-    """A fenced block of commands."""
-
-    line: int
-    text: str
-    not_run: str | None
-    """Why it is not run here: the text of the comment above it; None: it is run."""
+def run_commands(page: str, clone: Path) -> None:
+    """Run the blocks of a page, each in a shell of its own."""
+    markdown = read_page(page)
+    for block in blocks_of(markdown):
+        if block.not_run is None:
+            check_block(page, block, clone, output_below(markdown, block))
 
 
-def blocks_of(markdown: str) -> list[Block]:
-    lines = markdown.splitlines()
-    blocks = []
-    start = None
-    for number, line in enumerate(lines):
-        if start is None and line.strip() == "```bash":
-            start = number
-        elif start is not None and line.strip() == "```":
-            above = next((text for text in reversed(lines[:start]) if text.strip()), "")
-            reason = re.fullmatch(r"<!--\s*not run:(.*)-->", above.strip())
-            text = "\n".join(lines[start + 1 : number])
-            blocks.append(Block(start + 1, text, reason.group(1).strip() if reason else None))
-            start = None
-    assert start is None, f"README.md:{start}: block without an end"
-    return blocks
+def check_block(page: str, block: Block, clone: Path, shown: str | None) -> None:
+    code, output = run_block(block, clone)
+    assert code == block.exits, f"{page}:{block.line}: exit {code}\n{block.text}\n{output[-6000:]}"
+    if shown is not None and block.exits:
+        assert last_message(output) == shown, f"{page}:{block.line}: run `python -m tests.refresh_docs`"
+
+
+def run_block(block: Block, clone: Path) -> tuple[int, str]:
+    """The exit code and the output of both streams."""
+    script = "\n".join(["set -euo pipefail", block.after, *map(command_here, block.text.splitlines())])
+    result = subprocess.run(
+        ["bash", "-c", script],
+        cwd=clone,
+        env=offline_environment(clone / ".venv"),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
+    return result.returncode, result.stdout
+
+
+def last_message(output: str) -> str:
+    """The error at the end of an output, without times of day."""
+    lines = [re.sub(r"^\d\d:\d\d:\d\d ", "", line) for line in output.splitlines()]
+    starts = [number for number, line in enumerate(lines) if re.match(r"pretrain: error:|training diverged", line)]
+    return "".join(line + "\n" for line in lines[starts[-1] if starts else -1 :])
 
 
 def command_here(line: str) -> str:
-    """The command as it is run in this test."""
+    """The command as these tests run it."""
     if line.strip() == QUICKSTART:
         return f"{QUICKSTART} {SMALL}"
     if line.split("#")[0].strip().startswith(TEST_SUITE):
@@ -55,10 +70,10 @@ def command_here(line: str) -> str:
     return line
 
 
-@pytest.fixture
-def clone(tmp_path: Path) -> Path:
-    folder = copy_repository(tmp_path / "clone")
-    # "Your own text", as far as the README speaks of it: enough words for the default vocabulary.
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = copy_repository(tmp_path_factory.mktemp("docs") / "clone")
+    # "Your own text": enough words for the default vocabulary.
     sources = sorted(Path(json.__file__).parents[1].glob("*.py"))[:80]
     texts = [source.read_text(encoding="utf-8", errors="ignore") for source in sources]
     (folder / "my.txt").write_text("\n".join(texts[:40]), encoding="utf-8")
@@ -67,41 +82,21 @@ def clone(tmp_path: Path) -> Path:
     return folder
 
 
-def test_blocks_are_found_with_their_reasons() -> None:
-    run = "```bash\na\nb\n```\n"
-    not_run = "<!-- not run: costs money -->\n```bash\nc\n```\n```python\nd\n```\n"
-    unexplained = "<!-- not run: -->\n\n```bash\ne\n```\n"
-    assert blocks_of(run + not_run + unexplained) == [
-        Block(1, "a\nb", None),
-        Block(6, "c", "costs money"),
-        Block(14, "e", ""),
-    ]
-
-
-def test_readme_begins_with_the_two_commands_and_excuses_no_block_without_a_reason() -> None:
-    blocks = blocks_of((ROOT / "README.md").read_text(encoding="utf-8"))
-    run = [line.split("#")[0].strip() for block in blocks if block.not_run is None for line in block.text.splitlines()]
-    assert [line for line in run if line.startswith("bash launch/")][:2] == [QUICKSTART, TEST_SUITE]
-    assert all(block.not_run != "" for block in blocks), "a block is marked `not run:` without a reason"
+@pytest.fixture(scope="module")
+def started(clone: Path) -> Path:
+    """A clone with the dataset and the run that the later pages use."""
+    run_commands(FIRST, clone)
+    return clone
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_commands_of_the_readme_work_in_order(clone: Path) -> None:
-    blocks = [block for block in blocks_of((clone / "README.md").read_text(encoding="utf-8")) if block.not_run is None]
-    assert blocks, "README.md has no block of commands that is run"
-    for block in blocks:
-        script = "set -euo pipefail\n" + "\n".join(map(command_here, block.text.splitlines()))
-        result = subprocess.run(
-            ["bash", "-c", script],
-            cwd=clone,
-            env=offline_environment(clone / ".venv"),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-        )
-        assert result.returncode == 0, (
-            f"README.md:{block.line}: exit {result.returncode}\n{script}\n{result.stdout[-6000:]}"
-        )
+def test_commands_of_readme_work(clone: Path) -> None:
+    run_commands("README.md", clone)
+
+
+@pytest.mark.full
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("page", [page for page in PAGES if page not in ("README.md", FIRST)])
+def test_commands_of_docs_work(page: str, started: Path) -> None:
+    run_commands(page, started)
