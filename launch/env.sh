@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# Makes the Python environment, or finds it made: `bash launch/env.sh` or `bash launch/env.sh dev`.
-# Lives in .venv, or in the folder that $PRETRAIN_VENV names. A second run only compares a stamp.
-# Sourced, it defines `venv`, `root` and `ensure_environment`, and does nothing.
+# Creates the Python environment unless it exists: `bash launch/env.sh` or `bash launch/env.sh dev`.
+# It is in .venv, or in the folder that $PRETRAIN_VENV names. A second run only compares a stamp.
+# If sourced, it defines `venv`, `root` and `ensure_environment`, and installs nothing.
 
 root="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)"
 venv="${PRETRAIN_VENV:-$root/.venv}"
 [[ $venv == /* ]] || venv="$PWD/$venv"
 
-oldest_python=11   # 3.11; tomllib, and what pyproject.toml asks for
-newest_python=13   # 3.13; megatron-core 0.16 has no wheel for a newer one
-stamp="$venv/.pretrain-installed"     # written when everything is in: fingerprint, then extras
-begun="$venv/.pretrain-unfinished"    # there while we fill an environment that we made
+oldest_python=11   # 3.11: tomllib; the same bound as in pyproject.toml
+newest_python=13   # 3.13: megatron-core 0.16 has no wheel for newer versions
+stamp="$venv/.pretrain-installed"     # written after a complete installation: fingerprint, then extras
+begun="$venv/.pretrain-unfinished"    # exists during the first installation into an environment that this script made
 log="$venv/pretrain-install.log"
 
 die() {
@@ -28,10 +28,10 @@ ensure_environment() { # [dev]
     if ! is_installed "$extras"; then
         install_environment "$extras"
     fi
-    exec 9<&- # lets the next one in
+    exec 9<&- # releases the lock
 }
 
-is_installed() { # extras: true if the stamp says that they, or more, are in
+is_installed() { # extras: true if the stamp says that these, or more, are installed
     local asked="$1" print="" extras=""
     { read -r print && read -r extras; } 2>/dev/null <"$stamp" || true
     [[ -n $print && ($asked == "" || $asked == "$extras") ]] && venv_is_sound && [[ $print == "$(fingerprint)" ]]
@@ -42,7 +42,7 @@ write_stamp() { # extras
     mv -f -- "$stamp.new" "$stamp"
 }
 
-fingerprint() { # everything that makes a finished install out of date
+fingerprint() { # changes when an installation is out of date
     "$venv/bin/python" - "$root" <<'PY'
 import hashlib, pathlib, sys
 root = sys.argv[1]
@@ -51,26 +51,26 @@ print(hashlib.sha256(b"\0".join(parts)).hexdigest())
 PY
 }
 
-venv_is_sound() { # its Python runs, suits, has pip, and the folder was not moved since (scripts hold its path)
-    python_suits "$venv/bin/python" pip && grep -qsF -- "$venv" "$venv/bin/activate"
+venv_is_sound() { # its Python runs, has a supported version and pip, and the folder was not moved (scripts contain its path)
+    is_supported "$venv/bin/python" pip && grep -qsF -- "$venv" "$venv/bin/activate"
 }
 
-python_suits() { # command, module that it must have
+is_supported() { # command, module: its version is supported and it has the module
     "$1" -c "
 import importlib.util, sys
 sys.exit(not ((3, $oldest_python) <= sys.version_info[:2] <= (3, $newest_python) and importlib.util.find_spec('$2')))
 " >/dev/null 2>&1
 }
 
-find_python() { # prints the newest Python that suits, or says what is missing
+find_python() { # prints the newest supported Python, or exits with what is missing
     local name version without_venv="" seen=""
     for name in python3.13 python3.12 python3.11 python3 python; do
         version="$("$name" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)" || continue
-        if python_suits "$name" ensurepip; then
+        if is_supported "$name" ensurepip; then
             echo "$name"
             return
         fi
-        if python_suits "$name" sys; then
+        if is_supported "$name" sys; then
             without_venv="$version"
         fi
         seen+=" $name is $version;"
@@ -79,16 +79,16 @@ find_python() { # prints the newest Python that suits, or says what is missing
         die "Python $without_venv is here but cannot make environments (no ensurepip)." \
             "On Debian or Ubuntu: apt-get install python$without_venv-venv"
     fi
-    die "needs Python 3.$oldest_python to 3.$newest_python on PATH;${seen:- there is none;}" \
+    die "needs Python 3.$oldest_python to 3.$newest_python on PATH;${seen:- no Python was found;}" \
         "install one (Debian, Ubuntu: apt-get install python3 python3-venv) and run this again."
 }
 
-wait_for_other_installs() { # two commands started at once share one environment
+wait_for_other_installs() { # two commands started at the same time share one environment
     command -v flock >/dev/null || return 0
     exec 9<"$root/pyproject.toml"
     flock --nonblock 9 && return 0
     echo "another installation is running; waiting for it"
-    flock 9 || true # a file system without locks: go on
+    flock 9 || true # a file system without locks: continue
 }
 
 install_environment() { # extras
@@ -99,14 +99,14 @@ install_environment() { # extras
     make_venv
     rm -f -- "$stamp"
     : >"$log"
-    # Older ones fetch a whole wheel to learn what it needs.
+    # Older versions download a whole wheel to read its requirements.
     logged "$venv/bin/python" -m pip install "pip>=23.2"
 
     step "[2/4] torch"
     logged "$venv/bin/python" "$root/launch/torch_build.py"
 
     step "[3/4] packages"
-    # DeepSpeed comes as source: nothing of it is compiled here.
+    # DeepSpeed is installed from source: none of its ops is compiled here.
     (cd -- "$root" && DS_BUILD_OPS=0 logged "$venv/bin/python" -m pip install --editable "$target")
 
     step "[4/4] check"
@@ -120,15 +120,15 @@ install_environment() { # extras
 make_venv() {
     local python
     if [[ ! -e $begun ]] && venv_is_sound; then
-        return # pip brings it up to date in place
+        return # pip updates it in place
     fi
     if [[ $venv != "$root/.venv" && ! -e $begun && -n $(ls -A -- "$venv" 2>/dev/null) ]]; then
-        die "PRETRAIN_VENV=$venv holds something that is no usable environment" \
+        die "PRETRAIN_VENV=$venv is not empty and not a usable environment" \
             "(Python 3.$oldest_python to 3.$newest_python with pip, not moved since it was made);" \
             "name a new or empty folder, or remove this one."
     fi
     python="$(find_python)"
-    # What an interrupted run left may look whole to pip and not be: begin again, the packages are in pip's cache.
+    # pip may take the remains of an interrupted run for complete: start again, the packages are in pip's cache.
     mkdir -p -- "$venv"
     : >"$begun"
     find "$venv/" -mindepth 1 -maxdepth 1 ! -name "${begun##*/}" -exec rm -rf -- {} +
@@ -137,16 +137,16 @@ make_venv() {
 
 step() { printf '%s\n' "$*"; }
 
-logged() { # command: its output goes to the log, a failure is shown
+logged() { # command: writes its output to the log, and shows it on failure
     local began=$SECONDS
     if ! "$@" 2>&1 | tee -a -- "$log" | show_progress; then
         tail -n 15 -- "$log" >&2
-        die "failed: $* (all of its output: $log). Run the same command again to go on."
+        die "failed: $* (all of its output: $log). Run the same command again to continue."
     fi
     ((SECONDS - began < 2)) || step "      $((SECONDS - began)) s"
 }
 
-show_progress() { # of pip's output only large downloads; what torch_build.py says
+show_progress() { # shows large downloads of pip, and what torch_build.py prints
     local line
     while IFS= read -r line; do
         case "$line" in

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # From a fresh clone to a trained model and a sample of its text: `bash launch/quickstart.sh`.
 # Arguments are overrides for `pretrain prepare` and `pretrain train`: `bash launch/quickstart.sh train.max_steps=20`.
-# What is done already is skipped, so the same command also goes on after an interruption.
+# Finished parts are skipped, so the same command also continues after an interruption.
 set -euo pipefail
 # shellcheck source=launch/env.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/env.sh"
@@ -40,7 +40,7 @@ $times$(printf '%6d s' "$SECONDS")  in all
 
 What to try next, in $root:
   source '$venv/bin/activate'
-  pretrain prepare data.inputs=[my.txt,more.jsonl]    your own text, then
+  pretrain prepare 'data.inputs=[my.txt,more.jsonl]'  your own text, then
   pretrain train                                      a model of it, or on two processes:
   torchrun --nproc-per-node 2 -m pretrain train
   pretrain train --help                               what else can be set

@@ -82,7 +82,7 @@ def test_newest_python_that_can_make_an_environment_is_chosen(
 @pytest.mark.parametrize(
     ("found", "words"),
     [
-        ({}, ["needs Python 3.11 to 3.13", "there is none"]),
+        ({}, ["needs Python 3.11 to 3.13", "no Python was found"]),
         ({"python3": version(9)}, ["needs Python 3.11 to 3.13", "python3 is 3.9"]),
         ({"python3": version(11) + "; " + NO_ENSUREPIP}, ["no ensurepip", "apt-get install python3.11-venv"]),
     ],
