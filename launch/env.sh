@@ -10,7 +10,7 @@ venv="${PRETRAIN_VENV:-$root/.venv}"
 oldest_python=11   # 3.11: tomllib; the same bound as in pyproject.toml
 newest_python=13   # 3.13: megatron-core 0.16 has no wheel for newer versions
 stamp="$venv/.pretrain-installed"     # written after a complete installation: fingerprint, then extras
-begun="$venv/.pretrain-unfinished"    # exists during the first installation into an environment that this script made
+unfinished="$venv/.pretrain-unfinished"    # exists during the first installation into an environment that this script made
 log="$venv/pretrain-install.log"
 
 die() {
@@ -113,16 +113,16 @@ install_environment() { # extras
     logged "$venv/bin/python" "$root/launch/torch_build.py" --check
 
     write_stamp "$extras"
-    rm -f -- "$begun"
+    rm -f -- "$unfinished"
     step "environment ready after $((SECONDS - began)) s"
 }
 
 make_venv() {
     local python
-    if [[ ! -e $begun ]] && venv_is_sound; then
+    if [[ ! -e $unfinished ]] && venv_is_sound; then
         return # pip updates it in place
     fi
-    if [[ $venv != "$root/.venv" && ! -e $begun && -n $(ls -A -- "$venv" 2>/dev/null) ]]; then
+    if [[ $venv != "$root/.venv" && ! -e $unfinished && -n $(ls -A -- "$venv" 2>/dev/null) ]]; then
         die "PRETRAIN_VENV=$venv is not empty and not a usable environment" \
             "(Python 3.$oldest_python to 3.$newest_python with pip, not moved since it was made);" \
             "name a new or empty folder, or remove this one."
@@ -130,8 +130,8 @@ make_venv() {
     python="$(find_python)"
     # pip may take the remains of an interrupted run for complete: start again, the packages are in pip's cache.
     mkdir -p -- "$venv"
-    : >"$begun"
-    find "$venv/" -mindepth 1 -maxdepth 1 ! -name "${begun##*/}" -exec rm -rf -- {} +
+    : >"$unfinished"
+    find "$venv/" -mindepth 1 -maxdepth 1 ! -name "${unfinished##*/}" -exec rm -rf -- {} +
     "$python" -m venv -- "$venv" || die "$python could not make an environment in $venv."
 }
 

@@ -40,7 +40,7 @@ class Block:
     exits: int = 0
     """The exit code that the page promises, from a comment like `<!-- exits 2, after: COMMAND -->`."""
     after: str = ""
-    """What is run before, unseen by readers."""
+    """A command that is run before, unseen by readers."""
 
 
 def read_page(name: str, root: Path = ROOT) -> str:
@@ -94,12 +94,6 @@ def with_output(markdown: str, block: Block, output: str) -> str:
 def prose_of(markdown: str) -> str:
     """The text without fenced blocks and comments."""
     return re.sub(r"(?ms)^```.*?^```$|<!--.*?-->", "", markdown)
-
-
-def paragraphs_of(markdown: str) -> list[str]:
-    """Paragraphs and list items; headings, tables and images left out."""
-    parts = re.split(r"\n\s*\n|\n(?=\s*(?:[-*]|\d+\.) )", prose_of(markdown))
-    return [part.strip() for part in parts if part.strip() and not re.match(r"\s*(#|\||!\[)", part)]
 
 
 def links_of(markdown: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""What README.md and docs/ promise, as far as it can be seen without running a command."""
+"""Laws of README.md and docs/ that can be checked without running a command."""
 
 import re
 import shlex
@@ -11,6 +11,7 @@ from data_pipeline.errors import UserError
 from pretrain.config.describe import record_keys
 from pretrain.config.run import RunConfig
 from pretrain.exit_codes import ExitCode
+from tests.counts import paragraphs
 from tests.support.pages import (
     PAGES,
     ROOT,
@@ -20,7 +21,6 @@ from tests.support.pages import (
     keys_of,
     links_of,
     output_below,
-    paragraphs_of,
     read_page,
     with_output,
 )
@@ -59,7 +59,7 @@ def test_readme_begins_with_the_two_commands() -> None:
 
 
 def test_readme_paragraphs_are_short() -> None:
-    lengths = [len(paragraph.split()) for paragraph in paragraphs_of(read_page("README.md"))]
+    lengths = [len(paragraph.split()) for paragraph in paragraphs(read_page("README.md"))]
     assert statistics.median(lengths) < MEDIAN_WORDS
 
 
