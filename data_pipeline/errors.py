@@ -1,6 +1,7 @@
-"""Errors that a person can mend: the command line prints their text alone and exits. And an end without one."""
+"""Errors that the user can fix. The command line prints their text without a traceback and exits."""
 
 import errno
+from collections.abc import Iterable
 
 NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 SYSTEM_FAULTS = NO_SPACE | {errno.EIO, errno.ESTALE, errno.EROFS}
@@ -8,7 +9,39 @@ SYSTEM_FAULTS = NO_SPACE | {errno.EIO, errno.ESTALE, errno.EROFS}
 
 
 class UserError(Exception):
-    """A mistake in what the user gave; the text says which key or file, what it was, what it must be, what to do."""
+    """An error that the user can fix: `message` says which key or file, what it was, what it must be.
+
+    Each hint is one thing to do about it, and is printed on its own line below the message.
+    """
+
+    def __init__(self, message: object = "", *hints: str) -> None:
+        super().__init__(message, *hints)
+        self.message = str(message)
+        self.hints = tuple(hint for hint in hints if hint)
+
+    def __str__(self) -> str:
+        return "\n".join([self.message, *hint_lines(self.hints)])
+
+    @property
+    def one_line(self) -> str:
+        """Message and hints on one line, for a log line or a table that holds the error."""
+        return in_one_line(self.message, self.hints)
+
+
+def error_line(error: BaseException) -> str:
+    """Any error on one line, without the name of its type."""
+    return error.one_line if isinstance(error, UserError) else " ".join(str(error).split())
+
+
+def hint_lines(hints: Iterable[str]) -> list[str]:
+    """The lines below a message; the further lines of a long hint are indented below its first."""
+    return ["  hint: " + hint.replace("\n", "\n        ") for hint in hints]
+
+
+def in_one_line(message: str, hints: Iterable[str]) -> str:
+    text = " ".join(message.split())
+    advice = "; ".join(" ".join(hint.split()) for hint in hints)
+    return f"{text} (hint: {advice})" if advice else text
 
 
 class DataError(UserError):

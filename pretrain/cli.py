@@ -83,7 +83,7 @@ def _code_of_error(error: Exception) -> ExitCode:
 
     if isinstance(error, UserError):
         code = code_of_refusal(error)
-        record_outcome(code, message=str(error))
+        record_outcome(code, message=error.one_line)
         _report(error)
         return code
     if isinstance(error, TrainingDiverged):

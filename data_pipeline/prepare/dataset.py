@@ -161,7 +161,7 @@ def _find_existing(
         _check_whole(folder, existing, every_byte=overwrite)
     except NewerFormat as error:
         raise NewerFormat(
-            f"{error}, or choose another data.path: not even prepare.overwrite=true replaces this dataset"
+            f"{error.one_line}, or choose another data.path: not even prepare.overwrite=true replaces this dataset"
         ) from None
     except DataError:
         if not overwrite:

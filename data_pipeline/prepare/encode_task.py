@@ -126,11 +126,11 @@ class _Faults:
         source = next(itertools.islice(self._sources(), number, None))
         if self._encoding.errors == "fail":
             raise DataError(
-                f"{source}: {fault}; give another tokenizer than {self._encoding.name}, or leave such documents out "
-                "with data.encoding_errors=skip"
+                f"{source}: {fault.message}; give another tokenizer than {self._encoding.name}, or leave such "
+                "documents out with data.encoding_errors=skip"
             )
         self.dropped[UNENCODABLE] += 1
-        self.examples.add(UNENCODABLE, source, str(fault))
+        self.examples.add(UNENCODABLE, source, fault.message)
 
 
 def encoded_tokens(

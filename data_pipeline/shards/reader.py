@@ -165,7 +165,7 @@ class PackedDataset:
                 except BadFile as error:
                     if skipped is None:
                         raise
-                    self._give_up(int(used[which]), str(error))
+                    self._give_up(int(used[which]), error.one_line)
                     is_good[here] = False
                     skipped[places[here]] = True
             memories: list[Tokens] = [self._mapped[shard].tokens for shard in used.tolist() if shard in self._mapped]
@@ -294,7 +294,7 @@ class PackedDataset:
                 os.close(descriptor)
         except OSError as error:
             fault = self._fault(shard, f"cannot be opened ({error.strerror})")
-            raise (DataError(str(fault)) if error.errno in SHORTAGES else fault) from None
+            raise (DataError(fault.message, *fault.hints) if error.errno in SHORTAGES else fault) from None
         tokens: Tokens = content[: record.bytes // self.dtype.itemsize * self.dtype.itemsize].view(self.dtype)
         self._mapped[shard] = _MappedShard(content, tokens)
         self._addresses[shard] = start_of(tokens)

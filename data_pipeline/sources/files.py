@@ -93,7 +93,7 @@ def find_files(
     try:
         return _find(inputs, include, cache, excluded, pass_over)
     except InputError as error:
-        raise DataError(f"{key}: {error}") from None
+        raise DataError(f"{key}: {error.message}", *error.hints) from None
 
 
 def _find(

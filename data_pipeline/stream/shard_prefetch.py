@@ -123,7 +123,7 @@ class _Fetching:
                 return
             except DataError as error:
                 # The reader will ask for this file again, and an error counts only then.
-                logger.warning("fetching ahead: %s", error)
+                logger.warning("fetching ahead: %s", error.one_line)
             else:
                 self._count(folder, record)
 

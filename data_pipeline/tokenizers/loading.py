@@ -91,7 +91,7 @@ def parse_tokenizer(content: bytes, path: str, settings: TokenizerSettings, fing
     except DataError as error:
         if fingerprint is None:
             raise
-        raise DataError(f"{error}; {_RESTORE}") from None
+        raise DataError(error.message, *error.hints, _RESTORE) from None
     if fingerprint is not None and tokenizer.fingerprint != fingerprint:
         raise DataError(
             f"{path}: is not the tokenizer that the dataset's manifest names (fingerprint "

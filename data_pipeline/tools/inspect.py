@@ -75,7 +75,7 @@ def verify(place: Path | DatasetFolder) -> list[str]:
     try:
         folder.tokenizer(manifest)
     except DataError as error:
-        faults.append(str(error))
+        faults.append(error.one_line)
     files = [(split, record) for split in SPLITS for record in manifest.splits[split].files]
     total = 2 * sum(record.bytes for _, record in files)
     damaged = set()
@@ -142,7 +142,7 @@ def _checksum_fault(folder: DatasetFolder, record: FileRecord, advance: Callable
             digest.update(block)
             advance(len(block))
     except DataError as error:
-        return str(error)
+        return error.one_line
     if digest.hexdigest() == record.sha256:
         return None
     return f"{folder.path_of(record.file)}: its content differs from what was written (sha256 does not fit)"
@@ -168,7 +168,7 @@ def _token_faults(folder: DatasetFolder, manifest: Manifest, split: Split, advan
                 break
             advance(tokens.nbytes)
     except DataError as error:
-        faults.append(str(error))
+        faults.append(error.one_line)
     finally:
         dataset.close()
     return faults

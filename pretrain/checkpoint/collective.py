@@ -26,10 +26,12 @@ def together(what: str, folder: Path, group: dist.ProcessGroup, action: Callable
     If the system refused, that is RunRefused.
     """
     fault, kind = "", RunError  # the class travels too: all ranks end with the same exit code
+    hints: tuple[str, ...] = ()
     try:
         result = action()
     except UserError as error:
-        fault, kind = str(error), RunRefused if isinstance(error, SystemRefused) else RunError
+        fault, hints = error.message, error.hints
+        kind = RunRefused if isinstance(error, SystemRefused) else RunError
     except OSError as error:
         cause = "no space left on the disk" if _is_full(folder) else error.strerror or error
         kind = RunRefused
@@ -38,10 +40,10 @@ def together(what: str, folder: Path, group: dist.ProcessGroup, action: Callable
     first = torch.tensor(rank if fault else size)
     dist.all_reduce(first, op=dist.ReduceOp.MIN, group=group)
     if int(first) < size:
-        told: list[Any] = [(fault, kind) if rank == int(first) else None]
+        told: list[Any] = [(fault, hints, kind) if rank == int(first) else None]
         dist.broadcast_object_list(told, src=int(first), group=group)
-        fault, kind = told[0]
-        raise kind(fault)
+        fault, hints, kind = told[0]
+        raise kind(fault, *hints)
     return result
 
 

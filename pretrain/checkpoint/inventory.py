@@ -76,7 +76,7 @@ def look_at(folder: Path, *, digests: bool = False) -> Found:
     try:
         manifest = read_manifest(folder)
     except RunError as error:
-        return Found(folder, None, [str(error)])
+        return Found(folder, None, [error.one_line])
     return Found(folder, manifest, list(file_faults(folder, manifest["files"], digests=digests)))
 
 

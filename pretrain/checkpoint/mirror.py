@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 from data_pipeline.config import CacheConfig
-from data_pipeline.errors import BadFile, DataError, Stopped
+from data_pipeline.errors import BadFile, DataError, Stopped, error_line
 from data_pipeline.remote.errors import PermanentError, TransientError
 from data_pipeline.remote.fsspec_store import RemotePath
 from data_pipeline.remote.transfer import Attempts, blocks, read_small
@@ -150,7 +150,7 @@ class Mirror:
             except RunError as error:
                 self._keeping.know(name, whole=False)
                 passed_over.append(error)
-                log.warning("%s; trying the one before", error)
+                log.warning("%s; trying the one before", error.one_line)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
         return False, passed_over
@@ -204,13 +204,13 @@ class Mirror:
             try:
                 self._send(folder)
             except (OSError, RunError, DataError) as error:
-                log.warning("%s: not copied to %s: %s; training goes on", folder, shown(self.url), error)
+                log.warning("%s: not copied to %s: %s; training goes on", folder, shown(self.url), error_line(error))
                 continue
             try:
                 if self._rank == 0:
                     self._prune(folder.name)
             except DataError as error:
-                log.warning("%s: older checkpoints are not removed: %s; training goes on", self, error)
+                log.warning("%s: older checkpoints are not removed: %s; training goes on", self, error.one_line)
 
     def _send(self, folder: Path) -> None:
         content = (folder / MANIFEST).read_bytes()
@@ -288,7 +288,7 @@ def _told_as_run_error() -> Iterator[None]:
     try:
         yield
     except DataError as error:
-        raise RunError(f"checkpoint.mirror: {error}") from None
+        raise RunError(f"checkpoint.mirror: {error.message}", *error.hints) from None
 
 
 class _Watched:

@@ -23,7 +23,7 @@ from pretrain.engine.interface import Engine
 from pretrain.run.folder import forget_run_id, run_id
 
 HINT = (
-    "\n  hint: bring the checkpoints back (a disk that is not mounted, a copy), or "
+    "bring the checkpoints back (a disk that is not mounted, a copy), or "
     "choose another run.name, or begin again at step 0 by run.restart=true: records and damaged checkpoints are kept "
     "beside the new ones"
 )
@@ -102,7 +102,7 @@ def restarts(
     A run that was saved on the nodes' own disks alone begins again when it comes to other nodes: such a checkpoint is
     not meant to outlive its node.
     """
-    lines, last = [str(fault) for fault in faults], last_save(run_dir)
+    lines, last = [fault.one_line for fault in faults], last_save(run_dir)
     is_lost = last is not None and not any(last.folder.name in line for line in lines)
     if not faults and (last is None or not last.in_run_folder):
         if last is not None:
@@ -115,7 +115,7 @@ def restarts(
     if not allowed:
         reason = "has no checkpoint that can be used, although it had some; training would begin again at step 0"
         kind = RunRefused if any(isinstance(fault, RunRefused) for fault in faults) else RunError
-        raise kind(f"run.dir={str(run_dir)!r} {reason}:" + "".join(f"\n  {line}" for line in lines) + HINT)
+        raise kind(f"run.dir={str(run_dir)!r} {reason}:" + "".join(f"\n  {line}" for line in lines), HINT)
     for line in lines:
         log.warning("%s", line)
     leave()

@@ -163,8 +163,10 @@ class Saver:
         if last:
             fault = self._end()
             if fault is not None:
-                remedy = "earlier checkpoints are untouched; make room or mend the disk and run the same command again"
-                raise type(fault)(f"{fault}; {remedy}")
+                message = f"{fault.message}; earlier checkpoints are untouched"
+                raise type(fault)(
+                    message, *fault.hints, "make room or repair the disk, then run the same command again"
+                )
         elif not self.in_background:
             self.wait()
         else:
@@ -178,7 +180,7 @@ class Saver:
                 f"training continues and tries again at the next save that is due, in {RETRY_SECONDS:.0f} s at the "
                 "latest; make room or repair the disk"
             )
-            log.error("NOT saved: %s; earlier checkpoints are untouched, %s", fault, advice)
+            log.error("NOT saved: %s; earlier checkpoints are untouched, %s", fault.one_line, advice)
 
     def _end(self) -> RunError | None:
         """Wait for the save that is running; returns why it failed, if it did."""

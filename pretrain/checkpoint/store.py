@@ -334,7 +334,7 @@ def newest_of(stores: Sequence[CheckpointStore], engine: Engine) -> Search:
 def pass_over(error: RunError) -> None:
     """Log, on rank 0, why a checkpoint is not taken."""
     if dist.get_rank() == 0:
-        log.warning("%s; trying the one before", error)
+        log.warning("%s; trying the one before", error.one_line)
 
 
 def complete_ones(folder: Path) -> list[Path]:
@@ -360,7 +360,7 @@ def newest_whole(folder: Path, *, digests: bool = True) -> Checkpoint | None:
             return read_checkpoint(path, digests=digests)
         except RunError as error:
             if os.path.lexists(path):
-                log.warning("%s; trying the one before", error)
+                log.warning("%s; trying the one before", error.one_line)
             else:
                 paths = complete_ones(folder)  # a live run has deleted it, for a newer one
     return None

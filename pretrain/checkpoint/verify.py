@@ -13,5 +13,5 @@ def faults_of(found: Found) -> tuple[list[str], int]:
     try:
         tensors = read_index(found.folder)
     except RunError as error:
-        return faults or [str(error)], 0  # a missing or damaged index was told with the files
+        return faults or [error.one_line], 0  # a missing or damaged index was told with the files
     return [*faults, *index_faults(found.folder, tensors, sizes_in(found))], len(tensors)

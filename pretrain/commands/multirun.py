@@ -70,8 +70,8 @@ def refuse_launcher(environment: Mapping[str, str]) -> None:
 
     if "WORLD_SIZE" in environment or world_from_environment()[1] > 1:
         raise UserError(
-            "-m: cannot be used with a launcher, because each combination trains in a process of its own\n"
-            "  hint: run `pretrain train -m` without torchrun or srun, or use `pretrain submit -m` on a cluster"
+            "-m: cannot be used with a launcher, because each combination trains in a process of its own",
+            "run `pretrain train -m` without torchrun or srun, or use `pretrain submit -m` on a cluster",
         )
 
 
@@ -90,11 +90,11 @@ def find_or_make(name: str | None, overrides: Sequence[str]) -> tuple[Sweep, boo
     if (folder / "sweep.json").exists():
         sweep = read_sweep(folder)
         if sweep.jobs:
-            raise UserError(f"--name {name}: {folder} was submitted to Slurm\n  hint: pretrain submit --rerun {folder}")
+            raise UserError(f"--name {name}: {folder} was submitted to Slurm", f"pretrain submit --rerun {folder}")
         if sweep.given != given:
             raise UserError(
-                f"--name {name}: {folder} was made by other overrides: {as_shown(sweep.given)}\n"
-                "  hint: give the same overrides to continue it, or another --name"
+                f"--name {name}: {folder} was made by other overrides: {as_shown(sweep.given)}",
+                "give the same overrides to continue it, or another --name",
             )
         return sweep, False
     words = words_of_members(name, given)

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data_pipeline.errors import error_line
 from data_pipeline.shards.reader import PackedDataset
 from data_pipeline.stream.mixture import TrainingData
 from data_pipeline.tokenizers.loading import TokenizerFiles
@@ -332,7 +333,7 @@ class Sinks:
     def end(self, kind: object, error: BaseException | None, trace: object) -> None:
         """For an exit stack: close the sinks, once the folder says how and why the run ended."""
         if self._sinks:
-            reason = self.reason if error is None else " ".join(str(error).split()) or type(error).__name__
+            reason = self.reason if error is None else error_line(error) or type(error).__name__
             note_end(self._folder, self.outcome, reason)
         for sink in self._sinks:
             if not isinstance(sink, Spare):

@@ -1,10 +1,10 @@
-"""Configuration mistakes, gathered and told all at once."""
+"""Errors of a configuration or a run folder. A configuration reports all its problems at once."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from data_pipeline.config_text import written
-from data_pipeline.errors import SystemRefused, UserError
+from data_pipeline.errors import SystemRefused, UserError, hint_lines, in_one_line
 from pretrain.exit_codes import ExitCode
 
 MISSING = object()
@@ -12,19 +12,26 @@ MISSING = object()
 
 @dataclass(frozen=True)
 class Problem:
-    """One broken rule: which key, what it was (`MISSING`: it has no value), what it must be, what to do.
+    """One broken rule: the key, its value (`MISSING` if it has none), the rule, and a hint about what to do.
 
-    A rule about several keys names them all, with commas, and has a tuple of their values.
+    A rule about several keys names them all, separated by commas, and has a tuple of their values.
     """
 
     key: str
     value: object
     rule: str
-    remedy: str = ""
+    hint: str = ""
+
+    @property
+    def message(self) -> str:
+        return f"{self._given()}: {self.rule}"
+
+    @property
+    def hints(self) -> tuple[str, ...]:
+        return (self.hint,) if self.hint else ()
 
     def __str__(self) -> str:
-        text = f"{self._given()}: {self.rule}"
-        return f"{text}; {self.remedy}" if self.remedy else text
+        return "\n".join([self.message, *hint_lines(self.hints)])
 
     def _given(self) -> str:
         keys = self.key.split(", ")
@@ -34,12 +41,27 @@ class Problem:
 
 
 class ConfigError(UserError):
-    """The configuration cannot be run as it is."""
+    """The configuration has one or more problems; the text lists them all, each with its hint."""
 
     def __init__(self, problems: Sequence[Problem | str]) -> None:
         self.problems = list(problems)
-        lines = [str(problem) for problem in self.problems]
-        super().__init__(lines[0] if len(lines) == 1 else "".join(f"\n  {line}" for line in lines))
+        if len(self.problems) == 1:
+            super().__init__(*_message_and_hints(self.problems[0]))
+        else:
+            entries = "".join("\n  " + str(problem).replace("\n", "\n  ") for problem in self.problems)
+            super().__init__(f"the configuration has {len(self.problems)} problems:{entries}")
+
+    def __reduce__(self) -> tuple[type["ConfigError"], tuple[list[Problem | str]]]:
+        return type(self), (self.problems,)
+
+    @property
+    def one_line(self) -> str:
+        """All problems on one line, each with its hint in parentheses."""
+        return "; ".join(in_one_line(message, hints) for message, *hints in map(_message_and_hints, self.problems))
+
+
+def _message_and_hints(problem: Problem | str) -> tuple[str, ...]:
+    return (problem,) if isinstance(problem, str) else (problem.message, *problem.hints)
 
 
 class RunError(UserError):

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from data_pipeline.errors import UserError
+from data_pipeline.errors import UserError, error_line
 from data_pipeline.shards.reader import PackedDataset
 from data_pipeline.storage.atomic_write import write_durably
 from pretrain.config.run import RunConfig
@@ -64,7 +64,7 @@ def write_sample(
             text = tokenizer_of(run_dir, config.data).decode(tokens)
             write_durably(run_dir / SAMPLE_FILE, f"{text}\n".encode())
         except (OSError, UserError) as error:
-            log.warning("no sample of text: %s", error)
+            log.warning("no sample of text: %s", error_line(error))
 
 
 def continue_in_time(

@@ -136,7 +136,7 @@ def plan_replay(run: Path, steps: int | None, checkpoint: int | None) -> Plan:
         except RunError as error:
             if checkpoint is not None:
                 raise
-            log.warning("%s; trying the one before", error)
+            log.warning("%s; trying the one before", error.one_line)
             continue
         config, origins = attempts_after(run, saved, step, wanted[-1])
         found = {number: records[number] for number in wanted}

@@ -111,7 +111,7 @@ def check_members(
             configs[index] = load_run_config(overrides)
             check(configs[index])
         except UserError as error:
-            faults.setdefault(str(error), []).append(index)
+            faults.setdefault(str(error).replace("\n", "\n  "), []).append(index)
     if faults:
         lines = (
             f"\n  member {', '.join(map(str, of))} ({as_shown(words[of[0]])}): {text}" for text, of in faults.items()

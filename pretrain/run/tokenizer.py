@@ -29,7 +29,7 @@ def check_tokenizer(dataset: TrainingData) -> TokenizerFiles | None:
     try:
         files.load(manifest.tokenizer.fingerprint)
     except MissingPackage as error:  # training needs no tokenizer
-        log.warning("the tokenizer is kept with the run unchecked: %s", error)
+        log.warning("the tokenizer is kept with the run unchecked: %s", error.one_line)
     return files
 
 

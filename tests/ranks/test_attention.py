@@ -116,7 +116,9 @@ def test_training_by_either_equals_one_process_of_plain_torch(kernel: str) -> No
 
 
 def test_a_kernel_that_this_device_lacks_is_refused_when_the_device_is_known() -> None:
-    with pytest.raises(RanksFailed, match=r"ConfigError: engine.attention=cudnn: needs a GPU; or choose engine.att"):
+    with pytest.raises(
+        RanksFailed, match=r"ConfigError: engine.attention=cudnn: needs a GPU\n  hint: or choose engine.att"
+    ):
         run_ranks(begin, 1)
 
 

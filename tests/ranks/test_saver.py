@@ -157,7 +157,9 @@ def fail_then_mend(here: Runtime, config: RunConfig, folder: Path) -> list[str]:
         saver.wait()
         assert level.due_at < time.monotonic() + 61 if step == 2 else level.due_at == float("inf")
     store_module.write_tensors = broken
-    with pytest.raises(RunError, match="earlier checkpoints are untouched; make room or mend the disk and run the sam"):
+    with pytest.raises(
+        RunError, match="earlier checkpoints are untouched\n  hint: make room or repair the disk, then run the sam"
+    ):
         saver.after_step(RunState(step=4), 0, last=True)
     return messages
 

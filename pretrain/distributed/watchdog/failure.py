@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
+from data_pipeline.errors import error_line
 from pretrain.distributed.grid import ParallelLayout
 
 
@@ -88,7 +89,7 @@ def trouble_of(error: BaseException) -> Trouble:
 
 def describe_error(error: BaseException) -> str:
     """Type and message in one line; running out of memory is called so, with the keys that help."""
-    text = " ".join(f"{type(error).__name__}: {error}".split())
+    text = f"{type(error).__name__}: {error_line(error)}"
     text = text if len(text) <= MAX_LINE else text[:MAX_LINE] + " ..."
     return f"out of memory: {text}; {MEMORY_REMEDY}" if is_out_of_memory(error) else text
 

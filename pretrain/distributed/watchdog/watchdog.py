@@ -18,7 +18,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
-from data_pipeline.errors import UserError
+from data_pipeline.errors import UserError, error_line
 from pretrain.config.errors import TrainingDiverged
 from pretrain.distributed.grid import ParallelLayout
 from pretrain.distributed.watchdog import failure, thread_stacks
@@ -362,7 +362,7 @@ def watched(sentinel: Sentinel) -> Iterator[Sentinel]:
     try:
         yield sentinel
     except (UserError, TrainingDiverged) as error:
-        sentinel.close(" ".join(f"{error}".split()))
+        sentinel.close(error_line(error))
         raise
     except Exception as error:
         verdict = sentinel.failed(error)

@@ -135,14 +135,14 @@ def test_what_is_no_result_is_refused(tmp_path: Path, content: str):
         (["train.micro_batch_size=5"], {}, "train.global_batch_size=16: must be a multiple"),
     ],
 )
-def test_a_mistake_is_told_in_one_line(tmp_path, monkeypatch, words, options, message):
+def test_a_mistake_is_reported_in_one_line(tmp_path, monkeypatch, words, options, message):
     monkeypatch.chdir(tmp_path)
     Path("taken").mkdir()
     Path("taken/bench.json").touch()
     given = {"warmup": None, "steps": None, "out": None, "vocab_size": None, "only": [], "row_minutes": None} | options
     with pytest.raises(UserError) as caught:
         bench_command.run(argparse.Namespace(overrides=words, **given))
-    assert message in str(caught.value) and "\n" not in str(caught.value)
+    assert message in str(caught.value) and "\n" not in caught.value.message
 
 
 def test_what_no_device_can_hold_is_refused_before_it_is_built():

@@ -101,7 +101,7 @@ def test_another_tokenizer_is_refused_with_the_remedy(old, tmp_path, changed, wo
 
 
 def test_where_there_is_no_checkpoint_it_is_said(old, tmp_path):
-    with pytest.raises(UserError, match="no such folder; give a run folder or a checkpoint"):
+    with pytest.raises(UserError, match="no such folder\n  hint: give a run folder or a checkpoint"):
         found(tmp_path / "nowhere", tmp_path / "new")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="holds no whole checkpoint"):

@@ -14,8 +14,8 @@ from pretrain.generation.generate import check, for_generation, lost_beginning, 
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("temperature=nan", "temperature=nan: is not a finite number; the largest is about 1.8e308"),
-        ("temperature=inf", "temperature=inf: is not a finite number; the largest is about 1.8e308"),
+        ("temperature=nan", "temperature=nan: is not a finite number\n  hint: the largest is about 1.8e308"),
+        ("temperature=inf", "temperature=inf: is not a finite number\n  hint: the largest is about 1.8e308"),
         ("temperature=-1", "temperature=-1.0: must be 0 or a finite number above it"),
         (f"seed={2**63}", f"seed={2**63}: must be from {-(2**62)} to {2**62}"),
         ("prompt=a\udcffb", "'prompt=a\\udcffb': is not UTF-8 text"),
@@ -40,7 +40,7 @@ def test_the_place_of_the_output_is_made_and_proved_before_any_work(tmp_path: Pa
     assert place_for(str(tmp_path / "new" / "text")) == tmp_path / "new" / "text" and (tmp_path / "new").is_dir()
     assert place_for(str(tmp_path / "link")) == tmp_path / "file"
     for wrong in (str(tmp_path), "", "/dev/null", str(tmp_path / "file" / "text"), "/proc/no/text"):
-        with pytest.raises(ConfigError, match=f"^output={wrong or QUOTES}: .*; give the path of a file$"):
+        with pytest.raises(ConfigError, match=f"^output={wrong or QUOTES}: .*\n  hint: give the path of a file$"):
             place_for(wrong)
 
 

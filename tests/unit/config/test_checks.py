@@ -34,17 +34,17 @@ def changed(**changes: object) -> RunConfig:
 
 
 RULES: list[tuple[dict[str, object], int, str]] = [
-    ({"run__name": ""}, 1, "run.name='': names no folder of the run's own; give it a name"),
-    ({"run__dir": " "}, 1, "run.dir=' ': names no folder of the run's own; give it a name"),
+    ({"run__name": ""}, 1, "run.name='': names no folder of the run's own\n  hint: give it a name"),
+    ({"run__dir": " "}, 1, "run.dir=' ': names no folder of the run's own\n  hint: give it a name"),
     (
         {"model__num_heads": 5},
         1,
-        "model.num_heads=5: does not divide model.hidden_size=128; choose 2, 4 or 8, or give model.head_dim",
+        "model.num_heads=5: does not divide model.hidden_size=128\n  hint: choose 2, 4 or 8, or give model.head_dim",
     ),
     (
         {"model__num_heads": 8, "model__num_query_groups": 3},
         1,
-        "model.num_query_groups=3: does not divide model.num_heads=8; choose 1, 2, 4 or 8",
+        "model.num_query_groups=3: does not divide model.num_heads=8\n  hint: choose 1, 2, 4 or 8",
     ),
     (
         {"model__position": "rope", "model__head_dim": 15},
@@ -55,66 +55,78 @@ RULES: list[tuple[dict[str, object], int, str]] = [
         {"train__global_batch_size": 20},
         1,
         "train.global_batch_size=20: must be a multiple of train.micro_batch_size=8 times the data-parallel size 1, "
-        "which is 8; choose 16 or 24",
+        "which is 8\n  hint: choose 16 or 24",
     ),
     (
         {"train__global_batch_size": 16},
         3,
         "train.global_batch_size=16: must be a multiple of train.micro_batch_size=8 times the data-parallel size 3, "
-        "which is 24; choose 24",
+        "which is 24\n  hint: choose 24",
     ),
     (
         {"train__max_steps": None},
         1,
-        "train.max_steps=null, train.max_tokens=null: give one of them; set the other to null",
+        "train.max_steps=null, train.max_tokens=null: give one of them\n  hint: set the other to null",
     ),
     (
         {"train__max_tokens": 9},
         1,
-        "train.max_steps=1000, train.max_tokens=9: give one of them; set the other to null",
+        "train.max_steps=1000, train.max_tokens=9: give one of them\n  hint: set the other to null",
     ),
     (
         {"lr_schedule__warmup_steps": 5, "lr_schedule__warmup_tokens": 9},
         1,
-        "lr_schedule.warmup_steps=5, lr_schedule.warmup_tokens=9: give one of them; set the other to null",
+        "lr_schedule.warmup_steps=5, lr_schedule.warmup_tokens=9: give one of them\n  hint: set the other to null",
     ),
     (
         {"lr_schedule__warmup_steps": 1001},
         1,
-        "lr_schedule.warmup_steps=1001: is longer than the whole run of 1000 steps; shorten the warmup or lengthen "
+        "lr_schedule.warmup_steps=1001: is longer than the whole run of 1000 steps\n"
+        "  hint: shorten the warmup or lengthen "
         "the run",
     ),
     (
         {"train__max_steps": None, "train__max_tokens": 9000, "lr_schedule__warmup_tokens": 9001},
         1,
-        "lr_schedule.warmup_tokens=9001: is longer than the whole run of 9000 tokens; shorten the warmup or "
+        "lr_schedule.warmup_tokens=9001: is longer than the whole run of 9000 tokens\n  hint: shorten the warmup or "
         "lengthen the run",
     ),
     *(
         (
             {"profile__steps": steps},
             1,
-            f"profile.steps={written(steps)}: must be a first and a last step, counted from 1; write it as in [10,12]",
+            f"profile.steps={written(steps)}: must be a first and a last step, counted from 1\n"
+            "  hint: write it as in [10,12]",
         )
         for steps in ((3,), (1, 2, 3), (3, 2), (0, 2))
     ),
     (
         {"profile__steps": (1000, 1001)},
         1,
-        "profile.steps=[1000,1001]: the run ends with step 1000; end at 1000 or before, or lengthen the run",
+        "profile.steps=[1000,1001]: the run ends with step 1000\n  hint: end at 1000 or before, or lengthen the run",
     ),
-    ({"engine__loss_scale__initial": 1000}, 1, "engine.loss_scale.initial=1000: must be a power of two; choose 65536"),
-    ({"engine__loss_scale__initial": 0.5}, 1, "engine.loss_scale.initial=0.5: must be a power of two; choose 65536"),
+    (
+        {"engine__loss_scale__initial": 1000},
+        1,
+        "engine.loss_scale.initial=1000: must be a power of two\n  hint: choose 65536",
+    ),
+    (
+        {"engine__loss_scale__initial": 0.5},
+        1,
+        "engine.loss_scale.initial=0.5: must be a power of two\n  hint: choose 65536",
+    ),
     (
         {"engine__recompute__granularity": "selective", "engine__recompute__modules": ()},
         1,
-        "engine.recompute.modules=[]: engine.recompute.granularity=selective needs at least one; choose [core_attn], "
+        "engine.recompute.modules=[]: engine.recompute.granularity=selective needs at least one\n"
+        "  hint: choose [core_attn], "
         "[mlp] or both",
     ),
     (
         {"engine__recompute__granularity": "full", "engine__recompute__num_layers": 2, "model__num_layers": 3},
         1,
-        "engine.recompute.num_layers=2: engine.recompute.method=uniform: must divide the layers of each chunk, 3; "
+        "engine.recompute.num_layers=2: engine.recompute.method=uniform: must divide the layers of each chunk, 3\n"
+        "  hint: "
         "choose 1 or 3",
     ),
     (
@@ -127,7 +139,7 @@ RULES: list[tuple[dict[str, object], int, str]] = [
         },
         2,
         "engine.recompute.num_layers=3: engine.recompute.method=uniform: must divide the layers of each chunk, 3 and "
-        "7; choose 1",
+        "7\n  hint: choose 1",
     ),
     (
         {
@@ -137,20 +149,22 @@ RULES: list[tuple[dict[str, object], int, str]] = [
             "parallel__pp": 2,
         },
         2,
-        "engine.recompute.num_layers=2: engine.recompute.method=block: is more than any chunk has layers; choose at "
+        "engine.recompute.num_layers=2: engine.recompute.method=block: is more than any chunk has layers\n"
+        "  hint: choose at "
         "most 1",
     ),
     (
         {"engine__grad_reduction": "per_micro_batch"},
         1,
         "engine.grad_reduction=per_micro_batch: engine.zero_stage=1 holds whole gradients and reduces them once per "
-        "step; set it to auto, or engine.zero_stage to 2",
+        "step\n  hint: set it to auto, or engine.zero_stage to 2",
     ),
     *(
         (
             {"engine__param_gather": mode, "engine__zero_stage": 2},
             1,
-            f"engine.param_gather={mode}: engine.zero_stage=2 holds whole parameters: there is nothing to gather; set "
+            f"engine.param_gather={mode}: engine.zero_stage=2 holds whole parameters: there is nothing to gather\n"
+            "  hint: set "
             "it to auto, or engine.zero_stage=3",
         )
         for mode in ("per_step", "per_micro_batch")
@@ -158,13 +172,14 @@ RULES: list[tuple[dict[str, object], int, str]] = [
     (
         {"engine__offload__optimizer": "cpu", "engine__zero_stage": 0},
         1,
-        "engine.offload.optimizer=cpu: needs engine.zero_stage=1 or above; the stage is 0; set engine.zero_stage=1 "
+        "engine.offload.optimizer=cpu: needs engine.zero_stage=1 or above; the stage is 0\n"
+        "  hint: set engine.zero_stage=1 "
         "or above, or engine.offload.optimizer=none",
     ),
     (
         {"engine__offload__params": "cpu", "engine__zero_stage": 2},
         1,
-        "engine.offload.params=cpu: needs engine.zero_stage=3; the stage is 2; set engine.zero_stage=3, or "
+        "engine.offload.params=cpu: needs engine.zero_stage=3\n  hint: the stage is 2; set engine.zero_stage=3, or "
         "engine.offload.params=none",
     ),
     (
@@ -180,7 +195,8 @@ RULES: list[tuple[dict[str, object], int, str]] = [
     (
         {"data__mixture": {"web": 1.0}, "data__mixture_later": (MixturePhase(after_tokens=5, weights={"books": 1.0}),)},
         1,
-        "data.mixture_later[0].weights=books: is not in data.mixture; name web; with weight 0 one may begin later",
+        "data.mixture_later[0].weights=books: is not in data.mixture\n"
+        "  hint: name web; with weight 0 one may begin later",
     ),
     (
         {
@@ -209,19 +225,21 @@ RULES: list[tuple[dict[str, object], int, str]] = [
     (
         {"data__mixture": {"web": 1e308, "code": 1e308}},
         1,
-        "data.mixture={web: 1e+308, code: 1e+308}: must have a finite sum; divide all weights by one number: only "
+        "data.mixture={web: 1e+308, code: 1e+308}: must have a finite sum\n"
+        "  hint: divide all weights by one number: only "
         "ratios count",
     ),
     (
         {"data__mixture": {"web": 1.0, "code": 9e-7}},
         1,
-        "data.mixture.code=9e-07: is less than 9.5e-07 of all weights, shares are kept to no finer; raise it, or set "
+        "data.mixture.code=9e-07: is less than 9.5e-07 of all weights, shares are kept to no finer\n"
+        "  hint: raise it, or set "
         "it to 0",
     ),
     (
         {"data__mixture": {"web": 1.0}, "data__mixture_max_epochs": {"books": 2.0}},
         1,
-        "data.mixture_max_epochs=books: is not in data.mixture; name web",
+        "data.mixture_max_epochs=books: is not in data.mixture\n  hint: name web",
     ),
     (
         {"data__mixture": {"web": 1.0}, "data__mixture_max_epochs": {"web": 0.0}},
@@ -231,18 +249,18 @@ RULES: list[tuple[dict[str, object], int, str]] = [
     (
         {"data__mixture_max_epochs": {"web": 2.0}},
         1,
-        "data.mixture_max_epochs={web: 2.0}: needs data.mixture; set that too",
+        "data.mixture_max_epochs={web: 2.0}: needs data.mixture\n  hint: set that too",
     ),
     (
         {"engine__offload__optimizer": "nvme", "engine__zero_stage": 2, "engine__offload__nvme_path": "/disk"},
         1,
-        "engine.offload.optimizer=nvme: needs engine.zero_stage=3; the stage is 2; set engine.zero_stage=3, or "
+        "engine.offload.optimizer=nvme: needs engine.zero_stage=3\n  hint: the stage is 2; set engine.zero_stage=3, or "
         "engine.offload.optimizer=none",
     ),
     (
         {"engine__offload__optimizer": "nvme", "engine__zero_stage": 3},
         1,
-        "engine.offload.nvme_path=null: nvme in engine.offload needs a folder on a disk of each node; set it, "
+        "engine.offload.nvme_path=null: nvme in engine.offload needs a folder on a disk of each node\n  hint: set it, "
         "or cpu for nvme",
     ),
     (
@@ -253,7 +271,8 @@ RULES: list[tuple[dict[str, object], int, str]] = [
             "engine__param_gather": "per_step",
         },
         1,
-        "engine.param_gather=per_step: engine.offload.params=nvme needs parameters gathered for each micro-batch; set "
+        "engine.param_gather=per_step: engine.offload.params=nvme needs parameters gathered for each micro-batch\n"
+        "  hint: set "
         "it to auto, or engine.offload.params=cpu",
     ),
     (
@@ -265,7 +284,7 @@ RULES: list[tuple[dict[str, object], int, str]] = [
         },
         1,
         "engine.grad_reduction=per_step: engine.offload.optimizer=nvme needs gradients reduced after each "
-        "micro-batch; set it to auto, or engine.offload.optimizer=cpu",
+        "micro-batch\n  hint: set it to auto, or engine.offload.optimizer=cpu",
     ),
 ]
 
@@ -380,7 +399,8 @@ def test_a_member_of_a_shard_fits_the_memory() -> None:
     with pytest.raises(ConfigError) as caught:
         check_prepare(changed(model__seq_length=(1 << 18) - 1, data__samples_per_member=10**12))
     assert str(caught.value) == (
-        "data.samples_per_member=1000000000000: makes tar members of more than 1024 MiB with model.seq_length=262143; "
+        "data.samples_per_member=1000000000000: makes tar members of more than 1024 MiB with model.seq_length=262143\n"
+        "  hint: "
         "choose at most 1024"
     )
 

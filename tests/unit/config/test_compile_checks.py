@@ -15,23 +15,28 @@ ELSE = "set engine.compile=elementwise"
     [
         (
             ["engine.zero_stage=3"],
-            "engine.zero_stage=3: engine.compile=layers: gathers parameters within a layer; set engine.zero_stage=2 or "
+            "engine.zero_stage=3: engine.compile=layers: gathers parameters within a layer\n"
+            "  hint: set engine.zero_stage=2 or "
             "less, or engine.compile=elementwise",
         ),
-        (["parallel.tp=2"], f"parallel.tp=2: engine.compile=layers: ranks speak to each other within a layer; {ELSE}"),
+        (
+            ["parallel.tp=2"],
+            f"parallel.tp=2: engine.compile=layers: ranks speak to each other within a layer\n  hint: {ELSE}",
+        ),
         (
             ["data.document_mask=true"],
             "data.document_mask=true: engine.compile=layers: attention is called for each document, of another length "
-            f"each time; {ELSE}",
+            f"each time\n  hint: {ELSE}",
         ),
         (
             ["engine.recompute.granularity=selective"],
             "engine.recompute.granularity=selective: engine.compile=layers: parts of a layer are computed anew by "
-            "themselves; set it to full or none, or engine.compile=elementwise",
+            "themselves\n  hint: set it to full or none, or engine.compile=elementwise",
         ),
         (
             ["model.hidden_dropout=0.1"],
-            "model.hidden_dropout=0.1: engine.compile=layers: masks would be drawn in another way; set it to 0, or "
+            "model.hidden_dropout=0.1: engine.compile=layers: masks would be drawn in another way\n"
+            "  hint: set it to 0, or "
             "engine.compile=elementwise",
         ),
     ],

@@ -49,59 +49,63 @@ RULES: list[tuple[dict[str, object], int, str]] = [
     (
         {"tp": 3, "pp": 2},
         8,
-        "parallel.tp=3, parallel.pp=2: tp * pp = 6 must divide the number of ranks, which is 8; make tp * pp 2, 4 "
+        "parallel.tp=3, parallel.pp=2: tp * pp = 6 must divide the number of ranks, which is 8\n"
+        "  hint: make tp * pp 2, 4 "
         "or 8, or start 12 ranks",
     ),
-    ({"tp": 8}, 8, "parallel.tp=8: must divide model.num_heads=12; choose 3, 4, 6 or 12"),
+    ({"tp": 8}, 8, "parallel.tp=8: must divide model.num_heads=12\n  hint: choose 3, 4, 6 or 12"),
     (
         {"tp": 3, "model__ffn_hidden_size": 512},
         3,
-        "parallel.tp=3: must divide model.ffn_hidden_size=512; choose 1, 2, 4 or 8",
+        "parallel.tp=3: must divide model.ffn_hidden_size=512\n  hint: choose 1, 2, 4 or 8",
     ),
     (
         {"tp": 4},
         4,
-        "parallel.tp=4: it and model.num_query_groups=6 must divide one another; choose 1, 2, 3 or 6",
+        "parallel.tp=4: it and model.num_query_groups=6 must divide one another\n  hint: choose 1, 2, 3 or 6",
     ),
     (
         {"tp": 4, "model__num_query_groups": 1, "model__head_dim": 15},
         4,
         "parallel.tp=4: must divide the 210 rows of queries, keys and values, (num_heads + 2 num_query_groups) * "
-        "head_dim; choose 1, 2, 3 or 6",
+        "head_dim\n  hint: choose 1, 2, 3 or 6",
     ),
     (
         {"tp": 2, "sp": True, "model__seq_length": 255},
         2,
-        "parallel.tp=2: with parallel.sp=true it must divide model.seq_length=255; choose 1, 3, 5 or 15, or set "
+        "parallel.tp=2: with parallel.sp=true it must divide model.seq_length=255\n"
+        "  hint: choose 1, 3, 5 or 15, or set "
         "parallel.sp=false",
     ),
     (
         {"vp": 2},
         2,
-        "parallel.vp=2: needs a pipeline to interleave; set parallel.vp=1, or parallel.pp above 1",
+        "parallel.vp=2: needs a pipeline to interleave\n  hint: set parallel.vp=1, or parallel.pp above 1",
     ),
     (
         {"pp": 8},
         8,
-        "parallel.pp=8, parallel.vp=1: 12 layers don't divide into 8 equal chunks; choose pp * vp 3, 4, 6 or 12, or "
+        "parallel.pp=8, parallel.vp=1: 12 layers don't divide into 8 equal chunks\n"
+        "  hint: choose pp * vp 3, 4, 6 or 12, or "
         "set \"parallel.pp_layout='Et|(t|)*2(tt|)*4tL'\"",
     ),
     (
         {"pp": 16},
         16,
-        "parallel.pp=16, parallel.vp=1: 12 layers don't divide into 16 equal chunks; choose pp * vp 3, 4, 6 or 12",
+        "parallel.pp=16, parallel.vp=1: 12 layers don't divide into 16 equal chunks\n"
+        "  hint: choose pp * vp 3, 4, 6 or 12",
     ),
     (
         {"pp": 2, "pp_layout": "Et*6|t*5L"},
         2,
-        "parallel.pp_layout=Et*6|t*5L: it has 11 layers, the model 12; set "
+        "parallel.pp_layout=Et*6|t*5L: it has 11 layers, the model 12\n  hint: set "
         "\"parallel.pp_layout='Et*6|t*6L'\", or null for equal chunks",
     ),
     (
         {"pp": 2, "vp": 2, "train__global_batch_size": 9},
         2,
         "train.global_batch_size=9: with parallel.vp=2 the 9 micro-batches of a step must be a multiple of "
-        "parallel.pp=2; choose 8 or 10, or set parallel.vp=1",
+        "parallel.pp=2\n  hint: choose 8 or 10, or set parallel.vp=1",
     ),
 ]
 

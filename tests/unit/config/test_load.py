@@ -116,7 +116,7 @@ def test_unknown_keys_on_the_command_line_are_told_at_once() -> None:
 
 
 def test_missing_values_are_told_with_what_to_add() -> None:
-    with pytest.raises(ConfigError, match=r"^run=\?\?\?: a value must be given; add run=\.\.\.$"):
+    with pytest.raises(ConfigError, match=r"^run=\?\?\?: a value must be given\n  hint: add run=\.\.\.$"):
         load_generate_config([])
 
 

@@ -106,10 +106,10 @@ def test_groups_are_those_of_megatron() -> None:
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"WORLD_SIZE": "two"}, "WORLD_SIZE=two: must be a whole number; unset it"),
-        ({"RANK": "-1"}, "RANK=-1: must be a whole number; unset it"),
-        ({"WORLD_SIZE": "2", "RANK": "2"}, "RANK=2: must be less than WORLD_SIZE=2; start ranks with torchrun"),
-        ({"WORLD_SIZE": "0"}, "RANK=0: must be less than WORLD_SIZE=0; start ranks with torchrun"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE=two: must be a whole number\n  hint: unset it"),
+        ({"RANK": "-1"}, "RANK=-1: must be a whole number\n  hint: unset it"),
+        ({"WORLD_SIZE": "2", "RANK": "2"}, "RANK=2: must be less than WORLD_SIZE=2\n  hint: start ranks with torchrun"),
+        ({"WORLD_SIZE": "0"}, "RANK=0: must be less than WORLD_SIZE=0\n  hint: start ranks with torchrun"),
     ],
 )
 def test_a_place_in_the_world_that_cannot_be_is_refused(monkeypatch, given: dict[str, str], words: str) -> None:

@@ -138,7 +138,7 @@ def test_options_and_overrides_mix_in_any_order(capsys) -> None:
 def test_planning_needs_no_torch() -> None:
     # A login node may have none, or take a minute to load it.
     code = (
-        "import sys; sys.modules['torch'] = None; from pretrain.cli import main; "
+        "import sys\n  hint: sys.modules['torch'] = None; from pretrain.cli import main; "
         "main(['plan', 'model=gpt3_175b', 'parallel=gpt3_175b', 'engine=zero3_bf16', '--ranks', '96'])"
     )
     root = Path(__file__).parents[3]

@@ -29,6 +29,8 @@ def test_a_run_needs_what_it_took_and_its_steps_that_are_left(stands, batch, ste
     config = run_config("gpt", f"train.global_batch_size={batch}", f"train.max_steps={steps}")
     for enough in (None, needed):
         check_enough_data(config, Ending(enough), stands)
-    words = f"the mixture ends after {needed - 1} samples, the run takes {needed}; raise data.mixture_max_epochs"
+    words = (
+        f"the mixture ends after {needed - 1} samples, the run takes {needed}\n  hint: raise data.mixture_max_epochs"
+    )
     with pytest.raises(ConfigError, match=words):
         check_enough_data(config, Ending(needed - 1), stands)
