@@ -118,18 +118,19 @@ def quoted(key: str, value: str) -> str:
     return shlex.quote(f'{key}="{escaped}"')
 
 
-def _unreadable(word: str) -> Problem | str:
+def _unreadable(word: str) -> Problem:
     word = shown(word)
     key, separator, value = word.partition("=")
     if not separator:
         colon = word.replace(":", "=", 1)
         remedy = f"did you mean {colon}?" if ":" in word else f"write {word.strip() or 'KEY'}=VALUE, without spaces"
-        return f"{word}: is not key=value; {remedy}"
+        return Problem(word, MISSING, "is not key=value", remedy)
     rule = "cannot be read as a value"
     if key.startswith("-"):
-        return f"{word}: a key has no dashes before it; did you mean {word.lstrip('-')}?"
+        return Problem(word, MISSING, "a key has no dashes before it", f"did you mean {word.lstrip('-')}?")
     if key != key.strip() or value != value.strip():
-        return f"{word}: there must be no spaces around the equals sign; write {key.strip()}={value.strip()}"
+        hint = f"write {key.strip()}={value.strip()}"
+        return Problem(word, MISSING, "there must be no spaces around the equals sign", hint)
     if value.startswith("~"):
         return Problem(key, Typed(value), f"{rule}: ~ is not expanded there", f'write "{key}=$HOME{value[1:]}"')
     if value.startswith(("[", "{")):

@@ -179,7 +179,7 @@ RULES: list[tuple[dict[str, object], int, str]] = [
     (
         {"engine__offload__params": "cpu", "engine__zero_stage": 2},
         1,
-        "engine.offload.params=cpu: needs engine.zero_stage=3\n  hint: the stage is 2; set engine.zero_stage=3, or "
+        "engine.offload.params=cpu: needs engine.zero_stage=3; the stage is 2\n  hint: set engine.zero_stage=3, or "
         "engine.offload.params=none",
     ),
     (
@@ -254,7 +254,7 @@ RULES: list[tuple[dict[str, object], int, str]] = [
     (
         {"engine__offload__optimizer": "nvme", "engine__zero_stage": 2, "engine__offload__nvme_path": "/disk"},
         1,
-        "engine.offload.optimizer=nvme: needs engine.zero_stage=3\n  hint: the stage is 2; set engine.zero_stage=3, or "
+        "engine.offload.optimizer=nvme: needs engine.zero_stage=3; the stage is 2\n  hint: set engine.zero_stage=3, or "
         "engine.offload.optimizer=none",
     ),
     (

@@ -10,7 +10,7 @@ from pretrain.config.cluster import ClusterConfig
 from pretrain.config.errors import ConfigError
 from pretrain.config.load import CONF_DIR, load_generate_config, load_run_config, sweep_members, with_overrides
 
-LARGEST = "is not a finite number; the largest is about 1.8e308"
+LARGEST = "is not a finite number\n  hint: the largest is about 1.8e308"
 SWEEP = "stands for several values, which only a sweep takes"
 SUBMIT = "add -m to `pretrain train` or `pretrain submit` for one run of each"
 BRACKETS = """close its brackets, and quote special characters, as in 'data.inputs=["Bücher (1).txt"]'"""

@@ -87,7 +87,7 @@ def test_an_illegal_layout_is_refused_with_all_faults_and_ways_out(command, caps
         "optim.lr=-1.0: must be greater than 0",
         "parallel.tp=3: must divide model.num_heads=4",
         "tp * pp = 3 must divide the number of ranks, which is 8",
-        "nearest legal layouts on 8 ranks:\n    parallel.tp=4 parallel.pp=1 parallel.vp=1   (data-parallel size 2)\n",
+        "nearest legal layouts on 8 ranks:\n      parallel.tp=4 parallel.pp=1 parallel.vp=1   (data-parallel size 2)\n",
     ):
         assert words in said.err
 
@@ -138,7 +138,7 @@ def test_options_and_overrides_mix_in_any_order(capsys) -> None:
 def test_planning_needs_no_torch() -> None:
     # A login node may have none, or take a minute to load it.
     code = (
-        "import sys\n  hint: sys.modules['torch'] = None; from pretrain.cli import main; "
+        "import sys; sys.modules['torch'] = None; from pretrain.cli import main; "
         "main(['plan', 'model=gpt3_175b', 'parallel=gpt3_175b', 'engine=zero3_bf16', '--ranks', '96'])"
     )
     root = Path(__file__).parents[3]
