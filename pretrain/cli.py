@@ -24,8 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     open_closed_streams()
     try:
         name, given = parse_command_line(sys.argv[1:] if arguments is None else arguments)
-    except UsageError as error:
-        sys.stderr.write(error.usage if _rank() == 0 else "")
+    except UserError as error:
+        sys.stderr.write(error.usage if isinstance(error, UsageError) and _rank() == 0 else "")
         _report(error)
         sys.exit(ExitCode.MISTAKE)
     _set_up_logging()

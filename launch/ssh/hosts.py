@@ -24,6 +24,7 @@ from launch.outcomes import outcome_of
 from launch.ssh.connections import HostUnreachable, Ranks
 from launch.ssh.hostfile import Host, read_hostfile
 from launch.termination import SIGNALS
+from pretrain.commands.arguments import absolute_config_dirs, add_overrides
 from pretrain.exit_codes import ExitCode, exit_code_of
 from pretrain.run import attempts
 from pretrain.std_streams import drop_hung_up_output
@@ -49,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
             signal.signal(number, lambda number, _: _ask(number, asked))
     try:
+        absolute_config_dirs(given)
         return _run(given, asked)
     except UserError as error:
         return _say(f"error: {error}", ExitCode.MISTAKE)
@@ -233,7 +235,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--hostfile", type=Path, required=True, metavar="FILE", help="lines `name slots=8`")
     parser.add_argument("--ssh", default=SSH, metavar="CMD", help=f"what reaches a host; default: {SSH}")
     parser.add_argument("--gpus", type=int, metavar="N", help="GPUs to look for on each host; default: slots, for cuda")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="of `pretrain train`")
+    add_overrides(parser, "overrides, as for `pretrain train`")
     return parser
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable, Collection
+from pathlib import Path
 from textwrap import dedent
 from typing import Any, NoReturn
 
@@ -45,8 +46,26 @@ def no_such_command(name: str, known: Collection[str]) -> argparse.ArgumentError
     return argparse.ArgumentError(None, f"{name}: there is no such command; {near}")
 
 
-def add_overrides(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="Hydra overrides of the configuration")
+def add_overrides(
+    parser: argparse.ArgumentParser, help_: str = "Hydra overrides of the configuration", *, config_dir: bool = True
+) -> None:
+    """Positional overrides; `config_dir`: also the option for folders of the user's own configuration files."""
+    if config_dir:
+        add_config_dir(parser)
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help=help_)
+
+
+def add_config_dir(parser: argparse.ArgumentParser) -> None:
+    help_ = "folder with configuration files of your own, such as DIR/model/mine.yaml for model=mine; may be repeated"
+    parser.add_argument("--config-dir", type=Path, action="append", default=[], metavar="DIR", help=help_)
+
+
+def absolute_config_dirs(given: argparse.Namespace) -> None:
+    """Move the folders of `--config-dir` into the overrides, as absolute paths, so that they go where those go."""
+    if hasattr(given, "overrides") and hasattr(given, "config_dir"):
+        from pretrain.config.search_path import with_folders
+
+        given.overrides = with_folders(given.config_dir, given.overrides)
 
 
 def add_ranks(parser: argparse.ArgumentParser) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_pipeline.storage.urls import is_url, shown
-from pretrain.commands.arguments import CommandParser, add_action, positive, run_action, whole_number
+from pretrain.commands.arguments import CommandParser, add_action, add_overrides, positive, run_action, whole_number
 
 if TYPE_CHECKING:
     from data_pipeline.shards.folder import DatasetFolder
@@ -69,7 +69,7 @@ def add_options(parser: CommandParser) -> None:
     convert.add_argument("source", type=_local, metavar="SOURCE", help="prefix of .bin and .idx, or a prepared dataset")
     convert.add_argument("target", type=_local, metavar="TARGET", help="folder to make")
     convert.add_argument("--to", choices=("packed", "megatron"), required=True, help="what to make")
-    convert.add_argument("overrides", nargs="*", metavar="key=value", help="--to packed: as for `pretrain prepare`")
+    add_overrides(convert, "--to packed: as for `pretrain prepare`")
     merge = add_action(actions, "merge", "join prepared datasets into one", _merge, MERGE_HELP)
     merge.add_argument("parts", type=_local, nargs="+", metavar="PART", help="folder of a prepared dataset")
     merge.add_argument("--into", type=_local, required=True, metavar="TARGET", help="folder to make")

@@ -3,17 +3,19 @@
 import argparse
 import sys
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from data_pipeline.config_text import written
-from pretrain.commands.arguments import CommandParser
-from pretrain.config.describe import CONF_DIR, Key, choices, groups_of, keys_of, options_of
+from pretrain.commands.arguments import CommandParser, add_config_dir
+from pretrain.config.describe import CONF_DIR, SHIPPED, Key, choices, groups_of, keys_of, options_of
 from pretrain.config.errors import ConfigError
 from pretrain.config.nearest import did_you_mean
+from pretrain.config.search_path import ConfigDirs, check_folders
 
 WIDTH = 100
 GENERATE = "generate"
@@ -31,11 +33,12 @@ examples:
 
 def add_options(parser: CommandParser) -> None:
     help_ = "a key, such as optim.lr, or a section, such as optim; generate: the keys of that command; default: all"
+    add_config_dir(parser)
     parser.add_argument("keys", nargs="*", metavar="KEY", help=help_)
 
 
 def run(given: argparse.Namespace) -> int:
-    book = book_of_keys()
+    book = book_of_keys(given.config_dir)
     texts = [explained(name, book) for name in given.keys] or [contents(book)]
     sys.stdout.write("\n\n".join(texts) + "\n")
     return 0
@@ -49,6 +52,7 @@ class Book:
     """Those of `generate` with its name before theirs."""
     values: Mapping[str, Any]
     groups: Mapping[str, str | None]
+    dirs: ConfigDirs = SHIPPED
 
     def default(self, name: str) -> str:
         """Its value where no override sets it, with the file of a group that this value is of."""
@@ -63,14 +67,17 @@ class Book:
         return [key for name, key in self.keys.items() if name.rpartition(".")[0] == section]
 
 
-def book_of_keys() -> Book:
+def book_of_keys(config_dirs: Sequence[Path] = ()) -> Book:
+    """The keys, and the files of groups also in the user's folders."""
     from pretrain.config.load import default_values
     from pretrain.config.run import GenerateConfig, RunConfig
 
     keys = {key.name: key for key in keys_of(RunConfig)}
     keys |= {key.name: key for key in keys_of(GenerateConfig, f"{GENERATE}.")}
     values = {**default_values("pretrain"), GENERATE: default_values(GENERATE)}
-    return Book(keys, values, groups_of("pretrain"))
+    dirs = ConfigDirs(CONF_DIR, tuple(folder.absolute() for folder in config_dirs))
+    check_folders(dirs)
+    return Book(keys, values, dict.fromkeys(dirs.own_groups()) | groups_of("pretrain"), dirs)
 
 
 def contents(book: Book) -> str:
@@ -109,9 +116,12 @@ def _section(name: str, book: Book) -> Iterator[str]:
     if name in book.keys:
         yield from _wrapped(book.keys[name].meaning, "    ")
     if name in book.groups:
-        options = options_of(name)
+        options = options_of(name, book.dirs)
         width = max(len(option.name) for option in options)
-        yield f"    {name}=NAME takes one of these files of conf/{name}; default: {written(book.groups[name])}"
+        if name in groups_of("pretrain"):
+            yield f"    {name}=NAME takes one of these files of conf/{name}; default: {written(book.groups[name])}"
+        else:
+            yield f"    +{name}=NAME takes one of these files of your own {name}/"
         for option in options:
             yield f"      {option.name:{width}}  {_cut(option.meaning, WIDTH - width - 8)}".rstrip()
     for key in book.below(name):

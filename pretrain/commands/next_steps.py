@@ -6,12 +6,13 @@ from pathlib import Path
 
 from data_pipeline.config import DataConfig
 from pretrain.config.redact import public_words
+from pretrain.config.search_path import as_arguments
 
 CURVES = ("loss.png", "learning_rate.png", "gradient_norm.png", "speed.png")
 
 
 def after_prepare(data: DataConfig, overrides: Sequence[str]) -> str:
-    """The text that ends `pretrain prepare`; `overrides` are the words it was given."""
+    """The text that ends `pretrain prepare`; `overrides` are those it was called with."""
     folder = Path(data.path)
     tokenizer = next((path.name for path in sorted(folder.glob("tokenizer.*"))), "tokenizer.model")
     commands = [
@@ -42,8 +43,8 @@ def after_train(run_dir: Path, outcome: str) -> str:
 
 
 def _for_train(overrides: Sequence[str]) -> list[str]:
-    """The same words without those that only `prepare` reads, and without secrets."""
-    return [word for word in public_words(overrides) if not word.lstrip("+").startswith("prepare.")]
+    """The same overrides without those that only `prepare` reads, and without secrets."""
+    return [word for word in public_words(as_arguments(overrides)) if not word.lstrip("+").startswith("prepare.")]
 
 
 def _existing(folder: Path, places: Sequence[tuple[str, str]]) -> Iterator[tuple[str, str]]:

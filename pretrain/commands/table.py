@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from textwrap import dedent
 from typing import Protocol, cast
 
-from pretrain.commands.arguments import CommandParser, no_such_command
+from pretrain.commands.arguments import CommandParser, absolute_config_dirs, no_such_command
 from pretrain.exit_codes import ExitCode
 
 COMMANDS = {
@@ -69,6 +69,7 @@ def parse(name: str, arguments: Sequence[str]) -> argparse.Namespace:
         parser.error(unknown_option(unknown, name, takes_overrides))
     if rest:
         given.overrides += rest  # argparse takes only the overrides before the first option
+    absolute_config_dirs(given)
     return given
 
 

@@ -36,7 +36,7 @@ def add_options(parser: CommandParser) -> None:
     help_ = "start from the checkpoint of this step; default: the newest with enough recorded steps after it"
     parser.add_argument("--checkpoint", type=positive, metavar="STEP", help=help_)
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
-    add_overrides(parser)
+    add_overrides(parser, config_dir=False)
 
 
 def run(given: argparse.Namespace) -> int:

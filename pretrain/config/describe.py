@@ -18,9 +18,12 @@ from typing import Any, Literal
 
 import yaml
 
+from pretrain.config.search_path import ConfigDirs
+
 TAKES_AUTO = frozenset({"train.micro_batch_size"})
 """Keys that also take the word auto."""
 CONF_DIR = Path(__file__).resolve().parents[2] / "conf"
+SHIPPED = ConfigDirs(CONF_DIR)
 
 
 @dataclass(frozen=True)
@@ -194,15 +197,15 @@ def groups_of(root: str, conf_dir: Path = CONF_DIR) -> dict[str, str | None]:
     return {group: option for entry in entries if isinstance(entry, dict) for group, option in entry.items()}
 
 
-def options_of(group: str, conf_dir: Path = CONF_DIR) -> list[Option]:
+def options_of(group: str, dirs: ConfigDirs = SHIPPED) -> list[Option]:
     """The options of a group, by name."""
-    return [Option(path.stem, _comment_at_top(path)) for path in sorted((conf_dir / group).glob("*.yaml"))]
+    return [Option(path.stem, _comment_at_top(path)) for path in dirs.files(group)]
 
 
 def _comment_at_top(path: Path) -> str:
     """Without lines that show a command or instruct Hydra."""
     lines = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         if not line.startswith("#") or line.startswith("#  "):
             break
         if "@package" not in line:

@@ -4,6 +4,7 @@ Only this file, overrides.py and refusals.py know Hydra, OmegaConf and pydantic.
 """
 
 import dataclasses
+import functools
 import itertools
 import json
 import logging
@@ -31,6 +32,7 @@ from pretrain.config.overrides import Known, for_hydra, known_of, parse, typed_v
 from pretrain.config.redact import without_secrets
 from pretrain.config.refusals import problems_of, refusal, truth_values
 from pretrain.config.run import AUTO, GenerateConfig, RunConfig
+from pretrain.config.search_path import OPTION, PACKAGE_LINE, ConfigDirs, check_folders, split_overrides
 from pretrain.config.unused import without_effect
 
 Record = TypeVar("Record")
@@ -46,8 +48,9 @@ def load_run_config(overrides: Sequence[str], conf_dir: Path = CONF_DIR) -> RunC
     Raises ConfigError, with every fault, for unknown keys, wrong types and missing values.
     """
     _refuse_torn(overrides)
-    config = _loaded("pretrain", RunConfig, overrides, conf_dir)
-    for key, reason in without_effect(config, typed := typed_values(overrides)):
+    dirs, words = _dirs_of(overrides, conf_dir)
+    config = _loaded("pretrain", RunConfig, words, dirs)
+    for key, reason in without_effect(config, typed := typed_values(words)):
         log.warning("%s=%s has no effect: %s", key, written(typed[key]), reason)
     return config
 
@@ -59,13 +62,14 @@ def load_generate_config(overrides: Sequence[str], conf_dir: Path = CONF_DIR) ->
     plain: dict[str, Any] = {}
     others: list[str] = []
     _refuse_torn(overrides)
-    for override in overrides:
+    dirs, words = _dirs_of(overrides, conf_dir)
+    for override in words:
         key, separator, value = override.partition("=")
         if separator and key in ("prompt", "checkpoint"):
             plain[key] = value
         else:
             others.append(override)
-    record = _loaded("generate", GenerateConfig, others, conf_dir)
+    record = _loaded("generate", GenerateConfig, others, dirs)
     return dataclasses.replace(record, **plain)
 
 
@@ -140,7 +144,7 @@ def sweep_members(overrides: Sequence[str]) -> list[tuple[str, ...]]:
 
 def default_values(root: str, conf_dir: Path = CONF_DIR) -> dict[str, Any]:
     """What conf/ROOT.yaml gives without overrides, with references such as ${model.name} as they are written."""
-    values: dict[str, Any] = _composed(root, [], conf_dir, resolve=False)
+    values: dict[str, Any] = _composed(root, [], ConfigDirs(conf_dir), resolve=False)
     return values
 
 
@@ -169,14 +173,24 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _loaded(root: str, record: type[Record], overrides: Sequence[str], conf_dir: Path) -> Record:
+def _dirs_of(overrides: Sequence[str], conf_dir: Path) -> tuple[ConfigDirs, list[str]]:
+    """The folders to compose from, and the overrides without those that name folders."""
+    own, words = split_overrides(overrides)
+    dirs = ConfigDirs(conf_dir, own)
+    check_folders(dirs)
+    return dirs, words
+
+
+def _loaded(root: str, record: type[Record], overrides: Sequence[str], dirs: ConfigDirs) -> Record:
     """The record that conf/ROOT.yaml and the overrides give; raises ConfigError with every fault of both."""
-    known = known_of(record, root, conf_dir)
-    words, problems = for_hydra(overrides, known, lambda key: flatten(default_values(root, conf_dir)).get(key) is None)
+    known = known_of(record, root, dirs)
+    defaults = functools.partial(default_values, root, dirs.shipped)
+    words, problems = for_hydra(overrides, known, lambda key: flatten(defaults()).get(key) is None)
     try:
         loaded = _to_record(_compose(root, words, known), record, typed=typed_values(words))
     except ConfigError as error:
-        raise ConfigError(_one_for_each_key([*problems, *error.problems])) from None
+        found = [_with_package_hint(problem, known) for problem in error.problems]
+        raise ConfigError(_one_for_each_key([*problems, *found])) from None
     if problems:
         raise ConfigError(problems)
     return loaded
@@ -192,7 +206,9 @@ def _one_for_each_key(problems: Sequence[Problem | str]) -> list[Problem | str]:
 
 def _compose(root: str, words: Sequence[str], known: Known) -> dict[str, Any]:
     try:
-        values = _composed(root, words, known.conf_dir)
+        values = _composed(root, words, known.dirs)
+    except yaml.YAMLError as error:
+        raise ConfigError([f"a file of {OPTION} is not readable as YAML: {' '.join(str(error).split())}"]) from None
     except _HYDRA_REFUSES as error:
         raise ConfigError([_refused(root, words, error, known)]) from None
     assert isinstance(values, dict)
@@ -202,10 +218,11 @@ def _compose(root: str, words: Sequence[str], known: Known) -> dict[str, Any]:
 _HYDRA_REFUSES = (HydraException, OmegaConfBaseException, ValueError)
 
 
-def _composed(root: str, words: Sequence[str], conf_dir: Path, *, resolve: bool = True) -> Any:
+def _composed(root: str, words: Sequence[str], dirs: ConfigDirs, *, resolve: bool = True) -> Any:
     GlobalHydra.instance().clear()
-    with initialize_config_dir(str(conf_dir), version_base=None):
-        return OmegaConf.to_container(compose(root, overrides=list(words)), resolve=resolve, throw_on_missing=False)
+    with initialize_config_dir(str(dirs.shipped), version_base=None):
+        composed = compose(root, overrides=[*dirs.hydra_words(), *words])
+        return OmegaConf.to_container(composed, resolve=resolve, throw_on_missing=False)
 
 
 def _refused(root: str, words: Sequence[str], error: Exception, known: Known) -> Problem | str:
@@ -217,13 +234,22 @@ def _refused(root: str, words: Sequence[str], error: Exception, known: Known) ->
         return Problem(key, typed.get(key, MISSING), f"cannot be resolved: {_hydra_message(error)}", remedy)
     for word in words:
         try:
-            _composed(root, [word], known.conf_dir)
+            _composed(root, [word], known.dirs)
         except _HYDRA_REFUSES:
             key = next(iter(typed_values([word])), word)
             if key in known.keys:
                 return refusal(known.keys[key].hint, key, typed[key])
             return f"{shown(word)}: {_hydra_message(error)}"
     return _hydra_message(error)
+
+
+def _with_package_hint(problem: Problem | str, known: Known) -> Problem | str:
+    """A file of the user's own group sets keys below the group's name, unless its first line says otherwise."""
+    section = problem.key.partition(".")[0] if isinstance(problem, Problem) else ""
+    if section and section not in known.keys and section in {name.partition("/")[0] for name in known.all_groups}:
+        rule = f"there is no such section; your file in {section}/ must begin with the line `{PACKAGE_LINE}`"
+        return Problem(section, MISSING, rule)
+    return problem
 
 
 def _refuse_torn(overrides: Sequence[str]) -> None:

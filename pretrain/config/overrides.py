@@ -8,7 +8,6 @@ import shlex
 import typing
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -19,6 +18,7 @@ from data_pipeline.storage.urls import shown
 from pretrain.config.describe import Key, groups_of, keys_of, options_of, takes_text, without_null
 from pretrain.config.errors import MISSING, ConfigError, Problem
 from pretrain.config.nearest import did_you_mean
+from pretrain.config.search_path import OPTION, ConfigDirs
 
 QUOTES = "'\""
 
@@ -30,13 +30,19 @@ class Known:
     keys: Mapping[str, Key]
     groups: Mapping[str, str | None]
     """Each with its option by default; null: none."""
-    conf_dir: Path
+    dirs: ConfigDirs
+    own_groups: Mapping[str, Sequence[str]]
+    """Groups that only the user's folders have, each with its options."""
     listing: str
     """Which command lists the keys."""
 
     @property
+    def all_groups(self) -> Collection[str]:
+        return [*self.groups, *self.own_groups]
+
+    @property
     def names(self) -> Collection[str]:
-        return [*self.keys, *(group for group in self.groups if group not in self.keys)]
+        return list(dict.fromkeys([*self.keys, *self.groups, *self.own_groups]))
 
     def instead_of(self, name: str) -> str:
         """What to do about a key that does not exist."""
@@ -58,10 +64,12 @@ class Known:
         return None
 
 
-def known_of(record: type, root: str, conf_dir: Path) -> Known:
+def known_of(record: type, root: str, dirs: ConfigDirs) -> Known:
     command = "pretrain explain" if root == "pretrain" else f"pretrain {root} --help"
     keys = {key.name: key for key in keys_of(record)}
-    return Known(keys, groups_of(root, conf_dir), conf_dir, f"`{command}` lists all keys")
+    groups = groups_of(root, dirs.shipped)
+    own_groups = {name: options for name, options in dirs.own_groups().items() if name not in groups}
+    return Known(keys, groups, dirs, own_groups, f"`{command}` lists all keys")
 
 
 def for_hydra(
@@ -85,7 +93,8 @@ def for_hydra(
         problems += faults
         if not faults:
             in_table = known.table_of(override.key_or_group) and not override.is_delete()
-            fitting.append(f"++{word.lstrip('+')}" if in_table or override.is_add() else word)
+            is_key = override.key_or_group not in known.own_groups
+            fitting.append(f"++{word.lstrip('+')}" if in_table or (override.is_add() and is_key) else word)
     return fitting, problems
 
 
@@ -146,10 +155,12 @@ def _faults(word: Override, known: Known, is_null: Callable[[str], bool]) -> Ite
         return
     if name in known.groups:
         yield from _wrong_option(word, value, known)
+    elif word.key_or_group in known.own_groups and (word.is_add() or name not in known.keys):
+        yield from _wrong_option_of_own(word, value, known)
     elif word.is_delete() and name in known.keys:
         yield Problem(name, MISSING, "a key cannot be removed", f"set another value, as in {name}=...")
     elif name not in known.keys and not known.table_of(name):
-        yield Problem(name, value, "there is no such key", known.instead_of(name))
+        yield Problem(name, value, "there is no such key", _instead(word, name, known))
     elif word.is_sweep_override():
         yield _several(name, value, known)
     elif word.is_add() and not (known.table_of(name) or isinstance(word.value(), dict | list) or is_null(name)):
@@ -157,7 +168,7 @@ def _faults(word: Override, known: Known, is_null: Callable[[str], bool]) -> Ite
 
 
 def _wrong_option(word: Override, value: Typed, known: Known) -> Iterator[Problem]:
-    group, names = word.key_or_group, [option.name for option in options_of(word.key_or_group, known.conf_dir)]
+    group, names = word.key_or_group, [option.name for option in options_of(word.key_or_group, known.dirs)]
     if word.is_sweep_override():
         yield _several(group, value, known)
         return
@@ -173,10 +184,35 @@ def _wrong_option(word: Override, value: Typed, known: Known) -> Iterator[Proble
             group,
             MISSING if word.is_delete() else value,
             missing,
-            f"{near}{' ' if near else ''}choose {', '.join(names)}",
+            f"{near}{' ' if near else ''}choose {', '.join(names)}, or add your own files by {OPTION} DIR",
         )
     elif word.is_add():
         yield Problem(group, value, "is set already: it takes no + before it", f"write {group}={value}")
+
+
+def _wrong_option_of_own(word: Override, value: Typed, known: Known) -> Iterator[Problem]:
+    """The rules of a group that only the user's folders have: Hydra appends its file, after a plus sign."""
+    group, names = word.key_or_group, known.own_groups[word.key_or_group]
+    if word.is_sweep_override():
+        yield _several(group, value, known)
+        return
+    given = word.value()
+    wrong = [option for option in (given if isinstance(given, list) else [given]) if option not in names]
+    if not word.is_add() or word.is_force_add():
+        option = names[0] if wrong else value
+        yield Problem(
+            group, value or MISSING, "is a group of your own: it takes one + before it", f"write +{group}={option}"
+        )
+    elif wrong:
+        near = did_you_mean(str(wrong[0]), names)
+        hint = f"{near}{' ' if near else ''}choose {', '.join(names)}"
+        yield Problem(group, value, "must be the name of one of its files", hint)
+
+
+def _instead(word: Override, name: str, known: Known) -> str:
+    hint = known.instead_of(name)
+    is_group = word.is_add() and "." not in name and not known.own_groups
+    return f"{hint}; for a group of your own, give its folder by {OPTION} DIR" if is_group else hint
 
 
 def _may_be_removed(name: str, known: Known) -> bool:
@@ -189,7 +225,8 @@ def _may_be_none(group: str, known: Known) -> bool:
 
 
 def _several(name: str, value: Typed, known: Known) -> Problem:
-    kind = known.keys[name].hint if name in known.keys else str
+    is_group = name in known.all_groups
+    kind = known.keys[name].hint if name in known.keys else None if is_group else str
     plain = "," in value and "(" not in value
     ways = ["add -m to `pretrain train` or `pretrain submit` for one run of each"]
     if plain and takes_text(kind):

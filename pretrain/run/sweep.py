@@ -86,8 +86,9 @@ def words_of_members(name: str, overrides: Sequence[str]) -> dict[int, tuple[str
 def as_shown(words: Sequence[str]) -> str:
     """The words without secrets, and without the backslashes that Hydra puts before colons."""
     from pretrain.config.redact import public_words
+    from pretrain.config.search_path import as_arguments
 
-    return " ".join(public_words([word.replace("\\:", ":") for word in words]))
+    return " ".join(public_words([word.replace("\\:", ":") for word in as_arguments(words)]))
 
 
 def free_name() -> str:
