@@ -180,11 +180,12 @@ def _wrong_option(word: Override, value: Typed, known: Known) -> Iterator[Proble
     if word.is_delete() or wrong:
         missing = "must be the name of one of its files"
         near = did_you_mean(str(wrong[0]), names) if wrong else ""
+        own = f", or add your own files by {OPTION} DIR" if wrong and isinstance(wrong[0], str) and not near else ""
         yield Problem(
             group,
             MISSING if word.is_delete() else value,
             missing,
-            f"{near}{' ' if near else ''}choose {', '.join(names)}, or add your own files by {OPTION} DIR",
+            f"{near}{' ' if near else ''}choose {', '.join(names)}{own}",
         )
     elif word.is_add():
         yield Problem(group, value, "is set already: it takes no + before it", f"write {group}={value}")
@@ -210,9 +211,11 @@ def _wrong_option_of_own(word: Override, value: Typed, known: Known) -> Iterator
 
 
 def _instead(word: Override, name: str, known: Known) -> str:
+    """What to do about a key that does not exist; after a plus sign it may be a group of the user's."""
     hint = known.instead_of(name)
-    is_group = word.is_add() and "." not in name and not known.own_groups
-    return f"{hint}; for a group of your own, give its folder by {OPTION} DIR" if is_group else hint
+    if word.is_add() and isinstance(word.value(), str) and "." not in name and not known.own_groups:
+        return f"{hint}; for a group of your own, give its folder by {OPTION} DIR"
+    return hint
 
 
 def _may_be_removed(name: str, known: Known) -> bool:
