@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.errors import UserError
+from pretrain.commands.table import COMMANDS
 from pretrain.config.describe import record_keys
 from pretrain.config.run import RunConfig
 from pretrain.exit_codes import ExitCode
@@ -56,6 +57,11 @@ def test_every_page_is_listed_and_linked_from_the_readme() -> None:
 def test_readme_begins_with_the_two_commands() -> None:
     commands = [line for block in blocks_of(read_page("README.md")) for line in block.text.splitlines()]
     assert commands[:2] == ["bash launch/quickstart.sh", "bash launch/test.sh"]
+
+
+def test_readme_lists_every_command() -> None:
+    listed = re.findall(r"(?m)^\| `pretrain ([\w-]+)` \|", read_page("README.md"))
+    assert sorted(listed) == sorted(COMMANDS)
 
 
 def test_readme_paragraphs_are_short() -> None:
