@@ -1,31 +1,58 @@
 #!/usr/bin/env bash
-# Environment and checks: `bash launch/test.sh` runs all of them, `bash launch/test.sh -k loader` gives its arguments to pytest and runs only that.
+# Environment and checks.
+#   bash launch/test.sh            static checks and tests: about 10 minutes on two cores
+#   bash launch/test.sh --quick    static checks and unit tests: about 2 minutes
+#   bash launch/test.sh --all      static checks and all tests, Slurm included
+#   bash launch/test.sh -k loader  other arguments go to pytest, and nothing else runs
 set -euo pipefail
 # shellcheck source=launch/env.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/env.sh"
 ensure_environment dev
 cd -- "$root"
 PATH="$venv/bin:$PATH"
-# Tests bring up many small processes; threads of each would only fight for the cores.
+# Tests start many small processes; threads of each would only fight for the cores.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 
-if (($#)); then
-    exec python -m pytest "$@"
-fi
+part="${1:---short}"
+case "$part" in
+--short | --quick | --all) ;;
+*) exec python -m pytest "$@" ;;
+esac
+
+num_workers() { # one for each core, as far as the memory suffices
+    python - <<'PY'
+import os, psutil
+cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+print(max(1, min(cores, psutil.virtual_memory().available // (2 << 30), 16)))
+PY
+}
 
 status=0
 check() {
     echo "== $*"
     "$@" || status=1
 }
+# The type checker takes long on its first run: the other checks share the time.
+types="$(mktemp)"
+trap 'rm -f -- "$types"' EXIT
+mypy >"$types" 2>&1 &
+mypy_process=$!
 check ruff check
 check ruff format --check
-check mypy
 check lint-imports
-check shellcheck slurm/*.sh
-# Tests of many processes one at a time, the others two files at a time; a failed check shows in the exit code.
-check python -m pytest tests/ranks
-check python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/ranks --ignore tests/slurm
-# Jobs on a Slurm cluster, a throw-away one where PRETRAIN_SLURM_SANDBOX names the script that starts it.
-check python -m pytest tests/slurm
+check shellcheck slurm/*.sh launch/*.sh .ci/run
+echo "== mypy"
+wait "$mypy_process" || status=1
+cat -- "$types"
+
+workers=(-n "$(num_workers)" --dist loadfile --no-loadscope-reorder)
+case "$part" in
+--quick) check python -m pytest "${workers[@]}" -q --quick tests/unit ;;
+--short) check python -m pytest "${workers[@]}" --short ;;
+--all)
+    check python -m pytest "${workers[@]}" --ignore tests/slurm
+    # Jobs on a Slurm cluster, a throw-away one where PRETRAIN_SLURM_SANDBOX names the script that starts it.
+    check python -m pytest tests/slurm
+    ;;
+esac
 exit "$status"

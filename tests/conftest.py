@@ -1,12 +1,20 @@
-"""Options of the whole suite."""
+"""Options of the whole suite, and which part of it runs where."""
 
 import random
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
 
 ROUNDS, SEED = 3, 16
-"""Of an ordinary run of the suite: always the same layouts."""
+"""An ordinary run of the suite always tries the same layouts."""
+FIRST = ("test_readme.py", "runs", "unit")
+"""Files that take minutes start first, so that none of them is left over at the end of a run of several workers."""
+NOT_QUICK: tuple[str, ...] = ()
+"""Files of tests/unit that start processes or take seconds: `launch/test.sh --quick` leaves them out."""
+LEFT_OUT = pytest.StashKey[int]()
+TESTS = Path(__file__).parent
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -14,6 +22,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     fuzz.addoption("--rounds", type=int, default=ROUNDS, help=f"how many random layouts are tried (default: {ROUNDS})")
     about = f"of the first round, the next has the next (default: {SEED}; with --rounds a new one each time)"
     fuzz.addoption("--seed", type=int, help=about)
+    parts = parser.getgroup("parts", "parts of the suite (see launch/test.sh)")
+    parts.addoption(
+        "--short", action="store_true", help="without tests that are marked `full`, and without tests/slurm"
+    )
+    parts.addoption("--quick", action="store_true", help="only tests of tests/unit that take less than a second")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -23,11 +36,42 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.seed = SEED if config.option.rounds == ROUNDS else random.SystemRandom().randrange(10**6)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that take minutes begin first, so that none of them is left over at the end of a run of several workers."""
-    order = ("test_readme.py", "runs")
-    places = {place: number for number, place in enumerate(order)}
-    items.sort(key=lambda item: min((places[part] for part in item.path.parts if part in places), default=len(order)))
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Choose the part, and put long files first."""
+    left_out = [item for item in items if _is_left_out(item)]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        config.stash[LEFT_OUT] = len(left_out)
+    kept = set(items).difference(left_out)
+    places = {place: number for number, place in enumerate(FIRST)}
+    first = {
+        item: min((places[part] for part in item.path.parts if part in places), default=len(FIRST)) for item in kept
+    }
+    items[:] = sorted((item for item in items if item in kept), key=first.__getitem__)
+
+
+def _is_left_out(item: pytest.Item) -> bool:
+    options, file = item.config.option, item.path.relative_to(TESTS)
+    if options.quick and (file.parts[0] != "unit" or file.as_posix() in NOT_QUICK or item.get_closest_marker("slow")):
+        return True
+    return bool(options.quick or options.short) and (file.parts[0] == "slurm" or bool(item.get_closest_marker("full")))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A worker of pytest-xdist hands its count to the process that reports."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["left_out"] = session.config.stash.get(LEFT_OUT, 0)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    config = node.config
+    config.stash[LEFT_OUT] = max(config.stash.get(LEFT_OUT, 0), getattr(node, "workeroutput", {}).get("left_out", 0))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if count := config.stash.get(LEFT_OUT, 0):
+        terminalreporter.write_line(f"{count} tests were left out: `bash launch/test.sh --all` runs all.")
 
 
 def pytest_report_header(config: pytest.Config) -> str:

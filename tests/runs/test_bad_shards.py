@@ -41,7 +41,7 @@ def test_a_run_skips_a_bad_shard_and_counts_its_samples_over_ranks_and_stops(pla
     assert 0 < counts[3] < counts[5] < 8 * STEPS, "some come before the stop, some after it"
 
     assert BAD in user_error(place.train("skipping", *SHORT))
-    done = place.torchrun(2, "skipping", *SKIP, "train.micro_batch_size=1")
+    done = place.on_ranks(2, "skipping", *SKIP, "train.micro_batch_size=1")
     assert done.returncode == 0, done.stderr
     run = place.run_dir("skipping")
     check_record(run, wanted, counts)
@@ -83,7 +83,7 @@ def test_a_batch_of_bad_samples_only_stops_all_ranks_and_is_not_saved(place):
     empty = next(step for step, batch in enumerate(batches, 1) if batch.num_skipped == 2)
     assert empty > 1
     small = ("train.global_batch_size=2", "train.micro_batch_size=1", "train.max_steps=100")
-    done = place.torchrun(2, "empty", *SKIP, *small, "checkpoint.every_steps=1")
+    done = place.on_ranks(2, "empty", *SKIP, *small, "checkpoint.every_steps=1")
     said = f"pretrain: error: step {empty}: none of samples {2 * empty - 2} to {2 * empty - 1} counts: all are in bad"
     assert done.returncode != 0 and said in done.stderr, done.stderr
     last = max((place.run_dir("empty") / "checkpoints").iterdir()).name

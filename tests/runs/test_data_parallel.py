@@ -14,7 +14,7 @@ LLAMA = ("model=tiny_llama", "model.num_query_groups=1")
 def two_then_one(tmp_path_factory, dataset):
     """The training of `plain_run` by two processes until one of them is killed, and then by one."""
     place = Workplace(tmp_path_factory.mktemp("parallel"), dataset)
-    with place.training("plain", *LLAMA, "engine.zero_stage=3", num_ranks=2, step_seconds=0.2) as run:
+    with place.training("plain", *LLAMA, "engine.zero_stage=3", num_ranks=2, step_seconds=0.2, torchrun=True) as run:
         run.wait_for_step(9)
         run.wait_for(lambda: (place.run_dir("plain") / "checkpoints" / "step-00000008").exists())
         ranks = run.ranks()
@@ -79,7 +79,7 @@ def test_a_mistake_is_told_once_for_all_ranks(place):
 
 def test_tensor_parallel_processes_count_their_batch_once(place, plain_run):
     short = ("train.max_steps=2", "lr_schedule.warmup_steps=1", "evaluation.every_steps=0")
-    done = place.torchrun(2, "split", *LLAMA, "parallel.tp=2", *short)
+    done = place.on_ranks(2, "split", *LLAMA, "parallel.tp=2", *short)
     assert done.returncode == 0, done.stderr
     ones, twos = train_records(plain_run), train_records(place.run_dir("split"))
     assert list(twos) == [1, 2]
@@ -101,7 +101,7 @@ def test_a_run_stopped_on_4_ranks_goes_on_on_2_and_then_3_with_the_batches_of_on
             run.process.send_signal(signal.SIGTERM)
             assert run.end() != 0
         sizes.append(max(train_records(place.run_dir("moved"))))
-    done = place.torchrun(3, "moved", *settings)
+    done = place.on_ranks(3, "moved", *settings)
     assert done.returncode == 0, done.stderr
     assert 3 <= sizes[0] < sizes[1] < 30, "each number of ranks took some of the steps"
     done = place.train("still", *settings)

@@ -8,7 +8,7 @@ from tests.support.runs import Workplace, user_error
 def test_a_run_goes_on_from_its_mirror_and_names_one_that_it_cannot_write_to(place: Workplace) -> None:
     mirror, folder = place.folder / "elsewhere", place.run_dir("mirrored") / "checkpoints"
     settings = (f"checkpoint.mirror=file://{mirror}", "checkpoint.keep_last=1", "evaluation.every_steps=0")
-    done = place.torchrun(2, "mirrored", *settings, "train.max_steps=6")
+    done = place.on_ranks(2, "mirrored", *settings, "train.max_steps=6")
     assert done.returncode == 0, done.stderr
     assert [path.name for path in mirror.iterdir()] == ["step-00000006"]
     shutil.rmtree(folder)

@@ -24,7 +24,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from pretrain.config.engine import EngineConfig
+from tests.support import warm
 from tests.support.models import run_config
+from tests.support.warm import WarmParent
 
 ROOT = Path(__file__).resolve().parents[2]
 GRACE_SECONDS = 3.0
@@ -52,7 +54,7 @@ def run_ranks(
     that make their own runtime, as verbs do: `function(*args)` is called before the ranks have met.
     """
     engine = run_config(timeout_minutes=timeout / 60).engine
-    server = _server()
+    server = _server().ranks
     try:
         server.send_bytes(pickle.dumps(_Request(function, world_size, args, timeout, engine, warm, around, joined)))
         outcome = pickle.loads(server.recv_bytes())
@@ -78,10 +80,22 @@ class _Request:
     joined: bool
 
 
+@dataclass(frozen=True)
+class _Server:
+    ranks: Connection
+    programs: WarmParent
+
+
+def warm_parent() -> WarmParent:
+    """Starts the program in forks of this session's server."""
+    return _server().programs
+
+
 @functools.cache
-def _server() -> Connection:
-    """The connection to this session's server; it ends when the connection is closed, by whatever cause."""
+def _server() -> _Server:
+    """The connections to this session's server; it ends when they are closed, by whatever cause."""
     ours, theirs = Pipe()
+    our_programs, their_programs = Pipe()
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
@@ -91,18 +105,20 @@ def _server() -> Connection:
         "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
     }
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.support.ranks", str(theirs.fileno())],
-        pass_fds=[theirs.fileno()],
+        [sys.executable, "-m", "tests.support.ranks", str(theirs.fileno()), str(their_programs.fileno())],
+        pass_fds=[theirs.fileno(), their_programs.fileno()],
         env=environment,
         stdin=subprocess.DEVNULL,
     )
     theirs.close()
-    atexit.register(_stop, ours, process)
-    return ours
+    their_programs.close()
+    atexit.register(_stop, [ours, our_programs], process)
+    return _Server(ours, WarmParent(our_programs))
 
 
-def _stop(connection: Connection, process: "subprocess.Popen[bytes]") -> None:
-    connection.close()
+def _stop(connections: list[Connection], process: "subprocess.Popen[bytes]") -> None:
+    for connection in connections:
+        connection.close()
     try:
         process.wait(10)
     except subprocess.TimeoutExpired:
@@ -110,8 +126,13 @@ def _stop(connection: Connection, process: "subprocess.Popen[bytes]") -> None:
         process.wait()
 
 
-def _serve(requests: Connection) -> None:
+def _serve(requests: Connection, programs: Connection) -> None:
     _warm_up()
+    if os.fork() == 0:
+        requests.close()
+        warm.serve(programs)
+        os._exit(0)
+    programs.close()
     while True:
         try:
             request: _Request = pickle.loads(requests.recv_bytes())
@@ -133,8 +154,7 @@ def _warm_up() -> None:
     zero.import_deepspeed(torch.device("cpu"))
     gc.collect()
     gc.freeze()  # a collection in a rank would touch, and so copy, all that the imports left behind
-    threads = len(list(Path("/proc/self/task").iterdir())) if sys.platform == "linux" else 1
-    assert threads == 1, f"{threads} threads: a fork would copy one of them"
+    warm.assert_one_thread()
 
 
 @dataclass
@@ -264,4 +284,4 @@ if __name__ == "__main__":
     # Under its module's name, not as __main__: requests are unpickled from there.
     from tests.support import ranks
 
-    ranks._serve(Connection(int(sys.argv[1])))
+    ranks._serve(*(Connection(int(descriptor)) for descriptor in sys.argv[1:]))

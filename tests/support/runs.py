@@ -5,8 +5,9 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,18 @@ import psutil
 
 from pretrain.exit_codes import ExitCode
 from pretrain.tracking.metrics_file import read_metrics
+from tests.support import warm
 from tests.support.corpus import make_texts, write_jsonl
+from tests.support.hosts import held_port
+from tests.support.ranks import warm_parent
+from tests.support.warm import WarmProcess
 
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 150
 """No command of these tests may take longer; on an idle machine the slowest takes a tenth."""
+
+WARM = ("train", "generate", "verify-resume", "bench")
+"""Commands that import torch."""
 
 DATA = (
     "data.name=synthetic",
@@ -93,49 +101,70 @@ class Workplace:
     def generate(self, *overrides: str, **options: Any) -> subprocess.CompletedProcess[str]:
         return self.command("generate", "device=cpu", *overrides, **options)
 
-    def command(self, *words: str, **options: Any) -> subprocess.CompletedProcess[str]:
-        """Run to the end; both streams as text."""
-        return self._finish(words, program_command(), **options)
+    def command(
+        self, *words: str, env: Mapping[str, str] | None = None, real: bool = False
+    ) -> subprocess.CompletedProcess[str]:
+        """Run to the end; both streams as text. `real`: a process of its own, where the command itself is tested."""
+        if real or words[0] not in WARM:
+            return self._finish([*program_command(), *words], env)
+        return self._finish_warm(0, words, env)
 
-    def torchrun(self, num_ranks: int, name: str, *overrides: str, **options: Any) -> subprocess.CompletedProcess[str]:
-        """`train` on several processes."""
-        words = ["train", *self.train_overrides(name, *overrides)]
-        return self._finish(words, torchrun_command(num_ranks), **options)
+    def on_ranks(self, num_ranks: int, name: str, *overrides: str) -> subprocess.CompletedProcess[str]:
+        """`train` on several processes, which a launcher without words of its own starts."""
+        return self._finish_warm(num_ranks, ["train", *self.train_overrides(name, *overrides)])
 
-    def _finish(self, words: Any, program: list[str], env: Mapping[str, str] | None = None, **options: Any) -> Any:
+    def torchrun(self, num_ranks: int, name: str, *overrides: str) -> subprocess.CompletedProcess[str]:
+        """`train` on several processes under torchrun."""
+        return self._finish([*torchrun_command(num_ranks), "train", *self.train_overrides(name, *overrides)])
+
+    def _finish(self, command: list[str], env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [*program, *words],
-            cwd=self.folder,
-            env=environment(env),
-            capture_output=True,
-            text=True,
-            timeout=SECONDS,
-            **options,
+            command, cwd=self.folder, env=environment(env), capture_output=True, text=True, timeout=SECONDS
         )
+
+    def _finish_warm(
+        self, num_ranks: int, words: Sequence[str], env: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        with tempfile.TemporaryDirectory() as folder, held_port() as port:
+            outputs = Path(folder, "stdout"), Path(folder, "stderr")
+            request = warm.Request(tuple(words), self.folder, environment(env), *outputs, num_ranks, port)
+            return warm.run(warm_parent(), request, SECONDS)
 
     @contextlib.contextmanager
     def training(
-        self, name: str, *overrides: str, num_ranks: int = 0, step_seconds: float = 0.0
+        self, name: str, *overrides: str, num_ranks: int = 0, step_seconds: float = 0.0, torchrun: bool = False
     ) -> Iterator["LiveRun"]:
-        """A run in the background, under torchrun if ranks are given; whatever is left of it is killed at the end.
+        """A run in the background; all that is left of it is killed at the end.
 
-        `step_seconds`: a step takes at least so long, for whoever does something to the run between two of its steps.
+        `step_seconds`: a step takes at least so long, for a test that does something between two of its steps.
+        `torchrun`: a real one starts the ranks.
         """
-        program = torchrun_command(num_ranks) if num_ranks else program_command()
+        words = ("train", *self.train_overrides(name, *overrides))
         log = self.folder / f"{name}-{time.monotonic_ns()}.log"
+        with held_port() as port:
+            if torchrun:
+                run = LiveRun(self._start_torchrun(num_ranks, words, step_seconds, log), self.run_dir(name), log)
+            else:
+                before = SLOW_STEPS if step_seconds else ""
+                variables = environment({"STEP_SECONDS": str(step_seconds)})
+                request = warm.Request(words, self.folder, variables, log, log, num_ranks, port, before)
+                run = LiveRun(warm_parent().start(request), self.run_dir(name), log)
+            try:
+                yield run
+            finally:
+                run.kill()
+
+    def _start_torchrun(
+        self, num_ranks: int, words: Sequence[str], step_seconds: float, log: Path
+    ) -> subprocess.Popen[bytes]:
         with log.open("wb") as stream:
-            process = subprocess.Popen(
-                [*program, "train", *self.train_overrides(name, *overrides)],
+            return subprocess.Popen(
+                [*torchrun_command(num_ranks), *words],
                 cwd=self.folder,
                 env=environment(self._slowed(step_seconds) if step_seconds else None),
                 stdout=stream,
                 stderr=stream,
             )
-        run = LiveRun(process, self.run_dir(name), log)
-        try:
-            yield run
-        finally:
-            run.kill()
 
     def _slowed(self, step_seconds: float) -> dict[str, str]:
         """Variables of a run whose steps take so long."""
@@ -148,7 +177,7 @@ class Workplace:
 class LiveRun:
     """A run in the background."""
 
-    def __init__(self, process: subprocess.Popen[bytes], run_dir: Path, log: Path) -> None:
+    def __init__(self, process: subprocess.Popen[bytes] | WarmProcess, run_dir: Path, log: Path) -> None:
         self.process, self.run_dir, self._log = process, run_dir, log
 
     @property
@@ -175,9 +204,9 @@ class LiveRun:
         found: dict[int, psutil.Process] = {}
         for process in psutil.Process(self.process.pid).children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):  # one that has ended meanwhile
-                variables = process.environ()
-                if "RANK" in variables:
-                    found.setdefault(int(variables["RANK"]), process)
+                rank = process.environ().get("RANK") or warm.rank_of(process.name())
+                if rank:
+                    found.setdefault(int(rank), process)
         return found
 
     def freeze_where(self, holds: Callable[[], bool]) -> None:
