@@ -127,7 +127,7 @@ def _stop(connections: list[Connection], process: "subprocess.Popen[bytes]") -> 
 
 
 def _serve(requests: Connection, programs: Connection) -> None:
-    _warm_up()
+    import_vendors()
     if os.fork() == 0:
         requests.close()
         warm.serve(programs)
@@ -143,7 +143,8 @@ def _serve(requests: Connection, programs: Connection) -> None:
         requests.send_bytes(_run(request, requests))
 
 
-def _warm_up() -> None:
+def import_vendors() -> None:
+    """Import torch, DeepSpeed and Megatron for the CPU, in one thread."""
     import torch
 
     torch.set_num_threads(1)

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.support.hosts import held_port
-from tests.support.ranks import _warm_up
+from tests.support.ranks import import_vendors
+from tests.support.warm import warm_up
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,8 @@ class Storm:
 
 def main() -> None:
     storm = Storm(**json.loads(sys.argv[1]))
-    from pretrain.checkpoint import saver  # noqa: F401
-    from pretrain.evaluation import perplexity  # noqa: F401
-    from pretrain.training import loop, train  # noqa: F401
-
-    _warm_up()
+    import_vendors()
+    warm_up()
     chance = random.Random(storm.seed)
     kills = 0
     while True:

@@ -12,6 +12,7 @@ import contextlib
 import gc
 import importlib
 import os
+import pkgutil
 import runpy
 import signal
 import subprocess
@@ -24,6 +25,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import NoReturn
 
+import pretrain
 from pretrain.distributed.vendor_imports import megatron_imports
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -98,25 +100,18 @@ class WarmParent:
         return self._codes[pid]
 
 
-IMPORTS = (
-    "bokeh.models",
-    "matplotlib.figure",
-    "pretrain.cli",
-    "pretrain.commands.train",
-    "pretrain.commands.bench",
-    "pretrain.generation.generate",
-    "pretrain.tracking.report",
-    "torch._dynamo",
-    "torch.utils.tensorboard",
-)
+VENDORS = ("bokeh.models", "matplotlib.figure", "torch._dynamo", "torch.utils.tensorboard")
 
 
 def warm_up() -> None:
     """Import all that a run imports."""
-    for name in IMPORTS:
+    for name in VENDORS:
         importlib.import_module(name)
     with megatron_imports():
         importlib.import_module("megatron.core.models.gpt.gpt_layer_specs")
+    for module in pkgutil.walk_packages(pretrain.__path__, "pretrain."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
     gc.collect()
     gc.freeze()  # a collection in a fork would copy all that the imports left behind
     assert_one_thread()
