@@ -16,6 +16,7 @@ from pretrain.distributed.grid import ParallelLayout
 from pretrain.distributed.runtime import Runtime
 from pretrain.run.state import RunState
 from tests.support.models import batch_of, batches, run_config
+from tests.support.parts import full_except
 from tests.support.ranks import run_ranks
 from tests.support.training import start, train, whole_state
 
@@ -31,6 +32,8 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "pp2-dp2-zero2": (4, {"pp": 2, "zero_stage": 2}),
 }
 SAVED, LAST = 2, 5
+SHORT = ("one", "tp2-pp2-dp2-sp-zero3", "pp2-vp2-dp2-zero3-held")
+"""Layouts with the most ways to cut a model; the others are one more case of each law."""
 
 
 def config_of(model: str, layout: str, *overrides: str, micro_batches: int = 4) -> RunConfig:
@@ -78,7 +81,10 @@ def seen_by_one(model: str) -> Seen:
 
 @pytest.mark.parametrize(
     ("model", "layout"),
-    [("gpt", name) for name in LAYOUTS if name != "one"] + [("llama", name) for name in LAYOUTS if "tp" in name],
+    full_except(
+        [("gpt", name) for name in LAYOUTS if name != "one"] + [("llama", name) for name in LAYOUTS if "tp" in name],
+        [("gpt", name) for name in SHORT] + [("llama", "tp2-pp2-dp2-sp-zero3")],
+    ),
 )
 def test_validation_and_logits_do_not_depend_on_the_layout(model: str, layout: str) -> None:
     expected = seen_by_one(model)
@@ -146,14 +152,11 @@ def digests_of(state: dict[str, np.ndarray]) -> dict[str, str]:
 
 
 @functools.cache
-def saved_by_each(model: str, folder: Path) -> dict[str, tuple[dict[str, str], Steps]]:
-    """Of the run of each layout: digests of the state that it saved, loss and norm of the steps after it."""
-    found = {}
-    for layout in LAYOUTS:
-        config = config_of(model, layout, micro_batches=2)
-        run = run_ranks(save_and_go_on, world_of(layout), config, folder / layout)[0]
-        found[layout] = digests_of(run[0]), run[1]
-    return found
+def saved_by(model: str, layout: str, folder: Path) -> tuple[dict[str, str], Steps]:
+    """Digests of the state that a run of the layout saved, loss and norm of the steps after it."""
+    config = config_of(model, layout, micro_batches=2)
+    run = run_ranks(save_and_go_on, world_of(layout), config, folder)[0]
+    return digests_of(run[0]), run[1]
 
 
 @pytest.fixture(scope="module")
@@ -164,27 +167,27 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
 NEXT = dict(zip(LAYOUTS, (*list(LAYOUTS)[1:], "one"), strict=True))
 
 
-@pytest.mark.parametrize("restored_by", LAYOUTS)
+@pytest.mark.parametrize("restored_by", full_except(LAYOUTS, SHORT))
 def test_a_checkpoint_of_any_layout_serves_any_other(checkpoints: Path, restored_by: str) -> None:
     assert_restored("all_sorts", checkpoints, restored_by, list(LAYOUTS))
 
 
-@pytest.mark.parametrize("saved_by", LAYOUTS)
-def test_a_checkpoint_of_the_other_family_goes_from_layout_to_layout(checkpoints: Path, saved_by: str) -> None:
-    assert_restored("llama", checkpoints, NEXT[saved_by], [saved_by])
+@pytest.mark.parametrize("layout", full_except(LAYOUTS, SHORT))
+def test_a_checkpoint_of_the_other_family_goes_from_layout_to_layout(checkpoints: Path, layout: str) -> None:
+    assert_restored("llama", checkpoints, NEXT[layout], [layout])
 
 
-def assert_restored(model: str, checkpoints: Path, restored_by: str, saved_by: list[str]) -> None:
-    saved = saved_by_each(model, checkpoints / model)
+def assert_restored(model: str, checkpoints: Path, restored_by: str, layouts: list[str]) -> None:
+    folders = [checkpoints / model / layout for layout in layouts]
+    saved = [saved_by(model, layout, folder) for layout, folder in zip(layouts, folders, strict=True)]
     config = config_of(model, restored_by, micro_batches=2)
-    folders = [checkpoints / model / layout for layout in saved_by]
     for rank in run_ranks(restore_each, world_of(restored_by), config, folders, timeout=240.0):
-        for layout, (digests, steps) in zip(saved_by, rank, strict=True):
-            assert digests == saved[layout][0], layout
-            np.testing.assert_allclose(steps, saved[layout][1], rtol=1e-5, err_msg=layout)
+        for layout, expected, (digests, steps) in zip(layouts, saved, rank, strict=True):
+            assert digests == expected[0], layout
+            np.testing.assert_allclose(steps, expected[1], rtol=1e-5, err_msg=layout)
 
 
-@pytest.mark.parametrize("layout", ["tp2-pp2-dp2-sp-zero3", "pp2-vp2-dp2-zero3-held", "pp4-zero1"])
+@pytest.mark.parametrize("layout", full_except(("tp2-pp2-dp2-sp-zero3", "pp2-vp2-dp2-zero3-held", "pp4-zero1"), SHORT))
 def test_the_same_layout_goes_on_to_the_last_bit(tmp_path: Path, layout: str) -> None:
     config = config_of("gpt", layout, "model.hidden_dropout=0.1", "model.attention_dropout=0.1")
     _, steps, end = run_ranks(save_and_go_on, world_of(layout), config, tmp_path)[0]

@@ -16,6 +16,7 @@ from pretrain.planner.memory import Modes, choose_modes, plan_memory
 from pretrain.run.state import RunState
 from tests.support.models import VOCAB_SIZE, batches, run_config
 from tests.support.nvme import why_no_async_io
+from tests.support.parts import full_except
 from tests.support.ranks import RanksFailed, run_ranks
 from tests.support.training import start, train, whole_state
 
@@ -49,7 +50,7 @@ def trained(here: Runtime, config: RunConfig) -> tuple[list[float], dict[str, np
 
 
 @needs_async_io
-@pytest.mark.parametrize(("model", "shape", "world_size", "overrides"), LAYOUTS)
+@pytest.mark.parametrize(("model", "shape", "world_size", "overrides"), full_except(LAYOUTS, LAYOUTS[:1]))
 def test_states_on_a_disk_train_as_in_the_hosts_memory(
     model: str, shape: dict[str, int], world_size: int, overrides: tuple[str, ...], tmp_path: Path
 ) -> None:
@@ -84,7 +85,9 @@ PARAMETER_LAYOUTS: list[tuple[str, dict[str, int], int, tuple[str, ...], str]] =
 
 
 @needs_async_io
-@pytest.mark.parametrize(("model", "shape", "world_size", "overrides", "optimizer"), PARAMETER_LAYOUTS)
+@pytest.mark.parametrize(
+    ("model", "shape", "world_size", "overrides", "optimizer"), full_except(PARAMETER_LAYOUTS, PARAMETER_LAYOUTS[2:])
+)
 def test_parameters_on_a_disk_train_as_in_memory(
     model: str, shape: dict[str, int], world_size: int, overrides: tuple[str, ...], optimizer: str, tmp_path: Path
 ) -> None:
@@ -121,7 +124,7 @@ def restored(here: Runtime, config: RunConfig, folder: Path) -> tuple[dict[str, 
 
 
 @needs_async_io
-@pytest.mark.parametrize("saved_on_disk", [True, False])
+@pytest.mark.parametrize("saved_on_disk", full_except([True, False], [True]))
 def test_a_checkpoint_goes_from_disk_to_memory_and_back(tmp_path: Path, saved_on_disk: bool) -> None:
     disk = (*ON_DISK, *PARAMETERS_ON_DISK, *LARGER, f"engine.offload.nvme_path={tmp_path / 'nvme'}")
     before, after = (disk, LARGER) if saved_on_disk else (LARGER, disk)
