@@ -1,9 +1,11 @@
 """Options of the whole suite, and which part of it runs where."""
 
+import os
 import random
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from hypothesis import settings
 
@@ -11,7 +13,28 @@ ROUNDS, SEED = 3, 16
 """An ordinary run of the suite always tries the same layouts."""
 FIRST = ("test_readme.py", "runs", "unit")
 """Files that take minutes start first, so that none of them is left over at the end of a run of several workers."""
-NOT_QUICK: tuple[str, ...] = ()
+WORKER_BYTES, MOST_WORKERS = 2 << 30, 16
+"""Memory for a worker with the processes of its tests."""
+NOT_QUICK = (
+    "bench/test_results.py",
+    "checkpoint/test_bit_flips.py",
+    "checkpoint/test_mirror.py",
+    "commands/test_multirun.py",
+    "data_pipeline/prepare/test_dirty.py",
+    "data_pipeline/prepare/test_interrupted.py",
+    "data_pipeline/prepare/test_split.py",
+    "data_pipeline/prepare/test_unencodable.py",
+    "data_pipeline/remote/test_commands.py",
+    "data_pipeline/remote/test_object_stores.py",
+    "data_pipeline/remote/test_silence.py",
+    "data_pipeline/shards/test_mmap_reader.py",
+    "data_pipeline/tokenizers/test_tokenizer.py",
+    "launch/slurm/test_submit.py",
+    "launch/test_scripts.py",
+    "test_mutations.py",
+    "tracking/test_report.py",
+    "tracking/test_sinks.py",
+)
 """Files of tests/unit that start processes or take seconds: `launch/test.sh --quick` leaves them out."""
 LEFT_OUT = pytest.StashKey[int]()
 TESTS = Path(__file__).parent
@@ -36,6 +59,13 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.seed = SEED if config.option.rounds == ROUNDS else random.SystemRandom().randrange(10**6)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One worker for each core, as far as the memory suffices."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return int(max(1, min(cores, psutil.virtual_memory().available // WORKER_BYTES, MOST_WORKERS)))
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Choose the part, and put long files first."""
     left_out = [item for item in items if _is_left_out(item)]
@@ -52,7 +82,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def _is_left_out(item: pytest.Item) -> bool:
     options, file = item.config.option, item.path.relative_to(TESTS)
-    if options.quick and (file.parts[0] != "unit" or file.as_posix() in NOT_QUICK or item.get_closest_marker("slow")):
+    if options.quick and (
+        file.parts[0] != "unit" or file.relative_to("unit").as_posix() in NOT_QUICK or item.get_closest_marker("slow")
+    ):
         return True
     return bool(options.quick or options.short) and (file.parts[0] == "slurm" or bool(item.get_closest_marker("full")))
 

@@ -334,30 +334,36 @@ def test_quickstart_stops_at_the_first_failure(rehearsal: Path) -> None:
     assert "what to try next" not in result.stdout.lower()
 
 
-@pytest.mark.parametrize(
-    "fails", ["", "ruff check", "ruff format", "mypy ", "lint-imports ", "shellcheck slurm/pretrain.sh", "python -m"]
-)
-def test_every_check_runs_and_any_failure_is_in_the_exit_code(rehearsal: Path, fails: str) -> None:
-    result = bash("bash .ci/run", with_ci(rehearsal), FAILS=fails)
-    assert (result.returncode != 0) == (fails != "")
-    assert calls_of(rehearsal) == [
-        "env dev",
-        "ruff check",
-        "ruff format --check",
-        "mypy ",
-        "lint-imports ",
-        "shellcheck slurm/pretrain.sh",
-        "python -m pytest tests/ranks",
-        "python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/ranks --ignore tests/slurm",
-        "python -m pytest tests/slurm",
-    ]
-    assert result.stdout.splitlines()[-1] == "output of python"
+SCRIPTS = "slurm/pretrain.sh launch/env.sh launch/quickstart.sh launch/test.sh .ci/run"
+STATIC_CHECKS = ["ruff check", "ruff format --check", "lint-imports ", f"shellcheck {SCRIPTS}"]
+WORKERS = "python -m pytest -n auto --dist loadfile --no-loadscope-reorder"
+PARTS = {
+    "bash launch/test.sh": [f"{WORKERS} --short"],
+    "bash launch/test.sh --quick": [f"{WORKERS} -q --quick tests/unit"],
+    "bash .ci/run": ["python -m pytest tests/slurm", f"{WORKERS} --ignore tests/slurm"],
+}
 
 
-def with_ci(clone: Path) -> Path:
+@pytest.mark.parametrize("script", PARTS)
+def test_each_part_runs_its_checks(rehearsal: Path, script: str) -> None:
+    result = run_checks(rehearsal, script)
+    assert result.returncode == 0 and result.stdout.splitlines()[-1] == "output of python"
+    calls = calls_of(rehearsal)
+    assert sorted(calls) == sorted(["env dev", "mypy ", *STATIC_CHECKS, *PARTS[script]])
+    assert [call for call in calls if call in PARTS[script]] == PARTS[script]
+
+
+@pytest.mark.parametrize("fails", ["ruff format", "mypy ", "shellcheck slurm/pretrain.sh", "python -m"])
+def test_a_failed_check_shows_in_the_exit_code(rehearsal: Path, fails: str) -> None:
+    assert run_checks(rehearsal, "bash launch/test.sh", fails).returncode != 0
+    assert calls_of(rehearsal)[-1] == PARTS["bash launch/test.sh"][-1], "the others run all the same"
+
+
+def run_checks(clone: Path, script: str, fails: str = "") -> subprocess.CompletedProcess[str]:
     shutil.copytree(ROOT / ".ci", clone / ".ci")
     (clone / ".ci" / "async_io").write_text("exit 1  # as where nothing can be compiled\n")
-    return clone
+    write_program(clone / "bin" / "apt-get", "#!/bin/sh\nexit 1\n")
+    return bash(script, clone, FAILS=fails, PATH=f"{clone / 'bin'}:{os.environ['PATH']}")
 
 
 def test_arguments_of_the_test_script_go_to_pytest_alone(rehearsal: Path) -> None:
