@@ -25,12 +25,13 @@ from typing import Any, NoReturn
 
 from pretrain.config.engine import EngineConfig
 from tests.support import warm
+from tests.support.cores import cores
 from tests.support.models import run_config
 from tests.support.warm import WarmParent
 
 ROOT = Path(__file__).resolve().parents[2]
-GRACE_SECONDS = 3.0
-"""After one rank failed: time for the others to fail too and tell what they saw, before they are killed."""
+GRACE_SECONDS = 10.0
+"""After one rank failed: time for the others to fail too and report what they saw, before they are killed."""
 
 
 class RanksFailed(AssertionError):
@@ -41,7 +42,7 @@ def run_ranks(
     function: Callable[..., Any],
     world_size: int,
     *args: Any,
-    timeout: float = 120.0,
+    timeout: float = 300.0,
     warm: Callable[[], None] | None = None,
     around: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext,
     joined: bool = True,
@@ -54,10 +55,12 @@ def run_ranks(
     that make their own runtime, as verbs do: `function(*args)` is called before the ranks have met.
     """
     engine = run_config(timeout_minutes=timeout / 60).engine
+    request = pickle.dumps(_Request(function, world_size, args, timeout, engine, warm, around, joined))
     server = _server().ranks
     try:
-        server.send_bytes(pickle.dumps(_Request(function, world_size, args, timeout, engine, warm, around, joined)))
-        outcome = pickle.loads(server.recv_bytes())
+        with cores(world_size):
+            server.send_bytes(request)
+            outcome = pickle.loads(server.recv_bytes())
     except BaseException:
         # Interrupted, or the server is gone: the next call must not receive this one's answer.
         server.close()

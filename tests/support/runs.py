@@ -16,14 +16,15 @@ import psutil
 from pretrain.exit_codes import ExitCode
 from pretrain.tracking.metrics_file import read_metrics
 from tests.support import warm
+from tests.support.cores import cores
 from tests.support.corpus import make_texts, write_jsonl
 from tests.support.hosts import held_port
 from tests.support.ranks import warm_parent
 from tests.support.warm import WarmProcess
 
 ROOT = Path(__file__).resolve().parents[2]
-SECONDS = 150
-"""No command of these tests may take longer; on an idle machine the slowest takes a tenth."""
+SECONDS = 300
+"""No command of these tests may take longer; on an idle machine the slowest takes a tenth of it."""
 
 WARM = ("train", "generate", "verify-resume", "bench")
 """Commands that import torch."""
@@ -128,7 +129,8 @@ class Workplace:
         with tempfile.TemporaryDirectory() as folder, held_port() as port:
             outputs = Path(folder, "stdout"), Path(folder, "stderr")
             request = warm.Request(tuple(words), self.folder, environment(env), *outputs, num_ranks, port)
-            return warm.run(warm_parent(), request, SECONDS)
+            with cores(max(1, num_ranks)):
+                return warm.run(warm_parent(), request, SECONDS)
 
     @contextlib.contextmanager
     def training(
