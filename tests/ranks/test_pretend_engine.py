@@ -22,6 +22,7 @@ from tests.support import pretend
 from tests.support.courses import SAVED_AFTER, Course, check_course, run_course
 from tests.support.models import batches, run_config
 from tests.support.nvme import why_no_async_io
+from tests.support.parts import full_except
 from tests.support.pretend import ledger
 from tests.support.pretend_machine import on_pretend_gpu
 from tests.support.ranks import run_ranks
@@ -123,6 +124,18 @@ CASES = {
     "llama-zero3-bf16-pp2-vp2": case(2, "llama", IN_PLACE, LAYERS, zero_stage=3, precision="bf16", pp=2, vp=2),
 }
 
+SHORT = (
+    "gpt-zero0",
+    "llama-zero0-fp16-dp2-documents",
+    "llama_qk-zero1-fp16-offload",
+    "gpt-zero1-tp2-documents-padded",
+    "llama-zero2-fp16-selective",
+    "gpt-zero2-pp2-vp2-block",
+    "llama-zero3-fp16-dp2-documents-padded",
+    "llama-zero3-bf16-offload-dp2",
+    "llama-zero3-bf16-pp2-vp2",
+)
+"""Cases of every run of the tests: each stage alone and split, each way of recomputing, documents, offload."""
 STEPS = ("first step", "step", "step after a resume")
 FIRST_STEPS = ("first step", "step after a resume", "forward and backward")
 FORWARD_ONLY = ("evaluation", "generation")
@@ -216,7 +229,7 @@ def too_many(case: Case, waits: Counts) -> list[str]:
     ]
 
 
-@pytest.fixture(scope="module", params=CASES)
+@pytest.fixture(scope="module", params=full_except(CASES, SHORT))
 def courses(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Case, list[Course], list[tuple[Course, Watched]]]:
