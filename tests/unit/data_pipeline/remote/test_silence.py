@@ -7,6 +7,8 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import ClassVar
 
 import fsspec
 import pytest
@@ -32,6 +34,8 @@ class Sleepy(MemoryFileSystem):
     awake = threading.Event()
     sleeps_in: str | None = None
     seconds_per_byte = 0.0
+    seconds: ClassVar[list[float]] = []
+    """The time that each request took, on a clock that only requests move."""
 
     @classmethod
     def _strip_protocol(cls, path: str) -> str:
@@ -62,7 +66,7 @@ class SleepyFile(MemoryFile):
     def read(self, size: int = -1) -> bytes:
         self.fs.sleep("read")
         block = super().read(size)
-        time.sleep(len(block) * self.fs.seconds_per_byte)
+        self.fs.seconds.append(len(block) * self.fs.seconds_per_byte)
         return block
 
     def close(self) -> None:
@@ -198,5 +202,8 @@ def test_a_forked_process_has_threads_of_its_own(sleepy):
 def test_a_way_that_is_slow_gets_requests_that_come_in_time(sleepy, monkeypatch):
     monkeypatch.setattr(fsspec_store, "FIRST_REQUEST_BYTES", 1 << 14)
     monkeypatch.setattr(fsspec_store, "REQUEST_BYTES", len(CONTENT))
-    monkeypatch.setattr(sleepy, "seconds_per_byte", 3.0 / len(CONTENT))
-    assert b"".join(blocks("sleepy://bucket/a.txt", cache_config("unused", timeout_seconds=1.0, retries=0))) == CONTENT
+    monkeypatch.setattr(fsspec_store, "time", SimpleNamespace(monotonic=lambda: sum(sleepy.seconds)))
+    monkeypatch.setattr(sleepy, "seconds", [])
+    monkeypatch.setattr(sleepy, "seconds_per_byte", 3.0 * SOON / len(CONTENT))
+    assert b"".join(blocks("sleepy://bucket/a.txt", cache_config("unused", timeout_seconds=SOON, retries=0))) == CONTENT
+    assert len(sleepy.seconds) > 3 and SOON / 16 < max(sleepy.seconds) < SOON
