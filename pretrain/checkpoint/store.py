@@ -205,7 +205,7 @@ class CheckpointStore:
         is_same_layout = checkpoint.manifest["layout"] == self.layout
         with self._reading(checkpoint):
             self._load(checkpoint, state_dict)
-            engine.restored(checkpoint.manifest["counters"])
+            engine.load_counters(checkpoint.manifest["counters"])
             if is_same_layout:
                 random = checkpoint.folder / _random_file(self.rank)
                 together("read", self.folder, self.control, lambda: restore_random_states(load_file(random)))
@@ -237,7 +237,7 @@ class CheckpointStore:
                 digest = self._load(chosen, weights)
         except CheckpointDeleted:
             return self.restore_weights(engine, None, find, digests=digests)
-        engine.restored(engine.counters())
+        engine.load_counters(engine.counters())
         return chosen, digest
 
     def _load(self, checkpoint: Checkpoint, state_dict: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from data_pipeline.config import LEAST_SHARE, DataConfig
-from pretrain.config.attention_kernels import attention_problems, calls_of
+from pretrain.config.attention_kernels import attention_problems, attention_request
 from pretrain.config.changes import accept_problems
 from pretrain.config.cluster_checks import cluster_problems
 from pretrain.config.compile_checks import compile_problems
@@ -333,7 +333,7 @@ def _attention(config: RunConfig) -> Iterator[Problem]:
     model, device = config.model, config.engine.device
     if device != "auto" and model.num_heads > 0:
         yield from attention_problems(
-            config.engine, calls_of(model, config.engine, device, documents=config.data.document_mask)
+            config.engine, attention_request(model, config.engine, device, documents=config.data.document_mask)
         )
 
 

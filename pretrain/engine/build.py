@@ -1,4 +1,4 @@
-"""From a configuration to an engine."""
+"""Build an engine from a configuration."""
 
 import logging
 import os
@@ -8,7 +8,7 @@ import psutil
 import torch
 import torch.distributed as dist
 
-from pretrain.config.attention_kernels import attention_problems, calls_of
+from pretrain.config.attention_kernels import attention_problems, attention_request
 from pretrain.config.errors import ConfigError
 from pretrain.config.run import RunConfig
 from pretrain.distributed.groups import DeepSpeedGroups, ProcessGroups
@@ -19,9 +19,11 @@ from pretrain.planner.shapes import all_stages
 
 with megatron_imports():
     from pretrain.engine.deepspeed_config import deepspeed_config
-    from pretrain.engine.nvme_offload import Scratch, own_folder, require_async_io
-    from pretrain.engine.param_gather import share_of
-    from pretrain.engine.zero import ZeroEngine, import_deepspeed
+    from pretrain.engine.nvme_offload import NvmeScratch, own_folder, require_async_io
+    from pretrain.engine.optimizer.families import family_of
+    from pretrain.engine.param_gather import zero3_partitioner
+    from pretrain.engine.vendor_patches import import_deepspeed
+    from pretrain.engine.zero import ZeroEngine
     from pretrain.model.compile import compile_stage
     from pretrain.model.gpt import build_stage
 
@@ -31,23 +33,24 @@ log = logging.getLogger(__name__)
 def build_engine(
     config: RunConfig, vocab_size: int, groups: ProcessGroups, device: torch.device, *, eod_id: int
 ) -> Engine:
-    """The model's part on this rank's device, inside its engine; process groups must exist.
+    """This rank's part of the model on its device, inside an engine. Process groups must exist.
 
     `eod_id`: the token that ends a document.
     """
-    zero = config.engine.zero_stage
-    calls = calls_of(
+    family = family_of(config.engine)
+    shards_parameters = family.optimizer.partitions_parameters
+    request = attention_request(
         config.model, config.engine, "cuda" if device.type == "cuda" else "cpu", documents=config.data.document_mask
     )
-    if problems := list(attention_problems(config.engine, calls)):
+    if problems := list(attention_problems(config.engine, request)):
         raise ConfigError(problems)
     import_deepspeed(device)
     modes = choose_modes(config, vocab_size, groups.layout.world_size, smallest_memory(device, groups.control))
-    if zero == 3:
+    if shards_parameters:
         log.info("ZeRO-3: gradients reduced %s, parameters gathered %s", modes.grad_reduction, modes.param_gather)
     vendor_config = deepspeed_config(
         config.engine,
-        reduce_per_step=zero >= 2 and modes.grad_reduction == "per_step",
+        reduce_per_step=family.reduces_in_backward and modes.grad_reduction == "per_step",
         micro_batch_size=config.train.micro_batch_size,
         clip_grad_norm=config.optim.clip_grad_norm,
         dp=groups.layout.dp,
@@ -61,8 +64,8 @@ def build_engine(
         seed=config.run.seed,
         groups=groups,
         device=device,
-        attention=calls,
-        keep_own_share=share_of(DeepSpeedGroups(groups), vendor_config) if zero == 3 else None,
+        attention=request,
+        partition=zero3_partitioner(DeepSpeedGroups(groups), vendor_config) if shards_parameters else None,
     )
     if config.engine.compile != "none":
         compile_stage(stage, config.engine.compile, Path(config.run.dir) / "compile")
@@ -72,17 +75,17 @@ def build_engine(
         engine=config.engine,
         optim=config.optim,
         deepspeed_config=vendor_config,
-        hold_parameters=zero == 3 and modes.param_gather == "per_step",
+        gather_per_step=modes.param_gather == "per_step",
         vocab_size=vocab_size,
         micro_batch_size=config.train.micro_batch_size,
-        document_end=eod_id if config.data.document_mask else None,
+        eod_id=eod_id if config.data.document_mask else None,
         groups=groups,
         device=device,
     )
 
 
-def _scratch(config: RunConfig, vocab_size: int, modes: Modes, groups: ProcessGroups) -> Scratch | None:
-    """Where this rank's files go, if anything goes to a disk."""
+def _scratch(config: RunConfig, vocab_size: int, modes: Modes, groups: ProcessGroups) -> NvmeScratch | None:
+    """This rank's folder on the disk, if anything is offloaded there."""
     offload = config.engine.offload
     if "nvme" not in (offload.optimizer, offload.params):
         return None
@@ -92,11 +95,11 @@ def _scratch(config: RunConfig, vocab_size: int, modes: Modes, groups: ProcessGr
     ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     folder = own_folder(offload.nvme_path, config.run.dir, dist.get_rank(), memory.disk, ranks_here)
     shapes = all_stages(config.model, config.parallel, vocab_size)[groups.pp_rank]
-    return Scratch(folder, *partitions_in_memory(config, shapes, groups.layout.dp))
+    return NvmeScratch(folder, *partitions_in_memory(config, shapes, groups.layout.dp))
 
 
 def smallest_memory(device: torch.device, control: dist.ProcessGroup) -> int:
-    """Bytes that every rank can have: of its GPU, or its share of its machine's memory."""
+    """Bytes of memory that every rank has: its GPU's, or an equal share of its machine's."""
     if device.type == "cuda":
         own = torch.cuda.get_device_properties(device).total_memory
     else:

@@ -1,4 +1,4 @@
-"""A device that works while the host goes on: copies to it that nobody waits for, and times on its own clock."""
+"""Copies to a device, and times measured on it, for which the host does not wait."""
 
 import time
 
@@ -7,11 +7,11 @@ from torch import Tensor
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on `device`; on a GPU the copy is under way when this returns, and later work there follows it.
+    """Copy to `device`. On a GPU this returns before the copy is finished; later work on the GPU waits for it.
 
-    Only from pinned memory does the host not wait. A copy is pinned with the strides of the original, which fails for a
-    view whose elements share memory (torch 2.13): such a view becomes a plain tensor first. Integers, which are tokens
-    here, cross in 32 bits.
+    The host does not wait only if the memory is pinned. Pinning keeps the strides of the original, which fails for an
+    expanded view (torch 2.13), so the tensor is made contiguous first. int64 tensors hold tokens here: they are sent in
+    32 bits.
     """
     if device.type == "cpu":
         return tensor
@@ -20,7 +20,7 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 class Stopwatch:
-    """Seconds between marks, on a GPU those at which it gets there; asked for after the host has waited for it."""
+    """Seconds between marks. On a GPU a mark is the time at which the GPU reaches it."""
 
     def __init__(self, device: torch.device) -> None:
         self._on_gpu = device.type == "cuda"
@@ -35,9 +35,9 @@ class Stopwatch:
             self._marks.append(time.perf_counter())
 
     def seconds(self, first: int) -> float:
-        """From mark `first` to the one after it."""
-        begin, end = self._marks[first : first + 2]
-        if isinstance(begin, float) or isinstance(end, float):
-            return float(end) - float(begin)  # type: ignore[arg-type]
+        """From mark `first` to the next one. On a GPU this waits until it has reached both."""
+        start, end = self._marks[first : first + 2]
+        if isinstance(start, float) or isinstance(end, float):
+            return float(end) - float(start)  # type: ignore[arg-type]
         end.synchronize()
-        return float(begin.elapsed_time(end)) / 1e3
+        return float(start.elapsed_time(end)) / 1e3

@@ -1,4 +1,4 @@
-"""What the loop, the evaluator and the checkpoint ask of an engine, and what they get."""
+"""The protocol between an engine and its callers: the training loop, the evaluator and the checkpoint."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class StepResult:
-    """One optimizer step, the same on every rank."""
+    """The result of one optimizer step, the same on every rank."""
 
     loss: float
-    """Mean over the targets of the global batch that count, in nats; NaN where none does."""
+    """Mean in nats over the targets of the global batch that count; NaN if no target counts."""
     grad_norm: float
-    """Global norm before clipping; inf where the step was skipped."""
+    """Global norm before clipping; inf if the update was skipped."""
     applied: bool
     """Whether the parameters were updated; False after an overflow or a NaN."""
     loss_scale: float
@@ -24,45 +24,45 @@ class StepResult:
 
 @dataclass(frozen=True)
 class StateShard:
-    """What this rank holds of one logical tensor: a flat row-major range of a rectangular part.
+    """The elements of one logical tensor that this rank holds: a flat row-major range of a rectangular part.
 
     `data` is a one-dimensional view of the live tensor: writing into it changes the state.
     """
 
     name: str
     shape: tuple[int, ...]
-    """Of the whole tensor."""
+    """Shape of the whole tensor."""
     origin: tuple[int, ...]
-    """Where the part begins in the tensor."""
+    """Index in the tensor at which the part starts."""
     part_shape: tuple[int, ...]
     start: int
-    """Where the range begins in the flat part."""
+    """Index in the flat part at which the range starts."""
     data: Tensor
     copy: int = 0
-    """Which of its copies this is: what several ranks hold alike, each of them writes a part of."""
+    """Index among equal copies on several ranks. Each of these ranks writes a part of the range."""
     copies: int = 1
 
 
 class Trainable(Protocol):
-    """The part of an engine that the training loop calls."""
+    """The methods of an engine that the training loop calls."""
 
     def train_step(self, tokens: Tensor, lr: float, mask: Tensor | None = None) -> StepResult:
         """Forward, backward and update on this rank's samples [n, s + 1] of one global batch.
 
-        `mask` [n, s]: which targets count; None: all. It is given on all ranks or on none.
+        `mask` [n, s]: which targets count; None: all. Pass it on all ranks or on none.
         """
         ...
 
 
 class Engine(Trainable, Protocol):
-    """A model with its optimizer, spread over ranks; every method is called on all ranks together."""
+    """A model with its optimizer, distributed over ranks. Call every method on all ranks together."""
 
     def evaluate(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """Sum of the losses in nats and number of the targets that `mask` [n, s] counts, fp64 [2], over all ranks."""
+        """Sum of the losses in nats, and number of targets, that `mask` [n, s] counts on all ranks; fp64 [2]."""
         ...
 
     def logits(self, tokens: Tensor) -> Tensor:
-        """Next-token logits [b, s, vocabulary] in fp32 of tokens [b, s]; the same tokens on every rank."""
+        """Next-token logits [b, s, vocabulary] in fp32 of tokens [b, s]. Pass the same tokens on every rank."""
         ...
 
     def state_shards(self, *, weights_only: bool = False) -> Iterator[StateShard]:
@@ -70,13 +70,13 @@ class Engine(Trainable, Protocol):
         ...
 
     def before_next_update(self, wait: Callable[[], None]) -> None:
-        """Call `wait` before the state changes: somebody is reading the shards meanwhile."""
+        """Call `wait` before the state changes, because a save is still reading the shards."""
         ...
 
     def counters(self) -> dict[str, float]:
-        """The numbers besides tensors that the next step depends on."""
+        """The state besides tensors: the step count of the optimizer and the loss scale."""
         ...
 
-    def restored(self, counters: Mapping[str, float]) -> None:
-        """Told after every shard was written into: take the counters, refresh what is derived."""
+    def load_counters(self, counters: Mapping[str, float]) -> None:
+        """Restore the counters, and the parameters from the state shards. Call it after writing into all shards."""
         ...

@@ -1,8 +1,7 @@
-"""Optimizer states and parameters on a disk of the node (ZeRO-Infinity, Rajbhandari et al. 2021): where, and how they
-are reached.
+"""Offload optimizer states and parameters to a disk of the node (ZeRO-Infinity, Rajbhandari et al. 2021).
 
-DeepSpeed swaps whole sub-groups of ZeRO-3's optimizer states, and single partitions of parameters, through its async_io
-op, and keeps small ones in memory. The inner fields named here are those of deepspeed 0.19.8.
+Through its async_io op, DeepSpeed swaps whole sub-groups of ZeRO-3's optimizer states, and single partitions of
+parameters. It keeps small ones in memory. The inner fields named here are those of deepspeed 0.19.8.
 """
 
 import atexit
@@ -25,22 +24,22 @@ from pretrain.config.errors import ConfigError
 log = logging.getLogger(__name__)
 
 BUFFERS = 4
-"""In the host's memory, each of the size of the largest sub-group: masters, two moments, gradients."""
+"""Buffers in the host's memory for the largest sub-group: master weights, two moments, gradients."""
 
 
 @dataclass(frozen=True)
-class Scratch:
-    """This rank's place on the disk, and what stands in memory on the way there."""
+class NvmeScratch:
+    """This rank's folder on the disk, and the buffers in memory through which parameters are swapped."""
 
     folder: Path
     partitions: int
-    """Of parameters, that are in memory at one time."""
+    """Number of parameter partitions that are in memory at the same time."""
     partition_elements: int
-    """Of the largest of them."""
+    """Number of elements of the largest one."""
 
 
 def require_async_io() -> None:
-    """Compile DeepSpeed's async_io if this machine has not yet; ConfigError where that cannot be."""
+    """Compile DeepSpeed's async_io unless this machine has it already; raises ConfigError if that fails."""
     from deepspeed.ops.op_builder import AsyncIOBuilder
     from torch.utils.cpp_extension import _get_build_directory
 
@@ -48,12 +47,12 @@ def require_async_io() -> None:
     folder = Path(_get_build_directory(builder.name, verbose=False))
     try:
         with (folder.parent / f"{builder.name}.pretrain-lock").open("w") as lock:
-            # One process at a time, also where nothing is left to compile: torch's own lock stays behind when a process
-            # is killed, and all later ones would wait for ever. This one the system takes back.
+            # One process at a time, even if nothing is left to compile: torch's own lock stays behind when a process is
+            # killed, and all later processes would wait forever. The system releases this lock.
             fcntl.flock(lock, fcntl.LOCK_EX)
             (folder / "lock").unlink(missing_ok=True)
             if not (folder / f"{builder.name}.so").exists():
-                log.info("compiling DeepSpeed's async_io, once on this machine: minutes")
+                log.info("compiling DeepSpeed's async_io, once on this machine; this takes minutes")
             builder.load(verbose=False)
     except Exception as error:
         reason = str(error).strip().splitlines()
@@ -67,14 +66,14 @@ def require_async_io() -> None:
 
 
 def own_folder(nvme_path: str, run: str, rank: int, needed: int, ranks_here: int) -> Path:
-    """An empty folder for this rank's files, removed when the process ends.
+    """Create an empty folder for this rank's files. It is removed when the process ends.
 
-    Raises ConfigError where it cannot be made, or the disk has no room for `needed` bytes of each of `ranks_here`.
+    Raises ConfigError if it cannot be created, or if the disk has less than `needed` bytes for each of `ranks_here`.
     """
     shared = Path(nvme_path) / f"pretrain-{hashlib.sha256(str(Path(run).resolve()).encode()).hexdigest()[:12]}"
     folder = shared / f"rank-{rank}"
     try:
-        shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
+        shutil.rmtree(folder, ignore_errors=True)  # left over from a run that was killed
         folder.mkdir(parents=True)
         free = shutil.disk_usage(folder).free
     except OSError as error:
@@ -91,7 +90,7 @@ def own_folder(nvme_path: str, run: str, rank: int, needed: int, ranks_here: int
 
 
 def _remove(folder: Path, owner: int) -> None:
-    if os.getpid() == owner:  # and not in a forked child
+    if os.getpid() == owner:  # not in a forked child
         shutil.rmtree(folder, ignore_errors=True)
         if not any(folder.parent.iterdir()):
             folder.parent.rmdir()
@@ -103,7 +102,7 @@ def is_on_disk(optimizer: Any) -> bool:
 
 @contextlib.contextmanager
 def in_memory(optimizer: Any, master: Tensor) -> Iterator[None]:
-    """In its context the master and its moments, if swapped, are tensors as any other; then they are written back."""
+    """Context in which a swapped master and its moments are in memory. They are written back at its end."""
     swapped = is_on_disk(optimizer) and _swap_info(optimizer, master)
     if swapped:
         optimizer.optimizer_swapper.swap_in_optimizer_state(parameter=master)
@@ -113,21 +112,21 @@ def in_memory(optimizer: Any, master: Tensor) -> Iterator[None]:
 
 
 def reserve_for_shares(swapper: Any, dp: int) -> None:
-    """The buffer through which updated parameters go to the disk is asked for in whole parameters: cut it to shares."""
+    """Size DeepSpeed's buffer for updated parameters for this rank's parts, instead of whole parameters."""
     reserve = swapper.reserve_partitioned_swap_space
     swapper.reserve_partitioned_swap_space = lambda sizes: reserve([-(-size // dp) for size in sizes])
 
 
 def write_parameters(optimizer: Any, sub_group: int) -> None:
-    """Copy the masters of a sub-group whose parameters are on the disk into them."""
+    """Copy the master weights of a sub-group into its parameters, which are on the disk."""
     with in_memory(optimizer, optimizer.fp32_partitioned_groups_flat[sub_group]):
         optimizer._partitioned_params_swap_out(sub_group)
 
 
 def on_disk(optimizer: Any, master: Tensor, state: Tensor) -> Tensor:
-    """`state` (the master itself or a moment of it), or the file that holds it between the steps, as a tensor.
+    """`state` (the master or one of its moments), or, if it is swapped, its file as a memory-mapped tensor.
 
-    Writing into that changes the file: the system shows one content to memory maps and to direct reads.
+    Writing into the tensor changes the file, also for direct reads.
     """
     if not is_on_disk(optimizer):
         return state
@@ -139,5 +138,5 @@ def on_disk(optimizer: Any, master: Tensor, state: Tensor) -> Tensor:
 
 
 def _swap_info(optimizer: Any, master: Tensor) -> Any:
-    """None for a sub-group that is too small to be swapped."""
+    """DeepSpeed's record of a swapped sub-group; None if it is too small to be swapped."""
     return optimizer.optimizer_swapper.swap_params_info.get(master.ds_id)  # type: ignore[attr-defined]

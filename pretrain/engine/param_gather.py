@@ -1,7 +1,7 @@
-"""ZeRO-3 under pipeline schedules: when a stage's parameters are gathered, and for how long.
+"""When ZeRO-3 gathers parameters under pipeline schedules, and when it frees them.
 
-Written against deepspeed 0.19.8, whose hooks expect one forward and one backward in turn. 1F1B runs forwards and
-backwards of different micro-batches between each other and ends with backwards in a row.
+Written for deepspeed 0.19.8. Its hooks expect forward and backward passes in turn. 1F1B interleaves the forward and
+backward passes of different micro-batches, and ends with several backward passes in a row.
 """
 
 from collections.abc import Iterable
@@ -12,14 +12,14 @@ from torch import nn
 from pretrain.engine.nvme_offload import reserve_for_shares
 from pretrain.planner.memory import gather_pieces
 
-HELD = "held for the step"
+GATHERED_UNTIL_STEP = "gathered until the step"
 
 
-def share_of(groups_for_deepspeed: Any, config: dict[str, Any]) -> Any:
-    """A function that leaves of a filled parameter this rank's share, as `deepspeed.zero.Init` does."""
+def zero3_partitioner(groups_for_deepspeed: Any, config: dict[str, Any]) -> Any:
+    """A function that reduces a filled parameter to this rank's part, as `deepspeed.zero.Init` does."""
     import deepspeed
 
-    deepspeed.init_distributed(auto_mpi_discovery=False)  # before, it takes every world for a single process
+    deepspeed.init_distributed(auto_mpi_discovery=False)  # without it, DeepSpeed assumes a single process
     init = deepspeed.zero.Init(
         data_parallel_group=groups_for_deepspeed.get_data_parallel_group(),
         config_dict_or_path=config,
@@ -30,49 +30,37 @@ def share_of(groups_for_deepspeed: Any, config: dict[str, Any]) -> Any:
     return lambda parameter: init._convert_to_zero_parameters([parameter])
 
 
-def fetch_without_traces(optimizer: Any) -> None:
-    """Fetch parameters where modules ask for them, whatever came before.
+def gather_until_step(parameters: Iterable[nn.Parameter]) -> None:
+    """Gather the parameters and keep them until the optimizer's step, which frees all of them.
 
-    DeepSpeed records the order in which modules run, to fetch ahead of it in later steps. Under 1F1B no step keeps to
-    the order of the one before, and validation keeps to none; the record is thrown away twice a step, compared over all
-    ranks by a collective, which stages with other modules turn into a hang, and a stale one raises in validation.
-    """
-    coordinator = optimizer.parameter_offload.get_param_coordinator()
-    assert coordinator.is_invalid_trace(), "as it begins"
-    coordinator.reset_step = coordinator._clean_inflight_param_registry
-
-
-def hold(parameters: Iterable[nn.Parameter]) -> None:
-    """Gather the parameters and keep them until the optimizer's step, which lets go of all.
-
-    In pieces: DeepSpeed gathers into a buffer and copies the parameters out of it, so that a whole stage at once would
-    be there twice.
+    They are gathered in several calls: DeepSpeed gathers into a buffer and copies the parameters out of it, so a single
+    call would need twice the memory.
     """
     wanted: list[Any] = list(parameters)
     for piece in gather_pieces([parameter.ds_numel for parameter in wanted]):
         wanted[piece.start].all_gather_coalesced(wanted[piece]).wait()
     for parameter in wanted:
-        # DeepSpeed frees a parameter when no module is using it any more; this user never ends.
-        parameter.ds_active_sub_modules.add(HELD)
+        # DeepSpeed frees a parameter when no module uses it any more. This marker is never removed by a module.
+        parameter.ds_active_sub_modules.add(GATHERED_UNTIL_STEP)
 
 
 class BackwardCounts:
-    """How many gradients each module waits for before its parameters are freed in a backward pass.
+    """The number of gradients that each module awaits before its parameters are freed in a backward pass.
 
-    Each forward sets the count, each backward uses it up; the second of two backwards in a row would count below zero
-    and free nothing until the end of the step.
+    Each forward pass sets the count and each backward pass decrements it to zero. The second of two backward passes in
+    a row would count below zero and free nothing until the end of the step.
     """
 
     def __init__(self) -> None:
         self._counts: dict[nn.Module, int] = {}
 
     def remember(self, chunk: nn.Module) -> None:
-        """After each forward of the chunk."""
+        """Call after each forward pass of the chunk."""
         for module in chunk.modules():
             if "ds_grads_remaining" in module.__dict__:
                 self._counts[module] = module.ds_grads_remaining  # type: ignore[assignment]
 
     def restore(self) -> None:
-        """Before each backward."""
+        """Call before each backward pass."""
         for module, count in self._counts.items():
             module.ds_grads_remaining = count  # type: ignore[assignment]

@@ -1,7 +1,7 @@
-"""Megatron's forward-backward schedules over an engine.
+"""Run Megatron's forward-backward schedules over an engine.
 
-Megatron asks a model for `config`, `model_type` and `set_input_tensor`, and an engine's own `.config` is a dict: a
-thin handle stands between, one for each chunk of this rank.
+Megatron reads `config`, `model_type` and `set_input_tensor` from a model. DeepSpeed's engine has another `config`, so
+each chunk of this rank has a thin handle with these attributes.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -19,58 +19,58 @@ from pretrain.model.gpt import Chunk, Stage
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What one forward pass sees."""
+    """The input of one forward pass."""
 
     tokens: Tensor
     """[b, s + 1]: inputs and, one further, labels."""
     weights: Tensor | None
-    """[b, s]: of each target in the loss, 1 on average where gradients are taken; None: all 1."""
-    cuts: Tensor | None
-    """On the host: where attention begins anew among the b * s inputs (document_cuts); None: with each sample."""
+    """[b, s]: the weight of each target in the loss, 1 on average over a training step; None: all 1."""
+    document_starts: Tensor | None
+    """On the host: where documents start among the b * s inputs (document_starts); None: a sample is one document."""
 
 
 class ChunkHandle(nn.Module):
-    """One chunk as Megatron's schedules want it; calls go to the engine so that its hooks run."""
+    """A chunk with the attributes that Megatron's schedules read. Calls go to the engine, so that its hooks run."""
 
     chunk: Chunk
     call: Callable[..., Tensor]
 
-    def __init__(self, chunk: Chunk, call: Callable[..., Tensor], document_end: int | None) -> None:
+    def __init__(self, chunk: Chunk, call: Callable[..., Tensor], eod_id: int | None) -> None:
         super().__init__()
-        self.document_end = document_end
+        self.eod_id = eod_id
         self.config = chunk.config
         self.model_type = chunk.model_type
         self.vp_stage = chunk.vp_stage
-        # Past nn.Module's registry: the engine's modules must not appear twice.
+        # Bypasses nn.Module's registry: the engine's modules must not appear twice.
         object.__setattr__(self, "chunk", chunk)
         object.__setattr__(self, "call", call)
 
     def set_input_tensor(self, tensor: Any) -> None:
         self.chunk.set_input_tensor(tensor)
 
-    def forward(self, tokens: Tensor, cuts: Tensor | None) -> Tensor:
-        """tokens [b, s + 1] -> on the last stage loss of each token [b, s], fp32; else hidden states."""
+    def forward(self, tokens: Tensor, document_starts: Tensor | None) -> Tensor:
+        """tokens [b, s + 1] -> on the last stage the loss of each token [b, s] in fp32, on the others hidden states."""
         inputs, labels = tokens[:, :-1], tokens[:, 1:]
-        return self.call(inputs, self._positions(inputs), cuts, labels=labels)
+        return self.call(inputs, self._positions(inputs), document_starts, labels=labels)
 
-    def logits(self, tokens: Tensor, cuts: Tensor | None) -> Tensor:
-        """tokens [b, s] -> on the last stage logits [b, s, v / tp]; else hidden states."""
-        return self.call(tokens, self._positions(tokens), cuts)
+    def logits(self, tokens: Tensor, document_starts: Tensor | None) -> Tensor:
+        """tokens [b, s] -> on the last stage logits [b, s, v / tp], on the others hidden states."""
+        return self.call(tokens, self._positions(tokens), document_starts)
 
     def _positions(self, tokens: Tensor) -> Tensor:
-        """Every stage has the tokens, so nothing of this is sent."""
-        if self.document_end is None:
+        """Every stage has the tokens, so positions are not sent between stages."""
+        if self.eod_id is None:
             return positions_of(tokens)
-        return positions_in_documents(tokens, self.document_end)
+        return positions_in_documents(tokens, self.eod_id)
 
 
-def chunk_handles(stage: Stage, call: Callable[..., Tensor], document_end: int | None) -> list[ChunkHandle]:
-    """A handle for each chunk; `call` takes the number of the chunk first.
+def chunk_handles(stage: Stage, call: Callable[..., Tensor], eod_id: int | None) -> list[ChunkHandle]:
+    """A handle for each chunk; `call` takes the index of the chunk first.
 
-    `document_end`: the token that ends a document, where documents are kept apart.
+    `eod_id`: the token that ends a document, if attention stays within documents.
     """
     chunks: Iterable[Any] = stage.chunks
-    return [ChunkHandle(chunk, partial(call, i), document_end) for i, chunk in enumerate(chunks)]
+    return [ChunkHandle(chunk, partial(call, i), eod_id) for i, chunk in enumerate(chunks)]
 
 
 def positions_of(tokens: Tensor) -> Tensor:
@@ -78,30 +78,29 @@ def positions_of(tokens: Tensor) -> Tensor:
     return torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape[0], -1)
 
 
-def positions_in_documents(tokens: Tensor, document_end: int) -> Tensor:
-    """Position ids [b, s] of tokens [b, s] within their documents; one that a sample cuts begins anew with it."""
+def positions_in_documents(tokens: Tensor, eod_id: int) -> Tensor:
+    """Position ids [b, s] of tokens [b, s] within their documents. Each sample starts at position 0."""
     positions = positions_of(tokens)
-    return positions - torch.where(_begins(tokens, document_end), positions, 0).cummax(1).values
+    return positions - torch.where(_follows_an_end(tokens, eod_id), positions, 0).cummax(1).values
 
 
-def document_cuts(tokens: Tensor, document_end: int) -> Tensor:
-    """Where documents begin among tokens [b, s], one sample after the other, but for the first; on the host."""
-    begins = _begins(tokens, document_end)
-    begins[:, 0] = True
-    return begins.flatten().nonzero().flatten()[1:]
+def document_starts(tokens: Tensor, eod_id: int) -> Tensor:
+    """Indices among the b * s flattened tokens at which documents or samples start, except 0. Runs on the host."""
+    starts = _follows_an_end(tokens, eod_id)
+    starts[:, 0] = True
+    return starts.flatten().nonzero().flatten()[1:]
 
 
-def _begins(tokens: Tensor, document_end: int) -> Tensor:
-    """Which tokens [b, s] begin a document that began in no earlier sample; ends that follow an end, which are padding,
-    belong to the same document."""
-    ends = tokens == document_end
+def _follows_an_end(tokens: Tensor, eod_id: int) -> Tensor:
+    """Which tokens [b, s] follow the end of a document. Repeated end tokens are padding of the same document."""
+    ends = tokens == eod_id
     return functional.pad(ends[:, :-1] & ~ends[:, 1:], (1, 0))
 
 
 def run_schedule(handles: list[ChunkHandle], batches: list[MicroBatch], *, forward_only: bool) -> Tensor:
-    """Run all micro-batches, leaving gradients of their mean loss.
+    """Run all micro-batches and compute the gradients of their mean loss.
 
-    Returns the sum of weighted losses and of weights, fp64 [2]; zeros on all stages but the last.
+    Returns the sum of weighted losses and the sum of weights, fp64 [2]; zeros on all stages except the last.
     """
     tokens = batches[0].tokens
     collected = _schedule(handles, batches, _forward_step, tokens.shape[0], tokens.shape[1] - 1, forward_only)
@@ -111,7 +110,7 @@ def run_schedule(handles: list[ChunkHandle], batches: list[MicroBatch], *, forwa
 @torch.no_grad()
 def run_logits(handles: list[ChunkHandle], batch: MicroBatch) -> Tensor | None:
     """Logits [b, s, v / tp] of tokens [b, s] on the last stage, None on the others."""
-    # Each chunk takes its batch from the same list: as many as an interleaved schedule asks for at least.
+    # Each chunk takes its batch from the same list, which has as many as an interleaved schedule needs.
     config = handles[0].config
     repeats = config.pipeline_model_parallel_size if len(handles) > 1 else 1
     size, length = batch.tokens.shape
@@ -144,16 +143,16 @@ def _schedule(
 
 def _forward_step(batches: Iterator[MicroBatch], handle: ChunkHandle) -> tuple[Tensor, Callable[[Tensor], Any]]:
     batch = next(batches)
-    return handle(batch.tokens, batch.cuts), partial(_reduce_loss, batch.weights)
+    return handle(batch.tokens, batch.document_starts), partial(_reduce_loss, batch.weights)
 
 
 def _logits_step(batches: Iterator[MicroBatch], handle: ChunkHandle) -> tuple[Tensor, Callable[..., Tensor]]:
     batch = next(batches)
-    return handle.logits(batch.tokens, batch.cuts), lambda logits, non_loss_data: logits
+    return handle.logits(batch.tokens, batch.document_starts), lambda logits, non_loss_data: logits
 
 
 def _reduce_loss(weights: Tensor | None, losses: Tensor) -> tuple[Tensor, Tensor]:
-    """The micro-batch's mean for the backward pass, and [sum, count] for the record."""
+    """The micro-batch's mean loss for the backward pass, and [sum, count] to report."""
     if weights is not None:
         losses = losses * weights
     total = losses.detach().sum(1).double().sum()

@@ -1,9 +1,9 @@
-"""Transformer layers by torch.compile: whole ones, or what lies between their matrix products; and the loss in place.
+"""Compile transformer layers by torch.compile: whole layers, or the functions between their matrix products.
 
-Tried with torch 2.13, megatron-core 0.16.1 and deepspeed 0.19.8. A whole layer is one graph, without a break in it, for
-all layers of a stage; what cannot be one is refused beforehand (config/compile_checks.py), and a break that nobody knew
-of is an error instead of a slow layer. Between matrix products nothing is gathered and nobody is spoken to, so these
-functions are one graph each in every layout.
+The in-place cross-entropy is compiled too. All layers of a stage share one graph without graph breaks. Layouts in which
+that is impossible are rejected earlier (config/compile_checks.py), and an unexpected graph break is an error. There is
+no communication between matrix products, so the functions there are one graph each in every layout.
+Written for torch 2.13, megatron-core 0.16.1 and deepspeed 0.19.8.
 """
 
 import functools
@@ -28,13 +28,13 @@ CACHE = "TORCHINDUCTOR_CACHE_DIR"
 
 
 def compile_stage(stage: Stage, how: Literal["elementwise", "layers"], cache: Path, backend: str = "inductor") -> None:
-    """Each graph is compiled when it is first needed; `cache`: where that is kept, unless the environment says."""
+    """Compile each graph at its first use. `cache`: the folder for compiled code, unless the environment names one."""
     if next(stage.parameters()).device.type == "cpu" and not _has_compiler():
-        rule = "on a CPU it needs a C++ compiler, and there is none here"
+        rule = "needs a C++ compiler on a CPU, and none is installed"
         raise ConfigError([Problem("engine.compile", how, rule, "install g++, or set engine.compile=none")])
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
-    if os.environ.get(CACHE) in (None, default_cache_dir()):  # which torch may have set itself by now
+    if os.environ.get(CACHE) in (None, default_cache_dir()):  # torch may have set it to its default already
         os.environ[CACHE] = str(cache.absolute())
     compiler = functools.partial(torch.compile, backend=backend, fullgraph=True)
     passes = compiled_passes(compiler)
@@ -44,22 +44,22 @@ def compile_stage(stage: Stage, how: Literal["elementwise", "layers"], cache: Pa
         _compile_elementwise(stage, compiler)
         return
     for module in (megatron_layers, megatron_utils):
-        # Megatron warns of its own calls in every linear layer, which would break the graph there.
-        module.warnings = SimpleNamespace(warn=_say_nothing)
+        # Megatron warns about its own calls in every linear layer, which would break the graph.
+        module.warnings = SimpleNamespace(warn=_ignore)
     for layer in _layers(stage):
         layer.compile(backend=backend, fullgraph=True)
 
 
 def _compile_elementwise(stage: Stage, compiler: Callable[[Callable[..., Tensor]], Callable[..., Tensor]]) -> None:
-    """Norms stay torch's own, which are single kernels."""
+    """Norms are not compiled: torch's own are single kernels."""
     config = stage.config
     activate = compiler(functools.partial(_activate, config.activation_func, config.gated_linear_unit))
     sums = functools.partial(_sums, compiler(_add))
     for layer in _layers(stage):
         layer.mlp.forward = functools.partial(_feed_forward, layer.mlp, activate)
-        if not config.hidden_dropout:  # masks would come from the compiler's own generator
+        if not config.hidden_dropout:  # dropout masks would come from the compiler's own generator
             layer.self_attn_bda = layer.mlp_bda = sums
-    # Megatron's place for a kernel of Transformer Engine's, which its configuration asks for when it is made.
+    # Megatron calls this kernel of Transformer Engine's if its configuration asks for fusion.
     config.apply_rope_fusion = True
     rope_utils.fused_apply_rotary_pos_emb = functools.partial(_rotate, compiler(rope_utils._apply_rotary_pos_emb_bshd))
 
@@ -71,7 +71,7 @@ def _layers(stage: Stage) -> Iterator[Any]:
 
 
 def _activate(activation: Callable[[Tensor], Tensor], gated: bool, inner: Tensor, bias: Tensor | None) -> Tensor:
-    """inner [s, b, f], or [s, b, 2 f] where the first half gates the second, bias of the same width -> [s, b, f]."""
+    """inner [s, b, f], or [s, b, 2 f] if the first half gates the second, and bias of equal width -> [s, b, f]."""
     if bias is not None:
         inner = inner + bias
     if not gated:
@@ -83,7 +83,7 @@ def _activate(activation: Callable[[Tensor], Tensor], gated: bool, inner: Tensor
 def _feed_forward(
     mlp: Any, activate: Callable[[Tensor, Tensor | None], Tensor], hidden: Tensor, **_: Any
 ) -> tuple[Tensor, Tensor | None]:
-    """As Megatron's MLP: [s, b, h] -> [s, b, h] and the bias that is still to be added."""
+    """As Megatron's MLP: [s, b, h] -> [s, b, h], and the bias that the caller adds."""
     output: tuple[Tensor, Tensor | None] = mlp.linear_fc2(activate(*mlp.linear_fc1(hidden)))
     return output
 
@@ -93,7 +93,7 @@ def _add(output: Tensor, bias: Tensor | None, residual: Tensor) -> Tensor:
 
 
 def _sums(add: Callable[..., Tensor], _training: bool, _fused: bool) -> Callable[..., Tensor]:
-    """In Megatron's place for a sum with dropout, where there is none."""
+    """Replace Megatron's bias-dropout-add if there is no dropout."""
     return lambda output_and_bias, residual, _probability: add(*output_and_bias, residual)
 
 
@@ -102,7 +102,7 @@ def _rotate(rotate: Callable[..., Tensor], heads: Tensor, angles: Tensor, *, int
     return rotate(heads, angles, rotary_interleaved=interleaved)
 
 
-def _say_nothing(*_: object, **__: object) -> None: ...
+def _ignore(*_: object, **__: object) -> None: ...
 
 
 def _has_compiler() -> bool:

@@ -1,8 +1,8 @@
-"""Cross-entropy that keeps one matrix of [tokens, vocabulary]: the logits, which the backward pass turns into their
-gradient where they lie.
+"""Cross-entropy whose backward pass overwrites the logits with their gradient.
 
-What is done in fp32 is done for some rows at a time, or by compiled code without a tensor of it. The plain way (gpt.py)
-holds up to five such matrices. n tokens, v columns of this rank, of which the first `real` stand for tokens.
+So it keeps a single matrix [tokens, vocabulary], where the plain implementation (gpt.py) holds up to five. fp32
+arithmetic runs on some rows at a time, or in compiled code that stores no fp32 tensor. Shapes: n tokens, v columns of
+this rank. The first `real` columns are tokens, the others are padding.
 """
 
 import functools
@@ -22,14 +22,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Passes:
-    """What goes through the logits [n, v]: once forward, once backward."""
+    """The functions that read the logits [n, v]: one in the forward pass, one in the backward pass."""
 
     log_sums: Callable[[Tensor, int], Tensor]
     """(logits, real) -> logarithm of the sum of exponentials [n], fp32."""
     differentiate: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, int], None]
-    """(logits, index [n, 1], inside [n], log_sums [n], factors [n, 1], real): the logits become their gradient."""
+    """(logits, index [n, 1], inside [n], log_sums [n], factors [n, 1], real): overwrites logits with their gradient."""
     elements: int
-    """That they are given at once."""
+    """Number of logits per call."""
 
 
 def in_place_cross_entropy(
@@ -41,18 +41,20 @@ def in_place_cross_entropy(
     group: dist.ProcessGroup | None,
     passes: Passes,
 ) -> Tensor:
-    """Loss of each token in fp32, in the shape of labels [...]; logits [..., v] are gone after the backward pass.
+    """Loss of each token in fp32, in the shape of labels [...]. The backward pass overwrites the logits [..., v].
 
-    This rank's columns begin at token `first`; `group`: the ranks that have the other columns. Logits that somebody
-    else still holds stay as they are: then the gradient is a matrix of its own, which is told once.
+    This rank's columns start at token `first`; `group`: the ranks that have the other columns. If something else still
+    refers to the logits, they are not overwritten: the gradient gets memory of its own, and a warning is logged once.
     """
     loss: Tensor = _InPlaceCrossEntropy.apply(logits, labels, first, real, group, passes)
     return loss
 
 
 def compiled_passes(compiler: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Passes:
-    """Each a graph for any number of rows: what is fp32 in it stays in registers, so the rows need no cutting but where
-    32 bits no longer count the logits."""
+    """Compile each function to one graph for any number of rows.
+
+    fp32 values stay in registers, so rows are only split to keep the number of logits within 32 bits.
+    """
     return Passes(_for_any_rows(compiler(_log_sums)), _for_any_rows(compiler(_differentiate_in_one_pass)), 2**30)
 
 
@@ -82,7 +84,7 @@ class _InPlaceCrossEntropy(torch.autograd.Function):
             dist.all_reduce(both, group=group)
             sums, targets = largest + both[0].log(), both[1]
         ctx.save_for_backward(logits, index, inside, sums)
-        ctx.real, ctx.passes, ctx.overwritten, ctx.alone = real, passes, False, _holders_alone()
+        ctx.real, ctx.passes, ctx.overwritten, ctx.unshared = real, passes, False, _references_when_unshared()
         return (sums - targets).view(labels.shape)
 
     @staticmethod
@@ -90,13 +92,13 @@ class _InPlaceCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.overwritten:
             raise RuntimeError(
-                "engine.cross_entropy=in_place: a second backward pass through the same loss, whose logits the first "
-                "one has overwritten; set engine.cross_entropy=plain"
+                "engine.cross_entropy=in_place: second backward pass through the same loss, but the first one has "
+                "overwritten its logits; set engine.cross_entropy=plain"
             )
         logits, index, inside, sums = ctx.saved_tensors
-        ctx.overwritten = _holders(logits) == ctx.alone
+        ctx.overwritten = _references(logits) == ctx.unshared
         if not ctx.overwritten:
-            _tell_of_a_copy()
+            _warn_about_copy()
         of_logits = logits.detach() if ctx.overwritten else logits.detach().clone()
         rows, factors = of_logits.flatten(0, -2), gradients[0].flatten()[:, None]
         for part in _parts(rows, ctx.passes.elements):
@@ -105,9 +107,9 @@ class _InPlaceCrossEntropy(torch.autograd.Function):
 
 
 def _parts(rows: Tensor, elements: int) -> Iterator[slice]:
-    """Ranges of rows, each of about so many elements."""
+    """Ranges of rows with about `elements` elements each."""
     step = max(elements // rows.shape[1], 1)
-    return (slice(begin, begin + step) for begin in range(0, len(rows), step))
+    return (slice(start, start + step) for start in range(0, len(rows), step))
 
 
 def _log_sums(rows: Tensor, real: int) -> Tensor:
@@ -124,13 +126,13 @@ def _differentiate(rows: Tensor, index: Tensor, inside: Tensor, sums: Tensor, fa
 
 
 EAGER = Passes(_log_sums, _differentiate, elements=2**24)
-"""64 MiB of fp32 at once."""
+"""64 MiB of fp32 per call."""
 
 
 def _differentiate_in_one_pass(
     rows: Tensor, index: Tensor, inside: Tensor, sums: Tensor, factors: Tensor, real: int
 ) -> None:
-    """The same where nothing is read or written twice."""
+    """The same as `_differentiate`, but reads and writes each element only once."""
     columns = torch.arange(rows.shape[1], device=rows.device)
     softmax = (rows.float() - sums[:, None]).exp()
     at_target = (columns == index) & inside[:, None]
@@ -138,7 +140,7 @@ def _differentiate_in_one_pass(
 
 
 def _for_any_rows(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compiled once for all numbers of rows: validation's batches, and the rest of a cut, have others."""
+    """Compile once for all numbers of rows: validation batches and the last range of rows have fewer."""
 
     def call(*given: Any) -> Any:
         for tensor in given[:-1]:
@@ -149,22 +151,22 @@ def _for_any_rows(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @functools.cache
-def _tell_of_a_copy() -> None:
+def _warn_about_copy() -> None:
     log.warning(
-        "engine.cross_entropy=in_place: something else still holds the logits in the backward pass, so that their "
-        "gradient takes as much memory again"
+        "engine.cross_entropy=in_place: something else still refers to the logits in the backward pass, so their "
+        "gradient needs the same amount of memory again"
     )
 
 
-def _holders(saved: Tensor) -> tuple[int, int, int]:
-    """References to a tensor that a backward pass was handed: Python's, autograd's, and to its memory."""
+def _references(saved: Tensor) -> tuple[int, int, int]:
+    """Number of references to a tensor in a backward pass: from Python, from autograd, and to its storage."""
     return sys.getrefcount(saved), saved._use_count(), torch._C._storage_Use_Count(saved.untyped_storage()._cdata)  # type: ignore[attr-defined]
 
 
 class _Probe(torch.autograd.Function):
-    """The references to a saved tensor that nobody else holds, which are torch's own affair."""
+    """Counts the references that torch itself holds to a saved tensor."""
 
-    alone: tuple[int, int, int]
+    references: tuple[int, int, int]
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
@@ -175,12 +177,12 @@ class _Probe(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *_: Tensor) -> None:
         (saved,) = ctx.saved_tensors
-        _Probe.alone = _holders(saved)
+        _Probe.references = _references(saved)
 
 
 @functools.cache
-def _holders_alone() -> tuple[int, int, int]:
+def _references_when_unshared() -> tuple[int, int, int]:
     with torch.enable_grad():
         loss = _Probe.apply(torch.ones(1, requires_grad=True) * 1)
     loss.backward()
-    return _Probe.alone
+    return _Probe.references

@@ -1,4 +1,4 @@
-"""This rank's part of the decoder: built on the meta device, filled with layout-independent weights."""
+"""Build this rank's part of the decoder on the meta device, and fill it with layout-independent weights."""
 
 from collections.abc import Callable
 from typing import Any, Literal
@@ -10,7 +10,7 @@ from megatron.core.transformer import TransformerConfig
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pretrain.config.attention_kernels import Calls
+from pretrain.config.attention_kernels import AttentionRequest
 from pretrain.config.engine import EngineConfig
 from pretrain.config.model import ModelConfig
 from pretrain.config.parallel import ParallelConfig, stage_chunks
@@ -24,27 +24,27 @@ from pretrain.model.specs import block_spec, transformer_config
 
 
 class Chunk(GPTModel):
-    """GPTModel, or the part of it between two cuts of the pipeline, whose loss leaves out the vocabulary's padding."""
+    """GPTModel, or one pipeline chunk of it, with a loss that excludes the vocabulary's padding."""
 
     real_vocab_size: int
     cross_entropy: Literal["plain", "in_place"]
     passes: Passes = EAGER
-    """Of in_place."""
+    """Used by in_place."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
         for layer in self.decoder.layers:
-            layer.mlp.register_forward_hook(_hand_on_a_copy_of_the_bias)
+            layer.mlp.register_forward_hook(_copy_output_bias)
 
     def setup_embeddings_and_output_layer(self) -> None:
-        """Nothing: both copies of a tied embedding are filled with equal values, and their gradients summed, by name.
+        """Do nothing: both copies of a tied embedding are filled with equal values, and their gradients are summed.
 
-        Megatron's way makes them equal by a collective, which sees nothing where weights are not yet there.
+        Megatron copies them by a collective, which does not work before the weights exist.
         """
 
     def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
         """labels [b, s], logits [s, b, v / tp] -> loss of each token [b, s], in fp32."""
-        # The labels are turned, not the logits: those are thousands of times larger.
+        # The labels are transposed, because the logits are thousands of times larger.
         labels = labels.transpose(0, 1).contiguous()
         real = self.real_columns(logits.shape[-1])
         if self.cross_entropy == "in_place":
@@ -52,7 +52,7 @@ class Chunk(GPTModel):
             first, group = self.tp_group.rank() * logits.shape[-1], self.tp_group if parallel else None
             loss = in_place_cross_entropy(logits, labels, first=first, real=real, group=group, passes=self.passes)
             return loss.transpose(0, 1)
-        # Padded rows get no probability, so neither they nor the loss depend on how much padding there is.
+        # Padded rows get no probability, so the loss does not depend on the amount of padding.
         if self.config.tensor_model_parallel_size > 1:
             if real < logits.shape[-1]:
                 padding = torch.arange(logits.shape[-1], device=logits.device) >= real
@@ -63,24 +63,24 @@ class Chunk(GPTModel):
         return loss.view(labels.shape).transpose(0, 1)
 
     def real_columns(self, columns: int) -> int:
-        """How many of this rank's `columns` of logits stand for tokens."""
+        """How many of this rank's `columns` of logits are tokens rather than padding."""
         return min(max(self.real_vocab_size - self.tp_group.rank() * columns, 0), columns)
 
 
-def _hand_on_a_copy_of_the_bias(
+def _copy_output_bias(
     _module: nn.Module, _inputs: object, outputs: tuple[Tensor, Tensor | None]
 ) -> tuple[Tensor, Tensor | None]:
-    """Megatron's feed-forward block has its last bias among its outputs.
+    """Replace the bias among the outputs of Megatron's feed-forward block by a copy.
 
-    The parameter itself as an output of a function that is computed anew becomes part of that function's graph, and the
-    backward pass goes round for ever (megatron-core 0.16.1 with torch 2.13); a copy does not.
+    If a recomputed function returns a parameter itself, the parameter becomes part of the function's graph, and the
+    backward pass never ends (megatron-core 0.16.1 with torch 2.13).
     """
     output, bias = outputs
     return output, None if bias is None else bias.clone()
 
 
 class Stage(nn.Module):
-    """The chunks of this rank: one, or several where stages are interleaved."""
+    """The chunks of this rank: one, or several if pipeline stages are interleaved."""
 
     def __init__(self, config: TransformerConfig, chunks: list[Chunk]) -> None:
         super().__init__()
@@ -106,14 +106,14 @@ def build_stage(
     seed: int,
     groups: ProcessGroups,
     device: torch.device,
-    attention: Calls | None = None,
-    keep_own_share: Callable[[nn.Parameter], None] | None = None,
+    attention: AttentionRequest | None = None,
+    partition: Callable[[nn.Parameter], None] | None = None,
 ) -> Stage:
-    """This rank's chunks on `device`, in the engine's precision; process groups must exist.
+    """This rank's chunks on `device`, in the engine's precision. Process groups must exist.
 
-    `attention`: what kernels for it are chosen by; None: torch chooses among all it has.
-    `keep_own_share` is called with each parameter as soon as it is filled, before the next one is made, and may free
-    what other ranks keep: no more than one whole tensor stands beside the shares.
+    `attention`: the call for which attention kernels are chosen; None: torch chooses among all kernels.
+    `partition` is called with each parameter once it is filled, before the next one is created, and may free the parts
+    that other ranks keep. So at most one whole tensor is in memory beside the parts.
     """
     tp = parallel.tp
     config = transformer_config(model, parallel, engine)
@@ -155,6 +155,6 @@ def build_stage(
                 owner, _, leaf = name.rpartition(".")
                 setattr(chunk.get_submodule(owner), leaf, filled)
                 stage.local[filled] = local
-                if keep_own_share is not None:
-                    keep_own_share(filled)
+                if partition is not None:
+                    partition(filled)
     return stage

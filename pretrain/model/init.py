@@ -1,7 +1,7 @@
-"""Initial weights as a pure function of (seed, parameter name): the same for every layout.
+"""Initial weights as a pure function of the seed and the parameter name: the same in every layout.
 
-Radford et al. 2019 and Shoeybi et al. 2019: normal with `init_std`, residual projections divided by sqrt(2 L), biases
-0, norm gains 1. Rows that only pad the vocabulary are 0 and stay so: they never enter the loss.
+As in Radford et al. 2019 and Shoeybi et al. 2019: normal with `init_std`, residual projections divided by sqrt(2 L),
+biases 0, norm weights 1. Rows that pad the vocabulary are 0, and stay 0 because they never enter the loss.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ def initial_value(name: str, shape: torch.Size, *, model: ModelConfig, vocab_siz
     if name.endswith(RESIDUAL_PROJECTIONS):
         std /= math.sqrt(2 * model.num_layers)
     value = torch.zeros(shape)
-    # Padding takes no part in the draw: torch's last few values depend on how many are drawn.
+    # Padding is not drawn, because torch's last few values depend on how many are drawn.
     drawn = value[:vocab_size] if name.endswith(VOCABULARY_TABLES) else value
     drawn.normal_(0.0, std, generator=_generator(seed, name))
     return value

@@ -1,4 +1,4 @@
-"""What a parameter on this rank is of the whole model: layout-free name, its part, how its gradient is completed."""
+"""Describe a parameter of this rank: its name in the whole model, its part of a tensor, how its gradient is summed."""
 
 import re
 from collections.abc import Iterator
@@ -15,53 +15,53 @@ WORD_EMBEDDING = "embedding.word_embeddings.weight"
 
 @dataclass(frozen=True)
 class LocalParameter:
-    """A parameter of this rank."""
+    """A parameter of this rank, as part of the whole model."""
 
     name: str
-    """In the whole model: layers are counted over all stages, a tied head is the embedding."""
+    """Name in the whole model: layers are counted over all stages, and a tied head is named as the embedding."""
     shape: torch.Size
-    """On this rank, vocabulary padding included."""
+    """Shape on this rank, including vocabulary padding."""
     split: int | None
-    """Dimension that is cut over tensor-parallel ranks; None: all hold the whole."""
+    """Dimension that is split over tensor-parallel ranks; None: each rank holds the whole tensor."""
     tied: bool
-    """Whether another stage holds a copy: their gradients are summed."""
+    """Whether another stage holds a copy. The gradients of both are summed."""
     is_copy: bool
-    """Whether it is the second of two tied copies: the global norm counts one."""
+    """Whether it is the second of two tied copies. The global norm counts only the first."""
     summed_over_tp: bool
-    """Whether each tensor-parallel rank has only a part of the gradient of a parameter that all hold whole."""
+    """Whether each tensor-parallel rank computes only a part of the gradient, although each holds the whole tensor."""
 
 
 @dataclass(frozen=True)
 class LogicalPart:
-    """What a local parameter holds of a tensor as a checkpoint knows it."""
+    """The part of a checkpoint's tensor that a local parameter holds."""
 
     name: str
     shape: tuple[int, ...]
-    """Of the whole tensor."""
+    """Shape of the whole tensor."""
     origin: tuple[int, ...]
-    """Where this rank's part begins in it."""
+    """Index in the tensor at which this rank's part starts."""
     part_shape: tuple[int, ...]
     offset: int
-    """Where the part begins in the flat row-major local parameter."""
+    """Index in the flat row-major local parameter at which the part starts."""
 
 
 def describe(
     name: str, parameter: nn.Parameter, *, first_layer: int, tied: bool, is_copy: bool, tp: int
 ) -> LocalParameter:
-    """The record of parameter `name` of a chunk whose first layer is the model's layer `first_layer`."""
+    """Describe parameter `name` of a chunk whose first layer is the model's layer `first_layer`."""
     whole_name = re.sub(r"(?<=^decoder\.layers\.)\d+", lambda match: str(first_layer + int(match.group())), name)
     if is_copy:
         whole_name = WORD_EMBEDDING
     is_split = tp > 1 and getattr(parameter, "tensor_model_parallel", False)
     split = getattr(parameter, "partition_dim", None) if is_split else None
-    # A head's norm sees this rank's heads only (Megatron sums it by name); the others are marked where a part of the
-    # sequence is all that a rank sees.
+    # A norm of queries or keys gets only this rank's heads (Megatron sums its gradient by name too). The others are
+    # marked if each rank gets only a part of the sequence.
     partial = getattr(parameter, "sequence_parallel", False) or ".q_layernorm." in name or ".k_layernorm." in name
     return LocalParameter(whole_name, parameter.shape, split, tied, is_copy, summed_over_tp=partial and tp > 1)
 
 
 def whole_shape(parameter: LocalParameter, tp: int) -> torch.Size:
-    """Its shape in the whole model, vocabulary padding included."""
+    """Its shape in the whole model, including vocabulary padding."""
     shape = list(parameter.shape)
     if parameter.split is not None:
         shape[parameter.split] *= tp
@@ -69,7 +69,7 @@ def whole_shape(parameter: LocalParameter, tp: int) -> torch.Size:
 
 
 def own_part(parameter: LocalParameter, whole: Tensor, *, model: ModelConfig, tp: int, tp_rank: int) -> Tensor:
-    """This rank's part of the whole tensor; gate and up projections of SwiGLU are each cut by themselves."""
+    """This rank's part of the whole tensor. SwiGLU's gate and up projections are split separately."""
     if parameter.split is None:
         return whole
     if _is_gate_and_up(parameter.name, model):
@@ -81,7 +81,7 @@ def own_part(parameter: LocalParameter, whole: Tensor, *, model: ModelConfig, tp
 def logical_parts(
     parameter: LocalParameter, *, model: ModelConfig, vocab_size: int, tp: int, tp_rank: int
 ) -> Iterator[LogicalPart]:
-    """What a parameter holds, free of layout: no vocabulary padding, SwiGLU's two projections apart."""
+    """The parts of logical tensors in a parameter: without vocabulary padding, and SwiGLU's projections separately."""
     name, local, split = parameter.name, tuple(parameter.shape), parameter.split
     origin = [0] * len(local)
     if name.endswith(VOCABULARY_TABLES):
@@ -104,7 +104,7 @@ def logical_parts(
 
 
 def padded_rows(model: ModelConfig, vocab_size: int, tp: int) -> int:
-    """Rows of a vocabulary table: every tensor-parallel rank holds the same number."""
+    """Rows of a vocabulary table, padded so that every tensor-parallel rank holds the same number."""
     return padded_vocab_size(vocab_size, model.vocab_multiple_of * tp)
 
 

@@ -1,4 +1,4 @@
-"""Parameter counts from the configuration alone: nothing is allocated, 530B counts as fast as tiny."""
+"""Count parameters from the configuration, without allocating them."""
 
 from dataclasses import dataclass
 
@@ -7,10 +7,10 @@ from pretrain.config.model import ModelConfig
 
 @dataclass(frozen=True)
 class ParameterCount:
-    """Parameters by part; padding of the vocabulary is not counted."""
+    """Parameter counts by part, without vocabulary padding."""
 
     embedding: int
-    """Token embedding, and the output layer where it is not tied."""
+    """Token embedding, and the output layer unless it is tied."""
     position: int
     """Learned position embedding."""
     layers: int
@@ -23,7 +23,7 @@ class ParameterCount:
 
 
 def count_parameters(model: ModelConfig, vocab_size: int) -> ParameterCount:
-    """Parameters of `model` with a vocabulary of `vocab_size`."""
+    """Count the parameters of `model` with a vocabulary of `vocab_size`."""
     h, ffn = model.hidden_size, model.ffn_hidden_size
     query, key_value = model.num_heads * model.head_size, model.kv_heads * model.head_size
     norm = h * (2 if model.norm == "layernorm" else 1)
@@ -42,5 +42,5 @@ def count_parameters(model: ModelConfig, vocab_size: int) -> ParameterCount:
 
 
 def checkpoint_bytes(model: ModelConfig, vocab_size: int) -> int:
-    """Size of one checkpoint: for each parameter an fp32 master weight and two Adam moments."""
+    """Size of one checkpoint: an fp32 master weight and two Adam moments per parameter."""
     return 12 * count_parameters(model, vocab_size).total

@@ -1,4 +1,4 @@
-"""Our fields in Megatron's words: its transformer configuration and the modules of a layer."""
+"""Translate our configuration to Megatron's: the transformer configuration and the modules of a layer."""
 
 import functools
 from typing import Any
@@ -17,7 +17,7 @@ from pretrain.model.attention import CausalAttention, Kernels
 
 
 def transformer_config(model: ModelConfig, parallel: ParallelConfig, engine: EngineConfig) -> TransformerConfig:
-    """Megatron's configuration; weights are filled in afterwards (init.py), so its initialisers do nothing."""
+    """Megatron's configuration. Its initialisers do nothing, because init.py fills the weights afterwards."""
     gelu = functools.partial(functional.gelu, approximate="tanh")  # as in GPT-2 and GPT-3
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[engine.precision]
     return TransformerConfig(
@@ -26,8 +26,8 @@ def transformer_config(model: ModelConfig, parallel: ParallelConfig, engine: Eng
         pipeline_model_parallel_size=parallel.pp,
         virtual_pipeline_model_parallel_size=parallel.vp if parallel.vp > 1 else None,
         pipeline_model_parallel_layout=_layout(parallel, model.num_layers) if parallel.pp > 1 else None,
-        # Batched sends to one peer pair up in order: with two interleaved stages forward and backward tensors would be
-        # swapped, without an error. Overlapped ones race with the freeing of outputs (megatron-core 0.16.1 on gloo).
+        # Batched sends to one peer are matched in order: two interleaved stages would swap forward and backward
+        # tensors without an error. Overlapped sends race with the freeing of outputs (megatron-core 0.16.1 on gloo).
         batch_p2p_comm=False,
         overlap_p2p_comm=False,
         deallocate_pipeline_outputs=True,
@@ -45,16 +45,16 @@ def transformer_config(model: ModelConfig, parallel: ParallelConfig, engine: Eng
         add_bias_linear=model.bias,
         hidden_dropout=model.hidden_dropout,
         attention_dropout=model.attention_dropout,
-        init_method=_leave,
-        output_layer_init_method=_leave,
-        embedding_init_method=_leave,
+        init_method=_keep_values,
+        output_layer_init_method=_keep_values,
+        embedding_init_method=_keep_values,
         use_cpu_initialization=True,
         qk_layernorm=model.qk_norm,
         bf16=engine.precision == "bf16",
         fp16=engine.precision == "fp16",
         params_dtype=torch.float32,  # DeepSpeed casts, and keeps fp32 masters
         pipeline_dtype=dtype,
-        # Megatron's fused functions are torch.compile'd or need Apex: plain ones work everywhere.
+        # Megatron's fused functions need torch.compile or Apex. The plain ones work everywhere.
         bias_activation_fusion=False,
         bias_dropout_fusion=False,
         masked_softmax_fusion=False,
@@ -65,7 +65,7 @@ def transformer_config(model: ModelConfig, parallel: ParallelConfig, engine: Eng
 
 
 def block_spec(model: ModelConfig, num_layers: int, kernels: Kernels) -> TransformerBlockSubmodules:
-    """Layers of Megatron's local modules with our norm and attention, and the same norm at the end."""
+    """Layers of Megatron's local modules with our norm and attention, and our final norm."""
     layer = get_gpt_layer_local_spec(normalization="RMSNorm" if model.norm == "rmsnorm" else None)
     layer.submodules.input_layernorm = Norm
     layer.submodules.pre_mlp_layernorm = Norm
@@ -77,10 +77,10 @@ def block_spec(model: ModelConfig, num_layers: int, kernels: Kernels) -> Transfo
 
 
 class Norm:
-    """torch's LayerNorm or RMSNorm, by Megatron's constructor.
+    """torch's LayerNorm or RMSNorm, with the arguments of Megatron's constructor.
 
-    Its own wrapper of torch's refuses sequence parallelism, where all that is missing is this mark: each rank sees a
-    part of the sequence, so the gradients have to be summed.
+    Megatron's own wrapper rejects sequence parallelism. It only needs this mark: each rank gets a part of the sequence,
+    so the gradients must be summed.
     """
 
     def __new__(cls, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any) -> torch.nn.Module:  # type: ignore[misc]
@@ -92,7 +92,7 @@ class Norm:
 
 
 def _layout(parallel: ParallelConfig, num_layers: int) -> list[list[str]]:
-    """Megatron's list of what each chunk holds."""
+    """Megatron's list of the modules in each chunk."""
     return [
         ["embedding"] * chunk.embedding + ["decoder"] * chunk.num_layers + ["loss"] * chunk.head
         for chunk in stage_chunks(parallel, num_layers)
@@ -113,5 +113,5 @@ def _recompute(recompute: RecomputeConfig) -> dict[str, Any]:
             }
 
 
-def _leave(weight: Tensor) -> Tensor:
+def _keep_values(weight: Tensor) -> Tensor:
     return weight

@@ -1,4 +1,4 @@
-"""Which parameters are decayed."""
+"""Choose the parameters that get weight decay."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -10,12 +10,11 @@ from torch import nn
 def decay_groups(
     parameters: Iterable[tuple[str, torch.Size, nn.Parameter]], weight_decay: float
 ) -> list[dict[str, Any]]:
-    """Two optimizer groups: matrices are decayed; norms, biases and position embeddings are not.
+    """Two optimizer groups: matrices with weight decay; norms, biases and position embeddings without.
 
-    Each parameter comes with its name and its shape before ZeRO-3 emptied it.
-
-    Norm weights and biases are the vectors; decaying them pulls gains to 0 rather than to 1 (Radford et al. 2019 and
-    Brown et al. 2020 leave them out).
+    Pass each parameter with its name and its original shape: ZeRO-3 leaves the parameter itself empty.
+    Norm weights and biases are the vectors. Weight decay would pull norm weights to 0 rather than to 1 (Radford et al.
+    2019 and Brown et al. 2020 exclude them).
     """
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []

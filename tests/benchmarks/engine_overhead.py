@@ -28,7 +28,7 @@ from data_pipeline.shards.manifest import MANIFEST_FILE
 from data_pipeline.shards.reader import PackedDataset
 from data_pipeline.stream.loader import train_batches
 from pretrain.bench.data import VOCAB_SIZE, write_synthetic
-from pretrain.config.attention_kernels import calls_of
+from pretrain.config.attention_kernels import attention_request
 from pretrain.config.checks import check_run
 from pretrain.config.load import load_run_config
 from pretrain.config.run import RunConfig
@@ -44,7 +44,7 @@ with megatron_imports():
     from pretrain.engine.build import build_engine
     from pretrain.engine.deepspeed_config import sums_in_fp32
     from pretrain.engine.device import to_device
-    from pretrain.engine.schedule import document_cuts, positions_in_documents, positions_of
+    from pretrain.engine.schedule import document_starts, positions_in_documents, positions_of
     from pretrain.model.compile import compile_stage
     from pretrain.model.gpt import build_stage
 
@@ -72,7 +72,7 @@ class PlainLoop:
             raise SystemExit("engine.precision=fp16: the plain loop scales no losses; take bf16 or fp32")
         self.batches, self.device = batches, device
         self.micro_batch_size, self.clip = config.train.micro_batch_size, optim.clip_grad_norm
-        self.document_end = eod_id if config.data.document_mask else None
+        self.eod_id = eod_id if config.data.document_mask else None
         kind = "cuda" if device.type == "cuda" else "cpu"
         self.stage = build_stage(
             config.model,
@@ -82,7 +82,7 @@ class PlainLoop:
             seed=config.run.seed,
             groups=groups,
             device=device,
-            attention=calls_of(config.model, engine, kind, documents=config.data.document_mask),
+            attention=attention_request(config.model, engine, kind, documents=config.data.document_mask),
         )
         if engine.compile != "none":
             compile_stage(self.stage, engine.compile, Path(config.run.dir) / "compile")
@@ -119,9 +119,9 @@ class PlainLoop:
         there, cuts = to_device(tokens, self.device), None
         inputs = there[:, :-1]
         positions = positions_of(inputs)
-        if self.document_end is not None:
-            cuts = document_cuts(tokens[:, :-1], self.document_end)
-            positions = positions_in_documents(inputs, self.document_end)
+        if self.eod_id is not None:
+            cuts = document_starts(tokens[:, :-1], self.eod_id)
+            positions = positions_in_documents(inputs, self.eod_id)
         losses: Tensor = self.stage(0, inputs, positions, cuts, labels=there[:, 1:])
         return losses.mean()
 

@@ -1,4 +1,4 @@
-"""Validation, logits and checkpoints are of the model, not of its layout."""
+"""Validation, logits and checkpoints do not depend on the layout."""
 
 import functools
 import hashlib
@@ -49,7 +49,7 @@ def world_of(layout: str) -> int:
 @dataclass(frozen=True)
 class Seen:
     totals: list[float]
-    """Sum of losses and tokens over validation samples, some of which don't count."""
+    """Sum of losses and number of tokens over validation samples, some of which are masked."""
     logits: np.ndarray
     after: tuple[float, float]
     """Loss and gradient norm of a training step that follows."""
@@ -100,7 +100,7 @@ def logits_of_whole_sample(here: Runtime, config: RunConfig) -> np.ndarray:
     return np.asarray(start(here, config).logits(tokens))
 
 
-def test_a_whole_sample_has_logits_also_where_ranks_do_not_divide_its_learned_positions() -> None:
+def test_logits_of_a_sample_whose_length_tp_does_not_divide() -> None:
     odd = run_config("gpt", "model.seq_length=15", "train.global_batch_size=2", "train.micro_batch_size=2")
     (expected,) = run_ranks(logits_of_whole_sample, 1, odd)
     for logits in run_ranks(logits_of_whole_sample, 2, replace(odd, parallel=replace(odd.parallel, tp=2))):
@@ -136,7 +136,7 @@ def go_on(here: Runtime, config: RunConfig, engine: Any) -> tuple[Steps, bytes]:
 
 
 def restore_each(here: Runtime, config: RunConfig, folders: list[Path]) -> list[tuple[dict[str, str], Steps]]:
-    """Of each checkpoint in turn: digests of the state that it gives, loss and norm of the steps after it."""
+    """For each checkpoint: digests of the restored state, and loss and norm of the steps after it."""
     engine, found = start(here, config), []
     for folder in folders:
         store = CheckpointStore(folder, groups=engine.groups, keep_last=1)
@@ -168,12 +168,12 @@ NEXT = dict(zip(LAYOUTS, (*list(LAYOUTS)[1:], "one"), strict=True))
 
 
 @pytest.mark.parametrize("restored_by", full_except(LAYOUTS, SHORT))
-def test_a_checkpoint_of_any_layout_serves_any_other(checkpoints: Path, restored_by: str) -> None:
+def test_a_checkpoint_of_any_layout_loads_in_any_other(checkpoints: Path, restored_by: str) -> None:
     assert_restored("all_sorts", checkpoints, restored_by, list(LAYOUTS))
 
 
 @pytest.mark.parametrize("layout", full_except(LAYOUTS, SHORT))
-def test_a_checkpoint_of_the_other_family_goes_from_layout_to_layout(checkpoints: Path, layout: str) -> None:
+def test_a_llama_checkpoint_loads_in_another_layout(checkpoints: Path, layout: str) -> None:
     assert_restored("llama", checkpoints, NEXT[layout], [layout])
 
 
@@ -188,7 +188,7 @@ def assert_restored(model: str, checkpoints: Path, restored_by: str, layouts: li
 
 
 @pytest.mark.parametrize("layout", full_except(("tp2-pp2-dp2-sp-zero3", "pp2-vp2-dp2-zero3-held", "pp4-zero1"), SHORT))
-def test_the_same_layout_goes_on_to_the_last_bit(tmp_path: Path, layout: str) -> None:
+def test_the_same_layout_resumes_bit_for_bit(tmp_path: Path, layout: str) -> None:
     config = config_of("gpt", layout, "model.hidden_dropout=0.1", "model.attention_dropout=0.1")
     _, steps, end = run_ranks(save_and_go_on, world_of(layout), config, tmp_path)[0]
     for rank in run_ranks(restore_and_go_on, world_of(layout), config, tmp_path):

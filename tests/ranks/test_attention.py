@@ -1,4 +1,4 @@
-"""Attention by any of torch's kernels is attention, and the one that is named is the one that runs."""
+"""Each attention kernel computes attention, and the chosen kernel is the one that runs."""
 
 from itertools import pairwise
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from pretrain.config.attention_kernels import Calls
+from pretrain.config.attention_kernels import AttentionRequest
 from pretrain.distributed.runtime import Runtime
 from pretrain.model.attention import attend, chosen_kernels
 from tests.ranks.test_parity import Layout, assert_parity
@@ -36,9 +36,9 @@ def by(kernel: str, dtype: torch.dtype, groups: int, cuts: Tensor | None) -> tup
     inputs = [
         torch.randn(9, 2, heads, 8, generator=generator).to(dtype).requires_grad_() for heads in (4, groups, groups)
     ]
-    calls = Calls("cpu", "fp32", head_width=8, dropout=0.0, documents=cuts is not None, grouped=groups < 4)
+    request = AttentionRequest("cpu", "fp32", head_width=8, dropout=0.0, documents=cuts is not None, grouped=groups < 4)
     with Operations() as ran:
-        context = attend(*inputs, cuts, kernels=chosen_kernels(kernel, calls))  # type: ignore[arg-type]
+        context = attend(*inputs, cuts, kernels=chosen_kernels(kernel, request))  # type: ignore[arg-type]
         context.square().sum().backward()
     flash = FLASH in ran.names
     assert flash == (f"{FLASH}_backward" in ran.names)
@@ -53,14 +53,14 @@ def test_flash_and_math_agree(dtype: torch.dtype, groups: int, cuts: Tensor | No
         by(kernel, dtype, groups, cuts) for kernel in ("math", "flash", "auto")
     )
     assert (plain, flash, auto) == (False, True, True)
-    # In 16 bits the scores of one are rounded and those of the other are not.
+    # In 16 bits one kernel rounds the scores and the other does not.
     bound = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 0.05, "atol": 0.1}
     for value, other in zip(found, expected, strict=True):
         torch.testing.assert_close(value, other, **bound)
 
 
 class Made(TorchDispatchMode):
-    """Counts the bytes of the tensors that operations make, views not among them."""
+    """Counts the bytes of new tensors, without views."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -82,15 +82,15 @@ def made_in_backward(num_documents: int) -> int:
     return made.bytes
 
 
-def test_more_documents_take_no_more_memory_in_the_backward_pass() -> None:
-    """Nothing of the size of all tokens is made for each document."""
+def test_backward_memory_is_independent_of_document_count() -> None:
+    """No tensor of the size of all tokens is created per document."""
     few, many = made_in_backward(2), made_in_backward(64)
     assert few > 3 * 128 * 2 * 8 * 4, "three gradients at least"
     assert many < 1.2 * few
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_documents_cut_out_one_by_one_give_the_same_bits(dtype: torch.dtype) -> None:
+def test_attention_is_bit_equal_to_each_document_alone(dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(7)
     found = []
     given = [torch.randn(9, 2, heads, 8, generator=generator).to(dtype) for heads in (4, 2, 2)]
@@ -109,13 +109,13 @@ def test_documents_cut_out_one_by_one_give_the_same_bits(dtype: torch.dtype) -> 
 
 
 @pytest.mark.parametrize("kernel", ["flash", "math"])
-def test_training_by_either_equals_one_process_of_plain_torch(kernel: str) -> None:
+def test_training_with_each_kernel_equals_plain_torch(kernel: str) -> None:
     assert_parity(
         Layout("llama", 3, overrides=(f"engine.attention={kernel}", "engine.recompute.granularity=selective"))
     )
 
 
-def test_a_kernel_that_this_device_lacks_is_refused_when_the_device_is_known() -> None:
+def test_an_unsupported_kernel_is_refused_once_the_device_is_known() -> None:
     with pytest.raises(
         RanksFailed, match=r"ConfigError: engine.attention=cudnn: needs a GPU\n  hint: or choose engine.att"
     ):

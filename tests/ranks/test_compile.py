@@ -1,4 +1,4 @@
-"""engine.compile: graphs that all layers share, made once, with the numbers of uncompiled layers."""
+"""engine.compile: layers share graphs, which are compiled once and equal the uncompiled layers."""
 
 import functools
 import os
@@ -30,16 +30,16 @@ class Seen:
     """Loss and gradient norm."""
     weights: dict[str, np.ndarray]
     graphs: tuple[int, int]
-    """Compiled after the first step, and in all after the steps that follow."""
+    """Graphs compiled after the first step, and the total after the following steps."""
     totals: list[float]
-    """Of a validation after them, by larger and smaller batches; not where each graph takes seconds to make."""
+    """Totals of a validation afterwards, with larger and smaller batches. Skipped if each graph takes seconds."""
     cache: str
     copied: bool
-    """Whether engine.cross_entropy=in_place made a second matrix of the logits' size."""
+    """Whether engine.cross_entropy=in_place copied the logits."""
 
 
 def seen(here: Runtime, config: RunConfig, backend: str) -> Seen:
-    """With a backend that runs a graph as it is, all of torch.compile takes part but for the code it would make."""
+    """A backend that runs graphs eagerly tests all of torch.compile except its generated code."""
     build.compile_stage = functools.partial(compile.compile_stage, backend=backend)
     engine = start(here, config)
     steps = train(here, config, engine, [0])
@@ -51,7 +51,7 @@ def seen(here: Runtime, config: RunConfig, backend: str) -> Seen:
     totals = [] if backend == "inductor" else engine.evaluate(tokens, ones).tolist()
     state = {name: value for name, value in whole_state(engine).items() if name.startswith("weight/")}
     cache = os.environ.get(compile.CACHE, "")
-    copied = cross_entropy._tell_of_a_copy.cache_info().currsize > 0
+    copied = cross_entropy._warn_about_copy.cache_info().currsize > 0
     return Seen([(step.loss, step.grad_norm) for step in steps], state, (first, later), totals, cache, copied)
 
 
@@ -105,20 +105,20 @@ def assert_alike(found: Seen, expected: Seen) -> None:
 
 @needs_compiler
 @pytest.mark.parametrize("layout", full_except(LAYERS_LAYOUTS, SHORT))
-def test_layers_share_one_graph_that_no_step_makes_anew(layout: str, tmp_path: Path) -> None:
+def test_layers_share_one_graph_and_no_step_recompiles(layout: str, tmp_path: Path) -> None:
     plain = run_ranks(seen, *config_of(layout, tmp_path), "aot_eager")
     for found, expected in zip(run_ranks(seen, *config_of(layout, tmp_path, LAYERS), "aot_eager"), plain, strict=True):
         assert_alike(found, expected)
-        # Where layers are computed anew: one without gradients, one with.
+        # Recomputed layers have two graphs: one without gradients, one with.
         once = 2 if "full" in layout else 1
-        # The loss in place: one of its own forward, one backward.
+        # The in-place loss has one graph forward and one backward.
         once += 2 if "in_place" in layout else 0
         assert found.graphs == (once, once) and expected.graphs == (0, 0)
 
 
 @needs_compiler
 @pytest.mark.parametrize("layout", full_except(LAYOUTS, SHORT))
-def test_what_lies_between_matrix_products_is_compiled_once_in_every_layout(layout: str, tmp_path: Path) -> None:
+def test_elementwise_functions_compile_once_in_every_layout(layout: str, tmp_path: Path) -> None:
     plain = run_ranks(seen, *config_of(layout, tmp_path), "aot_eager")
     compiled_ones = run_ranks(seen, *config_of(layout, tmp_path, ELEMENTWISE), "aot_eager")
     for found, expected in zip(compiled_ones, plain, strict=True):
@@ -129,7 +129,7 @@ def test_what_lies_between_matrix_products_is_compiled_once_in_every_layout(layo
 
 @needs_compiler
 @pytest.mark.parametrize(("way", "number"), full_except([(LAYERS, 1), (ELEMENTWISE, 3)], [(ELEMENTWISE, 3)]))
-def test_compiled_code_computes_the_same_and_is_kept_in_the_run_folder(way: str, number: int, tmp_path: Path) -> None:
+def test_compiled_code_is_exact_and_cached_in_the_run_folder(way: str, number: int, tmp_path: Path) -> None:
     (expected,), (found,) = (
         run_ranks(seen, *config_of("gpt-zero0", tmp_path, *ways), "inductor", timeout=200.0) for ways in ((), (way,))
     )
@@ -143,6 +143,6 @@ def without_compiler(here: Runtime, config: RunConfig) -> None:
     start(here, config)
 
 
-def test_a_cpu_without_a_compiler_is_told_of_it(tmp_path: Path) -> None:
+def test_a_cpu_without_a_compiler_is_refused_with_a_hint(tmp_path: Path) -> None:
     with pytest.raises(RanksFailed, match=r"ConfigError: engine.compile=layers: on a CPU it needs a C\+\+ compiler"):
         run_ranks(without_compiler, *config_of("gpt-zero0", tmp_path, LAYERS))

@@ -1,4 +1,4 @@
-"""engine.cross_entropy=in_place: the plain way's numbers, one matrix of [tokens, vocabulary], nobody's logits lost."""
+"""engine.cross_entropy=in_place equals plain, holds one [tokens, vocabulary] matrix, never overwrites shared logits."""
 
 import dataclasses
 import functools
@@ -44,7 +44,7 @@ def head(dtype: torch.dtype, *shape: int) -> tuple[Tensor, Tensor, Tensor, Tenso
 
 
 def plain(logits: Tensor, labels: Tensor, group: torch.distributed.ProcessGroup | None = None) -> Tensor:
-    """What a chunk does where engine.cross_entropy=plain."""
+    """The loss of a chunk with engine.cross_entropy=plain."""
     chunk = object.__new__(Chunk)
     torch.nn.Module.__init__(chunk)
     chunk.real_vocab_size, chunk.cross_entropy = VOCAB_SIZE, "plain"
@@ -64,15 +64,15 @@ def eager(elements: int) -> Passes:
 
 @pytest.mark.parametrize("chunk_elements", [1, 7 * PADDED + 5, 2**20])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_losses_and_gradients_are_those_of_the_plain_way(dtype: torch.dtype, chunk_elements: int) -> None:
+def test_in_place_losses_and_gradients_equal_plain(dtype: torch.dtype, chunk_elements: int) -> None:
     found = []
     for way in (plain, lambda logits, labels: in_place(logits, labels, eager(chunk_elements))):
         hidden, weight, labels, factors = head(dtype, 11, 3)
         loss = way(hidden @ weight.T, labels)
         (loss * factors).mean().backward()
         found.append((loss.detach(), hidden.grad, weight.grad))
-    # Both ways compute in fp32 and round the logits' gradient once; where that falls between two 16-bit numbers, the
-    # last bits of fp32 decide.
+    # Both compute in fp32 and round the logits' gradient once. If it is between two 16-bit numbers, the last bits of
+    # fp32 decide.
     bound = 1e-6 if dtype == torch.float32 else 2 * torch.finfo(dtype).eps
     torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-6, atol=1e-6)
     for mine, expected in zip(found[1][1:], found[0][1:], strict=True):
@@ -82,7 +82,7 @@ def test_losses_and_gradients_are_those_of_the_plain_way(dtype: torch.dtype, chu
 
 
 def losses_and_gradients(here: Runtime, config: RunConfig, dtype: torch.dtype, way: str) -> list[np.ndarray]:
-    """Of this rank's columns; the vocabulary is cut so that over three ranks the last one has nothing but padding."""
+    """Losses and gradients of this rank's columns. With three ranks the last one has only padding."""
     tp = join(here, config).tensor_parallel
     hidden, weight, labels, factors = head(dtype, 11, 3)
     columns = PADDED // tp.size()
@@ -109,7 +109,7 @@ def losses_and_gradients(here: Runtime, config: RunConfig, dtype: torch.dtype, w
     ],
     ids=str,
 )
-def test_the_vocabulary_may_be_cut(dtype: torch.dtype, way: str) -> None:
+def test_the_vocabulary_may_be_split(dtype: torch.dtype, way: str) -> None:
     bound = 1e-6 if dtype == torch.float32 else 2 * torch.finfo(dtype).eps
     config = run_config("gpt", tp=2)
     ways = [run_ranks(losses_and_gradients, 2, config, dtype, each) for each in ("plain", way)]
@@ -119,7 +119,7 @@ def test_the_vocabulary_may_be_cut(dtype: torch.dtype, way: str) -> None:
             np.testing.assert_allclose(mine, other, rtol=bound, atol=bound * np.abs(other).max())
 
 
-def test_a_rank_that_has_only_padding_adds_nothing() -> None:
+def test_a_rank_with_only_padding_adds_nothing() -> None:
     logits = torch.randn(5, 8, requires_grad=True)
     loss = in_place_cross_entropy(logits * 1, torch.arange(5), first=VOCAB_SIZE, real=0, group=None, passes=EAGER)
     assert (loss == -torch.inf).all(), "the logarithm of no probability, which the other ranks add to"
@@ -127,7 +127,7 @@ def test_a_rank_that_has_only_padding_adds_nothing() -> None:
     assert logits.grad is not None and (logits.grad == 0).all()
 
 
-def test_a_nan_or_an_overflow_is_seen_in_the_loss() -> None:
+def test_nan_and_overflow_reach_the_loss() -> None:
     for value in (torch.nan, torch.inf):
         logits = torch.zeros(2, PADDED)
         logits[1, 3] = value
@@ -149,8 +149,8 @@ def peak_bytes(way: Callable[[Tensor, Tensor], Tensor]) -> float:
     return max(itertools.accumulate(nbytes for _, nbytes in changes)) / (len(rows) * PADDED * 2)
 
 
-def test_less_than_a_quarter_of_the_plain_ways_memory_is_held() -> None:
-    """In bf16: the logits, and in the plain way those in fp32, softmax and gradients, of twice the width each."""
+def test_in_place_needs_less_than_a_quarter_of_the_memory() -> None:
+    """In bf16 in_place holds the logits; plain also holds fp32 logits, softmax and gradients, each twice as large."""
     least, usual = (peak_bytes(way) for way in (lambda *given: in_place(*given, eager(8 * PADDED)), plain))
     assert 1 < least < 1.2
     assert usual > 4 * least
@@ -163,10 +163,10 @@ def compiled(backend: str) -> Passes:
 @dataclass(frozen=True)
 class Compiled:
     errors: list[tuple[float, float]]
-    """Of losses and of the logits' gradient against the same passes not compiled, for one number of rows each."""
+    """Differences of losses and logits' gradients from the passes that are not compiled, for each number of rows."""
     padding: float
     graphs: list[int]
-    """In all, after each."""
+    """Total number of graphs after each."""
     peak: float
     """See peak_bytes."""
 
@@ -198,7 +198,7 @@ def by_compiled_passes(here: Runtime, dtype: torch.dtype) -> Compiled:
 @pytest.mark.parametrize(
     "dtype", full_except([torch.float32, torch.bfloat16, torch.float16], [torch.bfloat16]), ids=str
 )
-def test_compiled_passes_are_two_graphs_for_any_number_of_rows_that_hold_nothing_in_fp32(dtype: torch.dtype) -> None:
+def test_compiled_passes_are_two_graphs_without_fp32_tensors(dtype: torch.dtype) -> None:
     (found,) = run_ranks(by_compiled_passes, 1, dtype, timeout=200.0)
     bound = 1e-6 if dtype == torch.float32 else 2 * torch.finfo(dtype).eps
     for of_loss, of_gradient in found.errors:
@@ -216,8 +216,8 @@ def test_a_second_backward_pass_is_refused() -> None:
 
 
 @pytest.mark.parametrize("holder", ["itself", "view", "detached", "numpy", "node"])
-def test_logits_that_somebody_holds_stay_as_they_are(holder: str, caplog: pytest.LogCaptureFixture) -> None:
-    cross_entropy._tell_of_a_copy.cache_clear()
+def test_logits_with_other_references_are_not_overwritten(holder: str, caplog: pytest.LogCaptureFixture) -> None:
+    cross_entropy._warn_about_copy.cache_clear()
     caplog.set_level(logging.WARNING)
     hidden, weight, labels, _ = head(torch.float32, 5, 2)
     expected = torch.autograd.grad(plain(hidden @ weight.T, labels).sum(), weight)[0]
@@ -244,9 +244,9 @@ def test_logits_that_somebody_holds_stay_as_they_are(holder: str, caplog: pytest
     found = torch.autograd.grad(loss, weight, retain_graph=True)[0]
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
     again = torch.autograd.grad(loss, weight)[0]
-    assert torch.equal(found, again), "a second pass is no harm then"
-    (told,) = caplog.messages
-    assert "something else still holds the logits" in told
+    assert torch.equal(found, again), "then a second pass is allowed"
+    (warning,) = caplog.messages
+    assert "something else still refers to the logits" in warning
     for tensor in kept:
         value = torch.as_tensor(tensor)
         assert torch.equal(value, copy[:, : value.shape[1]])
@@ -303,7 +303,7 @@ def logits_around_a_step(here: Runtime, config: RunConfig) -> list[np.ndarray]:
     return [*before, logits.numpy(), totals.numpy()]
 
 
-def test_logits_and_validation_are_those_of_the_plain_way_and_stay() -> None:
+def test_in_place_logits_and_validation_equal_plain() -> None:
     expected, found = (run_ranks(logits_around_a_step, 1, run_config("gpt", *way))[0] for way in ((), (IN_PLACE,)))
     for values, others in zip(found, expected, strict=True):
         np.testing.assert_allclose(values, others, rtol=1e-6)

@@ -1,4 +1,4 @@
-"""Documents kept apart (data.document_mask): each counts as if it had been given to the model alone, in any layout."""
+"""data.document_mask: in any layout, each document is computed as if the model got it alone."""
 
 import itertools
 
@@ -8,7 +8,7 @@ import torch
 
 from pretrain.config.run import RunConfig
 from pretrain.distributed.runtime import Runtime
-from pretrain.engine.schedule import document_cuts, positions_in_documents
+from pretrain.engine.schedule import document_starts, positions_in_documents
 from pretrain.model.attention import attend
 from tests.ranks.test_model import plain_attention
 from tests.ranks.test_parity import Layout, assert_parity, plain_loss
@@ -20,12 +20,12 @@ APART = "data.document_mask=true"
 FULL, ATTENTION = (f"engine.recompute.granularity={granularity}" for granularity in ("full", "selective"))
 
 
-def test_positions_begin_anew_after_each_end_and_in_each_sample() -> None:
+def test_positions_restart_after_each_document_and_sample() -> None:
     tokens = torch.tensor([[5, 9, 5, 5, 9, 9, 5, 9], [9, 5, 5, 5, 5, 5, 5, 5], [5, 5, 5, 5, 5, 5, 5, 5]])
     positions = [[0, 1, 0, 1, 2, 3, 0, 1], [0, 0, 1, 2, 3, 4, 5, 6], [0, 1, 2, 3, 4, 5, 6, 7]]
     assert positions_in_documents(tokens, 9).tolist() == positions
     begins = [place for place, position in enumerate(itertools.chain(*positions)) if position == 0]
-    assert document_cuts(tokens, 9).tolist() == begins[1:]
+    assert document_starts(tokens, 9).tolist() == begins[1:]
 
 
 @pytest.mark.parametrize("groups", [4, 2, 1])
@@ -55,12 +55,12 @@ LAYOUTS = [
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_equals_one_process_given_each_document_alone(layout: Layout) -> None:
-    """The Llama's positions are rotary: they begin anew in the reference and not in the model, which is the same."""
+    """Llama's positions are rotary. They restart per document in the reference but not in the model: both are equal."""
     assert_parity(layout)
 
 
 def validation_losses(here: Runtime, config: RunConfig) -> tuple[float, float]:
-    """By the engine and, on one rank, by plain torch."""
+    """Losses by the engine and, on one rank, by plain torch."""
     engine, batch = start(here, config), own_batch(here, config, 0)
     total, count = engine.evaluate(batch, torch.ones(len(batch), config.model.seq_length)).tolist()
     if here.world_size > 1:
@@ -87,7 +87,7 @@ def logits_with_one_document_changed(here: Runtime, config: RunConfig) -> list[n
 
 
 @pytest.mark.parametrize("model", ["gpt", "llama"])
-def test_no_document_sees_another(model: str) -> None:
+def test_no_document_attends_to_another(model: str) -> None:
     first, second, alone = run_ranks(logits_with_one_document_changed, 1, run_config(model, APART))[0]
     assert np.array_equal(first[:, :5], second[:, :5])
     assert (first[:, 5:11] != second[:, 5:11]).any(-1).all()
@@ -95,6 +95,6 @@ def test_no_document_sees_another(model: str) -> None:
     np.testing.assert_allclose(first[:, 11:], alone, rtol=1e-5, atol=1e-6)
 
 
-def test_without_the_mask_all_earlier_tokens_are_seen() -> None:
+def test_without_the_mask_tokens_attend_to_all_earlier_ones() -> None:
     first, second, _ = run_ranks(logits_with_one_document_changed, 1, run_config("gpt"))[0]
     assert (first[:, 5:] != second[:, 5:]).any(-1).all()

@@ -1,4 +1,4 @@
-"""Whatever layout the checks call legal trains as one process of plain torch does.
+"""Every layout that the checks accept trains as one process of plain torch does.
 
 `pytest -m fuzz --rounds 50` draws new layouts and models; the suite's own few rounds are always the same.
 """
@@ -29,11 +29,11 @@ Settings = dict[str, Any]
 
 
 def draw_case(seed: int) -> tuple[int, Settings, Settings]:
-    """Number of ranks, settings of the layout and of the model: the first draw that is legal."""
+    """Number of ranks, and settings of the layout and the model: the first draw that is legal."""
     draw = random.Random(seed)
     while True:
         world_size, layout = draw_layout(draw)
-        for _ in range(MODELS_PER_LAYOUT):  # else most that is drawn would be the layouts that fit any model
+        for _ in range(MODELS_PER_LAYOUT):  # otherwise layouts that fit any model would prevail
             model = draw_model(draw, layout)
             with contextlib.suppress(ConfigError):
                 check_run(config_of(layout | model), world_size)
@@ -73,16 +73,16 @@ def draw_layout(draw: random.Random) -> tuple[int, Settings]:
 
 
 def draw_cuts(draw: random.Random, chunks: int) -> str:
-    """Up to three layers in each chunk; some chunks empty, which is legal at the ends alone."""
+    """Up to three layers in each chunk. Some chunks are empty, which is legal only at the ends."""
     return "E" + "|".join("t" * draw.choice((0, 1, 1, 1, 1, 2, 3)) for _ in range(chunks)) + "L"
 
 
 def draw_model(draw: random.Random, layout: Settings) -> Settings:
-    """A small model of either family or between them, whose number of layers mostly fits the layout, and its data."""
+    """A small model with features of both families, whose number of layers mostly fits the layout, and its data."""
     cuts, chunks = layout["parallel.pp_layout"], layout["parallel.pp"] * layout["parallel.vp"]
     layers = cuts.count("t") if cuts else chunks * draw.randint(1, max(1, 4 // chunks))
     heads, head_size = draw.choice((1, 2, 3, 4, 4, 5, 6, 8, 8)), draw.choice((4, 5, 6, 8))
-    given = draw.random() < 0.25  # a head's width that is not the model's, divided
+    given = draw.random() < 0.25  # a head width other than hidden_size / num_heads
     return {
         "model.num_layers": layers if draw.random() < 0.9 else draw.randint(1, 8),
         "model.hidden_size": draw.choice((12, 21, 32)) if given else heads * head_size,
@@ -130,6 +130,6 @@ def _divisors(number: int) -> list[int]:
 
 
 def _replaced(config: Any, path: Sequence[str], value: object) -> Any:
-    """The configuration with another value at one place."""
+    """The configuration with another value for one key."""
     first, *rest = path
     return dataclasses.replace(config, **{first: _replaced(getattr(config, first), rest, value) if rest else value})

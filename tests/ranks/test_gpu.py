@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pretrain.bench.result import load
-from pretrain.config.attention_kernels import Calls, Kernel, obstacle
+from pretrain.config.attention_kernels import AttentionRequest, Kernel, unsupported_reason
 from pretrain.config.run import RunConfig
 from pretrain.distributed.groups import ProcessGroups
 from pretrain.distributed.runtime import Runtime
@@ -133,14 +133,16 @@ def test_evaluation_generation_and_resume_are_those_of_a_cpu(name: str) -> None:
     check_course(found_courses()[name].result(), expected_course(name), COURSES[name][2])
 
 
-def attention(kernel: Kernel, calls: Calls, dtype: torch.dtype, cuts: Tensor | None) -> tuple[list[Tensor], set[str]]:
+def attention(
+    kernel: Kernel, request: AttentionRequest, dtype: torch.dtype, cuts: Tensor | None
+) -> tuple[list[Tensor], set[str]]:
     """Context and gradients in fp32, and the operations of the forward pass."""
-    generator = torch.Generator().manual_seed(calls.head_width)
-    heads = (4, 2, 2) if calls.grouped else (4, 4, 4)
-    given = [torch.randn(256, 2, count, calls.head_width, generator=generator).bfloat16() for count in heads]
-    inputs = [tensor.to(calls.device, dtype).requires_grad_() for tensor in given]
+    generator = torch.Generator().manual_seed(request.head_width)
+    heads = (4, 2, 2) if request.grouped else (4, 4, 4)
+    given = [torch.randn(256, 2, count, request.head_width, generator=generator).bfloat16() for count in heads]
+    inputs = [tensor.to(request.device, dtype).requires_grad_() for tensor in given]
     with Operations() as ran:
-        context = attend(*inputs, cuts, kernels=chosen_kernels(kernel, calls))  # type: ignore[arg-type]
+        context = attend(*inputs, cuts, kernels=chosen_kernels(kernel, request))  # type: ignore[arg-type]
     context.backward(torch.randn(context.shape, generator=generator).bfloat16().to(context))
     gradients = [tensor.grad for tensor in inputs if tensor.grad is not None]
     return [value.detach().float() for value in (context, *gradients)], ran.names
@@ -151,12 +153,12 @@ def attention(kernel: Kernel, calls: Calls, dtype: torch.dtype, cuts: Tensor | N
 @pytest.mark.parametrize("width", [64, 128])
 @pytest.mark.parametrize("kernel", ["flash", "cudnn", "efficient", "math"])
 def test_attention_kernels_agree(kernel: Kernel, width: int, grouped: bool, documents: bool) -> None:
-    calls = Calls("cuda", "bf16", head_width=width, dropout=0.0, documents=documents, grouped=grouped)
-    if (reason := obstacle(kernel, calls)) is not None:
+    request = AttentionRequest("cuda", "bf16", head_width=width, dropout=0.0, documents=documents, grouped=grouped)
+    if (reason := unsupported_reason(kernel, request)) is not None:
         pytest.skip(f"{kernel} {reason}")
     cuts = torch.tensor([1, 100, 256, 300, 301, 511]) if documents else None
-    expected, _ = attention("math", calls, torch.float32, cuts)
-    found, ran = attention(kernel, calls, torch.bfloat16, cuts)
+    expected, _ = attention("math", request, torch.float32, cuts)
+    found, ran = attention(kernel, request, torch.bfloat16, cuts)
     assert kernel == "math" or f"aten::_scaled_dot_product_{kernel}_attention" in ran
     assert len(found) == 4
     for value, other in zip(found, expected, strict=True):

@@ -14,7 +14,7 @@ from pretrain.config.errors import RunError
 from pretrain.config.run import RunConfig
 from pretrain.distributed.runtime import Runtime
 from pretrain.engine.interface import StepResult
-from pretrain.engine.shards import MOMENTS
+from pretrain.engine.optimizer.adam import MOMENTS
 from pretrain.run.state import RunState
 from tests.support.models import batches, run_config
 from tests.support.ranks import run_ranks

@@ -1,4 +1,4 @@
-"""Targets that don't count have no part in loss, gradients and validation, wherever in a global batch they lie."""
+"""Masked targets do not affect loss, gradients and validation, at any position of a global batch."""
 
 import functools
 from dataclasses import dataclass
@@ -27,11 +27,11 @@ class Figures:
     losses: list[float]
     norms: list[float]
     totals: list[float]
-    """Of a validation before the first step: sum of losses, number of targets."""
+    """Sum of losses and number of targets of a validation before the first step."""
 
 
 def mask_of(step: int, config: RunConfig) -> Tensor:
-    """[n, s] of the global batch: the first sample has no target that counts, later ones more and more."""
+    """Mask [n, s] of the global batch: the first sample has no target that counts, later ones have more and more."""
     samples, length = config.train.global_batch_size, config.model.seq_length
     share = np.linspace(0, 1, samples)[:, None]
     return torch.from_numpy(np.random.default_rng(step).random((samples, length)) < share)
@@ -95,8 +95,8 @@ def test_the_mean_is_over_the_targets_that_count(layout: Layout) -> None:
 
 
 VALIDATED = (7, 12, 30, 36)
-"""Samples given at once to an engine with micro-batches of 12, as with another evaluation.micro_batch_size: one, one,
-three and three micro-batches, some not full. An interleaved schedule of two stages wants an even number."""
+"""Numbers of samples for an engine with micro-batches of 12: they make one, one, three and three micro-batches, some
+not full. An interleaved schedule of two stages needs an even number."""
 
 
 def validated_by_engine(here: Runtime, config: RunConfig) -> list[list[float]]:
@@ -112,7 +112,7 @@ def validated_by_plain_torch(here: Runtime, config: RunConfig) -> list[list[floa
     return [[losses[:number].sum().item(), losses[:number].numel()] for number in VALIDATED]
 
 
-def test_what_fills_up_the_micro_batches_of_an_interleaved_validation_does_not_count() -> None:
+def test_padding_of_interleaved_micro_batches_does_not_count() -> None:
     layout = Layout("gpt", 1, pp=2, vp=2, micro_batches=4)
     alone = Layout("gpt", 0, micro_batches=1, overrides=(f"model.num_layers={layout.num_layers}",))
     (expected,) = run_ranks(validated_by_plain_torch, 1, alone.config)
@@ -122,7 +122,7 @@ def test_what_fills_up_the_micro_batches_of_an_interleaved_validation_does_not_c
 
 
 def without_targets(here: Runtime, config: RunConfig) -> tuple[StepResult, bool, float]:
-    """A step without targets between two others; whether it left all as it was; the loss of the last."""
+    """A step without targets between two others; whether it changed the state; the loss of the last step."""
     engine = start(here, config)
     tokens = own_batch(here, config, 0)
     engine.train_step(tokens, LR)
@@ -134,7 +134,7 @@ def without_targets(here: Runtime, config: RunConfig) -> tuple[StepResult, bool,
 
 
 @pytest.mark.parametrize("layout", [Layout("gpt", 0), Layout("gpt", 3, pp=2, vp=2, dp=2, micro_batches=2)], ids=str)
-def test_a_batch_in_which_nothing_counts_has_no_loss_and_changes_nothing(layout: Layout) -> None:
+def test_a_batch_without_counted_targets_skips_the_step(layout: Layout) -> None:
     for nothing, same, next_loss in run_ranks(without_targets, layout.world_size, layout.config):
         assert np.isnan(nothing.loss) and not nothing.applied and same
         assert np.isfinite(next_loss) and next_loss > 1

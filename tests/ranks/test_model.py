@@ -1,4 +1,4 @@
-"""Megatron's decoder, as we configure it, is the architecture that its configuration names."""
+"""Megatron's decoder, as we configure it, is the architecture of the configuration."""
 
 import math
 import random
@@ -30,7 +30,7 @@ from tests.support.training import plain_stage, start
 
 @dataclass(frozen=True)
 class Census:
-    """What a built decoder holds."""
+    """The parameters of a built decoder."""
 
     shapes: dict[str, tuple[int, ...]]
     logical: dict[str, tuple[int, ...]]
@@ -53,7 +53,7 @@ def census(here: Runtime, config: RunConfig, vocab_size: int) -> Census:
             logical[part.name] = part.shape
         padding = parameter.flatten()[end:]
         assert (padding == 0).all()
-    # In another order than the model was built in.
+    # Not in the order in which the model was built.
     seed, model = config.run.seed, config.model
     same = all(
         torch.equal(initial_value(name, p.shape, model=model, vocab_size=vocab_size, seed=seed), p)
@@ -144,7 +144,7 @@ def test_matrices_are_decayed_and_nothing_else(preset: str) -> None:
     assert set(found.shapes) - found.decayed == PLAIN[preset]
 
 
-def test_logical_tensors_leave_out_padding_and_part_the_swiglu_projections() -> None:
+def test_logical_tensors_exclude_padding_and_split_swiglu() -> None:
     (found,) = run_ranks(census, 1, run_config("llama"), VOCAB_SIZE)
     assert found.shapes["output_layer.weight"] == (96, 32)
     assert found.logical["output_layer.weight"] == (91, 32)
@@ -157,7 +157,7 @@ def test_logical_tensors_leave_out_padding_and_part_the_swiglu_projections() -> 
 
 
 def plain_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """[b, heads, s, d], key and value with as many heads -> [b, heads, s, d], by the definition."""
+    """query, key and value [b, heads, s, d] -> [b, heads, s, d], by the definition."""
     scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
     later = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
     return scores.masked_fill(later, -math.inf).softmax(-1) @ value
@@ -179,7 +179,7 @@ def test_core_attention_equals_a_plain_softmax(heads: int, groups: int) -> None:
 
 
 def plain_logits(tokens: Tensor, weights: dict[str, Tensor], model: ModelConfig) -> Tensor:
-    """The decoder by its papers, from named weights: tokens [b, s] -> logits [b, s, padded vocabulary]."""
+    """The decoder as in its papers, from named weights: tokens [b, s] -> logits [b, s, padded vocabulary]."""
     x = weights["embedding.word_embeddings.weight"][tokens]
     if model.position == "learned":
         x = x + weights["embedding.position_embeddings.weight"][: tokens.shape[1]]
@@ -237,14 +237,14 @@ class Outputs:
     logits: np.ndarray
     expected: np.ndarray
     losses: np.ndarray
-    """Of each token, by the model."""
+    """The model's loss of each token."""
 
 
 def outputs(here: Runtime, config: RunConfig) -> Outputs:
     stage = plain_stage(here, config)
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
-        for parameter in stage.parameters():  # far from the initial values, where gains and biases do not show
+        for parameter in stage.parameters():  # at the initial values, norm weights and biases have no effect
             parameter += torch.randn(parameter.shape, generator=generator) * 0.2
         tokens = torch.from_numpy(batch_of(0, 3, config))
         inputs, labels = tokens[:, :-1], tokens[:, 1:]
@@ -256,7 +256,7 @@ def outputs(here: Runtime, config: RunConfig) -> Outputs:
 
 
 ARCHITECTURES = {
-    # A large epsilon and small base show themselves.
+    # A large epsilon and a small base have a visible effect.
     "gpt": run_config("gpt", "model.norm_eps=0.1"),
     "llama": run_config("llama", "model.norm_eps=0.1", "model.rope_base=100.0"),
     "llama_tied": run_config("llama_tied", "model.num_query_groups=1"),
@@ -302,7 +302,7 @@ def test_a_later_token_changes_no_earlier_logit(name: str) -> None:
 
 
 def evaluated(here: Runtime, config: RunConfig) -> list[list[float]]:
-    """Totals over three samples, with and without a fourth that does not count, split over the ranks."""
+    """Totals over three samples, with and without a masked fourth, split over the ranks."""
     engine = start(here, config)
     batch = torch.from_numpy(batch_of(0, 4, config))
     mask = torch.tensor([1, 1, 1, 0])[:, None].expand(-1, config.model.seq_length)

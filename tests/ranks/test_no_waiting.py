@@ -1,5 +1,7 @@
-"""Between the start of the first forward pass and the end of the last backward pass of a step, the host asks the device
-for nothing: no number is fetched from it, none made on the host is waited for, nor the device itself."""
+"""No device sync between the start of a step's first forward pass and the end of its last backward pass.
+
+The host fetches no number from the device, and waits neither for a copy to it nor for the device itself.
+"""
 
 import itertools
 import time
@@ -26,17 +28,17 @@ from tests.support.ranks import run_ranks
 from tests.support.training import own_batch, start
 
 READ = {"item", "tolist", "__bool__", "__int__", "__float__", "__index__", "__contains__", "numpy", "cpu"}
-"""A tensor's methods that give the host a number."""
+"""Tensor methods that fetch a number to the host."""
 MADE = {"new_tensor", "tensor", "as_tensor"}
-"""Functions that bring the host's numbers to a device, which waits for them to have come, if they are told one."""
+"""Functions that copy numbers of the host to a device and wait for the copy, if they get a device argument."""
 SIZED = {"nonzero", "masked_select", "_unique2", "unique_consecutive", "is_nonzero", "equal", "_local_scalar_dense"}
-"""Operations whose result has a size that only the device knows, or is a number."""
+"""Operations that return a number, or a tensor whose size only the device knows."""
 NOT_THE_PLACE = {"add", "synchronize", "__torch_function__", "__torch_dispatch__"}
 NO_GPU = not torch.cuda.is_available()
 
 
 class Waits:
-    """Counts what would make the host wait for a GPU, by the place in our code or a vendor's that asks for it."""
+    """Counts operations for which the host would wait for a GPU, by the calling function of ours or of a vendor."""
 
     def __init__(self) -> None:
         self.places: Counter[str] = Counter()
@@ -69,7 +71,7 @@ class _Functions(TorchFunctionMode):
         name = (resolve_name(func) or getattr(func, "__name__", "")).rpartition(".")[2]
         if name in READ or (name in MADE and (name == "new_tensor" or kwargs.get("device") is not None)):
             self.waits.add(name)
-            with torch._C._DisableTorchDispatch():  # else what it is made of is counted too
+            with torch._C._DisableTorchDispatch():  # otherwise the operations inside are counted too
                 return func(*args, **kwargs)
         return func(*args, **kwargs)
 
@@ -81,7 +83,7 @@ class _Operations(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
-        # An index that is a mask is looked through for its size, but where all that it names is set to one value.
+        # The size of an index that is a mask is read from the device, unless all its elements are set to one value.
         masks = name.startswith("index") and any(
             index is not None and index.dtype == torch.bool
             for index in itertools.chain.from_iterable(arg for arg in args if isinstance(arg, list | tuple))
@@ -135,24 +137,24 @@ CASES: dict[str, tuple[int, RunConfig]] = {
 
 
 READ_LATER = {"item in gradients.global_norm": 1, "tolist in zero.train_step": 1}
-"""Clipping needs the norm; loss and number of targets are fetched when all else of the step has been given out."""
+"""Clipping needs the norm. Loss and number of targets are fetched after the whole step is enqueued."""
 ON_THE_HOST = {
-    "nonzero in schedule.document_cuts",
+    "nonzero in schedule.document_starts",
     "tolist in attention._lengths",
     "__bool__ in utils.is_invalid_grad_norm",
 }
-"""Of tensors that never were on a device: tokens from the loader, cuts made of them (attention.py asserts it), and the
-norm as DeepSpeed is handed it."""
+"""These read tensors on the host: tokens from the loader, document starts (attention.py asserts it), and the norm that
+DeepSpeed gets from us."""
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_nothing_is_asked_of_the_device_between_the_first_forward_and_the_last_backward(case: str) -> None:
+def test_no_device_sync_between_first_forward_and_last_backward(case: str) -> None:
     for inner, whole in run_ranks(waits_of_a_step, *CASES[case]):
         assert not set(inner) - ON_THE_HOST
         assert {what: count for what, count in whole.items() if what not in ON_THE_HOST} == READ_LATER
 
 
-def test_what_waits_is_counted() -> None:
+def test_device_syncs_are_counted() -> None:
     values, mask = torch.ones(3), torch.tensor([True, False, True])
     seen: dict[Callable[[], object], str] = {
         lambda: values[0].item(): "item",
@@ -176,7 +178,7 @@ def test_what_waits_is_counted() -> None:
         assert not counted.places
 
 
-def test_nothing_is_copied_where_there_is_no_device_to_copy_to() -> None:
+def test_a_cpu_tensor_is_not_copied() -> None:
     tokens = torch.arange(5)
     assert to_device(tokens, torch.device("cpu")) is tokens
 
@@ -190,7 +192,7 @@ def test_values_arrive_and_times_add_up(device: str, monkeypatch: pytest.MonkeyP
         assert torch.equal(to_device(values, place).cpu(), values)
     watch, now = Stopwatch(place), [0.0]
     sleep: Callable[[float], None] = time.sleep
-    if device == "cpu":  # whose own clock would go on where others have the processor
+    if device == "cpu":  # a real clock would also count the time of other processes
         monkeypatch.setattr(device_module, "time", SimpleNamespace(perf_counter=lambda: now[0]))
         sleep = lambda seconds: now.append(now.pop() + seconds)  # noqa: E731
     for pause in (0.0, 0.02, 0.0):

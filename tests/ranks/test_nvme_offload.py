@@ -1,4 +1,4 @@
-"""Optimizer states and parameters on a disk: the same numbers, the same checkpoints, and nothing left behind."""
+"""Offload to a disk gives the same numbers and the same checkpoints, and leaves no files."""
 
 import dataclasses
 import functools
@@ -20,7 +20,7 @@ from tests.support.parts import full_except
 from tests.support.ranks import RanksFailed, run_ranks
 from tests.support.training import start, train, whole_state
 
-# Sub-groups under a MiB stay in memory: these are of 2 to 6 MB on each rank.
+# Sub-groups under a MiB stay in memory: these have 2 to 6 MB on each rank.
 SHAPE = ("model.hidden_size=256", "model.ffn_hidden_size=1024", "optim.clip_grad_norm=0.2")
 ON_DISK = ("engine.offload.optimizer=nvme",)
 LAYOUTS = [
@@ -32,7 +32,7 @@ LAYOUTS = [
 needs_async_io = pytest.mark.skipif(why_no_async_io() is not None, reason=str(why_no_async_io()))
 
 
-# Each rank would look for the compiled op for seconds, one after the other.
+# Otherwise each rank searches for the compiled op for seconds, one after the other.
 run_on_disk = functools.partial(run_ranks, warm=require_async_io)
 
 
@@ -51,7 +51,7 @@ def trained(here: Runtime, config: RunConfig) -> tuple[list[float], dict[str, np
 
 @needs_async_io
 @pytest.mark.parametrize(("model", "shape", "world_size", "overrides"), full_except(LAYOUTS, LAYOUTS[:1]))
-def test_states_on_a_disk_train_as_in_the_hosts_memory(
+def test_states_on_a_disk_train_as_in_host_memory(
     model: str, shape: dict[str, int], world_size: int, overrides: tuple[str, ...], tmp_path: Path
 ) -> None:
     at_host = "engine.offload.optimizer=cpu", "engine.grad_reduction=per_micro_batch"
@@ -69,7 +69,7 @@ def test_states_on_a_disk_train_as_in_the_hosts_memory(
         assert on_disk <= sum(stage.disk for stage in planned) * (world_size // len(planned)) * 1.01
 
 
-# Partitions of parameters under a MiB stay in memory: the largest here are of 1 to 4 MiB.
+# Parameter partitions under a MiB stay in memory: the largest ones here have 1 to 4 MiB.
 LARGER = (
     "model.hidden_size=512",
     "model.ffn_hidden_size=2048",
@@ -125,7 +125,7 @@ def restored(here: Runtime, config: RunConfig, folder: Path) -> tuple[dict[str, 
 
 @needs_async_io
 @pytest.mark.parametrize("saved_on_disk", full_except([True, False], [True]))
-def test_a_checkpoint_goes_from_disk_to_memory_and_back(tmp_path: Path, saved_on_disk: bool) -> None:
+def test_a_checkpoint_moves_between_disk_and_memory(tmp_path: Path, saved_on_disk: bool) -> None:
     disk = (*ON_DISK, *PARAMETERS_ON_DISK, *LARGER, f"engine.offload.nvme_path={tmp_path / 'nvme'}")
     before, after = (disk, LARGER) if saved_on_disk else (LARGER, disk)
     folder = tmp_path / "checkpoints"
@@ -142,7 +142,7 @@ def test_a_disk_without_room_is_refused_with_its_numbers(tmp_path: Path) -> None
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
-def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"engine\.offload\.nvme_path: Not a directory"):
         own_folder(str(tmp_path / "file"), "runs/one", 0, 0, 1)
@@ -158,7 +158,7 @@ def without_compiler_tools(here: Runtime, config: RunConfig) -> None:
     start(here, config)
 
 
-def test_a_machine_that_cannot_compile_async_io_is_told_what_to_do(tmp_path: Path) -> None:
+def test_a_failed_compilation_of_async_io_has_a_hint(tmp_path: Path) -> None:
     config = config_of("gpt", {}, 1, *ON_DISK, f"engine.offload.nvme_path={tmp_path}")
     with pytest.raises(
         RanksFailed, match=r"async_io cannot be compiled .*\(Unable to JIT load the async_io op\); install"

@@ -1,4 +1,4 @@
-"""ZeRO-3: how much of a stage's parameters is gathered, how often, and what building it takes."""
+"""ZeRO-3: how much of a stage's parameters is gathered, how often, and how much memory building needs."""
 
 import gc
 import time
@@ -11,7 +11,7 @@ import torch
 from pretrain.config.load import load_run_config
 from pretrain.config.run import RunConfig
 from pretrain.distributed.runtime import Runtime
-from pretrain.engine.param_gather import hold
+from pretrain.engine.param_gather import gather_until_step
 from pretrain.planner import memory
 from tests.support.models import VOCAB_SIZE, batches, run_config
 from tests.support.parts import full_except
@@ -22,14 +22,14 @@ from tests.support.training import join, start, train
 
 @dataclass(frozen=True)
 class Gathering:
-    """What one rank gathered in one step."""
+    """The parameters that one rank gathered in one step."""
 
     stage: int
-    """Elements of this stage's parameters, as cut over data-parallel ranks."""
+    """Elements of this stage's parameters, including the padding of partitions."""
     received: int
-    """Elements put together in the step."""
+    """Elements received in the step."""
     most: int
-    """Elements that stood gathered at once."""
+    """Largest number of elements that were gathered at the same time."""
     left: int
     """Elements that are gathered after the step."""
     layer: int
@@ -92,16 +92,14 @@ def config_of(model: str, reduction: str, gather: str, shape: dict[str, int]) ->
 
 
 @pytest.mark.parametrize(("model", "reduction", "shape"), full_except(CASES, CASES[2:4]))
-def test_a_held_stage_is_gathered_once(model: str, reduction: str, shape: dict[str, int]) -> None:
+def test_per_step_gathering_gathers_once(model: str, reduction: str, shape: dict[str, int]) -> None:
     for rank in run_ranks(gathering, 2 * shape["pp"], config_of(model, reduction, "per_step", shape)):
         assert rank.stage <= rank.received <= 1.05 * rank.stage
         assert rank.left == 0
 
 
 @pytest.mark.parametrize(("model", "reduction", "shape"), full_except(CASES, CASES[2:4]))
-def test_a_stage_that_is_not_held_stands_gathered_in_small_parts(
-    model: str, reduction: str, shape: dict[str, int]
-) -> None:
+def test_per_micro_batch_gathering_keeps_few_layers(model: str, reduction: str, shape: dict[str, int]) -> None:
     for rank in run_ranks(gathering, 2 * shape["pp"], config_of(model, reduction, "per_micro_batch", shape)):
         assert rank.most <= 2 * rank.layer + rank.ends < 0.75 * rank.stage
         assert rank.received > 4 * rank.stage
@@ -123,10 +121,10 @@ def holding(here: Runtime, config: RunConfig, piece: int, planned: int) -> Holdi
 
     memory.GATHER_ELEMENTS = piece
     engine = start(here, config)
-    gc.collect()  # what the start left behind must not be freed later
+    gc.collect()  # garbage of the start must not be freed later
     at_rest = ledger.now
     ledger.begin()
-    hold(engine.stage.parameters())
+    gather_until_step(engine.stage.parameters())
     limit = time.monotonic() + 30
     while ledger.now - at_rest > planned and time.monotonic() < limit:
         time.sleep(0.01)  # gloo's threads let go of a buffer a moment after its message has come
@@ -135,7 +133,7 @@ def holding(here: Runtime, config: RunConfig, piece: int, planned: int) -> Holdi
 
 @pytest.mark.parametrize("piece", [10_000, 30_000, 10**9], ids=["small pieces", "larger ones", "all at once"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_held_stage_takes_the_memory_that_is_planned(
+def test_per_step_gathering_uses_the_planned_memory(
     monkeypatch: pytest.MonkeyPatch, precision: str, piece: int
 ) -> None:
     shape = ("model.num_layers=4", "model.hidden_size=64", "model.ffn_hidden_size=128")
@@ -162,7 +160,7 @@ class Building:
 def building(here: Runtime, small: RunConfig, config: RunConfig) -> Building:
     from pretrain.distributed.groups import DeepSpeedGroups
     from pretrain.engine.deepspeed_config import deepspeed_config
-    from pretrain.engine.param_gather import share_of
+    from pretrain.engine.param_gather import zero3_partitioner
     from pretrain.model.gpt import Stage, build_stage
     from pretrain.model.parameters import whole_shape
 
@@ -170,7 +168,7 @@ def building(here: Runtime, small: RunConfig, config: RunConfig) -> Building:
     vendor = deepspeed_config(
         config.engine, reduce_per_step=False, micro_batch_size=1, clip_grad_norm=1.0, dp=groups.layout.dp
     )
-    keep_own_share = share_of(DeepSpeedGroups(groups), vendor)
+    partition = zero3_partitioner(DeepSpeedGroups(groups), vendor)
 
     def build(wanted: RunConfig, vocab_size: int) -> Stage:
         return build_stage(
@@ -181,12 +179,12 @@ def building(here: Runtime, small: RunConfig, config: RunConfig) -> Building:
             seed=1,
             groups=groups,
             device=here.device,
-            keep_own_share=keep_own_share,
+            partition=partition,
         )
 
-    build(small, 256)  # what the first one touches and imports is not the model's
+    build(small, 256)  # the first one imports modules and touches memory that is not the model's
     gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
     before = process_memory("VmHWM")
     stage = build(config, 32768)
     peak = process_memory("VmHWM") - before
@@ -208,7 +206,7 @@ def process_memory(key: str) -> int:
         [("fp32", 2, ()), ("bf16", 4, ("parallel.pp=2",))],
     ),
 )
-def test_a_model_is_built_in_the_memory_of_its_share_and_two_tensors(
+def test_building_needs_memory_for_the_shard_and_two_tensors(
     precision: str, world_size: int, shape: tuple[str, ...]
 ) -> None:
     ways = ("model=tiny_llama", "engine.zero_stage=3", "engine.device=cpu", f"engine.precision={precision}", *shape)

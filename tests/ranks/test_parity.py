@@ -28,9 +28,9 @@ STEPS = range(5)
 CLIP = 0.2
 SETTINGS = (
     f"optim.clip_grad_norm={CLIP}",
-    # Some gradients are zero by the model's symmetry (the key bias: softmax does not see a shift) and hold rounding
-    # noise of 1e-9. With the usual eps of 1e-8 Adam would blow that up to steps of the size of the learning rate, other
-    # ones for each order of summation; clipped gradients that mean something are near 1e-3.
+    # Some gradients are zero by the model's symmetry (softmax is invariant to a shift by the key bias) and consist of
+    # rounding noise of 1e-9. With the usual eps of 1e-8 Adam would amplify it to steps as large as the learning rate,
+    # which differ with the order of summation. Real gradients are near 1e-3 after clipping.
     "optim.eps=1e-4",
 )
 SAMPLES = 48
@@ -83,7 +83,7 @@ def plain_loss(stage: Stage, tokens: Tensor, config: RunConfig) -> Tensor:
 
 
 def documents_of(tokens: Tensor) -> list[Tensor]:
-    """Samples [n, s + 1] cut into documents, each with the token that follows it, those of one length together."""
+    """Split samples [n, s + 1] into documents, each with the following token, grouped by length."""
     by_length: dict[int, list[Tensor]] = {}
     for sample in tokens:
         ends = sample[:-1] == EOD_ID
@@ -139,24 +139,24 @@ class Layout:
         return "-".join([*filter(None, parts), *(override.split(".", 1)[1] for override in self.overrides)])
 
 
-"""Micro-batches: 3, so that a stage of two runs all phases of 1F1B; more and fewer than stages below."""
+"""3 micro-batches: a pipeline of two stages runs all phases of 1F1B. Below there are more and fewer than stages."""
 ONCE = "engine.grad_reduction=per_step"
 HELD = "engine.param_gather=per_step"
 UNEVEN = "parallel.pp_layout=Et|tttL"
 LAYOUTS = [
-    # One axis alone.
+    # One dimension.
     *(Layout(zero=zero) for zero in range(4)),
     *(Layout(model, zero, dp=2) for zero in range(4) for model in ("gpt", "llama")),
     *(Layout("llama_tied", zero, dp=4) for zero in (0, 3)),
     *(Layout("gpt_odd", zero, dp=3, micro_batches=4) for zero in range(4)),
     *(Layout(model, zero, tp=2) for zero in (0, 1, 3) for model in ("gpt", "llama")),
-    *(Layout(model, 1, tp=4, sp=True) for model in ("gpt", "llama")),  # the Llama has fewer key groups than ranks
+    *(Layout(model, 1, tp=4, sp=True) for model in ("gpt", "llama")),  # llama has fewer key/value heads than ranks
     Layout("llama_qk", 1, tp=2),
     Layout("llama_qk", 3, tp=2, sp=True),
     *(Layout(model, zero, pp=2) for zero in (0, 1, 2, 3) for model in ("gpt", "llama")),
     *(Layout(model, 3, pp=4, micro_batches=micro) for model, micro in (("gpt", 2), ("llama_tied", 4), ("gpt", 6))),
     Layout("gpt", 0, pp=4),
-    # Two and three together.
+    # Two and three dimensions.
     *(Layout("gpt", zero, tp=2, pp=2, sp=sp) for zero, sp in ((1, True), (2, False), (3, True))),
     *(Layout("llama", zero, tp=2, dp=2, sp=sp) for zero, sp in ((1, False), (2, True), (3, True))),
     *(Layout("gpt", zero, pp=2, dp=2) for zero in (0, 1, 2, 3)),
@@ -168,7 +168,7 @@ LAYOUTS = [
     Layout("llama", 3, pp=2, vp=2, dp=2, micro_batches=4),
     Layout("gpt", 3, tp=2, pp=2, vp=2, sp=True, micro_batches=2),
     Layout("gpt", 3, pp=2, overrides=(UNEVEN,)),
-    # The engine's ways.
+    # Engine options.
     *(Layout("gpt", zero, pp=2, dp=2, overrides=(ONCE,)) for zero in (2, 3)),
     Layout("gpt", 3, pp=2, dp=2, overrides=(HELD,)),
     Layout("llama_tied", 3, pp=2, vp=2, dp=2, micro_batches=2, overrides=(HELD, ONCE)),

@@ -1,4 +1,4 @@
-"""16 bits: how far from fp32, what accumulation loses, and what an overflow does."""
+"""bf16 and fp16: distance from fp32, precision of accumulation, and overflows."""
 
 import functools
 import math
@@ -18,7 +18,7 @@ from tests.support.ranks import run_ranks
 from tests.support.training import plain_stage, start, train, whole_state
 
 SETTINGS = ("optim.clip_grad_norm=0.2", "optim.eps=1e-4", *three_micro_batches(2))
-# A scale at which gradients of these models surely overflow, as they do at the start of every fp16 run.
+# A scale at which gradients of these models overflow, as they do at the start of every fp16 run.
 OVERFLOWING = ("engine.loss_scale.initial=4194304", "engine.loss_scale.hysteresis=2")
 
 
@@ -38,15 +38,15 @@ def test_16_bits_stay_close_to_fp32(precision: str, stage: int) -> None:
     config = run_config("gpt", *SETTINGS, precision=precision, zero_stage=stage)
     for results in run_ranks(steps_of, 2, config, 5):
         assert all(result.applied for result in results)
-        # Seen: loss within 2e-4 and norm within 3e-3 (bf16 keeps 8 bits, fp16 11).
+        # Measured: loss within 2e-4 and norm within 3e-3 (bf16 keeps 8 bits, fp16 11).
         for result, expected in zip(results, fp32_steps(5), strict=True):
             assert result.loss == pytest.approx(expected.loss, rel=2e-3)
             assert result.grad_norm == pytest.approx(expected.grad_norm, rel=1e-2)
 
 
-# Embeddings are not tied: a tied one is rounded within each micro-batch, where its two gradients meet.
+# Not tied: the sum of a tied embedding's two gradients is rounded in each micro-batch.
 ACCUMULATION = ("llama", "optim.clip_grad_norm=0", "train.global_batch_size=64", "train.micro_batch_size=1")
-# 64 micro-batches summed in bf16 are off by 6e-3 and more (measured), a finished sum that is rounded to bf16 by 2e-3.
+# Measured: summing 64 micro-batches in bf16 gives an error of at least 6e-3, rounding a finished sum to bf16 2e-3.
 ACCUMULATION_ERROR = 1e-4
 
 
@@ -108,7 +108,7 @@ def test_fp16_finds_its_loss_scale_and_then_trains(stage: int) -> None:
     assert skipped[0] == skipped[1] and scales[0] == scales[1]
     num_skipped = skipped[0].index(False)
     assert 2 <= num_skipped < 7 and sum(skipped[0]) <= 6, skipped[0]
-    # Hysteresis 2: the first overflow is forgiven, each later one halves the scale.
+    # Hysteresis 2: the first overflow keeps the scale, each later one halves it.
     overflows = [sum(skipped[0][:step]) for step in range(8)]
     assert scales[0] == [2.0**22 / 2 ** max(0, before - 1) for before in overflows]
     assert all(math.isinf(result.grad_norm) for result in per_rank[0][:num_skipped])
@@ -118,7 +118,7 @@ def test_fp16_finds_its_loss_scale_and_then_trains(stage: int) -> None:
 
 
 @pytest.mark.parametrize("stage", range(4))
-def test_an_overflow_at_the_least_loss_scale_leaves_the_step_out_and_the_scale_as_it_is(stage: int) -> None:
+def test_an_overflow_at_the_minimum_loss_scale_skips_the_step(stage: int) -> None:
     config = run_config(
         "gpt", *SETTINGS, *OVERFLOWING, "engine.loss_scale.minimum=4194304", precision="fp16", zero_stage=stage
     )
@@ -128,7 +128,7 @@ def test_an_overflow_at_the_least_loss_scale_leaves_the_step_out_and_the_scale_a
 
 
 def weights_after(here: Runtime, config: RunConfig) -> tuple[list[float], dict[str, np.ndarray]]:
-    """The loss scale of each of six steps, and what they make of the weights."""
+    """The loss scale of each of six steps, and the weights after them."""
     engine = start(here, config)
     scales = [result.loss_scale for result in train(here, config, engine, range(6))]
     return scales, {name: value for name, value in whole_state(engine).items() if name.startswith("weight/")}
@@ -136,9 +136,7 @@ def weights_after(here: Runtime, config: RunConfig) -> tuple[list[float], dict[s
 
 @pytest.mark.parametrize("clip", [0.0, 0.2])
 @pytest.mark.parametrize("stage", range(4))
-def test_gradients_are_divided_by_the_scale_that_they_were_computed_with_also_when_it_grows(
-    stage: int, clip: float
-) -> None:
+def test_gradients_are_unscaled_by_the_scale_of_their_step(stage: int, clip: float) -> None:
     given = (*SETTINGS, f"optim.clip_grad_norm={clip}", "engine.loss_scale.initial=1024")
     grows, stays = (
         run_ranks(weights_after, 1, run_config("gpt", *given, window, precision="fp16", zero_stage=stage))[0]
@@ -146,12 +144,12 @@ def test_gradients_are_divided_by_the_scale_that_they_were_computed_with_also_wh
     )
     assert grows[0][-1] > 1024 and set(stays[0]) == {1024}
     for name, value in grows[1].items():
-        # Seen: 1e-5, of gradients too small for fp16; steps of half the gradients make it 1e-3.
+        # Measured: 1e-5, because some gradients are too small for fp16; halved gradients give 1e-3.
         np.testing.assert_allclose(value, stays[1][name], rtol=0, atol=1e-4, err_msg=name)
 
 
 def gradient_norm_at_start(here: Runtime, config: RunConfig, step: int) -> float:
-    """Norm of the batch of `step` under initial weights."""
+    """Gradient norm of the batch of `step` with the initial weights."""
     (result,) = train(here, config, start(here, config), [step])
     return result.grad_norm
 
@@ -165,7 +163,7 @@ class Planted:
 
 
 def plant_infinity(here: Runtime, config: RunConfig) -> Planted:
-    """An infinite gradient on the last rank alone, in one micro-batch of the second of three steps."""
+    """An infinite gradient only on the last rank, in one micro-batch of the second of three steps."""
     engine = start(here, config)
     results = train(here, config, engine, [0])
     before = whole_state(engine)
@@ -188,7 +186,7 @@ def _largest_change(before: dict[str, np.ndarray], after: dict[str, np.ndarray])
 
 @pytest.mark.parametrize("stage", range(4))
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_infinite_gradient_on_one_rank_leaves_the_step_out_on_all(precision: str, stage: int) -> None:
+def test_an_infinite_gradient_on_one_rank_skips_the_step_on_all(precision: str, stage: int) -> None:
     config = run_config("gpt", *SETTINGS, "engine.loss_scale.hysteresis=1", precision=precision, zero_stage=stage)
     for planted in run_ranks(plant_infinity, 2, config):
         assert [result.applied for result in planted.results] == [True, False, True]

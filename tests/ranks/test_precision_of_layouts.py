@@ -1,5 +1,4 @@
-"""16 bits over pipeline stages, tensor-parallel and data-parallel ranks: what is bit-equal to one process, what is near
-it, and that an overflow anywhere leaves the step out everywhere."""
+"""bf16 and fp16 in parallel layouts: some are bit-equal to one process, the others close, and overflows are global."""
 
 import functools
 import math
@@ -16,7 +15,7 @@ from tests.support.ranks import run_ranks
 from tests.support.training import start, train, whole_state
 
 SETTINGS = ("optim.clip_grad_norm=0.2", "optim.eps=1e-4", "model.num_layers=4")
-# Untied: the two gradients of a tied table meet within each micro-batch on one process, between stages elsewhere.
+# Not tied: one process sums a tied embedding's two gradients in each micro-batch, stages sum them once per step.
 MODEL = "llama"
 MICRO = ("engine.grad_reduction=per_micro_batch", "engine.param_gather=per_micro_batch")
 ONCE = ("engine.grad_reduction=per_step", "engine.param_gather=per_step")
@@ -67,10 +66,8 @@ def test_bf16_stages_are_bit_equal_to_one_process(
 
 
 @pytest.mark.parametrize(("zero", "ways"), WAYS)
-def test_bf16_data_parallel_ranks_that_sum_in_fp32_are_bit_equal_to_one_process(
-    zero: int, ways: tuple[str, ...]
-) -> None:
-    """Micro-batches of one sample are alike on any rank, and two addends have one order."""
+def test_bf16_ranks_with_fp32_sums_equal_one_process(zero: int, ways: tuple[str, ...]) -> None:
+    """Micro-batches of one sample are equal on every rank, and the order of two addends does not matter."""
     config, one = (
         run_config(MODEL, *SETTINGS, *batches(dp, 2 // dp, 2), *ways, precision="bf16", zero_stage=zero)
         for dp in (2, 1)
@@ -110,15 +107,13 @@ def test_16_bits_in_any_layout_stay_close_to_fp32(precision: str, world_size: in
         (3, ONCE, False),
     ],
 )
-def test_offloaded_sums_are_rounded_once_where_the_configuration_says_so_and_else_not_at_all(
-    zero: int, ways: tuple[str, ...], rounds: bool
-) -> None:
+def test_offloaded_sums_are_rounded_only_where_documented(zero: int, ways: tuple[str, ...], rounds: bool) -> None:
     config = config_of("bf16", 2, *ways, zero_stage=zero)
     offloaded = config_of("bf16", 2, *ways, "engine.offload.optimizer=cpu", zero_stage=zero)
     (expected, _), (run, _) = run_ranks(trained, 2, config), run_ranks(trained, 2, offloaded)
     assert run.losses[0] == expected.losses[0]
     assert run.norms == pytest.approx(expected.norms, rel=2e-3)
-    # The norm alone may end on another last bit: its squares are summed piece by piece.
+    # Only the norm may differ in its last bit, because its squares are summed shard by shard.
     assert (abs(run.norms[0] / expected.norms[0] - 1) > 1e-6) == rounds
 
 
@@ -132,7 +127,7 @@ class Planted:
 
 
 def plant(here: Runtime, config: RunConfig, culprit: int) -> Planted:
-    """An infinite gradient on one rank alone in the second of three steps."""
+    """An infinite gradient on only one rank in the second of three steps."""
     engine = start(here, config)
     results = train(here, config, engine, [0])
     before = whole_state(engine)
@@ -161,7 +156,7 @@ def plant(here: Runtime, config: RunConfig, culprit: int) -> Planted:
         [*(("fp16", zero) for zero in range(4)), ("fp32", 0), ("fp32", 2)], [("fp16", 0), ("fp16", 3), ("fp32", 2)]
     ),
 )
-def test_an_overflow_in_one_stage_leaves_the_step_out_everywhere(
+def test_an_overflow_in_one_stage_skips_the_step_everywhere(
     precision: str, shape: dict[str, int], zero: int, culprit: int
 ) -> None:
     dp = 4 // (shape.get("tp", 1) * shape["pp"])

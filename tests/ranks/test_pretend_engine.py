@@ -1,5 +1,4 @@
-"""Whatever is set, an engine on the pretend GPU computes what it computes on the CPU, and the host waits for the device
-no more often than is written here."""
+"""With all options an engine on the pretend GPU equals the CPU, and the host waits for the device only as listed."""
 
 import contextlib
 import functools
@@ -29,7 +28,7 @@ from tests.support.ranks import run_ranks
 from tests.support.training import join
 
 Counts = dict[str, Counter[str]]
-"""By the part of a course."""
+"""Counts by the part of a course."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Watched:
-    """What one rank's device saw: of all parts of one name, the most that happened in one."""
+    """Waits and copies of one rank's device. For parts with the same name, the largest counts."""
 
     device: str
     waits: Counts
@@ -71,7 +70,7 @@ def watched_course(here: Runtime, case: Case, folder: Path) -> tuple[Course, Wat
             return schedule(*args, forward_only=forward_only)
 
     zero_module.run_schedule = watched
-    gc.disable()  # it may destroy the engine of before at any moment, and that waits for the device
+    gc.disable()  # it may destroy the previous engine at any time, which waits for the device
     done = run_course(here, join(here, case.config), case.config, folder, padded=case.padded, watch=watch)
     return done, seen
 
@@ -140,7 +139,7 @@ STEPS = ("first step", "step", "step after a resume")
 FIRST_STEPS = ("first step", "step after a resume", "forward and backward")
 FORWARD_ONLY = ("evaluation", "generation")
 ANY = 10**6
-"""Once for each of the vendors' modules or parameters, or each tensor of the state."""
+"""For places that wait once per module, parameter or state tensor."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +174,7 @@ def has_rotary_positions(case: Case) -> bool:
 
 
 WAITS = (
-    # Clipping needs the norm; loss and number of targets are fetched when all else of the step has been given out.
+    # Clipping needs the norm. Loss and number of targets are fetched after the whole step is enqueued.
     Wait("item in gradients.global_norm", STEPS, 1),
     Wait("tolist in zero.train_step", STEPS, 1),
     # Each chunk's table goes to the device with its first forward pass.
@@ -184,17 +183,17 @@ WAITS = (
     ),
     Wait("copy to host in sampling.continue_tokens", ("generation",), 4),  # the logits of each new token
     Wait("copy to host in files._with_storage_of_its_own", ("save",), ANY),
-    Wait("item in shards.<genexpr>", ("save",), ANY),  # how many updates Adam has made
+    Wait("item in adam.<genexpr>", ("save",), ANY),  # how many updates Adam has made
     Wait("copy from host in store._load", ("restore",), ANY),
-    # DeepSpeed 0.19.8 at stage 3 where gradients are reduced, and where two reductions are under way.
+    # DeepSpeed 0.19.8 at ZeRO-3: when gradients are reduced, and when two reductions are in flight.
     *(
         Wait(f"synchronize in stage3.{place}", parts, most, where)
         for parts, most, where in ((STEPS, 1, zero(3)), ((*STEPS, "forward and backward"), 4, reduces_often))
         for place in ("independent_gradient_partition_epilogue", "__reduce_and_partition_ipg_grads")
     ),
-    # A rank that has nobody to gather from waits for its own copy.
+    # A single data-parallel rank waits for its own copy.
     Wait("synchronize in partition_parameters.wait", (*STEPS, "forward and backward"), 1, zero(3)),
-    # Parameters that are gathered module by module: no more than two are under way.
+    # Parameters that are gathered module by module: at most two gathers are in flight.
     *(
         Wait(f"synchronize in {place}", (*parts, part), ANY, where)
         for parts, part, where in ((FORWARD_ONLY, "forward", zero(3)), (STEPS, "forward and backward", gathers_often))
@@ -204,19 +203,19 @@ WAITS = (
             "partitioned_param_coordinator._fetch_sub_module_impl",
         )
     ),
-    # Offloaded, each gradient goes to the host when it is whole, and the norm is made there.
+    # With offload each finished gradient is copied to the host, and the norm is computed there.
     Wait("copy from host in gradients.global_norm", STEPS, 1, offloads(1, 2, 3)),
     Wait("item in stage_1_and_2.update_offload_overflow_tracker", STEPS, ANY, offloads(1, 2)),
     Wait("synchronize in stage_1_and_2._wait_for_offload_copies", STEPS, ANY, offloads(1, 2)),
-    Wait("copy from host in zero._refresh_parameters", ("restore",), 2, offloads(1, 2)),
+    Wait("copy from host in zero1_2.refresh_parameters", ("restore",), 2, offloads(1, 2)),
     Wait("copy from host in partition_parameters.<listcomp>", STEPS, ANY, offloads(3)),
     Wait("copy from host in partition_parameters._all_gather_sequential", (*FORWARD_ONLY, "forward"), ANY, offloads(3)),
 )
-"""All that there are. Between the first forward and the last backward of a step: none, but at ZeRO-3 for parameters."""
+"""All allowed waits. Between a step's first forward and last backward pass only ZeRO-3 waits, for parameters."""
 
 
 def too_many(case: Case, waits: Counts) -> list[str]:
-    """What was seen beyond the table."""
+    """Waits that the table does not allow."""
     allowed: Counter[tuple[str, str]] = Counter()
     for wait in WAITS:
         for part in wait.parts if wait.where(case) else ():
@@ -233,30 +232,30 @@ def too_many(case: Case, waits: Counts) -> list[str]:
 def courses(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Case, list[Course], list[tuple[Course, Watched]]]:
-    """A case, its course on each rank's CPU, and on each rank's pretend GPU."""
+    """A case, its course on the CPU and on the pretend GPU, for each rank."""
     case, folder = CASES[request.param], tmp_path_factory.mktemp("courses")
     expected = run_ranks(course, case.ranks, case, folder / "cpu")
     return case, expected, run_ranks(watched_course, case.ranks, case, folder / "gpu", around=on_pretend_gpu)
 
 
-def test_all_values_are_the_cpus(courses: Any) -> None:
+def test_all_values_equal_the_cpus(courses: Any) -> None:
     case, expected, found = courses
     for here, (there, seen) in zip(expected, found, strict=True):
         assert seen.device == pretend.NAME
-        if case.config.model.hidden_dropout:  # which a GPU rounds once, a CPU twice
+        if case.config.model.hidden_dropout:  # a GPU rounds it once, a CPU twice
             assert [step[0] for step in there.steps] == pytest.approx([step[0] for step in here.steps], rel=1e-3)
         else:
             assert there == here
         assert there.resumed == there.steps[SAVED_AFTER:]
 
 
-def test_the_host_waits_where_it_may_and_no_more_often(courses: Any) -> None:
+def test_the_host_waits_only_at_the_listed_places(courses: Any) -> None:
     case, _, found = courses
     for _, seen in found:
         assert not too_many(case, seen.waits)
 
 
-def test_nothing_goes_to_the_host_within_a_step_but_what_is_offloaded(courses: Any) -> None:
+def test_a_step_copies_to_the_host_only_what_is_offloaded(courses: Any) -> None:
     case, _, found = courses
     for _, seen in found:
         for part in ("forward and backward", "forward", *(() if offloads(1, 2, 3)(case) else STEPS)):
@@ -264,7 +263,7 @@ def test_nothing_goes_to_the_host_within_a_step_but_what_is_offloaded(courses: A
 
 
 @pytest.mark.skipif(why_no_async_io() is not None, reason=str(why_no_async_io()))
-def test_values_are_the_cpus_also_from_a_disk(tmp_path: Path) -> None:
+def test_values_with_nvme_offload_equal_the_cpus(tmp_path: Path) -> None:
     """Sub-groups under a MiB would stay in memory: these are larger."""
     large = ("model.hidden_size=256", "model.ffn_hidden_size=1024")
     on_disk = (f"engine.offload.{what}=nvme" for what in ("optimizer", "params"))
@@ -277,7 +276,7 @@ def test_values_are_the_cpus_also_from_a_disk(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", test_gpu.COURSES)
-def test_what_a_gpu_is_tried_with_passes_on_the_pretend_one(name: str) -> None:
+def test_the_gpu_tests_pass_on_the_pretend_gpu(name: str) -> None:
     config = test_gpu.course_config(name, test_gpu.DEVICE)
     (found,) = run_ranks(test_gpu.course_on_cpu, 1, config, around=on_pretend_gpu)
     check_course(found, test_gpu.expected_course(name), test_gpu.COURSES[name][2])

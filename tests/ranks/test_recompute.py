@@ -1,4 +1,4 @@
-"""Activations computed anew are those that were not kept, dropout included; and dropout's masks are drawn by Megatron's
+"""Recomputed activations equal those of the forward pass, dropout included, and dropout masks follow Megatron's
 rules."""
 
 import functools
@@ -78,12 +78,12 @@ def test_recomputed_activations_change_no_bit(layout: str, way: str) -> None:
 
 @dataclass(frozen=True)
 class Draws:
-    """What a rank draws first from its two random streams."""
+    """The first numbers that a rank draws from its two random streams."""
 
     whole: list[float]
-    """Where all tensor-parallel ranks hold the same activations."""
+    """From the stream for activations that all tensor-parallel ranks share."""
     split: list[float]
-    """Where each holds its own heads, or its part of the sequence."""
+    """From the stream for each rank's own heads, or its part of the sequence."""
 
 
 def draws(here: Runtime, config: RunConfig) -> Draws:
@@ -95,10 +95,10 @@ def draws(here: Runtime, config: RunConfig) -> Draws:
     return Draws(torch.rand(4).tolist(), split)
 
 
-def test_dropout_is_alike_on_replicas_and_differs_elsewhere() -> None:
+def test_dropout_is_equal_on_replicas_and_differs_elsewhere() -> None:
     """tp2 x pp2 x dp2, tensor-parallel peers next to each other."""
     found = run_ranks(draws, 8, run_config("gpt", tp=2, pp=2))
     for even, odd in zip(found[::2], found[1::2], strict=True):
         assert even.whole == odd.whole
-    assert len({tuple(rank.whole) for rank in found}) == 4, "data-parallel ranks and stages draw anew"
+    assert len({tuple(rank.whole) for rank in found}) == 4, "data-parallel ranks and stages differ"
     assert len({tuple(rank.split) for rank in found}) == 8

@@ -1,4 +1,4 @@
-"""What a run of thousands of ranks asks of each of them, with process groups of that size that send nothing."""
+"""The cost per rank of a run with thousands of ranks, tested with process groups that send nothing."""
 
 from collections import Counter
 from dataclasses import replace
@@ -24,7 +24,7 @@ from tests.support.training import start
 
 
 def be_one_of(world_size: int, rank: int = 0) -> None:
-    """In place of the groups of this process: those of one rank of many, whose collectives return at once."""
+    """Replaces this process's groups by those of one rank of many, whose collectives return immediately."""
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     dist.destroy_process_group()
@@ -32,7 +32,7 @@ def be_one_of(world_size: int, rank: int = 0) -> None:
 
 
 def groups_made(here: Runtime, layout: ParallelLayout, device: str) -> Counter[str]:
-    """How many groups of each backend all ranks make together; "": the backend of the device."""
+    """How many groups of each backend all ranks create together; "": the device's backend."""
     be_one_of(layout.world_size)
     made: Counter[str] = Counter()
     new_group = dist.new_group
@@ -52,7 +52,7 @@ def groups_made(here: Runtime, layout: ParallelLayout, device: str) -> Counter[s
 def test_groups_on_the_host_are_those_that_are_used(device: str, on_the_host: int) -> None:
     (made,) = run_ranks(groups_made, 1, ParallelLayout(2240, tp=8, pp=35), device)
     assert made["gloo"] == on_the_host
-    # Megatron's other groups are made by their members alone: for the others each costs a call that returns at once.
+    # Only the members create Megatron's other groups. For other ranks each is a call that returns immediately.
     assert set(made) == {"", "gloo"}
 
 
@@ -69,7 +69,7 @@ class Received(TorchDispatchMode):
 
 
 def received(here: Runtime, config: RunConfig, folder: Path, worlds: list[int]) -> list[tuple[int, int]]:
-    """In worlds of these sizes: bytes that rank 0 receives as it checks and as it writes a checkpoint."""
+    """Bytes that rank 0 receives while it checks and writes a checkpoint, in worlds of these sizes."""
     engine, found = start(here, config), []
     CheckpointStore(folder, groups=engine.groups, keep_last=1).save(engine, RunState(step=1), {})
     for world_size in worlds:
@@ -87,7 +87,7 @@ def received(here: Runtime, config: RunConfig, folder: Path, worlds: list[int]) 
     return found
 
 
-def test_what_a_rank_receives_for_a_checkpoint_does_not_grow_with_the_world(tmp_path: Path) -> None:
+def test_checkpoint_traffic_of_a_rank_ignores_world_size(tmp_path: Path) -> None:
     ((few, many),) = run_ranks(received, 1, run_config(), tmp_path, [2, 4096])
     assert few == many
     assert max(many) < 10_000

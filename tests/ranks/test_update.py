@@ -1,4 +1,4 @@
-"""The optimizer's update: as many operations whatever the number of parameters, and alike in its two ways."""
+"""The update takes a constant number of operations, and is equal with and without optim.fused."""
 
 from collections import Counter
 from pathlib import Path
@@ -31,7 +31,7 @@ SETTINGS = ("optim.clip_grad_norm=0.2", "optim.eps=1e-4")
 
 
 def operations_of_an_update(here: Runtime, config: RunConfig) -> Counter[str]:
-    """All between the last backward pass and the result, in the second step."""
+    """Operations between the last backward pass and the result, in the second step."""
     engine, operations = start(here, config), Operations()
     train(here, config, engine, [0])
     update = engine.engine.step
@@ -46,8 +46,8 @@ def operations_of_an_update(here: Runtime, config: RunConfig) -> Counter[str]:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_an_update_on_one_rank_takes_as_many_operations_whatever_the_number_of_layers(precision: str) -> None:
-    """At stage 0; the other stages go through DeepSpeed's flat groups parameter by parameter."""
+def test_number_of_update_operations_is_independent_of_layers(precision: str) -> None:
+    """At ZeRO-0. At the other stages DeepSpeed runs some operations per parameter."""
     few, many = (
         run_ranks(
             operations_of_an_update,
@@ -86,7 +86,7 @@ def test_the_fused_update_is_the_plain_one(world_size: int, values: dict[str, ob
 
 
 @pytest.mark.parametrize("stage", [0, 1])
-def test_a_resume_goes_on_the_other_way(stage: int, tmp_path: Path) -> None:
+def test_a_resume_may_change_optim_fused(stage: int, tmp_path: Path) -> None:
     fused, plain = (run_config("gpt", *batches(1), *SETTINGS, way, zero_stage=stage) for way in (FUSED, PLAIN))
     whole, _ = run_ranks(save_and_go_on, 1, fused, tmp_path)[0]
     part, _ = run_ranks(resume, 1, plain, tmp_path)[0]

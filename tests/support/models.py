@@ -9,7 +9,7 @@ from pretrain.config.load import load_run_config
 from pretrain.config.run import RunConfig
 
 VOCAB_SIZE = 91
-"""Padded to 96 in both models: five rows that must not matter."""
+"""Padded to 96 in both models: five rows that must not change results."""
 EOD_ID = 2
 
 _SMALL = ("num_layers=2", "hidden_size=32", "seq_length=16", "vocab_multiple_of=32")
@@ -55,7 +55,7 @@ _SECTIONS = {
 
 @functools.lru_cache(maxsize=256)
 def run_config(model: str = "gpt", *overrides: str, **values: Any) -> RunConfig:
-    """A run of a tiny model on the CPU; `zero_stage=3` stands for `engine.zero_stage=3`, and so on."""
+    """A run of a tiny model on the CPU. `zero_stage=3` is short for `engine.zero_stage=3`; other names likewise."""
     small = [f"model.{setting}" for setting in _SMALL]
     named = [f"{_SECTIONS[name]}.{name}={str(value).lower()}" for name, value in values.items()]
     return load_run_config([*small, *MODELS[model], "engine.device=cpu", "tracking=off", *named, *overrides])
@@ -64,7 +64,7 @@ def run_config(model: str = "gpt", *overrides: str, **values: Any) -> RunConfig:
 def batch_of(step: int, num_samples: int, config: RunConfig) -> np.ndarray:
     """Samples [n, s + 1] of the global batch of `step`; the same on every call.
 
-    Where documents are kept apart there are some: of a few tokens, cut at both ends of a sample, ended several times.
+    With data.document_mask it has short documents: some are cut by a sample's ends, some end with several tokens.
     """
     random = np.random.default_rng(step)
     tokens = random.integers(0, VOCAB_SIZE, (num_samples, config.model.seq_length + 1))
@@ -74,11 +74,11 @@ def batch_of(step: int, num_samples: int, config: RunConfig) -> np.ndarray:
 
 
 def batches(dp: int, micro_batches: int = 4, samples: int = 24) -> tuple[str, ...]:
-    """The same global batch whatever the layout, in so many micro-batches on each of `dp` data-parallel ranks."""
+    """The same global batch in every layout, in `micro_batches` per data-parallel rank."""
     assert samples % (dp * micro_batches) == 0
     return f"train.global_batch_size={samples}", f"train.micro_batch_size={samples // dp // micro_batches}"
 
 
 def three_micro_batches(world_size: int) -> tuple[str, ...]:
-    """The same global batch whatever the number of ranks (1, 2 or 3), in three micro-batches on each."""
+    """The same global batch on 1, 2 or 3 ranks, in three micro-batches on each."""
     return batches(world_size, 3, 18)

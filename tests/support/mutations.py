@@ -1,4 +1,4 @@
-"""What the engine does that nobody would miss by an error: each taken out by a replacement, and the tests that see it.
+"""Mutations: each removes a piece of code whose absence causes no error, and names the tests that must fail then.
 
 `python -m tests.mutations` tries them.
 """
@@ -10,22 +10,22 @@ TEST_SECONDS = 120
 
 @dataclass(frozen=True)
 class Mutation:
-    """One text in one file replaced by another."""
+    """A text in a file that is replaced by another."""
 
     name: str
     breaks: str
-    """What goes wrong, in a sentence."""
+    """The consequence, in one sentence."""
     file: str
     old: str
     """Found exactly once in the file."""
     new: str
     tests: tuple[str, ...]
-    """As pytest names them; each must fail."""
+    """Ids as in pytest. Each test must fail."""
     seconds: int = TEST_SECONDS
-    """Of each test: where the mutation is a hang, a short time to wait for it."""
+    """Timeout of each test: short if the mutation causes a deadlock."""
 
     def applied_to(self, text: str) -> str:
-        """Raises ValueError where the list no longer fits the code."""
+        """Raises ValueError if the list no longer matches the code."""
         if text.count(self.old) != 1:
             raise ValueError(f"{self.name}: {self.old!r} is {text.count(self.old)} times in {self.file}, not once")
         return text.replace(self.old, self.new)
@@ -34,33 +34,27 @@ class Mutation:
 PARITY = "tests/ranks/test_parity.py::test_equals_one_process_of_plain_torch"
 SLOW = "tests/ranks/test_saver.py::test_a_slow_save_holds_the_step_that_it_was_begun_at"
 PADDING = "tests/ranks/test_parity.py::test_padding_of_the_vocabulary_changes_nothing"
-SPARSE = "tests/ranks/test_param_gather.py::test_a_stage_that_is_not_held_stands_gathered_in_small_parts"
-HELD = "tests/ranks/test_param_gather.py::test_a_held_stage_is_gathered_once"
+SPARSE = "tests/ranks/test_param_gather.py::test_per_micro_batch_gathering_keeps_few_layers"
+HELD = "tests/ranks/test_param_gather.py::test_per_step_gathering_gathers_once"
 SUMS = "tests/ranks/test_precision.py::test_bf16_micro_batches_are_summed_in_fp32"
-GROWN = (
-    "tests/ranks/test_precision.py::"
-    "test_gradients_are_divided_by_the_scale_that_they_were_computed_with_also_when_it_grows"
-)
+GROWN = "tests/ranks/test_precision.py::test_gradients_are_unscaled_by_the_scale_of_their_step"
 NEAR = "tests/ranks/test_precision_of_layouts.py::test_16_bits_in_any_layout_stay_close_to_fp32"
-OVERFLOW = "tests/ranks/test_precision_of_layouts.py::test_an_overflow_in_one_stage_leaves_the_step_out_everywhere"
+OVERFLOW = "tests/ranks/test_precision_of_layouts.py::test_an_overflow_in_one_stage_skips_the_step_everywhere"
 SEEN = "tests/ranks/test_any_layout.py::test_validation_and_logits_do_not_depend_on_the_layout"
-DROPOUT = "tests/ranks/test_recompute.py::test_dropout_is_alike_on_replicas_and_differs_elsewhere"
+DROPOUT = "tests/ranks/test_recompute.py::test_dropout_is_equal_on_replicas_and_differs_elsewhere"
 RECOMPUTED = "tests/ranks/test_recompute.py::test_recomputed_activations_change_no_bit"
 APART = "tests/ranks/test_documents.py::test_equals_one_process_given_each_document_alone"
 MEAN = "tests/ranks/test_loss_mask.py::test_the_mean_is_over_the_targets_that_count"
-FILLED = (
-    "tests/ranks/test_loss_mask.py::test_what_fills_up_the_micro_batches_of_an_interleaved_validation_does_not_count"
-)
-WAITS = (
-    "tests/ranks/test_no_waiting.py::"
-    "test_nothing_is_asked_of_the_device_between_the_first_forward_and_the_last_backward"
-)
+FILLED = "tests/ranks/test_loss_mask.py::test_padding_of_interleaved_micro_batches_does_not_count"
+WAITS = "tests/ranks/test_no_waiting.py::test_no_device_sync_between_first_forward_and_last_backward"
 VIEW = "tests/unit/engine/test_device.py::test_any_view_is_pinned[one value for each row]"
-AS_ON_A_CPU = "tests/ranks/test_pretend_engine.py::test_all_values_are_the_cpus"
+AS_ON_A_CPU = "tests/ranks/test_pretend_engine.py::test_all_values_equal_the_cpus"
 COUNTED = "tests/runs/test_data_parallel.py::test_tensor_parallel_processes_count_their_batch_once"
 
-GRADIENTS, ZERO = "pretrain/engine/gradients.py", "pretrain/engine/zero.py"
-REPLICATED = "pretrain/engine/replicated.py"
+GRADIENTS, ZERO = "pretrain/engine/optimizer/gradients.py", "pretrain/engine/zero.py"
+ZERO0, ZERO3 = "pretrain/engine/optimizer/zero0.py", "pretrain/engine/optimizer/zero3.py"
+OFFLOADED, BASE = "pretrain/engine/optimizer/offloaded.py", "pretrain/engine/optimizer/base.py"
+PATCHES = "pretrain/engine/vendor_patches.py"
 GROUPS, SPECS = "pretrain/distributed/groups.py", "pretrain/model/specs.py"
 DEEPSPEED, PARAMETERS = "pretrain/engine/deepspeed_config.py", "pretrain/model/parameters.py"
 
@@ -70,13 +64,13 @@ MUTATIONS = (
         "tied-sum",
         "the two ends of the pipeline each update the tied embedding with their own gradient",
         GRADIENTS,
-        "_sum_together(tied, groups.embedding, groups.device)",
+        "_all_reduce_flat(tied, groups.embedding, groups.device)",
         "pass",
         (f"{PARITY}[gpt-zero1-pp2-m3]",),
     ),
     Mutation(
         "tied-group",
-        "ZeRO 1 and 2 cut a tied weight otherwise at each end: pieces of different sizes meet in a sum",
+        "ZeRO-1 and 2 divide a tied weight differently at each end, so shards of different sizes are summed",
         ZERO,
         "if (item[2] in tied) == alone]",
         "if not alone]",
@@ -87,7 +81,7 @@ MUTATIONS = (
         "partial-sum",
         "tensor-parallel ranks update norms and biases with the gradient of their own part of the sequence",
         GRADIENTS,
-        "_sum_together(partial, groups.tensor_parallel, groups.device)",
+        "_all_reduce_flat(partial, groups.tensor_parallel, groups.device)",
         "pass",
         (f"{PARITY}[gpt-zero1-tp2pp2-sp-m3]",),
     ),
@@ -118,7 +112,7 @@ MUTATIONS = (
     ),
     Mutation(
         "replicated-norm",
-        "the norm counts what all tensor-parallel ranks hold whole once for each",
+        "the norm counts replicated parameters once per tensor-parallel rank",
         GRADIENTS,
         " and (local[parameter].split is not None or groups.tp_rank == 0)",
         "",
@@ -127,9 +121,9 @@ MUTATIONS = (
     Mutation(
         "replica-norm",
         "at stage 0 the norm counts each data-parallel replica",
-        ZERO,
-        "self._norm = global_norm(pieces, self.stage.local, self.groups, replicated=self.zero == 0)",
-        "self._norm = global_norm(pieces, self.stage.local, self.groups, replicated=False)",
+        BASE,
+        "self.grad_norm = global_norm(shards, self.stage.local, self.groups, replicated=self.replicated)",
+        "self.grad_norm = global_norm(shards, self.stage.local, self.groups, replicated=False)",
         (f"{PARITY}[gpt-zero0-dp2-m3]",),
     ),
     Mutation(
@@ -143,62 +137,61 @@ MUTATIONS = (
     ),
     Mutation(
         "norm-per-group",
-        "DeepSpeed is handed the whole norm for each of its parameter groups",
-        GRADIENTS,
-        "norm_of_step() if asked == 1 else 0.0",
-        "norm_of_step()",
+        "DeepSpeed gets the whole norm for each of its parameter groups",
+        PATCHES,
+        "self._norm if self._is_first else 0.0",
+        "self._norm",
         (f"{PARITY}[gpt-zero1-dp2-m3]",),
     ),
     Mutation(
         "clip-at-0",
         "stage 0 does not clip",
-        REPLICATED,
+        ZERO0,
         "if 0 < clip < norm else",
         "if False else",
         (f"{PARITY}[gpt-zero0-m3]",),
     ),
-    # No mutation of what DeepSpeed asks its `mpu`: its model-parallel rank and group feed norms that ours replaces, and
-    # a flag for overflows that ours raises too, being infinite on every rank. The rank within TP x PP in the place of
-    # the one, or the tensor-parallel group in that of the other, fails no test; `replicated-norm` and `stage-norm` are
-    # what took their place.
+    # There is no mutation of the `mpu` that DeepSpeed gets. Its model-parallel rank and group only affect norms, which
+    # ours replaces, and the overflow flag, which ours sets too because it is infinite on every rank. So wrong values
+    # fail no test; `replicated-norm` and `stage-norm` test the same laws.
     # Micro-batches under a pipeline's schedule.
     Mutation(
         "backward-seen",
         "the second of two backward passes in a row reduces nothing",
-        ZERO,
-        "self.optimizer.clear_backward_seen_flag()",
+        PATCHES,
+        "optimizer.clear_backward_seen_flag()",
         "pass",
         (f"{PARITY}[gpt-zero2-pp2-m3]", f"{PARITY}[gpt-zero3-pp2-m3]"),
     ),
     Mutation(
         "backward-counts",
         "the second of two backward passes in a row frees no parameter",
-        ZERO,
-        "self._counts.restore()",
-        "pass",
+        ZERO3,
+        "also=self._counts.restore",
+        "also=lambda: None",
         (f"{SPARSE}[gpt-per_micro_batch-shape1]",),
     ),
     Mutation(
         "stale-gradients",
         "interleaved chunks add to the gradients of the step before",
-        GRADIENTS,
-        "optimizer.grad_partitions_flat_buffer.zero_()",
+        ZERO3,
+        "self.optimizer.grad_partitions_flat_buffer.zero_()",
         "pass",
         (f"{PARITY}[gpt-zero3-pp2vp2-m2]",),
     ),
     Mutation(
         "stale-offloaded-gradients",
         "interleaved chunks add to the offloaded gradients of the step before",
-        GRADIENTS,
+        OFFLOADED,
         "total.zero_()",
         "pass",
         (f"{PARITY}[gpt-zero2-pp2vp2-m2-offload.optimizer=cpu]",),
     ),
     Mutation(
         "held",
-        "parameters are gathered anew for each micro-batch though they were to be kept",
-        ZERO,
-        "hold(self.stage.parameters())",
+        "parameters are gathered again for each micro-batch although they should be kept",
+        ZERO3,
+        "gather_until_step(self.stage.local)",
         "pass",
         (f"{HELD}[gpt-per_micro_batch-shape1]",),
     ),
@@ -206,14 +199,14 @@ MUTATIONS = (
         "held-mark",
         "parameters that were to be kept are freed by the first module that used them",
         "pretrain/engine/param_gather.py",
-        "parameter.ds_active_sub_modules.add(HELD)",
+        "parameter.ds_active_sub_modules.add(GATHERED_UNTIL_STEP)",
         "pass",
         (f"{HELD}[gpt-per_micro_batch-shape1]",),
     ),
     Mutation(
         "let-go",
         "parameters stay gathered after a validation",
-        ZERO,
+        ZERO3,
         "self.optimizer.empty_partition_cache()",
         "pass",
         (f"{SEEN}[gpt-tp2-pp2-dp2-sp-zero3]",),
@@ -221,7 +214,7 @@ MUTATIONS = (
     Mutation(
         "traces",
         "ZeRO-3 records in which order modules run, and asks all stages whether they agree",
-        ZERO,
+        ZERO3,
         "fetch_without_traces(self.optimizer)",
         "pass",
         (f"{SEEN}[gpt-tp2-pp2-dp2-sp-zero3]",),
@@ -289,14 +282,14 @@ MUTATIONS = (
         "loss-scale",
         "fp16 gradients are computed without the loss scale that they are divided by",
         ZERO,
-        "stage.config.grad_scale_func = self._scale_loss",
+        "stage.config.grad_scale_func = self.optimizer.scale_loss",
         "pass",
         (f"{NEAR}[fp16-4-shape3]",),
     ),
     Mutation(
         "grown-scale",
         "the step after which the loss scale grows takes its gradients for half of what they are",
-        GRADIENTS,
+        PATCHES,
         "optimizer._update_scale = lambda *_: None",
         "pass",
         (f"{GROWN}[1-0.0]", f"{GROWN}[3-0.0]"),
@@ -304,7 +297,7 @@ MUTATIONS = (
     Mutation(
         "masters-rounded",
         "at stage 0 the 16-bit parameters stay what they were at the start",
-        REPLICATED,
+        ZERO0,
         "torch._foreach_copy_(parameters, masters)",
         "pass",
         (f"{NEAR}[bf16-4-shape2]",),
@@ -312,8 +305,8 @@ MUTATIONS = (
     Mutation(
         "scaled-already",
         "DeepSpeed refuses the scaled gradients that an inner stage receives",
-        ZERO,
-        "self.engine._manual_backward_expected = True",
+        PATCHES,
+        "engine._manual_backward_expected = True",
         "pass",
         (f"{NEAR}[fp16-4-shape3]",),
     ),
@@ -413,15 +406,15 @@ MUTATIONS = (
         "documents-apart",
         "documents get positions of their own and see each other all the same",
         ZERO,
-        "cuts = None if self.document_end is None else document_cuts(inputs, self.document_end)",
-        "cuts = None",
+        "starts = None if self.eod_id is None else document_starts(inputs, self.eod_id)",
+        "starts = None",
         (f"{APART}[llama-zero2-pp2-m3-document_mask=true-recompute.granularity=full]",),
     ),
     Mutation(
         "documents-positions",
         "documents are kept apart and learned positions run through all of a sample",
         "pretrain/engine/schedule.py",
-        "return positions_in_documents(tokens, self.document_end)",
+        "return positions_in_documents(tokens, self.eod_id)",
         "return positions_of(tokens)",
         (f"{APART}[gpt-zero1-tp2-sp-m3-document_mask=true]",),
     ),
@@ -449,7 +442,7 @@ MUTATIONS = (
         "        pass",
         (f"{AS_ON_A_CPU}[all_sorts-zero2-offload-dp2]",),
     ),
-    # What is saved while training goes on.
+    # Saving while training continues.
     Mutation(
         "update-waits",
         "an update changes tensors that a save is still reading",

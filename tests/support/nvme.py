@@ -1,4 +1,4 @@
-"""Is DeepSpeed's async_io there? Compiling it takes minutes, so tests only use it where that was done before."""
+"""Find out whether DeepSpeed's async_io is compiled. Compiling takes minutes, so tests skip without it."""
 
 import functools
 import os
@@ -7,12 +7,12 @@ from pathlib import Path
 
 @functools.cache
 def why_no_async_io() -> str | None:
-    """None: it is compiled already. `python -m tests.support.nvme` compiles it."""
+    """The reason to skip, or None if it is compiled. `python -m tests.support.nvme` compiles it."""
     from torch.utils.cpp_extension import _get_build_directory
 
     if (Path(_get_build_directory("async_io", verbose=False)) / "async_io.so").exists():
         return None
-    return "DeepSpeed's async_io is not compiled on this machine: python -m tests.support.nvme does it, in minutes"
+    return "DeepSpeed's async_io is not compiled on this machine; run python -m tests.support.nvme (minutes)"
 
 
 if __name__ == "__main__":

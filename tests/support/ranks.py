@@ -152,10 +152,11 @@ def import_vendors() -> None:
 
     torch.set_num_threads(1)
     from pretrain.distributed import megatron_on_cpu
-    from pretrain.engine import zero
+    from pretrain.engine import zero  # noqa: F401  # imports all that ranks need
+    from pretrain.engine.vendor_patches import import_deepspeed
 
     megatron_on_cpu.redirect(torch.device("cpu"))
-    zero.import_deepspeed(torch.device("cpu"))
+    import_deepspeed(torch.device("cpu"))
     gc.collect()
     gc.freeze()  # a collection in a rank would touch, and so copy, all that the imports left behind
     warm.assert_one_thread()

@@ -1,4 +1,4 @@
-"""What tests do with an engine inside a rank; what they return is plain numpy, to be compared anywhere."""
+"""Helpers for tests that run an engine inside a rank. They return numpy arrays, which the test process compares."""
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -62,14 +62,14 @@ def train(here: Runtime, config: RunConfig, engine: Engine, steps: Iterable[int]
 
 
 def gathered(parameter: torch.nn.Parameter) -> AbstractContextManager[Any]:
-    """In its context the parameter is whole, also at ZeRO stage 3; called on all ranks."""
+    """Context in which the parameter is whole, also at ZeRO-3. Call it on all ranks."""
     import deepspeed
 
     return deepspeed.zero.GatheredParameters([parameter]) if hasattr(parameter, "ds_id") else nullcontext()
 
 
 def whole_state(engine: Engine) -> dict[str, np.ndarray]:
-    """Every logical tensor of the optimizer state, put together from the parts on all ranks."""
+    """Every logical tensor of the optimizer state, assembled from the parts on all ranks."""
     parts = [
         (s.name, s.shape, s.origin, s.part_shape, s.start, s.data.detach().cpu().numpy().copy())
         for s in engine.state_shards()
@@ -82,7 +82,7 @@ def whole_state(engine: Engine) -> dict[str, np.ndarray]:
         part = whole[tuple(slice(first, first + size) for first, size in zip(origin, part_shape, strict=True))]
         held = np.unravel_index(np.arange(start, start + data.size), part_shape)
         before = part[held]
-        # What several ranks hold, they hold alike, to the last bit.
+        # Copies on several ranks must be equal to the last bit.
         assert np.array_equal(before[~np.isnan(before)], data[~np.isnan(before)]), f"copies of {name} differ"
         part[held] = data
     return state

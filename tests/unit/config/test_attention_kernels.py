@@ -5,17 +5,17 @@ from typing import Any
 
 import pytest
 
-from pretrain.config.attention_kernels import Calls, attention_kernels, calls_of, obstacle
+from pretrain.config.attention_kernels import AttentionRequest, attention_kernels, attention_request, unsupported_reason
 from pretrain.config.checks import check_run
 from pretrain.config.errors import ConfigError
 from pretrain.config.load import load_run_config
 
-GPU = Calls(device="cuda", precision="bf16", head_width=128, dropout=0.0, documents=False, grouped=False)
+GPU = AttentionRequest(device="cuda", precision="bf16", head_width=128, dropout=0.0, documents=False, grouped=False)
 CPU = dataclasses.replace(GPU, device="cpu", precision="fp32")
 
 
 @pytest.mark.parametrize(
-    ("calls", "changes", "able"),
+    ("base", "changes", "able"),
     [
         (GPU, {}, ("flash", "cudnn", "efficient", "math")),
         (GPU, {"dropout": 0.1}, ("flash", "cudnn", "efficient", "math")),
@@ -31,18 +31,18 @@ CPU = dataclasses.replace(GPU, device="cpu", precision="fp32")
         (CPU, {"dropout": 0.1}, ("math",)),
     ],
 )
-def test_kernels_that_can_serve_stand_in_order(calls: Calls, changes: dict[str, Any], able: tuple[str, ...]) -> None:
-    asked = dataclasses.replace(calls, **changes)
+def test_able_kernels_are_in_order(base: AttentionRequest, changes: dict[str, Any], able: tuple[str, ...]) -> None:
+    asked = dataclasses.replace(base, **changes)
     assert attention_kernels("auto", asked) == able
     for kernel in ("flash", "cudnn", "efficient", "math"):
         assert attention_kernels(kernel, asked) == ((kernel,) if kernel in able else ())
-        assert (obstacle(kernel, asked) is None) == (kernel in able)
+        assert (unsupported_reason(kernel, asked) is None) == (kernel in able)
 
 
 def test_calls_are_those_of_the_model() -> None:
     config = load_run_config(["model=llama_8b", "engine=zero1_bf16", "model.attention_dropout=0.1"])
-    expected = Calls("cuda", "bf16", head_width=128, dropout=0.1, documents=True, grouped=True)
-    assert calls_of(config.model, config.engine, "cuda", documents=True) == expected
+    expected = AttentionRequest("cuda", "bf16", head_width=128, dropout=0.1, documents=True, grouped=True)
+    assert attention_request(config.model, config.engine, "cuda", documents=True) == expected
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What is handed to a device arrives there, whatever view of memory it is."""
+"""Tensors are copied to a device, also if they are views."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from pretrain.engine.device import to_device
 
 
 def pinned(tensor: Tensor) -> Tensor:
-    """As torch pins where it sees a GPU: a copy with the strides of the original."""
+    """Pin as torch does with a GPU: a copy with the strides of the original."""
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype).copy_(tensor)
 
 

@@ -31,7 +31,7 @@ def test_operations_by_hand() -> None:
     flops = token_flops(MODEL, VOCAB_SIZE)
     # The input embedding is a look-up, the output layer a product, tied or not.
     assert flops.six_n == 6 * (3 * LAYER + 8 + 400)
-    # Scores and their sum over values: 2 products of s x d a head and token, 2 operations a product, 3 passes; half
-    # of it below the diagonal.
+    # Scores and weighted values: 2 products of s x d per head and token, 2 operations per product, 3 passes, of which
+    # the causal mask needs half.
     assert flops.six_n_12lhs - flops.six_n == 3 * (2 * 2 * 3) * 4 * 2 * 16
     assert flops.six_n_6lhs - flops.six_n == (flops.six_n_12lhs - flops.six_n) / 2

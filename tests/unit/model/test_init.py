@@ -27,11 +27,11 @@ def test_matrices_are_normal_with_the_given_deviation(name: str) -> None:
     weights = value(name, VOCAB_SIZE, 128)
     assert weights.std().item() == pytest.approx(0.03, rel=0.02)
     assert abs(weights.mean().item()) < 0.001
-    assert weights.abs().max().item() > 4 * 0.03  # not cut off
+    assert weights.abs().max().item() > 4 * 0.03  # not truncated
 
 
 @pytest.mark.parametrize("name", [PROJECTION, FC2])
-def test_residual_projections_are_narrower_by_the_depth(name: str) -> None:
+def test_std_of_residual_projections_shrinks_with_depth(name: str) -> None:
     assert value(name, 500, 128).std().item() == pytest.approx(0.03 / math.sqrt(2 * 8), rel=0.02)
 
 

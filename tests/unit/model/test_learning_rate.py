@@ -22,7 +22,7 @@ def schedule(**changes: Any) -> LrScheduleConfig:
 
 
 def curve(config: LrScheduleConfig, total_steps: int, unit: float = 1) -> list[float]:
-    """Learning rates of steps 1 to `total_steps`, of `unit` each."""
+    """Learning rates of steps 1 to `total_steps`, each of size `unit`."""
     warmup = (config.warmup_steps or 0) * unit
     return [
         lr_at(step * unit, peak=PEAK, schedule=config, warmup=warmup, end=total_steps * unit)
@@ -42,7 +42,7 @@ def runs(draw: st.DrawFn, names: list[str] = NAMES) -> tuple[LrScheduleConfig, i
 
 
 @given(runs())
-def test_warmup_rises_in_a_line_to_the_peak_at_its_last_step(run: tuple[LrScheduleConfig, int]) -> None:
+def test_warmup_rises_linearly_to_the_peak_at_its_last_step(run: tuple[LrScheduleConfig, int]) -> None:
     config, total = run
     assert config.warmup_steps is not None
     rates = curve(config, total)[: config.warmup_steps]
@@ -62,14 +62,14 @@ def test_it_never_rises_after_warmup_nor_leaves_its_bounds(run: tuple[LrSchedule
 def test_it_ends_at_the_final_ratio(run: tuple[LrScheduleConfig, int]) -> None:
     config, total = run
     if config.warmup_steps == total or (config.name == "wsd" and round(config.decay_fraction * total) == 0):
-        return  # nothing left to fall in
+        return  # no steps are left for the decay
     assert curve(config, total)[-1] == pytest.approx(PEAK * config.final_ratio)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_it_makes_no_jumps(name: str) -> None:
     rates = [0.0, *curve(schedule(name=name, warmup_steps=100), 1000)]
-    # The steepest part is the warmup, or a fall over the last fifth: never more than a hundredth of the peak a step.
+    # The steepest part is the warmup, or a decay over the last fifth: at most a hundredth of the peak per step.
     assert max(abs(b - a) for a, b in itertools.pairwise(rates)) <= PEAK / 100 * (1 + 1e-9)
 
 
@@ -84,7 +84,7 @@ def test_cosine_is_half_way_in_the_middle() -> None:
     assert rates[44] == pytest.approx(PEAK * (0.1 + 0.9 * quarter))
 
 
-def test_linear_falls_in_a_line() -> None:
+def test_linear_decays_linearly() -> None:
     rates = curve(schedule(name="linear", warmup_steps=20, final_ratio=0.0), 120)
     assert rates[19:] == pytest.approx([PEAK * (1 - n / 100) for n in range(101)])
 
