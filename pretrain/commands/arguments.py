@@ -24,6 +24,8 @@ class CommandParser(argparse.ArgumentParser):
 
     more_help: Callable[[], str] | None = None
     """Called only when the help is printed."""
+    override_prefixes: tuple[str, ...] = ()
+    """Beginnings of the keys that its overrides may set; empty: all keys and groups."""
 
     def format_help(self) -> str:
         text = super().format_help()

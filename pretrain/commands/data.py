@@ -84,9 +84,10 @@ def _local(text: str) -> Path:
     return Path(text)
 
 
-def _path(parser: argparse.ArgumentParser) -> None:
+def _path(parser: CommandParser) -> None:
     parser.add_argument("path", metavar="PATH", help="folder of a prepared dataset, or its URL")
     parser.add_argument("overrides", nargs="*", metavar="data.cache.KEY=VALUE", help="where and how a URL is kept")
+    parser.override_prefixes = ("data.cache.",)
 
 
 def _folder(given: argparse.Namespace) -> "DatasetFolder":

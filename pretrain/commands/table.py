@@ -26,6 +26,7 @@ COMMANDS = {
     "verify-resume": "recompute recorded steps from a checkpoint and compare",
     "show-config": "print the whole configuration that overrides give",
     "explain": "describe keys of the configuration: meaning, type, default",
+    "completion": "print a script with which the shell completes commands, options and keys",
 }
 
 

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from pretrain.resume.replay import Report
 
 PARTED = 1
+OVERRIDES = ("parallel.", "engine.", "train.micro_batch_size", "data.path", "data.cache.")
+"""What may differ from the run; `pretrain.resume.replay` checks it."""
 
 HELP = """
 Repeats in memory the steps that were recorded after the newest checkpoint that has some. The run folder is only read,
@@ -37,6 +39,7 @@ def add_options(parser: CommandParser) -> None:
     parser.add_argument("--checkpoint", type=positive, metavar="STEP", help=help_)
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     add_overrides(parser, config_dir=False)
+    parser.override_prefixes = OVERRIDES
 
 
 def run(given: argparse.Namespace) -> int:
