@@ -13,7 +13,7 @@ from pretrain.commands.table import COMMANDS, build_parser, global_parser
 from pretrain.config.describe import CONF_DIR, Key, choices, groups_of, keys_of, options_of, without_null
 from pretrain.config.search_path import ConfigDirs
 
-WIDTH = 70
+WIDTH = 60
 
 
 @dataclass(frozen=True)
