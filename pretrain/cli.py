@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from data_pipeline.errors import UserError
 from pretrain.commands.arguments import UsageError
-from pretrain.commands.table import global_parser, load_command, parse
+from pretrain.commands.table import global_parser, load_command, parse, unknown_option
 from pretrain.exit_codes import ExitCode
 from pretrain.std_streams import drop_output, is_closed_by_reader, is_refusal, open_closed_streams
 from pretrain.tracking.close_sinks import is_closing
@@ -50,15 +50,12 @@ def parse_command_line(arguments: Sequence[str]) -> tuple[str, argparse.Namespac
         sys.stdout.write(version_text())
         sys.exit(ExitCode.DONE)
     if unknown:
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}; `pretrain --help` lists the options")
+        raise unknown_option(unknown, parser, takes_overrides=False)
     if number == len(arguments):
         sys.stderr.write(parser.format_help())
         sys.exit(ExitCode.MISTAKE)
     name = arguments[number]
-    try:
-        return name, parse(name, arguments[number + 1 :])
-    except argparse.ArgumentError as error:
-        parser.error(str(error))
+    return name, parse(name, arguments[number + 1 :])
 
 
 def run_command(name: str, given: argparse.Namespace) -> int:

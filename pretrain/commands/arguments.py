@@ -14,8 +14,8 @@ Action = Callable[[argparse.Namespace], int]
 class UsageError(UserError):
     """A command line that no command takes."""
 
-    def __init__(self, message: str, usage: str) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, *hints: str, usage: str = "") -> None:
+        super().__init__(message, *hints)
         self.usage = usage
 
 
@@ -32,20 +32,20 @@ class CommandParser(argparse.ArgumentParser):
         return text if self.more_help is None else f"{text}\n{self.more_help()}\n"
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(message, self.format_usage())
+        raise UsageError(message, usage=self.format_usage())
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.option_strings or not isinstance(action.choices, dict) or value in action.choices:
             super()._check_value(action, value)
             return
-        raise no_such_command(str(value), list(action.choices))
+        raise no_such_command(str(value), list(action.choices), self.format_usage())
 
 
-def no_such_command(name: str, known: Collection[str]) -> argparse.ArgumentError:
+def no_such_command(name: str, known: Collection[str], usage: str) -> UsageError:
     from pretrain.config.nearest import did_you_mean
 
     near = did_you_mean(name, known) or f"choose from {', '.join(known)}"
-    return argparse.ArgumentError(None, f"{name}: there is no such command; {near}")
+    return UsageError(f"{name}: there is no such command", near, usage=usage)
 
 
 def add_overrides(

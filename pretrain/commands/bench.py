@@ -44,7 +44,6 @@ def run(given: argparse.Namespace) -> int:
     if overrides[:1] == ["compare"]:
         return _compare(overrides[1:])
     from pretrain.bench.measure import Wanted
-    from pretrain.config.errors import ConfigError
     from pretrain.config.redact import public_words
 
     options = {name: getattr(given, name) for name in ("warmup", "steps", "out", "vocab_size")}
@@ -66,7 +65,7 @@ def run(given: argparse.Namespace) -> int:
         sys.stdout.write(table)
         return 0 if worked else NONE_WORKED
     if given.only or given.row_minutes is not None:
-        raise ConfigError(["--only and --row-minutes are for suite=NAME, whose rows they are about"])
+        raise UserError("--only and --row-minutes choose rows of a suite", "add suite=NAME")
     from pretrain.bench.measure import bench
     from pretrain.bench.table import as_table
     from pretrain.config.load import load_run_config
@@ -82,6 +81,8 @@ def _compare(results: list[str]) -> int:
     from pretrain.bench.compare import compare
 
     if len(results) != 2:
-        raise UserError(f"compare {' '.join(results)}: takes two results, as in `pretrain bench compare A.json B.json`")
+        raise UserError(
+            f"compare {' '.join(results)}: takes two results", "as in `pretrain bench compare A.json B.json`"
+        )
     sys.stdout.write(compare(Path(results[0]), Path(results[1])))
     return 0

@@ -1,4 +1,4 @@
-"""What may follow on a command line: the candidates of `pretrain completion`. Needs neither Hydra nor torch."""
+"""The candidates that `pretrain completion` offers for the last word of a command line, without Hydra and torch."""
 
 import argparse
 import itertools

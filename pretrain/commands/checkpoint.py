@@ -1,4 +1,4 @@
-"""`pretrain checkpoint`: saved states listed, looked into, verified, compared, deleted. No process group, no GPU."""
+"""`pretrain checkpoint`: list, inspect, verify, compare and delete checkpoints. Needs no process group and no GPU."""
 
 import argparse
 import fnmatch
@@ -12,7 +12,7 @@ from typing import Any
 from pretrain.commands.arguments import CommandParser, add_action, run_action, whole_number
 
 FOUND_ONE = 1
-"""Exit code where verify found a fault or diff a difference."""
+"""Exit code if verify found a fault or diff a difference."""
 
 HELP = """
 list prints the checkpoints and which one the next resume takes. inspect prints what a checkpoint is and what each
@@ -28,25 +28,26 @@ examples:
   pretrain checkpoint prune runs/quickstart --keep-last 2 --keep-every 1000 --dry-run
 """
 LIST_HELP = """
-A row for each folder: whole or what is wrong with it, and which one the next resume takes. Files are compared with the
-manifest by their sizes; a resume reads all of them, as --digests does.
+Prints a row for each folder: whether it is whole or what is wrong with it, and which one the next resume takes.
+Compares the files with the manifest by their sizes; a resume reads all of them, as --digests does.
 """
 INSPECT_HELP = """
-Of a run, the newest checkpoint that is whole. Norm, least and greatest are those of the finite values. Tensors
-are read chunk by chunk: memory holds one chunk.
+For a run's folder, inspects the newest whole checkpoint. Norm, least and greatest are over the finite values.
+Tensors are read chunk by chunk, so memory holds one chunk.
 """
 VERIFY_HELP = """
-Of a run, every checkpoint in it. Says a line for each fault, or that all is whole; exit code 1 where there is a fault.
+For a run's folder, verifies every checkpoint in it. Prints a line for each fault, or that the checkpoint is whole. The
+exit code is 1 if there is a fault.
 """
 PRUNE_HELP = """
-Deletes what unfinished saves and deletions left, and all whole checkpoints but the newest N and those at multiples of
-M steps. The newest whole one, proved by its digests, always stays, and so do damaged ones. Of a symbolic link, the link
-is deleted and its target stays. Refuses while a live process holds the run folder.
+Deletes the leftovers of unfinished saves and deletions, and all whole checkpoints except the newest N and those at
+multiples of M steps. Always keeps the newest whole one, which it verifies by its digests, and damaged ones. For a
+symbolic link, it deletes the link and keeps the target. Refuses while a live process holds the run folder.
 """
 DIFF_HELP = """
-A and B are checkpoints, or runs, of which the newest whole one is taken. Tensors are compared bit for bit, whatever
-layouts they were saved by; the differences of numbers are those of the finite values, and relative to the norm in A.
-Exit code 0 where nothing differs, 1 where something does; seconds spent and times of saving don't count.
+A and B are checkpoints, or run folders, whose newest whole checkpoint is taken. Tensors are compared bit for bit,
+whatever layouts they were saved with. Numeric differences are over the finite values, relative to the norm in A. The
+exit code is 0 if nothing differs and 1 if something does; durations and times of saving are ignored.
 """
 
 
@@ -55,11 +56,11 @@ run = run_action
 
 def add_options(parser: CommandParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    list_ = add_action(actions, "list", "what is there, whole or not", _list, LIST_HELP)
+    list_ = add_action(actions, "list", "list checkpoints, whole or not, and the next resume's", _list, LIST_HELP)
     _path(list_, "PATH", "a run's folder, its checkpoints/, or one checkpoint")
     list_.add_argument("--digests", action="store_true", help="read all files and compare their digests")
     _json(list_)
-    inspect = add_action(actions, "inspect", "what a checkpoint is and what its tensors hold", _inspect, INSPECT_HELP)
+    inspect = add_action(actions, "inspect", "describe a checkpoint and its tensors", _inspect, INSPECT_HELP)
     _path(inspect, "CHECKPOINT", "a checkpoint, or a run's folder")
     _match(inspect)
     inspect.add_argument("--no-values", action="store_true", help="read no tensor: names, shapes and chunks only")
@@ -72,8 +73,8 @@ def add_options(parser: CommandParser) -> None:
     prune.add_argument(
         "--keep-every", type=whole_number, default=0, metavar="M", help="keep also those at multiples of M steps"
     )
-    prune.add_argument("--dry-run", action="store_true", help="say what would be deleted, and delete nothing")
-    diff = add_action(actions, "diff", "what tells two checkpoints apart", _diff, DIFF_HELP)
+    prune.add_argument("--dry-run", action="store_true", help="print what would be deleted, and delete nothing")
+    diff = add_action(actions, "diff", "compare two checkpoints", _diff, DIFF_HELP)
     _path(diff, "A", "a checkpoint, or a run's folder", "one")
     _path(diff, "B", "a checkpoint, or a run's folder", "other")
     _match(diff)
@@ -177,11 +178,11 @@ def _path(parser: argparse.ArgumentParser, shown: str, about: str, name: str = "
 
 
 def _match(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--match", metavar="GLOB", help="only tensors of such names, as in 'weight/*norm*'")
+    parser.add_argument("--match", metavar="GLOB", help="only tensors with matching names, as in 'weight/*norm*'")
 
 
 def _json(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="for machines")
+    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _filter(given: argparse.Namespace) -> Callable[[str], bool]:

@@ -1,4 +1,4 @@
-"""`pretrain data`: prepared datasets shown, checked, counted, converted, joined."""
+"""`pretrain data`: inspect, verify, count, download, convert and merge prepared datasets."""
 
 import argparse
 import json
@@ -32,21 +32,22 @@ examples:
 """
 
 CONVERT_HELP = """
---to packed: SOURCE is what the names of a Megatron-LM .bin and .idx pair share, TARGET the folder of a new dataset.
-tokenizer.path (and tokenizer.eod) name the tokenizer that made the tokens, model.seq_length and data.validation_* are
-those of `pretrain prepare`: documents are kept whole, held out by a hash of their tokens, and get an end-of-document
-token where they have none; such tokens that end nothing (several in a row, at the beginning) are left out and counted.
+--to packed: SOURCE is the common prefix of a Megatron-LM .bin and .idx pair, TARGET the folder of a new dataset.
+tokenizer.path (and tokenizer.eod) name the tokenizer that made the tokens. model.seq_length and data.validation_* mean
+the same as for `pretrain prepare`: documents are kept whole, held out by a hash of their tokens, and get an
+end-of-document token if they lack one. End-of-document tokens that end no document (several in a row, or at the
+beginning) are dropped and counted.
 
 --to megatron: SOURCE is a prepared dataset, TARGET a new folder for train.bin, train.idx, validation.bin,
-validation.idx and the tokenizer. Documents stand in stored order, each with its end-of-document token; the last one of
-a split lacks the tokens that filled no sample.
+validation.idx and the tokenizer. Documents are in stored order, each with its end-of-document token. The last document
+of a split lacks the tokens that did not fill a sample.
 """
 MERGE_HELP = """
-Writes the samples of all parts, in the order given, into a new dataset. Every byte is read, compared with its checksum
-and written once more: it takes the time of a copy, and its space. Parts must have one tokenizer and one sample length;
-the same text twice (by the digest of the whole corpus) is refused. Single documents cannot be seen: one that trains in
+Writes the samples of all parts, in the order given, into a new dataset. It reads every byte, compares it with its
+checksum and writes it again, so it takes the time and the space of a copy. Parts must have the same tokenizer and
+sample length. The same corpus twice (by its digest) is refused. Single documents are not compared: one that trains in
 one part and is held out in another stays in both, unless `pretrain prepare` made the parts with the same
-data.validation_fraction and data.validation_min_bytes=0, when equal text falls on the same side.
+data.validation_fraction and data.validation_min_bytes=0, which put equal text on the same side.
 """
 
 
@@ -60,12 +61,12 @@ def add_options(parser: CommandParser) -> None:
     inspect.add_argument("--split", choices=("train", "validation"), default="train", help="default train")
     inspect.add_argument("--first", type=whole_number, default=0, metavar="N", help="number of the first sample")
     inspect.add_argument("--samples", type=positive, default=3, metavar="N", help="how many, default 3")
-    help_ = "in the order of a run with this run.seed, --first being a position in it"
+    help_ = "show the samples in the order of a run with this run.seed; --first is a position in it"
     inspect.add_argument("--seed", type=whole_number, metavar="SEED", help=help_)
     _path(add_action(actions, "verify", "compare every file, offset and token with the manifest", _verify))
-    _path(add_action(actions, "stats", "print the figures as JSON", _stats))
-    _path(add_action(actions, "fetch", "bring a dataset at a URL into this node's cache", _fetch))
-    convert = add_action(actions, "convert", "to and from Megatron-LM's .bin and .idx", _convert, CONVERT_HELP)
+    _path(add_action(actions, "stats", "print the counts as JSON", _stats))
+    _path(add_action(actions, "fetch", "download a dataset at a URL into this node's cache", _fetch))
+    convert = add_action(actions, "convert", "convert to or from Megatron-LM's .bin and .idx", _convert, CONVERT_HELP)
     convert.add_argument("source", type=_local, metavar="SOURCE", help="prefix of .bin and .idx, or a prepared dataset")
     convert.add_argument("target", type=_local, metavar="TARGET", help="folder to make")
     convert.add_argument("--to", choices=("packed", "megatron"), required=True, help="what to make")
@@ -78,15 +79,17 @@ def add_options(parser: CommandParser) -> None:
 def _local(text: str) -> Path:
     if is_url(text):
         raise argparse.ArgumentTypeError(
-            f"{shown(text)}: is a URL, only places on a disk are taken; copy what is read to a disk first, and what is "
-            "written from there when it is done"
+            f"{shown(text)}: is a URL, but only local folders are accepted; copy inputs to a disk first, and copy the "
+            "result from there"
         )
     return Path(text)
 
 
 def _path(parser: CommandParser) -> None:
     parser.add_argument("path", metavar="PATH", help="folder of a prepared dataset, or its URL")
-    parser.add_argument("overrides", nargs="*", metavar="data.cache.KEY=VALUE", help="where and how a URL is kept")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="data.cache.KEY=VALUE", help="where and how a dataset at a URL is cached"
+    )
     parser.override_prefixes = ("data.cache.",)
 
 
@@ -110,7 +113,7 @@ def _fetch(given: argparse.Namespace) -> int:
 
     folder = _folder(given)
     if not isinstance(folder, RemoteFolder):
-        raise DataError(f"{folder}: lies here already; fetch takes a URL")
+        raise DataError(f"{folder}: is a local folder already", "fetch takes a URL")
     sys.stdout.write(f"{fetch_all(folder)}\n")
     return 0
 

@@ -11,9 +11,9 @@ from typing import Any
 import yaml
 
 from data_pipeline.config_text import written
+from data_pipeline.errors import UserError
 from pretrain.commands.arguments import CommandParser, add_config_dir
 from pretrain.config.describe import CONF_DIR, SHIPPED, Key, choices, groups_of, keys_of, options_of
-from pretrain.config.errors import ConfigError
 from pretrain.config.nearest import did_you_mean
 from pretrain.config.search_path import ConfigDirs, check_folders
 
@@ -46,7 +46,7 @@ def run(given: argparse.Namespace) -> int:
 
 @dataclass(frozen=True)
 class Book:
-    """All keys of the configuration, with what they are without overrides."""
+    """All keys of the configuration, with their default values."""
 
     keys: Mapping[str, Key]
     """Those of `generate` with its name before theirs."""
@@ -55,7 +55,7 @@ class Book:
     dirs: ConfigDirs = SHIPPED
 
     def default(self, name: str) -> str:
-        """Its value where no override sets it, with the file of a group that this value is of."""
+        """Its value without overrides, and the file of the group that sets it."""
         section = name.partition(".")[0]
         source = f"   ({section}={self.groups[section]})" if self.groups.get(section) else ""
         value = _value_at(self.values, name)
@@ -91,14 +91,14 @@ def contents(book: Book) -> str:
 
 
 def explained(name: str, book: Book) -> str:
-    """A key, or a section with its keys and files; raises ConfigError for a name that is neither."""
+    """A key, or a section with its keys and files; raises UserError for a name that is neither."""
     if name in book.groups or name == GENERATE or (name in book.keys and book.keys[name].is_section):
         return "\n".join(_section(name, book))
     # A name below a table, such as cluster.environment.NAME, is explained by the table.
     known = next((part for part in (name, name.rpartition(".")[0]) if part in book.keys), None)
     if known is None or (known != name and book.keys[known].is_section):
         near = did_you_mean(name, [*book.keys, *(group for group in book.groups if group not in book.keys)])
-        raise ConfigError([f"{name}: there is no such key; {near or '`pretrain explain` lists the sections'}"])
+        raise UserError(f"{name}: there is no such key", near or "`pretrain explain` lists the sections")
     return "\n".join(_key(book.keys[known], book))
 
 

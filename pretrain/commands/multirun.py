@@ -1,4 +1,4 @@
-"""`pretrain train -m`: every combination of some values trains here, one after the other, each in its own process.
+"""`pretrain train -m`: every combination of the given values trains here, one after the other, in its own process.
 
 The sweep is listed in sweeps/NAME/sweep.json as `pretrain submit -m` lists it. The same command skips the finished
 members and resumes the interrupted ones.
@@ -36,9 +36,9 @@ if TYPE_CHECKING:
 
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 ASKED_CODES = {exit_code_of(-number) for number in FORWARDED}
-"""Exit codes of a member that got a signal before it listened to it."""
+"""Exit codes of a member that got a signal before its signal handlers were installed."""
 FIRST = 2
-"""If so many members are refused at first, the others would be refused as well."""
+"""If the first so many members are refused, the others are not started: they would be refused as well."""
 
 
 def run(given: argparse.Namespace) -> int:
@@ -76,7 +76,7 @@ def refuse_launcher(environment: Mapping[str, str]) -> None:
 
 
 def find_or_make(name: str | None, overrides: Sequence[str]) -> tuple[Sweep, bool]:
-    """The sweep that these words made before, or a new one, and whether it is new.
+    """The sweep that these overrides made before, or a new one, and whether it is new.
 
     Raises UserError if the name belongs to another sweep.
     """
@@ -114,7 +114,7 @@ def check_here(config: object) -> None:
 
 
 def is_finished(member: Member) -> bool:
-    """Whether its last start trained to the end."""
+    """Whether its last attempt trained to the end."""
     from pretrain.run.outcome import read_outcome
 
     outcome = read_outcome(Path(member.run_dir)) if member.run_dir else None
@@ -122,8 +122,10 @@ def is_finished(member: Member) -> bool:
 
 
 def train_members(sweep: Sweep, members: Sequence[Member], folder: Path) -> tuple[dict[int, int], bool]:
-    """Train one after the other; returns the exit codes by index, of as many as were started, and whether a signal
-    asked for a stop."""
+    """Train one after the other.
+
+    Returns the exit codes of those that were started, by index, and whether a signal asked for a stop.
+    """
     codes: dict[int, int] = {}
     labels = labels_of(sweep)
     with Forwarding() as forwarding:
@@ -167,7 +169,7 @@ class Forwarding:
             signal.signal(number, handler)
 
     def run(self, command: Sequence[str]) -> int:
-        """The exit code, as a shell shows it; one that a passed signal ended before it listened is stopped as well."""
+        """The exit code as a shell shows it; STOPPED also if a forwarded signal ended the child at its start."""
         self._child = subprocess.Popen(command, preexec_fn=die_with_parent, process_group=0)
         if self.asked:  # before there was a child
             self._child.terminate()
@@ -184,7 +186,7 @@ class Forwarding:
 
 
 def compare(sweep: Sweep, codes: Mapping[int, int], folder: Path) -> None:
-    """Write the comparison; a full disk does not keep the next member from its turn."""
+    """Write the comparison; on a full disk, the next member still starts."""
     from pretrain.tracking.comparison import write_comparison
 
     try:
@@ -194,7 +196,7 @@ def compare(sweep: Sweep, codes: Mapping[int, int], folder: Path) -> None:
 
 
 def cells_of(sweep: Sweep, codes: Mapping[int, int]) -> "list[Cell]":
-    """All members for the table; `codes`: of those that ended now."""
+    """All members for the table; `codes`: the exit codes of those that ended now."""
     from pretrain.tracking.comparison import Cell
 
     labels = labels_of(sweep)
@@ -202,7 +204,7 @@ def cells_of(sweep: Sweep, codes: Mapping[int, int]) -> "list[Cell]":
 
 
 def labels_of(sweep: Sweep) -> dict[int, str]:
-    """By index: the overrides that only this member has, without secrets; its name too, where they look the same."""
+    """By index: the overrides that only this member has, without secrets; also its name if two would look the same."""
     common = set.intersection(*(set(member.overrides) for member in sweep.members))
     # The first two are the name of the run and the group of the sweep.
     own = [as_shown([word for word in member.overrides[2:] if word not in common]) for member in sweep.members]
@@ -227,6 +229,6 @@ def print_result(sweep: Sweep, codes: Mapping[int, int], folder: Path) -> None:
 
 
 def say(line: str) -> None:
-    """To people; the standard output has the table."""
+    """Print to stderr; stdout has the table."""
     sys.stderr.write(f"{line}\n")
     sys.stderr.flush()

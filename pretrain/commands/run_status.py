@@ -1,4 +1,4 @@
-"""Where a run stands: what lies in its folder, and what Slurm says of its jobs. No torch, nothing is changed."""
+"""The status of a run, from its folder and from what squeue reports of its jobs. Needs no torch, changes nothing."""
 
 import contextlib
 import glob
@@ -23,21 +23,21 @@ from pretrain.tracking.metrics_file import METRICS_FILE, latest_records
 from pretrain.tracking.provenance import DESCRIPTION_FILE
 
 PACE_RECORDS = 50
-"""Of the last ones comes the time to go."""
+"""The time left is computed from so many of the last records."""
 SQUEUE_SECONDS = 15
 
 
 @dataclass(frozen=True)
 class Job:
-    """What squeue says of a job."""
+    """A job as squeue reports it."""
 
     id: str
     name: str
     state: str
     reason: str
-    """Why it waits; None while it does not."""
+    """Why it is waiting; empty if it is not."""
     folder: str
-    """Where it was submitted."""
+    """The folder in which it was submitted."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Status:
     state: str
     """running, finished; pending and other states of its Slurm job; else how the last attempt ended."""
     holder: str | None
-    """The live process that has the run folder."""
+    """The live process that holds the run folder."""
     jobs: Sequence[str]
     """Slurm's ids, oldest first, with the state of those that it still knows."""
     attempts: int
@@ -59,30 +59,30 @@ class Status:
     loss: float | None
     tokens_per_second: float | None
     seconds_to_go: float | None
-    """Of a live run."""
+    """None unless the run is live."""
     seconds_since_record: float | None
     checkpoint: str | None
     """The newest whole one, by the sizes of its files."""
     ended: str | None
-    """How and why the last attempt that ended did so."""
+    """How and why the last finished attempt ended."""
 
 
 def find_runs(folder: Path) -> list[Path]:
-    """The run folders in `folder`, and those of grids one level below."""
+    """The run folders in `folder`, and those of sweeps one level below."""
     found = {
         (folder / path).parent
         for name in (CONFIG_FILE, ATTEMPTS_FILE, METRICS_FILE)
         for pattern in (f"*/{name}", f"*/*/{name}")
-        # Path's raises where a folder is deleted meanwhile.
+        # Path.glob raises if a folder is deleted meanwhile.
         for path in glob.iglob(pattern, root_dir=folder, include_hidden=True)  # noqa: PTH207
     }
     return sorted(path for path in found if path.parent not in found)
 
 
 def status_of(run_dir: Path, jobs: Mapping[str, Job], now: float) -> Status:
-    """Read one run; raises RunError where the folder is none."""
+    """Read one run; raises RunError if the folder is not the folder of a run."""
     if not any((run_dir / name).exists() for name in (CONFIG_FILE, ATTEMPTS_FILE, METRICS_FILE)):
-        raise RunError(f"{run_dir}: not the folder of a run: it has no {CONFIG_FILE}; give one such as runs/NAME")
+        raise RunError(f"{run_dir}: not the folder of a run: it has no {CONFIG_FILE}", "name one such as runs/NAME")
     attempts, held_by = read_attempts(run_dir), holder(run_dir)
     records = latest_records(run_dir, "train", PACE_RECORDS)
     last = records[-1] if records else {}
@@ -109,7 +109,7 @@ def status_of(run_dir: Path, jobs: Mapping[str, Job], now: float) -> Status:
 
 
 def ask_slurm() -> dict[str, Job]:
-    """This user's jobs by their ids, and tasks of arrays by theirs; empty where there is no Slurm that answers."""
+    """This user's jobs by their ids, and tasks of arrays by theirs; empty if squeue is missing or does not answer."""
     command = ["squeue", "-h", "--me", "-o", "%i|%A|%j|%T|%r|%Z"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=SQUEUE_SECONDS, check=True)
@@ -140,8 +140,8 @@ def _state(is_held: bool, attempts: Sequence[Attempt], jobs: Sequence[Job], step
         return last.ended.outcome
     if step is not None and step == steps:
         return "finished"
-    # Killed together with its launcher, or by hand without one: nobody could write how it ended.
-    return "ended" if step is not None or last is not None else "not begun"
+    # It was killed together with its launcher, or started without one: no process could record how it ended.
+    return "ended" if step is not None or last is not None else "not started"
 
 
 def _last_end(attempts: Sequence[Attempt]) -> str | None:
@@ -159,7 +159,7 @@ def _job_text(id_: str, job: Job | None) -> str:
 
 
 def _total(run_dir: Path, last: Mapping[str, Any]) -> int | None:
-    """The last step of the run, from where its last record stands."""
+    """The last step of the run, computed at its last record."""
     with contextlib.suppress(ConfigError):
         config = read_run_config(run_dir / CONFIG_FILE)
         step = last.get("step", 0)
@@ -171,7 +171,7 @@ def _total(run_dir: Path, last: Mapping[str, Any]) -> int | None:
 
 
 def _to_go(records: Sequence[Mapping[str, float]], steps: int | None) -> float | None:
-    """By the pace of the last records, which holds validation and saving as well; not across a restart, a break."""
+    """Seconds left at the pace of the last records, which includes validation and saving but no pause or restart."""
     if steps is None or not records:
         return None
     last = records[-1]
@@ -180,7 +180,7 @@ def _to_go(records: Sequence[Mapping[str, float]], steps: int | None) -> float |
         for a, b in itertools.pairwise(records)
         if b["step"] > a["step"] and b["time"] > a["time"]  # a clock may be set back
     )
-    # A pause between attempts is one gap among many: the mean of all but the longest.
+    # A pause between attempts is one gap among many, so the longest gap is left out of the mean.
     kept = gaps[:-1] or gaps
     if kept:
         return (steps - last["step"]) * sum(kept) / len(kept)
@@ -189,7 +189,7 @@ def _to_go(records: Sequence[Mapping[str, float]], steps: int | None) -> float |
 
 
 def _with_final_validation(run_dir: Path, seconds: float | None) -> float | None:
-    """The time to go with the validation after the last step, by the pace of the last validation if there was one."""
+    """The time left including the final validation, at the pace of the last validation if there was one."""
     validations = latest_records(run_dir, "validation", 1)
     if seconds is None or not validations:
         return seconds
@@ -199,7 +199,7 @@ def _with_final_validation(run_dir: Path, seconds: float | None) -> float | None
 
 
 def _description(run_dir: Path) -> Mapping[str, Any]:
-    """What description.json says of the data; empty if it cannot be read."""
+    """The data section of description.json; empty if it cannot be read."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         found = json.loads((run_dir / DESCRIPTION_FILE).read_bytes())["data"]
         return found if isinstance(found, dict) else {}
@@ -211,7 +211,7 @@ def _number(value: object) -> float | None:
 
 
 def _readable_or_not(folder: Path, jobs: Mapping[str, Job], now: float) -> Status:
-    """Others' runs are told all the same where one cannot be read."""
+    """A run that cannot be read does not hide the others."""
     try:
         return status_of(folder, jobs, now)
     except OSError as error:
@@ -227,10 +227,10 @@ def _readable_or_not(folder: Path, jobs: Mapping[str, Job], now: float) -> Statu
 
 
 def all_statuses(folders: Sequence[Path]) -> tuple[list[Status], list[Job]]:
-    """The given runs, and this user's jobs that none of their attempts has had yet."""
+    """The status of the given runs, and this user's jobs that have no attempt of these runs yet."""
     jobs = ask_slurm()
     now = time.time()
     found = [_readable_or_not(folder, jobs, now) for folder in folders]
-    begun = {id_.partition(" ")[0] for each in found for id_ in each.jobs}
-    waiting = {job.id: job for id_, job in jobs.items() if id_ not in begun and job.id not in begun}
+    started = {id_.partition(" ")[0] for each in found for id_ in each.jobs}
+    waiting = {job.id: job for id_, job in jobs.items() if id_ not in started and job.id not in started}
     return found, list(waiting.values())

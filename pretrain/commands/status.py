@@ -1,4 +1,4 @@
-"""`pretrain status`: where runs stand, as a table, as lines, or as JSON."""
+"""`pretrain status`: the status of runs as a table, as lines, or as JSON."""
 
 import argparse
 import json
@@ -30,7 +30,7 @@ examples:
 
 def add_options(parser: CommandParser) -> None:
     parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="run folders; default: all in runs/")
-    parser.add_argument("--json", action="store_true", help="for machines")
+    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(given: argparse.Namespace) -> int:
@@ -38,7 +38,7 @@ def run(given: argparse.Namespace) -> int:
 
     folders = given.runs or find_runs(RUNS)
     if not folders and not RUNS.is_dir():
-        raise RunError(f"{RUNS.absolute()}: no such folder; say `pretrain status RUN`, RUN being the folder of a run")
+        raise RunError(f"{RUNS.absolute()}: no such folder", "name the folder of a run, as in `pretrain status RUN`")
     found, waiting = all_statuses(folders)
     if given.runs:
         waiting = []
@@ -73,7 +73,7 @@ def _print_table(found: "Sequence[Status]", waiting: "Sequence[Job]") -> None:
 
     table = Table(box=box.SIMPLE_HEAD)
     rows = [{"run": each.run.removeprefix(f"{RUNS}/"), **_cells(each)} for each in found]
-    # A column that is empty for all tells nothing.
+    # Leave out the columns that are empty for all runs.
     names = [name for name in (rows[0] if rows else ()) if any(row[name] for row in rows)]
     for name in names:
         table.add_column(name or "state", overflow="fold", no_wrap=name in ("", "step", "loss"))
@@ -88,7 +88,7 @@ def _print_table(found: "Sequence[Status]", waiting: "Sequence[Job]") -> None:
 
 
 def _cells(each: "Status") -> dict[str, str]:
-    """What is told of a run, by words; the state needs none."""
+    """The cells of a run by their labels; the state has no label."""
     from pretrain.tracking.console import duration, short_number
 
     known = each.step is not None

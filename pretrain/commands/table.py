@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from textwrap import dedent
 from typing import Protocol, cast
 
-from pretrain.commands.arguments import CommandParser, absolute_config_dirs, no_such_command
+from pretrain.commands.arguments import CommandParser, UsageError, absolute_config_dirs, no_such_command
 from pretrain.exit_codes import ExitCode
 
 COMMANDS = {
@@ -41,9 +41,9 @@ class Command(Protocol):
 
 
 def load_command(name: str) -> Command:
-    """Import the command; raises ArgumentError with a suggestion if the name is unknown."""
+    """Import the command; raises UsageError with a suggestion if the name is unknown."""
     if name not in COMMANDS:
-        raise no_such_command(name, list(COMMANDS))
+        raise no_such_command(name, list(COMMANDS), global_parser().format_usage())
     return cast(Command, importlib.import_module(f"pretrain.commands.{name.replace('-', '_')}"))
 
 
@@ -65,21 +65,25 @@ def parse(name: str, arguments: Sequence[str]) -> argparse.Namespace:
     parser = build_parser(name)
     given, rest = parser.parse_known_args(arguments)
     takes_overrides = hasattr(given, "overrides")
-    unknown = [word for word in rest if word.startswith("-")] if takes_overrides else rest
+    unknown = [each for each in rest if each.startswith("-")] if takes_overrides else rest
     if unknown:
-        parser.error(unknown_option(unknown, name, takes_overrides))
+        raise unknown_option(unknown, parser, takes_overrides)
     if rest:
         given.overrides += rest  # argparse takes only the overrides before the first option
     absolute_config_dirs(given)
     return given
 
 
-def unknown_option(words: Sequence[str], name: str, takes_overrides: bool) -> str:
-    """What is wrong with arguments that this command does not take."""
-    key, _, value = words[0].lstrip("-").partition("=")
+def unknown_option(arguments: Sequence[str], parser: CommandParser, takes_overrides: bool) -> UsageError:
+    """The error for arguments that this command does not take."""
+    usage = parser.format_usage()
+    key, _, value = arguments[0].lstrip("-").partition("=")
     if takes_overrides and "." in key:
-        return f"{words[0]}: a key has no dashes before it; write {key}={value or 'VALUE'}"
-    return f"unrecognized arguments: {' '.join(words)}; `pretrain {name} --help` lists what it takes"
+        return UsageError(
+            f"{arguments[0]}: a key has no dashes before it", f"write {key}={value or 'VALUE'}", usage=usage
+        )
+    hint = f"`{parser.prog} --help` lists the options"
+    return UsageError(f"unrecognized arguments: {' '.join(arguments)}", hint, usage=usage)
 
 
 def global_parser() -> CommandParser:

@@ -10,14 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_pipeline.errors import error_line
+from data_pipeline.errors import UserError, error_line
 from data_pipeline.shards.reader import PackedDataset
 from data_pipeline.stream.mixture import TrainingData
 from data_pipeline.tokenizers.loading import TokenizerFiles
 from pretrain.commands.arguments import CommandParser, add_overrides, add_ranks
 from pretrain.config.changes import Change
 from pretrain.config.checks import check_run
-from pretrain.config.errors import ConfigError
 from pretrain.config.run import RunConfig
 from pretrain.distributed.environment import set_variables
 from pretrain.distributed.grid import ParallelLayout, world_from_environment
@@ -86,7 +85,7 @@ def run(given: argparse.Namespace) -> int:
     from pretrain.config.load import load_run_config
 
     if given.name is not None and not given.multirun:
-        raise ConfigError([f"--name {given.name} names a sweep: give -m, or run.name=... for one run"])
+        raise UserError(f"--name {given.name} names a sweep", "add -m, or set run.name=... for one run")
     if given.multirun:
         from pretrain.commands import multirun
 
@@ -97,7 +96,7 @@ def run(given: argparse.Namespace) -> int:
         sys.stdout.write(check(load_run_config(given.overrides), given.ranks))
         return 0
     if given.ranks is not None:
-        raise ConfigError(["--ranks only works with --check. To train, set the number of ranks in torchrun or Slurm"])
+        raise UserError("--ranks only works with --check", "to train, set the number of ranks in torchrun or Slurm")
     config = load_run_config(given.overrides)
     outcome = train(config)
     if world_from_environment()[0] == 0:

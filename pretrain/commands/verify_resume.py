@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 PARTED = 1
 OVERRIDES = ("parallel.", "engine.", "train.micro_batch_size", "data.path", "data.cache.")
-"""What may differ from the run; `pretrain.resume.replay` checks it."""
+"""The keys that may differ from the run; `pretrain.resume.replay` checks them."""
 
 HELP = """
 Repeats in memory the steps that were recorded after the newest checkpoint that has some. The run folder is only read,
@@ -75,7 +75,7 @@ def as_json(report: "Report") -> str:
 
 
 def as_table(report: "Report") -> str:
-    """A line for each step, and what it comes to."""
+    """A line for each step, and the verdict."""
     head = ("step", "batch", "loss", "now", "grad norm", "now", "lr", "loss scale", "apart")
     rows = [head, *(tuple(_row(pair)) for pair in report.pairs)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -26,13 +26,13 @@ def evaluate(
 ) -> dict[str, float] | None:
     """Mean loss (nats a token), perplexity and bits per byte over the first `max_samples` samples of each dataset.
 
-    Of several datasets each has its own `loss/NAME`, `perplexity/NAME` and `bits_per_byte/NAME`, and the plain ones are
-    over all their tokens. Bits per byte let models with different tokenizers be compared: bytes are those of the
-    validation text, and end-of-document tokens count as cost without bytes. Called on all ranks together. `show` is
-    called with the samples done and the samples in all: at the start, and after each batch.
+    With several datasets, each one has its own `loss/NAME`, `perplexity/NAME` and `bits_per_byte/NAME`; the plain names
+    are over all tokens. Bits per byte let models with different tokenizers be compared: bytes are those of the
+    validation text, and end-of-document tokens count as cost without bytes. Must be called on all ranks. `show` is
+    called with the samples done and the total, at the start and after each batch.
 
-    `ask_stop` is called before each batch, on all ranks; the answer is fetched after it, the same on all of them. If
-    they are to stop, the rest is left off and the result is None.
+    `ask_stop` is called on all ranks before each batch, and its answer, which is the same on all of them, is read after
+    the batch. If it is True, the rest is skipped and the result is None.
     """
     started = time.perf_counter()
     num_samples = count_samples((dataset.num_samples for dataset in datasets.values()), max_samples)
@@ -49,7 +49,7 @@ def evaluate(
             show(samples, num_samples)
             if is_to_stop() and samples < num_samples:
                 return None
-        # Of the text that was read: the split's bytes, by the share of its tokens.
+        # The bytes of the text that was read: the split's bytes times the share of its tokens that was read.
         bytes_read = totals[1].item() * dataset.record.num_text_bytes / dataset.record.num_tokens
         if len(datasets) > 1:
             values |= {f"{key}/{name}": value for key, value in _figures(totals, bytes_read).items()}
@@ -64,7 +64,7 @@ def evaluate(
 
 
 def _figures(totals: Tensor, num_bytes: float) -> dict[str, float]:
-    """`totals`: sum of losses and number of tokens; those of `pretrain bench` are of no text."""
+    """`totals`: sum of losses and number of tokens; `num_bytes` is 0 for the random tokens of `pretrain bench`."""
     loss = (totals[0] / totals[1]).item()
     values = {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
     return values | {"bits_per_byte": totals[0].item() / math.log(2) / num_bytes} if num_bytes else values

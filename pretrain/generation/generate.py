@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 def generate(config: GenerateConfig) -> None:
-    """Print continuations of the prompt; raises UserError where run, checkpoint or tokenizer cannot be used."""
+    """Print continuations of the prompt; raises UserError if run, checkpoint or tokenizer cannot be used."""
     check(config)
     output = place_for(config.output)
     run = Path(config.run)
@@ -124,9 +124,9 @@ def text_after(prompt: list[int], tokens: list[int], tokenizer: Tokenizer) -> st
 
 
 def for_generation(trained: RunConfig, config: GenerateConfig, world_size: int) -> RunConfig:
-    """The run's configuration on other ranks: the model is cut as wanted here, whatever it was trained on.
+    """The run's configuration with the parallel layout of `config`, whatever layout it was trained with.
 
-    Raises ConfigError where it cannot be cut so.
+    Raises ConfigError if that layout does not fit.
     """
     dp = data_parallel_size(config.parallel, world_size) or 1
     used = dataclasses.replace(
@@ -155,11 +155,11 @@ def find_checkpoint(folder: Path, name: str) -> "Checkpoint":
 
     names = sorted(path.name for path in folder.glob("step-*") if path.suffix == "")
     if name != "latest" and name not in names:
-        there = f"there are {', '.join(names)}" if names else "there is none yet"
-        raise RunError(f"checkpoint={name}: no such checkpoint in {folder}; {there}")
+        there = f"there are {', '.join(names)}" if names else "the folder has no checkpoint yet"
+        raise RunError(f"checkpoint={name}: no such checkpoint in {folder}", there)
     checkpoint = newest_whole(folder) if name == "latest" else read_checkpoint(folder / name)
     if checkpoint is None:
-        raise RunError(f"{folder}: no whole checkpoint yet; train first, or wait for the first save")
+        raise RunError(f"{folder}: no whole checkpoint yet", "train first, or wait for the first save")
     return checkpoint
 
 
@@ -185,7 +185,7 @@ def check(config: GenerateConfig) -> None:
 
 
 def place_for(output: str | None) -> Path | None:
-    """The file to write, its folder made; raises ConfigError where no file can be written there."""
+    """The file to write, its folder made; raises ConfigError if no file can be written there."""
     if output is None:
         return None
     remedy = "give the path of a file"
@@ -196,7 +196,7 @@ def place_for(output: str | None) -> Path | None:
     except OSError as error:
         raise ConfigError([Problem("output", output, f"no file can be there: {error.strerror}", remedy)]) from None
     if is_other:
-        raise ConfigError([Problem("output", output, "is there and no file", remedy)])
+        raise ConfigError([Problem("output", output, "exists and is not a file", remedy)])
     if not os.access(path.parent, os.W_OK):
         raise ConfigError([Problem("output", output, "its folder cannot be written to", remedy)])
     return path

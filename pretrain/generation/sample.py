@@ -42,9 +42,10 @@ def write_sample(
     control: dist.ProcessGroup,
     stop_requested: Callable[[], bool],
 ) -> None:
-    """Continue the beginning of the validation text, in bounded time, into sample.txt; called on all ranks together.
+    """Continue the beginning of the validation text, within a time limit, into sample.txt; called on all ranks.
 
-    A compiled model gives no sample: it would be compiled once more for each length. Nor do tokens that are no text.
+    A compiled model gives no sample, because it would be compiled again for each length. Neither does a dataset
+    without a tokenizer file.
     """
     if config.engine.compile != "none" or not validation.manifest.tokenizer.file:
         return

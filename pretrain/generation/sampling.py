@@ -11,7 +11,7 @@ from pretrain.config.run import GenerateConfig
 
 
 class Choice(Protocol):
-    """How a token is drawn; the fields mean what they mean in GenerateConfig."""
+    """How a token is drawn; the fields have the same meaning as in GenerateConfig."""
 
     @property
     def temperature(self) -> float: ...
@@ -48,13 +48,13 @@ def continue_tokens(
 def choose(logits: Tensor, config: Choice, generator: torch.Generator) -> int:
     """One token from logits [v]: greedy at temperature 0, else drawn after top-k and top-p (Holtzman et al. 2020).
 
-    Raises RunError where they are no numbers: what would be drawn then means nothing.
+    Raises RunError if a logit is NaN or infinite.
     """
     if not logits.isfinite().all():
         raise RunError("the model's logits are NaN or infinite: its weights diverged, or engine.precision overflows")
     if config.temperature == 0:
         return int(logits.argmax())
-    # Less the largest: divided by next to nothing the others become -inf and it stays 0.
+    # Subtract the largest: at a temperature near 0 the others become -inf, and it stays 0.
     logits = (logits.double() - logits.max()) / config.temperature
     if config.top_k is not None:
         likeliest = logits.topk(min(config.top_k, logits.numel()))
@@ -62,7 +62,7 @@ def choose(logits: Tensor, config: Choice, generator: torch.Generator) -> int:
     probabilities = logits.softmax(0)
     if config.top_p is not None:
         ordered, indices = probabilities.sort(descending=True)
-        # Tokens before which top_p is reached already fall away; the likeliest one always stays.
+        # Drop the tokens after top_p is reached; the likeliest one always stays.
         beyond = ordered.cumsum(0) - ordered >= config.top_p
         probabilities = probabilities.index_fill(0, indices[beyond], 0.0)
     return int(torch.multinomial(probabilities, 1, generator=generator))

@@ -1,4 +1,4 @@
-"""Runs side by side: a table, comparison.png, and comparison.html with curves to hover and zoom."""
+"""Compares runs: a table, comparison.png, and comparison.html with curves to hover and zoom."""
 
 import math
 from collections.abc import Sequence
@@ -25,21 +25,20 @@ MOST_CURVES = 30
 
 
 _STATES = {ExitCode.MISTAKE: "refused", ExitCode.IN_USE: "in use", ExitCode.STOPPED: "stopped"}
-"""Exit codes that say it all: such a run may have recorded no end, or it is one that ended before."""
+"""Exit codes that decide the state. The run itself may have recorded no end, or an earlier one."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a grid."""
+    """One run of a sweep."""
 
     label: str
     run_dir: Path
     exit_code: int | None = None
-    """Of its process, if that ended now."""
+    """The exit code of its process, if the run ended just now; None if it ended before or never started."""
 
     @cached_property
     def records(self) -> Records:
-        """What it recorded."""
         return read_metrics(self.run_dir)
 
     @cached_property

@@ -1,4 +1,4 @@
-"""What a person sees of a run: one live line on a terminal, plain log lines elsewhere."""
+"""The progress of a run for people: one live line on a terminal, plain log lines elsewhere."""
 
 import logging
 import math
@@ -19,7 +19,7 @@ _CLEAR = "\r\x1b[K"
 def console_sink(
     total_steps: int, sizes: ValidationSizes | None = None, stream: TextIO | None = None
 ) -> "LiveConsole | PlainConsole":
-    """The live line where `stream` (stderr unless given) is a terminal that can redraw it, else log lines."""
+    """A live line if `stream` (default: stderr) is a terminal that can redraw it, else log lines."""
     stream, final = sys.stderr if stream is None else stream, 0 if sizes is None else sizes.final
     live = stream.isatty() and os.environ.get("TERM") != "dumb"
     return LiveConsole(total_steps, stream, final) if live else PlainConsole(total_steps, final)
@@ -44,13 +44,13 @@ class PlainConsole:
             _logger.info("%s", "  ".join(self._fields(step, values)))
 
     def validating(self, done: int, total: int) -> None:
-        """Announce the final validation, and log a line now and then while any validation runs."""
+        """Log the start of the final validation, and a progress line now and then during any validation."""
         line = progress_line(self._validation, self._step == self._progress.total_steps, done, total)
         if (done == 0 and self._step == self._progress.total_steps) or (done and self._validation.is_line_due()):
             _logger.info("%s", line)
 
     def close(self, outcome: str) -> None:
-        """Nothing is held open."""
+        """Nothing needs to be closed."""
 
     def _fields(self, step: int, values: Values) -> Iterator[str]:
         yield f"step {step}/{self._progress.total_steps}"
@@ -64,7 +64,7 @@ class PlainConsole:
 
 
 class LiveConsole:
-    """One line, redrawn in place; validation results and log lines of the program stand above it."""
+    """One line, redrawn in place; validation results and log lines of the program are printed above it."""
 
     def __init__(
         self, total_steps: int, stream: TextIO, final_samples: int = 0, now: Callable[[], float] = time.monotonic
@@ -96,7 +96,7 @@ class LiveConsole:
         self._draw()
 
     def close(self, outcome: str) -> None:
-        """Leave the last line standing and give the terminal back."""
+        """Leave the last line on the screen, and let the log handlers write to the terminal again."""
         for handler in self._handlers:
             handler.setStream(self._stream)
         if self._line:
@@ -126,7 +126,7 @@ class LiveConsole:
 
 
 class _AboveLiveLine:
-    """The stream that log handlers get while the live line stands."""
+    """The stream that log handlers write to while there is a live line."""
 
     def __init__(self, console: LiveConsole) -> None:
         self._console = console
@@ -166,7 +166,7 @@ def validation_line(step: int, values: Values) -> str:
 
 
 def progress_line(progress: ValidationProgress, is_final: bool, done: int, total: int) -> str:
-    """How far a validation is: samples, rate and time to go."""
+    """The progress of a validation: samples, rate and time left."""
     title = "final validation" if is_final else "validation"
     to_go = progress.seconds_to_go(done, total)
     if not done:
@@ -176,7 +176,7 @@ def progress_line(progress: ValidationProgress, is_final: bool, done: int, total
 
 
 def duration(seconds: float) -> str:
-    """Seconds as 42s, 3m12s, 5h07m or 2d03h; ? for what is no duration."""
+    """Seconds as 42s, 3m12s, 5h07m or 2d03h; ? if negative or not finite."""
     if not math.isfinite(seconds) or seconds < 0:
         return "?"
     whole = round(seconds)

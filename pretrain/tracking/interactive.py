@@ -1,4 +1,4 @@
-"""Curves for a browser, to hover and zoom, drawn by Bokeh: its script is part of the page, so no network is needed."""
+"""Curves for a browser, to hover and zoom. Bokeh draws them; its script is in the page, so no network is needed."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,14 +27,14 @@ TARGET = "curves"
 """The id of the element that the curves are put into."""
 COLOURS = (ACCENT, VALIDATION, "#3d8b5f", "#7c3aed", "#b8860b", "#c2185b", "#0e7490", "#6b7280", "#84cc16", "#111827")
 FEW = 40
-"""Points that are marked one by one."""
+"""A curve of at most so many points marks each of them."""
 
 Limits = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Charts:
-    """What two script elements hold; neither text can end its element."""
+    """The contents of two script elements; neither contains text that would end its element."""
 
     library: str
     content: str
@@ -53,7 +53,7 @@ class Line:
     is_marked: bool = False
     """Points without a line."""
     hover: Literal["left", "right", "near", "none"] = "right"
-    """On which side of the point a hover shows, so that two do not cover each other; near: only at the point."""
+    """The side of the point on which its values appear, so that two do not overlap; near: only at the point."""
 
 
 def run_charts(records: Records) -> Charts | None:
@@ -112,7 +112,7 @@ def comparison_charts(charts: Mapping[str, Mapping[str, tuple[Series, Series]]])
 
 
 def _lines(train: Records, key: str, label: str, is_noisy: bool = False) -> Iterator[Line]:
-    """A value of the records; a noisy one as a light line under a smoothed one."""
+    """One value of the records as a line; a noisy one as a light line under a smoothed one."""
     values, chosen = values_of(train, key), thin(len(train))
     line = smoothed(values) if is_noisy else values
     columns = {name: values_of(train, name)[chosen] for name in ("step", "tokens")}
@@ -154,7 +154,7 @@ _MORE = {"recorded": "@recorded{NUMBER}", "tokens": "@tokens{0.00a}"}
 
 
 def _parts_chart(train: Records) -> "Figure":
-    """Where the time of a step goes, in milliseconds."""
+    """The time of each part of a step, in milliseconds."""
     from bokeh.models import ColumnDataSource, DataRange1d, HoverTool
 
     chart = _empty_chart("Milliseconds per step", 260, DataRange1d(start=0))
@@ -215,7 +215,7 @@ def _with_legend(chart: "Figure") -> "Figure":
 
 
 def _embedded(charts: Sequence["Figure"], last_step: float) -> Charts | None:
-    """In one column, with one range of steps for all; None if all are empty."""
+    """The charts in one column, which share their range of steps; None if all are empty."""
     from bokeh.embed import json_item
     from bokeh.layouts import column
     from bokeh.models import Range1d

@@ -1,4 +1,4 @@
-"""metrics.jsonl: the record of a run that is always written, one strict JSON object a line."""
+"""metrics.jsonl: the record that every run writes, one strict JSON object per line."""
 
 import json
 import logging
@@ -13,12 +13,12 @@ from data_pipeline.storage.atomic_write import write_durably
 from pretrain.run.outcome import read_outcome
 
 Kind = Literal["train", "validation", "length"]
-"""length: train.max_minutes has cut the run after this step."""
+"""length: train.max_minutes shortened the run, which ends after this step."""
 Values = Mapping[str, float | int | str]
 
 METRICS_FILE = "metrics.jsonl"
 REPLACED_FILE = "metrics.replaced.jsonl"
-"""Records of steps that a later attempt takes again, in the order in which they were replaced."""
+"""Records of steps that a later attempt repeats, in the order in which they were replaced."""
 TAIL = 256 * 1024
 """Bytes: some hundred records."""
 
@@ -27,7 +27,7 @@ _NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 
 class JsonlSink:
-    """Appends `{"kind", "step", "time", ...}` lines to metrics.jsonl; each is with the system before `log` returns.
+    """Appends `{"kind", "step", "time", ...}` lines to metrics.jsonl; each has been written before `log` returns.
 
     Lines of steps after `resume_step` move to metrics.replaced.jsonl.
     """
@@ -35,7 +35,7 @@ class JsonlSink:
     def __init__(self, run_dir: Path, resume_step: int) -> None:
         self._path = run_dir / METRICS_FILE
         _set_aside_lines_after(self._path, resume_step)
-        # Unbuffered: a write either reaches the file or is known not to have.
+        # Unbuffered, so that every failed write raises an error here.
         self._file = self._path.open("ab", buffering=0)
         self._waiting = b""
         self._failing = False
@@ -51,7 +51,7 @@ class JsonlSink:
         self._file.close()
 
     def _write(self) -> None:
-        """Lines that do not fit on the disk wait in memory and are written with a later one."""
+        """Lines that do not fit on the disk are kept in memory and written with a later one."""
         size = os.fstat(self._file.fileno()).st_size
         try:
             if self._file.write(self._waiting) != len(self._waiting):
@@ -59,7 +59,11 @@ class JsonlSink:
         except OSError as error:
             os.ftruncate(self._file.fileno(), size)
             if not self._failing:
-                _logger.warning("%s: %s; training goes on, its metrics wait in memory for space", self._path, error)
+                _logger.warning(
+                    "%s: %s; training continues, and its metrics are kept in memory until there is space",
+                    self._path,
+                    error,
+                )
             self._failing = True
         else:
             self._waiting = b""
@@ -67,9 +71,9 @@ class JsonlSink:
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """The records of a run in file order, "nan" and "inf" as floats again; of a kind and step only the last is kept.
+    """The records of a run in file order, "nan" and "inf" as floats again; the last one of each kind and step.
 
-    A line that is torn, as while another process writes, is left out; without a file the list is empty.
+    An incomplete line, as while another process writes, is skipped; without a file the list is empty.
     """
     records: dict[tuple[str, int], dict[str, Any]] = {}
     for record in all_records(run_dir):
@@ -80,16 +84,16 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def all_records(run_dir: Path) -> Iterator[dict[str, Any]]:
-    """As `read_metrics`, with all records of a kind and step."""
+    """Like `read_metrics`, but with all records of a kind and step."""
     return _records_in(run_dir / METRICS_FILE)
 
 
 def records_of_all_attempts(run_dir: Path) -> list[dict[str, Any]]:
-    """As `all_records`, and of steps that metrics.jsonl does not have the last record of an earlier attempt.
+    """Like `all_records`, and for steps that metrics.jsonl lacks the last record of an earlier attempt.
 
-    An attempt that ends early has not taken all steps again that the one before had recorded. Where a later attempt
-    went another way, by its batches or learning rates, the steps after that are of no run any more; the same holds
-    for all that was recorded before the run started again at step 0.
+    An attempt that ends early has not repeated all the steps that the previous attempt had recorded. If a later attempt
+    diverged from it, by its batches or learning rates, the older steps after that point no longer belong to the run.
+    The same holds for everything recorded before the run restarted at step 0.
     """
     outcome = read_outcome(run_dir)
     known: dict[tuple[str, int], dict[str, Any]] = {}
@@ -121,20 +125,20 @@ def _records_in(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def latest_records(run_dir: Path, kind: Kind, count: int) -> list[dict[str, Any]]:
-    """The last `count` records of a kind, oldest first; read from the file's end, as far as they lie within TAIL."""
+    """The last `count` records of a kind, oldest first, as far as they are in the last TAIL bytes of the file."""
     path = run_dir / METRICS_FILE
     if not path.exists():
         return []
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - TAIL))
-        # A line that begins before the part read is no record.
+        # A line that begins before the part read is not parsed as a record.
         records = [record for record in map(_parse, file.read().splitlines()) if record and record["kind"] == kind]
     return records[-count:]
 
 
 def last_step(run_dir: Path) -> int:
-    """Of the last training record; 0 without one."""
+    """The last training record; 0 without one."""
     records = latest_records(run_dir, "train", 1)
     return int(records[-1]["step"]) if records else 0
 

@@ -50,7 +50,7 @@ class Progress:
         self._now = now
         self._first: tuple[int, float] | None = None
         self._seconds_per_sample: float | None = None
-        """Of the last validation."""
+        """The time that the last validation took."""
 
     def validated(self, values: Values) -> None:
         """Learn from a result how fast validation is."""

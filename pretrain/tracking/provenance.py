@@ -1,4 +1,4 @@
-"""What a run was made with: source revision, package versions, machine. Nothing of it is taken from the environment."""
+"""Describes how a run was made: source revision, package versions, machine. No environment variable is recorded."""
 
 import json
 import os
@@ -59,7 +59,7 @@ def describe_run(
     layout: ParallelLayout,
     peak: DevicePeak | None,
 ) -> dict[str, Any]:
-    """What this attempt is, for the run folder, wandb and the report."""
+    """The description of this attempt for the run folder, wandb and the report."""
     manifest, sources = dataset.manifest, [split.manifest for split in validation]
     count = count_parameters(config.model, manifest.tokenizer.vocab_size)
     micro_batches = config.train.global_batch_size // (config.train.micro_batch_size * layout.dp)
@@ -91,7 +91,7 @@ def describe_run(
 
 
 def describe_checkpoint(config: RunConfig, manifest: Manifest) -> dict[str, Any]:
-    """What a checkpoint says of itself besides its tensors."""
+    """The description that a checkpoint holds besides its tensors."""
     return {
         "config": without_secrets(asdict(config)),
         "environment": describe_environment(),
@@ -102,7 +102,7 @@ def describe_checkpoint(config: RunConfig, manifest: Manifest) -> dict[str, Any]
 
 
 def write_description(run_dir: Path, description: Mapping[str, object]) -> None:
-    """Store what a run is in its folder, where the report reads it."""
+    """Write description.json into the run folder, where the report reads it."""
     content = json.dumps(description, indent=2, default=str, ensure_ascii=False)
     write_durably(run_dir / DESCRIPTION_FILE, f"{content}\n".encode())
 
@@ -110,7 +110,7 @@ def write_description(run_dir: Path, description: Mapping[str, object]) -> None:
 def _git_state(source: Path) -> dict[str, Any] | None:
     """Revision of the checkout at `source` and whether tracked files differ from it."""
     top, revision = _git(source, "rev-parse", "--show-toplevel"), _git(source, "rev-parse", "HEAD")
-    # An installed copy may lie inside somebody else's checkout, whose revision would be a lie.
+    # An installed copy may be inside another project's checkout, whose revision would be wrong here.
     if top is None or revision is None or Path(top).resolve() != source:
         return None
     return {"revision": revision, "dirty": bool(_git(source, "status", "--porcelain", "--untracked-files=no"))}
@@ -135,21 +135,21 @@ def _version(package: str) -> str | None:
 
 
 def _libraries() -> dict[str, str | int | None]:
-    """What torch computes with on a GPU: its own version may be the same for several of them."""
+    """The CUDA libraries of torch; one version of torch is built with several of them."""
     import torch
 
     return {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
 
 
 def _num_threads() -> int:
-    """Of this process, as far as it has set them: sums in other parts are rounded in another way."""
+    """The threads that torch uses in this process; their number changes how sums are rounded."""
     import torch
 
     return torch.get_num_threads()
 
 
 def _device_name() -> str:
-    """Of what this process computes on: a GPU may be there and not be asked for."""
+    """The device that this process computes on; a GPU counts only if the process uses it."""
     import torch
 
     if torch.cuda.is_available() and torch.cuda.is_initialized():

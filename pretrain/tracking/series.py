@@ -1,4 +1,4 @@
-"""What the curves of a run show: series of its records, smoothed, thinned, and the range that is worth showing."""
+"""The series behind the curves of a run: values of its records, smoothed and thinned, and the range to show."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -57,7 +57,7 @@ def validation_curves(records: Records) -> list[Validations]:
 
 
 def smooth(values: Series, window: int) -> Series:
-    """Mean of the finite values in a window around each point, narrower at both ends; NaN where there are none."""
+    """Mean of the finite values in a window around each point, narrower at both ends; NaN if the window has none."""
     finite = np.isfinite(values)
     sums = np.concatenate([[0.0], np.cumsum(np.where(finite, values, 0.0))])
     counts = np.concatenate([[0], np.cumsum(finite)])
@@ -70,12 +70,12 @@ def smooth(values: Series, window: int) -> Series:
 
 
 def smoothed(values: Series) -> Series:
-    """As a curve of so many points is smoothed; few points as they are."""
+    """Smoothed with a window that depends on the number of points; few points are unchanged."""
     return smooth(values, window=max(5, len(values) // 30)) if len(values) >= 20 else values
 
 
 def thin(number: int) -> NDArray[np.int64]:
-    """Indices of at most MAX_POINTS of so many points, the first and the last one among them."""
+    """Indices of at most MAX_POINTS out of `number` points, with the first and the last one."""
     if number <= MAX_POINTS:
         return np.arange(number)
     return np.unique(np.linspace(0, number - 1, MAX_POINTS).astype(np.int64))
@@ -84,7 +84,7 @@ def thin(number: int) -> NDArray[np.int64]:
 def range_to_show(values: Series, *others: Series) -> tuple[float, float] | None:
     """Limits of an axis that hold the start and the bulk of a curve, and all of the others; rare spikes may leave it.
 
-    None: nothing to choose from.
+    None: there are fewer than two points, or all are equal.
     """
     finite = values[np.isfinite(values)]
     rest = np.concatenate([other[np.isfinite(other)] for other in others]) if others else finite[:0]

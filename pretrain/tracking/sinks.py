@@ -1,4 +1,4 @@
-"""Where the records of a run go: a list of sinks, each handed every record in turn."""
+"""The sinks of a run: each one receives every record."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -21,7 +21,7 @@ class Sink(Protocol):
     """Takes the records of a run."""
 
     def log(self, kind: Kind, step: int, values: Values) -> None:
-        """Take one record; steps of a kind never go back."""
+        """Take one record; the steps of a kind never decrease."""
 
     def close(self, outcome: str) -> None:
         """End the record: `finished`, `stopped` (to be resumed), or another word for a failure."""
@@ -29,7 +29,7 @@ class Sink(Protocol):
 
 @runtime_checkable
 class ShowsProgress(Protocol):
-    """A sink that shows how far a validation is."""
+    """A sink that shows the progress of a validation."""
 
     def validating(self, done: int, total: int) -> None:
         """Take the number of samples done; 0 at the start."""
@@ -43,17 +43,17 @@ def build_sinks(
     description: Mapping[str, object],
     sizes: ValidationSizes | None = None,
 ) -> list[Sink]:
-    """The sinks that `config.tracking` asks for, set to go on after `resume_step` (0: from the start).
+    """The sinks that `config.tracking` asks for, set to continue after `resume_step` (0: from the start).
 
     metrics.jsonl, the console and the report are always among them. A sink that fails, now or later, is left out with
-    one warning. Raises UserError where wandb is online and finds no key.
+    one warning. Raises UserError if wandb is online and has no API key.
     """
     builders: list[tuple[str, Callable[[], Sink]]] = [("console", lambda: console_sink(total_steps, sizes))]
     if config.tracking.tensorboard:
         builders.append(("TensorBoard", lambda: TensorBoardSink(run_dir, resume_step, sizes)))
     if config.tracking.wandb != "off":
         builders.append(("wandb", lambda: WandbSink(config, run_dir, description, sizes)))
-    # Last: it shows what the others have been told.
+    # Last, because it shows what the other sinks have received.
     builders.append(("report", lambda: ReportSink(run_dir)))
 
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -69,7 +69,7 @@ def build_sinks(
 
 
 class Spare:
-    """A sink that training can do without: its first failure is its last, told in one warning."""
+    """A sink that training does not need: its first failure is logged as one warning, and it is not called again."""
 
     def __init__(self, name: str, sink: Sink) -> None:
         self.name = name

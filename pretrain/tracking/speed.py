@@ -1,4 +1,4 @@
-"""How fast a run is: where the time of a step goes, tokens per second, share of the device's peak, memory."""
+"""The speed of a run: the time of each part of a step, tokens per second, MFU, memory."""
 
 import re
 import sys
@@ -28,8 +28,8 @@ class StepClock:
         if step % log_every_steps == 0:
             values |= clock.take()
 
-    Time inside `outside()` (validation, saving) belongs to no step. On a GPU parts end when the host goes on: they tell
-    the truth as far as the step waits for the device, while step time and what follows from it are true over an
+    Time inside `outside()` (validation, saving) does not count. On a GPU a part ends when the host continues, so it is
+    exact only if the step waits for the device. The time of a step, and the speed computed from it, are exact over an
     interval that ends with such a wait.
     """
 
@@ -80,7 +80,7 @@ class StepClock:
     def take(self) -> dict[str, float]:
         """Means per step since the last call, by the names of the train record; empty if there was no step.
 
-        tflops is per device, by 6N + 6Lhs; mfu_* are shares of the peak, left out where that is unknown.
+        tflops is per device, by 6N + 6Lhs; mfu_* are shares of the peak, missing if the peak is unknown.
         """
         steps, tokens, seconds, parts = self._steps, self._tokens, self._seconds, self._parts
         self._reset()
@@ -108,14 +108,14 @@ class StepClock:
 
 @dataclass(frozen=True)
 class DevicePeak:
-    """Operations per second that one device can do at most, and how that is known."""
+    """The most operations per second that one device can do, and where the number comes from."""
 
     flops: float
     source: Literal["configured", "table", "measured"]
 
 
 def device_peak(configured_tflops: float | None, gpu_name: str | None, precision: Precision) -> DevicePeak | None:
-    """The peak for MFU: as configured, from the table by the GPU's name, or measured where there is no GPU."""
+    """The peak for MFU: as configured, from the table by the GPU's name, or measured if there is no GPU."""
     if configured_tflops is not None:
         return DevicePeak(configured_tflops * 1e12, "configured")
     if gpu_name is None:
@@ -125,8 +125,7 @@ def device_peak(configured_tflops: float | None, gpu_name: str | None, precision
 
 
 def peak_flops(device_name: str, precision: Precision) -> float | None:
-    """Dense peak of the chip that calls itself `device_name`; None for an unknown chip, a part of one (MIG) or what it
-    cannot do."""
+    """Dense peak of the chip with this name; None for an unknown chip, a MIG part, or a precision it lacks."""
     if re.search(r"\bMIG\b", device_name):
         return None
     for pattern, half, bf16, fp32 in _CHIPS:
@@ -179,9 +178,9 @@ def _measure_cpu_flops(precision: Precision, limit_seconds: float = 0.2) -> floa
 
 
 def memory_use() -> dict[str, float]:
-    """Resident memory of this process, and the most that was allocated on its GPU where it uses one, in GiB."""
+    """Resident memory of this process, and the peak allocated on its GPU if it uses one, in GiB."""
     values = {"host_memory_gib": psutil.Process().memory_info().rss / _GIB}
-    # Whoever computes on a GPU has imported torch; importing it here would cost seconds to find that nobody does.
+    # A process that uses a GPU has imported torch already; importing it here would only cost seconds.
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
         values["device_memory_gib"] = torch.cuda.max_memory_allocated() / _GIB

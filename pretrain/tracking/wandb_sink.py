@@ -1,4 +1,4 @@
-"""Weights & Biases: one wandb run for a run folder, however often it is resumed."""
+"""Weights & Biases: one wandb run per run folder, also after resumes."""
 
 import dataclasses
 import logging
@@ -68,7 +68,7 @@ class WandbSink:
         try:
             self._run = wandb.init(mode=self._mode, settings=_settings(), **arguments)
         except wandb.errors.AuthenticationError as error:
-            raise RunError(f"tracking.wandb=online: {error}; {_REMEDY}") from None
+            raise RunError(f"tracking.wandb=online: {error}", _HINT) from None
         except wandb.errors.CommError as error:
             _logger.warning("wandb cannot be reached and records offline: %s", error)
             wandb.teardown()  # the service holds the id for the start that failed
@@ -88,11 +88,11 @@ class WandbSink:
             _logger.info("To send this run to wandb: wandb sync %s", folders)
 
 
-_REMEDY = "run `wandb login`, set WANDB_API_KEY, or choose tracking=wandb_offline"
+_HINT = "run `wandb login`, set WANDB_API_KEY, or choose tracking=wandb_offline"
 
 
 def check_wandb_login(tracking: TrackingConfig) -> None:
-    """Raise RunError where a run that is to report online would be asked for a key; nothing is asked or written."""
+    """Raise RunError if tracking.wandb=online and there is no API key; asks and writes nothing."""
     if tracking.wandb != "online":
         return
     import wandb
@@ -100,9 +100,9 @@ def check_wandb_login(tracking: TrackingConfig) -> None:
     wandb.setup(_settings())
     try:
         if not wandb.login(prompt=False, verify=False):
-            raise RunError(f"tracking.wandb=online: there is no API key for wandb; {_REMEDY}")
+            raise RunError("tracking.wandb=online: there is no API key for wandb", _HINT)
     except wandb.errors.AuthenticationError as error:
-        raise RunError(f"tracking.wandb=online: {error}; {_REMEDY}") from None
+        raise RunError(f"tracking.wandb=online: {error}", _HINT) from None
 
 
 def _settings() -> Any:
@@ -114,12 +114,12 @@ def _settings() -> Any:
 
 
 def forget_wandb_run(run_dir: Path) -> None:
-    """The next start is another run for wandb, which takes no step twice."""
+    """Let the next start be a new wandb run, because wandb does not accept a step twice."""
     (run_dir / RUN_ID_FILE).unlink(missing_ok=True)
 
 
 def _run_id(run_dir: Path) -> str:
-    """The one wandb run of this folder: made at its first start, kept in every later one."""
+    """The id of the wandb run of this folder, made at its first start."""
     path = run_dir / RUN_ID_FILE
     if not path.exists():
         write_durably(path, f"{secrets.token_hex(4)}\n".encode())

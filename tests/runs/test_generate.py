@@ -36,7 +36,7 @@ def test_temperature_0_takes_the_likeliest_token_whatever_the_seed(shared, finis
         (["run=runs/nowhere"], "runs/nowhere/config.yaml: no such file; is runs/nowhere the folder of a run?"),
         ([], "run=???: a value must be given; add run=..."),
         (["run=runs/x", "top_p=0"], "top_p=0.0: must be above 0 and at most 1, or null"),
-        (["run=runs/x", "output=."], "output=.: is there and no file; give the path of a file"),
+        (["run=runs/x", "output=."], "output=.: exists and is not a file; give the path of a file"),
         (["run=runs/x", "output=/dev/null/x"], "output=/dev/null/x: no file can be there: File exists"),
         (["run=runs/x", "promt=hello"], "promt=hello: there is no such key; did you mean prompt?"),
     ],

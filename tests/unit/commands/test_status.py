@@ -107,7 +107,7 @@ def test_a_value_that_is_no_number_is_not_told(tmp_path: Path) -> None:
 
 def test_the_state_is_that_of_the_lock_then_of_the_job_then_of_the_last_attempt(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", 5)
-    assert status_of(make_run(tmp_path / "new"), {}, NOW).state == "not begun"
+    assert status_of(make_run(tmp_path / "new"), {}, NOW).state == "not started"
     assert status_of(make_run(tmp_path / "done", 100), {}, NOW).state == "finished"
     begin(folder, 1)
     assert status_of(folder, {}, NOW).state == "ended"

@@ -57,7 +57,7 @@ def test_explain_alone_lists_the_sections_and_a_section_its_keys_and_files(capsy
 )
 def test_a_wrong_key_is_answered_by_the_nearest(capsys, wrong: str, meant: str) -> None:
     assert said(capsys, "explain", wrong, code=2) == (
-        f"pretrain: error: {wrong}: there is no such key; did you mean {meant}?\n"
+        f"pretrain: error: {wrong}: there is no such key\n  hint: did you mean {meant}?\n"
     )
 
 
@@ -92,11 +92,11 @@ def test_without_arguments_every_command_has_a_line(capsys) -> None:
 @pytest.mark.parametrize(
     ("words", "hint"),
     [
-        (["trian"], "trian: there is no such command; did you mean train?"),
-        (["data", "verfy"], "verfy: there is no such command; did you mean verify?"),
-        (["xyz"], "xyz: there is no such command; choose from prepare, data, train"),
-        (["train", "--optim.lr=3"], "--optim.lr=3: a key has no dashes before it; write optim.lr=3"),
-        (["train", "--gpus"], "unrecognized arguments: --gpus; `pretrain train --help` lists what it takes"),
+        (["trian"], "trian: there is no such command\n  hint: did you mean train?"),
+        (["data", "verfy"], "verfy: there is no such command\n  hint: did you mean verify?"),
+        (["xyz"], "xyz: there is no such command\n  hint: choose from prepare, data, train"),
+        (["train", "--optim.lr=3"], "--optim.lr=3: a key has no dashes before it\n  hint: write optim.lr=3"),
+        (["train", "--gpus"], "unrecognized arguments: --gpus\n  hint: `pretrain train --help` lists the options"),
     ],
 )
 def test_a_wrong_command_is_answered_by_what_was_meant(capsys, words: list[str], hint: str) -> None:
