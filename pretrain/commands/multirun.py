@@ -97,8 +97,8 @@ def find_or_make(name: str | None, overrides: Sequence[str]) -> tuple[Sweep, boo
                 "give the same overrides to continue it, or another --name",
             )
         return sweep, False
-    words = words_of_members(name, given)
-    return Sweep(name, given, tuple(Member(index, "", each) for index, each in words.items())), True
+    members = tuple(Member(index, "", each) for index, each in words_of_members(name, given).items())
+    return Sweep(name, given, members), True
 
 
 def check_here(config: object) -> None:

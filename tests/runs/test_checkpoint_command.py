@@ -30,7 +30,7 @@ def test_checkpoints_of_a_run_are_listed_verified_and_compared(shared, finished_
     assert files_below(finished_run) == before
 
 
-def test_inspect_tells_the_run_its_data_and_its_versions(shared, finished_run, dataset):
+def test_inspect_shows_run_data_and_versions(shared, finished_run, dataset):
     done = shared.command("checkpoint", "inspect", str(finished_run), "--json", "--match", "weight/*")
     facts = json.loads(done.stdout)
     assert facts["run"]["name"] == "finished" and facts["data"]["name"] == "synthetic" and facts["versions"]["torch"]

@@ -23,7 +23,7 @@ def test_help_of_a_command_explains_it_with_an_example(place, name):
     assert "example" in done.stdout and f"pretrain {name} " in done.stdout.partition("example")[2]
 
 
-def test_shown_configuration_loads_back_the_same_from_either_command(place):
+def test_the_shown_configuration_loads_back_the_same(place):
     overrides = ["experiment=quickstart", "optim.lr=1e-3", "model=tiny_llama"]
     shown = place.command("show-config", *overrides)
     path = place.folder / "shown.yaml"
@@ -56,7 +56,7 @@ def test_a_pipe_that_breaks_elsewhere_is_a_failure(monkeypatch, caplog, capsys):
     assert end.value.code == ExitCode.FAILED and "rank 0 failed" in caplog.text
 
 
-def test_a_micro_batch_that_is_left_to_the_program_is_saved_as_its_number(place):
+def test_an_auto_micro_batch_is_saved_as_a_number(place):
     asked = ("train.micro_batch_size=auto", "train.max_steps=1", "lr_schedule.warmup_steps=0")
     assert "micro_batch_size: auto" in place.command("show-config", *asked).stdout
     done = place.train("auto", *asked)
@@ -69,9 +69,7 @@ KEY = "0123456789abcdef0123456789abcdef01234567"
 
 
 @pytest.mark.parametrize(("precision", "zero_stage", "tracking"), [("bf16", 3, "off"), ("fp16", 2, "wandb_offline")])
-def test_16_bits_train_like_32_and_secrets_stay_out_of_the_run_folder(
-    plain_run, place, precision, zero_stage, tracking
-):
+def test_16_bit_runs_match_fp32_and_store_no_secrets(plain_run, place, precision, zero_stage, tracking):
     done = place.train(
         "short",
         "model=tiny_llama",

@@ -35,7 +35,7 @@ def test_a_dataset_goes_to_megatron(place, tmp_path):
     assert written.returncode == 0 and (tmp_path / "out" / "train.bin").stat().st_size == 2 * train["tokens"]
 
 
-def test_overrides_of_convert_are_taken_before_and_after_its_option(capsys, tmp_path):
+def test_convert_takes_overrides_around_its_option(capsys, tmp_path):
     words = ["data", "convert", "nowhere", str(tmp_path / "x"), "model.seq_length=32", "--to", "packed"]
     for name, wanted in (
         ("tokenizer.path=t.json", "nowhere.bin: cannot be read"),
@@ -56,7 +56,7 @@ def test_overrides_of_convert_are_taken_before_and_after_its_option(capsys, tmp_
     ],
 )
 @pytest.mark.parametrize(("url", "shown"), [("s3://bucket/x", "s3://bucket/x"), ("http://a:b@c/d", "http://c/d")])
-def test_what_is_joined_or_converted_lies_on_a_disk(capsys, words, which, url, shown):
+def test_merge_and_convert_take_local_folders_only(capsys, words, which, url, shown):
     with pytest.raises(SystemExit) as end:
         main(["data", *(url if word == "URL" else word for word in words)])
     assert end.value.code == 2
@@ -77,6 +77,6 @@ def test_what_is_joined_or_converted_lies_on_a_disk(capsys, words, which, url, s
         (["stats", "nowhere", "data.name=x"], "data.name=x: of the configuration only data.cache. can be set here"),
     ],
 )
-def test_mistakes_are_told_with_exit_code_2(place, words, message):
+def test_mistakes_end_with_exit_code_2(place, words, message):
     done = place.command("data", *words)
     assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr

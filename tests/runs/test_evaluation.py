@@ -1,4 +1,4 @@
-"""Validation: the whole split, once, and the same whoever computes it."""
+"""Validation reads the whole split once, and its result does not depend on the layout."""
 
 import math
 from pathlib import Path
@@ -25,7 +25,7 @@ def test_bits_per_byte_follow_from_the_loss_and_the_manifest(finished_run, datas
     assert record["perplexity"] == pytest.approx(math.exp(record["loss"]), rel=1e-12)
 
 
-def test_samples_are_limited_at_intervals_and_all_taken_at_the_end(finished_run, dataset):
+def test_the_final_validation_reads_all_samples(finished_run, dataset):
     records = validation_records(finished_run)
     assert list(records) == [8, 16]
     assert records[8]["samples"] == 10
@@ -79,7 +79,7 @@ class Uniform:
         return torch.tensor([float(mask.sum()), float(mask.sum())], dtype=torch.float64)
 
 
-def test_a_validation_is_left_off_when_the_ranks_are_to_stop_unless_it_is_done(dataset):
+def test_a_stop_request_ends_an_unfinished_validation(dataset):
     validation, asked = PackedDataset.open(dataset, "validation"), []
 
     def evaluated(stop_at: int) -> dict[str, float] | None:

@@ -9,7 +9,7 @@ from tests.support.runs import user_error
 PROMPT = 'def f(x=[1, "a"], y={}): # naïve 日本 🙂 ${x} $y \\'
 
 
-def test_text_is_fixed_by_run_prompt_and_seed_and_begins_with_the_prompt(shared, finished_run, place, dataset):
+def test_run_prompt_and_seed_determine_the_text(shared, finished_run, place, dataset):
     wanted = [f"run={finished_run}", f"prompt={PROMPT}", "max_new_tokens=12", "seed=3"]
     first = shared.generate(*wanted, "output=out/text.txt")
     assert first.returncode == 0, first.stderr
@@ -21,7 +21,7 @@ def test_text_is_fixed_by_run_prompt_and_seed_and_begins_with_the_prompt(shared,
     assert place.generate("run=runs/alone", *wanted[1:]).stdout == first.stdout, "without its data"
 
 
-def test_temperature_0_takes_the_likeliest_token_whatever_the_seed(shared, finished_run):
+def test_temperature_0_ignores_the_seed(shared, finished_run):
     done = shared.generate(
         f"run={finished_run}", "prompt=the", "max_new_tokens=8", "temperature=0", "num_samples=3", "seed=99"
     )
@@ -34,11 +34,11 @@ def test_temperature_0_takes_the_likeliest_token_whatever_the_seed(shared, finis
     ("overrides", "words"),
     [
         (["run=runs/nowhere"], "runs/nowhere/config.yaml: no such file; is runs/nowhere the folder of a run?"),
-        ([], "run=???: a value must be given; add run=..."),
+        ([], "run=???: a value must be given\n  hint: add run=..."),
         (["run=runs/x", "top_p=0"], "top_p=0.0: must be above 0 and at most 1, or null"),
-        (["run=runs/x", "output=."], "output=.: exists and is not a file; give the path of a file"),
+        (["run=runs/x", "output=."], "output=.: exists and is not a file\n  hint: give the path of a file"),
         (["run=runs/x", "output=/dev/null/x"], "output=/dev/null/x: no file can be there: File exists"),
-        (["run=runs/x", "promt=hello"], "promt=hello: there is no such key; did you mean prompt?"),
+        (["run=runs/x", "promt=hello"], "promt=hello: there is no such key\n  hint: did you mean prompt?"),
     ],
 )
 def test_generate_refuses_what_it_cannot_use(place, overrides, words):
@@ -52,4 +52,4 @@ def test_a_checkpoint_that_is_not_there_is_named(shared, finished_run, place):
     place.run_dir("new").mkdir(parents=True)
     shutil.copy(finished_run / "config.yaml", place.run_dir("new"))
     message = user_error(place.generate("run=runs/new"))
-    assert message == "runs/new/checkpoints: no whole checkpoint yet; train first, or wait for the first save"
+    assert message == "runs/new/checkpoints: no whole checkpoint yet\n  hint: train first, or wait for the first save"

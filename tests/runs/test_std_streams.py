@@ -1,4 +1,4 @@
-"""What the command does with streams and files that the shell and the system do not give it."""
+"""The command works with closed streams, and reports files that the system refuses in one line."""
 
 import subprocess
 import sys
@@ -28,13 +28,13 @@ def test_closed_streams_change_no_outcome(tmp_path, redirection):
 def test_no_file_gets_the_number_of_a_closed_stream(tmp_path, redirection):
     program = (
         "import os, sys\nfrom pretrain.std_streams import open_closed_streams\nopen_closed_streams()\n"
-        "print('to nobody'); print('to nobody', file=sys.stderr); sys.stdin.read()\n"
+        "print('to nothing'); print('to nothing', file=sys.stderr); sys.stdin.read()\n"
         f"sys.exit(os.open({str(tmp_path / 'file')!r}, os.O_CREAT))"
     )
     assert shell(redirection + (" </dev/null" * ("<" not in redirection)), sys.executable, "-c", program).returncode > 2
 
 
-def test_what_the_system_refuses_is_one_line_that_names_it(tmp_path):
+def test_a_refused_file_is_reported_in_one_line(tmp_path):
     done = shell(">/dev/full", *program_command(), "show-config")
     assert done.returncode == ExitCode.REFUSED
     assert done.stderr.splitlines()[0].endswith("failed: [Errno 28] No space left on device")

@@ -86,7 +86,7 @@ def test_a_run_folder_is_refused_by_the_system_or_wrong(
     assert isinstance(raised.value, RunRefused) == (code == ExitCode.REFUSED)
 
 
-def test_a_server_that_never_answers_is_no_mistake(tmp_path: Path) -> None:
+def test_an_unresponsive_server_is_not_the_users_mistake(tmp_path: Path) -> None:
     attempts = Attempts("http://host/file", cache_config(tmp_path, retries=0), threading.Event())
     with pytest.raises(Unreachable, match="tried 1 times"):
         attempts.failed("no answer", "try later")
@@ -111,7 +111,7 @@ def test_only_a_users_mistake_and_the_end_of_a_run_are_final() -> None:
     assert outcome_of(exit_code_of(-9)) == "failed"
 
 
-def test_each_code_has_one_meaning_and_is_no_plain_signal() -> None:
+def test_each_code_has_one_meaning_and_is_not_a_signal() -> None:
     assert len({code.meaning for code in ExitCode}) == len(ExitCode)
     assert all(code < 128 for code in ExitCode if code != ExitCode.NOT_READ)
 

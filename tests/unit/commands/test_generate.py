@@ -1,4 +1,4 @@
-"""What `generate` is told is looked at before any work begins."""
+"""`generate` checks its settings before any work."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from pretrain.generation.generate import check, for_generation, lost_beginning, 
         ("parallel.pp=-1", "parallel.pp=-1: must be greater than 0"),
     ],
 )
-def test_a_setting_out_of_range_is_told_by_its_key(override: str, words: str) -> None:
+def test_a_setting_out_of_range_is_named_by_its_key(override: str, words: str) -> None:
     check(load_generate_config(["run=x"]))
     with pytest.raises(ConfigError) as caught:
         check(load_generate_config(["run=x", override]))
@@ -33,7 +33,7 @@ def test_a_setting_out_of_range_is_told_by_its_key(override: str, words: str) ->
 QUOTES = "''"
 
 
-def test_the_place_of_the_output_is_made_and_proved_before_any_work(tmp_path: Path) -> None:
+def test_the_output_file_is_checked_before_any_work(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "link").symlink_to("file")
     assert place_for(None) is None

@@ -92,7 +92,7 @@ def test_nothing_that_is_shown_of_the_members_holds_a_secret(place: Path, monkey
     assert "hunter2" not in f"{printed.out}{printed.err}{page}{caught.value}{refused.value}"
 
 
-def test_the_same_command_skips_the_finished_and_starts_the_others(monkeypatch) -> None:
+def test_the_same_command_skips_finished_members(monkeypatch) -> None:
     runs = Runs(monkeypatch, sweep_1_1=ExitCode.STOPPED)
     assert train(*GRID, "run.seed=1,2,3") == ExitCode.STOPPED
     assert runs.started == ["sweep-1-0", "sweep-1-1"], "a stop ends the grid"
@@ -103,7 +103,7 @@ def test_the_same_command_skips_the_finished_and_starts_the_others(monkeypatch) 
     assert train(*GRID, "run.seed=4,5") == 0 and read_sweep(Path("sweeps/sweep-2")).name == "sweep-2"
 
 
-def test_a_signal_stops_the_grid_though_the_run_ends_well_and_only_while_others_are_left(monkeypatch) -> None:
+def test_a_signal_stops_a_sweep_that_has_members_left(monkeypatch) -> None:
     runs = Runs(monkeypatch)
     runs.signal = signal.SIGTERM
     assert train("--name", "rates", *GRID) == ExitCode.STOPPED
@@ -162,7 +162,7 @@ def send_when_ready(mark: Path, number: int) -> None:
 
 
 @pytest.mark.parametrize("number", multirun.FORWARDED)
-def test_a_member_that_a_signal_ends_before_it_listens_is_stopped(tmp_path: Path, number: int) -> None:
+def test_a_member_killed_at_its_start_counts_as_stopped(tmp_path: Path, number: int) -> None:
     mark = tmp_path / "ready"
     child = (
         "import pathlib, signal, time\n"
@@ -182,7 +182,7 @@ def test_a_member_that_a_signal_of_its_own_ends_has_failed() -> None:
         assert forwarding.run([sys.executable, "-c", "import os; os.kill(os.getpid(), 15)"]) == 143
 
 
-def test_under_nohup_a_closed_terminal_stops_neither_the_grid_nor_its_member() -> None:
+def test_nohup_keeps_a_sweep_alive_without_its_terminal() -> None:
     previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with Forwarding() as forwarding:

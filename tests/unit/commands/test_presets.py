@@ -44,7 +44,7 @@ WIDER_HEADS = {f"{preset}_head128": preset for preset in ("gpt3_125m", "gpt3_350
 
 
 @pytest.mark.parametrize("preset", sorted(WIDER_HEADS))
-def test_wider_heads_are_all_that_tells_a_preset_from_the_published_one(preset: str) -> None:
+def test_wider_presets_differ_only_in_their_heads(preset: str) -> None:
     published = load_run_config([f"model={WIDER_HEADS[preset]}"]).model
     model = load_run_config([f"model={preset}"]).model
     assert model.head_size == 128 != published.head_size
@@ -52,7 +52,7 @@ def test_wider_heads_are_all_that_tells_a_preset_from_the_published_one(preset: 
     assert count_parameters(model, GPT_VOCABULARY).total == count_parameters(published, GPT_VOCABULARY).total
 
 
-def test_every_model_preset_is_published_or_has_wider_heads_or_is_tiny() -> None:
+def test_every_preset_is_published_wider_or_tiny() -> None:
     folder = Path(__file__).parents[3] / "conf" / "model"
     assert {path.stem for path in folder.glob("*.yaml")} == {*PUBLISHED, *WIDER_HEADS, "tiny", "tiny_llama"}
 

@@ -1,4 +1,4 @@
-"""`pretrain status`, from run folders as they lie there; no training."""
+"""`pretrain status` of run folders that the tests write; nothing is trained."""
 
 import argparse
 import fcntl
@@ -48,7 +48,7 @@ def job(state: str, reason: str = "", id_: str = "7") -> dict[str, Job]:
     return {id_: Job(id_, "pretrain", state, reason, "/home/me")}
 
 
-def test_a_live_run_without_slurm_is_known_by_its_lock_and_has_a_time_to_go(tmp_path: Path) -> None:
+def test_a_live_run_is_known_by_its_lock_and_has_an_eta(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", 60)
     with hold_run_folder(folder):
         found = status_of(folder, {}, NOW + 3)
@@ -78,7 +78,7 @@ def test_the_pause_between_two_attempts_is_not_in_the_time_to_go(tmp_path: Path)
         assert status_of(folder, {}, NOW).seconds_to_go == pytest.approx(120.0)
 
 
-def test_a_clock_that_was_set_back_tells_no_time_to_go(tmp_path: Path) -> None:
+def test_a_clock_set_back_gives_no_eta(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", 40)
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     for record in records[20:]:
@@ -92,20 +92,20 @@ def test_a_clock_that_was_set_back_tells_no_time_to_go(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "line", ['{"kind": "train", "step": 6}', '{"kind": "train", "step": 6, "time": "noon"}', '{"kind": "train", "st']
 )
-def test_a_line_that_is_no_record_is_passed_over(tmp_path: Path, line: str) -> None:
+def test_a_malformed_line_is_skipped(tmp_path: Path, line: str) -> None:
     folder = make_run(tmp_path / "run", 5)
     with (folder / "metrics.jsonl").open("a") as metrics:
         metrics.write(line)
     assert status_of(folder, {}, NOW).step == 5
 
 
-def test_a_value_that_is_no_number_is_not_told(tmp_path: Path) -> None:
+def test_a_value_that_is_not_a_number_is_not_shown(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", 5, loss="low", tokens_per_second=[1])
     found = status_of(folder, {}, NOW)
     assert found.loss is None and found.tokens_per_second is None
 
 
-def test_the_state_is_that_of_the_lock_then_of_the_job_then_of_the_last_attempt(tmp_path: Path) -> None:
+def test_the_state_comes_from_lock_then_job_then_attempt(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", 5)
     assert status_of(make_run(tmp_path / "new"), {}, NOW).state == "not started"
     assert status_of(make_run(tmp_path / "done", 100), {}, NOW).state == "finished"
@@ -124,7 +124,7 @@ def test_the_state_is_that_of_the_lock_then_of_the_job_then_of_the_last_attempt(
     assert found.ended == "attempt 1 failed after step 5: rank 1 was killed"
 
 
-def test_looking_at_a_run_keeps_nobody_out_of_it(tmp_path: Path) -> None:
+def test_status_does_not_hold_the_run_folder(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run")
     (folder / "run.lock").write_text("")
     assert holder(folder) is None
@@ -145,9 +145,7 @@ def test_jobs_are_found_by_their_ids_also_as_tasks_of_an_array(tmp_path: Path) -
     assert found["131"] == Job("130_2", "sweep", "running", "", "/a|b")
 
 
-def test_a_job_that_waits_for_its_first_start_is_told_and_one_that_has_a_run_is_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_jobs_without_a_run_are_listed_as_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     squeue = tmp_path / "squeue"
     squeue.write_text("#!/bin/sh\necho '7|7|mine|RUNNING|None|/x'\necho '8|8|next|PENDING|Resources|/x'\n")
     squeue.chmod(0o755)
@@ -190,13 +188,13 @@ def test_runs_are_found_while_others_are_deleted(tmp_path: Path) -> None:
         thread.join()
 
 
-def test_runs_are_found_with_those_of_grids_and_nothing_inside_of_them(tmp_path: Path) -> None:
+def test_runs_and_members_of_sweeps_are_found(tmp_path: Path) -> None:
     make_run(tmp_path / "b")
     make_run(tmp_path / "b" / "wandb")
     make_run(tmp_path / "grid" / "1")
-    begin(tmp_path / "begun", 1)
+    begin(tmp_path / "started", 1)
     (tmp_path / "other").mkdir()
-    assert find_runs(tmp_path) == [tmp_path / "b", tmp_path / "begun", tmp_path / "grid" / "1"]
+    assert find_runs(tmp_path) == [tmp_path / "b", tmp_path / "started", tmp_path / "grid" / "1"]
 
 
 def test_json_is_strict_and_lines_have_a_second_one_for_the_end(
@@ -228,7 +226,7 @@ def test_a_run_that_cannot_be_read_hides_no_other(tmp_path: Path, capsys: pytest
 @pytest.mark.parametrize(
     "line", ['{"kind": "train", "step": 9}', '{"kind": "train", "step": 9, "time": "x"}', "[" * 100_000]
 )
-def test_lines_that_are_no_records_tell_nothing(tmp_path: Path, line: str) -> None:
+def test_malformed_lines_change_nothing(tmp_path: Path, line: str) -> None:
     folder = make_run(tmp_path / "run", 3)
     with (folder / "metrics.jsonl").open("a") as file:
         file.write(f"{line}\n")
@@ -236,16 +234,16 @@ def test_lines_that_are_no_records_tell_nothing(tmp_path: Path, line: str) -> No
 
 
 @pytest.mark.parametrize("loss", ["x", None, [1]])
-def test_a_loss_that_is_no_number_is_not_known(tmp_path: Path, loss: Any) -> None:
+def test_a_loss_that_is_not_a_number_is_unknown(tmp_path: Path, loss: Any) -> None:
     assert status_of(make_run(tmp_path / "run", 3, loss=loss), {}, NOW).loss is None
 
 
-def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="not the folder of a run"):
         status_of(tmp_path, {}, NOW)
 
 
-def test_records_are_read_from_the_end_of_a_large_file_and_past_torn_lines(tmp_path: Path) -> None:
+def test_last_records_are_read_from_the_end_of_the_file(tmp_path: Path) -> None:
     assert latest_records(tmp_path, "train", 3) == [] and last_step(tmp_path) == 0
     line = b'{"kind": "train", "step": %d, "time": 1.0}\n'
     with (tmp_path / "metrics.jsonl").open("wb") as file:

@@ -54,7 +54,7 @@ def test_the_lowest_temperatures_take_the_likeliest() -> None:
 
 @pytest.mark.parametrize("broken", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_nothing_is_drawn_from_logits_that_are_no_numbers(broken: float, temperature: float) -> None:
+def test_logits_that_are_not_finite_are_refused(broken: float, temperature: float) -> None:
     with pytest.raises(RunError, match="NaN or infinite"):
         choose(torch.tensor([1.0, broken]), config(temperature=temperature), torch.Generator())
 

@@ -11,7 +11,7 @@ VALIDATION = {"loss": 4.5, "perplexity": 90.02, "bits_per_byte": 1.83, "samples"
 
 
 class Clock:
-    """Time that passes only when told."""
+    """A clock that only the test moves."""
 
     def __init__(self):
         self.time = 0.0
@@ -41,7 +41,7 @@ def terminal():
 
 
 def screen(text):
-    """The lines that stand on a terminal after `text`, which may clear and redraw its last line."""
+    """The lines on a terminal after `text`, which may clear and redraw its last line."""
     return [line.rpartition("\r\x1b[K")[2] for line in text.split("\n")]
 
 
@@ -89,7 +89,7 @@ def test_the_live_line_never_wraps(terminal, monkeypatch):
     assert len(screen(shown())[-1]) == 29
 
 
-def test_log_lines_of_the_program_stand_above_the_live_line(terminal, monkeypatch):
+def test_log_lines_are_printed_above_the_live_line(terminal, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     stream, shown = terminal
     logger = logging.getLogger("pretrain.tracking")
@@ -117,7 +117,7 @@ def test_time_to_go_follows_the_pace_since_the_first_record(caplog):
     assert [record.getMessage().split("ETA ")[1] for record in caplog.records] == ["8m20s", "16m20s"]
 
 
-def test_the_final_validation_is_announced_and_its_progress_logged(caplog):
+def test_the_final_validation_logs_start_and_progress(caplog):
     clock = Clock()
     sink = PlainConsole(20, final_samples=100, now=clock)
     with caplog.at_level(logging.INFO):

@@ -76,7 +76,7 @@ def test_a_torn_last_line_is_dropped_on_resume(tmp_path):
     assert all(json.loads(line) for line in path.open())
 
 
-def test_a_whole_record_without_its_newline_is_not_joined_to_the_next(tmp_path):
+def test_a_record_without_newline_is_not_joined_to_the_next(tmp_path):
     log_steps(tmp_path, 0, [1, 2])
     path = tmp_path / METRICS_FILE
     path.write_bytes(path.read_bytes()[:-1])
@@ -106,7 +106,7 @@ def attempts_say(run_dir):
     return sorted((record["step"], record["kind"]) for record in records_of_all_attempts(run_dir))
 
 
-def test_an_attempt_that_ends_early_hides_no_step_of_the_one_before(tmp_path):
+def test_a_short_attempt_hides_no_earlier_steps(tmp_path):
     start(tmp_path, 0, range(1, 13))
     everything = attempts_say(tmp_path)
     for again in ([], [5, 6], [5]):
@@ -153,7 +153,7 @@ def test_what_is_not_finite_comes_back(tmp_path, value):
 
 
 def test_lines_wait_while_the_disk_is_full(tmp_path, caplog):
-    """A limit on the file size stands in for the disk: the kernel writes what fits and refuses the rest."""
+    """A limit on the file size acts like a full disk: the kernel writes what fits and refuses the rest."""
     before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.getsignal(signal.SIGXFSZ)
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     sink = JsonlSink(tmp_path, 0)

@@ -49,8 +49,8 @@ def test_a_hook_of_another_repository_does_not_mislead(checkout, monkeypatch, tm
     assert state is not None and state["revision"] == checkout[1]
 
 
-def test_the_environment_is_told_without_its_variables(monkeypatch):
-    secret = "do-not-tell-anybody-0123456789"
+def test_no_environment_variable_is_recorded(monkeypatch):
+    secret = "do-not-record-this-0123456789"
     monkeypatch.setenv("WANDB_API_KEY", secret)
     monkeypatch.setenv("MY_TOKEN", secret)
     described = describe_environment()
@@ -68,7 +68,7 @@ def test_the_libraries_of_a_gpu_are_versions_too(monkeypatch):
 
 
 @pytest.mark.parametrize("used", [True, False])
-def test_the_device_is_the_one_that_computes_not_one_that_is_there(monkeypatch, used):
+def test_an_unused_gpu_is_not_the_device(monkeypatch, used):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: used)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")

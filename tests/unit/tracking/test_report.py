@@ -68,7 +68,7 @@ def test_curves_are_drawn_from_any_number_of_records(tmp_path, num_records):
 
 
 class Page(HTMLParser):
-    """What a browser makes of a page: addresses that it would load, scripts that it would run, and text."""
+    """The addresses that a browser would load for a page, the scripts that it would run, and the text."""
 
     def __init__(self, path):
         super().__init__()
@@ -96,7 +96,7 @@ def report_of(run_dir):
     return Page(run_dir / "report.html")
 
 
-def test_the_page_tells_what_was_run_and_how_it_went(tmp_path):
+def test_the_page_shows_the_run_and_its_results(tmp_path):
     make_run(tmp_path, 3)
     page = report_of(tmp_path)
     for text in ("1.48M", "6.4449", "2.3456", "10.44", "0.8765", "stdlib", "ab" * 32, "2.13.0", "1,478,912", "123k"):
@@ -172,7 +172,7 @@ def test_the_start_of_a_curve_is_shown_and_a_rare_spike_is_not():
     assert range_to_show(np.array([np.nan, np.inf])) is None
 
 
-def test_validations_of_another_sample_size_are_a_curve_of_their_own():
+def test_each_validation_size_has_its_own_curve():
     sizes = [256, 256, 4096]
     records = [
         {"kind": "validation", "step": step, "loss": float(step), "samples": size} for step, size in enumerate(sizes)
@@ -217,7 +217,7 @@ def test_a_browser_draws_the_curves_without_a_network(tmp_path):
     assert 'class="bk-Column"' in done.stdout
 
 
-def test_a_folder_with_nothing_in_it_gets_a_report_and_no_warning(tmp_path, caplog):
+def test_an_empty_folder_gets_a_report_without_warning(tmp_path, caplog):
     write_report(tmp_path)
     assert caplog.records == [] and "no records yet" in (tmp_path / "report.html").read_text()
     assert tmp_path.name in (tmp_path / "report.html").read_text()
@@ -247,7 +247,7 @@ def test_two_threads_draw_what_one_draws(tmp_path):
         assert len({(folder / name).read_bytes() for folder in folders}) == 1
 
 
-def test_smoothing_keeps_a_constant_and_leaves_out_what_is_not_finite():
+def test_smoothing_keeps_constants_and_skips_nan():
     values = np.full(50, 3.0)
     values[[10, 20]] = np.nan, np.inf
     assert smooth(values, 7) == pytest.approx(np.full(50, 3.0))

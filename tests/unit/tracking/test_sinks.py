@@ -1,4 +1,4 @@
-"""A run recorded by all sinks in two starts, each in a process of its own, and what then lies in its folder."""
+"""A run recorded by all sinks in two starts, each in a process of its own, and the files in its folder afterwards."""
 
 import json
 import os
@@ -54,7 +54,7 @@ WITH_SECRETS = (
 
 
 def run_script(script, run_dir, *arguments, **environment):
-    """What a process with a key in its environment printed."""
+    """The output of a process that has a key in its environment."""
     command = [sys.executable, "-c", script, str(run_dir), *map(str, arguments)]
     variables = os.environ | {"WANDB_API_KEY": SECRET, "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"} | environment
     done = subprocess.run(command, cwd=run_dir.parent, env=variables, capture_output=True, text=True, timeout=120)
@@ -118,7 +118,7 @@ def test_a_resumed_run_continues_the_same_wandb_run(run):
     assert logged == [[(step, 10.0 / step) for step in steps] for steps in (range(1, 9), range(6, 13))]
 
 
-def test_wandb_is_told_the_configuration_and_the_description(run):
+def test_wandb_gets_the_configuration_and_the_description(run):
     path = next((run[0] / "wandb").glob("offline-run-*/run-*.wandb"))
     updates = [
         update for record in wandb_records(path) if record.HasField("run") for update in record.run.config.update
@@ -182,7 +182,7 @@ def test_online_without_a_network_records_offline(tmp_path):
     assert len(list((tmp_path / "wandb").glob("offline-run-*"))) == 1
 
 
-def test_online_without_a_key_is_refused_before_anything_is_written(tmp_path):
+def test_wandb_online_without_a_key_is_refused_early(tmp_path):
     script = (
         "import sys; from pretrain.config.load import load_run_config; "
         "from pretrain.tracking.wandb_sink import check_wandb_login; "

@@ -30,7 +30,7 @@ def run_step(clock, time, data=1.0, forward_backward=6.0, optimizer=2.0, other=1
 def test_the_parts_and_the_rates_follow_from_the_clock():
     time = Clock()
     clock = StepClock(FLOPS, num_devices=2, peak=DevicePeak(1e12, "table"), now=time)
-    time.time += 50  # loading the model is no step
+    time.time += 50  # loading the model does not count as a step
     run_step(clock, time)
     run_step(clock, time, data=3.0, other=7.0)
     assert clock.take() == pytest.approx(
@@ -48,7 +48,7 @@ def test_the_parts_and_the_rates_follow_from_the_clock():
     )
 
 
-def test_each_interval_stands_for_itself():
+def test_intervals_are_independent():
     time = Clock()
     clock = StepClock(FLOPS, num_devices=1, peak=None, now=time)
     run_step(clock, time)
@@ -124,7 +124,7 @@ def test_known_chips_are_found_by_the_name_they_give_themselves(name, precision,
         ("NVIDIA H200 MIG 3g.71gb", "bf16"),
     ],
 )
-def test_other_chips_parts_of_chips_and_missing_units_have_no_peak(name, precision):
+def test_unknown_chips_and_precisions_have_no_peak(name, precision):
     assert peak_flops(name, precision) is None
 
 
@@ -135,7 +135,7 @@ def test_the_configured_peak_goes_before_the_table():
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
-def test_the_peak_of_a_cpu_is_measured_in_the_precision_of_the_run(monkeypatch, precision, dtype):
+def test_cpu_peak_is_measured_in_the_runs_precision(monkeypatch, precision, dtype):
     """A CPU with units for bf16 computes in it several times as fast as in fp32: MFU would be more than the whole."""
     multiply, seen = torch.mm, set()
 
