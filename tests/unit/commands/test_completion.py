@@ -71,7 +71,7 @@ def test_verify_resume_completes_the_keys_that_it_takes() -> None:
 def test_completion_imports_neither_torch_nor_hydra() -> None:
     code = (
         "import sys; sys.modules.update(torch=None, hydra=None, megatron=None); from pretrain.cli import main; "
-        "main(['completion', 'bash', 'pretrain train model=tiny_l'])"
+        "main(['completion', 'bash', 'pretrain plan model=tiny_l'])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(), check=True)
     assert done.stdout.startswith("tiny_llama\t")
