@@ -1,4 +1,4 @@
-"""Takes out, one at a time, what the engine does that nobody would miss by an error, and looks whether the suite does.
+"""Removes, one at a time, steps of the engine whose absence raises no error, and checks that a test fails.
 
     python -m tests.mutations [--list] [--only NAME ...]
 
@@ -70,7 +70,7 @@ def try_all(mutations: list[Mutation], tree: Path) -> int:
 
 
 def copy_tree(folder: Path) -> Path:
-    """What git knows of this checkout and what it would add, in `folder`."""
+    """Copy the files that git tracks, and those it would add, to `folder`."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,

@@ -166,7 +166,7 @@ def library_documents() -> Iterator[tuple[str, str]]:
 
 
 def random_document(chance: random.Random) -> str:
-    """Of few different pieces, so that sequences and lines come again, also with other borders of words."""
+    """Build a text from few different pieces: sequences and lines repeat, also with other word borders."""
     syllables, marks = ("a", "b", "ab", "ba", "bab"), ("x.y", "...", "#", "-", "12", "Mr.", "don't")
     common = ("the", "of", "and", "to", "that")
     pieces = chance.choice((syllables, (*common, *marks), (*common, *marks, *words(chance.randint(20, 400)))))

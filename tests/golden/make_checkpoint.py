@@ -41,7 +41,7 @@ def config(**other: Any) -> RunConfig:
 
 
 def digests(state: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Of whole tensors, row by row, little-endian."""
+    """Describe whole tensors, row by row, little-endian."""
     return {
         name: {
             "shape": list(value.shape),

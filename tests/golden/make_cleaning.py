@@ -2,7 +2,7 @@
 
     PYTHONPATH=. PYTHON -m tests.golden.make_cleaning [--fuzz 20000]
 
-PYTHON has datatrove 0.10.1, spacy and the numpy of data_pipeline; nothing else need be installed. Each document is
+PYTHON has datatrove 0.10.1, spacy and the numpy of data_pipeline; nothing else must be installed. Each document is
 decided twice: with our words put in the place of datatrove's (`decisions`: ours must be equal), and as datatrove
 ships (`shipped`: ours are equal as far as the words are). `--fuzz` also compares that many random documents.
 """
@@ -101,7 +101,7 @@ def record(kind: str, text: str, lowered: tuple[str, str] | None = None) -> dict
 
 
 def threshold_documents() -> Iterator[dict[str, Any]]:
-    """Of each family the last document before and the first after each of the first changes of the decision."""
+    """From each family: the last document before and the first after each of the first changes of the decision."""
     lowered = {"many words": "max_words", "long word": "max_word_chars"}
     for kind, (step, family, sizes) in FAMILIES.items():
         records = [record(kind, family(size), (step, lowered[kind]) if kind in lowered else None) for size in sizes]
@@ -134,7 +134,7 @@ def fuzz(count: int) -> None:
                 if reason is None:
                     kept[name] += 1
                     assert left == (outcome.text if isinstance(outcome, Edit) else text), (name, text)
-    print(f"{count} random documents decided alike; kept: {kept}")
+    print(f"{count} random documents get the same decision; kept: {kept}")
 
 
 def main() -> None:

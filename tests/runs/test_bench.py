@@ -11,7 +11,7 @@ from pretrain.bench.result import load
 from pretrain.bench.table import as_table
 from pretrain.tracking.metrics_file import read_metrics
 from pretrain.training.profiling import step_mark
-from tests.support.runs import SHAPE, torchrun_command
+from tests.support.runs import SHAPE
 
 SMALL = (*SHAPE, "engine.device=cpu", "engine.cpu_threads=1", "train.global_batch_size=8", "train.micro_batch_size=2")
 FEW = ("--warmup", "2", "--steps", "4")
@@ -70,7 +70,7 @@ def test_pseudo_random_tokens_can_be_trained_on(measured, place):
 
 def test_two_ranks_measure_the_configured_dataset_together(place):
     words = ["bench", *SMALL, f"data.path={place.dataset}", *FEW, "--out", "two"]
-    done = place._finish(words, torchrun_command(2))
+    done = place.command(*words, num_ranks=2)
     assert done.returncode == 0, done.stderr
     result = load(place.folder / "two")
     assert done.stdout == as_table(result) + "saved in two\n", "one rank speaks"

@@ -1,7 +1,6 @@
 """One rank fails: every process ends soon, and the last lines name the rank, its stage and the cause."""
 
 import contextlib
-import os
 import re
 import subprocess
 import time
@@ -12,9 +11,11 @@ import psutil
 import pytest
 
 from tests.support.hosts import held_port
-from tests.support.runs import ROOT, LiveRun, Workplace, environment, program_command, torchrun_command
+from tests.support.ranks import warm_parent
+from tests.support.runs import SECONDS, LiveRun, Workplace, environment, planted, torchrun_command
+from tests.support.warm import Request, WarmProcess
 
-END_SECONDS = 30
+END_SECONDS = 60
 TIMEOUT_SECONDS = 6
 TIMEOUT = f"engine.timeout_minutes={TIMEOUT_SECONDS / 60}"
 
@@ -75,24 +76,29 @@ def run_to_failure(
     plant: str = PLANT,
     after_step: int = 2,
     act: Callable[[LiveRun, dict[int, psutil.Process]], object] = lambda run, ranks: None,
+    torchrun: bool = False,
 ) -> Ended:
     """A run of two ranks in which rank 1 does the planted deed, or to which `act` does something after a step; returns
-    when nothing of it is left.
+    when nothing of it is left. `torchrun` starts them where its own words or its store matter.
     """
-    planted = place.folder / "planted"
-    planted.mkdir()
-    (planted / "sitecustomize.py").write_text(plant.format(deed=deed), encoding="utf-8")
+    path = place.folder / "planted" / "sitecustomize.py"
+    path.parent.mkdir()
+    path.write_text(plant.format(deed=deed), encoding="utf-8")
     endless = ("train.max_steps=100000", "checkpoint.every_steps=0", "evaluation.every_steps=0")
+    words = ("train", *place.train_overrides("run", *endless, *overrides))
     log = place.folder / "run.log"
-    with log.open("wb") as stream:
-        process = subprocess.Popen(
-            [*torchrun_command(2), "train", *place.train_overrides("run", *endless, *overrides)],
-            cwd=place.folder,
-            env=environment({"PYTHONPATH": os.pathsep.join([str(planted), str(ROOT)])}),
-            stdout=stream,
-            stderr=stream,
-        )
-    run = LiveRun(process, place.run_dir("run"), log)
+    process: subprocess.Popen[bytes] | WarmProcess
+    with log.open("wb") as stream, held_port() as port:
+        if torchrun:
+            command, variables = [*torchrun_command(2), *words], environment(planted(path))
+            process = subprocess.Popen(command, cwd=place.folder, env=variables, stdout=stream, stderr=stream)
+        else:
+            process = warm_parent().start(Request(words, place.folder, environment(), log, log, 2, port, path))
+        return follow(LiveRun(process, place.run_dir("run"), log), after_step, act)
+
+
+def follow(run: LiveRun, after_step: int, act: Callable[[LiveRun, dict[int, psutil.Process]], object]) -> Ended:
+    """Wait until a run has failed and all of its processes have ended."""
     ranks: dict[int, psutil.Process] = {}
     try:
         run.wait_for(lambda: len(run.ranks()) == 2)
@@ -103,9 +109,9 @@ def run_to_failure(
             run.wait_for(lambda: "planted" in run.log)
         act(run, ranks)
         began = time.monotonic()
-        assert run.end(60) != 0
+        assert run.end() != 0
         while any(is_alive(rank) for rank in ranks.values()):
-            assert time.monotonic() - began < 60, run.log
+            assert time.monotonic() - began < SECONDS, run.log
             time.sleep(0.05)
         return Ended(said(run.log), time.monotonic() - began, last_lines(run.log), run.log.splitlines()[-2])
     finally:
@@ -140,7 +146,7 @@ def last_lines(log: str) -> dict[int, str]:
 
 
 def test_an_exception_is_told_on_all_ranks_with_its_step(place):
-    ended = run_to_failure(place, "parallel.pp=2", deed="raise ValueError('planted')", after_step=1)
+    ended = run_to_failure(place, "parallel.pp=2", deed="raise ValueError('planted')", after_step=1, torchrun=True)
     assert ended.seconds < END_SECONDS
     for rank in (0, 1):
         assert re.fullmatch(rf"{STAGE_1} failed first in step 3: ValueError: planted", ended.told[rank]), ended.log
@@ -161,29 +167,22 @@ def test_a_failure_before_the_ranks_have_met_is_told_too(place):
 
 @pytest.mark.parametrize("victim", [0, 1], ids=["the rank that holds the store", "another rank"])
 def test_without_a_launcher_a_rank_that_died_before_the_meeting_is_named_soon(place: Workplace, victim: int) -> None:
-    planted = place.folder / "planted"
-    planted.mkdir()
-    deed = "os.kill(os.getpid(), 9)"
-    (planted / "sitecustomize.py").write_text(EARLY_PLANT.replace('"1"', f'"{victim}"').format(deed=deed))
-    overrides = place.train_overrides("run", "engine.meeting_minutes=0.1")  # engine.timeout_minutes is 30
-    with held_port() as port, contextlib.ExitStack() as ending:
-        ranks = []
-        for rank in range(2):
+    path = place.folder / "planted" / "sitecustomize.py"
+    path.parent.mkdir()
+    path.write_text(EARLY_PLANT.replace('"1"', f'"{victim}"').format(deed="os.kill(os.getpid(), 9)"))
+    words = ("train", *place.train_overrides("run", "engine.meeting_minutes=0.1"))  # engine.timeout_minutes is 30
+    logs, ranks = [place.folder / f"{rank}.log" for rank in range(2)], []
+    with held_port() as port:
+        for rank, log in enumerate(logs):
             world = {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "RANK": rank, "LOCAL_RANK": rank, "MASTER_PORT": port}
             variables = {**{name: str(value) for name, value in world.items()}, "MASTER_ADDR": "127.0.0.1"}
-            process = subprocess.Popen(
-                [*program_command(), "train", *overrides],
-                cwd=place.folder,
-                env=environment({"PYTHONPATH": os.pathsep.join([str(planted), str(ROOT)]), **variables}),
-                stderr=subprocess.PIPE,
-                text=True,
+            ranks.append(
+                warm_parent().start(Request(words, place.folder, environment(variables), log, log, 0, port, path))
             )
-            ending.callback(process.kill)
-            ranks.append(process)
-        _, log = ranks[1 - victim].communicate(timeout=150)
-    assert ranks[1 - victim].returncode == 1 and ranks[victim].wait() == -9
+        assert ranks[1 - victim].wait(SECONDS) == 1 and ranks[victim].wait(SECONDS) == -9
+    text = logs[1 - victim].read_text()
     words = f"rank {victim} .* failed first: never met the others: not started, killed before, or slower than"
-    assert re.search(f"{words} engine.meeting_minutes$", log.rstrip().splitlines()[-1]), log
+    assert re.search(f"{words} engine.meeting_minutes$", text.rstrip().splitlines()[-1]), text
 
 
 def test_a_killed_rank_is_named_by_the_others(place):
@@ -214,7 +213,7 @@ def test_a_rank_that_keeps_the_others_waiting_is_cut_off_with_its_stack(place):
 
 
 def test_ranks_end_when_their_launcher_was_killed(place):
-    ended = run_to_failure(place, act=lambda run, ranks: run.process.kill())
+    ended = run_to_failure(place, act=lambda run, ranks: run.process.kill(), torchrun=True)
     assert ended.seconds < END_SECONDS
     for speaker in ("", r"\[rank 1\] "):
         words = rf"(?m)^[\d:]+ {speaker}the launcher at \S+, through which the ranks met, is gone$"

@@ -1,4 +1,4 @@
-"""`sbatch slurm/pretrain.sh` on a real Slurm: runs that are cut, killed, moved, refused go on or end as they should.
+"""`sbatch slurm/pretrain.sh` on a real Slurm: runs that are cut, killed or refused continue or end as they should.
 
 Jobs take their time: most run beside each other, and one of them is hurt again and again.
 """
@@ -26,7 +26,7 @@ LENGTH = ("train.max_steps=200", "evaluation.every_steps=0", "parallel.tp=2")
 
 @dataclass
 class Background:
-    """Jobs that need nobody's hand."""
+    """Jobs that run undisturbed."""
 
     cut: LiveJob
     whole: LiveJob
@@ -167,7 +167,7 @@ def test_a_hang_ends_by_the_timeout_of_a_collective_and_the_rank_is_named(hurt: 
     assert hurt.seconds[3] < 60
 
 
-def test_a_job_whose_node_goes_down_goes_on_elsewhere_or_when_it_is_back(hurt: Hurt) -> None:
+def test_a_job_whose_node_goes_down_continues_elsewhere_or_later(hurt: Hurt) -> None:
     ended, after = hurt.attempts[4].ended, hurt.attempts[5].began
     assert ended is not None and after is not None
     assert ended.outcome in ("lost", "stopped")  # saved, where Slurm's grace was long enough

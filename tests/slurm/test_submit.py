@@ -1,4 +1,4 @@
-"""`pretrain submit` on a real Slurm: scripts that it takes and reads as they were meant, a sweep that is mended."""
+"""`pretrain submit` on a real Slurm: scripts that it takes and reads as they were meant, a sweep that is repaired."""
 
 import hashlib
 import json
@@ -42,7 +42,7 @@ def test_slurm_reads_each_word_as_it_was(text: str, tmp_path: Path) -> None:
     assert f"JobName={text}\n" in facts and "NumNodes=1" in facts
 
 
-def test_a_log_lies_where_its_path_says(tmp_path: Path) -> None:
+def test_a_log_is_written_to_its_path(tmp_path: Path) -> None:
     folder = tmp_path / "50 % it's #1"
     folder.mkdir()
     job = Job("x", slurm_path(f"{folder}/slurm-") + "%j.log", str(folder), ("bash", "-c", 'echo "$PWD"'))
@@ -62,7 +62,7 @@ def test_sbatch_takes_the_script_of_every_example(name: str, tmp_path: Path) -> 
     assert done.returncode == 0, done.stderr
 
 
-def test_what_slurm_refuses_is_told_in_its_words(tmp_path: Path) -> None:
+def test_slurms_own_refusal_is_reported(tmp_path: Path) -> None:
     place = Workplace(tmp_path, prepare_dataset(tmp_path))
     done = place.command("submit", *place.train_overrides("x", "cluster.partition=nosuch"))
     assert done.returncode == 2 and "nosuch" not in done.stdout and "invalid partition" in done.stderr, done.stderr
@@ -78,7 +78,7 @@ def is_live(job: str) -> bool:
 
 
 @pytest.mark.slow
-def test_a_sweep_of_three_with_one_that_fails_is_mended_by_a_rerun(tmp_path: Path) -> None:
+def test_a_sweep_of_three_with_one_that_fails_is_repaired_by_a_rerun(tmp_path: Path) -> None:
     place = Workplace(tmp_path, prepare_dataset(tmp_path))
     small = place.train_overrides("unused", "train.max_steps=2", "lr_schedule.warmup_steps=0", "cluster.max_restarts=0")
     given = [word for word in small if not word.startswith(("run.name=", "optim.lr="))]

@@ -17,7 +17,7 @@ from pretrain.checkpoint.tensors import boxes_of_range
 from tests.golden.make_checkpoint import CHECKPOINT
 
 Cut = Sequence[int]
-"""Where the flat row-major tensor is cut in ranges."""
+"""Positions at which the flat row-major tensor is cut into ranges."""
 
 
 def write_checkpoint(folder: Path, tensors: Mapping[str, Tensor], cuts: Mapping[str, Cut], **about: Any) -> Path:

@@ -1,4 +1,4 @@
-"""What a run asks of an engine from its first step to its resume, on whatever device there is."""
+"""Everything that a run asks of an engine, from its first step to its resume, on any device."""
 
 import contextlib
 import tempfile
@@ -33,7 +33,7 @@ NUM_STEPS, SAVED_AFTER = 4, 2
 
 @dataclass(frozen=True)
 class Course:
-    """What came of it: the same on every rank."""
+    """The results, which are the same on every rank."""
 
     steps: list[Step]
     resumed: list[Step]

@@ -17,7 +17,7 @@ DROPPED = {
     "length/too_few_chars": NUM_SHORT,
     "not_utf8": NUM_BROKEN,
 }
-"""What `dirty_settings` with dedup=near leaves out; exact copies only, without what is near."""
+"""Documents that `dirty_settings` with dedup=near leaves out; dedup=exact leaves out exact copies only."""
 CHANGED = {"lines/repeated": 2 * NUM_ADDRESSES, "pii/email": 2 * NUM_ADDRESSES}
 
 
@@ -31,7 +31,7 @@ def write_dirty(folder: Path, num_texts: int = 150) -> list[Path]:
     planted = [
         *clean[:NUM_COPIES],
         *(edited(text, 0.02, words, chance) for text in long[-NUM_NEAR:]),
-        # Equal but for the address: copies once it is masked.
+        # Equal except for the address: copies once it is masked.
         *(
             f"{text}\nA line.\nA line.\nWrite to {name}@example.com\n"
             for name in ("you", "me")

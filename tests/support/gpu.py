@@ -33,7 +33,7 @@ def reason_for_none() -> str | None:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of one case."""
+    """The result of one case."""
 
     value: Any
     failure: str | None = None
@@ -48,9 +48,9 @@ def on_gpu(
 ) -> dict[str, Outcome]:
     """`function(here, groups, config, *args)` for each case, one after the other, on the device that they name.
 
-    `here` is the `Runtime` of the one rank, `groups` all its process groups. The function is named by its module, so it
-    stands at a module's top level; arguments and results are pickled. Never raises: a case that was not come to says so
-    itself.
+    `here` is the `Runtime` of the one rank, `groups` all its process groups. The function must be at
+    a module's top level, because it is pickled by name; arguments and results are pickled. Never raises: a case that
+    was not reached reports that itself.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

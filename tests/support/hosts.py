@@ -30,14 +30,14 @@ def hostfile(folder: Path, slots: int = 1) -> Path:
 
 
 def sshd_program() -> str | None:
-    """Where a real one is; None: it is not installed."""
+    """The path of a real sshd; None if it is not installed."""
     found = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}{os.pathsep}/usr/sbin")
     return found if found and shutil.which("ssh") and shutil.which("ssh-keygen") else None
 
 
 @contextlib.contextmanager
 def held_port() -> Iterator[int]:
-    """Of this machine: nobody gets it who asks for any, and a server does that asks for this one."""
+    """Reserve a port: no process that asks for any free port gets it, and a server can bind it by number."""
     with socket.socket() as holder:
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         holder.bind(("", 0))

@@ -16,7 +16,7 @@ Fault = Callable[["Handler", bytes], bool]
 
 
 class Served:
-    """What a test sees of the server."""
+    """The state of the server that a test reads and sets."""
 
     def __init__(self, port: int) -> None:
         self.url = f"http://127.0.0.1:{port}"
@@ -29,12 +29,12 @@ class Served:
         self.lasting: dict[str, Fault] = {}
         """By file name: of every further request."""
         self.every: Fault | None = None
-        """Of each request that no other fault is for."""
+        """The fault for each request that has no fault of its own."""
         self.passwords: set[str] = set()
         """User and password of requests that had them."""
         self.takes_ranges = True
         self.released = threading.Event()
-        """Set at the end, for those who hang."""
+        """Set at the end, to release requests that hang."""
 
     def fault(self, name: str, *faults: Fault) -> None:
         """The first requests for a file go wrong, one after another."""
@@ -66,7 +66,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.answer(content)
 
     def answer(self, content: bytes, half: bool = False, flip: bool = False) -> None:
-        """The right answer; `half`: not all of what was announced; `flip`: but for one bit."""
+        """The right answer; `half`: not all of what was announced; `flip`: one bit is wrong."""
         start, status = 0, 200
         if (asked := self.headers["Range"]) is not None:
             self.served.ranges.append(asked)

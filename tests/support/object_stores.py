@@ -52,7 +52,7 @@ class Bucket:
         return f"{self.url}/{folder.name}"
 
     def forbid(self) -> None:
-        """From now on nobody may read what is in it."""
+        """Deny all reads of its objects from now on."""
         if self.scheme == "s3":
             anything = {"Effect": "Deny", "Principal": "*", "Action": "s3:*", "Resource": f"arn:aws:s3:::{self.name}/*"}
             self.files.call_s3("put_bucket_policy", Bucket=self.name, Policy=json.dumps({"Statement": [anything]}))
@@ -83,7 +83,7 @@ def gs_server() -> Iterator[int]:
 
 
 def set_environment(patch: pytest.MonkeyPatch, scheme: str, endpoint: str) -> None:
-    """What a user would set for such a server; nothing of this machine's own is looked at."""
+    """Set what a user would set for such a server; this machine's own settings are not read."""
     settings: dict[str, dict[str, str | None]] = {
         "s3": {
             "AWS_ACCESS_KEY_ID": "somebody",
@@ -108,7 +108,7 @@ def set_environment(patch: pytest.MonkeyPatch, scheme: str, endpoint: str) -> No
             patch.delenv(name, raising=False)
         else:
             patch.setenv(name, value)
-    # An instance that is there goes on with what it was made with.
+    # An existing instance keeps the settings that it was made with.
     fsspec.get_filesystem_class(scheme).clear_instance_cache()
 
 
@@ -131,7 +131,7 @@ class Relay(Handler):
     """
 
     port: int
-    protocol_version = "HTTP/1.1"  # else nobody is told to go on with what he wants to send
+    protocol_version = "HTTP/1.1"  # else a client waits in vain for `100 Continue`
 
     def handle_one(self) -> None:
         parts = urllib.parse.urlsplit(self.path)
@@ -159,7 +159,7 @@ class Relay(Handler):
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = handle_one
 
     def answer(self, content: bytes, half: bool = False, flip: bool = False) -> None:
-        """The reply that came, with this content; `half`: not all of what was announced; `flip`: but for one bit."""
+        """The reply that came, with this content; `half`: not all of what was announced; `flip`: one bit is wrong."""
         if self.headers["Range"]:
             self.served.ranges.append(self.headers["Range"])
         length = self.reply.headers["Content-Length"] if self.command == "HEAD" else str(len(content))

@@ -44,7 +44,7 @@ HABITS = (
     _habit(rf"(?<!there )\b(is|are|was|were)\s+no\s+(?!({NO_LONGER})\b)", "is not a, is missing"),
     _habit(r"\bbut\s+for\b", "except"),
     _habit(r"\b(without|not)\s+a\s+word\b", "without an error message"),
-    _habit(r"\b(stands|stood|stand)\b(?!\s+(for|still)\b)", "is"),
+    _habit(r"\b(stands|stood|stand)\b(?!\s+(for|still)\b|-)", "is"),
     _habit(r"\b(lies|lay|lie|lying)\b", "is"),
     _habit(r"\bsilent\b(?!\s+(data\s+)?corruption)", "unresponsive, without output"),
     _habit(r"\bneed\s+be\b", "must be, needed"),

@@ -19,7 +19,7 @@ def topics() -> Iterator[str]:
 
 
 def docstrings() -> Iterator[str]:
-    """Of the standard library, tests left out, the same twice if it stands twice."""
+    """Source texts of the standard library without its tests; a file that is there twice is given twice."""
     for path in sorted(Path(sysconfig.get_paths()["stdlib"]).rglob("*.py")):
         if {"test", "tests", "idle_test", "site-packages", "dist-packages"} & set(path.parts):
             continue
@@ -47,7 +47,7 @@ def documents(texts: Iterable[str], seed: int) -> list[str]:
 
 
 def vocabulary(texts: Sequence[str]) -> list[str]:
-    """Every word as often as it stands there."""
+    """Every word, as often as it occurs."""
     return [word for text in texts for word in WORD.findall(text)]
 
 

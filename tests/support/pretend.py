@@ -49,7 +49,7 @@ def device() -> torch.device:
 
 
 def _register() -> None:
-    """What makes a tensor has none to be dispatched by: it comes here."""
+    """Register the operations that make a tensor: they have no tensor argument to dispatch by."""
     everything, by_name = torch.library.Library("_", "IMPL"), torch.library.Library("aten", "IMPL")
     everything.fallback(lambda func, *args, **kwargs: _perform(func, args, kwargs), "PrivateUse1")
     # torch.tensor makes and fills a tensor where the fallback cannot be called; for a device that has no silu_backward,
@@ -65,7 +65,7 @@ def _call(func: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 class Ledger:
-    """What happened on the device."""
+    """A record of the device's work."""
 
     def __init__(self) -> None:
         self.now = self.peak = 0
@@ -246,7 +246,7 @@ def _wrapped(result: Any, here: list[PretendTensor]) -> Any:
 
 
 def _moves(func: Any, args: Any, kwargs: dict[str, Any], lands_here: bool) -> Iterator[tuple[Tensor, bool]]:
-    """What an operation copies, and whether to the device; what goes from one to the other is written down."""
+    """The copies of an operation between the host and the device."""
     pairs: Iterable[tuple[Tensor | None, Tensor]] = ()
     later = kwargs.get("non_blocking", False)
     if func is aten._to_copy.default:

@@ -49,7 +49,7 @@ def run_ranks(
 ) -> list[Any]:
     """Call `function(here, *args)` on each rank, `here` being its `Runtime` on the CPU; returns each rank's result.
 
-    The function is named by its module, so it stands at a module's top level; arguments and results are pickled.
+    The function must be at a module's top level, because it is pickled by name; arguments and results are pickled.
     `warm` is called before, in the process that all ranks are forked from. In each rank all of this happens in the
     context that `around` makes: `on_pretend_gpu` (pretend_machine.py), for example. `joined=False` is for functions
     that make their own runtime, as verbs do: `function(*args)` is called before the ranks have met.

@@ -87,7 +87,7 @@ class Workplace:
         folder.mkdir(parents=True, exist_ok=True)
 
     def train_overrides(self, name: str, *overrides: str) -> list[str]:
-        """What makes a run small, and then what the test is about."""
+        """Overrides that make a run small, followed by the test's own."""
         return [*DATA, *SHAPE, *TRAINING, f"data.path={self.dataset}", f"run.name={name}", *overrides]
 
     def run_dir(self, name: str) -> Path:
@@ -103,16 +103,19 @@ class Workplace:
         return self.command("generate", "device=cpu", *overrides, **options)
 
     def command(
-        self, *words: str, env: Mapping[str, str] | None = None, real: bool = False
+        self, *words: str, env: Mapping[str, str] | None = None, real: bool = False, num_ranks: int = 0
     ) -> subprocess.CompletedProcess[str]:
-        """Run to the end; both streams as text. `real`: a process of its own, where the command itself is tested."""
+        """Run to the end; both streams as text. `real`: a process of its own, where the command itself is tested.
+
+        `num_ranks`: on several processes, which a launcher without words of its own starts.
+        """
         if real or words[0] not in WARM:
             return self._finish([*program_command(), *words], env)
-        return self._finish_warm(0, words, env)
+        return self._finish_warm(num_ranks, words, env)
 
     def on_ranks(self, num_ranks: int, name: str, *overrides: str) -> subprocess.CompletedProcess[str]:
-        """`train` on several processes, which a launcher without words of its own starts."""
-        return self._finish_warm(num_ranks, ["train", *self.train_overrides(name, *overrides)])
+        """`train` on several processes."""
+        return self.command("train", *self.train_overrides(name, *overrides), num_ranks=num_ranks)
 
     def torchrun(self, num_ranks: int, name: str, *overrides: str) -> subprocess.CompletedProcess[str]:
         """`train` on several processes under torchrun."""
@@ -147,7 +150,7 @@ class Workplace:
             if torchrun:
                 run = LiveRun(self._start_torchrun(num_ranks, words, step_seconds, log), self.run_dir(name), log)
             else:
-                before = SLOW_STEPS if step_seconds else ""
+                before = self._slow_steps() if step_seconds else None
                 variables = environment({"STEP_SECONDS": str(step_seconds)})
                 request = warm.Request(words, self.folder, variables, log, log, num_ranks, port, before)
                 run = LiveRun(warm_parent().start(request), self.run_dir(name), log)
@@ -163,17 +166,17 @@ class Workplace:
             return subprocess.Popen(
                 [*torchrun_command(num_ranks), *words],
                 cwd=self.folder,
-                env=environment(self._slowed(step_seconds) if step_seconds else None),
+                env=environment(planted(self._slow_steps(), STEP_SECONDS=str(step_seconds)) if step_seconds else None),
                 stdout=stream,
                 stderr=stream,
             )
 
-    def _slowed(self, step_seconds: float) -> dict[str, str]:
-        """Variables of a run whose steps take so long."""
-        planted = self.folder / "planted"
-        planted.mkdir(exist_ok=True)
-        (planted / "sitecustomize.py").write_text(SLOW_STEPS, encoding="utf-8")
-        return {"PYTHONPATH": os.pathsep.join([str(planted), str(ROOT)]), "STEP_SECONDS": str(step_seconds)}
+    def _slow_steps(self) -> Path:
+        """Code for a process to run first, so that its steps take `STEP_SECONDS`."""
+        path = self.folder / "planted" / "sitecustomize.py"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(SLOW_STEPS, encoding="utf-8")
+        return path
 
 
 class LiveRun:
@@ -184,7 +187,7 @@ class LiveRun:
 
     @property
     def log(self) -> str:
-        """What it printed so far."""
+        """Everything that it has printed so far."""
         return self._log.read_text(encoding="utf-8", errors="replace")
 
     def wait_for(self, happened: Callable[[], bool]) -> None:
@@ -259,6 +262,11 @@ def environment(changes: Mapping[str, str] | None = None) -> dict[str, str]:
     hidden = ("WANDB_", "RANK", "WORLD_SIZE", "LOCAL_", "MASTER_", "TORCHELASTIC")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
     return {**kept, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **(changes or {})}
+
+
+def planted(path: Path, **variables: str) -> dict[str, str]:
+    """Variables with which Python runs `path`, a `sitecustomize.py`, at its start."""
+    return {"PYTHONPATH": os.pathsep.join([str(path.parent), str(ROOT)]), **variables}
 
 
 def prepare_dataset(folder: Path) -> Path:

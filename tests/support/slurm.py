@@ -17,13 +17,13 @@ SANDBOX = "PRETRAIN_SLURM_SANDBOX"
 
 
 # What does not end is killed after twenty seconds. A node is not taken for lost because two busy cores answer late:
-# tests that lose one tell Slurm so.
+# tests that lose one report that to Slurm.
 SETTINGS = "KillWait=20\nSlurmdTimeout=60\nMessageTimeout=10\n"
 
 
 @contextlib.contextmanager
 def running_cluster(nodes: int = 3) -> Iterator[None]:
-    """As long as the context lasts; skips the test, with the reason, where there can be none."""
+    """As long as the context lasts; skips the test, with the reason, if no cluster can be started."""
     if shutil.which("sbatch") is None:
         pytest.skip("no Slurm here: there is no sbatch on the PATH")
     if _answers():
@@ -59,12 +59,12 @@ def is_throw_away() -> bool:
 
 
 def facts_of_job(job: str) -> str:
-    """What scontrol says of a job."""
+    """The output of `scontrol show job`."""
     return subprocess.run(["scontrol", "show", "job", job], capture_output=True, text=True, check=True).stdout
 
 
 def wait_until(happened: Callable[[], bool], seconds: float, what: Callable[[], str]) -> None:
-    """`what` is asked when the time is over: it may tell how things stand then."""
+    """`what` is asked when the time is over: its text says what the state was then."""
     limit = time.monotonic() + seconds
     while not happened():
         assert time.monotonic() < limit, f"not within {seconds} s: {what()}"

@@ -86,7 +86,7 @@ class LiveJob:
 
     @property
     def facts(self) -> str:
-        """What Slurm says of it."""
+        """Slurm's facts about the job."""
         return facts_of_job(self.job)
 
     def attempts(self) -> list[Attempt]:
@@ -136,10 +136,10 @@ class LiveJob:
 
     @property
     def _stand(self) -> str:
-        """How things are, for whoever waits in vain."""
+        """The state of the job, for the message of a wait that timed out."""
         lines = self.log.splitlines()
         told = [line for line in lines if line.startswith(("==", "   ", "pretrain: "))]
-        return "\n".join([self._log.name, *lines[-15:], self.facts, f"Told by {self._log.name}:", *told])
+        return "\n".join([self._log.name, *lines[-15:], self.facts, f"Messages in {self._log.name}:", *told])
 
     def _processes(self) -> list[psutil.Process]:
         name = f"run.name={self.run_dir.name}"

@@ -22,7 +22,7 @@ from tests.support.warm import warm_up
 
 @dataclass(frozen=True)
 class Storm:
-    """What is run, and how it is disturbed."""
+    """The run, and how it is disturbed."""
 
     overrides: list[str]
     run_dir: str

@@ -43,7 +43,7 @@ class Request:
     num_ranks: int
     """0: no variables of a launcher."""
     port: int
-    before: str = ""
+    before: Path | None = None
     """Code that is run in each process first."""
 
 
@@ -82,6 +82,8 @@ class WarmParent:
         self._codes: dict[int, int] = {}
 
     def start(self, request: Request) -> WarmProcess:
+        for path in (request.stdout, request.stderr):
+            path.touch()
         self._connection.send(request)
         while True:
             kind, pid, code = self._connection.recv()
@@ -200,7 +202,8 @@ def _run_program(request: Request) -> int:
     sys.argv = [str(ROOT / "pretrain" / "__main__.py"), *request.arguments]
     sys.path[0] = str(request.folder)
     try:
-        exec(request.before, {"__name__": "sitecustomize"})
+        if request.before:
+            exec(compile(request.before.read_text(), request.before, "exec"), {"__name__": request.before.stem})
         runpy.run_module("pretrain", run_name="__main__", alter_sys=True)
     except SystemExit as end:
         if isinstance(end.code, str):
@@ -210,8 +213,8 @@ def _run_program(request: Request) -> int:
 
 
 def _be_launcher(request: Request) -> int:
-    ranks = {_fork(lambda rank=rank: _be_rank(request, rank)): rank for rank in range(request.num_ranks)}  # type: ignore[misc]
-    alive, worst, limit = dict(ranks), 0, float("inf")
+    alive = {_fork(lambda rank=rank: _be_rank(request, rank)) for rank in range(request.num_ranks)}  # type: ignore[misc]
+    worst, limit = 0, float("inf")
 
     def pass_on(number: int) -> None:
         nonlocal limit
@@ -233,9 +236,8 @@ def _be_launcher(request: Request) -> int:
         pid, status = os.waitpid(-1, os.WNOHANG)
         if pid:
             code = os.waitstatus_to_exitcode(status)
-            rank = alive.pop(pid)
+            alive.discard(pid)
             if code and not worst and not stopped:
-                print(f"launcher: rank {rank} ended with exit code {code}", file=sys.stderr, flush=True)
                 pass_on(signal.SIGTERM)
             worst = worst or code
         elif time.monotonic() > limit:
