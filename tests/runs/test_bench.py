@@ -81,6 +81,7 @@ def test_two_ranks_measure_the_configured_dataset_together(place):
     assert result["mfu"]["6n"]["of_ceiling"] == pytest.approx(per_device / result["ceiling"]["tflops"])
 
 
+@pytest.mark.full
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 def test_what_is_compiled_is_kept_with_the_result(place):
     words = ("--vocab-size=300", "engine.compile=elementwise", "data.document_mask=true", "--out=compiled")
@@ -91,6 +92,7 @@ def test_what_is_compiled_is_kept_with_the_result(place):
     assert {path.name for path in place.folder.iterdir()} == {"compiled"}, "and nothing elsewhere"
 
 
+@pytest.mark.full
 def test_a_suite_goes_on_where_a_model_fails(place):
     """With one head `tiny` is legal and `tiny_llama`, with its two groups of keys, is not."""
     done = place.command("bench", "suite=tiny", *SMALL, "model.num_heads=1", *FEW, "--out", "suite")

@@ -1,8 +1,11 @@
 """A grid of real runs, one after the other."""
 
+import pytest
+
 from tests.support.runs import train_records, validation_records
 
 
+@pytest.mark.full
 def test_a_grid_trains_each_combination_and_ends_with_a_table(place):
     rates = [override for override in place.train_overrides("x") if not override.startswith(("run.name", "optim.lr"))]
     done = place.command("train", "-m", "--name", "rates", *rates, "optim.lr=1e-3,3e-3", "train.max_steps=8")

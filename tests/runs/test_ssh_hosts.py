@@ -67,6 +67,7 @@ def test_a_run_is_stopped_continued_and_shown(place: Workplace, tmp_path: Path) 
     assert "attempt 2 finished" in shown
 
 
+@pytest.mark.full
 def test_a_killed_rank_ends_all_and_is_named(place: Workplace, tmp_path: Path) -> None:
     run = start(place, stand_in(tmp_path), "killed", "train.max_steps=100000", "evaluation.every_steps=0")
     try:
