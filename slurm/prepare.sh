@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Prepare data under Slurm, on the cores of one node: sbatch slurm/prepare.sh data.inputs=[corpus/] data.name=mine
-# What is set here can be set otherwise on sbatch's command line; the words after the script are those of
-# `pretrain prepare`. It goes on from the finished pieces after a time limit, preemption or a lost node.
+# Prepare data under Slurm, on the cores of one node: sbatch slurm/prepare.sh 'data.inputs=[corpus/]' data.name=mine
+# Options of sbatch on its command line override those set here; the arguments after the script are those of
+# `pretrain prepare`. After a time limit, preemption or a lost node, the job continues from the finished tasks.
 #SBATCH --job-name=prepare
 #SBATCH --output=prepare-%j.log
 #SBATCH --open-mode=append

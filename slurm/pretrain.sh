@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train under Slurm, and go on training after time limits, preemption, crashes and lost nodes:
+# Train under Slurm, and continue after time limits, preemption, crashes and lost nodes:
 #   sbatch slurm/pretrain.sh experiment=quickstart
 #   sbatch --nodes=16 --gpus-per-node=8 --ntasks-per-node=8 --cpus-per-task=12 --time=24:00:00 slurm/pretrain.sh model=...
 # What is set here can be set otherwise on sbatch's command line; the words after the script are those of `pretrain train`.

@@ -48,13 +48,13 @@ def test_train_refuses_before_it_makes_the_run_folder(place, override, words):
     refused(place.train("refused", override), place, *words)
 
 
-def test_train_refuses_a_model_too_large_for_the_disk_before_it_makes_the_run_folder(place):
+def test_a_model_too_large_for_the_disk_is_refused_at_the_start(place):
     done = place.train("refused", "model.hidden_size=1048576")
     words = ("run.dir='runs/refused': no space left: one checkpoint takes", "GiB are free")
     refused(done, place, *words, code=ExitCode.REFUSED)
 
 
-def test_all_mistakes_are_told_at_once(place):
+def test_all_mistakes_are_reported_at_once(place):
     message = refused(place.train("refused", "optim.lr=-1", "model.num_heads=5", "engine.cpu_threads=0"), place)
     keys = {line.split("=")[0].strip() for line in message.splitlines()[1:] if "hint:" not in line}
     assert keys == {"engine.cpu_threads", "model.num_heads", "optim.lr"}
@@ -120,7 +120,7 @@ def test_prepare_refuses_a_corpus_too_small_for_one_sample(place, tmp_path):
     refused(done, place, "the train split has", "too few for one sample of model.seq_length=1000000", "give more text")
 
 
-def test_text_that_is_not_utf8_stops_with_its_place_or_is_counted(place, tmp_path):
+def test_text_that_is_not_utf8_is_named_or_counted(place, tmp_path):
     folder = write_folder(tmp_path / "texts", make_texts(60))
     (folder / "latin.txt").write_bytes(b"caf\xe9 au lait")
     wanted = [f"data.inputs=[{folder}]", "data.path=made/dataset"]
@@ -132,7 +132,7 @@ def test_text_that_is_not_utf8_stops_with_its_place_or_is_counted(place, tmp_pat
     assert manifest["manifest"]["corpus"]["dropped"] == {"not_utf8": 1}
 
 
-def test_a_run_goes_on_with_the_data_that_it_began_with(shared, finished_run, place, tmp_path):
+def test_a_run_continues_only_with_its_own_data(shared, finished_run, place, tmp_path):
     run = Path(shutil.copytree(finished_run, place.run_dir("finished")))
     other = Workplace(tmp_path / "other", tmp_path / "other" / "dataset")
     source = write_jsonl(tmp_path / "in.jsonl", make_texts(60, seed=7))
@@ -205,7 +205,7 @@ def test_train_on_a_small_disk_is_refused_before_it_begins(place, small_disk):
     assert not list(small_disk.iterdir())
 
 
-def test_a_run_goes_on_on_a_full_disk_and_fails_if_its_last_checkpoint_finds_no_space(place, small_disk):
+def test_a_full_disk_fails_only_the_last_checkpoint(place, small_disk):
     run = small_disk / "run"
     subprocess.run(["mount", "-o", "remount,size=2m", str(small_disk)], check=True)
     done = place.train("full", f"run.dir={run}", "checkpoint.every_steps=2", "checkpoint.keep_last=16")

@@ -1,4 +1,4 @@
-"""A run goes on without a bad shard, if told so, and says what that cost; on nothing at all it does not train."""
+"""A run continues without a bad shard if configured so, and reports the cost; it does not train without any shard."""
 
 import itertools
 import shutil
@@ -33,7 +33,7 @@ def place(tmp_path: Path, sharded: Path) -> Workplace:
     return Workplace(tmp_path / "place", shutil.copytree(sharded, tmp_path / "dataset"))
 
 
-def test_a_run_skips_a_bad_shard_and_counts_its_samples_over_ranks_and_stops(place):
+def test_skipped_samples_are_counted_over_ranks_and_stops(place):
     whole = list(itertools.islice(batches_of(place.dataset, skip_bad_shards=False), STEPS))
     (place.dataset / BAD).unlink()
     wanted = list(itertools.islice(batches_of(place.dataset), STEPS))
@@ -76,7 +76,7 @@ def test_a_bad_validation_shard_costs_no_step(place):
     assert "nothing to do" in place.train("validated", *SHORT).stderr
 
 
-def test_a_batch_of_bad_samples_only_stops_all_ranks_and_is_not_saved(place):
+def test_a_batch_of_only_bad_samples_stops_all_ranks(place):
     for path in sorted(place.dataset.glob("train-*.tar"))[::2]:
         path.unlink()
     batches = batches_of(place.dataset, global_batch_size=2)

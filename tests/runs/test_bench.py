@@ -20,7 +20,7 @@ STEP = re.compile(r"step \d+")
 
 @pytest.fixture(scope="module")
 def measured(shared):
-    """What a small measurement printed, and its folder."""
+    """The printed output of a small measurement, and its folder."""
     done = shared.command("bench", *SMALL, *FEW, "--vocab-size", "300")
     assert done.returncode == 0, done.stderr
     return done.stdout, shared.folder / "bench" / "tiny"
@@ -93,7 +93,7 @@ def test_what_is_compiled_is_kept_with_the_result(place):
 
 
 @pytest.mark.full
-def test_a_suite_goes_on_where_a_model_fails(place):
+def test_a_suite_continues_after_a_model_failed(place):
     """With one head `tiny` is legal and `tiny_llama`, with its two groups of keys, is not."""
     done = place.command("bench", "suite=tiny", *SMALL, "model.num_heads=1", *FEW, "--out", "suite")
     assert done.returncode == 0, done.stderr
@@ -110,7 +110,7 @@ def test_a_run_writes_the_trace_of_exactly_the_steps_asked_for(place):
     assert path.name == "steps-00000010-00000012-rank-00000.json"
     trace = json.loads(path.read_bytes())
     assert steps_of(trace) == [step_mark(10), step_mark(11), step_mark(12)]
-    # Validation and save after step 12 are no part of it, nor are steps before and after.
+    # Validation and save after step 12 do not count, nor are steps before and after.
     spans = [(event["ts"], event["ts"] + event["dur"]) for event in trace["traceEvents"] if is_step(event)]
     operators = [event["ts"] for event in trace["traceEvents"] if event.get("cat") == "cpu_op"]
     assert min(began for began, _ in spans) <= min(operators)

@@ -58,12 +58,12 @@ def test_a_storm_of_kills_leaves_no_trace_in_the_run(tmp_path: Path, dataset: Pa
     seed = int(os.environ.get("PRETRAIN_STORM_SEED", random.SystemRandom().randrange(10**6)))
     print(f"PRETRAIN_STORM_SEED={seed} asks for the same moments")
     whole, _ = train(tmp_path / "whole", dataset, steps, 0, seed)
-    mended, killed = train(tmp_path / "mended", dataset, steps, kills, seed)
+    disturbed_run, killed = train(tmp_path / "killed", dataset, steps, kills, seed)
     assert killed == kills
-    undisturbed, disturbed = train_records(whole), train_records(mended)
+    undisturbed, disturbed = train_records(whole), train_records(disturbed_run)
     assert list(disturbed) == list(undisturbed) == list(range(1, steps + 1))
     for step, record in undisturbed.items():
         assert {name: disturbed[step][name] for name in COMPUTED} == {name: record[name] for name in COMPUTED}
     last = f"checkpoints/step-{steps:08d}"
     for path in sorted((whole / last).glob("*.distcp")):
-        assert path.read_bytes() == (mended / last / path.name).read_bytes()
+        assert path.read_bytes() == (disturbed_run / last / path.name).read_bytes()

@@ -38,7 +38,7 @@ def test_two_processes_compute_what_one_does(plain_run, two_then_one):
             assert twos[step][key] == pytest.approx(record[key], rel=1e-5), f"{key} of step {step}"
 
 
-def test_validation_loss_does_not_depend_on_the_number_of_processes(plain_run, two_then_one):
+def test_validation_loss_is_independent_of_the_number_of_ranks(plain_run, two_then_one):
     by_one, by_two = validation_records(plain_run)[8], validation_records(two_then_one[0])[8]
     assert by_two["samples"] == by_one["samples"] == 10
     assert by_two["loss"] == pytest.approx(by_one["loss"], rel=1e-5)
@@ -65,7 +65,7 @@ def test_steps_that_one_repeats_after_two_are_verified(two_then_one):
     assert line.endswith("repeated, exact") or re.search(within, line)
 
 
-def test_a_mistake_is_told_once_for_all_ranks(place):
+def test_a_mistake_is_reported_once_for_all_ranks(place):
     done = place.torchrun(2, "refused", "train.micro_batch_size=8")
     assert done.returncode != 0
     message = "pretrain: error: train.global_batch_size=8: must be a multiple of train.micro_batch_size=8 times"
@@ -83,7 +83,7 @@ def test_tensor_parallel_processes_count_their_batch_once(place, plain_run):
     assert all(record["batch_hash"] == ones[step]["batch_hash"] for step, record in twos.items())
 
 
-def test_a_run_stopped_on_4_ranks_goes_on_on_2_and_then_3_with_the_batches_of_one(place):
+def test_a_run_on_4_then_2_then_3_ranks_has_the_batches_of_one(place):
     """No sample is lost or seen twice: the hash of each global batch names its samples and their places."""
     settings = (
         "train.global_batch_size=12",

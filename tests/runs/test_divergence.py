@@ -1,4 +1,4 @@
-"""What a run does about losses that are not numbers."""
+"""How a run handles losses that are not numbers."""
 
 import json
 import math
@@ -24,7 +24,7 @@ from tests.support.ranks import run_ranks
 from tests.support.runs import SHAPE, TRAINING, train_records
 
 
-def test_a_run_that_diverges_stops_with_its_place_and_the_last_checkpoint(finished_run, place):
+def test_a_diverged_run_stops_and_names_its_last_checkpoint(finished_run, place):
     run = Path(shutil.copytree(finished_run, place.run_dir("finished")))
     # Step 17 ruins the parameters; 18 and 19 may be bad, 20 may not.
     done = place.train(
@@ -40,7 +40,7 @@ def test_a_run_that_diverges_stops_with_its_place_and_the_last_checkpoint(finish
     assert "step 20: loss nan, gradient norm inf; batch of samples 152 to 159; 3 bad steps so far" in message
     assert "train.max_bad_steps=2 allowed; last good checkpoint: runs/finished/checkpoints/step-00000016" in message
     assert "lower optim.lr, look at that batch, or allow more bad steps" in message
-    # The rate was accepted by name, the length needs no leave; both are told, and stay known.
+    # The rate was accepted by name, the length needs no leave; both are logged, and stay known.
     assert "changed after step 16: optim.lr: 0.003 there, 1e+30 now" in done.stderr
     assert "changed after step 16: train.max_steps: 16 there, 24 now" in done.stderr
     (changes,) = [json.loads(line) for line in (run / "changes.jsonl").read_text().splitlines()]
@@ -87,7 +87,7 @@ class Poisoned:
 
 @dataclass(frozen=True)
 class Seen:
-    """What became of a run with bad steps."""
+    """The result of a run with bad steps."""
 
     outcome: str
     records: list[dict[str, Any]]

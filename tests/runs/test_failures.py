@@ -61,7 +61,7 @@ class Ended:
     """A failed run."""
 
     log: str
-    """Of all processes, without the launcher's own lines and summary."""
+    """The log of all processes, without the launcher's own lines and summary."""
     seconds: float
     """From the failure to the end of the last process."""
     told: dict[int, str]
@@ -106,7 +106,7 @@ def follow(run: LiveRun, after_step: int, act: Callable[[LiveRun, dict[int, psut
         ranks = run.ranks()
         if after_step:
             run.wait_for_step(after_step)
-        else:  # imports alone take long on a busy machine: not before the failure is told
+        else:  # imports alone take long on a busy machine: not before the failure is logged
             run.wait_for(lambda: "planted" in run.log)
         act(run, ranks)
         began = time.monotonic()
@@ -146,7 +146,7 @@ def last_lines(log: str) -> dict[int, str]:
     return messages
 
 
-def test_an_exception_is_told_on_all_ranks_with_its_step(place):
+def test_an_exception_is_logged_on_all_ranks_with_its_step(place):
     ended = run_to_failure(place, "parallel.pp=2", deed="raise ValueError('planted')", after_step=1, torchrun=True)
     assert ended.seconds < END_SECONDS
     for rank in (0, 1):
@@ -157,7 +157,7 @@ def test_an_exception_is_told_on_all_ranks_with_its_step(place):
     assert "sitecustomize.py" in ended.log
 
 
-def test_a_failure_before_the_ranks_have_met_is_told_too(place):
+def test_a_failure_before_rendezvous_is_logged(place):
     ended = run_to_failure(place, plant=EARLY_PLANT, deed="raise MemoryError('planted')", after_step=0)
     assert ended.seconds < END_SECONDS
     remedy = "lower train.micro_batch_size, set engine.recompute.granularity to selective or full, or raise engine.zero"
@@ -167,7 +167,7 @@ def test_a_failure_before_the_ranks_have_met_is_told_too(place):
 
 
 @pytest.mark.parametrize("victim", full_except([0, 1], [0]), ids=["the rank that holds the store", "another rank"])
-def test_without_a_launcher_a_rank_that_died_before_the_meeting_is_named_soon(place: Workplace, victim: int) -> None:
+def test_without_torchrun_a_rank_lost_before_rendezvous_is_named(place: Workplace, victim: int) -> None:
     path = place.folder / "planted" / "sitecustomize.py"
     path.parent.mkdir()
     path.write_text(EARLY_PLANT.replace('"1"', f'"{victim}"').format(deed="os.kill(os.getpid(), 9)"))
@@ -199,7 +199,7 @@ def test_a_stopped_process_is_cut_off_and_named_by_the_others(place):
     assert re.match(rf"{STAGE_1} failed first: no sign of life for \d+ s: killed, stopped", ended.told[0]), ended.log
 
 
-def test_a_rank_that_keeps_the_others_waiting_is_cut_off_with_its_stack(place):
+def test_a_rank_that_blocks_the_others_is_aborted_with_its_stack(place):
     ended = run_to_failure(place, TIMEOUT, "parallel.pp=2", deed="import time; time.sleep(1000)", after_step=1)
     assert TIMEOUT_SECONDS - 1 < ended.seconds < END_SECONDS + TIMEOUT_SECONDS
     for rank in (0, 1):

@@ -1,11 +1,11 @@
-"""A run that lost its folder goes on from where its checkpoints were copied to."""
+"""A run that lost its folder resumes from the mirror of its checkpoints."""
 
 import shutil
 
 from tests.support.runs import Workplace, user_error
 
 
-def test_a_run_goes_on_from_its_mirror_and_names_one_that_it_cannot_write_to(place: Workplace) -> None:
+def test_a_run_resumes_from_its_mirror_and_refuses_a_bad_one(place: Workplace) -> None:
     mirror, folder = place.folder / "elsewhere", place.run_dir("mirrored") / "checkpoints"
     settings = (f"checkpoint.mirror=file://{mirror}", "checkpoint.keep_last=1", "evaluation.every_steps=0")
     done = place.on_ranks(2, "mirrored", *settings, "train.max_steps=6")

@@ -3,7 +3,7 @@
 import signal
 
 
-def test_no_checkpoint_is_written_into_another_folder_of_that_name(place):
+def test_no_checkpoint_is_written_into_another_run_folder(place):
     more = ("train.max_steps=1000000", "checkpoint.every_steps=10", "evaluation.every_steps=0")
     with place.training("moved", *more) as run:
         run.wait_for(lambda: "saved runs/moved/checkpoints/" in run.log)

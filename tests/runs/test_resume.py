@@ -1,4 +1,4 @@
-"""Whatever ends a run, the same command goes on as if nothing had happened: bit for bit on a CPU."""
+"""Whatever ends a run, the same command continues as if nothing had happened: bit for bit on a CPU."""
 
 import json
 import os
@@ -109,7 +109,7 @@ def test_a_finished_run_says_so_and_changes_nothing(shared, finished_run):
     assert {name for name in after if after[name] != before.get(name)} <= {"logs/rank-00000.log", "run.lock"}
 
 
-def test_a_run_whose_checkpoints_are_gone_begins_again_only_on_request(shared, finished_run):
+def test_a_run_without_its_checkpoints_restarts_only_on_request(shared, finished_run):
     run = Path(shutil.copytree(finished_run, finished_run.with_name("gone")))
     shutil.rmtree(run / "checkpoints")
     records = (run / "metrics.jsonl").read_bytes()

@@ -89,7 +89,7 @@ def test_a_killed_rank_ends_all_and_is_named(place: Workplace, tmp_path: Path) -
 
 
 @pytest.mark.skipif(sshd_program() is None, reason="no sshd here (Debian: openssh-server)")
-def test_a_signal_reaches_ranks_behind_a_real_ssh_and_none_outlives_its_launcher(tmp_path: Path) -> None:
+def test_a_signal_reaches_ranks_behind_a_real_ssh(tmp_path: Path) -> None:
     hosts = [Host(NAMES[0], 2), Host(NAMES[1], 1)]
     with real_ssh(tmp_path) as ssh:
         ranks = Ranks(hosts, ssh.split())

@@ -14,7 +14,7 @@ def stamps(folder):
     return {name: (folder / name).stat().st_mtime_ns for name in files_below(folder)}
 
 
-def test_recorded_steps_come_out_again_bit_for_bit_and_nothing_is_written(shared, finished_run):
+def test_recorded_steps_are_repeated_bit_for_bit(shared, finished_run):
     before = stamps(finished_run)
     done = shared.command("verify-resume", "runs/finished", "--steps", "6")
     assert done.returncode == 0, done.stderr
@@ -28,8 +28,8 @@ def test_recorded_steps_come_out_again_bit_for_bit_and_nothing_is_written(shared
     assert stamps(finished_run) == before
 
 
-def test_another_layout_is_equal_within_rounding_and_a_changed_record_is_found(shared, plain_run, place):
-    """Of a record of every second step, in which one loss is another."""
+def test_another_layout_is_equal_within_rounding(shared, plain_run, place):
+    """The record has every second step, and one of its losses is changed."""
     run = place.run_dir("plain")
     shutil.copytree(plain_run, run)
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -59,7 +59,7 @@ def test_what_cannot_be_repeated_is_one_clear_line(shared, finished_run):
     assert message.startswith("runs/finished: no 90 steps are recorded after a whole checkpoint")
 
 
-def test_a_run_begins_with_the_weights_of_another_and_remembers_it(shared, plain_run):
+def test_a_run_starts_from_the_weights_of_another(shared, plain_run):
     llama = ("model=tiny_llama", "model.num_query_groups=1", "train.max_steps=8")
     done = shared.train("next", *llama, "run.init_from=runs/plain", "engine.zero_stage=3")
     assert done.returncode == 0, done.stderr
@@ -72,7 +72,7 @@ def test_a_run_begins_with_the_weights_of_another_and_remembers_it(shared, plain
     origin = {"checkpoint": "runs/plain/checkpoints/step-00000016", "step": 16, "manifest_sha256": digest}
     assert json.loads((run / "description.json").read_text())["init_from"] == origin
 
-    # Without its last checkpoint it goes on from its own, and not from the other's weights.
+    # Without its last checkpoint it continues from its own, and not from the other's weights.
     losses = [record["loss"] for record in train_records(run).values()]
     shutil.rmtree(run / "checkpoints/step-00000008")
     again = shared.train("next", *llama, "run.init_from=runs/plain", "engine.zero_stage=3")
@@ -83,7 +83,7 @@ def test_a_run_begins_with_the_weights_of_another_and_remembers_it(shared, plain
     assert manifest["init_from"] == json.loads((run / "description.json").read_text())["init_from"] == origin
 
 
-def test_weights_of_another_model_are_refused_before_the_run_folder_is_made(shared, finished_run):
+def test_weights_of_another_model_are_refused_at_the_start(shared, finished_run):
     done = shared.train("other", "run.init_from=runs/finished", "model.ffn_hidden_size=128")
     message = user_error(done)
     assert message.startswith("model.ffn_hidden_size=128: the weights in runs/finished/checkpoints/step-00000016 are")

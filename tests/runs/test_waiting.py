@@ -15,7 +15,7 @@ SILENT = "train-00001.tar"
 
 
 @pytest.mark.parametrize("num_ranks", full_except([0, 2], [0]))
-def test_a_run_that_waits_for_a_silent_server_saves_and_stops(tmp_path, num_ranks):
+def test_a_run_that_waits_for_a_server_saves_and_stops(tmp_path, num_ranks):
     place = Workplace(tmp_path / "place", tmp_path / "dataset")
     corpus = write_jsonl(tmp_path / "corpus.jsonl", make_texts(60))
     assert place.prepare(f"data.inputs=[{corpus}]", "data.shard_bytes=10000").returncode == 0

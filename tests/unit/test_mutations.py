@@ -12,7 +12,7 @@ from tests.support.mutations import MUTATIONS, Mutation
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
-def test_a_mutation_changes_one_place_and_names_functions_that_exist(mutation: Mutation) -> None:
+def test_a_mutation_changes_one_place_and_names_existing_tests(mutation: Mutation) -> None:
     text = (ROOT / mutation.file).read_text()
     assert mutation.applied_to(text) != text
     for test in mutation.tests:
@@ -30,7 +30,7 @@ def test_the_tests_named_are_in_the_suite() -> None:
     assert not named - set(done.stdout.splitlines())
 
 
-def test_mutations_are_told_apart_by_name() -> None:
+def test_mutations_have_different_names() -> None:
     assert len({mutation.name for mutation in MUTATIONS}) == len(MUTATIONS)
 
 

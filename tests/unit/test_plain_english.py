@@ -7,17 +7,16 @@ import pytest
 from tests.support.plain_english import ROOT, Text, findings, search
 
 UNFINISHED: tuple[str, ...] = (
-    "conf/",
     "data_pipeline/",
     "launch/",
     "pretrain/",
-    "pyproject.toml",
-    "slurm/",
     "tests/",
 )
 """Folders still to be written in plain English; remove yours when `python -m tests.counts FOLDER` finds nothing."""
 
-EXCEPTIONS: dict[tuple[str, str], str] = {}
+EXCEPTIONS = {
+    ("pretrain/tracking/wandb_sink.py", "'silent'"): "a setting of wandb",
+}
 """(file, part of the line as it is printed): why it may stay."""
 
 

@@ -101,7 +101,7 @@ def test_yaml_round_trip_changes_nothing(
     assert read_run_config(path) == config
 
 
-def test_all_mistakes_are_told_at_once() -> None:
+def test_all_mistakes_are_reported_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         load_run_config(["optim.lr=fast", "engine.zero_stage=7", "+model.hiden_size=3", "train.max_steps=1.5"])
     keys = ["model.hiden_size", "engine.zero_stage", "train.max_steps", "optim.lr"]

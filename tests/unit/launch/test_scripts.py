@@ -87,7 +87,7 @@ def test_newest_python_that_can_make_an_environment_is_chosen(
         ({"python3": version(11) + "; " + NO_ENSUREPIP}, ["no ensurepip", "apt-get install python3.11-venv"]),
     ],
 )
-def test_without_a_suitable_python_the_message_says_what_to_install(
+def test_without_a_suitable_python_a_message_says_what_to_do(
     clone: Path, tmp_path: Path, found: dict[str, str], words: list[str]
 ) -> None:
     result = bash("bash launch/env.sh", clone, PATH=pythons_on_path(tmp_path / "bin", **found))
@@ -148,7 +148,7 @@ def make_venv_without_pip(clone: Path, tmp_path: Path, **variables: str) -> subp
     return bash(script, clone, **variables)
 
 
-def test_a_killed_install_is_begun_again(stamped: Path, tmp_path: Path) -> None:
+def test_a_killed_install_is_started_again(stamped: Path, tmp_path: Path) -> None:
     venv = stamped / ".venv"
     (venv / ".pretrain-unfinished").touch()
     (venv / "half a package").touch()
@@ -159,7 +159,7 @@ def test_a_killed_install_is_begun_again(stamped: Path, tmp_path: Path) -> None:
     assert not (venv / "half a package").exists()
 
 
-def test_a_sound_environment_is_kept_and_brought_up_to_date_in_place(stamped: Path, tmp_path: Path) -> None:
+def test_a_sound_environment_is_updated_in_place(stamped: Path, tmp_path: Path) -> None:
     spoil_pyproject(stamped)
     (stamped / ".venv" / "mine").touch()
     assert make_venv_without_pip(stamped, tmp_path).returncode == 0
@@ -177,7 +177,7 @@ def test_a_folder_of_something_else_is_never_emptied(clone: Path, tmp_path: Path
 
 
 @pytest.mark.timeout(200)
-def test_install_works_from_any_folder_and_a_second_run_does_nothing(tmp_path: Path) -> None:
+def test_install_works_from_any_folder_and_only_once(tmp_path: Path) -> None:
     clone = copy_repository(tmp_path / "my clone")
     (clone / "README.md").touch()
     venv = clone / ".venv"
@@ -226,7 +226,7 @@ def report_of(candidate: torch_build.Candidate) -> str:
 
 
 @pytest.mark.parametrize(("candidate", "needs"), [(CUDA_BUILD, True), (CPU_BUILD, False)])
-def test_what_pip_would_take_tells_whether_cuda_comes_along(candidate: torch_build.Candidate, needs: bool) -> None:
+def test_the_report_of_pip_says_whether_cuda_is_needed(candidate: torch_build.Candidate, needs: bool) -> None:
     read = torch_build.parse_report(report_of(candidate))
     assert read == candidate
     assert read.needs_cuda_libraries is needs
@@ -244,7 +244,7 @@ def test_what_pip_would_take_tells_whether_cuda_comes_along(candidate: torch_bui
         (None, "linux", False, CUDA_BUILD, False, ["cpu build", "pip"]),
     ],
 )
-def test_cuda_libraries_are_fetched_only_for_a_gpu_or_as_a_last_resort(
+def test_cuda_libraries_are_fetched_only_if_needed(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     index: str | None,
