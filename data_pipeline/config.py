@@ -11,18 +11,18 @@ LEAST_SHARE = 2.0**-20
 
 @dataclass(frozen=True, kw_only=True)
 class NearDedupConfig:
-    """How alike two documents must be for the later one to be left out."""
+    """Near-duplicate detection with MinHash. The later one of two similar documents is left out."""
 
     shingle_words: int
-    """Consecutive words compared as one."""
+    """Number of consecutive words in a shingle."""
     bands: int
-    """Parts of a signature; documents that agree in all rows of a band are compared."""
+    """Number of bands of a signature. Documents that agree in all rows of a band are compared."""
     rows: int
-    """Numbers in a band: more of them find less, with fewer comparisons in vain."""
+    """Number of rows in a band. More rows find fewer duplicates with fewer useless comparisons."""
     similarity: float
-    """Estimated Jaccard similarity from which on a document is a duplicate of another."""
+    """Smallest estimated Jaccard similarity at which a document counts as a duplicate."""
     seed: int
-    """Chooses the permutations."""
+    """Seed of the MinHash permutations."""
 
     def __post_init__(self) -> None:
         for key in ("shingle_words", "bands", "rows"):
@@ -40,103 +40,111 @@ class NearDedupConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class MixturePhase:
-    """Other weights from some point of training on, as for annealing."""
+    """Weights of the mixture from some point of training on, for example for annealing."""
 
     after_tokens: int
-    """Training tokens before it."""
+    """Number of training tokens before this phase."""
     weights: dict[str, float]
-    """As in `mixture`; a dataset that is not named is left out."""
+    """Weights as in `mixture`. A dataset that is not named is left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecontaminateConfig:
-    """Documents that share a run of words with these texts, before data.steps or after them, are left out (Brown et al.
-    2020, appendix C)."""
+    """Removal of documents that share a run of words with these texts, before or after data.steps (Brown et al. 2020,
+    appendix C)."""
 
     inputs: tuple[str, ...]
-    """Files and folders, as in data.inputs; none: nothing is left out."""
+    """Files and folders of texts to keep out, in the form of data.inputs. Empty: no document is removed."""
     text_key: str
-    """Key or column of the text in them."""
+    """Key or column that holds the text in these files."""
     ngram: int
-    """Length of the run, in words."""
+    """Number of consecutive words that count as a match."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CacheConfig:
-    """How files that lie elsewhere are read, and where shards of them are kept on this node."""
+    """Reading of remote files, and the cache of shards on this node."""
 
     dir: str | None
-    """A folder on a disk of the node; null: with the user's other caches (XDG_CACHE_HOME, ~/.cache)."""
+    """Folder of the cache on a local disk. null: pretrain/shards in XDG_CACHE_HOME or ~/.cache."""
     max_bytes: int
-    """Bound of the shards there, for all runs that share the folder; the least recently used go first."""
+    """Size limit of the cache, shared by all runs that use the folder. The least recently used shards are deleted
+    first."""
     retries: int
-    """How often a file is tried for again: after no answer in time, broken connections, a server's own faults, short
-    answers, wrong checksums."""
+    """Number of retries for a file after a timeout, a broken connection, a server error, a short answer or a wrong
+    checksum."""
     retry_seconds: float
-    """Before the first of them; twice as long before each further one, in the mean."""
+    """Average wait before the first retry. It doubles for each further one."""
     timeout_seconds: float
-    """To wait for a server's, or a command's, next bytes, a day at most; ten times as long for a list of files."""
+    """Seconds to wait for the next bytes of a server or command, at most a day. Listing files may take ten times as
+    long."""
     allow_pipe: bool
-    """Take `pipe:COMMAND` for data.path: the command, run without a shell, prints {file}."""
+    """Whether data.path may be `pipe:COMMAND`. The command runs without a shell and prints {file}."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Where text comes from and how it becomes a packed dataset."""
+    """Input text, its cleaning, and the packed dataset."""
 
     name: str
-    """Name of the corpus, for the manifest, logs and reports."""
+    """Name of the corpus, shown in the manifest, logs and reports."""
     path: str
-    """Folder of the prepared dataset: `prepare` writes it, `train` reads it, also at a URL such as s3://bucket/set."""
+    """Folder of the prepared dataset. `prepare` writes it and `train` reads it. To train, it may be a URL such as
+    s3://bucket/set."""
     inputs: tuple[str, ...]
-    """Files, folders, their URLs, or `stdlib:` for the standard library of the running Python. Names tell how files are
-    read: .jsonl, .ndjson and .json as JSON lines, .parquet by rows, any other as text; .gz and .zst are unpacked."""
+    """Input files, folders or URLs, or `stdlib:` for the standard library of Python. The file name decides how a file
+    is read: .jsonl, .ndjson and .json as JSON lines, .parquet by rows, any other as plain text. .gz and .zst are
+    decompressed."""
     include: tuple[str, ...]
-    """File name patterns taken from folders among the inputs, capital letters or not. Names that begin with a dot, and
-    READMEs beside JSON lines or Parquet, are passed over there; files named directly are always taken."""
+    """Patterns for the names of files in input folders, case-insensitive. Hidden files, and READMEs beside JSON lines
+    or Parquet, are skipped. Files named in data.inputs are always read."""
     text_key: str
-    """Key of the text in each JSON line; column of the text in a .parquet file."""
+    """Key of the text in each JSON line, or column of the text in a .parquet file."""
     encoding_errors: Literal["fail", "skip"]
-    """A document that is not UTF-8 or that tokenizer.path cannot encode, or a JSON line that is broken, has no text, or
-    does not end: stop and name it, or leave it out and count it."""
+    """What to do with a document that is not UTF-8, cannot be encoded by tokenizer.path, or is a broken JSON line.
+    fail: stop and name it. skip: leave it out and count it."""
     max_document_bytes: int
-    """Longer text files are cut at line ends into several documents, so that memory stays bounded."""
+    """Longer text files are split at line ends into several documents, which bounds memory."""
     steps: tuple[dict[str, Any], ...]
-    """Cleaning of each document, in this order, as in [{step: gopher_quality}, {step: pii, email: mask}]; README.md
-    lists the steps and their settings."""
+    """Cleaning steps for each document, in this order, as in [{step: gopher_quality}, {step: pii, email: mask}].
+    docs/data.md lists the steps and their settings."""
     dedup: Literal["none", "exact", "near"]
-    """Of documents that are equal, or (near) alike, in all inputs together, keep the first."""
+    """Deduplication over all inputs, which keeps the first copy. exact: equal documents. near: also similar
+    documents."""
     near_dedup: NearDedupConfig
-    """What near means; only used with dedup=near."""
+    """Near-duplicate detection with MinHash. Only used with dedup=near."""
     decontaminate: DecontaminateConfig
     """Texts to keep out of the training data, such as benchmarks."""
     validation_fraction: float
-    """Share of documents held out, chosen by a hash of their content."""
+    """Fraction of documents held out for validation, chosen by a hash of their content."""
     validation_min_bytes: int
-    """Hold out more documents, in order of their hash, until this many bytes (or half the corpus) are reached."""
+    """Smallest size of the validation split. More documents are held out, in order of their hash, until it has this
+    many bytes or half the corpus."""
     samples_per_member: int
-    """Packed samples stored in one tar member."""
+    """Number of packed samples in one tar member."""
     shard_bytes: int
-    """Size at which a new shard is begun."""
+    """Size in bytes at which a new shard is started."""
     packing: Literal["stream", "best_fit"]
-    """How documents become samples: cut out of one long row of all; or put side by side so that only those longer than
-    a sample are cut, the rest of a sample being filled with tokens that count in no loss (but as trained tokens)."""
+    """How documents become samples. stream: cut out of one long sequence of all documents. best_fit: documents are
+    placed side by side so that only those longer than a sample are cut. The rest of a sample is padded; padding counts
+    as trained tokens but not in the loss."""
     mixture: dict[str, float] | None
-    """Train on several prepared datasets, those that lie beside data.path under these names, in shares of the tokens
-    by these weights, as in {web: 0.7, code: 0.3}, each 0 or a millionth of all at least; null: on data.path alone."""
+    """Weights of several prepared datasets in the folder that holds data.path, as shares of tokens, as in {web: 0.7,
+    code: 0.3}. A weight is 0 or at least a millionth of their sum. null: train on data.path only."""
     mixture_max_epochs: dict[str, float] | None
-    """Passes over a dataset of the mixture after which the others fill its place, as in {code: 4}; one that is not
-    named has no end."""
+    """Largest number of passes over a dataset of the mixture, as in {code: 4}. The other datasets replace it
+    afterwards. A dataset that is not named has no limit."""
     mixture_later: tuple[MixturePhase, ...]
-    """Weights that replace the first ones later, in order, as in [{after_tokens: 9e9, weights: {books: 1}}]."""
+    """Later phases of the mixture, in order, as in [{after_tokens: 9e9, weights: {books: 1}}]."""
     document_mask: bool
-    """A token attends to its own document only, and positions begin at 0 in each; false: to all earlier tokens of its
-    sample. Either way the first token of a document is predicted, at the end of the one before it, and counts."""
+    """true: a token attends to its own document only, and positions start at 0 in each document. false: a token attends
+    to all earlier tokens of its sample. In both cases the first token of a document is predicted from the end of the
+    previous one and counts in the loss."""
     on_bad_shard: Literal["stop", "skip"]
-    """A shard for training that stays missing, unreadable or damaged: stop and name it, or name it, leave its samples
-    out (the others keep their places in the order) and count them."""
+    """What to do with a shard that stays missing, unreadable or damaged. stop: stop and name it. skip: name it, leave
+    its samples out and count them. The other samples keep their order."""
     cache: CacheConfig
-    """Used where data.path or data.inputs are URLs."""
+    """Reading of remote files and the cache of shards. Used if data.path or data.inputs are URLs."""
 
 
 KEYS_OF_READING = ("mixture", "mixture_max_epochs", "mixture_later", "document_mask", "on_bad_shard", "cache")
@@ -145,57 +153,58 @@ KEYS_OF_READING = ("mixture", "mixture_max_epochs", "mixture_later", "document_m
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerConfig:
-    """A SentencePiece tokenizer trained from the corpus, or an existing one of any kind."""
+    """A SentencePiece tokenizer trained on the corpus, or an existing tokenizer."""
 
     kind: Literal["bpe", "unigram"]
-    """The SentencePiece algorithm."""
+    """Algorithm of the SentencePiece tokenizer."""
     vocab_size: int
-    """Number of pieces, byte pieces and control pieces included."""
+    """Size of the vocabulary, including byte and control pieces."""
     sample_bytes: int
-    """At most this many bytes of whole documents, chosen by seeded hash, train the tokenizer."""
+    """Largest number of bytes that the tokenizer is trained on. Whole documents are chosen by a seeded hash."""
     path: str | None
-    """An existing tokenizer to use instead of training one: a SentencePiece .model, a Hugging Face tokenizer.json, or a
+    """Existing tokenizer to use instead of training one: a SentencePiece .model, a Hugging Face tokenizer.json, or a
     tiktoken file."""
     eod: str | None
-    """Special token of the existing tokenizer that ends a document; null: one with a usual name, as <|endoftext|>."""
+    """Special token of the existing tokenizer that ends a document. null: one with a usual name, such as
+    <|endoftext|>."""
     seed: int
-    """Chooses the documents of the sample."""
+    """Seed for choosing the documents that the tokenizer is trained on."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SlurmConfig:
-    """Jobs that `prepare.executor=slurm` starts and ends."""
+    """Slurm jobs of `prepare.executor=slurm`."""
 
     jobs: int
     """Number of jobs."""
     cores: int
-    """Of each job; one process on each."""
+    """Number of cores of each job. Each core runs one process."""
     memory: str
-    """Of each job, as in 64GB."""
+    """Memory of each job, as in 64GB."""
     time: str
-    """Limit of each job, as sbatch takes it."""
+    """Time limit of each job, in the form that sbatch takes."""
     partition: str | None
-    """null: as the cluster has it by default."""
+    """Slurm partition. null: the cluster's default."""
     account: str | None
-    """null: as the cluster has it by default."""
+    """Slurm account. null: the cluster's default."""
     sbatch_flags: tuple[str, ...]
-    """More of them, as in [--qos=low]."""
+    """Additional flags of sbatch, as in [--qos=low]."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareConfig:
-    """How `prepare` runs; none of this changes what it writes."""
+    """How `prepare` runs. These settings do not change its output."""
 
     executor: Literal["local", "dask", "slurm"]
-    """Where documents are cleaned and encoded: on this machine; on the workers of a Dask cluster that is there; on Dask
-    workers started as Slurm jobs. All must see data.path and data.inputs under the same paths."""
+    """Where documents are cleaned and encoded. local: on this machine. dask: on the workers of a running Dask cluster.
+    slurm: on Dask workers started as Slurm jobs. All workers must see data.path and data.inputs at the same paths."""
     num_workers: int | None
-    """local: processes; null: one for each core."""
+    """Number of local processes. null: one per core."""
     dask_scheduler: str | None
-    """dask: the scheduler's address, as in tcp://node1:8786, or its .json file."""
+    """Address of the Dask scheduler, as in tcp://node1:8786, or its .json file."""
     slurm: SlurmConfig
-    """slurm: the jobs."""
+    """Slurm jobs of executor=slurm."""
     report: bool
-    """Write prepare_report.html beside the shards."""
+    """Whether to write prepare_report.html beside the shards."""
     overwrite: bool
-    """Replace a dataset that was prepared from other text or settings."""
+    """Whether to replace a dataset that was prepared from other text or settings."""

@@ -6,61 +6,64 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True)
 class ContainerConfig:
-    """The container that each rank runs in; the batch script itself runs outside, where Slurm's commands are."""
+    """Container that each rank runs in. The batch script itself runs outside, because it needs the commands of
+    Slurm."""
 
     kind: Literal["none", "pyxis", "apptainer"] = "none"
-    """pyxis: srun's own --container-image (Enroot); apptainer: `apptainer exec` around each process."""
+    """pyxis: started by the --container-image option of srun (Enroot). apptainer: each process is started by `apptainer
+    exec`."""
     image: str | None = None
-    """As Pyxis or Apptainer takes it: a file, or a name in a registry. Its python3 must have what `pretrain` needs."""
+    """Image in the form that Pyxis or Apptainer takes: a file, or a name in a registry. Its python3 must have
+    pretrain's requirements."""
     mounts: tuple[str, ...] = ()
-    """HOST:INSIDE or HOST:INSIDE:FLAGS each; the folder of submission is mounted always, under its own path."""
+    """Mounts, each HOST:INSIDE or HOST:INSIDE:FLAGS. The folder of submission is always mounted at its own path."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterConfig:
-    """Resources and surroundings of a job. Defaults are those of a job that says nothing: one process on one node.
-    Runs made before there was this section are read with them."""
+    """Slurm resources of a job, the environment of its processes, and its restarts. The defaults are one process on one
+    node."""
 
     partition: str | None = None
-    """null: as the cluster has it by default."""
+    """Slurm partition. null: the cluster's default."""
     account: str | None = None
-    """null: as the cluster has it by default."""
+    """Slurm account. null: the cluster's default."""
     qos: str | None = None
-    """Quality of service; null: as the cluster has it by default."""
+    """Slurm quality of service. null: the cluster's default."""
     nodes: int = 1
     """Number of nodes."""
     gpus_per_node: int = 0
-    """0: CPUs only."""
+    """Number of GPUs on each node. 0: run on CPUs."""
     gpu_memory_gib: float | None = None
-    """Memory of one GPU, for the check before submission; null: not checked."""
+    """Memory of one GPU in GiB, checked before submission. null: not checked."""
     tasks_per_node: int | None = None
-    """Ranks on a node; null: one for each GPU, one where there is none."""
+    """Number of ranks on each node. null: one per GPU, or one if gpus_per_node is 0."""
     cpus_per_task: int | None = None
-    """CPU cores of each rank; null: as the cluster has it by default."""
+    """Number of CPU cores for each rank. null: the cluster's default."""
     memory: str | None = None
-    """Of a node, as in 500G; 0: all of it."""
+    """Memory of each node, as in 500G. "0": all of it."""
     time: str | None = None
-    """Limit of one job, as in 24:00:00 or 2-00, in a file in quotes; a longer run goes on in the same job, queued
-    again."""
+    """Time limit of one job, as in 24:00:00 or 2-00, quoted in a file. A longer run continues in the same job, which is
+    requeued."""
     signal_seconds: int = 180
-    """How long before the limit the run is asked to save and stop: longer than a save takes, and at least two minutes
-    less than `time`."""
+    """Seconds before the time limit at which the run is asked to save and stop. It must be longer than a save takes,
+    and at least two minutes shorter than `time`."""
     container: ContainerConfig = field(default_factory=ContainerConfig)
     modules: tuple[str, ...] = ()
-    """For `module load`."""
+    """Environment modules to load with `module load`."""
     environment: dict[str, str | int] = field(default_factory=dict)
-    """Variables of every process, such as NCCL_SOCKET_IFNAME; cluster.environment.NAME=value adds one."""
+    """Environment variables of every process, such as NCCL_SOCKET_IFNAME. cluster.environment.NAME=value adds one."""
     sbatch_flags: tuple[str, ...] = ()
-    """More of them, as in ["--exclusive","--constraint=h100"]."""
+    """Additional flags of sbatch, as in ["--exclusive","--constraint=h100"]."""
     max_restarts: int = 5
-    """Attempts that may fail within the window without a step of progress, before the job ends as failed; those that
-    are asked to stop, or that Slurm ends, do not count."""
+    """Number of failed attempts without a new step within the window before the job ends as failed. Attempts that were
+    asked to stop, or that Slurm ended, do not count."""
     restart_window_minutes: float = 60.0
-    """Length of that window; a failure that follows the one before it later than this is counted as the first."""
+    """Length of that window in minutes. A failure later than this after the previous one is counted as the first."""
     backoff_seconds: float = 30.0
-    """Wait before the first restart after a failure; doubled for each further one."""
+    """Seconds before the first restart after a failure. Doubled for each further restart."""
     exclude_after: int = 2
-    """Failures of a node after which the job runs elsewhere; 0: never."""
+    """Number of failures of a node after which the job avoids it. 0: never."""
 
     @property
     def ranks_per_node(self) -> int:

@@ -6,87 +6,96 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True)
 class LossScaleConfig:
-    """Dynamic loss scaling; used by precision=fp16 only."""
+    """Dynamic loss scaling. Only used with engine.precision=fp16."""
 
     initial: float
-    """First scale."""
+    """Initial loss scale, a power of two."""
     window: int
-    """Steps without overflow after which the scale doubles."""
+    """Number of steps without overflow after which the scale is doubled."""
     minimum: float
-    """The scale is never lowered below this; an overflow at it counts against train.max_bad_steps."""
+    """Smallest loss scale. An overflow at this scale counts as a bad step for train.max_bad_steps."""
     hysteresis: int
-    """The overflow of this number lowers the scale, as does each later one until the scale has doubled again."""
+    """Number of overflows before the scale is lowered. Each later overflow lowers it too, until the scale has doubled
+    again."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RecomputeConfig:
-    """Activations computed anew in the backward pass instead of kept (Chen et al. 2016, Korthikanti et al. 2022)."""
+    """Activation recomputation: activations are computed again in the backward pass instead of stored (Chen et al.
+    2016, Korthikanti et al. 2022)."""
 
     granularity: Literal["none", "selective", "full"]
-    """selective: the parts named in `modules`, which cost much memory for little work; full: whole layers."""
+    """selective: recompute the parts named in `modules`, which need much memory and little compute. full: recompute
+    whole layers."""
     modules: tuple[Literal["core_attn", "mlp"], ...]
-    """What selective computes anew."""
+    """Parts of a layer that granularity=selective recomputes."""
     method: Literal["uniform", "block"]
-    """full: uniform computes all layers anew, in groups of num_layers; block the first num_layers of each chunk."""
+    """With granularity=full. uniform: recompute all layers, in groups of num_layers. block: recompute the first
+    num_layers layers of each chunk."""
     num_layers: int
-    """full: layers in a group (uniform) or computed anew in each chunk (block)."""
+    """With granularity=full. Number of layers in a group (uniform), or recomputed in each chunk (block)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OffloadConfig:
-    """What lives outside the device between uses; ZeRO stages 1 to 3."""
+    """Model state kept in host memory or on NVMe disks instead of on the device. Needs ZeRO stage 1, 2 or 3."""
 
     optimizer: Literal["none", "cpu", "nvme"]
-    """Master weights and Adam moments, with their update. nvme: files in `nvme_path`, read, updated and written in each
-    step, and the finished gradients too; ZeRO-3, with gradients reduced after each micro-batch."""
+    """Where master weights and Adam moments are kept and updated. nvme: files in `nvme_path`, read and written in each
+    step together with the finished gradients. nvme needs ZeRO-3 and gradients reduced after each micro-batch."""
     params: Literal["none", "cpu", "nvme"]
-    """This rank's partitions of the parameters; ZeRO-3. nvme: files in `nvme_path`, each read when its parameter is
-    gathered, with parameters gathered for each micro-batch; partitions under a MiB stay in the host's memory."""
+    """Where this rank's partitions of the parameters are kept. Needs ZeRO-3. nvme: files in `nvme_path`, read when a
+    parameter is gathered. nvme needs parameters gathered for each micro-batch. Partitions under 1 MiB stay in host
+    memory."""
     nvme_path: str | None
-    """Folder on a fast disk of each node, for `nvme`; what is written there is scratch and removed when the run ends.
-    Needs DeepSpeed's async_io, which is compiled at the first start: libaio's headers and a C++ compiler."""
+    """Folder on a fast local disk of each node, for `nvme`. Its files are scratch and are removed when the run ends.
+    DeepSpeed's async_io is compiled at the first start, which needs libaio's headers and a C++ compiler."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    """DeepSpeed's part, in our words; its own configuration is derived from this."""
+    """ZeRO stage, precision, memory savings and device. The configuration of DeepSpeed is derived from this section."""
 
     zero_stage: Literal[0, 1, 2, 3]
-    """What is split over data-parallel ranks: 0 nothing, 1 optimizer states, 2 and gradients, 3 and parameters."""
+    """State that is partitioned over data-parallel ranks. 0: nothing. 1: optimizer states. 2: also gradients. 3: also
+    parameters."""
     precision: Literal["fp32", "bf16", "fp16"]
-    """Arithmetic of forward and backward; master weights and optimizer states are fp32 always."""
+    """Precision of forward and backward passes. Master weights and optimizer states are always fp32."""
     grad_accum_dtype: Literal["fp32", "same"]
-    """Sums of gradients over micro-batches and ranks: in fp32, or in the precision itself. With offload.optimizer the
-    finished fp32 sum is rounded once to 16 bits at ZeRO 1, and at ZeRO 2 with grad_reduction=per_step."""
+    """Precision in which gradients are summed over micro-batches and ranks. same: that of engine.precision. With
+    offload.optimizer the finished fp32 sum is rounded once to 16 bits at ZeRO-1, and at ZeRO-2 with
+    grad_reduction=per_step."""
     grad_reduction: Literal["auto", "per_micro_batch", "per_step"]
-    """ZeRO 2 and 3. per_micro_batch: gradients are reduced to this rank's share after each micro-batch, so the share is
-    all that is held; per_step: the stage's whole gradient is held and reduced once. auto: per_step if it fits."""
+    """When ZeRO-2 and ZeRO-3 reduce gradients. per_micro_batch: after each micro-batch, so that a rank only stores its
+    partition. per_step: once, so that a rank stores the whole gradient of its stage. auto: per_step if it fits in
+    memory."""
     param_gather: Literal["auto", "per_micro_batch", "per_step"]
-    """ZeRO 3. per_micro_batch: a layer's parameters are gathered for each forward and backward and freed after it;
-    per_step: the stage's parameters are gathered once and kept for the step. auto: per_step if it fits."""
+    """When ZeRO-3 gathers parameters. per_micro_batch: a layer's parameters are gathered for each forward and backward
+    pass and freed after it. per_step: the parameters of the stage are gathered once per step. auto: per_step if it fits
+    in memory."""
     recompute: RecomputeConfig
     offload: OffloadConfig
     loss_scale: LossScaleConfig
     device: Literal["auto", "cpu", "cuda"]
-    """auto: a GPU if torch sees one."""
+    """Device to run on. auto: a GPU if PyTorch finds one, else the CPU."""
     cpu_threads: int | None
-    """Threads of each CPU process; null: the machine's cores shared among its processes."""
+    """Number of threads of each process on a CPU. null: the machine's cores divided by its number of processes."""
     timeout_minutes: float
-    """A collective that takes longer ends the run."""
+    """Timeout of a collective operation. The run ends if one takes longer."""
     meeting_minutes: float = 5.0
-    """How long the ranks may take to meet when they start, from the first to the last; then the missing ones are named
+    """Timeout for all ranks to connect at start-up, counted from the first rank. After it the missing ranks are named
     and the run ends."""
     link_check: bool = True
-    """On several nodes: sums over the network are checked and timed before the model is built."""
+    """Whether the network between nodes is checked and timed before the model is built. No effect on one node."""
     cross_entropy: Literal["plain", "in_place"] = "plain"
-    """in_place: the logits, in the precision, are all that is held of [tokens, vocabulary]: the loss is made in fp32
-    for some rows at a time, and the backward pass overwrites the logits with their gradient; compiled with what
-    `compile` compiles. plain: torch's and Megatron's own, which hold fp32 ones too."""
+    """plain: the loss of PyTorch and Megatron, which also stores fp32 logits. in_place: the loss is computed in fp32
+    for a few rows at a time, and the backward pass overwrites the logits with their gradient, so that only logits in
+    engine.precision are stored. It is compiled if engine.compile is set."""
     attention: Literal["auto", "flash", "cudnn", "efficient", "math"] = "auto"
-    """Which of torch's kernels computes attention. auto: torch chooses by the chip among those that can; math writes
-    the scores out and is what the others are held against."""
+    """PyTorch kernel for attention. auto: PyTorch chooses among the kernels that support the model and device. math:
+    writes out the attention scores, and is the reference for the other kernels."""
     compile: Literal["none", "elementwise", "layers"] = "none"
-    """Graphs by torch.compile, made when training starts and kept in `compile/` of the run folder (or where
-    TORCHINDUCTOR_CACHE_DIR says). layers: each transformer layer is one graph; not with ZeRO-3, tensor parallelism,
-    documents kept apart, selective recomputation or dropout. elementwise: what lies between its matrix products
-    (activation with bias, residual sum with bias, rotary positions) is a graph each; with everything."""
+    """Use of torch.compile. Graphs are compiled when training starts and cached in `compile/` of the run folder, or in
+    TORCHINDUCTOR_CACHE_DIR. elementwise: the operations between matrix products (activation with bias, residual sum
+    with bias, rotary embeddings). layers: one graph for each transformer layer, which excludes ZeRO-3, tensor
+    parallelism, data.document_mask, selective recomputation and dropout."""

@@ -6,48 +6,48 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """A decoder-only transformer."""
+    """Shape of a decoder-only transformer, in the style of GPT-3 or Llama."""
 
     name: str
-    """Name of the preset, for logs and reports."""
+    """Name of the preset, shown in logs and reports."""
     num_layers: int
-    """Transformer blocks."""
+    """Number of transformer layers."""
     hidden_size: int
     """Width of the residual stream."""
     num_heads: int
-    """Query heads."""
+    """Number of query heads."""
     num_query_groups: int | None
-    """Key/value heads; null: as many as query heads."""
+    """Number of key/value heads. null: as many as query heads."""
     head_dim: int | None
-    """Width of a head; null: hidden_size / num_heads."""
+    """Width of a head. null: hidden_size / num_heads."""
     ffn_hidden_size: int
     """Inner width of the feed-forward block."""
     seq_length: int
-    """Tokens that the model sees at once; prepared samples have the same length."""
+    """Number of tokens in a sample, which is the context length of the model. Prepared samples have the same length."""
     position: Literal["learned", "rope"]
-    """Learned absolute positions (GPT-3) or rotary (Llama)."""
+    """Position embeddings. learned: absolute positions (GPT-3). rope: rotary embeddings (Llama)."""
     rope_base: float
-    """Base of the rotary frequencies; used by position=rope only."""
+    """Base of the rotary frequencies. Only used with position=rope."""
     norm: Literal["layernorm", "rmsnorm"]
-    """Normalisation before attention, before the feed-forward block and at the end."""
+    """Normalization before attention, before the feed-forward block and after the last layer."""
     norm_eps: float
-    """Added to the variance."""
+    """Small number added to the variance, which prevents division by zero."""
     qk_norm: bool
-    """Normalise the queries and keys of each head (Dehghani et al. 2023)."""
+    """Whether the queries and keys of each head are normalized (Dehghani et al. 2023)."""
     activation: Literal["gelu", "swiglu"]
-    """Feed-forward activation."""
+    """Activation function of the feed-forward block."""
     bias: bool
-    """Biases in the linear layers."""
+    """Whether linear layers have biases."""
     tie_embeddings: bool
-    """Use the input embedding as output layer."""
+    """Whether the output layer uses the weights of the input embedding."""
     hidden_dropout: float
-    """Dropout on the embeddings and on each block's two outputs."""
+    """Dropout on the embeddings and on the two outputs of each layer."""
     attention_dropout: float
     """Dropout on the attention weights."""
     init_std: float
-    """Standard deviation of initial weights; residual projections use init_std / sqrt(2 num_layers), as in GPT-2."""
+    """Standard deviation of initial weights. Residual projections use init_std / sqrt(2 num_layers), as in GPT-2."""
     vocab_multiple_of: int
-    """The embedding is padded to a multiple of this; padding never enters the loss."""
+    """The vocabulary is padded to a multiple of this times parallel.tp. Padding never enters the loss."""
 
     @property
     def kv_heads(self) -> int:

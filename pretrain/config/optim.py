@@ -6,36 +6,36 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW (Loshchilov and Hutter 2019) with clipping by the global norm."""
+    """AdamW (Loshchilov and Hutter 2019), with gradients clipped by their global norm."""
 
     lr: float
     """Peak learning rate."""
     beta1: float
-    """Decay of the average of gradients, at least 0 and less than 1."""
+    """Decay rate of the average of gradients."""
     beta2: float
-    """Decay of the average of squared gradients, at least 0 and less than 1."""
+    """Decay rate of the average of squared gradients."""
     eps: float
-    """Added to the root of the second average, against division by 0."""
+    """Small number added to the denominator of the update, which prevents division by zero."""
     weight_decay: float
-    """Decoupled; not applied to norms, biases and position embeddings."""
+    """Decoupled weight decay. It is not applied to norms, biases and position embeddings."""
     clip_grad_norm: float
-    """Largest global gradient norm; 0 switches clipping off."""
+    """Largest global gradient norm. Larger gradients are scaled down. 0: no clipping."""
     fused: bool = True
-    """The update in one pass over the states; false: torch's plain one, an operation after the other on all of them,
-    which another is held against and which holds an fp32 tensor more of what it updates."""
+    """Whether the update is one pass over the states. false: PyTorch's update with one operation at a time, which is
+    the reference for the fused one and needs one more fp32 tensor."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LrScheduleConfig:
-    """Learning rate as a pure function of steps and tokens done."""
+    """Learning rate schedule, by steps and tokens done."""
 
     name: Literal["cosine", "linear", "constant", "wsd"]
-    """Shape after warmup; wsd: warmup, stable, decay."""
+    """Shape of the schedule after warmup. wsd: warmup, stable, decay."""
     warmup_steps: int | None
-    """Linear warmup in steps. Both null: a twentieth of the run."""
+    """Length of linear warmup in steps. If this and warmup_tokens are null, it is a twentieth of the run."""
     warmup_tokens: int | None
-    """Linear warmup in tokens."""
+    """Length of linear warmup in tokens."""
     final_ratio: float
-    """Learning rate at the end of training, as a share of the peak."""
+    """Learning rate at the end of training, as a fraction of the peak."""
     decay_fraction: float
-    """wsd only: share of the training length over which the rate decays at the end."""
+    """Fraction of the run over which the rate decays at its end. Only used with name=wsd."""

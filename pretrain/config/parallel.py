@@ -7,25 +7,27 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class ParallelConfig:
-    """Tensor, sequence and pipeline parallelism."""
+    """Tensor, sequence and pipeline parallelism. The data-parallel size is derived from the number of ranks."""
 
     tp: int
-    """Tensor-parallel size: each matrix is cut over this number of ranks (Shoeybi et al. 2019)."""
+    """Tensor-parallel size: number of ranks that each matrix is split over (Shoeybi et al. 2019)."""
     sp: bool
-    """Sequence parallelism: what tensor-parallel ranks would hold twice between the matrices is cut along the sequence
-    (Korthikanti et al. 2022); without effect at tp=1."""
+    """Sequence parallelism: activations between the matrices, which tensor-parallel ranks would duplicate, are split
+    along the sequence (Korthikanti et al. 2022). No effect with tp=1."""
     pp: int
-    """Pipeline-parallel size: the layers are cut into this number of stages (1F1B, Narayanan et al. 2021)."""
+    """Pipeline-parallel size: number of stages that the layers are split into (1F1B schedule, Narayanan et al.
+    2021)."""
     vp: int
-    """Chunks of layers on each stage, interleaved (Narayanan et al. 2021); 1: one."""
+    """Number of chunks of layers on each stage, for the interleaved schedule (Narayanan et al. 2021). 1: not
+    interleaved."""
     pp_layout: str | None
-    """What each stage holds, in order, as in Megatron: E embedding, t layer, L head and loss, | between stages, *n
-    repeats, ( ) groups; `Ett|tttL`. pp * vp stages. null: the layers in equal numbers."""
+    """Contents of each stage in Megatron's notation: E embedding, t layer, L output layer and loss, | between stages,
+    *n repeat, ( ) group, as in `Ett|tttL`. It names pp * vp chunks. null: equal numbers of layers."""
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """What one stage holds of the model: layers `first` to `first + num_layers`."""
+    """The part of the model in one pipeline chunk: layers `first` to `first + num_layers`."""
 
     first: int
     num_layers: int
@@ -34,7 +36,7 @@ class Chunk:
 
 
 class LayoutError(ValueError):
-    """A pipeline layout that cannot be; the text says why."""
+    """An invalid pipeline layout. The text gives the reason."""
 
 
 def stage_chunks(parallel: ParallelConfig, num_layers: int) -> list[Chunk]:

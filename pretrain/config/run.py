@@ -13,22 +13,23 @@ from pretrain.config.parallel import ParallelConfig
 
 @dataclass(frozen=True, kw_only=True)
 class RunSection:
-    """Which run this is and where it lives."""
+    """The name, folder and seed of a run, and how it resumes."""
 
     name: str
-    """Name of the run."""
+    """Name of the run, shown in logs and reports."""
     dir: str
-    """Run folder: config, logs, metrics, plots, checkpoints."""
+    """Run folder, which holds the configuration, logs, metrics, plots and checkpoints."""
     seed: int
-    """Initial weights, data order and dropout all follow from it."""
+    """Seed of the initial weights, the data order and dropout."""
     accept_changes: tuple[str, ...]
-    """Keys that a resumed run takes with other values than it was made with, as in [optim.lr,train.global_batch_size];
-    `data` and `tokenizer` for other data, `tokenizer` with a vocabulary of the same size only."""
+    """Keys that may differ from the values the run was started with when it resumes, as in
+    [optim.lr,train.global_batch_size]. `data` allows other data. `tokenizer` allows another tokenizer whose vocabulary
+    has the same size."""
     init_from: str | None = None
-    """Run folder or checkpoint whose weights the run begins with, and with nothing else of it; null: random weights."""
+    """Run folder or checkpoint to load initial weights from. Only the weights are loaded. null: random weights."""
     restart: bool = False
-    """Whether a run whose checkpoints are all gone or damaged begins again at step 0, with what is there kept beside
-    the new records and checkpoints. No effect while one checkpoint can be used."""
+    """Whether to start again at step 0 if every checkpoint is missing or damaged. The old records and checkpoints are
+    kept beside the new ones. It has no effect while one checkpoint can be used."""
 
 
 AUTO = -(2**31)
@@ -37,108 +38,110 @@ AUTO = -(2**31)
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Batch and length; data-parallel size and gradient accumulation are derived."""
+    """Batch size and length of training. Data-parallel size and gradient accumulation are derived."""
 
     global_batch_size: int
-    """Samples in one optimizer step, over all ranks."""
+    """Number of samples in one optimizer step, over all ranks."""
     micro_batch_size: int
-    """Samples that one rank runs at once; auto: as many as fit in the device's memory, and no more than it gains
-    by. What was chosen is saved with the run."""
+    """Number of samples that one rank runs at once. auto: the largest number that fits in memory, but no larger than
+    needed to saturate the device. The chosen number is saved with the run."""
     max_steps: int | None
-    """Length in optimizer steps; give this or max_tokens."""
+    """Length of the run in optimizer steps. Set this or max_tokens."""
     max_tokens: int | None
-    """Length in tokens."""
+    """Length of the run in tokens. Set this or max_steps."""
     max_bad_steps: int
-    """Steps with a NaN or infinite loss or gradient that may be skipped before the run stops. In fp16 an infinite
-    gradient counts only at the least loss scale, engine.loss_scale.minimum; above it the scale is lowered."""
+    """Number of steps with a NaN or infinite loss or gradient that are skipped before the run stops. In fp16 an
+    infinite gradient counts only at the smallest loss scale, engine.loss_scale.minimum. Above it the scale is
+    lowered."""
     max_minutes: float | None = None
-    """The run is to end within this time of training and validation, over all its attempts: once its pace is known, it
-    is shortened if it would take longer, and the learning rate falls to its end in the time that is left; null: no
-    limit. On a machine that is fast enough nothing changes."""
+    """Time limit for training and validation, summed over all attempts. If the run would take longer, it is shortened
+    as soon as its speed is known, and the learning rate decays to its end in the time that is left. null: no limit. A
+    run that is fast enough is not changed."""
     warn_epochs: float | None = 4
-    """Passes over a dataset beyond which the run warns that it repeats it too often; null: no warning. Muennighoff et
-    al. 2023 found that up to about 4 are nearly as good as new text."""
+    """Number of passes over a dataset above which the run warns about repeated data. null: no warning. Muennighoff et
+    al. 2023 found that up to about 4 passes are nearly as good as new text."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """Loss on held-out text."""
+    """Validation loss on held-out text."""
 
     every_steps: int
-    """Interval; 0: only at the end."""
+    """Number of steps between validations. 0: only at the end of training."""
     max_samples: int | None
-    """Samples used at the interval, the first ones of the validation split; null: all."""
+    """Number of samples used for a validation during training, from the start of the validation split. null: all."""
     final_max_samples: int | None
-    """Samples used at the end of training; null: all."""
+    """Number of samples used for the validation at the end of training. null: all."""
     micro_batch_size: int | None
-    """Samples that one rank evaluates at once; null: as in training."""
+    """Number of samples that one rank evaluates at once. null: train.micro_batch_size."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LocalCheckpointConfig:
-    """Checkpoints in between, on each node's own disk."""
+    """Additional, more frequent checkpoints on each node's own disk."""
 
     path: str | None
-    """Folder on every node, not shared; null: none."""
+    """Folder that exists on every node and is not shared. null: no local checkpoints."""
     every_steps: int
-    """Interval in steps; 0: not by steps."""
+    """Number of steps between local checkpoints. 0: do not save by steps."""
     every_minutes: float
-    """Interval by the clock; 0: not by the clock."""
+    """Minutes between local checkpoints. 0: do not save by time."""
     keep_last: int
-    """Newest checkpoints to keep."""
+    """Number of newest local checkpoints to keep."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """When to save and what to keep."""
+    """When checkpoints are saved, and which of them are kept."""
 
     every_steps: int
-    """Interval in steps; 0: not by steps."""
+    """Number of steps between checkpoints. 0: do not save by steps."""
     every_minutes: float
-    """Interval by the clock; 0: not by the clock."""
+    """Minutes between checkpoints. 0: do not save by time."""
     keep_last: int
-    """Newest checkpoints to keep."""
+    """Number of newest checkpoints to keep."""
     keep_every: int
-    """Checkpoints at multiples of this step are kept for ever; 0: none."""
+    """Checkpoints at multiples of this step are never deleted. 0: all but the newest are deleted."""
     async_: bool
-    """Whether training goes on while a checkpoint is written."""
+    """Whether training continues while a checkpoint is written."""
     local: LocalCheckpointConfig
     mirror: str | None
-    """URL of a folder that complete checkpoints are copied to; a run that finds a newer one there goes on from it. How
-    often and how long a server is asked say data.cache.retries and data.cache.timeout_seconds."""
+    """URL of a folder that complete checkpoints are copied to. A run that finds a newer checkpoint there resumes from
+    it. data.cache.retries and data.cache.timeout_seconds apply to its server."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrackingConfig:
-    """Where the record of a run goes; metrics.jsonl in the run folder is always written."""
+    """Destinations of metrics. metrics.jsonl in the run folder is always written."""
 
     wandb: Literal["offline", "online", "off"]
-    """offline writes into the run folder, to be sent later with `wandb sync`."""
+    """Whether metrics go to Weights & Biases. offline: written into the run folder, to be uploaded later with `wandb
+    sync`."""
     wandb_project: str
-    """Project that the run is filed under in wandb."""
+    """Name of the wandb project."""
     wandb_entity: str | None
-    """User or team that owns the project; null: the account's own."""
+    """User or team that owns the wandb project. null: the account's default."""
     wandb_group: str | None
-    """Name that several runs share, to be shown together in wandb; null: none."""
+    """Name of a wandb group that shows several runs together. null: no group."""
     tensorboard: bool
     """Whether event files for TensorBoard are written into the run folder."""
     log_every_steps: int
-    """Interval of lines, JSONL records, wandb and TensorBoard points."""
+    """Number of steps between log lines and between points in metrics.jsonl, wandb and TensorBoard."""
     peak_tflops: float | None
-    """Peak of one device for MFU; null: from the table of known chips, measured on a CPU."""
+    """Peak TFLOP/s of one device, used for MFU. null: taken from a table of known chips, and measured on a CPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProfileConfig:
-    """A look inside a few steps. Runs made before there was this section are read with its defaults."""
+    """Traces of a few steps by the PyTorch profiler."""
 
     steps: tuple[int, ...] | None = None
-    """First and last step of which each rank writes a trace into RUN/profile/, as in [10,12]; null: none."""
+    """First and last step of which each rank writes a trace into RUN/profile/, as in [10,12]. null: no trace."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Everything that `prepare` and `train` can be told."""
+    """The configuration of `prepare` and `train`."""
 
     run: RunSection
     model: ModelConfig
@@ -159,7 +162,7 @@ class RunConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateConfig:
-    """Everything that `generate` can be told."""
+    """The configuration of `generate`."""
 
     run: str
     """Run folder whose checkpoint continues the prompt."""
@@ -168,20 +171,20 @@ class GenerateConfig:
     prompt: str
     """Text to continue."""
     max_new_tokens: int
-    """Tokens to add at most; stops early at an end-of-document token."""
+    """Largest number of new tokens. Generation stops earlier at an end-of-document token."""
     temperature: float
-    """0: always the likeliest token."""
+    """Sampling temperature. 0: always the most likely token."""
     top_k: int | None
-    """Choose among the k likeliest tokens."""
+    """Sample from the k most likely tokens. null: from all tokens."""
     top_p: float | None
-    """Choose among the likeliest tokens that together hold this probability."""
+    """Sample from the most likely tokens whose probabilities add up to this. null: from all tokens."""
     num_samples: int
-    """Continuations to make."""
+    """Number of continuations to generate."""
     parallel: ParallelConfig
-    """How the model is cut over the ranks that generate; it need not be as in training."""
+    """Split of the model over the ranks that generate. It may differ from the one used in training."""
     seed: int
-    """Chooses the tokens that are drawn."""
+    """Seed for sampling tokens."""
     output: str | None
-    """Also write the text to this file."""
+    """File that the text is written to as well. null: only print the text."""
     device: Literal["auto", "cpu", "cuda"]
-    """auto: a GPU if torch sees one."""
+    """Device to run on. auto: a GPU if PyTorch finds one, else the CPU."""
