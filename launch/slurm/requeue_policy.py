@@ -16,13 +16,13 @@ LEAST_SIGNAL_CODE = 129
 class Limits:
     """How much is tried."""
 
-    max_restarts: int = 5
+    max_restarts: int
     """Attempts that may fail without a step of progress and be followed by another one."""
-    restart_window_minutes: float = 60.0
+    restart_window_minutes: float
     """A longer pause between two attempts, as in a queue, lets the first be forgotten."""
-    backoff_seconds: float = 30.0
+    backoff_seconds: float
     """Wait before the first restart after a failure; doubled for each further one."""
-    exclude_after: int = 2
+    exclude_after: int
     """Failures of a node after which the job runs elsewhere; 0: never."""
 
 

@@ -8,11 +8,11 @@ from data_pipeline.shards.folder import LocalFolder
 from data_pipeline.stream.dataset_locations import dataset_folders
 from pretrain.config.checks import check_run
 from pretrain.config.cluster_checks import is_printable, memory_bytes
+from pretrain.config.derived import with_micro_batch_size
 from pretrain.config.errors import ConfigError, Problem
-from pretrain.config.run import AUTO, RunConfig
+from pretrain.config.run import RunConfig
 from pretrain.distributed.grid import ParallelLayout
 from pretrain.planner.memory import HEADROOM, choose_modes, plan_memory
-from pretrain.planner.micro_batch import with_size
 from pretrain.planner.plan import GIB, check, vocabulary
 from pretrain.run.folder import check_same_config
 from pretrain.run.length import check_length
@@ -47,8 +47,8 @@ def memory_problems(config: RunConfig, vocab_size: int) -> Iterator[Problem]:
     on_gpu = cluster.gpu_memory_gib * GIB if cluster.gpu_memory_gib is not None else None
     uses_gpu = _uses_gpu(config)
     budget = on_gpu if uses_gpu else on_node and on_node / cluster.ranks_per_node
-    if config.train.micro_batch_size == AUTO:
-        config = with_size(config, 1)  # what is chosen later fits if this does
+    if config.train.micro_batch_size == "auto":
+        config = with_micro_batch_size(config, 1)  # what is chosen later fits if this does
     modes = choose_modes(config, vocab_size, cluster.ranks, None if budget is None else int(budget))
     stages = plan_memory(config, vocab_size, cluster.ranks, modes)
     remedy = (

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pretrain.config.derived import micro_batch_size
 from pretrain.config.run import RunConfig
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -45,7 +46,11 @@ def measure_ceilings(config: RunConfig, vocab_size: int, device: torch.device) -
 def product_shapes(config: RunConfig, vocab_size: int, *, on_gpu: bool) -> Sequence[Shape]:
     """What is tried on a GPU, or on another device."""
     model, tp = config.model, config.parallel.tp
-    rows, hidden, ffn = config.train.micro_batch_size * model.seq_length, model.hidden_size, model.ffn_hidden_size // tp
+    rows, hidden, ffn = (
+        micro_batch_size(config.train) * model.seq_length,
+        model.hidden_size,
+        model.ffn_hidden_size // tp,
+    )
     of_model = ((rows, hidden, ffn), (rows, ffn, hidden), (rows, hidden, -(-vocab_size // (128 * tp)) * 128))
     return [*((size, size, size) for size in (_SQUARES_ON_GPU if on_gpu else _SQUARES)), *of_model]
 

@@ -19,14 +19,15 @@ from pretrain.bench.plot import draw
 from pretrain.bench.result import make_result, new_folder, save
 from pretrain.bench.table import as_table
 from pretrain.config.checks import check_run
+from pretrain.config.derived import with_micro_batch_size
 from pretrain.config.errors import ConfigError, RunError
-from pretrain.config.run import AUTO, RunConfig
+from pretrain.config.run import RunConfig
 from pretrain.distributed.environment import set_variables
 from pretrain.distributed.grid import ParallelLayout, world_from_environment
 from pretrain.distributed.watchdog.failure import describe_error, is_out_of_memory
 from pretrain.model.flops import token_flops
 from pretrain.planner.memory import choose_modes, plan_memory
-from pretrain.planner.micro_batch import with_micro_batch, with_size
+from pretrain.planner.micro_batch import with_micro_batch
 from pretrain.tracking.provenance import describe_environment
 from pretrain.tracking.speed import device_peak
 
@@ -172,8 +173,8 @@ def _synthetic(config: RunConfig, vocab_size: int, folder: Path, groups: "Proces
 
 def check_memory(config: RunConfig, vocab_size: int, layout: ParallelLayout, available: int) -> None:
     """Raise RunError where what stays on a device for the whole run is more than it has; activations come on top."""
-    if config.train.micro_batch_size == AUTO:
-        config = with_size(config, 1)  # it is found later; what stays does not depend on it
+    if config.train.micro_batch_size == "auto":
+        config = with_micro_batch_size(config, 1)  # it is found later; what stays does not depend on it
     modes = choose_modes(config, vocab_size, layout.world_size, available)
     needed = max(stage.stays_between_steps for stage in plan_memory(config, vocab_size, layout.world_size, modes))
     if needed > available:

@@ -16,7 +16,7 @@ from data_pipeline.stream.mixture import TrainingData
 from pretrain.bench.data import SYNTHETIC
 from pretrain.bench.parts import PartTimes
 from pretrain.bench.roofline import Row, limit
-from pretrain.config.checks import tokens_per_step
+from pretrain.config.derived import tokens_per_step
 from pretrain.config.errors import RunError
 from pretrain.config.load import to_yaml
 from pretrain.config.run import RunConfig

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.checkpoint.inventory import find_all, next_resume
-from pretrain.config.checks import tokens_per_step
+from pretrain.config.derived import tokens_per_step
 from pretrain.config.errors import ConfigError, RunError
 from pretrain.config.load import read_run_config
 from pretrain.run.attempts import ATTEMPTS_FILE, Attempt, read_attempts

@@ -266,7 +266,7 @@ def run_training(
                 engine,
                 validation,
                 # As many micro-batches at once as there are stages, so that all have work.
-                batch_size=(config.evaluation.micro_batch_size or config.train.micro_batch_size) * layout.pp,
+                batch_size=evaluation_batch_size(config) * layout.pp,
                 rank=groups.dp_rank,
                 size=layout.dp,
                 show=sinks.validating,

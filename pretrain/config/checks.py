@@ -3,18 +3,17 @@
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
 
 from data_pipeline.config import LEAST_SHARE, DataConfig
 from pretrain.config.attention_kernels import attention_problems, attention_request
 from pretrain.config.changes import accept_problems
 from pretrain.config.cluster_checks import cluster_problems
 from pretrain.config.compile_checks import compile_problems
+from pretrain.config.derived import data_parallel_size, micro_batch_size, with_micro_batch_size
 from pretrain.config.engine import EngineConfig
 from pretrain.config.errors import ConfigError, Problem
 from pretrain.config.layout_checks import (
     chunks_or_none,
-    data_parallel_size,
     describe_layouts,
     divisors,
     either,
@@ -23,7 +22,7 @@ from pretrain.config.layout_checks import (
     nearest_layouts,
 )
 from pretrain.config.model import ModelConfig
-from pretrain.config.run import AUTO, RunConfig
+from pretrain.config.run import RunConfig
 
 
 def check_run(config: RunConfig, world_size: int) -> None:
@@ -32,8 +31,8 @@ def check_run(config: RunConfig, world_size: int) -> None:
 
     Where train.micro_batch_size is left to the program, a sample at once must be legal.
     """
-    if config.train.micro_batch_size == AUTO:
-        config = replace(config, train=replace(config.train, micro_batch_size=1))
+    if config.train.micro_batch_size == "auto":
+        config = with_micro_batch_size(config, 1)
     _refuse_excess(config, world_size)
     layout = list(layout_problems(config, world_size))
     problems: list[Problem | str] = [
@@ -93,10 +92,6 @@ def check_model(model: ModelConfig) -> Iterator[Problem]:
         yield Problem("model.head_dim", model.head_size, "rotary positions turn pairs: it must be even")
 
 
-def tokens_per_step(config: RunConfig) -> int:
-    return config.train.global_batch_size * config.model.seq_length
-
-
 LARGEST = 1 << 24
 """Far more tokens than a sample has, or pieces than a tokenizer; what is held for each of them must fit the memory."""
 MOST_LAYERS = 10_000
@@ -121,7 +116,7 @@ _POSITIVE = {
     "checkpoint": "keep_last",
     "checkpoint.local": "keep_last",
     "tracking": "log_every_steps peak_tflops",
-    "engine": "cpu_threads timeout_minutes meeting_minutes",
+    "engine": "cpu_threads timeout_minutes init_timeout_minutes",
     "engine.loss_scale": "window minimum hysteresis",
     "engine.recompute": "num_layers",
     "parallel": "tp pp vp",
@@ -217,7 +212,7 @@ def _members(config: RunConfig) -> Iterator[Problem]:
 def _batch(config: RunConfig, dp: int | None) -> Iterator[Problem]:
     if dp is None:
         return  # told by the layout's rules
-    batch, micro = config.train.global_batch_size, config.train.micro_batch_size
+    batch, micro = config.train.global_batch_size, micro_batch_size(config.train)
     at_once = micro * dp
     if at_once > 0 and batch % at_once:
         below, above = batch // at_once * at_once, -(-batch // at_once) * at_once

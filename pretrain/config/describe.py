@@ -20,8 +20,6 @@ import yaml
 
 from pretrain.config.search_path import ConfigDirs
 
-TAKES_AUTO = frozenset({"train.micro_batch_size"})
-"""Keys that also take the word auto."""
 CONF_DIR = Path(__file__).resolve().parents[2] / "conf"
 SHIPPED = ConfigDirs(CONF_DIR)
 
@@ -45,8 +43,7 @@ class Key:
     @property
     def takes(self) -> str:
         """What it can be, in words."""
-        words = noun(self.hint)
-        return f"{words}, or auto" if self.name in TAKES_AUTO else words
+        return noun(self.hint)
 
 
 @dataclass(frozen=True)
@@ -148,6 +145,19 @@ def choices(hint: Any) -> tuple[Any, ...]:
     """The values that a Literal allows; none for other kinds."""
     hint, _ = without_null(hint)
     return typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
+
+
+def words_of(hint: Any) -> tuple[str, ...]:
+    """The words that a value of this type may be: those of a Literal, also within a union."""
+    hint, _ = without_null(hint)
+    parts = typing.get_args(hint) if is_union(hint) else (hint,)
+    return tuple(str(word) for part in parts for word in choices(part))
+
+
+def is_number(hint: Any) -> bool:
+    """Whether a value of this type may be a number."""
+    hint, _ = without_null(hint)
+    return any(part in (int, float) for part in (typing.get_args(hint) if is_union(hint) else (hint,)))
 
 
 def noun(hint: Any) -> str:

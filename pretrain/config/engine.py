@@ -82,7 +82,7 @@ class EngineConfig:
     """Number of threads of each process on a CPU. null: the machine's cores divided by its number of processes."""
     timeout_minutes: float
     """Timeout of a collective operation. The run ends if one takes longer."""
-    meeting_minutes: float = 5.0
+    init_timeout_minutes: float = 5.0
     """Timeout for all ranks to connect at start-up, counted from the first rank. After it the missing ranks are named
     and the run ends."""
     link_check: bool = True

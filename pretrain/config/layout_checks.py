@@ -8,6 +8,7 @@ import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Sequence
 
+from pretrain.config.derived import data_parallel_size, micro_batch_size, micro_batches
 from pretrain.config.errors import Problem
 from pretrain.config.model import ModelConfig
 from pretrain.config.parallel import Chunk, LayoutError, ParallelConfig, even_layout, stage_chunks
@@ -23,22 +24,6 @@ def layout_problems(config: RunConfig, world_size: int) -> Iterator[Problem]:
     yield from _tensor(model, parallel)
     yield from _pipeline(model, parallel)
     yield from _interleaving(config.train, parallel, world_size)
-
-
-def data_parallel_size(parallel: ParallelConfig, world_size: int) -> int | None:
-    """What tp and pp leave of the ranks; None where they don't divide them."""
-    model_ranks = parallel.tp * parallel.pp
-    if min(parallel.tp, parallel.pp) < 1 or world_size % model_ranks:
-        return None
-    return world_size // model_ranks
-
-
-def micro_batches(train: TrainConfig, dp: int) -> int | None:
-    """Micro-batches that each rank runs in a step; None where the global batch does not divide into them."""
-    at_once = train.micro_batch_size * dp
-    if at_once < 1 or train.global_batch_size < 1 or train.global_batch_size % at_once:
-        return None
-    return train.global_batch_size // at_once
 
 
 def chunks_or_none(config: RunConfig) -> list[Chunk] | None:
@@ -163,7 +148,7 @@ def _interleaving(train: TrainConfig, parallel: ParallelConfig, world_size: int)
     number = None if dp is None else micro_batches(train, dp)
     if dp is None or number is None or parallel.vp == 1 or parallel.pp == 1 or number % parallel.pp == 0:
         return
-    group = train.micro_batch_size * dp * parallel.pp
+    group = micro_batch_size(train) * dp * parallel.pp
     batch = train.global_batch_size
     below, above = batch // group * group, -(-batch // group) * group
     rule = (

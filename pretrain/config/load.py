@@ -31,7 +31,7 @@ from pretrain.config.errors import MISSING, ConfigError, Problem
 from pretrain.config.overrides import Known, for_hydra, known_of, parse, typed_values
 from pretrain.config.redact import without_secrets
 from pretrain.config.refusals import problems_of, refusal, truth_values
-from pretrain.config.run import AUTO, GenerateConfig, RunConfig
+from pretrain.config.run import GenerateConfig, RunConfig
 from pretrain.config.search_path import OPTION, PACKAGE_LINE, ConfigDirs, check_folders, split_overrides
 from pretrain.config.unused import without_effect
 
@@ -151,8 +151,6 @@ def default_values(root: str, conf_dir: Path = CONF_DIR) -> dict[str, Any]:
 def to_yaml(config: RunConfig | GenerateConfig) -> str:
     """The configuration as YAML that `read_run_config` takes back, unchanged but for secrets, which are left out."""
     values = without_secrets(json.loads(json.dumps(dataclasses.asdict(config))))
-    if isinstance(config, RunConfig) and config.train.micro_batch_size == AUTO:
-        values["train"]["micro_batch_size"] = "auto"
     return yaml.safe_dump(_renamed(values, yaml_key), sort_keys=False, allow_unicode=True)
 
 
@@ -279,8 +277,6 @@ def _to_record(
     ]
     if torn := list(_torn(values, where)):
         raise ConfigError(torn)
-    if record is RunConfig:
-        values = _with_numbers_for_auto(values)
     try:
         # default=str: dates, which YAML knows and JSON does not.
         made = _validated(TypeAdapter(record), json.loads(json.dumps(_renamed(values, record_key), default=str)))
@@ -337,11 +333,14 @@ def _validated(adapter: TypeAdapter[Record], values: Any) -> Record:
     try:
         return adapter.validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
-        written = [fault for fault in error.errors() if fault["type"] == "int_type" and _is_whole(fault["input"])]
+        numbers = [fault for fault in error.errors() if fault["type"] == "int_type" and _is_whole(fault["input"])]
+        texts = {fault["loc"][:-1] for fault in error.errors() if fault["type"] == "string_type"}
+        written = [fault for fault in numbers if fault["loc"][:-1] not in texts]
         if not written:
             raise
     for fault in written:
-        *sections, name = fault["loc"]
+        # The path into a union ends with the name of a branch.
+        *sections, name = fault["loc"][:-1] if fault["loc"][-1] == "int" else fault["loc"]
         place = values
         for section in sections:
             place = place[section]
@@ -351,11 +350,3 @@ def _validated(adapter: TypeAdapter[Record], values: Any) -> Record:
 
 def _is_whole(value: Any) -> bool:
     return isinstance(value, float) and value.is_integer()
-
-
-def _with_numbers_for_auto(values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A number is calculated with everywhere: its word is known here only."""
-    train = values.get("train")
-    if isinstance(train, Mapping) and train.get("micro_batch_size") == "auto":
-        return {**values, "train": {**train, "micro_batch_size": AUTO}}
-    return values

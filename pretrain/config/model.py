@@ -56,8 +56,3 @@ class ModelConfig:
     @property
     def head_size(self) -> int:
         return self.hidden_size // self.num_heads if self.head_dim is None else self.head_dim
-
-
-def padded_vocab_size(vocab_size: int, multiple_of: int) -> int:
-    """The smallest multiple of `multiple_of` that holds `vocab_size` rows."""
-    return -(-vocab_size // multiple_of) * multiple_of

@@ -11,7 +11,17 @@ from pydantic import ValidationError
 
 from data_pipeline.config_text import Typed, written
 from data_pipeline.storage.urls import shown
-from pretrain.config.describe import TAKES_AUTO, choices, keys_of, noun, record_key, takes_text, without_null, yaml_key
+from pretrain.config.describe import (
+    choices,
+    is_number,
+    keys_of,
+    noun,
+    record_key,
+    takes_text,
+    without_null,
+    words_of,
+    yaml_key,
+)
 from pretrain.config.errors import MISSING, Problem
 from pretrain.config.nearest import did_you_mean
 from pretrain.config.overrides import quoted
@@ -51,8 +61,7 @@ def refusal(hint: Any, key: str, given: object, value: object = None, where: str
     if dataclasses.is_dataclass(hint) and "[" not in key:
         first = yaml_key(dataclasses.fields(hint)[0].name)
         return Problem(where + key, given, "is a section, not a key", f"set its keys, as in {key}.{first}=...")
-    words = noun(hint) + (", or auto" if key in TAKES_AUTO else "")
-    return Problem(where + key, given, f"must be {words}", _remedy(hint, key, given, value, in_file=bool(where)))
+    return Problem(where + key, given, f"must be {noun(hint)}", _remedy(hint, key, given, value, in_file=bool(where)))
 
 
 def _remedy(hint: Any, key: str, given: object, value: object, *, in_file: bool) -> str:
@@ -62,14 +71,13 @@ def _remedy(hint: Any, key: str, given: object, value: object, *, in_file: bool)
         return f"quote it: '{text}'" if in_file else f"quote it: {quoted(key, text)}"
     if typing.get_origin(kind) is tuple and takes_text(typing.get_args(kind)[0]) and isinstance(value, str) and value:
         return f"write {key}=[{text}]"
-    if kind in (int, float) and (sized := re.fullmatch(r"(\d+(?:\.\d*)?)\s*([KMGT])(i?)B?", str(value), re.IGNORECASE)):
+    if is_number(kind) and (sized := re.fullmatch(r"(\d+(?:\.\d*)?)\s*([KMGT])(i?)B?", str(value), re.IGNORECASE)):
         unit = _UNITS[sized[2].upper()] if not sized[3] else 1024 ** ("KMGT".index(sized[2].upper()) + 1)
         return f"write {key}={math.floor(float(sized[1]) * unit)}"
-    if kind in (int, float) and (inner := re.fullmatch(r"['\"](.*)['\"]", text)):
+    if is_number(kind) and (inner := re.fullmatch(r"['\"](.*)['\"]", text)):
         return f"write {key}={inner[1]}, without quotes"
-    options = [*map(str, choices(kind)), *(["auto"] if key in TAKES_AUTO else [])]
     meant = "off" if value is False else str(value).lower()
-    return did_you_mean(meant, options) or _explained(key)
+    return did_you_mean(meant, words_of(kind)) or _explained(key)
 
 
 def _explained(key: str) -> str:

@@ -32,17 +32,13 @@ class RunSection:
     kept beside the new ones. It has no effect while one checkpoint can be used."""
 
 
-AUTO = -(2**31)
-"""train.micro_batch_size=auto: a number that nobody types."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Batch size and length of training. Data-parallel size and gradient accumulation are derived."""
 
     global_batch_size: int
     """Number of samples in one optimizer step, over all ranks."""
-    micro_batch_size: int
+    micro_batch_size: int | Literal["auto"]
     """Number of samples that one rank runs at once. auto: the largest number that fits in memory, but no larger than
     needed to saturate the device. The chosen number is saved with the run."""
     max_steps: int | None

@@ -110,7 +110,7 @@ def runtime(
     with contextlib.ExitStack() as stack:
         sentinel = None
         if store is None:
-            meeting = config.meeting_minutes * 60
+            meeting = config.init_timeout_minutes * 60
             sentinel = Sentinel(rank, layout or ParallelLayout(world_size), limit, meeting, stop_requested)
             stack.enter_context(watched(sentinel))
         if store is None and world_size == 1:
@@ -119,7 +119,7 @@ def runtime(
             store = dist.FileStore(str(Path(folder) / "store"), 1)
         elif store is None:
             # torch waits longer than the sentinel, which names the missing ranks.
-            until = timedelta(minutes=config.meeting_minutes, seconds=MEETING_SLACK_SECONDS)
+            until = timedelta(minutes=config.init_timeout_minutes, seconds=MEETING_SLACK_SECONDS)
             store, _, _ = next(rendezvous("env://", rank, world_size, timeout=until))
         dist.init_process_group(
             "nccl" if on_gpu else "gloo",

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional
 
+from pretrain.config.derived import padded_vocab_size
 from pretrain.config.engine import EngineConfig
 from pretrain.config.model import ModelConfig
 from pretrain.config.optim import OptimConfig
@@ -26,7 +27,7 @@ from pretrain.engine.schedule import MicroBatch, chunk_handles, document_starts,
 from pretrain.engine.shards import copies_of, logical_shards
 from pretrain.engine.vendor_patches import import_deepspeed
 from pretrain.model.gpt import Stage
-from pretrain.model.parameters import logical_parts, padded_rows
+from pretrain.model.parameters import logical_parts
 from pretrain.optim.param_groups import decay_groups
 
 
@@ -192,7 +193,7 @@ class ZeroEngine:
     def _gather_logits(self, own: Tensor | None, shape: torch.Size) -> Tensor:
         """Gather the logits from the last stage's tensor-parallel ranks onto every rank."""
         layout = self.groups.layout
-        rows = padded_rows(self.model, self.vocab_size, layout.tp)
+        rows = padded_vocab_size(self.model, self.vocab_size, layout.tp)
         whole = torch.zeros(*shape, rows, device=self.device)
         if own is not None:
             first = self.groups.tp_rank * (rows // layout.tp)

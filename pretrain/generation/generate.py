@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 from data_pipeline.storage.atomic_write import write_durably
 from data_pipeline.tokenizers.base import Tokenizer
 from pretrain.config.checks import SEED_RULE, is_seed
+from pretrain.config.derived import data_parallel_size
 from pretrain.config.engine import OffloadConfig
 from pretrain.config.errors import ConfigError, Problem, RunError
-from pretrain.config.layout_checks import data_parallel_size, layout_problems
+from pretrain.config.layout_checks import layout_problems
 from pretrain.config.load import read_run_config
 from pretrain.config.run import GenerateConfig, RunConfig
 from pretrain.distributed.environment import set_variables

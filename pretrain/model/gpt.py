@@ -19,7 +19,7 @@ from pretrain.distributed.malloc import large_blocks_apart
 from pretrain.model.attention import ANY, chosen_kernels
 from pretrain.model.cross_entropy import EAGER, Passes, in_place_cross_entropy
 from pretrain.model.init import initial_value
-from pretrain.model.parameters import LocalParameter, describe, own_part, padded_rows, whole_shape
+from pretrain.model.parameters import LocalParameter, describe, own_part, whole_shape
 from pretrain.model.specs import block_spec, transformer_config
 
 
@@ -126,7 +126,7 @@ def build_stage(
             chunk = Chunk(
                 config=config,
                 transformer_layer_spec=block_spec(model, part.num_layers, kernels),
-                vocab_size=padded_rows(model, vocab_size, tp),
+                vocab_size=padded_vocab_size(model, vocab_size, tp),
                 max_sequence_length=model.seq_length,
                 pre_process=part.embedding,
                 post_process=part.head,

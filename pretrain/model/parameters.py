@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pretrain.config.model import ModelConfig, padded_vocab_size
+from pretrain.config.model import ModelConfig
 from pretrain.model.init import VOCABULARY_TABLES
 
 WORD_EMBEDDING = "embedding.word_embeddings.weight"

@@ -8,8 +8,9 @@ counted: an estimate, not a law.
 
 from collections.abc import Sequence
 
+from pretrain.config.derived import micro_batch_size, padded_vocab_size
 from pretrain.config.engine import EngineConfig, RecomputeConfig
-from pretrain.config.model import ModelConfig, padded_vocab_size
+from pretrain.config.model import ModelConfig
 from pretrain.config.parallel import Chunk, ParallelConfig
 from pretrain.config.run import RunConfig
 from pretrain.planner.shapes import StageShapes
@@ -18,14 +19,14 @@ from pretrain.planner.shapes import StageShapes
 def activation_bytes(config: RunConfig, shapes: StageShapes, pp_rank: int, micro_batches: int, vocab_size: int) -> int:
     """Bytes on each rank of pipeline stage `pp_rank` when most micro-batches are between forward and backward."""
     model, parallel, engine = config.model, config.parallel, config.engine
-    tokens = model.seq_length * config.train.micro_batch_size
+    tokens = model.seq_length * micro_batch_size(config.train)
     running = chunks_in_flight(shapes.chunks, parallel, pp_rank, micro_batches)
     kept = sum(_chunk_bytes(model, parallel, engine, chunk.num_layers) for chunk in running)
     largest = max(chunk.num_layers for chunk in shapes.chunks)
     again = layer_bytes(model, parallel, engine) * _layers_computed_at_once(engine.recompute, largest)
     head = 0.0
     if shapes.has_head:
-        columns = padded_vocab_size(vocab_size, model.vocab_multiple_of * parallel.tp) / parallel.tp
+        columns = padded_vocab_size(model, vocab_size, parallel.tp) / parallel.tp
         width = _width(engine)
         # Input of the last norm and of the head; the logits, and in the plain way those in fp32 and their softmax.
         more = 4 + 4 * (width < 4) if engine.cross_entropy == "plain" else 0

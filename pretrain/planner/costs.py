@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
+from pretrain.config.derived import data_parallel_size, micro_batches
 from pretrain.config.engine import EngineConfig
-from pretrain.config.layout_checks import data_parallel_size, micro_batches
 from pretrain.config.run import RunConfig
 from pretrain.planner.memory import Modes, gradient_bytes, parameter_bytes
 from pretrain.planner.shapes import all_stages

@@ -37,8 +37,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from pretrain.config.derived import data_parallel_size, micro_batches
 from pretrain.config.engine import EngineConfig
-from pretrain.config.layout_checks import data_parallel_size, micro_batches
 from pretrain.config.run import RunConfig
 from pretrain.planner.activations import activation_bytes
 from pretrain.planner.shapes import EMBEDDING, HEAD, POSITIONS, StageShapes, all_stages, layer_size, layer_tensors

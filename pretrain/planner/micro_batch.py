@@ -4,12 +4,12 @@ Found by the planner's arithmetic, before anything is built: all ranks come to t
 shows it on a machine without the device.
 """
 
-import dataclasses
 import math
 
+from pretrain.config.derived import data_parallel_size, with_micro_batch_size
 from pretrain.config.errors import ConfigError
-from pretrain.config.layout_checks import data_parallel_size, divisors
-from pretrain.config.run import AUTO, RunConfig
+from pretrain.config.layout_checks import divisors
+from pretrain.config.run import RunConfig
 from pretrain.planner.memory import HEADROOM, choose_modes, plan_memory
 from pretrain.planner.shapes import all_stages
 
@@ -26,7 +26,7 @@ def with_micro_batch(config: RunConfig, vocab_size: int, world_size: int, budget
     ENOUGH_TOKENS tokens and, where it can be, FILLED_PIPELINE micro-batches for each pipeline stage. Raises ConfigError
     where not even one sample fits. All ranks must be given one budget.
     """
-    if config.train.micro_batch_size != AUTO:
+    if config.train.micro_batch_size != "auto":
         return config
     dp, parallel = data_parallel_size(config.parallel, world_size), config.parallel
     assert dp is not None
@@ -37,7 +37,7 @@ def with_micro_batch(config: RunConfig, vocab_size: int, world_size: int, budget
     filled = [size for size in legal if parallel.pp == 1 or samples // size >= FILLED_PIPELINE * parallel.pp]
     stages = all_stages(config.model, parallel, vocab_size)
     for size in reversed([size for size in filled or legal[:1] if size <= enough]):
-        sized = with_size(config, size)
+        sized = with_micro_batch_size(config, size)
         modes = choose_modes(sized, vocab_size, world_size, budget_bytes)
         peak = max(stage.peak for stage in plan_memory(sized, vocab_size, world_size, modes, stages))
         if peak <= HEADROOM * budget_bytes:
@@ -51,7 +51,3 @@ def with_micro_batch(config: RunConfig, vocab_size: int, world_size: int, budget
             "try it all the same"
         ]
     )
-
-
-def with_size(config: RunConfig, size: int) -> RunConfig:
-    return dataclasses.replace(config, train=dataclasses.replace(config.train, micro_batch_size=size))

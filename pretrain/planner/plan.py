@@ -11,9 +11,9 @@ from data_pipeline.shards.folder import LocalFolder
 from data_pipeline.shards.manifest import MANIFEST_FILE
 from data_pipeline.stream.dataset_locations import dataset_folders
 from pretrain.config.checks import LARGEST, check_run
+from pretrain.config.derived import data_parallel_size, micro_batches
 from pretrain.config.errors import ConfigError, Problem
-from pretrain.config.layout_checks import data_parallel_size, micro_batches
-from pretrain.config.run import AUTO, RunConfig
+from pretrain.config.run import RunConfig
 from pretrain.planner.costs import bubble_share, step_traffic
 from pretrain.planner.memory import HEADROOM, Modes, StageMemory, choose_modes, plan_memory
 from pretrain.planner.micro_batch import with_micro_batch
@@ -45,7 +45,7 @@ def plan(config: RunConfig, ranks: int | None, gpu_memory: float | None) -> str:
     budget = None if gpu_memory is None else int(min(gpu_memory * GIB, 1 << 62))
     if budget is not None:
         config = with_micro_batch(config, vocab_size, world_size, budget)
-    elif config.train.micro_batch_size == AUTO:
+    elif config.train.micro_batch_size == "auto":
         rule = "is found for a device whose memory is known"
         raise ConfigError([Problem("train.micro_batch_size", "auto", rule, "give --gpu-memory")])
     modes = choose_modes(config, vocab_size, world_size, budget)

@@ -8,7 +8,8 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from pretrain.config.model import ModelConfig, padded_vocab_size
+from pretrain.config.derived import padded_vocab_size
+from pretrain.config.model import ModelConfig
 from pretrain.config.parallel import Chunk, ParallelConfig, stage_chunks
 
 Shape = tuple[int, ...]
@@ -68,7 +69,7 @@ def layer_tensors(model: ModelConfig, tp: int) -> int:
 
 def _stage(model: ModelConfig, parallel: ParallelConfig, chunks: Sequence[Chunk], vocab_size: int) -> StageShapes:
     tp, hidden = parallel.tp, model.hidden_size
-    table = (padded_vocab_size(vocab_size, model.vocab_multiple_of * tp) // tp, hidden)
+    table = (padded_vocab_size(model, vocab_size, tp) // tp, hidden)
     layer = list(_layer(model, tp))
     found: list[tuple[str, Shape]] = []
     for chunk in chunks:

@@ -34,7 +34,7 @@ _WITHOUT_EFFECT = (
     "train.max_bad_steps",
     "train.warn_epochs",
     "engine.timeout_minutes",
-    "engine.meeting_minutes",
+    "engine.init_timeout_minutes",
     "engine.offload.nvme_path",
     "engine.link_check",
 )

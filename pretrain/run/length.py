@@ -5,7 +5,8 @@ The batch of a run may change when it is resumed, so no number of steps that are
 
 from dataclasses import dataclass
 
-from pretrain.config.checks import profile_problem, tokens_per_step, warmup_problem
+from pretrain.config.checks import profile_problem, warmup_problem
+from pretrain.config.derived import tokens_per_step
 from pretrain.config.errors import ConfigError, Problem
 from pretrain.config.optim import LrScheduleConfig
 from pretrain.config.run import RunConfig, TrainConfig

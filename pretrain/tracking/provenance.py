@@ -15,6 +15,7 @@ from data_pipeline.shards.manifest import Manifest
 from data_pipeline.shards.reader import PackedDataset
 from data_pipeline.storage.atomic_write import write_durably
 from data_pipeline.stream.mixture import TrainingData
+from pretrain.config.derived import micro_batches
 from pretrain.config.redact import without_secrets
 from pretrain.config.run import RunConfig
 from pretrain.distributed.grid import ParallelLayout
@@ -62,7 +63,6 @@ def describe_run(
     """The description of this attempt for the run folder, wandb and the report."""
     manifest, sources = dataset.manifest, [split.manifest for split in validation]
     count = count_parameters(config.model, manifest.tokenizer.vocab_size)
-    micro_batches = config.train.global_batch_size // (config.train.micro_batch_size * layout.dp)
     return {
         "parameters": {**asdict(count), "total": count.total},
         "layout": {
@@ -70,7 +70,7 @@ def describe_run(
             "tensor_parallel": layout.tp,
             "pipeline_parallel": layout.pp,
             "data_parallel": layout.dp,
-            "gradient_accumulation": micro_batches,
+            "gradient_accumulation": micro_batches(config.train, layout.dp),
         },
         "data": {
             "corpus": ", ".join(source.corpus.name for source in sources),

@@ -10,7 +10,7 @@ import torch
 
 from data_pipeline.shards.reader import PackedDataset
 from data_pipeline.stream.loader import train_batches
-from pretrain.config.model import padded_vocab_size
+from pretrain.config.derived import padded_vocab_size
 from pretrain.config.run import RunConfig
 from pretrain.model.size import count_parameters
 
@@ -31,7 +31,7 @@ class HfTrainer:
             raise SystemExit(f"--hf: {model.name} is no Llama; take model=tiny_llama, llama_1b or another of them")
         vocab_size = dataset.manifest.tokenizer.vocab_size
         of_llama = transformers.LlamaConfig(
-            vocab_size=padded_vocab_size(vocab_size, model.vocab_multiple_of),
+            vocab_size=padded_vocab_size(model, vocab_size, tp=1),
             hidden_size=model.hidden_size,
             intermediate_size=model.ffn_hidden_size,
             num_hidden_layers=model.num_layers,

@@ -185,7 +185,7 @@ def _in_step(step: int | None) -> str:
 
 KILLED = "killed, or out of memory"
 SILENT = "killed, stopped, stuck in native code, or its machine is gone"
-NEVER_MET = "never met the others: not started, killed before, or slower than engine.meeting_minutes"
+NEVER_MET = "never met the others: not started, killed before, or slower than engine.init_timeout_minutes"
 MEMORY_REMEDY = (
     "lower train.micro_batch_size, set engine.recompute.granularity to selective or full, or raise engine.zero_stage"
 )

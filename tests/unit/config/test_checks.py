@@ -335,7 +335,7 @@ POSITIVE = {
     "checkpoint": "keep_last",
     "tracking": "log_every_steps peak_tflops",
     "engine": (
-        "cpu_threads timeout_minutes meeting_minutes loss_scale.window loss_scale.minimum loss_scale.hysteresis "
+        "cpu_threads timeout_minutes init_timeout_minutes loss_scale.window loss_scale.minimum loss_scale.hysteresis "
         "recompute.num_layers"
     ),
 }

@@ -7,11 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pretrain.config.checks import check_run
+from pretrain.config.derived import with_micro_batch_size
 from pretrain.config.errors import ConfigError
 from pretrain.config.load import load_run_config
-from pretrain.config.run import AUTO, RunConfig
+from pretrain.config.run import RunConfig
 from pretrain.planner.memory import HEADROOM, choose_modes, plan_memory
-from pretrain.planner.micro_batch import ENOUGH_TOKENS, FILLED_PIPELINE, with_micro_batch, with_size
+from pretrain.planner.micro_batch import ENOUGH_TOKENS, FILLED_PIPELINE, with_micro_batch
 from tests.unit.config.test_checks import replaced
 
 GIB = 2**30
@@ -48,7 +49,7 @@ def test_it_is_the_largest_divisor_that_fits_and_fills_the_device(batch: int, dp
         for size in range(1, batch + 1)
         if batch % size == 0
         and (size == 1 or (size - 1) * length < ENOUGH_TOKENS)
-        and peak(with_size(config, size), dp, budget) <= HEADROOM * budget
+        and peak(with_micro_batch_size(config, size), dp, budget) <= HEADROOM * budget
     ]
     if fitting:
         sized = with_micro_batch(config, VOCAB, dp, budget)
@@ -75,12 +76,12 @@ def test_interleaved_stages_get_whole_turns() -> None:
     config = asked("train.global_batch_size=36", "parallel.pp=2", "parallel.vp=2", "model.seq_length=128")
     size = chosen(config, 2, 80)
     assert size > 1
-    check_run(with_size(config, size), 2)
+    check_run(with_micro_batch_size(config, size), 2)
 
 
 def test_the_rules_hold_before_the_number_is_known() -> None:
     config = asked("train.global_batch_size=7")
-    assert config.train.micro_batch_size == AUTO
+    assert config.train.micro_batch_size == "auto"
     check_run(config, 1)
     with pytest.raises(ConfigError, match="must be a multiple of"):
         check_run(config, 2)

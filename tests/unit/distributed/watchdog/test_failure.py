@@ -101,7 +101,7 @@ def test_who_never_came_is_to_blame_before_who_is_silent():
     verdict = judge(places, {0: WAITING, 1: WAITING}, silent_seconds={2: 9.4})
     assert verdict is not None and verdict.culprits == (3,)
     assert "rank 3 (stage 1 of 2, tp 0, dp 1, not heard of yet) failed first: never met the others" in verdict.cause
-    assert "engine.meeting_minutes" in verdict.cause and not verdict.silent
+    assert "engine.init_timeout_minutes" in verdict.cause and not verdict.silent
 
 
 def test_who_is_silent_is_to_blame_before_who_is_stuck():
