@@ -18,6 +18,7 @@ from data_pipeline.storage.urls import shown
 from pretrain.config.describe import Key, groups_of, keys_of, options_of, takes_text, without_null
 from pretrain.config.errors import MISSING, ConfigError, Problem
 from pretrain.config.nearest import did_you_mean
+from pretrain.config.renamed import renamed_key, renamed_value
 from pretrain.config.search_path import OPTION, ConfigDirs
 
 QUOTES = "'\""
@@ -160,7 +161,7 @@ def _faults(word: Override, known: Known, is_null: Callable[[str], bool]) -> Ite
     elif word.is_delete() and name in known.keys:
         yield Problem(name, MISSING, "a key cannot be removed", f"set another value, as in {name}=...")
     elif name not in known.keys and not known.table_of(name):
-        yield Problem(name, value, "there is no such key", _instead(word, name, known))
+        yield renamed_key(name, value) or Problem(name, value, "there is no such key", _instead(word, name, known))
     elif word.is_sweep_override():
         yield _several(name, value, known)
     elif word.is_add() and not (known.table_of(name) or isinstance(word.value(), dict | list) or is_null(name)):
@@ -179,7 +180,7 @@ def _wrong_option(word: Override, value: Typed, known: Known) -> Iterator[Proble
     wrong = [option for option in wanted if option not in names and not (option is None and _may_be_none(group, known))]
     if word.is_delete() or wrong:
         missing = "must be the name of one of its files"
-        near = did_you_mean(str(wrong[0]), names) if wrong else ""
+        near = (renamed_value(group, wrong[0]) or did_you_mean(str(wrong[0]), names)) if wrong else ""
         own = f", or add your own files by {OPTION} DIR" if wrong and isinstance(wrong[0], str) and not near else ""
         yield Problem(
             group,

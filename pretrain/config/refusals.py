@@ -25,6 +25,7 @@ from pretrain.config.describe import (
 from pretrain.config.errors import MISSING, Problem
 from pretrain.config.nearest import did_you_mean
 from pretrain.config.overrides import quoted
+from pretrain.config.renamed import renamed_key, renamed_value
 
 _UNITS = {"K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
@@ -37,7 +38,7 @@ def problems_of(error: ValidationError, record: type, where: str, typed: Mapping
         given = typed.get(key, fault["input"])
         if fault["type"] == "unexpected_keyword_argument":
             remedy = did_you_mean(key, names) or "`pretrain explain` lists all keys"
-            problem = Problem(where + key, given, "there is no such key", remedy)
+            problem = renamed_key(key, given, where) or Problem(where + key, given, "there is no such key", remedy)
         elif fault["type"] == "missing":
             problem = Problem(
                 where + key, MISSING, "a value must be given", _explained(key) if "[" in key else f"add {key}=..."
@@ -65,6 +66,8 @@ def refusal(hint: Any, key: str, given: object, value: object = None, where: str
 
 
 def _remedy(hint: Any, key: str, given: object, value: object, *, in_file: bool) -> str:
+    if renamed := renamed_value(key, value):
+        return renamed
     kind, _ = without_null(hint)
     text = shown(given) if isinstance(given, str) else written(given)
     if takes_text(kind) and isinstance(value, int | float):
