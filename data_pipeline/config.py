@@ -1,4 +1,4 @@
-"""What the data pipeline can be told: plain frozen records, nothing heavy imported."""
+"""The configuration of the data pipeline: frozen records without heavy imports."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -6,7 +6,7 @@ from typing import Any, Literal
 from data_pipeline.errors import DataError
 
 LEAST_SHARE = 2.0**-20
-"""Of a dataset in a mixture; shares are kept to whole multiples of it."""
+"""Smallest share of a dataset in a mixture. Shares are whole multiples of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +148,7 @@ class DataConfig:
 
 
 KEYS_OF_READING = ("mixture", "mixture_max_epochs", "mixture_later", "document_mask", "on_bad_shard", "cache")
-"""What says nothing of a prepared dataset."""
+"""Keys that do not change a prepared dataset."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -49,7 +49,7 @@ class DataError(UserError):
 
 
 class NewerFormat(DataError):
-    """Something that a newer version of pretrain wrote: it is whole, and must not be replaced."""
+    """A file that a newer version of pretrain wrote. It is valid and must not be replaced."""
 
 
 class MissingPackage(DataError):
@@ -57,20 +57,19 @@ class MissingPackage(DataError):
 
 
 class Unencodable(DataError):
-    """A text that a tokenizer cannot encode; others it can."""
+    """A text that a tokenizer cannot encode."""
 
 
 class InputError(DataError):
-    """What an entry of some inputs names cannot be used as text; whoever has the inputs says which key they are."""
+    """An input that cannot be used as text. The caller adds the key that names it."""
 
 
 class BadFile(DataError):
-    """One file of a dataset that stays missing, unreadable or damaged, whatever was tried; others may be whole."""
+    """One file of a dataset that stays missing, unreadable or damaged after all retries."""
 
 
 class SystemRefused(UserError):
-    """The system did not do what was asked: no space, no permission, a disk that fails. Once that is fixed, the same
-    command continues."""
+    """The system refused: no space, no permission, or a failing disk. Once that is fixed, the same command continues."""
 
 
 class NoSpace(DataError, SystemRefused):
@@ -78,12 +77,12 @@ class NoSpace(DataError, SystemRefused):
 
 
 class Unreachable(BadFile, SystemRefused):
-    """A file elsewhere that was not to be had, however often it was asked for: a server or the network may be back."""
+    """A remote file that could not be read after all retries. The server or network may recover."""
 
 
 class WorkInterrupted(DataError):
-    """Work that stopped through nobody's mistake, and goes on where it was."""
+    """Work that was interrupted without a mistake of the user. Running it again continues it."""
 
 
 class Stopped(Exception):
-    """Nobody waits for this any more."""
+    """The result is no longer needed."""

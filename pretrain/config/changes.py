@@ -71,7 +71,7 @@ class Change:
 
 
 def changes_between(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
-    """Of two flat configurations, in order of the keys."""
+    """The keys that differ between two flat configurations, sorted by key."""
     return [
         Change(key, before.get(key), now.get(key))
         for key in sorted({*before, *now} - NOT_OF_THE_RUN)
@@ -80,7 +80,7 @@ def changes_between(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[C
 
 
 def refusal(changes: Sequence[Change], accepted: Sequence[str]) -> str | None:
-    """What a resume with these changes is told, None: nothing stands against it."""
+    """The text of the refusal to resume with these changes, or None if the run may resume."""
     shape = [change for change in changes if change.kind == "shape"]
     unsafe = [change for change in changes if change.kind == "unsafe" and change.key not in accepted]
     if not shape and not unsafe:
@@ -92,7 +92,7 @@ def refusal(changes: Sequence[Change], accepted: Sequence[str]) -> str | None:
     if shape:
         remedy = "the checkpoints' tensors are others than this model's: choose another run.name or run.dir"
     else:
-        remedy = f"choose another run.name or run.dir, or go on with the new values by {to_accept(accepted, unsafe)}"
+        remedy = f"choose another run.name or run.dir, or continue with the new values by {to_accept(accepted, unsafe)}"
     return f"{''.join(lines)}\n{remedy}"
 
 

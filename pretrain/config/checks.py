@@ -1,8 +1,6 @@
-"""Is this configuration legal? Every fault at once, before any process group or model exists."""
+"""Checks of a whole configuration, before any process group or model exists. All faults are reported at once."""
 
-import itertools
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator
 
 from data_pipeline.config import LEAST_SHARE, DataConfig
 from pretrain.config.attention_kernels import attention_problems, attention_request
@@ -10,10 +8,9 @@ from pretrain.config.changes import accept_problems
 from pretrain.config.cluster_checks import cluster_problems
 from pretrain.config.compile_checks import compile_problems
 from pretrain.config.derived import data_parallel_size, micro_batch_size, with_micro_batch_size
-from pretrain.config.engine import EngineConfig
+from pretrain.config.engine_checks import engine_problems
 from pretrain.config.errors import ConfigError, Problem
 from pretrain.config.layout_checks import (
-    chunks_or_none,
     describe_layouts,
     divisors,
     either,
@@ -21,35 +18,35 @@ from pretrain.config.layout_checks import (
     nearest,
     nearest_layouts,
 )
+from pretrain.config.mixture_checks import mixture_problems
 from pretrain.config.model import ModelConfig
 from pretrain.config.run import RunConfig
 
+MEMBER_BYTES = 1 << 30
+"""Largest tar member. A process that writes or verifies a member holds all of it in memory."""
+
 
 def check_run(config: RunConfig, world_size: int) -> None:
-    """Raise ConfigError with every broken rule of a training run on `world_size` ranks; where the layout breaks one,
-    with the nearest legal layouts too.
+    """Raise ConfigError with every broken rule of a training run on `world_size` ranks.
 
-    Where train.micro_batch_size is left to the program, a sample at once must be legal.
+    If the layout is illegal, the error lists the nearest legal ones. With train.micro_batch_size=auto, a micro-batch of
+    one sample must be legal.
     """
     if config.train.micro_batch_size == "auto":
         config = with_micro_batch_size(config, 1)
     _refuse_excess(config, world_size)
     layout = list(layout_problems(config, world_size))
     problems: list[Problem | str] = [
-        *_out_of_range(config, _BOUNDS),
+        *out_of_range(config, BOUNDS),
         *check_model(config.model),
         *layout,
         *_batch(config, data_parallel_size(config.parallel, world_size)),
         *_length(config),
         *_names(config),
         *_profile(config),
-        *_loss_scale(config),
-        *_recompute(config),
-        *_modes(config.engine),
-        *_offload(config.engine),
-        *_attention(config),
+        *engine_problems(config),
         *compile_problems(config),
-        *_mixture(config.data, config.model.seq_length),
+        *mixture_problems(config.data, config.model.seq_length),
         *cluster_problems(config.cluster),
         *accept_problems(config),
     ]
@@ -62,7 +59,7 @@ def check_run(config: RunConfig, world_size: int) -> None:
 
 def _refuse_excess(config: RunConfig, world_size: int) -> None:
     """Raise ConfigError where counting out what could be done instead, or what each layer holds, would not end."""
-    problems = list(_out_of_range(config, _LIMITS))
+    problems = list(out_of_range(config, LIMITS))
     if world_size > LARGEST:
         problems.append(Problem("number of ranks", world_size, f"must be at most {LARGEST}"))
     if problems:
@@ -71,7 +68,7 @@ def _refuse_excess(config: RunConfig, world_size: int) -> None:
 
 def check_prepare(config: RunConfig) -> None:
     """Raise ConfigError with every setting of the data that is out of range."""
-    problems = [*_out_of_range(config, _DATA_BOUNDS), *_members(config)]
+    problems = [*out_of_range(config, DATA_BOUNDS), *_members(config)]
     if problems:
         raise ConfigError(problems)
 
@@ -80,7 +77,7 @@ def check_model(model: ModelConfig) -> Iterator[Problem]:
     """Rules within the model's shape."""
     hidden, heads = model.hidden_size, model.num_heads
     if min(hidden, heads, model.kv_heads, model.num_layers, model.ffn_hidden_size, model.seq_length) < 1:
-        return  # told by _BOUNDS
+        return  # BOUNDS reports these
     if model.head_dim is None and hidden % heads:
         near = nearest(divisors(hidden), heads)
         rule = f"does not divide model.hidden_size={hidden}"
@@ -89,120 +86,13 @@ def check_model(model: ModelConfig) -> Iterator[Problem]:
         rule = f"does not divide model.num_heads={heads}"
         yield Problem("model.num_query_groups", model.kv_heads, rule, f"choose {either(divisors(heads))}")
     if model.position == "rope" and model.head_size % 2:
-        yield Problem("model.head_dim", model.head_size, "rotary positions turn pairs: it must be even")
-
-
-LARGEST = 1 << 24
-"""Far more tokens than a sample has, or pieces than a tokenizer; what is held for each of them must fit the memory."""
-MOST_LAYERS = 10_000
-MEMBER_BYTES = 1 << 30
-
-SEED_RULE = f"must be from {-(1 << 62)} to {1 << 62}"
-
-
-def is_seed(value: float) -> bool:
-    """Whether a generator takes it, and what is added to it for a rank or an epoch."""
-    return abs(value) <= 1 << 62
-
-
-_POSITIVE = {
-    "model": (
-        "num_layers hidden_size num_heads num_query_groups head_dim ffn_hidden_size seq_length vocab_multiple_of "
-        "norm_eps rope_base"
-    ),
-    "train": "global_batch_size micro_batch_size max_steps max_tokens max_minutes warn_epochs",
-    "optim": "lr eps",
-    "evaluation": "max_samples final_max_samples micro_batch_size",
-    "checkpoint": "keep_last",
-    "checkpoint.local": "keep_last",
-    "tracking": "log_every_steps peak_tflops",
-    "engine": "cpu_threads timeout_minutes init_timeout_minutes",
-    "engine.loss_scale": "window minimum hysteresis",
-    "engine.recompute": "num_layers",
-    "parallel": "tp pp vp",
-}
-_NOT_NEGATIVE = {
-    "model": "init_std",
-    "train": "max_bad_steps",
-    "optim": "weight_decay clip_grad_norm",
-    "lr_schedule": "warmup_steps warmup_tokens",
-    "evaluation": "every_steps",
-    "checkpoint": "every_steps every_minutes keep_every",
-    "checkpoint.local": "every_steps every_minutes",
-}
-_SHARE = {"lr_schedule": "final_ratio decay_fraction"}
-_BELOW_ONE = {"model": "hidden_dropout attention_dropout", "optim": "beta1 beta2"}
-
-
-Bound = tuple[Mapping[str, str], str, Callable[[float], bool]]
-
-_CACHE_BOUNDS: tuple[Bound, ...] = (
-    ({"data.cache": "max_bytes timeout_seconds"}, "must be greater than 0", lambda value: value > 0),
-    ({"data.cache": "timeout_seconds"}, "must be at most 86400, which is a day", lambda value: value <= 86400),
-    ({"data.cache": "retries retry_seconds"}, "must not be negative", lambda value: value >= 0),
-)
-_BOUNDS: tuple[Bound, ...] = (
-    *_CACHE_BOUNDS,
-    (_POSITIVE, "must be greater than 0", lambda value: value > 0),
-    (_NOT_NEGATIVE, "must not be negative", lambda value: value >= 0),
-    ({"run": "seed"}, SEED_RULE, is_seed),
-    (_SHARE, "must be between 0 and 1", lambda value: 0 <= value <= 1),
-    (_BELOW_ONE, "must be at least 0 and less than 1", lambda value: 0 <= value < 1),
-)
-_LIMITS: tuple[Bound, ...] = (
-    (
-        {
-            "model": "hidden_size num_heads num_query_groups head_dim ffn_hidden_size seq_length vocab_multiple_of",
-            "train": "global_batch_size micro_batch_size",
-            "parallel": "tp pp vp",
-        },
-        f"must be at most {LARGEST}",
-        lambda value: value <= LARGEST,
-    ),
-    ({"model": "num_layers"}, f"must be at most {MOST_LAYERS}", lambda value: value <= MOST_LAYERS),
-)
-_DATA_BOUNDS: tuple[Bound, ...] = (
-    *_CACHE_BOUNDS,
-    (
-        {
-            "model": "seq_length",
-            "data": "samples_per_member shard_bytes",
-            "tokenizer": "vocab_size sample_bytes",
-            "prepare": "num_workers",
-        },
-        "must be greater than 0",
-        lambda value: value > 0,
-    ),
-    ({"data": "validation_min_bytes"}, "must not be negative", lambda value: value >= 0),
-    ({"data": "validation_fraction"}, "must be at least 0 and less than 1", lambda value: 0 <= value < 1),
-    ({"data": "max_document_bytes"}, "must be at least 1024", lambda value: value >= 1024),
-    (
-        {"model": "seq_length", "tokenizer": "vocab_size"},
-        f"must be at most {LARGEST}",
-        lambda value: value <= LARGEST,
-    ),
-)
-
-
-def _out_of_range(config: RunConfig, bounds: Iterable[Bound]) -> Iterator[Problem]:
-    for keys, rule, holds in bounds:
-        for key in (f"{section}.{name}" for section, names in keys.items() for name in names.split()):
-            value = _value_at(config, key)
-            # Some integers are too large to be asked whether they are finite.
-            if value is not None and not ((isinstance(value, int) or math.isfinite(value)) and holds(value)):
-                yield Problem(key, value, rule)
-
-
-def _value_at(config: RunConfig, key: str) -> float | None:
-    value: object = config
-    for part in key.split("."):
-        value = getattr(value, part)
-    assert value is None or isinstance(value, int | float)
-    return value
+        yield Problem(
+            "model.head_dim", model.head_size, "must be even, because rotary embeddings rotate pairs of dimensions"
+        )
 
 
 def _members(config: RunConfig) -> Iterator[Problem]:
-    """Whoever writes a member, or compares it with its hash, holds all of it."""
+    """The size of tar members."""
     length, count = config.model.seq_length, config.data.samples_per_member
     if 1 <= length <= LARGEST and count > (most := MEMBER_BYTES // (4 * (length + 1))):
         rule = f"makes tar members of more than {MEMBER_BYTES >> 20} MiB with model.seq_length={length}"
@@ -211,7 +101,7 @@ def _members(config: RunConfig) -> Iterator[Problem]:
 
 def _batch(config: RunConfig, dp: int | None) -> Iterator[Problem]:
     if dp is None:
-        return  # told by the layout's rules
+        return  # the rules of the layout report this
     batch, micro = config.train.global_batch_size, micro_batch_size(config.train)
     at_once = micro * dp
     if at_once > 0 and batch % at_once:

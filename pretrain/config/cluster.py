@@ -1,4 +1,4 @@
-"""How a cluster is asked for a run: what Slurm is told, what surrounds each process, how often it is started again."""
+"""The Slurm job of a run: its resources, the environment of its processes, and its restarts."""
 
 from dataclasses import dataclass, field
 from typing import Literal

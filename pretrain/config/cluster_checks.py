@@ -1,4 +1,4 @@
-"""Rules within `cluster`: what cannot be a job, and what would be read as something else than it is."""
+"""Rules of `cluster`: values that Slurm would refuse or misread."""
 
 import math
 import re
@@ -10,10 +10,10 @@ from pretrain.config.errors import Problem
 MAX_SIGNAL_SECONDS = 65535
 """Slurm's own limit."""
 START_SECONDS = 120
-"""Of a time limit before the signal: a minute by which Slurm may send it early, and one to start in."""
+"""Seconds between the start of a job and the signal: Slurm may send it a minute early, and start-up takes another."""
 
-_POSITIVE = "nodes gpu_memory_gib tasks_per_node cpus_per_task restart_window_minutes"
-_NOT_NEGATIVE = "gpus_per_node max_restarts backoff_seconds exclude_after"
+POSITIVE = "nodes gpu_memory_gib tasks_per_node cpus_per_task restart_window_minutes"
+NOT_NEGATIVE = "gpus_per_node max_restarts backoff_seconds exclude_after"
 
 _NAME = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.@+,:-]*")
 _MEMORY = re.compile(r"(\d+)([KMGT]?)B?", re.IGNORECASE)
@@ -49,12 +49,14 @@ def cluster_problems(cluster: ClusterConfig) -> Iterator[Problem]:
     yield from _container(cluster)
     for name, value in cluster.environment.items():
         if not _VARIABLE.fullmatch(name):
-            yield Problem("cluster.environment", name, "is no name of a variable", "use letters, digits and _")
+            yield Problem("cluster.environment", name, "is not a valid name of a variable", "use letters, digits and _")
         elif not is_printable(str(value)):
             yield Problem(f"cluster.environment.{name}", value, _ONE_LINE)
     for module in cluster.modules:
         if not _MODULE.fullmatch(module):
-            yield Problem("cluster.modules", module, "is no name of a module", "write it as `module avail` does")
+            yield Problem(
+                "cluster.modules", module, "is not a valid name of a module", "write it as `module avail` does"
+            )
     for flag in cluster.sbatch_flags:
         yield from _flag(flag)
 
@@ -92,8 +94,8 @@ _ONE_LINE = "must be one line of printable characters"
 
 def _numbers(cluster: ClusterConfig) -> Iterator[Problem]:
     for names, rule, lowest in (
-        (_POSITIVE, "must be greater than 0", None),
-        (_NOT_NEGATIVE, "must not be negative", 0),
+        (POSITIVE, "must be greater than 0", None),
+        (NOT_NEGATIVE, "must not be negative", 0),
     ):
         for name in names.split():
             value = getattr(cluster, name)

@@ -1,5 +1,8 @@
-"""What stands against compiled layers: each was tried and breaks a layer's graph, but for hidden dropout, whose masks
-would come from the compiler's own generator."""
+"""Settings that engine.compile=layers does not support.
+
+Each was tried and breaks the graph of a layer. Dropout is different: its masks would come from the compiler's own random
+number generator.
+"""
 
 from collections.abc import Iterator
 
@@ -8,7 +11,7 @@ from pretrain.config.run import RunConfig
 
 
 def compile_problems(config: RunConfig) -> Iterator[Problem]:
-    """Keys that engine.compile=layers does not go with."""
+    """Every unsupported setting."""
     engine, model = config.engine, config.model
     if engine.compile != "layers":
         return
@@ -32,7 +35,7 @@ def compile_problems(config: RunConfig) -> Iterator[Problem]:
             "engine.recompute.granularity",
             engine.recompute.granularity,
             engine.recompute.granularity == "selective",
-            "parts of a layer are computed anew by themselves",
+            "parts of a layer are recomputed separately",
             "set it to full or none",
         ),
         *(

@@ -42,7 +42,7 @@ class Key:
 
     @property
     def takes(self) -> str:
-        """What it can be, in words."""
+        """The kinds of values that it allows, in words."""
         return noun(self.hint)
 
 
@@ -161,7 +161,7 @@ def is_number(hint: Any) -> bool:
 
 
 def noun(hint: Any) -> str:
-    """What a value of this kind is, as in `must be ...`."""
+    """The kinds of values that this type allows, as in `must be ...`."""
     hint, nullable = without_null(hint)
     words = _noun(hint)
     return f"{words}, or null" if nullable else words

@@ -19,7 +19,7 @@ def layout_problems(config: RunConfig, world_size: int) -> Iterator[Problem]:
     """Every broken rule of `config.parallel`, on `world_size` ranks."""
     model, parallel = config.model, config.parallel
     if min(parallel.tp, parallel.pp, parallel.vp) < 1 or not _shape_is_sound(model):
-        return  # told by the bounds in checks.py
+        return  # bounds.py reports these
     yield from _world(parallel, world_size)
     yield from _tensor(model, parallel)
     yield from _pipeline(model, parallel)
@@ -131,7 +131,7 @@ def _pipeline(model: ModelConfig, parallel: ParallelConfig) -> Iterator[Problem]
         stage_chunks(parallel, layers)
     except LayoutError as error:
         example = even_layout(layers, pp * vp)
-        # Quoted once for the shell and once for Hydra, so that it can be typed as it stands.
+        # Quoted once for the shell and once for Hydra, so that it can be typed unchanged.
         instead = f"\"parallel.pp_layout='{example}'\"" if example else ""
         if parallel.pp_layout is not None:
             remedy = f"set {instead}, or null for equal chunks" if instead else "set it to null"

@@ -56,7 +56,7 @@ def load_run_config(overrides: Sequence[str], conf_dir: Path = CONF_DIR) -> RunC
 
 
 def load_generate_config(overrides: Sequence[str], conf_dir: Path = CONF_DIR) -> GenerateConfig:
-    """The configuration of `generate`; `prompt=` and `checkpoint=` are taken as they stand, without Hydra's grammar."""
+    """The configuration of `generate`; `prompt=` and `checkpoint=` are taken literally, without Hydra's grammar."""
     # A prompt is text, often code: brackets, commas and quotes in it must not be parsed. `checkpoint` is also a group
     # of conf/, for `train`, and Hydra would look for a file in it.
     plain: dict[str, Any] = {}
@@ -87,14 +87,14 @@ def read_run_config(path: Path) -> RunConfig:
 
 
 def run_config_of(values: object, where: str) -> RunConfig:
-    """The configuration that a record of a run holds; `where` it stands is told with what is wrong in it."""
+    """The configuration that a record of a run holds; `where` is its place, for messages."""
     return _to_record(values, RunConfig, where=f"{where}: ")
 
 
 def with_overrides(config: RunConfig, overrides: Sequence[str], may_change: tuple[str, ...]) -> RunConfig:
     """The configuration of a run with a few keys set anew, which begin as in `may_change`.
 
-    Raises ConfigError, with every fault, for others and for wrong values.
+    Raises ConfigError, with every fault, for other keys and for wrong values.
     """
     mistakes: list[Problem | str] = []
     values = dataclasses.asdict(config)
@@ -143,13 +143,13 @@ def sweep_members(overrides: Sequence[str]) -> list[tuple[str, ...]]:
 
 
 def default_values(root: str, conf_dir: Path = CONF_DIR) -> dict[str, Any]:
-    """What conf/ROOT.yaml gives without overrides, with references such as ${model.name} as they are written."""
+    """The values of conf/ROOT.yaml without overrides, with references such as ${model.name} as they are written."""
     values: dict[str, Any] = _composed(root, [], ConfigDirs(conf_dir), resolve=False)
     return values
 
 
 def to_yaml(config: RunConfig | GenerateConfig) -> str:
-    """The configuration as YAML that `read_run_config` takes back, unchanged but for secrets, which are left out."""
+    """The configuration as YAML that `read_run_config` takes back, unchanged except for secrets, which are left out."""
     values = without_secrets(json.loads(json.dumps(dataclasses.asdict(config))))
     return yaml.safe_dump(_renamed(values, yaml_key), sort_keys=False, allow_unicode=True)
 
@@ -224,7 +224,7 @@ def _composed(root: str, words: Sequence[str], dirs: ConfigDirs, *, resolve: boo
 
 
 def _refused(root: str, words: Sequence[str], error: Exception, known: Known) -> Problem | str:
-    """What Hydra refuses in words that can be read: an interpolation, or a value of another structure."""
+    """A readable message for an interpolation or a value that Hydra refuses."""
     typed = typed_values(words)
     key = getattr(error, "full_key", None)
     if isinstance(error, InterpolationResolutionError) and key:
@@ -321,12 +321,12 @@ def _floats(value: Any) -> Iterator[float]:
 
 
 def is_text(text: str) -> bool:
-    """Whether it has a form in UTF-8: a byte of the command line that is none arrives as half of a surrogate pair."""
+    """Whether it has a form in UTF-8: a byte of the command line that is not UTF-8 arrives as half of a surrogate pair."""
     return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _validated(adapter: TypeAdapter[Record], values: Any) -> Record:
-    """By strict JSON: "8" is no integer and 0.5 no step count, while 9e9 is one, and a list may become a tuple.
+    """By strict JSON: "8" is not an integer and 0.5 is not a step count, while 9e9 is one, and a list may become a tuple.
 
     Writes integers for such numbers into `values`.
     """

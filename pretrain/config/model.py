@@ -1,4 +1,4 @@
-"""The decoder's shape: two families (GPT-3, Llama) told apart by fields, not by class."""
+"""The shape of the model. GPT-3 and Llama models differ in fields, not in classes."""
 
 from dataclasses import dataclass
 from typing import Literal

@@ -26,7 +26,7 @@ QUOTES = "'\""
 
 @dataclass(frozen=True)
 class Known:
-    """What can be set: the keys of a record, and the groups of its file in conf/."""
+    """The names that can be set: the keys of a record, and the groups of its file in conf/."""
 
     keys: Mapping[str, Key]
     groups: Mapping[str, str | None]
@@ -46,7 +46,7 @@ class Known:
         return list(dict.fromkeys([*self.keys, *self.groups, *self.own_groups]))
 
     def instead_of(self, name: str) -> str:
-        """What to do about a key that does not exist."""
+        """A hint for a key that does not exist."""
         section = name.partition(".")[0]
         listing = f"`pretrain explain {section}` lists its keys" if f"{section}." in name else ""
         return (
@@ -79,7 +79,7 @@ def for_hydra(
     """The words as Hydra takes them, and what is wrong with those that it would refuse or ignore, which are left out.
 
     A table such as `cluster.environment` takes names that are not in it yet, also without a plus sign before the key.
-    `is_null`: whether a key has no value by default; a plus sign may stand before it then.
+    `is_null`: whether a key has no value by default; it may then have a plus sign.
     """
     parser = OverridesParser.create()
     fitting: list[str] = []

@@ -1,4 +1,4 @@
-"""What may be stored and shown of a configuration: all but the secrets that its values may hold."""
+"""The parts of a configuration that may be stored and shown of a configuration: all but the secrets that its values may hold."""
 
 import re
 from collections.abc import Mapping, Sequence

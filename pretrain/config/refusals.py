@@ -88,7 +88,7 @@ def _explained(key: str) -> str:
 
 
 def _place(record: type, path: Sequence[str | int]) -> tuple[str, Any, Sequence[str]]:
-    """The key that a path of pydantic leads to, its annotation, and the names that could stand in its place."""
+    """The key that a path of pydantic leads to, its annotation, and the names that could replace it."""
     key, hint, names = "", record, []
     for part in path:
         kind, _ = without_null(hint)

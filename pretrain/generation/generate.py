@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from data_pipeline.storage.atomic_write import write_durably
 from data_pipeline.tokenizers.base import Tokenizer
-from pretrain.config.checks import SEED_RULE, is_seed
+from pretrain.config.bounds import SEED_RULE, is_seed
 from pretrain.config.derived import data_parallel_size
 from pretrain.config.engine import OffloadConfig
 from pretrain.config.errors import ConfigError, Problem, RunError

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Sequence
 from data_pipeline.shards.folder import LocalFolder
 from data_pipeline.shards.manifest import MANIFEST_FILE
 from data_pipeline.stream.dataset_locations import dataset_folders
-from pretrain.config.checks import LARGEST, check_run
+from pretrain.config.bounds import LARGEST
+from pretrain.config.checks import check_run
 from pretrain.config.derived import data_parallel_size, micro_batches
 from pretrain.config.errors import ConfigError, Problem
 from pretrain.config.run import RunConfig
@@ -21,7 +22,7 @@ from pretrain.planner.shapes import StageShapes, all_stages
 
 GIB = 2**30
 MAX_ROWS = 16
-"""Stages shown; the middle ones of a longer pipeline are alike."""
+"""Stages shown; the middle ones of a longer pipeline are equal."""
 
 
 def check(config: RunConfig, ranks: int | None) -> str:

@@ -142,7 +142,7 @@ def test_a_run_continues_only_with_its_own_data(shared, finished_run, place, tmp
     message = user_error(done)
     assert "checkpoints/step-00000016: tokenizer fingerprint" in message
     assert "the run was trained on other data; point data.path to the old dataset (" in message
-    assert message.endswith("to go on with other data, add run.accept_changes=[data,tokenizer]")
+    assert message.endswith("to continue with other data, add run.accept_changes=[data,tokenizer]")
     assert files_below(run) == before
 
     accepted = ("run.accept_changes=[data,tokenizer]", "train.max_steps=17")
@@ -167,7 +167,7 @@ def test_a_run_folder_made_by_another_configuration_is_refused(shared, finished_
         "optim.lr: 0.003 there, 0.001 now",
     ]
     assert (
-        "or go on with the new values by run.accept_changes=[data.document_mask,model.hidden_dropout,optim.lr]"
+        "or continue with the new values by run.accept_changes=[data.document_mask,model.hidden_dropout,optim.lr]"
         in message
     )
     assert {name: (finished_run / name).stat().st_mtime_ns for name in files_below(finished_run)} == before

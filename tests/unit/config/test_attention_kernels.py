@@ -65,7 +65,7 @@ def test_calls_are_those_of_the_model() -> None:
         ),
     ],
 )
-def test_a_kernel_that_cannot_serve_is_refused_with_a_remedy(overrides: list[str], told: str) -> None:
+def test_an_unsupported_kernel_is_refused_with_a_hint(overrides: list[str], told: str) -> None:
     with pytest.raises(ConfigError) as refused:
         check_run(load_run_config(overrides), world_size=1)
     assert [str(problem) for problem in refused.value.problems] == [told]

@@ -70,7 +70,7 @@ def test_unsafe_changes_are_refused_with_what_to_add(tmp_path: Path) -> None:
         f"run.dir='{tmp_path}' was made by another configuration:\n"
         "  optim.lr: 0.0003 there, 0.001 now\n"
         "  train.global_batch_size: 16 there, 32 now\n"
-        "choose another run.name or run.dir, or go on with the new values by "
+        "choose another run.name or run.dir, or continue with the new values by "
         "run.accept_changes=[optim.lr,train.global_batch_size]"
     )
     assert read_run_config(tmp_path / CONFIG_FILE).optim.lr == 3e-4 and not (tmp_path / CHANGES_FILE).exists()
@@ -149,7 +149,7 @@ def test_the_same_data_is_no_change_and_other_data_is_accepted_by_name() -> None
     assert check_same_data(SAVED, data(), Path("c"), []) == []
     with pytest.raises(RunError, match="the run was trained on other data") as caught:
         check_same_data(SAVED, data("other", "other"), Path("c"), ["optim.lr"])
-    assert str(caught.value).endswith("to go on with other data, add run.accept_changes=[data,optim.lr,tokenizer]")
+    assert str(caught.value).endswith("to continue with other data, add run.accept_changes=[data,optim.lr,tokenizer]")
     assert "c: tokenizer fingerprint tok there, other now, dataset digest set before 5 there" in str(caught.value)
     changes = check_same_data(SAVED, data("other", "other"), Path("c"), ["data", "tokenizer"])
     assert [change.key for change in changes] == ["tokenizer", "data"]

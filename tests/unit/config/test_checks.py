@@ -49,7 +49,7 @@ RULES: list[tuple[dict[str, object], int, str]] = [
     (
         {"model__position": "rope", "model__head_dim": 15},
         1,
-        "model.head_dim=15: rotary positions turn pairs: it must be even",
+        "model.head_dim=15: must be even, because rotary embeddings rotate pairs of dimensions",
     ),
     (
         {"train__global_batch_size": 20},
@@ -290,7 +290,7 @@ RULES: list[tuple[dict[str, object], int, str]] = [
 
 
 @pytest.mark.parametrize(("changes", "ranks", "message"), RULES, ids=[" ".join(rule[0]) for rule in RULES])
-def test_a_broken_rule_is_told_with_its_remedy(changes: dict[str, object], ranks: int, message: str) -> None:
+def test_a_broken_rule_is_reported_with_a_hint(changes: dict[str, object], ranks: int, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         check_run(changed(**changes), world_size=ranks)
     assert str(caught.value) == message
@@ -372,7 +372,7 @@ RANGES = [
 
 
 @pytest.mark.parametrize(("key", "value", "rule"), RANGES)
-def test_a_number_out_of_its_range_is_told(key: str, value: float, rule: str) -> None:
+def test_a_number_out_of_range_is_refused(key: str, value: float, rule: str) -> None:
     with pytest.raises(ConfigError) as caught:
         check_run(changed(**{key.replace(".", "__"): value}), world_size=1)
     assert f"{key}={value!r}: {rule}" in str(caught.value)
@@ -405,7 +405,7 @@ def test_a_member_of_a_shard_fits_the_memory() -> None:
     )
 
 
-def test_all_broken_rules_are_told_at_once() -> None:
+def test_all_broken_rules_are_reported_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         check_run(
             changed(model__num_heads=5, train__global_batch_size=20, optim__lr=-1.0, train__max_tokens=9),

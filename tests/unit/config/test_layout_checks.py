@@ -111,7 +111,7 @@ RULES: list[tuple[dict[str, object], int, str]] = [
 
 
 @pytest.mark.parametrize(("changes", "ranks", "message"), RULES, ids=[str(rule[0]) for rule in RULES])
-def test_a_broken_rule_of_a_layout_is_told_with_its_remedy(changes: dict, ranks: int, message: str) -> None:
+def test_a_broken_layout_rule_is_reported_with_a_hint(changes: dict, ranks: int, message: str) -> None:
     told = refusal(laid_out(**changes), ranks)
     assert told[0] == message
     assert len(told) == 2 and told[1].startswith(("nearest legal layouts on", "no layout of this model and batch"))
@@ -119,11 +119,11 @@ def test_a_broken_rule_of_a_layout_is_told_with_its_remedy(changes: dict, ranks:
 
 @pytest.mark.parametrize("key", ["tp", "pp", "vp"])
 @pytest.mark.parametrize("degree", [0, -2])
-def test_a_degree_below_one_is_told(key: str, degree: int) -> None:
+def test_a_degree_below_one_is_refused(key: str, degree: int) -> None:
     assert f"parallel.{key}={degree}: must be greater than 0" in refusal(laid_out(**{key: degree}), 4)
 
 
-def test_all_faults_of_a_layout_are_told_at_once() -> None:
+def test_all_layout_faults_are_reported_at_once() -> None:
     told = refusal(laid_out(tp=5, pp=7, engine__param_gather="per_step", model__num_query_groups=5), 36)
     assert [", ".join(re.findall(r"([\w.]+)=", line.partition(":")[0])) for line in told[:-1]] == [
         "model.num_query_groups",

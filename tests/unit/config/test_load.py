@@ -115,7 +115,7 @@ def test_unknown_keys_on_the_command_line_are_told_at_once() -> None:
     assert [problem.key for problem in caught.value.problems] == ["optim.lrr", "model.layers"]
 
 
-def test_missing_values_are_told_with_what_to_add() -> None:
+def test_missing_values_are_reported_with_a_hint() -> None:
     with pytest.raises(ConfigError, match=r"^run=\?\?\?: a value must be given\n  hint: add run=\.\.\.$"):
         load_generate_config([])
 
@@ -158,7 +158,7 @@ def test_a_missing_config_file_asks_for_the_folder_of_a_run(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     "prompt", ["def main(", "a=b,c", "[1, 2", "'quoted\"", "${x}", "", "  two\nlines ", "x: {y}", "ünï", "???"]
 )
-def test_a_prompt_is_taken_as_it_stands(prompt: str) -> None:
+def test_a_prompt_is_taken_literally(prompt: str) -> None:
     config = load_generate_config(["run=runs/x", f"prompt={prompt}", "temperature=0.5"])
     assert (config.prompt, config.run, config.temperature) == (prompt, "runs/x", 0.5)
 
@@ -175,7 +175,7 @@ def test_a_checkpoint_is_taken_by_its_name() -> None:
 
 
 @pytest.mark.parametrize("load", [load_run_config, load_generate_config])
-def test_bytes_that_are_no_text_are_refused_by_name(load: Callable[[list[str]], object]) -> None:
+def test_bytes_that_are_not_utf8_are_refused(load: Callable[[list[str]], object]) -> None:
     torn = os.fsdecode(b"prompt=\xff")
     with pytest.raises(ConfigError) as caught:
         load([torn, "run=x"])

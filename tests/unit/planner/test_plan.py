@@ -63,7 +63,7 @@ def test_a_plan_says_whether_it_fits_and_chooses_the_modes_by_it(capsys) -> None
     assert float(row(tight.out, "does")[3]) < float(row(roomy.out, "fits:")[1])
 
 
-def test_a_small_model_is_told_in_smaller_units(capsys) -> None:
+def test_a_small_model_is_shown_in_smaller_units(capsys) -> None:
     small, large = Said(capsys, "plan", *SMALL), Said(capsys, "plan", "model=gpt3_6.7b")
     assert "\nMiB on each rank" in small.out and "\nGiB on each rank" in large.out
 
@@ -120,7 +120,7 @@ def test_the_number_of_ranks_is_the_launchers_where_none_is_given(monkeypatch, c
         (("train", "--ranks", "2"), "--ranks only works with --check"),
     ],
 )
-def test_a_wrong_option_is_told(arguments, words, capsys) -> None:
+def test_a_wrong_option_is_refused(arguments, words, capsys) -> None:
     said = Said(capsys, *arguments)
     assert said.code == 2 and words in said.err
 
