@@ -101,7 +101,7 @@ class DataConfig:
     text_key: str
     """Key of the text in each JSON line, or column of the text in a .parquet file."""
     encoding_errors: Literal["fail", "skip"]
-    """What to do with a document that is not UTF-8, cannot be encoded by tokenizer.path, or is a broken JSON line.
+    """Treatment of a document that is not UTF-8, cannot be encoded by tokenizer.path, or is a broken JSON line.
     fail: stop and name it. skip: leave it out and count it."""
     max_document_bytes: int
     """Longer text files are split at line ends into several documents, which bounds memory."""
@@ -141,7 +141,7 @@ class DataConfig:
     to all earlier tokens of its sample. In both cases the first token of a document is predicted from the end of the
     previous one and counts in the loss."""
     on_bad_shard: Literal["stop", "skip"]
-    """What to do with a shard that stays missing, unreadable or damaged. stop: stop and name it. skip: name it, leave
+    """Treatment of a shard that stays missing, unreadable or damaged. stop: stop and name it. skip: name it, leave
     its samples out and count them. The other samples keep their order."""
     cache: CacheConfig
     """Reading of remote files and the cache of shards. Used if data.path or data.inputs are URLs."""
@@ -196,7 +196,7 @@ class PrepareConfig:
     """How `prepare` runs. These settings do not change its output."""
 
     executor: Literal["local", "dask", "slurm"]
-    """Where documents are cleaned and encoded. local: on this machine. dask: on the workers of a running Dask cluster.
+    """Machines that clean and encode documents. local: on this machine. dask: on the workers of a running Dask cluster.
     slurm: on Dask workers started as Slurm jobs. All workers must see data.path and data.inputs at the same paths."""
     num_workers: int | None
     """Number of local processes. null: one per core."""

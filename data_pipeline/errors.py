@@ -69,7 +69,10 @@ class BadFile(DataError):
 
 
 class SystemRefused(UserError):
-    """The system refused: no space, no permission, or a failing disk. Once that is fixed, the same command continues."""
+    """The system refused: no space, no permission, or a failing disk.
+
+    Once that is fixed, the same command continues.
+    """
 
 
 class NoSpace(DataError, SystemRefused):

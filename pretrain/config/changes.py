@@ -1,4 +1,4 @@
-"""What may change between the parts of one run: kinds of keys, and what differs between two configurations."""
+"""Which keys may change when a run resumes, and the keys that differ between two configurations."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,10 +31,10 @@ SAFE = (
     "train.warn_epochs",
     "model.name",
 )
-"""Where, how fast, how long, and what is recorded. Data and tokenizer are held to the digests in the checkpoint: see
-DATA."""
+"""Keys that may change: place, speed and length of the run, and its records. Data and tokenizer are compared with the
+digests in the checkpoint instead: see DATA."""
 BOUND = ("data.document_mask",)
-"""Unsafe all the same."""
+"""Keys of SAFE sections that change the training nevertheless."""
 SHAPE = frozenset(
     f"model.{name}"
     for name in (
@@ -42,12 +42,12 @@ SHAPE = frozenset(
         *("position", "norm", "qk_norm", "activation", "bias", "tie_embeddings"),
     )
 )
-"""What the saved tensors are: with another value they have other names, shapes or meanings."""
+"""Keys of the model that change the names, shapes or meanings of saved tensors."""
 DATA = frozenset({"data", "tokenizer"})
-"""What is accepted by these names, though no key: other tokens than those which the checkpoint was trained on."""
+"""Names in run.accept_changes that are not keys. They accept other tokens than the checkpoint was trained on."""
 
 NOT_OF_THE_RUN = frozenset({"run.accept_changes", "run.restart"})
-"""Keys that are about one start, and no property of a run."""
+"""Keys that apply to one start and are not a property of the run."""
 
 Kind = Literal["safe", "unsafe", "shape"]
 
@@ -90,7 +90,7 @@ def refusal(changes: Sequence[Change], accepted: Sequence[str]) -> str | None:
         for change in sorted((*shape, *unsafe), key=lambda change: change.key)
     ]
     if shape:
-        remedy = "the checkpoints' tensors are others than this model's: choose another run.name or run.dir"
+        remedy = "the tensors of the checkpoints do not fit this model: choose another run.name or run.dir"
     else:
         remedy = f"choose another run.name or run.dir, or continue with the new values by {to_accept(accepted, unsafe)}"
     return f"{''.join(lines)}\n{remedy}"

@@ -62,7 +62,7 @@ def cluster_problems(cluster: ClusterConfig) -> Iterator[Problem]:
 
 
 def memory_bytes(text: str) -> int | None:
-    """What `cluster.memory` stands for, None: all that the node has. Slurm's unit is MiB where none is named."""
+    """The bytes that `cluster.memory` asks for, or None for all that the node has. Slurm's default unit is MiB."""
     matched = _MEMORY.fullmatch(text)
     assert matched is not None
     number, unit = int(matched[1]), (matched[2] or "M").upper()

@@ -1,7 +1,7 @@
 """Settings that engine.compile=layers does not support.
 
-Each was tried and breaks the graph of a layer. Dropout is different: its masks would come from the compiler's own random
-number generator.
+Each was tried and breaks the graph of a layer. Dropout is different: its masks would come from the random number
+generator of the compiler.
 """
 
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ def compile_problems(config: RunConfig) -> Iterator[Problem]:
             "gathers parameters within a layer",
             "set engine.zero_stage=2 or less",
         ),
-        ("parallel.tp", config.parallel.tp, config.parallel.tp > 1, "ranks speak to each other within a layer", ""),
+        ("parallel.tp", config.parallel.tp, config.parallel.tp > 1, "ranks communicate within a layer", ""),
         (
             "data.document_mask",
             config.data.document_mask,

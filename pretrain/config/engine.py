@@ -41,10 +41,10 @@ class OffloadConfig:
     """Model state kept in host memory or on NVMe disks instead of on the device. Needs ZeRO stage 1, 2 or 3."""
 
     optimizer: Literal["none", "cpu", "nvme"]
-    """Where master weights and Adam moments are kept and updated. nvme: files in `nvme_path`, read and written in each
-    step together with the finished gradients. nvme needs ZeRO-3 and gradients reduced after each micro-batch."""
+    """Device of master weights and Adam moments, and of their update. nvme: files in `nvme_path`, read and written in
+    each step together with the finished gradients. nvme needs ZeRO-3 and gradients reduced after each micro-batch."""
     params: Literal["none", "cpu", "nvme"]
-    """Where this rank's partitions of the parameters are kept. Needs ZeRO-3. nvme: files in `nvme_path`, read when a
+    """Device of this rank's partitions of the parameters. Needs ZeRO-3. nvme: files in `nvme_path`, read when a
     parameter is gathered. nvme needs parameters gathered for each micro-batch. Partitions under 1 MiB stay in host
     memory."""
     nvme_path: str | None

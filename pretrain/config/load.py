@@ -92,7 +92,7 @@ def run_config_of(values: object, where: str) -> RunConfig:
 
 
 def with_overrides(config: RunConfig, overrides: Sequence[str], may_change: tuple[str, ...]) -> RunConfig:
-    """The configuration of a run with a few keys set anew, which begin as in `may_change`.
+    """The configuration of a run with a few keys changed. `may_change`: beginnings of their names.
 
     Raises ConfigError, with every fault, for other keys and for wrong values.
     """
@@ -321,12 +321,12 @@ def _floats(value: Any) -> Iterator[float]:
 
 
 def is_text(text: str) -> bool:
-    """Whether it has a form in UTF-8: a byte of the command line that is not UTF-8 arrives as half of a surrogate pair."""
+    """Whether it can be encoded in UTF-8. Other bytes of the command line arrive as half of a surrogate pair."""
     return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _validated(adapter: TypeAdapter[Record], values: Any) -> Record:
-    """By strict JSON: "8" is not an integer and 0.5 is not a step count, while 9e9 is one, and a list may become a tuple.
+    """Validate as strict JSON: "8" and 0.5 are not integers, 9e9 is one, and a list may become a tuple.
 
     Writes integers for such numbers into `values`.
     """

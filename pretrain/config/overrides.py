@@ -212,7 +212,7 @@ def _wrong_option_of_own(word: Override, value: Typed, known: Known) -> Iterator
 
 
 def _instead(word: Override, name: str, known: Known) -> str:
-    """What to do about a key that does not exist; after a plus sign it may be a group of the user's."""
+    """A hint for a key that does not exist. After a plus sign it may be a config group of the user."""
     hint = known.instead_of(name)
     if word.is_add() and isinstance(word.value(), str) and "." not in name and not known.own_groups:
         return f"{hint}; for a group of your own, give its folder by {OPTION} DIR"

@@ -1,4 +1,4 @@
-"""The parts of a configuration that may be stored and shown of a configuration: all but the secrets that its values may hold."""
+"""Configurations without secrets, so that they can be stored and shown."""
 
 import re
 from collections.abc import Mapping, Sequence

@@ -71,12 +71,12 @@ def _chunk_bytes(model: ModelConfig, parallel: ParallelConfig, engine: EngineCon
     an_input = _width(engine) * model.hidden_size / _sequence_parts(parallel)
     if recompute.method == "uniform":
         return -(-num_layers // recompute.num_layers) * an_input
-    anew = min(recompute.num_layers, num_layers)
-    return anew * an_input + (num_layers - anew) * layer
+    recomputed = min(recompute.num_layers, num_layers)
+    return recomputed * an_input + (num_layers - recomputed) * layer
 
 
 def _layers_computed_at_once(recompute: RecomputeConfig, largest_chunk: int) -> int:
-    """Layers whose activations stand again while they are computed anew."""
+    """Number of layers whose activations are in memory while they are recomputed."""
     if recompute.granularity != "full":
         return 0
     return min(recompute.num_layers, largest_chunk) if recompute.method == "uniform" else 1

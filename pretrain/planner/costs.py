@@ -1,4 +1,4 @@
-"""What a layout and its modes cost in time not computed and bytes sent, as plain arithmetic."""
+"""The pipeline bubble of a layout, and the bytes that its modes send, by arithmetic."""
 
 from dataclasses import dataclass
 

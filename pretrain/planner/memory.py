@@ -6,7 +6,7 @@ engine.grad_accum_dtype=same). Kept for the whole run, as deepspeed 0.19.8 keeps
 
     engine.zero_stage     0, fp32   0, 16 bits   1        2        3
     parameters            4 N       2 N          b N      b N      b N/d
-    master weights        -         4 N          4 N/d    4 N/d    4 N/d     in fp32 too, but for stage 0
+    master weights        -         4 N          4 N/d    4 N/d    4 N/d     in fp32 too, except at stage 0
     Adam's two moments    8 N       8 N          8 N/d    8 N/d    8 N/d
     gradients             g N       g N          g N      g N/d    g N/d     at stage 3 between the steps too
 
@@ -25,11 +25,12 @@ fp32, 4 N/d (of one optimizer group at a time, at stage 3 of 1e9 elements). With
 tensor of as much.
 
 N/d is rounded up: at stage 3 for each parameter, at stages 1 and 2 for each optimizer group, to an even number; there
-the gradients of a parameter that lies across the border of two shares may stand whole on both sides (less than two
+the gradients of a parameter that crosses the border of two partitions may be whole on both sides (less than two
 parameters for each group, not counted). engine.offload moves the optimizer's states, with this rank's share of the
 gradients at stage 3 and (unless 16-bit gradients are summed in fp32) 2, or the shares of the parameters, to the host's
 memory; with nvme to a disk: the optimizer's states through buffers of one sub-group in the host's memory, the
-parameters, but for shares under a MiB, through one of a sub-group too and as many shares as are gathered at one time.
+parameters, except partitions under a MiB, through one of a sub-group too and as many partitions as are gathered at one
+time.
 """
 
 import math
@@ -81,25 +82,25 @@ class StageMemory:
     full_gradients: int
     """ZeRO 2 and 3, per_step: what the whole gradient takes beyond that, until it is reduced."""
     gathered: int
-    """ZeRO 3: whole parameters that stand beside the shares at most."""
+    """ZeRO-3: the most bytes of gathered parameters at one time, beside the partitions."""
     gather_buffer: int
     """ZeRO 3, per_step: beside them while they are gathered, before there are activations."""
     buffers: int
-    """For reductions."""
+    """Buffers for reductions."""
     activations: int
-    """An estimate."""
+    """Estimated bytes of activations."""
     in_update: int
     """Gradients in the update that follows, with the copies in fp32 that it reads."""
     stays_between_steps: int
-    """Of all these, what is there at rest."""
+    """Bytes of all these between two steps."""
     host: int
-    """Offloaded into the memory of the host, by this rank."""
+    """Bytes that this rank offloads to host memory."""
     disk: int
-    """Offloaded onto a disk of the node, by this rank."""
+    """Bytes that this rank offloads to a disk of the node."""
 
     @property
     def peak(self) -> int:
-        """The most that stands at one time: while the micro-batches run, or in the update after them."""
+        """The most bytes at one time: while the micro-batches run, or in the update after them."""
         kept = self.parameters + self.master_weights + self.moments + self.buffers
         step = self.gathered + max(self.full_gradients + self.activations, self.gather_buffer)
         return kept + max(self.gradients + step, self.in_update)
@@ -117,7 +118,7 @@ def plan_memory(
 
 
 def choose_modes(config: RunConfig, vocab_size: int, world_size: int, budget_bytes: int | None) -> Modes:
-    """What `auto` stands for: the modes with the least traffic whose fullest stage fits in 0.9 of the budget.
+    """The modes that `auto` chooses: those with the least traffic whose fullest stage fits in 0.9 of the budget.
 
     Keeping parameters gathered is preferred to keeping whole gradients: it saves more traffic. Without a known budget,
     and where nothing fits, the modes that hold least are taken. All ranks must be given one budget.
@@ -156,7 +157,7 @@ def shares(shapes: StageShapes, zero_stage: int, dp: int, *, tied_apart: bool) -
 
 
 def partitions_in_memory(config: RunConfig, shapes: StageShapes, dp: int) -> tuple[int, int]:
-    """With parameters on a disk: how many shares of one rank stand in memory at most, and the elements of the largest.
+    """With parameters on a disk: the number of partitions of one rank in memory, and the elements of the largest.
 
     They are those of what is gathered (`_gathered_elements`), and both tables where a stage has both.
     """

@@ -36,7 +36,7 @@ def check(config: RunConfig, ranks: int | None) -> str:
 
 
 def plan(config: RunConfig, ranks: int | None, gpu_memory: float | None) -> str:
-    """What each pipeline stage holds and costs, for people; `gpu_memory`: GiB of one device, None where unknown.
+    """A table of the memory and cost of each pipeline stage. `gpu_memory`: GiB of one device, or None if unknown.
 
     Raises ConfigError as `check` does.
     """

@@ -22,10 +22,10 @@ EMBEDDING, POSITIONS, HEAD = (
 
 @dataclass(frozen=True)
 class StageShapes:
-    """What one rank of a pipeline stage holds of the model."""
+    """The part of the model on one rank of a pipeline stage."""
 
     chunks: tuple[Chunk, ...]
-    """In the order of data; several where stages are interleaved."""
+    """In the order of the data. There are several if the schedule is interleaved."""
     parameters: tuple[tuple[str, Shape], ...]
     """Name and local shape, vocabulary padding included."""
 

@@ -104,7 +104,7 @@ def check_same_data(
     remedy = (
         f"another tokenizer can be accepted with as many pieces only: {before} there, {now} now"
         if before != now
-        else f"to go on with other data, add {to_accept(accepted, refused)}"
+        else f"to continue with other data, add {to_accept(accepted, refused)}"
     )
     raise RunError(
         f"{folder}: {differences} in {dataset.described}: the run was trained on other data; point data.path to the "

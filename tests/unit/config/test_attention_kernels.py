@@ -46,7 +46,7 @@ def test_calls_are_those_of_the_model() -> None:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "message"),
     [
         (
             ["engine.attention=cudnn", "engine.device=cpu"],
@@ -65,10 +65,10 @@ def test_calls_are_those_of_the_model() -> None:
         ),
     ],
 )
-def test_an_unsupported_kernel_is_refused_with_a_hint(overrides: list[str], told: str) -> None:
+def test_an_unsupported_kernel_is_refused_with_a_hint(overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError) as refused:
         check_run(load_run_config(overrides), world_size=1)
-    assert [str(problem) for problem in refused.value.problems] == [told]
+    assert [str(problem) for problem in refused.value.problems] == [message]
 
 
 def test_one_that_may_serve_is_not_refused_before_the_device_is_known() -> None:

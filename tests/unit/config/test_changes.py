@@ -50,7 +50,7 @@ def resume(folder: Path, first: list[str], then: list[str], step: int = 7) -> No
     record_config(folder, config, step)
 
 
-def test_safe_changes_pass_and_each_is_told_with_both_values(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_safe_changes_are_logged_with_both_values(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     resume(tmp_path, [], ["train.max_steps=2000", "engine=zero3_bf16", "checkpoint.every_minutes=5"])
     assert [record.getMessage() for record in caplog.records] == [
@@ -80,7 +80,7 @@ def test_unsafe_changes_are_refused_with_what_to_add(tmp_path: Path) -> None:
     resume(tmp_path, [], [*other, "run.accept_changes=[optim.lr,train.global_batch_size]"])
 
 
-def test_the_history_of_changes_is_kept_and_the_new_configuration_stands(tmp_path: Path) -> None:
+def test_the_history_of_changes_is_kept(tmp_path: Path) -> None:
     accept = "run.accept_changes=[optim.lr]"
     resume(tmp_path, [], ["optim.lr=1e-3", accept])
     record_config(tmp_path, load_run_config(["optim.lr=1e-3", accept]), 8)  # the same command again: no line
@@ -116,7 +116,7 @@ def test_every_key_and_the_data_may_be_named() -> None:
     check_run(load_run_config([f"run.accept_changes=[{','.join(names)}]"]), 1)
 
 
-def test_what_is_asked_for_at_one_start_is_no_change() -> None:
+def test_keys_of_one_start_are_not_changes() -> None:
     starts = (["run.accept_changes=[]"], ["run.accept_changes=[data]", "run.restart=true"])
     before, now = (flatten(yaml.safe_load(to_yaml(load_run_config(start)))) for start in starts)
     assert not changes_between(before, now) and refusal([], []) is None
@@ -145,7 +145,7 @@ def data(fingerprint: str = "tok", digest: str = "set", vocab_size: int = 9) -> 
     return Data(type("Manifest", (), {"tokenizer": tokenizer}), digest)
 
 
-def test_the_same_data_is_no_change_and_other_data_is_accepted_by_name() -> None:
+def test_other_data_is_accepted_by_name() -> None:
     assert check_same_data(SAVED, data(), Path("c"), []) == []
     with pytest.raises(RunError, match="the run was trained on other data") as caught:
         check_same_data(SAVED, data("other", "other"), Path("c"), ["optim.lr"])

@@ -388,7 +388,7 @@ DATA_RANGES = [
 
 
 @pytest.mark.parametrize(("key", "value", "rule"), DATA_RANGES)
-def test_a_data_setting_out_of_its_range_is_told(key: str, value: float, rule: str) -> None:
+def test_a_data_setting_out_of_range_is_refused(key: str, value: float, rule: str) -> None:
     with pytest.raises(ConfigError) as caught:
         check_prepare(changed(**{key.replace(".", "__"): value}))
     assert str(caught.value) == f"{key}={value!r}: {rule}"

@@ -11,7 +11,7 @@ ELSE = "set engine.compile=elementwise"
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "message"),
     [
         (
             ["engine.zero_stage=3"],
@@ -21,7 +21,7 @@ ELSE = "set engine.compile=elementwise"
         ),
         (
             ["parallel.tp=2"],
-            f"parallel.tp=2: engine.compile=layers: ranks speak to each other within a layer\n  hint: {ELSE}",
+            f"parallel.tp=2: engine.compile=layers: ranks communicate within a layer\n  hint: {ELSE}",
         ),
         (
             ["data.document_mask=true"],
@@ -30,8 +30,8 @@ ELSE = "set engine.compile=elementwise"
         ),
         (
             ["engine.recompute.granularity=selective"],
-            "engine.recompute.granularity=selective: engine.compile=layers: parts of a layer are computed anew by "
-            "themselves\n  hint: set it to full or none, or engine.compile=elementwise",
+            "engine.recompute.granularity=selective: engine.compile=layers: parts of a layer are recomputed "
+            "separately\n  hint: set it to full or none, or engine.compile=elementwise",
         ),
         (
             ["model.hidden_dropout=0.1"],
@@ -41,11 +41,11 @@ ELSE = "set engine.compile=elementwise"
         ),
     ],
 )
-def test_what_breaks_a_layers_graph_is_refused(overrides: list[str], told: str) -> None:
+def test_what_breaks_a_layers_graph_is_refused(overrides: list[str], message: str) -> None:
     check_run(load_run_config(overrides), world_size=2)
     with pytest.raises(ConfigError) as refused:
         check_run(load_run_config([LAYERS, *overrides]), world_size=2)
-    assert [str(problem) for problem in refused.value.problems] == [told]
+    assert [str(problem) for problem in refused.value.problems] == [message]
 
 
 def test_graphs_between_matrix_products_go_with_everything() -> None:

@@ -35,7 +35,7 @@ def test_every_key_is_explained_with_meaning_type_default_and_choices(capsys) ->
             assert not choices(key.hint) or f"choices: {', '.join(map(str, choices(key.hint)))}" in about
 
 
-def test_a_key_is_explained_by_what_stands_below_it_in_the_record(capsys) -> None:
+def test_a_key_is_explained_by_its_field_note(capsys) -> None:
     assert said(capsys, "explain", "optim.lr") == (
         "optim.lr\n    Peak learning rate.\n    type:    a number\n    default: 0.0003   (optim=adamw)\n"
     )

@@ -1,4 +1,4 @@
-"""Every option composes, and every mistake in an override is told by its key."""
+"""Every option composes, and every mistake in an override names its key."""
 
 import dataclasses
 import functools
@@ -64,7 +64,7 @@ def test_show_config_prints_what_a_run_would_read_back(capsys: pytest.CaptureFix
     assert read_run_config(path) == load_run_config(overrides)
 
 
-def test_a_whole_number_may_be_written_with_a_point_or_an_exponent_wherever_an_integer_stands() -> None:
+def test_an_integer_may_have_a_point_or_an_exponent() -> None:
     later = "data.mixture_later=[{after_tokens: 9e9, weights: {web: 1}}]"
     config = load_run_config([later, "train.max_steps=null", "train.max_tokens=1e10", "profile.steps=[10.0,12]"])
     (phase,) = config.data.mixture_later
@@ -109,7 +109,7 @@ def test_all_mistakes_are_reported_at_once() -> None:
     assert all(f"\n  {key}=" in str(caught.value) for key in keys)
 
 
-def test_unknown_keys_on_the_command_line_are_told_at_once() -> None:
+def test_all_unknown_keys_are_reported_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         load_run_config(["optim.lrr=1", "model.layers=2"])
     assert [problem.key for problem in caught.value.problems] == ["optim.lrr", "model.layers"]
@@ -163,7 +163,7 @@ def test_a_prompt_is_taken_literally(prompt: str) -> None:
     assert (config.prompt, config.run, config.temperature) == (prompt, "runs/x", 0.5)
 
 
-def test_a_value_of_a_file_that_is_no_text_is_told_by_its_key_and_nothing_else_is_shown(tmp_path: Path) -> None:
+def test_a_value_that_is_not_utf8_is_refused_by_its_key(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text('data: {inputs: ["a\\udcff"]}')
     with pytest.raises(ConfigError, match=r'config.yaml: data\.inputs=\["a\\udcff"\]: is not UTF-8 text$'):

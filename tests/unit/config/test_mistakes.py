@@ -200,7 +200,7 @@ def test_a_hint_to_quote_gives_the_typed_text_to_that_key(message: str, key: str
         ("+run={name: x}", "run.name=x"),
     ],
 )
-def test_a_plus_may_stand_before_a_key_without_a_value_and_before_lists_and_mappings(word: str, same: str) -> None:
+def test_a_plus_is_allowed_before_keys_without_a_value(word: str, same: str) -> None:
     assert load_run_config([word]) == load_run_config([same])
 
 

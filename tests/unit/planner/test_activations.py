@@ -34,7 +34,7 @@ HIDDEN = 12288
 
 
 @pytest.mark.parametrize("tp", [1, 2, 8])
-def test_a_layer_keeps_what_korthikanti_counts_but_for_dropout(tp: int) -> None:
+def test_a_layer_keeps_what_korthikanti_counts(tp: int) -> None:
     # Table 2, selective: 10 + 24/t, and 34/t with sequence parallelism. Attention's dropout mask is part of the s^2
     # term that SDPA never stores, so their 10 is 8 + 2 one-byte masks.
     assert layer(changed(parallel__tp=tp)) == pytest.approx(HIDDEN * (8 + 24 / tp))

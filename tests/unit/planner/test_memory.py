@@ -181,7 +181,7 @@ def test_a_disk_takes_the_states_and_gradients_and_the_host_keeps_buffers_and_su
     )
 
 
-def test_a_disk_takes_the_parameters_but_for_small_shares_and_those_that_are_gathered() -> None:
+def test_nvme_takes_parameters_except_small_or_gathered_ones() -> None:
     config = engine(3, "bf16", engine__offload__params="nvme")
     disk, kept = one(config, 1), one(engine(3, "bf16"), 1)
     assert disk.parameters == 0 and disk.master_weights == kept.master_weights

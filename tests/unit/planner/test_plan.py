@@ -1,4 +1,4 @@
-"""What `pretrain plan` and `pretrain train --check` say, and that saying it needs no torch."""
+"""The output of `pretrain plan` and `pretrain train --check`, which do not import torch."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""The parameters of all stages are the model's, each once but for what every rank holds."""
+"""The parameters of all stages are the model's, each once, except those that every rank holds."""
 
 import math
 
