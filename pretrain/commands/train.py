@@ -17,6 +17,7 @@ from data_pipeline.tokenizers.loading import TokenizerFiles
 from pretrain.commands.arguments import CommandParser, add_overrides, add_ranks
 from pretrain.config.changes import Change
 from pretrain.config.checks import check_run
+from pretrain.config.derived import evaluation_batch_size
 from pretrain.config.run import RunConfig
 from pretrain.distributed.environment import set_variables
 from pretrain.distributed.grid import ParallelLayout, world_from_environment

@@ -2,8 +2,7 @@
 
 from collections.abc import Iterator
 
-from data_pipeline.config import LEAST_SHARE, DataConfig
-from pretrain.config.attention_kernels import attention_problems, attention_request
+from pretrain.config.bounds import BOUNDS, DATA_BOUNDS, LARGEST, LIMITS, out_of_range
 from pretrain.config.changes import accept_problems
 from pretrain.config.cluster_checks import cluster_problems
 from pretrain.config.compile_checks import compile_problems
@@ -156,107 +155,3 @@ def profile_problem(steps: tuple[int, ...], last: int) -> Problem:
     """Profiled steps that the run does not reach."""
     remedy = f"end at {last} or before, or lengthen the run"
     return Problem("profile.steps", list(steps), f"the run ends with step {last}", remedy)
-
-
-def _loss_scale(config: RunConfig) -> Iterator[Problem]:
-    scale = config.engine.loss_scale.initial
-    if scale < 1 or not math.log2(scale).is_integer():
-        yield Problem("engine.loss_scale.initial", scale, "must be a power of two", "choose 65536")
-
-
-def _recompute(config: RunConfig) -> Iterator[Problem]:
-    recompute, chunks = config.engine.recompute, chunks_or_none(config)
-    if recompute.granularity == "selective" and not recompute.modules:
-        rule = "engine.recompute.granularity=selective needs at least one"
-        yield Problem("engine.recompute.modules", recompute.modules, rule, "choose [core_attn], [mlp] or both")
-    if recompute.granularity != "full" or recompute.num_layers < 1 or chunks is None:
-        return
-    sizes = sorted({chunk.num_layers for chunk in chunks if chunk.num_layers})
-    # Megatron's uniform groups run past the end of a chunk that they don't divide; its block ends with the chunk.
-    if recompute.method == "uniform" and any(size % recompute.num_layers for size in sizes):
-        rule = f"engine.recompute.method=uniform: must divide the layers of each chunk, {_and(sizes)}"
-        fitting = nearest(divisors(math.gcd(*sizes)), recompute.num_layers)
-        yield Problem("engine.recompute.num_layers", recompute.num_layers, rule, f"choose {either(fitting)}")
-    if recompute.method == "block" and recompute.num_layers > max(sizes):
-        rule = "engine.recompute.method=block: is more than any chunk has layers"
-        yield Problem("engine.recompute.num_layers", recompute.num_layers, rule, f"choose at most {max(sizes)}")
-
-
-def _modes(engine: EngineConfig) -> Iterator[Problem]:
-    stage = engine.zero_stage
-    if engine.grad_reduction == "per_micro_batch" and stage < 2:
-        rule = f"engine.zero_stage={stage} holds whole gradients and reduces them once per step"
-        yield Problem("engine.grad_reduction", engine.grad_reduction, rule, "set it to auto, or engine.zero_stage to 2")
-    if engine.param_gather != "auto" and stage < 3:
-        rule = f"engine.zero_stage={stage} holds whole parameters: there is nothing to gather"
-        yield Problem("engine.param_gather", engine.param_gather, rule, "set it to auto, or engine.zero_stage=3")
-
-
-def _offload(engine: EngineConfig) -> Iterator[Problem]:
-    stage, offload = engine.zero_stage, engine.offload
-    for name, place, at_least in (
-        ("optimizer", offload.optimizer, 3 if offload.optimizer == "nvme" else 1),
-        ("params", offload.params, 3),
-    ):
-        if place != "none" and stage < at_least:
-            above = f"engine.zero_stage={at_least}" if at_least == 3 else f"engine.zero_stage={at_least} or above"
-            rule = f"needs {above}; the stage is {stage}"
-            yield Problem(f"engine.offload.{name}", place, rule, f"set {above}, or engine.offload.{name}=none")
-    if "nvme" in (offload.optimizer, offload.params) and offload.nvme_path is None:
-        rule = "nvme in engine.offload needs a folder on a disk of each node"
-        yield Problem("engine.offload.nvme_path", None, rule, "set it, or cpu for nvme")
-    if offload.optimizer == "nvme" and engine.grad_reduction == "per_step":
-        rule = "engine.offload.optimizer=nvme needs gradients reduced after each micro-batch"
-        yield Problem("engine.grad_reduction", "per_step", rule, "set it to auto, or engine.offload.optimizer=cpu")
-    if offload.params == "nvme" and engine.param_gather == "per_step":
-        rule = "engine.offload.params=nvme needs parameters gathered for each micro-batch"
-        yield Problem("engine.param_gather", "per_step", rule, "set it to auto, or engine.offload.params=cpu")
-
-
-def _attention(config: RunConfig) -> Iterator[Problem]:
-    """Where the device is found out later, what stands against a kernel is told then (engine/build.py)."""
-    model, device = config.model, config.engine.device
-    if device != "auto" and model.num_heads > 0:
-        yield from attention_problems(
-            config.engine, attention_request(model, config.engine, device, documents=config.data.document_mask)
-        )
-
-
-def _mixture(data: DataConfig, seq_length: int) -> Iterator[Problem]:
-    if data.mixture is None:
-        for name in ("mixture_max_epochs", "mixture_later"):
-            if getattr(data, name):
-                yield Problem(f"data.{name}", getattr(data, name), "needs data.mixture", "set that too")
-        return
-    names = ", ".join(data.mixture)
-    for key, weights in (
-        ("data.mixture", data.mixture),
-        *((f"data.mixture_later[{number}].weights", phase.weights) for number, phase in enumerate(data.mixture_later)),
-    ):
-        whole = sum(weights.values())
-        if not all(math.isfinite(weight) and weight >= 0 for weight in weights.values()):
-            yield Problem(key, weights, "weights must not be negative")
-        elif not whole > 0:
-            yield Problem(key, weights, "at least one weight must be greater than 0")
-        elif not math.isfinite(whole):
-            yield Problem(key, weights, "must have a finite sum", "divide all weights by one number: only ratios count")
-        for name, weight in weights.items():
-            if 0 < weight < whole * LEAST_SHARE < math.inf:
-                rule = f"is less than {LEAST_SHARE:.2g} of all weights, shares are kept to no finer"
-                yield Problem(f"{key}.{name}", weight, rule, "raise it, or set it to 0")
-        if unknown := sorted(weights.keys() - data.mixture.keys()):
-            yield Problem(key, unknown[0], "is not in data.mixture", f"name {names}; with weight 0 one may begin later")
-    for name, epochs in (data.mixture_max_epochs or {}).items():
-        if name not in data.mixture:
-            yield Problem("data.mixture_max_epochs", name, "is not in data.mixture", f"name {names}")
-        if not (math.isfinite(epochs) and epochs > 0):
-            yield Problem(f"data.mixture_max_epochs.{name}", epochs, "must be greater than 0")
-    after = [phase.after_tokens for phase in data.mixture_later]
-    begins = [0, *(-(-tokens // max(1, seq_length)) for tokens in after)]
-    if any(later <= earlier for earlier, later in itertools.pairwise(begins)):
-        rule = "after_tokens must grow from phase to phase, from above 0"
-        yield Problem("data.mixture_later", after, f"{rule}, each into a later sample of {seq_length} tokens")
-
-
-def _and(values: list[int]) -> str:
-    return f"{', '.join(map(str, values[:-1]))} and {values[-1]}" if len(values) > 1 else str(values[0])

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 
-from pretrain.config.attention_kernels import attention_problems, request_of
+from pretrain.config.attention_kernels import attention_problems, attention_request
 from pretrain.config.engine import EngineConfig
 from pretrain.config.errors import Problem
 from pretrain.config.layout_checks import chunks_or_none, divisors, either, nearest
@@ -79,7 +79,7 @@ def _attention(config: RunConfig) -> Iterator[Problem]:
     model, device = config.model, config.engine.device
     if device != "auto" and model.num_heads > 0:
         yield from attention_problems(
-            config.engine, request_of(model, config.engine, device, documents=config.data.document_mask)
+            config.engine, attention_request(model, config.engine, device, documents=config.data.document_mask)
         )
 
 

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from pretrain.config.attention_kernels import attention_problems, attention_request
+from pretrain.config.derived import micro_batch_size
 from pretrain.config.errors import ConfigError
 from pretrain.config.run import RunConfig
 from pretrain.distributed.groups import DeepSpeedGroups, ProcessGroups
@@ -51,7 +52,7 @@ def build_engine(
     vendor_config = deepspeed_config(
         config.engine,
         reduce_per_step=family.reduces_in_backward and modes.grad_reduction == "per_step",
-        micro_batch_size=config.train.micro_batch_size,
+        micro_batch_size=micro_batch_size(config.train),
         clip_grad_norm=config.optim.clip_grad_norm,
         dp=groups.layout.dp,
         scratch=_scratch(config, vocab_size, modes, groups),
@@ -77,7 +78,7 @@ def build_engine(
         deepspeed_config=vendor_config,
         gather_per_step=modes.param_gather == "per_step",
         vocab_size=vocab_size,
-        micro_batch_size=config.train.micro_batch_size,
+        micro_batch_size=micro_batch_size(config.train),
         eod_id=eod_id if config.data.document_mask else None,
         groups=groups,
         device=device,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pretrain.config.attention_kernels import AttentionRequest
+from pretrain.config.derived import padded_vocab_size
 from pretrain.config.engine import EngineConfig
 from pretrain.config.model import ModelConfig
 from pretrain.config.parallel import ParallelConfig, stage_chunks

@@ -103,10 +103,5 @@ def logical_parts(
         yield LogicalPart(name, tuple(whole_shape(parameter, tp)), tuple(origin), local, 0)
 
 
-def padded_rows(model: ModelConfig, vocab_size: int, tp: int) -> int:
-    """Rows of a vocabulary table, padded so that every tensor-parallel rank holds the same number."""
-    return padded_vocab_size(vocab_size, model.vocab_multiple_of * tp)
-
-
 def _is_gate_and_up(name: str, model: ModelConfig) -> bool:
     return model.activation == "swiglu" and ".linear_fc1." in name

@@ -171,7 +171,7 @@ def test_without_torchrun_a_rank_lost_before_rendezvous_is_named(place: Workplac
     path = place.folder / "planted" / "sitecustomize.py"
     path.parent.mkdir()
     path.write_text(EARLY_PLANT.replace('"1"', f'"{victim}"').format(deed="os.kill(os.getpid(), 9)"))
-    words = ("train", *place.train_overrides("run", "engine.meeting_minutes=0.1"))  # engine.timeout_minutes is 30
+    words = ("train", *place.train_overrides("run", "engine.init_timeout_minutes=0.1"))  # engine.timeout_minutes is 30
     logs, ranks = [place.folder / f"{rank}.log" for rank in range(2)], []
     with held_port() as port:
         for rank, log in enumerate(logs):
@@ -183,7 +183,7 @@ def test_without_torchrun_a_rank_lost_before_rendezvous_is_named(place: Workplac
         assert ranks[1 - victim].wait(SECONDS) == 1 and ranks[victim].wait(SECONDS) == -9
     text = logs[1 - victim].read_text()
     words = f"rank {victim} .* failed first: never met the others: not started, killed before, or slower than"
-    assert re.search(f"{words} engine.meeting_minutes$", text.rstrip().splitlines()[-1]), text
+    assert re.search(f"{words} engine.init_timeout_minutes$", text.rstrip().splitlines()[-1]), text
 
 
 def test_a_killed_rank_is_named_by_the_others(place):
