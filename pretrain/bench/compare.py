@@ -6,7 +6,7 @@ from pathlib import Path
 from data_pipeline.config_text import written
 from pretrain.bench.result import Result, load
 from pretrain.bench.table import CONVENTIONS, columns
-from pretrain.config.load import flatten
+from pretrain.config.records import flatten
 
 _IGNORED = ("config.run.dir", "config.run.name")
 

@@ -7,7 +7,7 @@ from data_pipeline.config_text import written
 from pretrain.checkpoint.inventory import Found, tensors_of
 from pretrain.checkpoint.summary import Facts
 from pretrain.checkpoint.tensor_stats import difference_of
-from pretrain.config.load import flatten
+from pretrain.config.records import flatten
 
 CLOCKS = ("state.train_seconds",)
 """Never the same in two runs, and nothing depends on them."""

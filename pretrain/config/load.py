@@ -8,11 +8,9 @@ import functools
 import itertools
 import json
 import logging
-import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, TypeVar
 
 import yaml
@@ -21,16 +19,15 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
-from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from data_pipeline.config_text import Typed, written
-from data_pipeline.errors import DataError
+from data_pipeline.config_text import written
 from data_pipeline.storage.urls import shown
-from pretrain.config.describe import CONF_DIR, holds_text, record_key, record_keys, record_types, yaml_key
+from pretrain.config.describe import CONF_DIR, record_keys, yaml_key
 from pretrain.config.errors import MISSING, ConfigError, Problem
 from pretrain.config.overrides import Known, for_hydra, known_of, parse, typed_values
+from pretrain.config.records import flatten, is_text, one_for_each_key, to_record, with_renamed_keys
 from pretrain.config.redact import without_secrets
-from pretrain.config.refusals import problems_of, refusal, truth_values
+from pretrain.config.refusals import refusal
 from pretrain.config.run import GenerateConfig, RunConfig
 from pretrain.config.search_path import OPTION, PACKAGE_LINE, ConfigDirs, check_folders, split_overrides
 from pretrain.config.unused import without_effect
@@ -83,12 +80,12 @@ def read_run_config(path: Path) -> RunConfig:
         raise ConfigError([f"{path}: cannot be read: {error.strerror}"]) from None
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError([f"{path}: not readable as YAML: {' '.join(str(error).split())}"]) from None
-    return _to_record(values, RunConfig, where=f"{path}: ")
+    return to_record(values, RunConfig, where=f"{path}: ")
 
 
 def run_config_of(values: object, where: str) -> RunConfig:
     """The configuration that a record of a run holds; `where` is its place, for messages."""
-    return _to_record(values, RunConfig, where=f"{where}: ")
+    return to_record(values, RunConfig, where=f"{where}: ")
 
 
 def with_overrides(config: RunConfig, overrides: Sequence[str], may_change: tuple[str, ...]) -> RunConfig:
@@ -113,7 +110,7 @@ def with_overrides(config: RunConfig, overrides: Sequence[str], may_change: tupl
         place[name] = override.value()
     if mistakes:
         raise ConfigError(mistakes)
-    return _to_record(values, RunConfig, typed=typed_values(overrides))
+    return to_record(values, RunConfig, typed=typed_values(overrides))
 
 
 def sweep_members(overrides: Sequence[str]) -> list[tuple[str, ...]]:
@@ -151,24 +148,7 @@ def default_values(root: str, conf_dir: Path = CONF_DIR) -> dict[str, Any]:
 def to_yaml(config: RunConfig | GenerateConfig) -> str:
     """The configuration as YAML that `read_run_config` takes back, unchanged except for secrets, which are left out."""
     values = without_secrets(json.loads(json.dumps(dataclasses.asdict(config))))
-    return yaml.safe_dump(_renamed(values, yaml_key), sort_keys=False, allow_unicode=True)
-
-
-def _renamed(values: Any, rule: Callable[[str], str]) -> Any:
-    if isinstance(values, Mapping):
-        return {rule(str(key)): _renamed(value, rule) for key, value in values.items()}
-    return values
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one mapping from dotted keys to leaves."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+    return yaml.safe_dump(with_renamed_keys(values, yaml_key), sort_keys=False, allow_unicode=True)
 
 
 def _dirs_of(overrides: Sequence[str], conf_dir: Path) -> tuple[ConfigDirs, list[str]]:
@@ -185,21 +165,13 @@ def _loaded(root: str, record: type[Record], overrides: Sequence[str], dirs: Con
     defaults = functools.partial(default_values, root, dirs.shipped)
     words, problems = for_hydra(overrides, known, lambda key: flatten(defaults()).get(key) is None)
     try:
-        loaded = _to_record(_compose(root, words, known), record, typed=typed_values(words))
+        loaded = to_record(_compose(root, words, known), record, typed=typed_values(words))
     except ConfigError as error:
         found = [_with_package_hint(problem, known) for problem in error.problems]
-        raise ConfigError(_one_for_each_key([*problems, *found])) from None
+        raise ConfigError(one_for_each_key([*problems, *found])) from None
     if problems:
         raise ConfigError(problems)
     return loaded
-
-
-def _one_for_each_key(problems: Sequence[Problem | str]) -> list[Problem | str]:
-    """The first of each: a second one follows from it."""
-    by_key: dict[str, Problem | str] = {}
-    for problem in problems:
-        by_key.setdefault(problem.key if isinstance(problem, Problem) else problem, problem)
-    return list(by_key.values())
 
 
 def _compose(root: str, words: Sequence[str], known: Known) -> dict[str, Any]:
@@ -261,92 +233,3 @@ def _hydra_message(error: Exception) -> str:
     text = str(error).split("\nConfig search path")[0].split("\nSee https")[0].split("\n    full_key")[0]
     text = re.sub(r"^\w+ raised while resolving interpolation: ", "", text)
     return shown(re.sub(r"\s*\n\s*", " ", text).strip().strip('"'))
-
-
-def _to_record(
-    values: object, record: type[Record], where: str = "", typed: Mapping[str, Typed] = MappingProxyType({})
-) -> Record:
-    """The record of checked values; `typed`: those of the command line, as they were typed there."""
-    for section in record_types(record):
-        section.__pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[attr-defined]
-    if not isinstance(values, Mapping):
-        raise ConfigError([f"{where}holds no keys with values"])
-    unusable: list[Problem | str] = [
-        *_unusable(record, values, where, typed),
-        *truth_values(record, values, where, typed),
-    ]
-    if torn := list(_torn(values, where)):
-        raise ConfigError(torn)
-    try:
-        # default=str: dates, which YAML knows and JSON does not.
-        made = _validated(TypeAdapter(record), json.loads(json.dumps(_renamed(values, record_key), default=str)))
-    except ValidationError as error:
-        raise ConfigError(_one_for_each_key([*unusable, *problems_of(error, record, where, typed)])) from None
-    except DataError:  # a record that checks itself
-        if not unusable:
-            raise
-    if unusable:
-        raise ConfigError(unusable)
-    return made
-
-
-def _torn(values: Mapping[str, Any], where: str) -> Iterator[Problem]:
-    """Values that no JSON text can hold."""
-    for key, value in flatten(values).items():
-        if not is_text(json.dumps(value, ensure_ascii=False, default=str)):
-            yield Problem(where + key, value, "is not UTF-8 text")
-
-
-def _unusable(record: type, values: Mapping[str, Any], where: str, typed: Mapping[str, Typed]) -> Iterator[Problem]:
-    """Values that are missing, or numbers out of range where a number is asked for."""
-    for key, value in flatten(values).items():
-        given = typed.get(key, value)
-        if value == "???":
-            yield Problem(where + key, Typed(value), "a value must be given", f"add {key}=...")
-        elif next(_floats(value), None) is not None and holds_text(record, key):
-            continue  # a number that must be quoted
-        elif any(not math.isfinite(number) for number in _floats(value)):
-            yield Problem(where + key, given, "is not a finite number", "the largest is about 1.8e308")
-        elif value == 0 and isinstance(value, float) and re.search("[1-9]", str(given).lower().partition("e")[0]):
-            yield Problem(where + key, given, "is too small for a number", "the smallest above 0 is about 5e-324")
-
-
-def _floats(value: Any) -> Iterator[float]:
-    if isinstance(value, float):
-        yield value
-    elif isinstance(value, Mapping):
-        yield from (number for item in value.values() for number in _floats(item))
-    elif isinstance(value, list | tuple):
-        yield from (number for item in value for number in _floats(item))
-
-
-def is_text(text: str) -> bool:
-    """Whether it can be encoded in UTF-8. Other bytes of the command line arrive as half of a surrogate pair."""
-    return not any("\ud800" <= letter <= "\udfff" for letter in text)
-
-
-def _validated(adapter: TypeAdapter[Record], values: Any) -> Record:
-    """Validate as strict JSON: "8" and 0.5 are not integers, 9e9 is one, and a list may become a tuple.
-
-    Writes integers for such numbers into `values`.
-    """
-    try:
-        return adapter.validate_json(json.dumps(values), strict=True)
-    except ValidationError as error:
-        numbers = [fault for fault in error.errors() if fault["type"] == "int_type" and _is_whole(fault["input"])]
-        texts = {fault["loc"][:-1] for fault in error.errors() if fault["type"] == "string_type"}
-        written = [fault for fault in numbers if fault["loc"][:-1] not in texts]
-        if not written:
-            raise
-    for fault in written:
-        # The path into a union ends with the name of a branch.
-        *sections, name = fault["loc"][:-1] if fault["loc"][-1] == "int" else fault["loc"]
-        place = values
-        for section in sections:
-            place = place[section]
-        place[name] = int(fault["input"])
-    return _validated(adapter, values)
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, float) and value.is_integer()

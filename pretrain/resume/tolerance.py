@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from pretrain.config.load import flatten
+from pretrain.config.records import flatten
 from pretrain.config.run import RunConfig
 from pretrain.distributed.grid import ParallelLayout
 from pretrain.run.folder import CONFIG_FILE

@@ -19,7 +19,8 @@ from data_pipeline.errors import SYSTEM_FAULTS
 from data_pipeline.storage.atomic_write import write_durably
 from pretrain.config.changes import DATA, Change, changes_between, refusal
 from pretrain.config.errors import RunError, RunInUse, RunRefused
-from pretrain.config.load import flatten, read_run_config, to_yaml
+from pretrain.config.load import read_run_config, to_yaml
+from pretrain.config.records import flatten
 from pretrain.config.run import RunConfig
 
 CONFIG_FILE = "config.yaml"

@@ -10,7 +10,7 @@ from typing import Any
 
 from data_pipeline.html_page import data_url, figure_text, render_page
 from data_pipeline.storage.atomic_write import write_durably
-from pretrain.config.load import flatten
+from pretrain.config.records import flatten
 from pretrain.run.outcome import TRAINING, Outcome, read_outcome
 from pretrain.tracking.console import duration, short_number
 from pretrain.tracking.curves import draw_curves

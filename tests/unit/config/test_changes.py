@@ -12,8 +12,9 @@ import yaml
 from pretrain.config.changes import NOT_OF_THE_RUN, SHAPE, Change, changes_between, refusal
 from pretrain.config.checks import check_run
 from pretrain.config.errors import ConfigError, RunError
-from pretrain.config.load import flatten, load_run_config, read_run_config, record_keys, to_yaml
+from pretrain.config.load import load_run_config, read_run_config, record_keys, to_yaml
 from pretrain.config.model import ModelConfig
+from pretrain.config.records import flatten
 from pretrain.config.run import RunConfig
 from pretrain.run.folder import CHANGES_FILE, CONFIG_FILE, check_same_config, record_config
 from pretrain.training.data import check_same_data
