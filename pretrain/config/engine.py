@@ -82,19 +82,19 @@ class EngineConfig:
     """Number of threads of each process on a CPU. null: the machine's cores divided by its number of processes."""
     timeout_minutes: float
     """Timeout of a collective operation. The run ends if one takes longer."""
-    init_timeout_minutes: float = 5.0
+    init_timeout_minutes: float
     """Timeout for all ranks to connect at start-up, counted from the first rank. After it the missing ranks are named
     and the run ends."""
-    link_check: bool = True
+    link_check: bool
     """Whether the network between nodes is checked and timed before the model is built. No effect on one node."""
-    cross_entropy: Literal["plain", "in_place"] = "plain"
+    cross_entropy: Literal["plain", "in_place"]
     """plain: the loss of PyTorch and Megatron, which also stores fp32 logits. in_place: the loss is computed in fp32
     for a few rows at a time, and the backward pass overwrites the logits with their gradient, so that only logits in
     engine.precision are stored. It is compiled if engine.compile is set."""
-    attention: Literal["auto", "flash", "cudnn", "efficient", "math"] = "auto"
+    attention: Literal["auto", "flash", "cudnn", "efficient", "math"]
     """PyTorch kernel for attention. auto: PyTorch chooses among the kernels that support the model and device. math:
     writes out the attention scores, and is the reference for the other kernels."""
-    compile: Literal["none", "elementwise", "layers"] = "none"
+    compile: Literal["none", "elementwise", "layers"]
     """Use of torch.compile. Graphs are compiled when training starts and cached in `compile/` of the run folder, or in
     TORCHINDUCTOR_CACHE_DIR. elementwise: the operations between matrix products (activation with bias, residual sum
     with bias, rotary embeddings). layers: one graph for each transformer layer, which excludes ZeRO-3, tensor

@@ -1,7 +1,4 @@
-"""YAML values joined to the frozen records: Hydra composes, pydantic checks, and every mistake is reported at once.
-
-Only this file, overrides.py and refusals.py know Hydra, OmegaConf and pydantic.
-"""
+"""Loading of configurations: Hydra composes the files and overrides, and records.py checks the values."""
 
 import dataclasses
 import functools

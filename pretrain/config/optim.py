@@ -20,7 +20,7 @@ class OptimConfig:
     """Decoupled weight decay. It is not applied to norms, biases and position embeddings."""
     clip_grad_norm: float
     """Largest global gradient norm. Larger gradients are scaled down. 0: no clipping."""
-    fused: bool = True
+    fused: bool
     """Whether the update is one pass over the states. false: PyTorch's update with one operation at a time, which is
     the reference for the fused one and needs one more fp32 tensor."""
 

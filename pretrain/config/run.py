@@ -25,9 +25,9 @@ class RunSection:
     """Keys that may differ from the values the run was started with when it resumes, as in
     [optim.lr,train.global_batch_size]. `data` allows other data. `tokenizer` allows another tokenizer whose vocabulary
     has the same size."""
-    init_from: str | None = None
+    init_from: str | None
     """Run folder or checkpoint to load initial weights from. Only the weights are loaded. null: random weights."""
-    restart: bool = False
+    restart: bool
     """Whether to start again at step 0 if every checkpoint is missing or damaged. The old records and checkpoints are
     kept beside the new ones. It has no effect while one checkpoint can be used."""
 
@@ -49,11 +49,11 @@ class TrainConfig:
     """Number of steps with a NaN or infinite loss or gradient that are skipped before the run stops. In fp16 an
     infinite gradient counts only at the smallest loss scale, engine.loss_scale.minimum. Above it the scale is
     lowered."""
-    max_minutes: float | None = None
+    max_minutes: float | None
     """Time limit for training and validation, summed over all attempts. If the run would take longer, it is shortened
     as soon as its speed is known, and the learning rate decays to its end in the time that is left. null: no limit. A
     run that is fast enough is not changed."""
-    warn_epochs: float | None = 4
+    warn_epochs: float | None
     """Number of passes over a dataset above which the run warns about repeated data. null: no warning. Muennighoff et
     al. 2023 found that up to about 4 passes are nearly as good as new text."""
 

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from pretrain.cli import main
 from pretrain.config.checks import check_prepare, check_run
+from pretrain.config.cluster import ClusterConfig
 from pretrain.config.errors import ConfigError
 from pretrain.config.load import CONF_DIR, load_generate_config, load_run_config, read_run_config, to_yaml
-from pretrain.config.run import RunConfig
+from pretrain.config.run import ProfileConfig, RunConfig
 
 OPTIONS = sorted(
     (path.parent.name, path.stem) for path in CONF_DIR.glob("*/*.yaml") if (CONF_DIR / path.parent.name).is_dir()
@@ -180,3 +181,9 @@ def test_bytes_that_are_not_utf8_are_refused(load: Callable[[list[str]], object]
     with pytest.raises(ConfigError) as caught:
         load([torn, "run=x"])
     assert str(caught.value) == "'prompt=\\udcff': is not UTF-8 text"
+
+
+def test_records_and_files_agree_on_the_defaults_of_optional_sections() -> None:
+    """`cluster` and `profile` may be left out. Then their records have the defaults of the files in conf/."""
+    config = load_run_config([])
+    assert config.cluster == ClusterConfig() and config.profile == ProfileConfig()
