@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pretrain.commands.arguments import CommandParser
 from pretrain.commands.table import COMMANDS, build_parser, global_parser
-from pretrain.config.describe import CONF_DIR, Key, choices, groups_of, keys_of, options_of, without_null
+from pretrain.config.describe import CONF_DIR, Key, groups_of, keys_of, options_of, without_null, words_of
 from pretrain.config.search_path import ConfigDirs
 
 WIDTH = 60
@@ -143,13 +143,11 @@ def _keys(keys: Sequence[Key], name: str, mark: str) -> Iterator[Candidate]:
 
 def _values(key: Key) -> Iterator[str]:
     hint, nullable = without_null(key.hint)
-    yield from (str(value) for value in choices(key.hint))
+    yield from words_of(key.hint)
     if hint is bool:
         yield from ("true", "false")
     if nullable:
         yield "null"
-    if key.takes.endswith(", or auto"):
-        yield "auto"
 
 
 def _short(text: str) -> str:

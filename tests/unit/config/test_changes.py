@@ -99,7 +99,7 @@ def test_the_shape_of_the_model_is_never_accepted(tmp_path: Path) -> None:
         resume(tmp_path, [], ["model.num_layers=4", "optim.lr=1e-3"])
     message = str(caught.value)
     assert "model.num_layers: 2 there, 4 now; never accepted" in message and "optim.lr: 0.0003 there" in message
-    assert "the checkpoints' tensors are others than this model's" in message and "accept_changes" not in message
+    assert "the tensors of the checkpoints do not fit this model" in message and "accept_changes" not in message
     with pytest.raises(ConfigError) as refused:
         check_run(load_run_config(["run.accept_changes=[model.num_layers]"]), 1)
     assert "run.accept_changes=model.num_layers: model.num_layers is part of the model's shape" in str(refused.value)

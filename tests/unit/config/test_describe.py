@@ -5,7 +5,7 @@ import pytest
 from pretrain.cli import main
 from pretrain.commands.explain import GENERATE, book_of_keys
 from pretrain.commands.table import COMMANDS
-from pretrain.config.describe import choices, groups_of, keys_of, options_of
+from pretrain.config.describe import CONF_DIR, choices, groups_of, keys_of, options_of
 from pretrain.config.load import load_run_config, read_run_config
 from pretrain.config.run import GenerateConfig, RunConfig
 
@@ -101,3 +101,9 @@ def test_without_arguments_every_command_has_a_line(capsys) -> None:
 )
 def test_a_wrong_command_is_answered_by_what_was_meant(capsys, words: list[str], hint: str) -> None:
     assert hint in said(capsys, *words, code=2)
+
+
+def test_every_file_of_conf_begins_with_what_it_is() -> None:
+    paths = sorted(CONF_DIR.rglob("*.yaml"))
+    assert len(paths) > 50
+    assert [path.name for path in paths if not path.read_text(encoding="utf-8").startswith("#")] == []

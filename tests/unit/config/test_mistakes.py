@@ -101,7 +101,7 @@ MISTAKES = [
     ),
     (
         "train.micro_batch_size=Auto",
-        "train.micro_batch_size=Auto: must be an integer, or auto\n  hint: did you mean auto?",
+        "train.micro_batch_size=Auto: must be an integer or auto\n  hint: did you mean auto?",
     ),
     # true, false, and choices
     (
