@@ -37,7 +37,7 @@ def split_line(line: str) -> list[str]:
 
 
 def candidates(words: Sequence[str]) -> list[Candidate]:
-    """The ways to complete the last of the words, of which the first is the program."""
+    """The candidates for the last word of a command line; the first word is the program."""
     *before, last = words[1:]
     found = _candidates(before, last)
     return [each for each in found if each.text.startswith(last)]

@@ -50,7 +50,6 @@ one part and is held out in another stays in both, unless `pretrain prepare` mad
 data.validation_fraction and data.validation_min_bytes=0, which put equal text on the same side.
 """
 
-
 run = run_action
 
 

@@ -47,7 +47,7 @@ def run(given: argparse.Namespace) -> int:
     sweep, is_new = find_or_make(given.name, given.overrides)
     rest = [member for member in sweep.members if not is_finished(member)]
     configs = check_members({member.index: member.overrides for member in rest}, check_here, "nothing was started")
-    # Only now is it known where a new member's run folder is.
+    # A new member's run folder is known only now.
     rest = [Member(member.index, configs[member.index].run.dir, member.overrides) for member in rest]
     sweep = sweep.with_members(rest)
     say(f"{sweep.name}: {len(sweep.members)} legal runs, {len(sweep.members) - len(rest)} finished before")
@@ -142,7 +142,7 @@ def train_members(sweep: Sweep, members: Sequence[Member], folder: Path) -> tupl
 
 
 def is_common(codes: Sequence[int]) -> bool:
-    """Whether the first members ended with the same mistake, or the same refusal of the system, such as a full disk."""
+    """Whether the first members all ended with a mistake, or all with a refusal of the system such as a full disk."""
     return len(codes) == FIRST and codes[0] in (ExitCode.MISTAKE, ExitCode.REFUSED) and len(set(codes)) == 1
 
 
@@ -207,16 +207,16 @@ def labels_of(sweep: Sweep) -> dict[int, str]:
     """By index: the overrides that only this member has, without secrets; also its name if two would look the same."""
     common = set.intersection(*(set(member.overrides) for member in sweep.members))
     # The first two are the name of the run and the group of the sweep.
-    own = [as_shown([word for word in member.overrides[2:] if word not in common]) for member in sweep.members]
+    own = [as_shown([each for each in member.overrides[2:] if each not in common]) for member in sweep.members]
     count = Counter(own)
     return {
-        member.index: words if words and count[words] == 1 else f"{words} {member.overrides[0]}".strip()
-        for member, words in zip(sweep.members, own, strict=True)
+        member.index: label if label and count[label] == 1 else f"{label} {member.overrides[0]}".strip()
+        for member, label in zip(sweep.members, own, strict=True)
     }
 
 
 def print_result(sweep: Sweep, codes: Mapping[int, int], folder: Path) -> None:
-    """The table, and where the comparison is."""
+    """Print the table and the paths of the comparison."""
     from pretrain.tracking.comparison import as_text
 
     cells = cells_of(sweep, codes)

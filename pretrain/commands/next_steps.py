@@ -1,4 +1,4 @@
-"""The last lines of `prepare` and `train`: where the results are, and what to run next."""
+"""The last lines of `prepare` and `train`: the paths of the results, and the next commands."""
 
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
@@ -44,11 +44,11 @@ def after_train(run_dir: Path, outcome: str) -> str:
 
 def _for_train(overrides: Sequence[str]) -> list[str]:
     """The same overrides without those that only `prepare` reads, and without secrets."""
-    return [word for word in public_words(as_arguments(overrides)) if not word.lstrip("+").startswith("prepare.")]
+    return [each for each in public_words(as_arguments(overrides)) if not each.lstrip("+").startswith("prepare.")]
 
 
 def _existing(folder: Path, places: Sequence[tuple[str, str]]) -> Iterator[tuple[str, str]]:
-    """The label and path of what is there."""
+    """The labels and paths of the files that exist."""
     return ((label, str(folder / name)) for label, name in places if (folder / name).exists())
 
 

@@ -51,19 +51,22 @@ def generate(config: GenerateConfig) -> None:
 
 
 def continuations(config: GenerateConfig, run: Path, used: RunConfig, tokenizer: Tokenizer) -> list[str]:
-    """`num_samples` texts, each with the prompt before it."""
+    """The prompt continued `num_samples` times; each text begins with the prompt."""
 
     def find() -> "Checkpoint":
         checkpoint = find_checkpoint(run / "checkpoints", config.checkpoint)
         if checkpoint.manifest.get("tokenizer_fingerprint") != tokenizer.fingerprint:
             there = tokenizer_place(run, used.data)
             raise RunError(
-                f"{checkpoint.folder} was trained with another tokenizer than the one in {there}; restore it"
+                f"{checkpoint.folder} was trained with another tokenizer than the one in {there}",
+                "restore the tokenizer of the run",
             )
         return checkpoint
 
     rank, world_size, _ = world_from_environment()
-    found = find() if rank == 0 else None  # one for all ranks: a live run saves others meanwhile
+    found = (
+        find() if rank == 0 else None
+    )  # chosen once for all ranks, because a live run may save another one meanwhile
     # An empty prompt begins a new document, which in training follows the end of another.
     prompt = list(tokenizer.encode(config.prompt)) or [tokenizer.eod_id]
     if lost := lost_beginning(len(prompt), config.max_new_tokens, used.model.seq_length):
@@ -108,7 +111,7 @@ def continuations(config: GenerateConfig, run: Path, used: RunConfig, tokenizer:
 
 
 def lost_beginning(prompt_tokens: int, new_tokens: int, seq_length: int) -> str:
-    """A sentence about the beginning of a prompt that the model does not see; empty if it sees all of it."""
+    """A warning if the model does not see the beginning of the prompt; empty if it sees all of it."""
     sees = f"the model sees {seq_length:,} tokens at once (model.seq_length)"
     if (lost := prompt_tokens - seq_length) > 0:
         return f"the prompt has {prompt_tokens:,} tokens and {sees}: its first {lost:,} are not read"
@@ -119,7 +122,7 @@ def lost_beginning(prompt_tokens: int, new_tokens: int, seq_length: int) -> str:
 
 
 def text_after(prompt: list[int], tokens: list[int], tokenizer: Tokenizer) -> str:
-    """Text of tokens that follow a prompt; alone, some tokenizers would drop the space that they begin with."""
+    """The text of tokens that follow a prompt. Decoded alone, some tokenizers would drop their leading space."""
     before, whole = tokenizer.decode(prompt), tokenizer.decode(prompt + tokens)
     return whole.removeprefix(before) if whole.startswith(before) else tokenizer.decode(tokens)
 
@@ -133,7 +136,7 @@ def for_generation(trained: RunConfig, config: GenerateConfig, world_size: int) 
     used = dataclasses.replace(
         trained,
         parallel=config.parallel,
-        # Nothing is updated, the device need not be the one that was trained on, and each length is another graph.
+        # No update is made, the device may differ from that of training, and compile would make a graph for each length.
         engine=dataclasses.replace(
             trained.engine,
             zero_stage=0,

@@ -1,4 +1,4 @@
-"""The curves of a run as PNG images; any thread may draw."""
+"""The curves of a run as PNG images. Thread-safe."""
 
 import math
 from typing import TYPE_CHECKING, Any
@@ -37,7 +37,7 @@ def draw_curves(name: str, records: Records) -> dict[str, bytes]:
 
 
 def parts_of_a_step(train: Records) -> dict[str, Series]:
-    """Seconds of each part of a step; `other` is the rest of it."""
+    """Seconds of each part of a step; `other` is the remaining time."""
     parts = {
         "forward-backward": values_of(train, "seconds_forward_backward"),
         "optimizer": values_of(train, "seconds_optimizer"),
@@ -98,7 +98,7 @@ def _speed(name: str, train: Records) -> bytes:
     parts = parts_of_a_step(train)
     if train:
         chosen = thin(len(steps))
-        # A record speaks for the steps before it, the first one from the start.
+        # A record covers the steps since the previous one; the first record covers those from the start.
         begun = np.concatenate([[0.0], steps[chosen]])
         milliseconds = [1000 * part[np.concatenate([chosen[:1], chosen])] for part in parts.values()]
         lower.stackplot(begun, milliseconds, labels=list(parts), colors=list(PART_COLOURS.values()))
@@ -109,7 +109,7 @@ def _speed(name: str, train: Records) -> bytes:
 
 
 def _line(axes: "Axes", steps: Series, values: Series, label: str, is_noisy: bool) -> None:
-    """Raw points thin and light under a smoothed line; few points as they are."""
+    """Thin, light raw points under a smoothed line; few points without smoothing."""
     chosen, line = thin(len(steps)), smoothed(values) if is_noisy else values
     if line is not values:
         axes.plot(steps[chosen], values[chosen], color=LIGHT, linewidth=0.8)

@@ -1,4 +1,4 @@
-"""report.html and its curves: a run on one page, made from what its folder holds."""
+"""report.html: a run on one page with its curves, made from the files in its folder."""
 
 import json
 import math
@@ -25,18 +25,18 @@ LONGEST_SAMPLE = 20_000
 """Characters of sample.txt that the page shows."""
 
 SHARE_OF_TIME, SECONDS_BETWEEN = 0.01, 60.0
-"""How often the page is written between validations, and the most of a run's time that this may take."""
+"""The shortest time between two reports, and the largest share of a run's time that reports may take."""
 
 
 class ReportSink:
-    """Writes the report after validations, now and then between them, and at the end, in a small share of the time."""
+    """Writes the report after validations, now and then between them, and at the end; takes a small share of the time."""
 
     def __init__(self, run_dir: Path, now: Callable[[], float] = time.monotonic) -> None:
         self._run_dir = run_dir
         self._now = now
         self._written = now()
         self._seconds = 0.0
-        """That the last report took."""
+        """How long the last report took to write."""
 
     def log(self, kind: Kind, step: int, values: Values) -> None:
         age = self._now() - self._written
@@ -54,7 +54,7 @@ class ReportSink:
 
 
 def write_report(run_dir: Path) -> None:
-    """Write report.html and its PNG curves from what the folder holds, as far as it is there.
+    """Write report.html and its PNG curves from the files in the folder; missing files leave gaps.
 
     The page holds its curves and the script that draws them, so that it can be sent as one file.
     """
@@ -87,7 +87,7 @@ def write_report(run_dir: Path) -> None:
 
 
 def _times(outcome: Outcome, records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Start, end and length of the run, in words."""
+    """A sentence with the start, end and length of the run."""
     yield f"started {_time_text(outcome.started)}"
     if outcome.resumed != outcome.started:
         yield f"resumed {_time_text(outcome.resumed)}"
@@ -118,7 +118,7 @@ def _run_name(run_dir: Path, config: str) -> str:
 
 
 def _tiles(records: Sequence[Mapping[str, Any]], description: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """The figures at the head of the page, as (label, text)."""
+    """The numbers at the top of the page, as (label, text)."""
     train = [record for record in records if record["kind"] == "train"]
     validation = [record for record in records if record["kind"] == "validation"]
     parameters = description.get("parameters")

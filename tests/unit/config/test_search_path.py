@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.errors import UserError
+from launch.ssh import hosts
+from pretrain.commands.arguments import absolute_config_dirs
 from pretrain.commands.next_steps import after_prepare
 from pretrain.commands.table import parse
 from pretrain.config.load import load_generate_config, load_run_config
@@ -98,6 +100,12 @@ def test_folders_are_absolute_in_overrides(folder: Path, monkeypatch: pytest.Mon
     expected = ["model=mine", as_override([folder])]
     assert overrides(Path("my conf"), "model=mine") == expected
     assert parse("submit", ["model=mine", f'{CONFIG_DIRS_KEY}=["my conf"]']).overrides == expected
+
+
+def test_hosts_get_the_folder(folder: Path) -> None:
+    given = hosts._parser().parse_args(["--hostfile", "h", "--config-dir", str(folder), "--", "model=mine"])
+    absolute_config_dirs(given)
+    assert given.overrides == ["model=mine", as_override([folder])]
 
 
 def test_people_see_the_option_not_the_override(folder: Path) -> None:
