@@ -64,9 +64,7 @@ def continuations(config: GenerateConfig, run: Path, used: RunConfig, tokenizer:
         return checkpoint
 
     rank, world_size, _ = world_from_environment()
-    found = (
-        find() if rank == 0 else None
-    )  # chosen once for all ranks, because a live run may save another one meanwhile
+    found = find() if rank == 0 else None  # once for all ranks: a live run may save another one meanwhile
     # An empty prompt begins a new document, which in training follows the end of another.
     prompt = list(tokenizer.encode(config.prompt)) or [tokenizer.eod_id]
     if lost := lost_beginning(len(prompt), config.max_new_tokens, used.model.seq_length):
@@ -136,7 +134,7 @@ def for_generation(trained: RunConfig, config: GenerateConfig, world_size: int) 
     used = dataclasses.replace(
         trained,
         parallel=config.parallel,
-        # No update is made, the device may differ from that of training, and compile would make a graph for each length.
+        # No update is made, the device may differ, and compile would make a graph for each length.
         engine=dataclasses.replace(
             trained.engine,
             zero_stage=0,

@@ -29,7 +29,7 @@ SHARE_OF_TIME, SECONDS_BETWEEN = 0.01, 60.0
 
 
 class ReportSink:
-    """Writes the report after validations, now and then between them, and at the end; takes a small share of the time."""
+    """Writes the report after validations, now and then between them, and at the end, in a small share of the time."""
 
     def __init__(self, run_dir: Path, now: Callable[[], float] = time.monotonic) -> None:
         self._run_dir = run_dir
