@@ -54,7 +54,8 @@ def add_overrides(
     """Positional overrides; `config_dir`: also the option for folders of the user's own configuration files."""
     if config_dir:
         add_config_dir(parser)
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help=help_)
+    # With a default, argparse does not count it among the required arguments.
+    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=help_)
 
 
 def add_config_dir(parser: argparse.ArgumentParser) -> None:

@@ -86,9 +86,8 @@ def _local(text: str) -> Path:
 
 def _path(parser: CommandParser) -> None:
     parser.add_argument("path", metavar="PATH", help="folder of a prepared dataset, or its URL")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="data.cache.KEY=VALUE", help="where and how a dataset at a URL is cached"
-    )
+    help_ = "where and how a dataset at a URL is cached"
+    parser.add_argument("overrides", nargs="*", default=[], metavar="data.cache.KEY=VALUE", help=help_)
     parser.override_prefixes = ("data.cache.",)
 
 
@@ -98,8 +97,8 @@ def _folder(given: argparse.Namespace) -> "DatasetFolder":
     from pretrain.config.errors import ConfigError
     from pretrain.config.load import load_run_config
 
-    if others := [word for word in given.overrides if not word.startswith("data.cache.")]:
-        raise ConfigError([f"{word}: of the configuration only data.cache. can be set here" for word in others])
+    if others := [each for each in given.overrides if not each.startswith("data.cache.")]:
+        raise ConfigError([f"{each}: only keys of data.cache can be set here" for each in others])
     config = load_run_config(given.overrides)
     check_prepare(config)
     return open_folder(given.path, config.data.cache)

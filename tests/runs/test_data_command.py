@@ -74,7 +74,7 @@ def test_merge_and_convert_take_local_folders_only(capsys, words, which, url, sh
             ["convert", "nowhere", "x", "--to", "megatron", "data.name=x"],
             "data.name=x: --to megatron takes all it needs",
         ),
-        (["stats", "nowhere", "data.name=x"], "data.name=x: of the configuration only data.cache. can be set here"),
+        (["stats", "nowhere", "data.name=x"], "data.name=x: only keys of data.cache can be set here"),
     ],
 )
 def test_mistakes_end_with_exit_code_2(place, words, message):

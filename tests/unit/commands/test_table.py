@@ -45,6 +45,7 @@ def test_version_names_the_main_libraries(capsys: pytest.CaptureFixture[str]) ->
         (["train", "--gpus"], "`pretrain train --help`"),
         (["train", "--optim.lr=3"], "write optim.lr=3"),
         (["data", "inspct"], "did you mean inspect?"),
+        (["plan", "--config-dirs=x"], "`pretrain plan --help`"),
     ],
 )
 def test_a_wrong_command_line_gets_usage_and_a_hint(
@@ -54,3 +55,10 @@ def test_a_wrong_command_line_gets_usage_and_a_hint(
         main(arguments)
     text = capsys.readouterr().err
     assert end.value.code == 2 and text.startswith("usage: pretrain") and f"\n  hint: {hint}" in text
+
+
+def test_overrides_are_not_among_the_required_arguments(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, missing in ((["data", "inspect"], "PATH"), (["verify-resume"], "RUN")):
+        with pytest.raises(SystemExit):
+            main(arguments)
+        assert capsys.readouterr().err.endswith(f"required: {missing}\n")
