@@ -60,7 +60,7 @@ def test_merge_and_convert_take_local_folders_only(capsys, words, which, url, sh
     with pytest.raises(SystemExit) as end:
         main(["data", *(url if word == "URL" else word for word in words)])
     assert end.value.code == 2
-    assert f"argument {which}: {shown}: is a URL, only places on a disk are taken; copy" in capsys.readouterr().err
+    assert f"argument {which}: {shown}: is a URL, but only local folders are accepted; copy" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
