@@ -22,20 +22,20 @@ def build_step(given: object, known: Mapping[str, type[Step]], where: str) -> St
     if not isinstance(given, Mapping):
         raise DataError(f"{where}={written(given)}: must be a mapping such as {{step: pii, phone: mask}}")
     if "step" not in given:
-        raise DataError(f"{where}: has no key `step`; it must be one of {_listed(known)}")
+        raise DataError(f"{where}: has no key `step`", f"set it to one of {_listed(known)}")
     name = given["step"]
     if not isinstance(name, str) or name not in known:
-        raise DataError(f"{where}.step={written(name)}: there is no such step; {_nearest(name, known)}")
+        raise DataError(f"{where}.step={written(name)}: is not a step", _nearest(name, known))
     kind = known[name]
     hints = typing.get_type_hints(kind, include_extras=True)
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     settings = {key: value for key, value in given.items() if key != "step"}
     for key, value in settings.items():
         if key not in fields:
-            raise DataError(f"{where}.{key}={written(value)}: step {name} has no such setting; {_nearest(key, fields)}")
+            raise DataError(f"{where}.{key}={written(value)}: is not a setting of step {name}", _nearest(key, fields))
     for key, field in fields.items():
         if key not in settings and field.default is field.default_factory is dataclasses.MISSING:
-            raise DataError(f"{where}.{key}: a value must be given for step {name}")
+            raise DataError(f"{where}.{key}: step {name} needs a value for it")
     try:
         return kind(**{key: _checked(value, hints[key], key) for key, value in settings.items()})
     except SettingError as error:
@@ -43,7 +43,7 @@ def build_step(given: object, known: Mapping[str, type[Step]], where: str) -> St
     except PackageNotInstalled as error:
         package = error.args[0]
         raise DataError(
-            f"{where}: step {name} needs the package {package}, which is not installed; pip install '{EXTRA}'"
+            f"{where}: step {name} needs the package {package}, which is not installed", f"pip install '{EXTRA}'"
         ) from None
 
 
@@ -54,7 +54,7 @@ def _listed(names: Iterable[object]) -> str:
 def _nearest(name: object, known: Iterable[str]) -> str:
     names = list(known)
     near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
-    return f"did you mean {near[0]}?" if near else f"choose from {_listed(names)}" if names else "it has none"
+    return f"did you mean {near[0]}?" if near else f"choose from {_listed(names)}" if names else "it has no settings"
 
 
 def _checked(value: object, hint: Any, key: str) -> Any:

@@ -53,7 +53,7 @@ def near_duplicates(
     """
     corpus = _Corpus(signatures, config)
     everyone = np.arange(corpus.size)
-    lowest = _lowest_alike(corpus, everyone, update)
+    lowest = _lowest_similar(corpus, everyone, update)
     kept = lowest == everyone
     waiting = ~kept[lowest]
     if waiting.any():
@@ -110,8 +110,9 @@ class _Corpus:
     def __init__(self, signatures: Signatures, config: NearDedupConfig) -> None:
         if signatures.shape[1] != config.permutations:
             raise DataError(
-                f"signatures have {signatures.shape[1]} numbers, but data.near_dedup asks for bands * rows = "
-                f"{config.permutations}; compute them anew"
+                f"signatures have {signatures.shape[1]} numbers, but data.near_dedup needs bands * rows = "
+                f"{config.permutations}",
+                "compute the signatures again",
             )
         self._signatures = np.asarray(signatures)  # indexing a memory map directly is slower
         self._enough = config.similarity * config.permutations
@@ -120,7 +121,7 @@ class _Corpus:
         self.size = len(signatures)
         self.num_bytes = signatures.nbytes
 
-    def alike(self, first: Numbers, second: Numbers) -> npt.NDArray[np.bool_]:
+    def similar(self, first: Numbers, second: Numbers) -> npt.NDArray[np.bool_]:
         """For each pair, whether the signatures agree in the required share of numbers."""
         answers = np.empty(len(first), bool)
         for at in range(0, len(first), BLOCK):
@@ -176,15 +177,15 @@ def _keys(rows: Signatures) -> Hashes:
     return keys
 
 
-def _lowest_alike(corpus: _Corpus, everyone: Numbers, update: Callable[[int], None]) -> Numbers:
+def _lowest_similar(corpus: _Corpus, everyone: Numbers, update: Callable[[int], None]) -> Numbers:
     """For each document, the lowest number of a similar one, kept or not, or its own if that is lower."""
     lowest = everyone.copy()
     for band in range(corpus.bands):
         for earlier, later in corpus.candidates(band, everyone):
             better = earlier < lowest[later]
             earlier, later = earlier[better], later[better]
-            alike = corpus.alike(earlier, later)
-            lowest[later[alike]] = earlier[alike]
+            similar = corpus.similar(earlier, later)
+            lowest[later[similar]] = earlier[similar]
         update(corpus.num_bytes * (band + 1) // corpus.bands)
     return lowest
 
@@ -200,8 +201,8 @@ def _decided_in_order(corpus: _Corpus, pool: Numbers, waiting: npt.NDArray[np.bo
         found = [links]
         for earlier, later in corpus.candidates(band, pool):
             earlier, later = earlier[waiting[later]], later[waiting[later]]
-            alike = corpus.alike(pool[earlier], pool[later])
-            found.append(later[alike].astype(np.uint64) << place_bits | earlier[alike].astype(np.uint64))
+            similar = corpus.similar(pool[earlier], pool[later])
+            found.append(later[similar].astype(np.uint64) << place_bits | earlier[similar].astype(np.uint64))
         links = np.unique(np.concatenate(found))
     kept = np.ones(len(pool), bool)
     originals = np.arange(len(pool))

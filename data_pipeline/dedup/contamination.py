@@ -42,7 +42,7 @@ class HeldOutNgrams:
         """All n-grams of the texts. A text with fewer than `n` words is one n-gram, or too short below MIN_WORDS
         words."""
         if not MIN_WORDS <= n < 64:
-            raise DataError(f"data.decontaminate.ngram={n}: must be {MIN_WORDS} to 63 words; 13 is usual")
+            raise DataError(f"data.decontaminate.ngram={n}: must be {MIN_WORDS} to 63 words", "13 is usual")
         runs: list[Hashes] = [np.empty(0, np.uint64)]
         num_texts = num_too_short = lengths = 0
         for text in texts:
@@ -60,14 +60,14 @@ class HeldOutNgrams:
     @classmethod
     def load(cls, path: Path) -> "HeldOutNgrams":
         """Memory-map what `save` wrote; processes share the memory."""
-        remedy = "make it anew from the held-out texts"
+        remedy = "create it again from the held-out texts"
         try:
             stored = np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
-            raise DataError(f"{path}: held-out runs of words cannot be read ({error}); {remedy}") from None
+            raise DataError(f"{path}: held-out n-grams cannot be read ({error})", remedy) from None
         is_plain = isinstance(stored, np.ndarray) and stored.dtype == np.uint64 and stored.ndim == 1
         if not is_plain or len(stored) < _HEAD or stored[0] != _FORMAT:
-            raise DataError(f"{path}: does not hold the runs of words of held-out texts; {remedy}")
+            raise DataError(f"{path}: does not hold held-out n-grams", remedy)
         return cls(stored)
 
     def save(self, path: Path) -> None:

@@ -33,7 +33,7 @@ EXAMPLES = 3
 EXCERPT_CHARS = 1000
 BATCH_BYTES = 1 << 20
 SECONDS_BETWEEN_REPORTS = 2.0
-FORMAT = 8
+FORMAT = 9
 """Version of these files, and of everything besides the settings that decides their content."""
 
 
@@ -192,8 +192,8 @@ def _unpack(decompressor: zstandard.ZstdDecompressor, frame: bytes, sizes: list[
     except (zstandard.ZstdError, UnicodeDecodeError):
         pass
     raise WorkInterrupted(
-        f"{path}: finished work, damaged since (texts of {sum(sizes):,} bytes cannot be read whole); remove this file "
-        "and run the same command again: the other finished pieces are kept"
+        f"{path}: this result of a finished task is damaged (texts of {sum(sizes):,} bytes cannot be read completely)",
+        "remove this file and run the same command again; the results of the other tasks are kept",
     )
 
 
@@ -262,4 +262,4 @@ class Examples:
 def _check_untouched(file: InputFile) -> None:
     """Raise DataError if a local file changed. Remote files are checked while they are read."""
     if file.is_touched():
-        raise DataError(f"{file.name}: was changed while it was read; run `pretrain prepare` again")
+        raise DataError(f"{file.name}: was changed while it was read", "run `pretrain prepare` again")

@@ -25,12 +25,14 @@ def dask_executor(scheduler: str) -> Iterator[Executor]:
     distributed = _require("distributed")
     is_file = scheduler.endswith(".json")
     if is_file and not Path(scheduler).exists():  # Dask would wait forever
-        raise DataError(f"prepare.dask_scheduler={scheduler}: there is no such file; start the scheduler first")
+        raise DataError(f"prepare.dask_scheduler={scheduler}: the file does not exist", "start the scheduler first")
     place = {"scheduler_file" if is_file else "address": scheduler}
     try:
         client = distributed.Client(timeout=SECONDS_TO_CONNECT, set_as_default=False, **place)
     except (OSError, ValueError) as error:
-        raise DataError(f"prepare.dask_scheduler={scheduler}: cannot be reached ({error}); start it first") from None
+        raise DataError(
+            f"prepare.dask_scheduler={scheduler}: cannot be reached ({error})", "start the scheduler first"
+        ) from None
     with client, _faults(distributed):
         yield client.get_executor(pure=False)
 
@@ -66,15 +68,20 @@ def _faults(distributed: Any) -> Iterator[None]:
         yield
     except distributed.KilledWorker as error:
         raise WorkInterrupted(
-            f"prepare: workers were killed again and again at the same piece ({error.task}), as happens when memory "
-            "runs out; the finished pieces are kept: run the same command again, with more memory for each worker"
+            f"prepare: workers were killed repeatedly at the same task ({error.task}), as happens when memory runs out",
+            "run the same command again, with more memory for each worker; the finished tasks are kept",
         ) from None
     except (distributed.comm.CommClosedError, TimeoutError) as error:
-        raise WorkInterrupted(f"prepare: the connection to Dask's scheduler was lost ({error}); run again") from None
+        raise WorkInterrupted(
+            f"prepare: the connection to Dask's scheduler was lost ({error})",
+            "run the same command again; the finished tasks are kept",
+        ) from None
 
 
 def _require(package: str) -> Any:
     try:
         return importlib.import_module(package)
     except ImportError:
-        raise DataError(f"prepare.executor: {package} is not installed; pip install 'pretrain[cluster]'") from None
+        raise DataError(
+            f"prepare.executor: needs the package {package}, which is not installed", "pip install 'pretrain[cluster]'"
+        ) from None

@@ -97,9 +97,9 @@ def report(manifest: Manifest) -> dict[str, Any]:
         "vocabulary": manifest.tokenizer.vocab_size,
         **{f"{name} samples": split.num_samples for name, split in splits.items()},
         "validation share of bytes": round(manifest.validation_share, 5),
-        "left out, by reason": manifest.corpus.dropped or "nothing",
+        "dropped, by reason": manifest.corpus.dropped or "nothing",
         "changed, by rule": manifest.corpus.changed or "nothing",
-        **{f"{name} tail tokens left out": split.num_tail_tokens for name, split in splits.items()},
+        **{f"{name} tail tokens dropped": split.num_tail_tokens for name, split in splits.items()},
         **{f"{name} padding tokens": split.num_padding_tokens for name, split in splits.items()},
         "corpus digest": manifest.corpus.digest,
     }
@@ -118,8 +118,8 @@ def _settings(data: DataConfig, tokenizer: TokenizerConfig, seq_length: int) -> 
     settings |= {f"data.{key}": value for key, value in dataclasses.asdict(data).items() if key not in not_of_it}
     if tokenizer.path is None and tokenizer.eod is not None:
         raise DataError(
-            f"tokenizer.eod={tokenizer.eod}: is for an existing tokenizer (tokenizer.path); one trained here ends "
-            "documents with </s>"
+            f"tokenizer.eod={tokenizer.eod}: only applies to an existing tokenizer (tokenizer.path)",
+            "remove it: a tokenizer trained here ends documents with </s>",
         )
     if tokenizer.path is None:
         settings |= {f"tokenizer.{key}": value for key, value in dataclasses.asdict(tokenizer).items()}
@@ -137,7 +137,7 @@ def _find_existing(
     if not folder.exists():
         return None
     if not folder.is_dir() or (any(folder.iterdir()) and not (folder / "manifest.json").exists()):
-        raise DataError(f"data.path={folder}: exists and is not a prepared dataset; choose another data.path")
+        raise DataError(f"data.path={folder}: exists and is not a prepared dataset", "choose another data.path")
     if not any(folder.iterdir()):
         return None
     try:
@@ -155,13 +155,16 @@ def _find_existing(
                 write_durably(folder / INPUTS_FILE, json.dumps({"status_digest": corpus.status_digest}).encode())
         if changes:
             raise DataError(
-                f"data.path={folder}: was prepared from other text or settings ({'; '.join(changes)}); "
-                "choose another data.path, or replace it with prepare.overwrite=true"
+                f"data.path={folder}: was prepared from other text or settings ({'; '.join(changes)})",
+                "choose another data.path",
+                "set prepare.overwrite=true to replace the dataset",
             )
         _check_whole(folder, existing, every_byte=overwrite)
     except NewerFormat as error:
         raise NewerFormat(
-            f"{error.one_line}, or choose another data.path: not even prepare.overwrite=true replaces this dataset"
+            error.message,
+            *error.hints,
+            "choose another data.path; even prepare.overwrite=true does not replace this dataset",
         ) from None
     except DataError:
         if not overwrite:
@@ -246,7 +249,7 @@ def _build(
         examples=examples.chosen(),
     )
     if dropped[UNENCODABLE]:
-        logger.warning("data.inputs: %s cannot encode %d documents, which are left out", given, dropped[UNENCODABLE])
+        logger.warning("data.inputs: %s cannot encode %d documents, which are dropped", given, dropped[UNENCODABLE])
     manifest = Manifest(
         corpus=CorpusRecord(
             name=data.name,
@@ -289,8 +292,9 @@ def _obtain_tokenizer(staged: Path, scan: Scan, config: TokenizerConfig, work: T
     sample = scan.sample()
     if not sample:
         raise DataError(
-            "data.validation_fraction and data.validation_min_bytes hold out all text, none is left for training; "
-            "lower them, or give more text"
+            "data.validation_fraction and data.validation_min_bytes hold out all text, so none is left for training",
+            "lower them",
+            "give more text",
         )
     key = key_of("tokenizer", dataclasses.asdict(config), [content_hash(text).hex() for text in sample])
     if work.record(key) is None:
@@ -300,7 +304,7 @@ def _obtain_tokenizer(staged: Path, scan: Scan, config: TokenizerConfig, work: T
             file.write(train_tokenizer(lambda: sample, config))
         work.finish(key, {}, (MODEL,))
     else:
-        logger.info("tokenizer: taken over from an interrupted run")
+        logger.info("tokenizer: reusing the one that an interrupted run trained")
     write_durably(path, work.file(key, MODEL).read_bytes())
     return load_tokenizer(path)
 
@@ -331,12 +335,11 @@ def _meanwhile(function: Callable[[], None]) -> Iterator[None]:
 def _check_enough(name: str, split: SplitRecord, seq_length: int) -> None:
     if split.num_samples:
         return
-    remedy = (
-        "give more text, or a smaller model.seq_length"
-        if name == "train"
-        else "raise data.validation_min_bytes, give more text, or a smaller model.seq_length"
-    )
+    remedies = ["give more text", "lower model.seq_length"]
+    if name == "validation":
+        remedies.insert(0, "raise data.validation_min_bytes")
     raise DataError(
         f"data.inputs: the {name} split has {split.num_text_bytes} bytes of text ({split.num_tokens} tokens), too few "
-        f"for one sample of model.seq_length={seq_length} (+ 1) tokens; {remedy}"
+        f"for one sample of model.seq_length={seq_length} (+ 1) tokens",
+        *remedies,
     )

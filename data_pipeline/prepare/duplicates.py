@@ -42,18 +42,18 @@ def find_duplicates(work: TaskStore, keys: list[str], data: DataConfig) -> Dupli
     with show_progress("exact duplicates", 2 * sum(lengths) * HASH_BYTES) as update:
         exact = exact_duplicates(contents, sum(lengths), work.path, update)
     is_exact = _are_copies(exact)
-    first, is_alike = exact, is_exact
+    first, is_similar = exact, is_exact
     if data.dedup == "near":
         del exact, first
         signatures = _all_signatures(work, keys, data.near_dedup.permutations)
         logger.info("looking for near-duplicates among %s documents", f"{len(signatures):,}")
         with show_progress("near-duplicates", signatures.nbytes) as update:
             first = near_duplicates(signatures, data.near_dedup, update)
-        is_alike = _are_copies(first)
-    dropped = {EXACT: int(is_exact.sum()), NEAR: int((is_alike & ~is_exact).sum())}
+        is_similar = _are_copies(first)
+    dropped = {EXACT: int(is_exact.sum()), NEAR: int((is_similar & ~is_exact).sum())}
     sizes, largest = _clusters(first)
     return Duplicates(
-        kept=np.split(~(is_exact | is_alike), np.cumsum(lengths)[:-1]),
+        kept=np.split(~(is_exact | is_similar), np.cumsum(lengths)[:-1]),
         dropped={reason: count for reason, count in dropped.items() if count},
         cluster_sizes=sizes,
         largest=largest,

@@ -25,7 +25,7 @@ DOCUMENT = np.dtype([("num_tokens", "<i8"), ("num_bytes", "<i8"), ("held_out", "
 ENCODED = ".encoded"
 BATCH_BYTES = 1 << 20
 SECONDS_BETWEEN_REPORTS = 2.0
-FORMAT = 3
+FORMAT = 4
 SPLITS = ("train", "validation")
 UNENCODABLE = "not_encodable"
 
@@ -126,8 +126,10 @@ class _Faults:
         source = next(itertools.islice(self._sources(), number, None))
         if self._encoding.errors == "fail":
             raise DataError(
-                f"{source}: {fault.message}; give another tokenizer than {self._encoding.name}, or leave such "
-                "documents out with data.encoding_errors=skip"
+                f"{source}: {fault.message}",
+                *fault.hints,
+                f"use another tokenizer than {self._encoding.name}",
+                "set data.encoding_errors=skip to drop such documents",
             )
         self.dropped[UNENCODABLE] += 1
         self.examples.add(UNENCODABLE, source, fault.message)

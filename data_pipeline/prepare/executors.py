@@ -59,7 +59,7 @@ def open_executor(config: PrepareConfig) -> Iterator[Executor]:
 
     if config.executor == "dask":
         if config.dask_scheduler is None:
-            raise DataError("prepare.dask_scheduler=null: prepare.executor=dask needs a scheduler's address; set it")
+            raise DataError("prepare.dask_scheduler=null: prepare.executor=dask needs the scheduler's address")
         cluster = dask_executor(config.dask_scheduler)
     else:
         cluster = slurm_executor(config.slurm)
@@ -187,8 +187,9 @@ def run_tasks(
                     then(waiting.popleft())
         except BrokenProcessPool:
             raise WorkInterrupted(
-                f"{title}: a worker process was killed, as the system does when memory runs out; the finished pieces "
-                "are kept: run the same command again, with fewer prepare.num_workers if memory was short"
+                f"{title}: a worker process was killed, as the system does when memory runs out",
+                "run the same command again; the finished tasks are kept",
+                "lower prepare.num_workers if memory was short",
             ) from None
         except Exception:
             submitted.cancel()

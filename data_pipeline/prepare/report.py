@@ -36,7 +36,7 @@ def write_prepare_report(
         figures=[(name, text) for name, text in shown.items() if name not in IN_TILES],
         images=[(title, data_url(image)) for title, image in _images(manifest, scan, work)],
         num_read=scan.num_read,
-        counts=[("left out", sorted(found.items())), ("changed", sorted(changed.items()))],
+        counts=[("dropped", sorted(found.items())), ("changed", sorted(changed.items()))],
         examples=[(why, [(source, text) for _, source, text in rows]) for why, rows in scan.examples.items()],
         clusters=list(_clusters(scan.duplicates, work, [task.key for task in scan.tasks])),
         settings=sorted(manifest.settings.items()),
@@ -60,7 +60,7 @@ def _clusters(
                 found[int(number)] = (source, text[:EXCERPT_CHARS])
         first += len(kept_here)
     for kept, last, size in duplicates.largest:
-        yield size, [("kept", *found[kept]), ("left out", *found[last])]
+        yield size, [("kept", *found[kept]), ("dropped", *found[last])]
 
 
 def _images(manifest: Manifest, scan: Scan, work: TaskStore) -> Iterator[tuple[str, bytes]]:
@@ -68,15 +68,15 @@ def _images(manifest: Manifest, scan: Scan, work: TaskStore) -> Iterator[tuple[s
     of_pieces = (np.bincount(np.log2(some).astype(np.int64), minlength=MAX_BITS) for some in lengths)
     counts = np.trim_zeros(sum(of_pieces, np.zeros(MAX_BITS, dtype=np.int64)), "b")
     name = manifest.corpus.name
-    yield "Length of the documents that are kept", _draw_histogram(name, 2.0 ** np.arange(len(counts) + 1), counts)
+    yield "Length of the kept documents", _draw_histogram(name, 2.0 ** np.arange(len(counts) + 1), counts)
     by_source = sorted(manifest.sources, key=lambda source: -source.tokens)[:MAX_SOURCES]
     yield "Tokens by source", _draw_bars(name, [(source.name, source.tokens) for source in by_source])
     if scan.dropped:
-        yield "Documents left out, by reason", _draw_bars(name, sorted(scan.dropped.items(), key=lambda item: -item[1]))
+        yield "Dropped documents, by reason", _draw_bars(name, sorted(scan.dropped.items(), key=lambda item: -item[1]))
     if scan.duplicates.cluster_sizes:
         sizes = sorted(scan.duplicates.cluster_sizes.items())
         shown = [(f"{size} documents", number) for size, number in itertools.islice(sizes, MAX_SOURCES)]
-        yield "Clusters of documents that are alike, by size", _draw_bars(name, shown)
+        yield "Clusters of similar documents, by size", _draw_bars(name, shown)
 
 
 def _draw_histogram(name: str, edges: Any, counts: Any) -> bytes:
@@ -131,7 +131,7 @@ _PAGE = """\
 </table></section>
 {% endfor %}
 {% if examples %}
-<section><h2>Some of them, as they were, or what is wrong with them</h2>
+<section><h2>Examples: the original documents, or what is wrong with them</h2>
 {% for reason, rows in examples %}
 <details><summary>{{ reason }}</summary>
 {% for source, text in rows %}
@@ -145,7 +145,7 @@ _PAGE = """\
 </section>
 {% endif %}
 {% if clusters %}
-<section><h2>The largest clusters of documents that are alike</h2>
+<section><h2>The largest clusters of similar documents</h2>
 {% for size, rows in clusters %}
 <details><summary>{{ size }} documents</summary>
 {% for role, source, text in rows %}

@@ -129,16 +129,17 @@ def scan_corpus(
         dropped = counts.dropped(duplicates.dropped)
         if not selector.num_documents:
             raise DataError(
-                f"data.inputs={list(data.inputs)}: no text in {len(corpus.files)} files"
-                f"{f' (left out: {dropped})' if dropped else ''}; "
-                "give files with text, as in data.inputs=[my.txt], or take data=stdlib"
+                f"data.inputs={list(data.inputs)}: contain no text ({len(corpus.files)} "
+                f"files{f'; dropped: {dropped}' if dropped else ''})",
+                "give files with text, as in data.inputs=[my.txt]",
+                "use data=stdlib",
             )
         split = selector.split()
         finer = max(1024, selector.num_bytes // MIN_DOCUMENTS)
         too_coarse = split.held_out_bytes > min(2 * split.wanted_bytes, selector.num_bytes * 3 // 4)
         if document_bytes < data.max_document_bytes or not too_coarse or finer >= document_bytes:
             break
-        logger.info("few documents: text files are cut at line ends into documents of at most %d bytes", finer)
+        logger.info("few documents: text files are split at line ends into documents of at most %d bytes", finer)
         document_bytes = finer
     _warn_about_inputs_without_documents(tasks, counts.dropped_of)
     _report_cuts(counts, document_bytes, data.max_document_bytes)
@@ -164,7 +165,7 @@ def report_passed_over(corpus: Corpus, key: str) -> None:
     for given, names in corpus.passed_over.items():
         if names:
             logger.info(
-                "%s: %s: passed over %d files that are hidden, or READMEs beside data (%s%s); name one to read it",
+                "%s: %s: ignoring %d files that are hidden, or READMEs beside data (%s%s); to read one, name it",
                 key,
                 given,
                 len(names),
@@ -198,20 +199,20 @@ def held_out_ngrams(data: DataConfig, work: TaskStore) -> Path | None:
 def _check_held_out_ngrams(ngrams: HeldOutNgrams, dropped: Counter[str], against: DecontaminateConfig) -> None:
     if not ngrams.num_ngrams:
         raise DataError(
-            f"data.decontaminate.inputs={list(map(shown, against.inputs))}: nothing to look for, 0 n-grams of "
-            f"data.decontaminate.ngram={against.ngram} words ({ngrams.num_texts} texts, {ngrams.num_too_short} of them "
-            f"of fewer than {MIN_WORDS} words; left out: {_sorted(dropped) or 'nothing'}); give longer texts, under "
-            f"data.decontaminate.text_key={against.text_key}"
+            f"data.decontaminate.inputs={list(map(shown, against.inputs))}: contain no n-gram of "
+            f"data.decontaminate.ngram={against.ngram} words ({ngrams.num_texts} texts, {ngrams.num_too_short} of "
+            f"them with fewer than {MIN_WORDS} words; dropped: {_sorted(dropped) or 'none'})",
+            f"give longer texts, under data.decontaminate.text_key={against.text_key}",
         )
     if ngrams.num_too_short:
         logger.warning(
-            "data.decontaminate.inputs: %s of %s texts have fewer than %d words and are not looked for",
+            "data.decontaminate.inputs: %s of %s texts have fewer than %d words and are ignored",
             f"{ngrams.num_too_short:,}",
             f"{ngrams.num_texts:,}",
             MIN_WORDS,
         )
     if dropped:
-        logger.warning("data.decontaminate.inputs: some documents are not looked for (left out: %s)", _sorted(dropped))
+        logger.warning("data.decontaminate.inputs: some documents are ignored (dropped: %s)", _sorted(dropped))
 
 
 def _clean(tasks: list[Task], config: CleanConfig, work: TaskStore, executor: Executor) -> list[str]:
@@ -251,35 +252,36 @@ def _report_cuts(counts: _Counts, document_bytes: int, max_document_bytes: int) 
     if not counts.num_cut_files:
         return
     logger.info(
-        "data.inputs: %d text files are longer than %s bytes and were cut into several documents",
+        "data.inputs: %d text files are longer than %s bytes and were split into several documents",
         counts.num_cut_files,
         f"{document_bytes:,}",
     )
     if counts.cuts_inside_lines:
         is_limit = document_bytes == max_document_bytes
         logger.warning(
-            "data.inputs: %d documents end inside a line, as no line ends within %s bytes (first: %s); %s to "
-            "keep such lines whole",
+            "data.inputs: %d documents end inside a line, because no line ends within %s bytes (first: %s); to keep "
+            "such lines whole, %s",
             len(counts.cuts_inside_lines),
             f"{document_bytes:,}",
             printable(counts.cuts_inside_lines[0]),
-            "raise data.max_document_bytes" if is_limit else "give more text files, or end the lines earlier,",
+            "raise data.max_document_bytes" if is_limit else "give more text files, or shorter lines",
         )
 
 
 def _warn_about_inputs_without_documents(tasks: list[ScannedTask], dropped: Mapping[str, Counter[str]]) -> None:
     """Warn about inputs that add nothing: one may be there by mistake, or need another text key."""
     copies: Counter[str] = Counter()
-    silent = dict(dropped)
+    without_documents = dict(dropped)
     for task in tasks:
         copies[task.given] += len(task.kept)
         if task.kept.any():
-            silent.pop(task.given, None)
-    for given, reasons in silent.items():
+            without_documents.pop(task.given, None)
+    for given, reasons in without_documents.items():
         logger.warning(
-            "data.inputs: %s gives no document to the dataset (left out: %s); is it the right file, and data.text_key?",
+            "data.inputs: %s adds no document to the dataset (dropped: %s); check that it is the right file, and "
+            "data.text_key",
             given,
-            _sorted(reasons + Counter(dedup=copies[given])) or "nothing",
+            _sorted(reasons + Counter(dedup=copies[given])) or "none",
         )
 
 

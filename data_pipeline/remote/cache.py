@@ -42,7 +42,8 @@ def cache_folder(config: CacheConfig) -> Path:
         return Path(kept).expanduser()
     except RuntimeError:
         raise DataError(
-            f"data.cache.dir={config.dir or 'null'}: {kept} is below no home folder that is known here; name another"
+            f"data.cache.dir={config.dir or 'null'}: the home folder in {kept} is unknown",
+            "set data.cache.dir to another folder",
         ) from None
 
 
@@ -92,7 +93,9 @@ class Cache:
             if hashlib.file_digest(file, "sha256").hexdigest() == record.sha256:
                 return
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):  # else another process has already replaced it
-                logger.warning("%s: is damaged here (sha256 does not fit); %s is fetched again", path, record.file)
+                logger.warning(
+                    "%s: this copy is damaged (its sha256 does not match); %s is fetched again", path, record.file
+                )
                 path.unlink()
                 self._lost.forget(record)
 
@@ -106,8 +109,10 @@ class Cache:
         needed, limit = sum(sizes.values()), self._config.max_bytes
         if needed > limit:
             raise DataError(
-                f"data.cache.max_bytes={limit:,}: the shards that this run reads have {needed:,} bytes, and a shuffled "
-                "order needs all of them; raise it, or copy the dataset to a folder of each node"
+                f"data.cache.max_bytes={limit:,}: the shards of this run have {needed:,} bytes, and a shuffled order "
+                "needs all of them",
+                "raise data.cache.max_bytes",
+                "copy the dataset to a local folder of each node",
             )
         with self._faults():
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -118,8 +123,10 @@ class Cache:
         room = status.f_bavail * status.f_frsize + others
         if missing > room:
             raise DataError(
-                f"data.cache.dir={self.folder}: {missing:,} bytes are still to be fetched, the disk has room for "
-                f"{room:,}; free some, or choose a data.cache.dir on another disk"
+                f"data.cache.dir={self.folder}: {missing:,} bytes must still be fetched, but the disk has room for "
+                f"{room:,}",
+                "free some space",
+                "choose a data.cache.dir on another disk",
             )
 
     def _find(self, record: FileRecord) -> int | None:
@@ -171,7 +178,10 @@ class Cache:
         """Extend `file` to its final length, after evicting other files to stay within the limit."""
         limit = self._config.max_bytes
         if record.bytes > limit:
-            raise DataError(f"data.cache.max_bytes={limit:,}: {record.file} alone has {record.bytes:,} bytes; raise it")
+            raise DataError(
+                f"data.cache.max_bytes={limit:,}: {record.file} alone has {record.bytes:,} bytes",
+                "raise data.cache.max_bytes",
+            )
         what = f"data.cache.max_bytes={limit:,}: no room for the {record.bytes:,} bytes of {record.file}"
         waiting = _WaitForRoom(what, max_retry_seconds(self._config))
         while True:
@@ -225,10 +235,13 @@ class Cache:
         except OSError as error:
             if error.errno in NO_SPACE:
                 raise NoSpace(
-                    f"data.cache.dir={self.folder}: no space left on the disk; free some, or choose a data.cache.dir "
-                    "on another disk"
+                    f"data.cache.dir={self.folder}: no space left on the disk",
+                    "free some space",
+                    "choose a data.cache.dir on another disk",
                 ) from None
-            raise DataError(f"data.cache.dir={self.folder}: cannot be used ({error}); choose another") from None
+            raise DataError(
+                f"data.cache.dir={self.folder}: cannot be used ({error})", "choose another data.cache.dir"
+            ) from None
 
 
 class _Refetches:
@@ -256,8 +269,8 @@ class _Refetches:
                 return
             self._said = now
         logger.warning(
-            "%s: %s was here and is fetched again (%d so far): all who share the folder need more than %s together "
-            "and evict one another's files; raise it, or give each a data.cache.dir of its own",
+            "%s: %s was evicted and is fetched again (%d so far); the runs that share this folder together need more "
+            "than %s. Raise it, or give each run its own data.cache.dir",
             self._place,
             record.file,
             self._count,
@@ -273,20 +286,24 @@ class _WaitForRoom:
         self._what, self._still_seconds = what, still_seconds
         self._seen: list[Entry] = []
         self._began = self._moved = time.monotonic()
-        self._is_told = False
+        self._has_warned = False
 
     def look(self, in_the_way: list[Entry]) -> None:
         now = time.monotonic()
         if in_the_way != self._seen:
             self._seen, self._moved = in_the_way, now
         num_bytes = sum(size for _, size, _ in in_the_way)
-        what = f"{self._what} beside {num_bytes:,} that others fetch, as {in_the_way[0][2]}"
+        what = f"{self._what} beside {num_bytes:,} bytes that other processes are fetching, such as {in_the_way[0][2]}"
         still = now - self._moved
         if still > self._still_seconds:
-            raise DataError(f"{what}, and nothing of them has come for {still:.0f} s; end those, or raise it")
-        if now - self._began > SECONDS_UNTIL_LOGGED and not self._is_told:
-            self._is_told = True
-            logger.warning("%s; waiting for them", what)
+            raise DataError(
+                f"{what}, and those fetches made no progress for {still:.0f} s",
+                "end those processes",
+                "raise data.cache.max_bytes",
+            )
+        if now - self._began > SECONDS_UNTIL_LOGGED and not self._has_warned:
+            self._has_warned = True
+            logger.warning("%s; waiting for those fetches", what)
 
 
 def _remove(path: Path) -> bool:

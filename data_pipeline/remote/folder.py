@@ -48,11 +48,11 @@ class RemoteFolder:
         for name in (*of_tokenizer, *(record.file for record in records)):
             if not _PLAIN_NAME.fullmatch(name):  # it becomes part of URLs and commands
                 raise DataError(
-                    f"{self.path_of(MANIFEST_FILE)}: {name!r} is no name of a file beside it; prepare again"
+                    f"{self.path_of(MANIFEST_FILE)}: {name!r} is not the name of a file beside it", "prepare again"
                 )
         for record in records:
             if not _SHA256.fullmatch(record.sha256):  # it becomes a file name in the cache
-                raise DataError(f"{self.path_of(MANIFEST_FILE)}: {record.sha256!r} is no sha256; prepare again")
+                raise DataError(f"{self.path_of(MANIFEST_FILE)}: {record.sha256!r} is not a sha256", "prepare again")
         return manifest
 
     def tokenizer(self, manifest: Manifest) -> Tokenizer:
@@ -85,9 +85,12 @@ class RemoteFolder:
 def _check_pipe(url: str, config: CacheConfig) -> None:
     if not config.allow_pipe:
         raise DataError(
-            f"data.path={url}: is a command to run; set data.cache.allow_pipe=true if you trust it, or give a URL"
+            f"data.path={url}: is a command, and commands are not allowed",
+            "set data.cache.allow_pipe=true if you trust it",
+            "give a URL",
         )
     if FILE_MARK not in url:
         raise DataError(
-            f"data.path={url}: must name the file to print as {FILE_MARK}, as in 'pipe:cat set/{FILE_MARK}'"
+            f"data.path={url}: must contain {FILE_MARK} where the file name goes",
+            f"write it as in 'pipe:cat set/{FILE_MARK}'",
         )

@@ -40,7 +40,7 @@ Listing = tuple[list[RemoteEntry], list[str]]
 def list_remote(url: str, include: Sequence[str], config: CacheConfig) -> Listing:
     """List the files of a URL, sorted by name. Raises InputError if the list is empty."""
     if url.startswith(PIPE):
-        raise InputError(f"{url}: commands serve data.path only; name files, folders or URLs")
+        raise InputError(f"{url}: a command can only be used for data.path", "name files, folders or URLs")
     if is_http(url):
         return [_with_retries(url, config, lambda: _http_entry(url, config))], []
     return _with_retries(url, config, lambda: _entries(url, include, config))
@@ -49,7 +49,7 @@ def list_remote(url: str, include: Sequence[str], config: CacheConfig) -> Listin
 def _http_entry(url: str, config: CacheConfig) -> RemoteEntry:
     name = PurePosixPath(shown(url))
     if url.endswith("/") or "*" in name.name:
-        raise InputError(f"{shown(url)}: HTTP does not tell what is in a folder; name its files")
+        raise InputError(f"{shown(url)}: HTTP cannot list a folder", "name the files in it")
     with closing(connect(url, 0, config.timeout_seconds)) as stream:
         return _entry(url, shown(url), stream.size, stream.version)
 
@@ -80,15 +80,19 @@ def _entries(url: str, include: Sequence[str], config: CacheConfig) -> Listing:
     if not entries:
         hidden = f" (beside {len(others)} hidden ones)" if others else ""
         raise InputError(
-            f"{shown(url)} has no file that matches it and data.include={list(include)}{hidden}; "
-            "give other patterns, or name files"
+            f"{shown(url)}: has no file that matches data.include={list(include)}{hidden}",
+            "give other patterns",
+            "name files",
         )
     return entries, others
 
 
 def _entry(url: str, name: str, size: int | None, version: str | None) -> RemoteEntry:
     if size is None:
-        raise InputError(f"{name}: its length is not told, and so its end cannot be known; copy it first")
+        raise InputError(
+            f"{name}: its server does not report its length, so a truncated file would not be noticed",
+            "copy the file first",
+        )
     return RemoteEntry(url, name, size, version)
 
 
@@ -98,7 +102,8 @@ def _with_retries(url: str, config: CacheConfig, ask: Callable[[], Found]) -> Fo
         try:
             return ask()
         except PermanentError as error:
-            raise InputError(f"{shown(url)}: {error}; check the address, and who may read it") from None
+            raise InputError(f"{shown(url)}: {error}", "check the address and its access rights") from None
         except TransientError as error:
-            remedy = "mend the address or the way to it, or give it more time (data.cache.timeout_seconds)"
-            attempts.failed(f"cannot be found: {error}", remedy)
+            attempts.failed(
+                f"cannot be listed: {error}", "check the address and the network", "raise data.cache.timeout_seconds"
+            )

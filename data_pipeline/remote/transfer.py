@@ -33,11 +33,11 @@ class Attempts:
         self._url, self._config, self._stop = url, config, stop
         self.failures = 0
 
-    def failed(self, what: str, remedy: str) -> None:
+    def failed(self, what: str, *hints: str) -> None:
         """Sleep with exponential backoff and jitter. Raises Unreachable if this was the last attempt."""
         self.failures += 1
         if self.failures > self._config.retries:
-            raise Unreachable(f"{shown(self._url)}: {what}, tried {self.failures} times; {remedy}")
+            raise Unreachable(f"{shown(self._url)}: {what}, tried {self.failures} times", *hints)
         growth = 2 ** min(self.failures - 1, MAX_DOUBLINGS)
         delay = min(self._config.retry_seconds * growth, MAX_DELAY_SECONDS) * random.uniform(0.5, MAX_JITTER)
         numbers = self.failures, self._config.retries
@@ -72,7 +72,9 @@ def blocks(
                     raise TransientError(f"has {stream.size:,} bytes, must have {size:,}")
                 passed_over = position - stream.start
                 if passed_over:
-                    logger.warning("%s: cannot be entered at a byte: its first %d are read again", shown(url), position)
+                    logger.warning(
+                        "%s: cannot be read from an offset: its first %d bytes are read again", shown(url), position
+                    )
                 while block := stream.read():
                     if stop.is_set():
                         raise Stopped
@@ -88,20 +90,20 @@ def blocks(
                     return
                 raise TransientError(f"ended after {position:,} of {size:,} bytes")
         except PermanentError as error:
-            remedy = "check the address, and who may read it"
-            raise BadFile(f"{shown(url)}: cannot be read: {error}; {remedy}") from None
+            raise BadFile(f"{shown(url)}: cannot be read: {error}", "check the address and its access rights") from None
         except TransientError as error:
             if position - began_at >= BLOCK_BYTES:
                 attempts.failures = 0  # it makes progress
             attempts.failed(
                 f"cannot be read: {error}",
-                "mend the file or the way to it, or give it more time (data.cache.retries, data.cache.timeout_seconds)",
+                "check the file and the network",
+                "raise data.cache.retries or data.cache.timeout_seconds",
             )
 
 
 def _check_version(url: str, found: str | None, wanted: str | None) -> None:
     if None not in (found, wanted) and found != wanted:
-        raise DataError(f"{shown(url)}: was changed while it was read; run the same command again")
+        raise DataError(f"{shown(url)}: was changed while it was read", "run the same command again")
 
 
 def fetch(url: str, record: FileRecord, file: IO[bytes], config: CacheConfig, stop: threading.Event) -> None:
@@ -116,8 +118,9 @@ def fetch(url: str, record: FileRecord, file: IO[bytes], config: CacheConfig, st
         if digest.hexdigest() == record.sha256:
             return
         attempts.failed(
-            "its content differs from what `prepare` wrote (sha256 does not fit)",
-            "restore the file there, or prepare again",
+            "its content differs from what `prepare` wrote (its sha256 does not match)",
+            "restore the file there",
+            "prepare again",
         )
 
 
@@ -127,5 +130,7 @@ def read_small(url: str, config: CacheConfig) -> bytes:
     for block in blocks(url, config):
         content += block
         if len(content) > MAX_SMALL_BYTES:
-            raise DataError(f"{shown(url)}: has more than {MAX_SMALL_BYTES:,} bytes; is this what was meant?")
+            raise DataError(
+                f"{shown(url)}: has more than {MAX_SMALL_BYTES:,} bytes", "check that this is the right file"
+            )
     return bytes(content)

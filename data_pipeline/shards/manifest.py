@@ -142,7 +142,8 @@ class Manifest:
             content = path.read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             raise DataError(
-                f"data.path={folder}: not prepared (no {MANIFEST_FILE}): run `pretrain prepare` with the same settings"
+                f"data.path={folder}: not prepared (no {MANIFEST_FILE})",
+                "run `pretrain prepare` with the same settings",
             ) from None
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({error.strerror})") from None
@@ -154,20 +155,21 @@ class Manifest:
         try:
             stored = json.loads(content.decode())
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{path}: not whole JSON ({error}); {_REMEDY}") from None
+            raise DataError(f"{path}: is not complete JSON ({error})", _HINT) from None
         if not isinstance(stored, dict) or stored.get("format") != FORMAT:
-            raise DataError(f"{path}: is not the manifest of a {FORMAT}; {_REMEDY}")
+            raise DataError(f"{path}: is not the manifest of a {FORMAT}", _HINT)
         version = stored.get("version")
         if isinstance(version, int) and version > VERSION:
             raise NewerFormat(
                 f"{path}: was written by a newer version of pretrain (its format is {version}, this version reads "
-                f"{VERSION}); upgrade pretrain"
+                f"{VERSION})",
+                "upgrade pretrain",
             )
         if version != VERSION:
-            raise DataError(f"{path}: has format version {written(version)}, this program reads {VERSION}; {_REMEDY}")
+            raise DataError(f"{path}: has format version {written(version)}, this program reads {VERSION}", _HINT)
         body = stored.get("manifest")
         if stored.get("checksum") != _hash(body):
-            raise DataError(f"{path}: was changed after it was written (its checksum does not fit); {_REMEDY}")
+            raise DataError(f"{path}: was changed after it was written (its checksum does not match)", _HINT)
         return _build(cls, body, MANIFEST_FILE)
 
     def save(self, folder: Path) -> None:
@@ -177,7 +179,7 @@ class Manifest:
         write_durably(folder / MANIFEST_FILE, (json.dumps(stored, indent=1, sort_keys=True) + "\n").encode())
 
 
-_REMEDY = "prepare again with prepare.overwrite=true"
+_HINT = "prepare again with prepare.overwrite=true"
 
 
 def _hash(value: object) -> str:
@@ -194,7 +196,7 @@ def _build(cls: type[Record], value: object, where: str) -> Record:
         record.__dict__.update(value)
         return record
     if not isinstance(value, dict) or value.keys() != kinds.keys():
-        raise DataError(f"{where}: must have the keys {sorted(kinds)}; {_REMEDY}")
+        raise DataError(f"{where}: must have the keys {sorted(kinds)}", _HINT)
     return cls(**{name: _convert(kind, value[name], f"{where}: {name}") for name, kind in kinds.items()})
 
 
@@ -212,4 +214,4 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
         return {key: _convert(inner[1], item, f"{where}.{key}") for key, item in value.items()}
     if kind is Any or (isinstance(kind, type) and not isinstance(kind, types.GenericAlias) and type(value) is kind):
         return value
-    raise DataError(f"{where} is {written(value)}, must be {_WORDS.get(origin or kind, kind)}; {_REMEDY}")
+    raise DataError(f"{where} is {written(value)}, must be {_WORDS.get(origin or kind, kind)}", _HINT)

@@ -28,6 +28,8 @@ MAX_MAPPED_SHARDS = 1 << 13
 """Limit per dataset: 2 TiB with the shard size in `conf/data`. Linux lets a process map 65,530 regions."""
 POLL_SECONDS = 1.0
 MEMBER_NAME = re.compile(rb"[\w./-]+")
+PREPARE_AGAIN = "prepare again with prepare.overwrite=true"
+RESTORE = ("restore the file", PREPARE_AGAIN)
 SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 """Errors on opening a file that are not the file's fault."""
 
@@ -165,7 +167,7 @@ class PackedDataset:
                 except BadFile as error:
                     if skipped is None:
                         raise
-                    self._give_up(int(used[which]), error.one_line)
+                    self._give_up(int(used[which]), error)
                     is_good[here] = False
                     skipped[places[here]] = True
             memories: list[Tokens] = [self._mapped[shard].tokens for shard in used.tolist() if shard in self._mapped]
@@ -207,8 +209,9 @@ class PackedDataset:
                 digest.update(block)
             if digest.hexdigest() != record.sha256:
                 raise DataError(
-                    f"{self.folder.path_of(record.file)}: its content differs from what `prepare` wrote "
-                    "(sha256 does not fit); restore it, or prepare again with prepare.overwrite=true"
+                    f"{self.folder.path_of(record.file)}: its content differs from what `prepare` wrote (its sha256 "
+                    "does not match)",
+                    *RESTORE,
                 )
 
     def close(self) -> None:
@@ -227,7 +230,7 @@ class PackedDataset:
         if stop is not None and stop.is_set():
             raise Stopped  # there may be thousands of shards, on a slow disk
         if shard in self._bad_shards:
-            raise BadFile(self._bad_shards[shard])
+            raise BadFile(self._bad_shards[shard], *RESTORE)
         record = self.record.shards[shard]
         # Reading a mapped file beyond its end raises a signal that ends the process.
         if shard in self._mapped and not self.folder.has(record):
@@ -260,24 +263,24 @@ class PackedDataset:
             self._refuse_if_all_are_bad()
             logger.warning("%s: %s", self.folder, self._what_is_bad())
 
-    def _give_up(self, shard: int, fault: str) -> None:
+    def _give_up(self, shard: int, fault: BadFile) -> None:
         """Treat a shard as bad from now on. It is logged once, when its first sample is needed."""
-        self._bad_shards[shard] = fault
+        self._bad_shards[shard] = fault.message
         self._looked_at[shard] = -np.inf
         if shard not in self._named_shards:
             self._named_shards.add(shard)
             count = self.record.shards[shard].samples
-            logger.error("%s; its %d samples are skipped and counted (data.on_bad_shard=skip)", fault, count)
+            logger.error("%s; its %d samples are skipped and counted (data.on_bad_shard=skip)", fault.one_line, count)
         self._refuse_if_all_are_bad()
 
     def _refuse_if_all_are_bad(self) -> None:
         if len(self._bad_shards) == len(self.record.shards):
-            raise DataError(f"{self.folder}: {self._what_is_bad()}; nothing is left to train on: restore them")
+            raise DataError(f"{self.folder}: {self._what_is_bad()}", "restore the shards: nothing is left to train on")
 
     def _what_is_bad(self) -> str:
         first = next(iter(self._bad_shards.values()))
         counts = f"{len(self._bad_shards)} of {len(self.record.shards)} shards for {self.split}"
-        return f"{counts} cannot be used, as {first}"
+        return f"{counts} cannot be used; the first: {first}"
 
     def _map(self, shard: int, stop: threading.Event | None) -> None:
         record = self.record.shards[shard]
@@ -286,9 +289,9 @@ class PackedDataset:
             try:
                 about = os.fstat(descriptor)
                 if not stat.S_ISREG(about.st_mode):
-                    raise self._fault(shard, "is no file")
+                    raise self._fault(shard, "is not a regular file")
                 if about.st_size < record.bytes:
-                    raise self._fault(shard, "ends too early")
+                    raise self._fault(shard, "is truncated")
                 content = map_file(descriptor, record.bytes)
             finally:
                 os.close(descriptor)
@@ -321,7 +324,7 @@ class PackedDataset:
 
     def _fault(self, shard: int, what: str) -> BadFile:
         name = self.folder.path_of(self.record.shards[shard].file)
-        return BadFile(f"{name}: {what}; restore the shard, or prepare again with prepare.overwrite=true")
+        return BadFile(f"{name}: {what}", *RESTORE)
 
 
 class _MappedShard(NamedTuple):
@@ -335,7 +338,7 @@ def check_sizes(folder: DatasetFolder, records: Iterable[FileRecord]) -> None:
     for record in records:
         fault = folder.fault(record)
         if fault is not None:
-            raise DataError(f"{fault}; restore it, or prepare again with prepare.overwrite=true")
+            raise DataError(fault, *RESTORE)
 
 
 def _load_index(folder: DatasetFolder, manifest: Manifest, split: str) -> npt.NDArray[np.int64]:
@@ -344,11 +347,9 @@ def _load_index(folder: DatasetFolder, manifest: Manifest, split: str) -> npt.ND
     content = _map_whole(folder, record)
     if content is None and folder.drop_damaged(record):
         content = _map_whole(folder, record)
-    name, remedy = folder.path_of(record.file), "prepare again with prepare.overwrite=true"
+    name = folder.path_of(record.file)
     if content is None:
-        raise DataError(
-            f"{name}: its content differs from what `prepare` wrote (sha256 does not fit); restore it, or {remedy}"
-        )
+        raise DataError(f"{name}: its content differs from what `prepare` wrote (its sha256 does not match)", *RESTORE)
     numbers = np.frombuffer(content, dtype="<i8", offset=NPY_HEADER_BYTES)
     of_split = manifest.splits[split]
     num_samples = sum(shard.samples for shard in of_split.shards)
@@ -356,13 +357,14 @@ def _load_index(folder: DatasetFolder, manifest: Manifest, split: str) -> npt.ND
     # The manifest and the index may come from elsewhere, and their values are used as memory addresses.
     if num_samples != of_split.num_samples or len(numbers) != 2 * num_members:
         raise DataError(
-            f"{name}: has {len(numbers) / 2:g} members, and the shards hold {num_samples} samples, where the manifest "
-            f"says {of_split.num_samples}, {manifest.samples_per_member} in each member; {remedy}"
+            f"{name}: has {len(numbers) / 2:g} members, and the shards hold {num_samples} samples, but the manifest "
+            f"says {of_split.num_samples}, {manifest.samples_per_member} in each member",
+            PREPARE_AGAIN,
         )
     index = numbers.reshape(num_members, 2)
     offsets = index[:, 0]
     if num_members and (offsets.min() < TAR_BLOCK or np.any(offsets & (TAR_BLOCK - 1))):
-        raise DataError(f"{name}: has a member that begins where no tar has one; {remedy}")
+        raise DataError(f"{name}: has a member at an offset where a tar cannot have one", PREPARE_AGAIN)
     return index
 
 

@@ -11,6 +11,7 @@ import zstandard
 from data_pipeline.errors import DataError
 from data_pipeline.storage.file_names import compression_of
 
+REPLACE = ("fetch the file again", "remove it from the inputs")
 CHUNK_BYTES = 1 << 18
 ZSTD_PART_BYTES = 1 << 10
 """Input for one call of the decompressor, which returns all of its output at once. Four bytes may expand to a block of
@@ -61,11 +62,9 @@ class ByteReader:
                 raise EOFError
             return block
         except EOFError:
-            raise DataError(f"{self._name}: compressed file is cut short; fetch it again or leave it out") from None
+            raise DataError(f"{self._name}: compressed file is truncated", *REPLACE) from None
         except (zlib.error, zstandard.ZstdError) as error:
-            raise DataError(
-                f"{self._name}: compressed file is damaged ({error}); fetch it again or leave it out"
-            ) from None
+            raise DataError(f"{self._name}: compressed file is damaged ({error})", *REPLACE) from None
         except OSError as error:
             raise DataError(f"{self._name}: cannot be read ({error.strerror})") from None
 

@@ -170,7 +170,10 @@ def _is_parquet(file: InputFile) -> bool:
     if format_of(file.name) != "parquet":
         return False
     if compression_of(file.name) is not None:
-        raise DataError(f"{file.name}: Parquet is compressed inside and read from any place in it; unpack the file")
+        raise DataError(
+            f"{file.name}: a Parquet file must not be compressed as a whole, because it is read from any offset",
+            "unpack the file",
+        )
     return True
 
 

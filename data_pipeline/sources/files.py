@@ -13,7 +13,7 @@ from data_pipeline.sources import stdlib
 from data_pipeline.storage.file_names import choose, is_included, not_read
 from data_pipeline.storage.urls import is_url, shown
 
-REMEDY = "mend that, take it out of there, or name files and folders one by one"
+REMEDIES = ("repair it, or remove it from the folder", "name files and folders one by one")
 PassOver = Callable[[str, Sequence[str]], None]
 """Called with an entry of the inputs and the ignored files in its folder."""
 
@@ -89,7 +89,7 @@ def find_files(
     inputs in messages. `pass_over` is called with matching files that are hidden or describe the data.
     """
     if not inputs:
-        raise DataError(f"{key}=[]: names no text; name files or folders, as in {key}=[my.txt], or take data=stdlib")
+        raise DataError(f"{key}=[]: names no text", f"name files or folders, as in {key}=[my.txt]", "use data=stdlib")
     try:
         return _find(inputs, include, cache, excluded, pass_over)
     except InputError as error:
@@ -120,7 +120,7 @@ def _find(
     for file in files:
         why_not = not_read(file.name)
         if why_not is not None:
-            raise InputError(f"{file.name} {why_not}; unpack it, or compress what is in it by gzip or zstd")
+            raise InputError(f"{file.name} {why_not}", "unpack it, or compress its files with gzip or zstd")
     _refuse_twice(files)
     return files
 
@@ -134,14 +134,15 @@ def _refuse_twice(files: Sequence[InputFile]) -> None:
             continue
         if first.given != file.given:
             raise InputError(
-                f"{first.given} and {file.given} both name the file {file.location}, which would be read twice; leave "
-                "one of them out"
+                f"{first.given} and {file.given} both name the file {file.location}, which would be read twice",
+                "remove one of them",
             )
         if first.location == file.location:
-            raise InputError(f"{file.given} stands there twice, and would be read twice; name it once")
+            raise InputError(f"{file.given} is listed twice, and would be read twice", "name it once")
         raise InputError(
-            f"{first.name} and {file.name}, in {file.given}, are the same file, through a link; take one of them out "
-            "of there, or name files and folders one by one"
+            f"{first.name} and {file.name}, in {file.given}, are the same file, through a link",
+            "remove one of them from the folder",
+            "name files and folders one by one",
         )
 
 
@@ -160,8 +161,9 @@ def _in_folder(
     if not chosen:
         hidden = f" (beside {len(others)} hidden ones)" if others else ""
         raise InputError(
-            f"folder {given} has no file that matches data.include={list(include)}{hidden}; give other patterns, or "
-            "name files"
+            f"folder {given} has no file that matches data.include={list(include)}{hidden}",
+            "give other patterns",
+            "name files",
         )
     return [_input_file(folder / path, f"{name}/{path}", given, cache) for path in chosen]
 
@@ -173,13 +175,13 @@ def _walk(folder: Path, given: str, is_excluded: Callable[[Path], bool]) -> Iter
     """
 
     def refuse(error: OSError) -> None:
-        raise InputError(f"{error.filename}, in {given}, cannot be read ({error.strerror}); {REMEDY}")
+        raise InputError(f"{error.filename}, in {given}, cannot be read ({error.strerror})", *REMEDIES)
 
     seen: set[str] = set()
     for parent, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
         real = os.path.realpath(parent)
         if real in seen:
-            raise InputError(f"{parent}, in {given}, is there twice, through a link; {REMEDY}")
+            raise InputError(f"{parent}, in {given}, is found twice, through a link", *REMEDIES)
         seen.add(real)
         folders[:] = [child for child in folders if not is_excluded(Path(parent, child))]
         yield from (Path(parent, name) for name in names)
@@ -195,10 +197,10 @@ def _input_file(path: Path, name: str, given: str, cache: CacheConfig) -> InputF
         status = path.stat()
     except FileNotFoundError:
         if path.is_symlink():
-            raise InputError(f"{name} is a link to nothing; {REMEDY}") from None
-        raise InputError(f"{name} does not exist; name files, folders or {stdlib.INPUT}") from None
+            raise InputError(f"{name} is a broken link", *REMEDIES) from None
+        raise InputError(f"{name} does not exist", f"name files, folders or {stdlib.INPUT}") from None
     except OSError as error:
-        raise InputError(f"{name} cannot be read ({error.strerror}); {REMEDY}") from None
+        raise InputError(f"{name} cannot be read ({error.strerror})", *REMEDIES) from None
     if not stat.S_ISREG(status.st_mode):
-        raise InputError(f"{name} is a pipe, a socket or a device; write its text to a file, and name that")
+        raise InputError(f"{name} is a pipe, a socket or a device", "write its text to a file, and name that")
     return InputFile(str(path), name, status.st_size, str(status.st_mtime_ns), given, cache)

@@ -8,6 +8,7 @@ import pyarrow.parquet
 
 from data_pipeline.document import Document
 from data_pipeline.errors import DataError
+from data_pipeline.sources.compression import REPLACE
 from data_pipeline.sources.readers import TextKey, Unreadable
 
 ROWS_AT_ONCE = 64
@@ -28,17 +29,17 @@ class ParquetReader:
         names = self._file.schema_arrow.names
         if text_key.name not in names:
             raise DataError(
-                f"{name}: has no column {text_key.name!r} (it has {sorted(names)[:8]}); set {text_key.setting}"
+                f"{name}: has no column {text_key.name!r} (it has {sorted(names)[:8]})", f"set {text_key.setting}"
             )
         if (count := names.count(text_key.name)) > 1:
             raise DataError(
-                f"{name}: has {count} columns {text_key.name!r}; rename all but one, or set {text_key.setting}"
+                f"{name}: has {count} columns {text_key.name!r}", "rename all but one", f"set {text_key.setting}"
             )
         kind = self._file.schema_arrow.field(text_key.name).type
         if pyarrow.types.is_dictionary(kind):
             kind = kind.value_type
         if not any(check(kind) for check in _TEXT_KINDS):
-            raise DataError(f"{name}: column {text_key.name!r} is {kind}, must be string; set {text_key.setting}")
+            raise DataError(f"{name}: column {text_key.name!r} is {kind}, must be string", f"set {text_key.setting}")
 
     def documents(self) -> Iterator[Document | Unreadable]:
         """The text of each row, in order."""
@@ -88,7 +89,7 @@ def _open(raw: BinaryIO, name: str) -> pyarrow.parquet.ParquetFile:
 
 def _damaged(name: str, error: BaseException) -> DataError:
     reason = str(error).strip().splitlines()[0]
-    return DataError(f"{name}: Parquet file is damaged ({reason}); fetch it again or leave it out")
+    return DataError(f"{name}: Parquet file is damaged ({reason})", *REPLACE)
 
 
 _TEXT_KINDS = (pyarrow.types.is_string, pyarrow.types.is_large_string, pyarrow.types.is_string_view)

@@ -39,6 +39,7 @@ class Unreadable:
     source: str
     """The file, and its line or row."""
     problem: str
+    hint: str = ""
     """A description of the problem."""
 
 
@@ -86,8 +87,12 @@ def _other_encoding(reader: ByteReader, name: str) -> Unreadable | None:
     encoding = next((encoding for mark, encoding in OTHER_MARKS if head.startswith(mark)), None)
     if encoding is None:
         return None
-    how = f"convert the file by `iconv -f {encoding} -t UTF-8`"
-    return Unreadable("not_utf8", name, f"is {encoding}, as its first bytes say, and must be UTF-8 ({how})")
+    return Unreadable(
+        "not_utf8",
+        name,
+        f"is {encoding}, as its first bytes say, and must be UTF-8",
+        f"convert the file: iconv -f {encoding} -t UTF-8",
+    )
 
 
 def _cut_place(block: bytes, limit: int) -> int:
@@ -145,12 +150,12 @@ def _parse_line(line: bytes, where: str, start: int, text_key: TextKey) -> Docum
     except UnicodeDecodeError as error:
         return Unreadable("not_utf8", where, _not_utf8(error, start))
     except ValueError as error:
-        return Unreadable("broken_json", where, f"not a JSON object ({error}), {_RULE}")
+        return Unreadable("broken_json", where, f"not a JSON object ({error}), {_RULE}", _JSON_HINT)
     if not isinstance(record, dict):
-        return Unreadable("broken_json", where, f"not a JSON object but {kind_of(record)}, {_RULE}")
+        return Unreadable("broken_json", where, f"not a JSON object but {kind_of(record)}, {_RULE}", _JSON_HINT)
     if text_key.name not in record:
         return Unreadable(
-            "no_text", where, f"has no key {text_key.name!r} (it has {sorted(record)[:8]}); set {text_key.setting}"
+            "no_text", where, f"has no key {text_key.name!r} (it has {sorted(record)[:8]})", f"set {text_key.setting}"
         )
     text = record[text_key.name]
     if not isinstance(text, str):
@@ -166,10 +171,14 @@ def _not_utf8(error: UnicodeDecodeError, start: int) -> str:
     return f"not UTF-8 at byte {start + error.start} (0x{error.object[error.start]:02x}, {error.reason})"
 
 
-_RULE = "as each line of a .jsonl, .ndjson or .json file must be (`jq -c` writes such; another suffix makes it text)"
+_RULE = "as each line of a .jsonl, .ndjson or .json file must be"
+_JSON_HINT = "convert the file with `jq -c`, or rename it to .txt if it is plain text"
 
 
 def fault(unreadable: Unreadable) -> DataError:
     """The error that stops the run at an unreadable document."""
-    remedy = "mend it, or leave such documents out with data.encoding_errors=skip"
-    return DataError(f"{unreadable.source}: {unreadable.problem}; {remedy}")
+    return DataError(
+        f"{unreadable.source}: {unreadable.problem}",
+        unreadable.hint or "repair it",
+        "set data.encoding_errors=skip to drop such documents",
+    )

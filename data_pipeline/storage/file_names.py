@@ -12,8 +12,8 @@ Format = Literal["text", "json_lines", "parquet"]
 
 COMPRESSIONS: Mapping[str, Compression] = {".gz": "gzip", ".gzip": "gzip", ".zst": "zstd", ".zstd": "zstd"}
 NOT_READ: Mapping[str, str] = {
-    **dict.fromkeys((".bz2", ".xz", ".lzma", ".lz4", ".br", ".z"), "is compressed in a way that is not read here"),
-    **dict.fromkeys((".tar", ".tgz", ".zip", ".7z", ".rar"), "is an archive, whose names and gaps are no text"),
+    **dict.fromkeys((".bz2", ".xz", ".lzma", ".lz4", ".br", ".z"), "has an unsupported compression"),
+    **dict.fromkeys((".tar", ".tgz", ".zip", ".7z", ".rar"), "is an archive, which cannot be read as text"),
 }
 """Suffixes of files that cannot be read as text, with the reason."""
 FORMATS: Mapping[str, Format] = {

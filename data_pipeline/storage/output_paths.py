@@ -16,15 +16,18 @@ def folder_to_write(path: str) -> Path:
     """The folder that `data.path` names, with a link resolved. Raises DataError if it cannot be created."""
     if is_url(path):
         raise DataError(
-            f"data.path={shown(path)}: `prepare` writes to a disk; give a folder, copy it there when it is done"
+            f"data.path={shown(path)}: `prepare` can only write to a disk",
+            "give a local folder, and copy it there afterwards",
         )
     if path.startswith("~"):
         raise DataError(
-            f"data.path={path}: only a shell knows ~; write the whole path, as in data.path=$HOME/{path[2:]}"
+            f"data.path={path}: only a shell expands ~", f"write the whole path, as in data.path=$HOME/{path[2:]}"
         )
     folder = Path(path)
     if folder.name in ("", ".."):
-        raise DataError(f"data.path={path!r}: names no folder of its own; give one, as in data.path=data/my_corpus")
+        raise DataError(
+            f"data.path={path!r}: does not name a folder of its own", "give one, as in data.path=data/my_corpus"
+        )
     real = _real(folder)
     return folder if real == _real(folder.parent) / folder.name else real
 
@@ -63,8 +66,10 @@ def refuse_others_files(folder: Path) -> None:
     others = sorted(entry.name for entry in folder.iterdir() if not _OF_A_DATASET.fullmatch(entry.name))
     if others:
         raise DataError(
-            f"data.path={folder}: cannot be replaced, as it holds what is not of a dataset "
-            f"({', '.join(others[:5])}{', ...' if others[5:] else ''}); move that away, or choose another data.path"
+            f"data.path={folder}: cannot be replaced, because it holds other files than a dataset "
+            f"({', '.join(others[:5])}{', ...' if others[5:] else ''})",
+            "move those files away",
+            "choose another data.path",
         )
 
 

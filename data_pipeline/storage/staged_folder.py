@@ -58,7 +58,7 @@ def open_task_store(folder: Path) -> Iterator[TaskStore]:
         except BaseException as error:
             interrupted = isinstance(error, WorkInterrupted) or not isinstance(error, Exception)
             if work.age() > (0 if interrupted else SECONDS_WORTH_KEEPING):
-                logger.info("%s: holds the finished pieces, from which the next run goes on", work.path)
+                logger.info("%s: holds the results of finished tasks, from which the next run continues", work.path)
             else:
                 work.remove()
             raise
@@ -73,8 +73,9 @@ def _disk_errors(folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in NO_SPACE:
             raise NoSpace(
-                f"data.path={folder}: no space left on the disk, nothing unfinished was kept; free some, or choose a "
-                "data.path on another disk"
+                f"data.path={folder}: no space left on the disk; nothing unfinished was kept",
+                "free some space",
+                "choose a data.path on another disk",
             ) from None
         raise DataError(f"data.path={folder}: cannot be written ({error})") from None
 
@@ -97,7 +98,7 @@ def stage_new(folder: Path) -> Iterator[Path]:
     """Like `stage`, for a folder that must not exist yet."""
     with _disk_errors(folder):
         if folder.exists() or folder.is_symlink():
-            raise DataError(f"{folder}: is there already, and nothing is overwritten; name another folder")
+            raise DataError(f"{folder}: exists already, and nothing is overwritten", "name another folder")
     with stage(folder) as staged:
         yield staged
 
@@ -130,9 +131,9 @@ def _locked(staged: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise DataError(f"{staged}: another `pretrain prepare` is writing it; wait for its end") from None
+            raise DataError(f"{staged}: another `pretrain prepare` is writing it", "wait until it ends") from None
         if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
-            raise DataError(f"{staged}: another `pretrain prepare` has just finished; run this one again")
+            raise DataError(f"{staged}: another `pretrain prepare` has just finished", "run this one again")
         try:
             staged.mkdir(exist_ok=True)
             yield

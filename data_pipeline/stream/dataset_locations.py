@@ -22,6 +22,9 @@ def dataset_folders(data: DataConfig) -> dict[str, DatasetFolder]:
     if data.mixture is None:
         return {data.name: open_folder(data.path, data.cache)}
     if data.path.startswith(PIPE):
-        raise DataError(f"data.path={data.path}: nothing lies beside a command; a mixture needs a folder or a URL")
+        raise DataError(
+            f"data.path={data.path}: a mixture needs a folder or a URL, not a command, because its datasets are "
+            "beside data.path"
+        )
     beside = sibling if is_url(data.path) else lambda path, name: str(Path(path).parent / name)
     return {name: open_folder(beside(data.path, name), data.cache) for name in data.mixture}

@@ -133,7 +133,9 @@ def _train_windows(
             # The order is computed ahead of what is asked for, but not beyond a mixture's end.
             num_batches = min(stretch, (dataset.end - position) // global_batch_size)
             if not num_batches:
-                raise DataError(f"{dataset.described}: used up after {position:,} samples; see data.mixture_max_epochs")
+                raise DataError(
+                    f"{dataset.described}: used up after {position:,} samples", "raise data.mixture_max_epochs"
+                )
         starts = position + global_batch_size * np.arange(num_batches, dtype=np.int64)
         positions = starts[:, None] + rank * per_rank + np.arange(per_rank)
         samples = dataset.sample_indices(positions.ravel(), seed).reshape(positions.shape)

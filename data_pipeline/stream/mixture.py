@@ -304,8 +304,8 @@ def open_mixture(
         ):
             if there != here:
                 raise DataError(
-                    f"data.mixture: {folders[name]} has another {what} than {folders[first_name]} ({here}, {there}); "
-                    f"prepare it again with that one's (tokenizer.path={its_tokenizer})"
+                    f"data.mixture: {folders[name]} has another {what} than {folders[first_name]} ({here}, {there})",
+                    f"prepare it again with that one's (tokenizer.path={its_tokenizer})",
                 )
     components = [
         Component(name, dataset.num_samples, _cap(name, plan.max_epochs.get(name), dataset.num_samples))
@@ -322,7 +322,8 @@ def _cap(name: str, epochs: float | None, num_samples: int) -> int | None:
     cap = math.floor(min(epochs * num_samples, MAX_POSITION))
     if not cap:
         raise DataError(
-            f"data.mixture_max_epochs.{name}={epochs}: allows none of its {num_samples:,} samples; raise it, or take "
-            f"{name} out of data.mixture"
+            f"data.mixture_max_epochs.{name}={epochs}: allows none of its {num_samples:,} samples",
+            "raise it",
+            f"remove {name} from data.mixture",
         )
     return cap

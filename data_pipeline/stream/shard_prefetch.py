@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from data_pipeline.errors import DataError, Stopped
+from data_pipeline.errors import DataError, Stopped, error_line
 from data_pipeline.progress import show_progress
 from data_pipeline.remote.folder import RemoteFolder
 from data_pipeline.shards.manifest import FileRecord
@@ -123,7 +123,7 @@ class _Fetching:
                 return
             except DataError as error:
                 # The reader will ask for this file again, and an error counts only then.
-                logger.warning("fetching ahead: %s", error.one_line)
+                logger.warning("prefetching shards: %s", error_line(error))
             else:
                 self._count(folder, record)
 

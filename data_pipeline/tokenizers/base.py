@@ -81,13 +81,13 @@ class TokenizerSettings:
             raise DataError(f"{path}: cannot be read ({error})") from None
         keys = [field.name for field in dataclasses.fields(cls)]
         if not isinstance(stored, dict) or not stored.keys() <= set(keys):
-            raise DataError(f"{path}: must be a JSON object with none but the keys {', '.join(keys)}")
+            raise DataError(f"{path}: must be a JSON object with no other keys than {', '.join(keys)}")
         for key in ("eod", "pattern"):
             if not isinstance(stored.get(key), str | None):
                 raise DataError(f"{path}: {key} is {written(stored[key])}, must be text")
         special = stored.get("special_tokens", {})
         if not isinstance(special, dict) or not all(type(index) is int and index >= 0 for index in special.values()):
-            raise DataError(f'{path}: special_tokens must give ids by name, as in {{"<|endoftext|>": 50256}}')
+            raise DataError(f"{path}: special_tokens must give IDs by name", """as in {"<|endoftext|>": 50256}""")
         return cls(**stored)
 
     def file_name(self, tokenizer: str) -> str:
@@ -109,11 +109,11 @@ def find_eod(name: str, ids: Mapping[str, int], wanted: str | None, remedy: str)
     candidates = EOD_NAMES if wanted is None else (wanted,)
     found = next((token for token in candidates if token in ids), None)
     if found is None:
-        told = ", ".join([*list(ids)[:MAX_LISTED_TOKENS], *(["..."] if len(ids) > MAX_LISTED_TOKENS else [])])
+        listed = ", ".join([*list(ids)[:MAX_LISTED_TOKENS], *(["..."] if len(ids) > MAX_LISTED_TOKENS else [])])
         fault = "has no special token with a usual name to end documents with"
         if wanted is not None:
             fault = f"has no special token {wanted!r} to end documents with"
-        raise DataError(f"{name}: {fault}; it has {told or 'none at all'}; {remedy}")
+        raise DataError(f"{name}: {fault}; it has {listed or 'none at all'}", remedy)
     return found
 
 
@@ -156,7 +156,8 @@ def as_unencodable(package: str, text: str) -> Iterator[None]:
         ):  # raised by Rust code, and not an Exception
             raise
         raise Unencodable(
-            f"text of {len(text)} characters from {text[:40]!r} on cannot be encoded: {package} failed on it ({error})"
+            f"text of {len(text)} characters that begins with {text[:40]!r} cannot be encoded: {package} failed "
+            f"({error})"
         ) from None
 
 
@@ -166,13 +167,16 @@ def reject_surrogates(text: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise Unencodable(
-            f"text cannot be encoded: character {error.start} is a lone surrogate ({text[error.start]!r}), "
-            "which UTF-8 does not have; remove it"
+            f"text cannot be encoded: character {error.start} is a lone surrogate ({text[error.start]!r}), which "
+            "UTF-8 cannot represent",
+            "remove it",
         ) from None
 
 
 def missing_package(name: str, package: str) -> MissingPackage:
-    return MissingPackage(f"{name}: needs the package {package}; install it with pip install 'pretrain[tokenizers]'")
+    return MissingPackage(
+        f"{name}: needs the package {package}, which is not installed", "pip install 'pretrain[tokenizers]'"
+    )
 
 
 def first_difference(text: str, back: str) -> tuple[str, str]:

@@ -39,7 +39,7 @@ class HuggingFaceTokenizer:
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(self._record))
         except Exception as error:
-            raise DataError(f"{name}: is not a tokenizer.json that the package tokenizers reads ({error})") from None
+            raise DataError(f"{name}: is not a tokenizer.json that the package tokenizers can read ({error})") from None
         self._tokenizer.encode_special_tokens = True  # special tokens written in the text are encoded as text
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
         self.vocab_size: int = max(vocabulary.values(), default=-1) + 1
@@ -106,7 +106,8 @@ class HuggingFaceTokenizer:
             if index in self._reserved:
                 if end - start < 2:
                     raise Unencodable(
-                        f"text cannot be encoded: this tokenizer makes its special token {index} of {text[start:end]!r}"
+                        f"text cannot be encoded: this tokenizer turns {text[start:end]!r} into its special token "
+                        f"{index}"
                     )
                 cuts.append(start + 1)
         cuts.append(len(text))
@@ -118,7 +119,7 @@ def _parse(content: bytes, name: str) -> dict[str, Any]:
     try:
         record = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{name}: is not whole JSON ({error})") from None
+        raise DataError(f"{name}: is not complete JSON ({error})") from None
     if not isinstance(record, dict) or not isinstance(record.get("model"), dict):
         raise DataError(f'{name}: is JSON, but not a Hugging Face tokenizer.json (it has no "model")')
     record["model"]["dropout"] = None

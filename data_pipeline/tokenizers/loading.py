@@ -37,7 +37,7 @@ class TokenizerFiles:
         try:
             content = path.read_bytes()
         except OSError as error:
-            raise DataError(f"{path}: tokenizer cannot be read ({error.strerror})") from None
+            raise DataError(f"{path}: the tokenizer cannot be read ({error.strerror})") from None
         beside = settings_path(path)
         try:
             return cls(path.name, str(path), content, beside.read_bytes())
@@ -91,17 +91,17 @@ def parse_tokenizer(content: bytes, path: str, settings: TokenizerSettings, fing
     except DataError as error:
         if fingerprint is None:
             raise
-        raise DataError(error.message, *error.hints, _RESTORE) from None
+        raise DataError(error.message, *error.hints, *_RESTORE) from None
     if fingerprint is not None and tokenizer.fingerprint != fingerprint:
         raise DataError(
             f"{path}: is not the tokenizer that the dataset's manifest names (fingerprint "
             f"{tokenizer.fingerprint[:12]}, must be {fingerprint[:12]})",
-            _RESTORE,
+            *_RESTORE,
         )
     return tokenizer
 
 
-_RESTORE = "restore the file, or prepare again with prepare.overwrite=true"
+_RESTORE = ("restore the file", "prepare again with prepare.overwrite=true")
 
 
 def store_tokenizer(path: Path, folder: Path, fingerprint: str | None = None, *, eod: str | None = None) -> Tokenizer:
@@ -122,8 +122,8 @@ def warn_if_text_changes(tokenizer: Tokenizer, texts: Sequence[str], name: str) 
     if changed:
         before, after = first_difference(*changed[0])
         logger.warning(
-            "%s: this tokenizer changes text: %d of %d sampled documents do not come back, for example %r becomes %r; "
-            "the model never sees what is lost",
+            "%s: this tokenizer changes text: %d of %d sampled documents are not reproduced; for example, %r becomes "
+            "%r. The model never sees what is lost",
             name,
             len(changed),
             len(texts),

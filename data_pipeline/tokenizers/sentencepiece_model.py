@@ -46,7 +46,7 @@ class SentencePieceTokenizer:
         if not self.vocab_size:
             raise DataError(
                 f"{name}: is not a SentencePiece model (nor a Hugging Face tokenizer.json or a tiktoken file), or is "
-                "cut short"
+                "truncated"
             )
         self.settings = settings or TokenizerSettings()
         self.eod_id: int = self._find_eod(name)
@@ -134,7 +134,7 @@ class SentencePieceTokenizer:
         try:
             from data_pipeline.tokenizers.numba_bpe import NumbaBpe, matches_reference
         except Exception as error:  # an incompatible numpy, or no folder for its cache
-            logger.warning("numba is installed and not used: %s", error)
+            logger.warning("numba is installed but not used: %s", error)
             return None
         pieces = self._pieces_of_text()
         encoder = NumbaBpe(pieces, byte_ids)
@@ -166,7 +166,7 @@ class SentencePieceTokenizer:
             control = {piece: index for index, (piece, _, is_control, *_) in enumerate(self._pieces) if is_control}
             return control[find_eod(name, control, self.settings.eod, "give one of them as tokenizer.eod")]
         if found < 0:
-            raise DataError(f"{name}: has no end-of-sentence piece to end documents with; train it with eos_id >= 0")
+            raise DataError(f"{name}: has no end-of-sentence piece to end documents with", "train it with eos_id >= 0")
         return found
 
     def _plan(self, text: str, parts: list[str]) -> list[int | None]:

@@ -47,7 +47,7 @@ class TiktokenTokenizer:
         taken = set(ranks.values())
         for token, index in special.items():
             if index in taken:
-                raise DataError(f"{name}: the special token {token!r} has the id {index}, which another token has too")
+                raise DataError(f"{name}: the special token {token!r} has the ID {index}, which another token also has")
             taken.add(index)
         remedy = (
             f"give its id as special_tokens in {settings_path(Path(name))}, as in "
@@ -110,9 +110,10 @@ def _missing_parts(content: bytes, name: str, settings: TokenizerSettings) -> tu
     stem = Path(name).stem
     unlike = f" (it has the name of {stem}, but its content is not that one's)" if stem in ENCODINGS else ""
     raise DataError(
-        f"{name}: is a tiktoken file of no published encoding{unlike}, and how it cuts text is not said; put "
-        f'{settings_path(Path(name)).name} beside it, as in {{"pattern": "cl100k_base", "special_tokens": '
-        f'{{"<|endoftext|>": 100257}}}}; pattern: {", ".join(PATTERNS)} or a regular expression'
+        f"{name}: does not belong to a published encoding of tiktoken{unlike}, so its pattern is unknown",
+        f'put a file {settings_path(Path(name)).name} beside it, as in {{"pattern": "cl100k_base", "special_tokens": '
+        '{"<|endoftext|>": 100257}}',
+        f"pattern is one of {', '.join(PATTERNS)}, or a regular expression",
     )
 
 
@@ -128,13 +129,17 @@ def _read_ranks(content: bytes, name: str) -> dict[bytes, int]:
         except (ValueError, binascii.Error):
             text = line[:40].decode(errors="replace")
             shown = repr(text) if text.isprintable() and text.isascii() else "it is not even text"
-            raise DataError(f"{name}, line {number}: is not a token in base64 and its rank: {shown}") from None
+            raise DataError(f"{name}, line {number}: is not a base64 token and its rank: {shown}") from None
         if not token or index < 0 or token in ranks:
-            raise DataError(f"{name}, line {number}: the token {token!r} is empty, stands twice or has a rank below 0")
+            raise DataError(
+                f"{name}, line {number}: the token {token!r} is empty, is listed twice, or has a rank below 0"
+            )
         ranks[token] = index
     if len(set(ranks.values())) != len(ranks):
         raise DataError(f"{name}: two tokens have the same rank")
     missing = [byte for byte in range(256) if bytes([byte]) not in ranks]
     if missing:
-        raise DataError(f"{name}: has no token for the byte {missing[0]}; it is cut short, or no byte-level vocabulary")
+        raise DataError(
+            f"{name}: has no token for the byte {missing[0]}; it is truncated, or not a byte-level vocabulary"
+        )
     return ranks

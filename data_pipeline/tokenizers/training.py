@@ -69,12 +69,13 @@ def _training_fault(message: str, config: TokenizerConfig) -> DataError:
     prefix = f"tokenizer.vocab_size={config.vocab_size}: "
     if found := re.search(r"too high .*<= (\d+)", message):
         return DataError(
-            f"{prefix}the text yields at most {found[1]} pieces; set tokenizer.vocab_size={found[1]} or less, "
-            "or give more text"
+            f"{prefix}the text yields at most {found[1]} pieces",
+            f"set tokenizer.vocab_size={found[1]} or less",
+            "give more text",
         )
     if found := re.search(r"smaller than required_chars\. \d+ vs (\d+)", message):
         return DataError(
-            f"{prefix}too small for the characters and byte pieces of this text; set tokenizer.vocab_size to more than "
-            f"{found[1]}"
+            f"{prefix}too small for the characters and byte pieces of this text",
+            f"set tokenizer.vocab_size to more than {found[1]}",
         )
     return DataError(f"{prefix}SentencePiece cannot train a {config.kind} tokenizer on this text: {message}")

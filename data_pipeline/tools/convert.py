@@ -49,7 +49,9 @@ def to_packed(
     two files.
     """
     if tokenizer_config.path is None:
-        raise DataError("tokenizer.path=null: the tokenizer that made these tokens is needed; give its file")
+        raise DataError(
+            "tokenizer.path=null: the tokenizer that made these tokens is needed", "set tokenizer.path to its file"
+        )
     source = IndexedDataset(prefix)
     with stage_new(target) as staged:
         tokenizer = store_tokenizer(Path(tokenizer_config.path), staged, eod=tokenizer_config.eod)
@@ -62,8 +64,8 @@ def to_packed(
             if not split.num_samples:
                 raise DataError(
                     f"{source.bin_path}: the {name} split has {split.num_tokens} tokens, too few for one sample of "
-                    f"model.seq_length={seq_length} (+ 1) tokens; change data.validation_fraction, "
-                    "data.validation_min_bytes or model.seq_length"
+                    f"model.seq_length={seq_length} (+ 1) tokens",
+                    "change data.validation_fraction, data.validation_min_bytes or model.seq_length",
                 )
         manifest = Manifest(
             corpus=CorpusRecord(
@@ -122,8 +124,8 @@ def to_megatron(folder: Path, target: Path) -> dict[str, dict[str, int]]:
     manifest = Manifest.load(folder)
     if manifest.packing != "stream":
         raise DataError(
-            f"{folder}: was packed with data.packing={manifest.packing}, which parts long documents for good; prepare "
-            "the text with data.packing=stream to convert it"
+            f"{folder}: was packed with data.packing={manifest.packing}, which splits long documents irreversibly",
+            "prepare the text again with data.packing=stream",
         )
     with stage_new(target) as staged:
         store_tokenizer(folder / manifest.tokenizer.file, staged, manifest.tokenizer.fingerprint)
@@ -184,21 +186,21 @@ def _survey(source: IndexedDataset, tokenizer: Tokenizer, data: DataConfig) -> _
             update(done)
     if num_ended < source.num_documents:
         logger.info(
-            "%d of %d documents have no end-of-document token at their end; they get one",
+            "%d of %d documents do not end with an end-of-document token; one is added",
             source.num_documents - num_ended,
             source.num_documents,
         )
     if num_needless_ends:
         logger.info(
-            "%d of %d documents have end-of-document tokens that end nothing, at their beginning or after another one; "
-            "those tokens are left out",
+            "%d of %d documents have end-of-document tokens at their beginning or after another one; these end "
+            "nothing and are removed",
             num_needless_ends,
             source.num_documents,
         )
     if source.num_documents > 1 and len(last_tokens) == 1 and not num_ended:
         logger.warning(
-            "every document ends with the token %d, which is not this tokenizer's end of document (%d): is "
-            "tokenizer.path, or tokenizer.eod, that of these tokens?",
+            "every document ends with the token %d, which is not this tokenizer's end-of-document token (%d); check "
+            "that tokenizer.path and tokenizer.eod belong to these tokens",
             *last_tokens,
             tokenizer.eod_id,
         )
@@ -223,8 +225,9 @@ def _check_range(source: IndexedDataset, number: int, tokens: Tokens, tokenizer:
     wrong = tokens[(tokens < 0) | (tokens >= tokenizer.vocab_size)]
     if len(wrong):
         raise DataError(
-            f"{source.bin_path}: document {number} has the token {wrong[0]}, the tokenizer has {tokenizer.vocab_size}; "
-            "give the tokenizer.path of the tokenizer that made it"
+            f"{source.bin_path}: document {number} has the token {wrong[0]}, but the tokenizer has only "
+            f"{tokenizer.vocab_size}",
+            "set tokenizer.path to the tokenizer that made these tokens",
         )
 
 

@@ -39,8 +39,8 @@ def inspect(
     what, end = ("samples", dataset.num_samples) if shuffled_by is None else ("positions", NUM_POSITIONS)
     if first + count > end:
         raise DataError(
-            f"{folder}: the {split} split has {what} 0 to {end - 1:,}; "
-            f"{first:,} to {first + count - 1:,} were asked for"
+            f"{folder}: the {split} split has {what} 0 to {end - 1:,}, but {first:,} to {first + count - 1:,} were "
+            "requested"
         )
     for position in range(first, first + count):
         number = (
@@ -145,7 +145,7 @@ def _checksum_fault(folder: DatasetFolder, record: FileRecord, advance: Callable
         return error.one_line
     if digest.hexdigest() == record.sha256:
         return None
-    return f"{folder.path_of(record.file)}: its content differs from what was written (sha256 does not fit)"
+    return f"{folder.path_of(record.file)}: its content differs from what was written (its sha256 does not match)"
 
 
 def _token_faults(folder: DatasetFolder, manifest: Manifest, split: Split, advance: Callable[[int], None]) -> list[str]:
@@ -162,7 +162,7 @@ def _token_faults(folder: DatasetFolder, manifest: Manifest, split: Split, advan
                 number = start + int(above[0])
                 highest = int(tokens[above[0]].max())
                 faults.append(
-                    f"{folder}: {split} sample {number} has the token {highest}, the tokenizer has "
+                    f"{folder}: {split} sample {number} has the token {highest}, but the tokenizer has only "
                     f"{manifest.tokenizer.vocab_size}"
                 )
                 break

@@ -29,7 +29,9 @@ Tokens = npt.NDArray[np.integer[Any]]
 def paths_of(prefix: Path) -> tuple[Path, Path]:
     """The two files. Either of their names, or their common prefix, may be given."""
     if not prefix.name:
-        raise DataError(f"{prefix}: names no files; give what the names of .bin and .idx share, as in data/corpus")
+        raise DataError(
+            f"{prefix}: is not a file prefix", "give the common part of the .bin and .idx names, as in data/corpus"
+        )
     name = prefix.name.removesuffix(".bin").removesuffix(".idx")
     return prefix.with_name(f"{name}.bin"), prefix.with_name(f"{name}.idx")
 
@@ -66,7 +68,7 @@ class IndexedDataset:
 
     def _read_header(self, head: bytes, idx_bytes: int) -> tuple[np.dtype[Any], int, int]:
         if len(head) < HEADER.size or not head.startswith(MAGIC):
-            raise DataError(f"{self.idx_path}: is not the index of a Megatron-LM dataset, by its first bytes")
+            raise DataError(f"{self.idx_path}: is not the index of a Megatron-LM dataset, according to its first bytes")
         _, version, code, num_sequences, num_bounds = HEADER.unpack(head)
         if version != VERSION:
             raise DataError(f"{self.idx_path}: has format version {version}, this program reads {VERSION}")
@@ -75,10 +77,12 @@ class IndexedDataset:
             raise DataError(f"{self.idx_path}: its numbers are {kind}; tokens must be whole numbers")
         expected = HEADER.size + 12 * num_sequences + 8 * num_bounds
         if idx_bytes == expected + num_sequences and num_sequences:
-            raise DataError(f"{self.idx_path}: has modes, so it holds more than text; only text can be converted")
+            raise DataError(
+                f"{self.idx_path}: has modes, so the dataset holds more than text; only text can be converted"
+            )
         if idx_bytes != expected:
             raise DataError(
-                f"{self.idx_path}: has {idx_bytes} bytes, its header says {expected}; it is cut short or damaged"
+                f"{self.idx_path}: has {idx_bytes} bytes, but its header says {expected}; it is truncated or damaged"
             )
         return np.dtype(TYPES[code]), num_sequences, num_bounds
 
@@ -86,25 +90,28 @@ class IndexedDataset:
         sizes, starts, bounds = self._sizes.astype(np.int64), self._starts, self._bounds
         ordered = len(bounds) > 0 and bounds[0] == 0 and bounds[-1] == len(sizes) and bool((np.diff(bounds) >= 0).all())
         if not ordered:
-            raise DataError(f"{self.idx_path}: its documents do not divide its {len(sizes)} sequences; it is damaged")
+            raise DataError(
+                f"{self.idx_path}: its documents do not partition its {len(sizes)} sequences; it is damaged"
+            )
         if (sizes < 0).any() or (starts < 0).any():
-            raise DataError(f"{self.idx_path}: has a size or place below 0; it is damaged")
+            raise DataError(f"{self.idx_path}: has a negative size or offset; it is damaged")
         room = (self.num_bytes - starts) // self.dtype.itemsize  # written without a sum that could overflow
         beyond = np.flatnonzero(sizes > room)
         if len(beyond):
             number = int(beyond[0])
             raise DataError(
-                f"{self.bin_path}: has {self.num_bytes} bytes, but {self.idx_path.name} places sequence {number} of "
-                f"{sizes[number]} tokens at byte {starts[number]}; it is cut short, or the two do not belong together"
+                f"{self.bin_path}: has {self.num_bytes} bytes, but {self.idx_path.name} has sequence {number} of "
+                f"{sizes[number]} tokens at byte {starts[number]}; it is truncated, or the two files do not belong "
+                "together"
             )
         used = int(sizes.sum()) * self.dtype.itemsize
         if used != self.num_bytes:
             raise DataError(
-                f"{self.bin_path}: has {self.num_bytes} bytes, {self.idx_path.name} tells of {used}; the two do not "
-                "belong together"
+                f"{self.bin_path}: has {self.num_bytes} bytes, but {self.idx_path.name} describes {used}; the two "
+                "files do not belong together"
             )
         if not used:
-            raise DataError(f"{self.bin_path}: holds no token")
+            raise DataError(f"{self.bin_path}: contains no tokens")
 
 
 class IndexedWriter:
@@ -133,7 +140,7 @@ class IndexedWriter:
         sizes = np.diff(ends)
         if len(sizes) and sizes.max() > MAX_SEQUENCE:
             raise DataError(
-                f"{self._bin_path.name}: a document of {sizes.max()} tokens is longer than the format allows"
+                f"{self._bin_path.name}: has a document of {sizes.max()} tokens, more than the format allows"
             )
         with self._idx_path.open("wb") as file:
             file.write(HEADER.pack(MAGIC, VERSION, self._code, len(sizes), len(sizes) + 1))

@@ -70,7 +70,7 @@ def _total(counts: Iterable[dict[str, int]]) -> dict[str, int]:
 
 def _check(folders: Sequence[Path], parts: dict[Path, Manifest]) -> None:
     if len(folders) < 2:
-        raise DataError(f"{folders[0]}: is one dataset; name at least two to join")
+        raise DataError(f"{folders[0]}: is only one dataset", "name at least two to merge")
     first_folder, first = next(iter(parts.items()))
     text_of: dict[str, Path] = {}
     for folder in folders:
@@ -83,16 +83,17 @@ def _check(folders: Sequence[Path], parts: dict[Path, Manifest]) -> None:
         ):
             if there != here:
                 raise DataError(
-                    f"{folder}: has another {what} than {first_folder} ({here}, {there}); prepare it again with that "
-                    f"one's (tokenizer.path={first_folder / first.tokenizer.file} model.seq_length={first.seq_length} "
-                    f"data.packing={first.packing})"
+                    f"{folder}: has another {what} than {first_folder} ({here}, {there})",
+                    f"prepare it again with that one's (tokenizer.path={first_folder / first.tokenizer.file} "
+                    f"model.seq_length={first.seq_length} data.packing={first.packing})",
                 )
         for part in _parts_of(manifest):
             other = text_of.setdefault(part["corpus digest"], folder)
             if other != folder or folders.count(folder) > 1:
                 raise DataError(
-                    f"{folder} and {other} hold the same text ({part['name']}, corpus digest "
-                    f"{part['corpus digest'][:12]}); what one trains on, the other may hold out; leave one of them out"
+                    f"{folder} and {other} contain the same text ({part['name']}, corpus digest "
+                    f"{part['corpus digest'][:12]}), so one may train on what the other holds out",
+                    "leave one of them out",
                 )
 
 

@@ -156,7 +156,7 @@ def measure(here: Runtime, config: RunConfig, folder: Path, rounds: int) -> dict
 def steps_with(here: Runtime, config: RunConfig, engine: Any, save: Callable[[], float]) -> tuple[float, float, float]:
     """Seconds blocked, seconds of all, highest resident bytes of three steps, with a save after the first."""
     dist.barrier()
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the high-water mark begins anew
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets the high-water mark
     began = time.perf_counter()
     train(here, config, engine, [0])
     blocked = save()
@@ -167,7 +167,7 @@ def steps_with(here: Runtime, config: RunConfig, engine: Any, save: Callable[[],
 
 
 def save_gathered(engine: Any, path: Path) -> None:
-    """Whole tensors on rank 0 and one file, as scripts do that know one process only."""
+    """Whole tensors on rank 0 and one file, like scripts written for one process."""
     mine = [(shard.name, shard.shape, shard.start, shard.data.detach().flatten()) for shard in engine.state_shards()]
     rank, size = dist.get_rank(), dist.get_world_size()
     described: list[Any] = [None] * size
@@ -195,7 +195,7 @@ def seconds_of(work: Callable[[], object]) -> float:
 
 
 def dd(files: list[Path], folder: Path, before: Path) -> float:
-    """Seconds to write these files, which the system has in memory, into a folder, and to delete another one."""
+    """Seconds to write these files, which are in the page cache, into a folder, and to delete another folder."""
     folder.mkdir(exist_ok=True)
     for path in files:
         path.read_bytes()
@@ -211,7 +211,7 @@ def dd(files: list[Path], folder: Path, before: Path) -> float:
 
 
 if __name__ == "__main__":
-    # Under its module's name, not as __main__: the ranks find `measure` there.
+    # Import the module by name, because the ranks cannot find `measure` in __main__.
     from tests.benchmarks import checkpoints
 
     checkpoints.main()

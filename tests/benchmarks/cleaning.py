@@ -112,7 +112,7 @@ def their_work(permutations: Mapping[str, int]) -> dict[str, Work]:
     atexit.register(shutil.rmtree, folder)
 
     def filtered(filter_: object, text: str) -> None:
-        split_into_parts.cache_clear()  # it remembers the words of the last five texts: here each filter stands alone
+        split_into_parts.cache_clear()  # each filter is timed alone, without cached words
         filter_.filter(Document(text=text, id="0"))  # type: ignore[attr-defined]
 
     def every_step(text: str) -> None:

@@ -26,7 +26,7 @@ def memory_bytes(key: str) -> int:
 
 
 def datasketch(task: dict[str, Any]) -> Timed:
-    """Each text asks an index of those kept for candidates, and is kept if none of them is alike."""
+    """Each text queries an index of the kept texts for candidates, and is kept if none of them is similar."""
     from datasketch import MinHash, MinHashLSH
 
     began = time.process_time()

@@ -105,7 +105,7 @@ class PlainLoop:
         )
 
     def __call__(self) -> Tensor:
-        """Train on the next batch; its loss, which nobody has waited for."""
+        """Train on the next batch. Returns its loss without waiting for it."""
         parts = next(self.batches).split(self.micro_batch_size)
         total = torch.zeros((), device=self.device)
         for tokens in parts:
@@ -140,7 +140,7 @@ class PlainLoop:
 
 
 class Pace:
-    """Stands in the place of a sink: lets the other sides take their steps between two of ours, and keeps all times."""
+    """Takes the place of a sink: lets the other sides take their steps between two of ours, and records all times."""
 
     def __init__(self, others: Mapping[str, Callable[[], object]], device: torch.device) -> None:
         self.others, self.device = others, device

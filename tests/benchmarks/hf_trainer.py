@@ -16,13 +16,13 @@ from pretrain.model.size import count_parameters
 
 
 class HfTrainer:
-    """`transformers.Trainer` in a thread, which takes a step when it is told to and then waits.
+    """`transformers.Trainer` in a thread, which takes a step on request and then waits.
 
     Attention by torch's SDPA, fused AdamW, clipping; on a GPU the whole model is compiled. One process, no DDP.
     """
 
     def __init__(self, config: RunConfig, dataset: PackedDataset, device: torch.device) -> None:
-        """Raises SystemExit where the configuration is no Llama: positions, norm, activation and biases of one."""
+        """Raises SystemExit if the configuration is not a Llama: positions, norm, activation and biases."""
         import transformers
 
         model = config.model

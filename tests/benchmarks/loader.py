@@ -43,7 +43,7 @@ from tests.unit.data_pipeline.shards.test_shards import write
 ROUNDS = 5
 SEQ_LENGTH, BATCH, SAMPLES, SHARDS = 2048, 8, 48_000, 12
 WARM_UP_BATCHES, TIMED_BATCHES = 1_500, 20_000
-NEW_BATCHES = 2_000  # of a dataset opened anew; an epoch has 6,000
+NEW_BATCHES = 2_000  # of a dataset opened again; an epoch has 6,000
 PEER_BATCHES = 500  # their pace is a few hundred a second
 SHARD_BYTES = 268_435_456  # as conf/data has it
 
@@ -193,7 +193,7 @@ def opening_and_first_batches(title: str, folder: Path, positions: Mapping[str, 
     for name, position in positions.items():
         times = []
         for _ in range(ROUNDS):
-            dataset = PackedDataset.open(folder, "train")  # anew: what was looked at before is not looked at again
+            dataset = PackedDataset.open(folder, "train")  # opened again, so that all members are checked again
             begin = time.perf_counter()
             stream = train_batches(dataset, seed=1, global_batch_size=BATCH, rank=0, size=1, position=position)
             next(stream)

@@ -68,7 +68,7 @@ def main() -> None:
                 next_batch()
             seconds.append((time.perf_counter() - begin) / timed)
         print(f"{package} {importlib.metadata.version(package)}", *seconds, sep=",", flush=True)
-    os._exit(0)  # their threads go on reading
+    os._exit(0)  # their threads are still reading
 
 
 if __name__ == "__main__":

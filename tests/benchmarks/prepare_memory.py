@@ -30,7 +30,7 @@ from tests.benchmarks.tokenize_and_pack import library_texts
 from tests.support.corpus import write_jsonl
 
 FILE_BYTES = 100_000_000
-"""Of a compressed corpus, about, before that."""
+"""Approximate size of a file of the compressed corpus, before compression."""
 
 
 def main() -> None:

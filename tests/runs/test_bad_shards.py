@@ -20,7 +20,7 @@ SKIP = ("data.on_bad_shard=skip", *SHORT)
 
 @pytest.fixture(scope="module")
 def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dataset of several shards."""
+    """A dataset with several shards."""
     folder = tmp_path_factory.mktemp("sharded")
     corpus = write_jsonl(folder / "corpus.jsonl", make_texts(60))
     done = Workplace(folder, folder / "dataset").prepare(f"data.inputs=[{corpus}]", "data.shard_bytes=10000")
@@ -58,7 +58,7 @@ def test_skipped_samples_are_counted_over_ranks_and_stops(place):
     ]
 
 
-def test_a_bad_validation_shard_costs_no_step(place):
+def test_a_bad_validation_shard_loses_no_step(place):
     shard = next(place.dataset.glob("validation-*.tar"))
     whole = shard.read_bytes()
     shard.write_bytes(whole[:600] + bytes([whole[600] ^ 1]) + whole[601:])
@@ -91,7 +91,7 @@ def test_a_batch_of_only_bad_samples_stops_all_ranks(place):
     assert max(train_records(place.run_dir("empty"))) == empty - 1
 
 
-def test_a_run_whose_shards_all_go_bad_stops(place):
+def test_a_run_stops_when_all_its_shards_are_bad(place):
     with place.training("bare", *SKIP, "train.max_steps=100000", "checkpoint.every_steps=0") as run:
         run.wait_for_step(20)
         for path in place.dataset.glob("train-*.tar"):

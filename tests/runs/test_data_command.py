@@ -8,7 +8,7 @@ import pytest
 from pretrain.cli import main
 
 
-def test_a_dataset_is_shown_counted_and_found_whole(place):
+def test_inspect_stats_and_verify_show_a_dataset(place):
     shown = place.command("data", "inspect", str(place.dataset), "--samples", "2", "--split", "validation")
     assert shown.returncode == 0 and shown.stdout.count("--- validation sample") == 2
     counted = place.command("data", "stats", str(place.dataset))
@@ -25,11 +25,12 @@ def test_damage_is_named_with_exit_code_1(place, tmp_path):
     done = place.command("data", "verify", str(damaged))
     assert done.returncode == 1
     assert (
-        done.stdout == f"{damaged}/train-00000.tar: its content differs from what was written (sha256 does not fit)\n"
+        done.stdout
+        == f"{damaged}/train-00000.tar: its content differs from what was written (its sha256 does not match)\n"
     )
 
 
-def test_a_dataset_goes_to_megatron(place, tmp_path):
+def test_a_dataset_is_converted_to_megatron(place, tmp_path):
     written = place.command("data", "convert", str(place.dataset), str(tmp_path / "out"), "--to", "megatron")
     train = json.loads(written.stdout)["train"]
     assert written.returncode == 0 and (tmp_path / "out" / "train.bin").stat().st_size == 2 * train["tokens"]

@@ -43,14 +43,14 @@ def make_texts(count: int, seed: int = 0, num_lines: int = 20) -> list[str]:
 
 
 def write_jsonl(path: Path, texts: Iterable[str], key: str = "text") -> Path:
-    """One JSON object a line."""
+    """One JSON object per line."""
     with path.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps({"id": n, key: text}) + "\n" for n, text in enumerate(texts))
     return path
 
 
 def write_folder(folder: Path, texts: Sequence[str], suffix: str = ".txt") -> Path:
-    """One file a document."""
+    """One file per document."""
     folder.mkdir(parents=True, exist_ok=True)
     for number, text in enumerate(texts):
         (folder / f"{number:04d}{suffix}").write_bytes(text.encode())
@@ -87,7 +87,7 @@ def data_config(path: Path, inputs: Sequence[Path | str], **changes: object) -> 
 
 
 def cache_config(folder: Path | str, **changes: object) -> CacheConfig:
-    """A cache that has room, and little patience."""
+    """A cache with enough room and a short timeout."""
     defaults: dict[str, object] = {
         "dir": str(folder),
         "max_bytes": 1 << 30,
@@ -113,7 +113,7 @@ def tokenizer_config(**changes: object) -> TokenizerConfig:
 
 
 def prepare_config(**changes: object) -> PrepareConfig:
-    """As the product's defaults are, but on one process."""
+    """The product's defaults, but with one process."""
     jobs = SlurmConfig(jobs=1, cores=1, memory="1GB", time="00:10:00", partition=None, account=None, sbatch_flags=())
     defaults = {"executor": "local", "num_workers": 1, "dask_scheduler": None, "slurm": jobs, "report": False}
     return PrepareConfig(**{**defaults, "overwrite": False, **changes})  # type: ignore[arg-type]
@@ -141,7 +141,7 @@ def prepare_synthetic(
 
 
 def documents_of(folder: Path, split: str) -> list[str]:
-    """The text of each document, back from the tokens; the last one lacks its tail."""
+    """The text of each document, decoded from the tokens. The last one lacks its tail."""
     dataset = PackedDataset.open(folder, split)
     samples = dataset.read(np.arange(dataset.num_samples))
     row = [int(samples[0, 0]), *samples[:, 1:].ravel().tolist()]

@@ -1,4 +1,4 @@
-"""Text with something in it for every way to leave out or change a document, and the settings that find it."""
+"""Text that exercises every way to drop or change a document, and the settings for it."""
 
 import random
 from pathlib import Path
@@ -22,7 +22,7 @@ CHANGED = {"lines/repeated": 2 * NUM_ADDRESSES, "pii/email": 2 * NUM_ADDRESSES}
 
 
 def write_dirty(folder: Path, num_texts: int = 150) -> list[Path]:
-    """Two files of lines and a folder of text files; copies, near copies and addresses cross their borders."""
+    """Two JSON lines files and a folder of text files. Copies, near copies and addresses occur across them."""
     chance = random.Random(1)
     clean = make_texts(num_texts)
     long = [text for text in clean if text.count(" ") > 100]
@@ -53,7 +53,7 @@ def write_dirty(folder: Path, num_texts: int = 150) -> list[Path]:
 
 
 def dirty_settings(folder: Path, dedup: str = "near") -> dict[str, object]:
-    """Changes of `data_config`; writes the benchmark's file into the folder."""
+    """Changes for `data_config`. Writes the benchmark's file into the folder."""
     benchmark = folder / "benchmark.txt"
     if not benchmark.exists():
         benchmark.write_text(BENCHMARK)

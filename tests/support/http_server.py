@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 Fault = Callable[["Handler", bytes], bool]
-"""Does something instead of a right answer and returns True, or returns False for the right one."""
+"""Sends a faulty response and returns True, or returns False to send the right response."""
 
 
 class Served:
@@ -21,28 +21,28 @@ class Served:
     def __init__(self, port: int) -> None:
         self.url = f"http://127.0.0.1:{port}"
         self.requests: collections.Counter[str] = collections.Counter()
-        """By file name."""
+        """Number of requests by file name."""
         self.ranges: list[str] = []
         """The Range headers, in order."""
         self.faults: dict[str, list[Fault]] = {}
-        """By file name: of its first request, of its second, and so on."""
+        """By file name: faults of the first request, the second, and so on."""
         self.lasting: dict[str, Fault] = {}
-        """By file name: of every further request."""
+        """By file name: the fault of every further request."""
         self.every: Fault | None = None
         """The fault for each request that has no fault of its own."""
         self.passwords: set[str] = set()
-        """User and password of requests that had them."""
+        """User and password of the requests that had them."""
         self.takes_ranges = True
         self.released = threading.Event()
         """Set at the end, to release requests that hang."""
 
     def fault(self, name: str, *faults: Fault) -> None:
-        """The first requests for a file go wrong, one after another."""
+        """The first requests for a file fail with these faults, in order."""
         self.faults[name] = list(faults)
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Files of a folder, in whole or from a byte on."""
+    """Serves files of a folder, completely or from an offset."""
 
     folder: Path
     served: Served
@@ -92,7 +92,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 @contextmanager
 def serving(folder: Path, of: type[Handler] = Handler) -> Iterator[Served]:
-    """The folder at a URL of this machine."""
+    """Serve the folder at a local URL."""
     os.environ.setdefault("no_proxy", "127.0.0.1")
     handler = type("OfFolder", (of,), {"folder": folder})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
@@ -133,14 +133,14 @@ def closes(handler: Handler, content: bytes) -> bool:
 
 
 def cut(handler: Handler, content: bytes) -> bool:
-    """Announces everything, sends half."""
+    """Announces everything and sends half."""
     handler.answer(content, half=True)
     handler.close_connection = True
     return True
 
 
 def short(handler: Handler, content: bytes) -> bool:
-    """Announces half, and sends it."""
+    """Announces half and sends it."""
     handler.answer(content[: len(content) // 2])
     return True
 

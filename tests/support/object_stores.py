@@ -1,4 +1,4 @@
-"""Buckets on servers of this machine that speak S3 and Google Cloud Storage, behind a relay that has faults."""
+"""Buckets on local servers that speak S3 and Google Cloud Storage, behind a relay that can inject faults."""
 
 import http.client
 import json
@@ -17,7 +17,7 @@ import pytest
 from tests.support.http_server import Handler, Served, serving
 
 SCHEMES = "s3", "gs"
-# Read when gcsfs is imported: emulators speak no gRPC, over which it asks for each bucket's kind.
+# Read when gcsfs is imported. Emulators do not speak gRPC, which it would use to ask for each bucket's kind.
 os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
 WRITES = "writes"
 _OF_ONE_CONNECTION = {"connection", "transfer-encoding", "content-length", "keep-alive"}
@@ -25,7 +25,7 @@ _OF_ONE_CONNECTION = {"connection", "transfer-encoding", "content-length", "keep
 
 @dataclass(frozen=True)
 class Bucket:
-    """An empty one, of its own for each test, and the relay on the way to it."""
+    """A new empty bucket for each test, and the relay in front of it."""
 
     scheme: str
     name: str
@@ -37,11 +37,11 @@ class Bucket:
 
     @cached_property
     def files(self) -> fsspec.AbstractFileSystem:
-        """Not what is tested: another instance of its file system."""
+        """Access that is not under test: another instance of the file system."""
         return fsspec.filesystem(self.scheme, skip_instance_cache=True, use_listings_cache=False)
 
     def put(self, name: str, content: bytes) -> str:
-        """Its URL."""
+        """Store an object and return its URL."""
         self.files.pipe_file(f"{self.name}/{name}", content)
         return f"{self.url}/{name}"
 
@@ -56,13 +56,13 @@ class Bucket:
         if self.scheme == "s3":
             anything = {"Effect": "Deny", "Principal": "*", "Action": "s3:*", "Resource": f"arn:aws:s3:::{self.name}/*"}
             self.files.call_s3("put_bucket_policy", Bucket=self.name, Policy=json.dumps({"Statement": [anything]}))
-        else:  # the emulator knows no rights
+        else:  # the emulator has no access rights
             self.served.every = forbidden
 
 
 @contextmanager
 def s3_server() -> Iterator[int]:
-    """Its port."""
+    """The server's port."""
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
@@ -75,7 +75,7 @@ def s3_server() -> Iterator[int]:
 
 @contextmanager
 def gs_server() -> Iterator[int]:
-    """Its port."""
+    """The server's port."""
     from gcp_storage_emulator.server import create_server
 
     with create_server("127.0.0.1", 0, in_memory=True) as server:
@@ -124,10 +124,10 @@ def bucket_at(scheme: str, port: int, patch: pytest.MonkeyPatch) -> Iterator[Buc
 
 
 class Relay(Handler):
-    """Hands requests on, and their answers back unless a fault is due.
+    """Forwards requests and their responses, unless a fault is due.
 
-    The last part of an object's name stands for requests of its bytes, `about NAME` for those of all else about it,
-    WRITES for those that change anything.
+    Faults are selected by the last part of an object's name for requests of its bytes, by `about NAME` for other
+    requests about it, and by WRITES for those that change anything.
     """
 
     port: int
@@ -176,7 +176,7 @@ class Relay(Handler):
 
 
 def forbidden(handler: Relay, content: bytes) -> bool:
-    """As Google's server refuses."""
+    """Refuses like Google's server."""
     message = "somebody does not have storage.objects.get access to the object, or it does not exist."
     body = json.dumps({"error": {"code": 403, "message": message}}).encode()
     handler.send_response(403)

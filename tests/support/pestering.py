@@ -1,4 +1,4 @@
-"""Processes that get a signal again and again while they end."""
+"""Processes that receive a signal repeatedly while they exit."""
 
 import signal
 import subprocess
@@ -8,7 +8,7 @@ from tests.support.runs import ROOT
 
 
 def run_pestered(command: Sequence[str], by: signal.Signals | None = None) -> tuple[int, str]:
-    """A process's exit code and its first line, from when on it may get a signal all the time, until it is gone."""
+    """A process's exit code and its first line. From that line on it receives the signal repeatedly until it exits."""
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         printed = process.stdout.readline()

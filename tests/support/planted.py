@@ -1,4 +1,4 @@
-"""Real text that every Python has, cut into documents, and copies of them with some words changed."""
+"""Real text that every Python has, split into documents, and copies of them with some words changed."""
 
 import ast
 import pydoc_data.topics
@@ -34,7 +34,7 @@ def docstrings() -> Iterator[str]:
 
 
 def documents(texts: Iterable[str], seed: int) -> list[str]:
-    """The texts one after another, cut into pieces of SHORTEST to LONGEST words."""
+    """The texts concatenated, then split into documents of SHORTEST to LONGEST words."""
     text = "\n\n".join(texts)
     starts = [match.start() for match in WORD.finditer(text)]
     chance = random.Random(seed)
@@ -61,7 +61,7 @@ def edited(text: str, share: float, words: Sequence[str], chance: random.Random)
 
 
 def shingles(text: str, n: int) -> set[tuple[str, ...]]:
-    """Runs of `n` words, in plain Python, for ASCII text: what signatures are an estimate of."""
+    """The n-grams of words in plain Python, for ASCII text. Signatures estimate their overlap."""
     words = re.findall("[a-z0-9]+", text.lower())
     return {tuple(words[at : at + n]) for at in range(len(words) - n + 1)}
 

@@ -1,4 +1,4 @@
-"""Small real tokenizers of other makers, trained on the spot."""
+"""Small real tokenizers of other kinds, trained on the spot."""
 
 import base64
 import functools
@@ -32,14 +32,14 @@ def byte_level_bpe(vocab_size: int = 400, special: Sequence[str] = (END,), seed:
 
 
 def changed(record: str, **changes: Any) -> str:
-    """A tokenizer.json with other values at its top."""
+    """A tokenizer.json with other top-level values."""
     return json.dumps(json.loads(record) | changes)
 
 
 def tiktoken_ranks(tokenizer_json: str) -> dict[bytes, int]:
-    """The tokens of a byte-level BPE as bytes, in the order of their merging."""
+    """The tokens of a byte-level BPE as bytes, in merge order."""
     record = json.loads(tokenizer_json)
-    # Byte-level tokenizers write each byte as a printable character: the printable ones as themselves.
+    # Byte-level tokenizers write each byte as a printable character; printable bytes stay themselves.
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     byte_of = {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}

@@ -17,7 +17,7 @@ def test_each_epoch_is_a_permutation(num_samples, seed, epoch):
     num_samples=st.integers(1, 500),
     positions=st.lists(st.integers(0, 5000), max_size=50),
 )
-def test_a_position_alone_gives_what_any_window_gives(num_samples, positions):
+def test_a_single_position_equals_any_window(num_samples, positions):
     whole = shuffled_indices(np.arange(5001), num_samples, seed=7)
     assert shuffled_indices(positions, num_samples, seed=7).tolist() == whole[positions].tolist()
 
@@ -34,7 +34,7 @@ def test_epochs_and_seeds_differ_and_look_shuffled(num_samples):
             assert abs(np.corrcoef(first, second)[0, 1]) < 5 / np.sqrt(num_samples)
 
 
-def test_every_place_is_equally_likely():
+def test_every_position_is_equally_likely():
     counts = np.zeros((100, 100))
     for seed in range(1000):
         counts[np.arange(100), shuffled_indices(range(100), 100, seed)] += 1
@@ -66,5 +66,5 @@ def test_every_place_is_equally_likely():
     ],
 )
 def test_the_order_never_changes(num_samples, seed, start, expected):
-    """A checkpoint holds a position only: another order would silently train on other text."""
+    """A checkpoint holds only a position, so another order would silently train on other text."""
     assert shuffled_indices(range(start, start + 8), num_samples, seed).tolist() == expected

@@ -1,4 +1,4 @@
-"""Decisions are those of datatrove 0.10.1, recorded by tests/golden/make_cleaning.py."""
+"""Decisions equal those of datatrove 0.10.1, recorded by tests/golden/make_cleaning.py."""
 
 import hashlib
 import json
@@ -29,13 +29,13 @@ def rule_of(cleaned):
 
 
 @pytest.mark.parametrize("step", NAMES)
-def test_given_the_same_words_every_decision_and_its_reason_are_datatroves(step):
+def test_decisions_equal_datatroves_given_the_same_words(step):
     for number, document in enumerate(DOCUMENTS):
         expected = our_rule(step, document["decisions"].get(step))
         assert rule_of(decide(step, document)) == expected, (number, document["kind"], document["text"])
 
 
-def test_the_text_that_c4s_rules_leave_is_datatroves():
+def test_text_left_by_c4_rules_equals_datatroves():
     kept = [document for document in DOCUMENTS if "c4" in document]
     assert len(kept) > 50
     for document in kept:
@@ -43,12 +43,12 @@ def test_the_text_that_c4s_rules_leave_is_datatroves():
 
 
 @pytest.mark.parametrize("step", NAMES)
-def test_the_golden_documents_make_every_rule_drop_some_and_keep_some(step):
+def test_golden_documents_exercise_every_rule_both_ways(step):
     reasons = {our_rule(step, document["decisions"].get(step)) for document in DOCUMENTS}
     assert reasons == {None, *(rule.name for rule in STEPS[step].rules if not rule.changes)}
 
 
-def test_our_words_lead_to_the_decisions_of_datatrove_as_it_ships_on_nearly_all_real_text():
+def test_decisions_on_real_text_nearly_always_equal_datatroves():
     pairs = [
         (rule_of(decide(step, document)) is None, step not in document["shipped"])
         for document in DOCUMENTS
@@ -59,6 +59,6 @@ def test_our_words_lead_to_the_decisions_of_datatrove_as_it_ships_on_nearly_all_
     assert sum(ours == theirs for ours, theirs in pairs) / len(pairs) > 0.985
 
 
-def test_the_classes_of_characters_are_datatroves():
+def test_character_classes_equal_datatroves():
     assert digest("".join(sorted(TERMINAL))) == GOLDEN["terminal"]
     assert digest("".join(sorted(SYMBOLS))) == GOLDEN["symbols"]

@@ -9,7 +9,7 @@ from data_pipeline.cleaning.personal import cards, emails, ip_addresses, is_card
 from data_pipeline.cleaning.secret_keys import secret_keys
 
 ALL = {"step": "pii", **dict.fromkeys(("email", "ip", "phone", "card", "key"), "mask")}
-# Put together here, so that no scanner takes this file for a leak.
+# Assembled here, so that scanners do not take this file for a leak.
 BLOCK = "-----BEGIN {0}PRIVATE KEY-----\n" + "MIIEow" * 30 + "\n" + "ab+/" * 12 + "==\n-----END {0}PRIVATE KEY-----"
 KEYS = (
     BLOCK.format(""),
@@ -43,7 +43,7 @@ def found(finder, text):
     ],
 )
 @pytest.mark.parametrize("frame", ["{}", "<{}>", "write to {}.", "'{}',", "mailto:{}?subject=x", "(…{}…)"])
-def test_mail_addresses_are_found_whole(address, frame):
+def test_email_addresses_are_found_completely(address, frame):
     assert found(emails, frame.format(address)) == [address]
 
 
@@ -102,7 +102,7 @@ def test_telephone_numbers_are_found(number):
         "+1.12345679",
     ],
 )
-def test_other_numbers_are_no_telephones(text):
+def test_other_numbers_are_not_telephone_numbers(text):
     assert found(phones, text) == []
 
 
@@ -110,7 +110,7 @@ def test_other_numbers_are_no_telephones(text):
     "number",
     ["4111111111111111", "4111 1111 1111 1111", "5500-0000-0000-0004", "3400 000000 00009", "6011000000000004"],
 )
-def test_cards_are_found_and_one_wrong_digit_makes_them_none(number):
+def test_cards_are_found_only_with_a_valid_check_digit(number):
     assert found(cards, f"card {number}.") == [number]
     wrong = number[:-1] + str((int(number[-1]) + 1) % 10)
     assert found(cards, f"card {wrong}.") == []
@@ -120,12 +120,12 @@ def test_cards_are_found_and_one_wrong_digit_makes_them_none(number):
     "text",
     ["1111111111111117", "0.4111111111111111", "4111111111111111.5", "x-4111111111111111", "4" + "1" * 22],
 )
-def test_other_long_numbers_are_no_cards(text):
+def test_other_long_numbers_are_not_cards(text):
     assert found(cards, text) == []
 
 
 @given(st.text("0123456789", min_size=13, max_size=19))
-def test_the_check_digit_is_luhns(digits):
+def test_the_check_digit_follows_luhn(digits):
     doubled = "".join(d if (len(digits) - i) % 2 else str(2 * int(d)) for i, d in enumerate(digits))
     is_valid = sum(map(int, doubled.replace("", " ").split())) % 10 == 0
     assert is_valid or not is_card(digits)
@@ -145,18 +145,18 @@ FINDERS = {
 
 @pytest.mark.parametrize("written", FINDERS)
 @pytest.mark.parametrize("frame", ["_{}_", "__{}__", "**_{}_**", "{}__", "{}--Mary", "{}-", "{}- or", "{}--", "({}_)"])
-def test_what_is_emphasised_or_beside_a_dash_is_found(written, frame):
+def test_matches_in_emphasis_or_beside_a_dash_are_found(written, frame):
     assert found(FINDERS[written], frame.format(written)) == [written]
 
 
 @pytest.mark.parametrize("written", [written for written in FINDERS if "@" not in written])
 @pytest.mark.parametrize("frame", ["x{}", "x_{}", "x__{}", "{}x", "{}_x", "{}__x"])
-def test_what_is_within_a_longer_name_is_left_alone(written, frame):
+def test_matches_inside_a_longer_name_are_left_alone(written, frame):
     assert found(FINDERS[written], frame.format(written)) == []
 
 
 @pytest.mark.parametrize("number", ["4111 1111 1111 1111", "415-555-2671"])
-def test_numbers_after_a_typed_dash_are_found_and_longer_ones_left_alone(number):
+def test_numbers_after_a_dash_are_found_unless_too_long(number):
     finder = cards if number.startswith("4111") else phones
     assert found(finder, f"mine--{number}") == [number]
     for longer in (f"2-{number}", f"{number}-2", f"-{number}", f"{number}_2"):
@@ -164,18 +164,18 @@ def test_numbers_after_a_typed_dash_are_found_and_longer_ones_left_alone(number)
 
 
 @pytest.mark.parametrize("address", ["a@b.com-pany.org", "a@b.com--pany.org", "a@b.com_pany.org"])
-def test_a_domain_goes_on_after_a_hyphen_where_it_ends_in_letters(address):
+def test_a_domain_may_contain_hyphens_and_ends_in_letters(address):
     assert found(emails, address) == [address]
 
 
 @pytest.mark.parametrize("text", ["x@self.weight_matrix", "x@self.weight__matrix", "a@b.com-pany", "a@b.com_-x"])
-def test_names_that_are_no_domain_are_left_alone(text):
+def test_invalid_domains_are_left_alone(text):
     assert found(emails, text) == []
 
 
 @pytest.mark.parametrize("key", KEYS)
 @pytest.mark.parametrize("frame", ["{}", "key = '{}'\n", "a {}\n\nb"])
-def test_keys_are_found_whole(key, frame):
+def test_keys_are_found_completely(key, frame):
     assert found(secret_keys, frame.format(key)) == [key]
 
 
@@ -189,19 +189,19 @@ def test_keys_are_found_whole(key, frame):
         "eyJ.eyJ.",
     ],
 )
-def test_the_mention_of_a_key_is_none(text):
+def test_a_mention_of_a_key_is_not_a_key(text):
     assert (
         found(secret_keys, text + " is what it begins with; more text follows here, of some length, as it should be")
         == []
     )
 
 
-def test_a_key_that_the_end_of_the_document_cuts_is_masked_to_the_end():
+def test_a_key_cut_off_by_the_documents_end_is_masked():
     cut = KEYS[0][:150]
     assert Cleaner([ALL]).clean(f"x\n{cut}").text == "x\n<key>"
 
 
-def test_each_kind_is_left_alone_masked_or_drops_the_document():
+def test_each_kind_can_be_ignored_masked_or_dropped():
     text = "mail a@b.co or a.b@c.org from 93.184.216.34"
     outcome = {
         mode: Cleaner([{"step": "pii", "email": mode, "ip": "off"}]).clean(text) for mode in ("off", "mask", "drop")
@@ -253,7 +253,7 @@ MILLION = 1 << 20
         *("_", "a@b.co_", "@a.bc_-", "1.1.1.1_", "_1", "--4", "+1--", "_eyJ", "--eyJ", "-_eyJ", "-_sk-", "_AKIA"),
     ),
 )
-def test_a_megabyte_made_to_be_slow_takes_less_than_a_second(piece):
+def test_adversarial_text_of_a_megabyte_takes_under_a_second(piece):
     text = piece * (MILLION // len(piece))
     cleaner = Cleaner([ALL])
     begin = time.process_time()

@@ -8,12 +8,12 @@ def clean(text, *steps):
     return Cleaner(steps).clean(text)
 
 
-def test_no_steps_leave_the_text_as_it_is():
+def test_without_steps_the_text_is_unchanged():
     cleaned = clean(" \r\n\x00\ud800", *[])
     assert (cleaned.text, cleaned.dropped_by, cleaned.changed_by) == (" \r\n\x00\ud800", None, ())
 
 
-def test_steps_go_in_order_and_the_first_that_drops_ends_it():
+def test_steps_run_in_order_until_one_drops():
     mask_first = clean("a@b.co", {"step": "pii"}, {"step": "length", "max_chars": 7})
     limit_first = clean("a@b.co", {"step": "length", "max_chars": 5}, {"step": "pii"})
     assert (mask_first.text, limit_first.dropped_by) == ("<email>", "length/too_many_chars")
@@ -32,14 +32,14 @@ def test_steps_go_in_order_and_the_first_that_drops_ends_it():
         ({"max_words": 2}, "one two.", "too_many_words"),
     ],
 )
-def test_length_limits_hold_themselves(settings, text, rule):
+def test_length_limits_are_inclusive(settings, text, rule):
     assert clean(text, {"step": "length", **settings}).dropped_by == (rule and f"length/{rule}")
 
 
 PAGE = "First line.\r\n\r\n  Please enable JavaScript.\nWe USE COOKIES here\nPrivacy Policy\n  last line, no end"
 
 
-def test_lines_go_and_all_others_stay_to_the_last_space():
+def test_removing_lines_leaves_all_others_unchanged():
     cleaned = clean(PAGE, {"step": "lines"})
     assert cleaned.text == "First line.\r\n\r\n  last line, no end"
     assert cleaned.changes == {"lines/javascript": 1, "lines/cookies": 1, "lines/policy": 1}
@@ -51,22 +51,22 @@ def test_each_kind_of_line_can_be_kept():
     assert clean(PAGE, {"step": "lines", **off, "policy": True}).changed_by == ("lines/policy",)
 
 
-def test_lines_with_a_users_pattern_go():
+def test_lines_that_match_a_pattern_are_removed():
     cleaned = clean("a\nShare on X\nb\nshare it", {"step": "lines", "patterns": ["^Share on", r"\bz\b"]})
     assert (cleaned.text, cleaned.changes) == ("a\nb\nshare it", {"lines/pattern": 1})
 
 
-def test_of_repeated_lines_the_first_stay_and_lines_without_letters_are_not_counted():
+def test_repeated_lines_are_removed_after_the_first_ones():
     text = "menu\n}\n}\n\nx\n}\n menu\n\nmenu \nmenu"
     cleaned = clean(text, {"step": "lines", "max_repeats": 2})
     assert (cleaned.text, cleaned.changes) == ("menu\n}\n}\n\nx\n}\n menu\n\n", {"lines/repeated": 2})
 
 
-def test_a_document_of_which_a_step_leaves_nothing_is_dropped_by_name():
+def test_a_document_left_empty_is_dropped_under_the_steps_name():
     assert clean("enable javascript\n\n", {"step": "lines"}).dropped_by == "lines/nothing_left"
 
 
-def test_c4_counts_what_it_does_to_lines():
+def test_c4_counts_the_lines_it_changes():
     good = "This is a sentence.\n" * 5
     text = (
         good
@@ -81,7 +81,7 @@ def test_c4_counts_what_it_does_to_lines():
     } | {"c4/whitespace": 2, "c4/long_word": 1}
 
 
-def test_c4s_rules_can_each_be_switched_off():
+def test_each_c4_rule_can_be_switched_off():
     text = "a {\nlorem ipsum, javascript, use cookies [1]"
     off = dict.fromkeys(
         ("citations", "terminal_punctuation", "lorem_ipsum", "javascript", "curly_bracket", "policy"), False
@@ -90,7 +90,7 @@ def test_c4s_rules_can_each_be_switched_off():
     assert clean(text, {"step": "c4", **off, **none}).text == text
 
 
-def test_gophers_and_finewebs_rules_can_each_be_switched_off():
+def test_each_gopher_and_fineweb_rule_can_be_switched_off():
     quality = ("min_words", "max_words", "min_mean_word_chars", "max_mean_word_chars", "max_symbols_per_word")
     quality += ("max_bullet_lines", "max_ellipsis_lines", "min_alpha_words", "min_stop_words")
     blocks = [f"max_duplicate_{kind}" for kind in ("lines", "paragraphs", "line_chars", "paragraph_chars")]
@@ -106,7 +106,7 @@ def test_gophers_and_finewebs_rules_can_each_be_switched_off():
 
 
 class TestFtfy:
-    def test_lines_decoded_by_the_wrong_table_are_repaired_and_all_else_stays(self):
+    def test_only_wrongly_decoded_lines_are_repaired(self):
         good = "“quotes” ﬁne 日本語\r\n"
         cleaned = clean(f"{good}schÃ¶n\r\n{good}", {"step": "ftfy"})
         assert cleaned.text == f"{good}schön\r\n{good}"
@@ -115,19 +115,19 @@ class TestFtfy:
 
 
 class TestLanguage:
-    ENGLISH = "The train came in time, but there was nobody on the platform and we waited until the evening."
+    ENGLISH = "The train came in time, but there was no one on the platform and we waited until the evening."
     GERMAN = "Der Zug kam pünktlich, aber auf dem Bahnsteig war niemand, und wir warteten bis zum Abend."
 
-    def test_documents_in_the_languages_stay(self):
+    def test_documents_in_the_listed_languages_are_kept(self):
         step = {"step": "language", "keep": ["en"]}
         assert clean(self.ENGLISH, step).text == self.ENGLISH
         assert clean(self.GERMAN, step).dropped_by == "language/other_language"
         assert clean(self.GERMAN, {"step": "language", "keep": ["en", "de"]}).text == self.GERMAN
 
-    def test_a_doubtful_answer_drops_unless_the_least_score_is_low(self):
+    def test_an_uncertain_language_is_dropped_below_min_score(self):
         assert clean("", {"step": "language", "keep": ["en"]}).dropped_by == "language/low_score"
         assert clean("", {"step": "language", "keep": ["en"], "min_score": 0}).dropped_by is None
 
-    def test_a_language_that_the_model_cannot_answer_is_refused(self):
+    def test_an_unknown_language_is_refused(self):
         with pytest.raises(DataError, match=r"data.steps\[0\].keep\[1\]=eng: must be one of .*\ben\b"):
             Cleaner([{"step": "language", "keep": ["en", "eng"]}])

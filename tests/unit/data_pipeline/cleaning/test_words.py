@@ -14,7 +14,7 @@ ANY = st.text(st.one_of(st.characters(exclude_categories=()), st.sampled_from("a
 
 
 @given(ANY)
-def test_each_character_that_is_no_space_is_in_just_one_word(text):
+def test_each_nonspace_character_is_in_exactly_one_word(text):
     assert "".join(split_words(text)) == "".join(text.split())
 
 
@@ -30,7 +30,7 @@ def test_each_character_that_is_no_space_is_in_just_one_word(text):
         ("你好，世界。", ["你好", "，", "世界", "。"]),
     ],
 )
-def test_words_are_split_as_the_english_tokenizers_do(text, words):
+def test_words_are_split_like_english_tokenizers_do(text, words):
     assert split_words(text) == words
 
 
@@ -43,7 +43,7 @@ def test_sentences_end_before_the_word_after_their_closing_marks(text, sentences
 
 
 @given(st.lists(st.text(st.characters(exclude_categories=()), min_size=1, max_size=9), max_size=30))
-def test_arrays_over_words_say_what_loops_over_characters_say(words):
+def test_arrays_over_words_match_plain_loops(words):
     arrays = Words(words)
     assert arrays.lengths.tolist() == [len(word) for word in words]
     assert [bool(kind & SOLID) for kind in arrays.kinds] == [any(c not in SYMBOLS for c in word) for word in words]
@@ -51,7 +51,7 @@ def test_arrays_over_words_say_what_loops_over_characters_say(words):
 
 
 @given(st.lists(st.sampled_from(["a", "b", "ab", "ba", "aa", "x" * 5000]), min_size=3, max_size=40))
-def test_hashes_are_equal_just_where_the_text_is(words):
+def test_hashes_are_equal_exactly_where_texts_are(words):
     arrays = Words(words)
     sequences = arrays.sequence_hashes(arrays.sequence_hashes(arrays.hashes))
     joined = arrays.joined_hashes(arrays.joined_hashes(arrays.hashes))
@@ -84,7 +84,7 @@ PIECES = (["a"], ["b"], ["ab"], ["ba"], list("cdefg"), ["fg", "h"], ["x" * 5000]
     numbers=st.lists(st.integers(0, 120), max_size=200),
     more=st.lists(st.sampled_from(PIECES), max_size=8),
 )
-def test_ngrams_hold_what_plain_loops_count(numbers, more):
+def test_ngram_measures_match_plain_loops(numbers, more):
     words = [f"w{number}" for number in numbers]
     for item in more:
         words[len(words) // 2 :: 7] = (item * len(words))[: len(words[len(words) // 2 :: 7])]
@@ -97,7 +97,7 @@ def test_ngrams_hold_what_plain_loops_count(numbers, more):
 
 
 @given(st.text(st.sampled_from("ab\n\n\n \t"), max_size=30))
-def test_lines_and_paragraphs_are_those_of_the_regular_expressions(text):
+def test_lines_and_paragraphs_match_regular_expressions(text):
     assert lines_of(text) == re.split(r"\n+", text)
     assert paragraphs_of(text) == re.split(r"\n{2,}", text.strip())
 

@@ -27,7 +27,7 @@ def signed(rows):
 
 
 def one_after_another(rows):
-    """What `near_duplicates` promises, with every pair looked at."""
+    """The specification of `near_duplicates`, comparing every pair."""
     kept, originals = [], []
     for number, row in enumerate(rows):
         pairs = [np.equal(row, rows[other]) for other in kept]
@@ -42,8 +42,11 @@ def one_after_another(rows):
 
 
 @given(ROWS)
-def test_each_document_is_a_copy_of_the_first_kept_one_that_it_is_alike(rows):
-    neighbours, clusters.MAX_DISTANCE = clusters.MAX_DISTANCE, 25  # so that every pair of so few documents is compared
+def test_each_copy_belongs_to_its_first_similar_kept_document(rows):
+    neighbours, clusters.MAX_DISTANCE = (
+        clusters.MAX_DISTANCE,
+        25,
+    )  # large enough to compare every pair of so few documents
     try:
         assert near_duplicates(signed(rows), SMALL).tolist() == one_after_another(rows)
     finally:
@@ -51,7 +54,7 @@ def test_each_document_is_a_copy_of_the_first_kept_one_that_it_is_alike(rows):
 
 
 @given(ROWS, st.integers(1, 3), st.integers(1, 7))
-def test_blocks_do_not_matter(rows, neighbours, block):
+def test_block_size_does_not_matter(rows, neighbours, block):
     before = clusters.MAX_DISTANCE, clusters.BLOCK
     clusters.MAX_DISTANCE = neighbours
     try:
@@ -63,7 +66,7 @@ def test_blocks_do_not_matter(rows, neighbours, block):
 
 
 @given(ROWS, st.integers(1, 3))
-def test_what_is_left_out_is_alike_what_is_kept_for_it(rows, neighbours):
+def test_a_dropped_document_is_similar_to_the_kept_one(rows, neighbours):
     before, clusters.MAX_DISTANCE = clusters.MAX_DISTANCE, neighbours
     try:
         originals = near_duplicates(signed(rows), SMALL)
@@ -85,7 +88,7 @@ def test_a_chain_of_versions_keeps_both_ends():
         assert jaccard(versions[number], versions[original], 3) > 0.3
 
 
-def test_signatures_may_lie_in_a_file(tmp_path: Path):
+def test_signatures_may_be_memory_mapped(tmp_path: Path):
     texts = documents(topics(), seed=1)[:50]
     rows = signatures(texts + texts, DEFAULT)
     np.save(tmp_path / "rows.npy", rows)
@@ -100,7 +103,7 @@ def test_empty_documents_are_not_copies_of_each_other():
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_copies_with_few_edits_are_found_and_nothing_else_is(seed):
+def test_only_copies_with_few_edits_are_found(seed):
     texts = documents(topics(), seed)
     own = near_duplicates(signatures(texts, DEFAULT), DEFAULT)
     texts = [texts[number] for number in np.unique(own)]
@@ -145,7 +148,7 @@ def test_copies_among_many_pages_that_share_a_phrase_are_found():
 
 
 @pytest.mark.parametrize("size", [1, 2, 17, 18, 20_000])
-def test_a_page_many_times_over_is_kept_once(size):
+def test_a_page_repeated_many_times_is_kept_once(size):
     assert not near_duplicates(np.tile(signatures(["a page that is copied"], DEFAULT), (size, 1)), DEFAULT).any()
 
 
@@ -158,16 +161,16 @@ HASHES = st.sampled_from([b"\0" * 16, b"\0" * 15 + b"a", b"a" + b"\0" * 15, cont
 
 
 @given(st.lists(st.lists(HASHES)))
-def test_exact_copies_are_those_of_the_same_hash(hashes):
-    flat, told = [one for some in hashes for one in some], []
+def test_exact_copies_have_the_same_hash(hashes):
+    flat, reported = [one for some in hashes for one in some], []
     stored = [np.frombuffer(b"".join(some), "V16") for some in hashes]
-    originals = exact_duplicates(stored, len(flat), Path(tempfile.gettempdir()), told.append)
+    originals = exact_duplicates(stored, len(flat), Path(tempfile.gettempdir()), reported.append)
     assert originals.tolist() == [flat.index(one) for one in flat]
-    assert told == sorted(told) and told[-1] == 2 * 16 * len(flat)
+    assert reported == sorted(reported) and reported[-1] == 2 * 16 * len(flat)
 
 
 @given(st.lists(st.integers(0, 30)))
-def test_clusters_are_told_by_size_the_largest_with_its_last_copy(values):
+def test_clusters_are_reported_by_size(values):
     numbers = {value: [at for at, one in enumerate(values) if one == value] for value in values}
     clusters = sorted((group for group in numbers.values() if len(group) > 1), key=lambda group: (-len(group), group))
     sizes, largest = duplicates._clusters(np.array([values.index(value) for value in values], np.int64))

@@ -38,7 +38,7 @@ def same(first, second):
     ],
 )
 def test_signatures_never_change(text, expected):
-    """They are stored, and compared with those of other machines and years."""
+    """They are stored, and compared across machines and versions."""
     assert row(text, SMALL).tolist() == expected
 
 
@@ -48,8 +48,8 @@ def test_every_byte_of_a_signature_is_what_it_was():
     assert digest == "fa997c7c1f31e5d08d368109f53312818292f764d89a5e0ec10b00ae1bf038f1"
 
 
-def test_python_folds_case_as_it_did():
-    """Of all alphabets with case but the rarest; Unicode promises it."""
+def test_python_still_folds_case_the_same_way():
+    """For all alphabets with case except the rarest. Unicode promises it."""
     ranges = [range(0x590), range(0x10A0, 0x1100), range(0x1E00, 0x2200), range(0xFF00, 0xFF5F)]
     folded = "".join(chr(code).casefold() for codes in ranges for code in codes)
     assert (
@@ -59,7 +59,7 @@ def test_python_folds_case_as_it_did():
 
 
 @given(st.lists(TEXTS, max_size=12), st.integers(0, 12))
-def test_a_signature_depends_on_its_text_alone(texts, cut):
+def test_a_signature_depends_only_on_its_text(texts, cut):
     cut = min(cut, len(texts))
     alone = [row(text, SMALL) for text in texts]
     assert np.array_equal(signatures(texts, SMALL), np.array(alone, np.uint32).reshape(-1, 4))
@@ -67,7 +67,7 @@ def test_a_signature_depends_on_its_text_alone(texts, cut):
     assert np.array_equal(parts, signatures(texts, SMALL))
 
 
-def test_long_and_short_texts_in_one_call_do_not_touch_each_other():
+def test_texts_in_one_call_do_not_affect_each_other():
     chance = random.Random(0)
     texts = [
         " ".join(str(chance.randrange(50)) for _ in range(size)) for size in (0, 1, 2, 3, 4, 90000, 0, 5, 200000, 1)
@@ -76,8 +76,8 @@ def test_long_and_short_texts_in_one_call_do_not_touch_each_other():
 
 
 @given(st.lists(st.sampled_from(["one", "two", "Three", "четыре", "fünf", "七"]), max_size=30), st.integers(1, 5))
-def test_a_signature_is_the_least_of_its_shingles_signatures(chosen, size):
-    """The law by which it estimates the Jaccard similarity."""
+def test_a_signature_is_the_minimum_over_its_shingles(chosen, size):
+    """This is why it estimates the Jaccard similarity."""
     config = dataclasses.replace(SMALL, shingle_words=size)
     runs = [" ".join(chosen[at : at + size]) for at in range(max(1, len(chosen) - size + 1))]
     assert np.array_equal(row(" ".join(chosen), config), signatures(runs, config).min(axis=0))
@@ -99,7 +99,7 @@ def test_fewer_words_than_a_shingle_are_one_shingle():
 
 
 @pytest.mark.parametrize("blank", ["", " ", "\n\t "])
-def test_a_text_with_nothing_in_it_has_no_shingle(blank):
+def test_an_empty_text_has_no_shingles(blank):
     assert (row(blank) == EMPTY).all()
 
 

@@ -33,7 +33,7 @@ from tests.support.corpus import (
 
 TEXTS = [*make_texts(60), "日本語 🙂\u2581\u2585 </s>\r\n"]
 SPLITS = ("train", "validation")
-UNTOLD = {"inputs.json"}  # times of the source, which other tests touch
+UNTOLD = {"inputs.json"}  # holds times of the source, which other tests touch
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def contents(folder, without=()):
     return {file.name: file.read_bytes() for file in sorted(folder.iterdir()) if file.name not in without}
 
 
-def test_every_document_comes_back_from_one_split_in_order(prepared):
+def test_every_document_is_in_one_split_in_order(prepared):
     train, validation = (documents_of(prepared, split) for split in SPLITS)
     assert not set(train[:-1]) & set(validation[:-1]), "copies straddle the split"
     expected = [*TEXTS, *TEXTS[:20]]
@@ -65,7 +65,7 @@ def test_every_document_comes_back_from_one_split_in_order(prepared):
     assert sum(manifest.splits[split].num_documents for split in SPLITS) == len(expected)
 
 
-def test_manifest_adds_up(prepared):
+def test_manifest_counts_add_up(prepared):
     manifest = Manifest.load(prepared)
     total = sum(len(text.encode()) for text in [*TEXTS, *TEXTS[:20]])
     assert sum(manifest.splits[split].num_text_bytes for split in SPLITS) == manifest.corpus.num_bytes == total
@@ -80,9 +80,7 @@ def test_manifest_adds_up(prepared):
 
 
 @pytest.mark.parametrize(("task_bytes", "num_workers"), [(3_000, 1), (30_000, 2)])
-def test_neither_the_size_of_pieces_nor_the_number_of_workers_changes_a_byte(
-    prepared, source, tmp_path, monkeypatch, task_bytes, num_workers
-):
+def test_task_size_and_workers_do_not_change_a_byte(prepared, source, tmp_path, monkeypatch, task_bytes, num_workers):
     monkeypatch.setattr(scan, "TASK_BYTES", task_bytes)
     prepare_synthetic(tmp_path / "set", [source], num_workers=num_workers)
     assert contents(tmp_path / "set", UNTOLD) == contents(prepared, UNTOLD)
@@ -94,7 +92,7 @@ def test_memory_batches_do_not_change_the_result(prepared, source, tmp_path, mon
     assert contents(tmp_path / "set", UNTOLD) == contents(prepared, UNTOLD)
 
 
-def test_one_long_file_is_cut_so_that_some_of_it_is_held_out(tmp_path, caplog):
+def test_one_long_file_is_split_so_that_some_is_held_out(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     text = "".join(TEXTS)
     (tmp_path / "my.txt").write_bytes(text.encode())
@@ -104,9 +102,7 @@ def test_one_long_file_is_cut_so_that_some_of_it_is_held_out(tmp_path, caplog):
     assert 0 < manifest.validation_share < 0.3
 
 
-def test_prepared_data_is_found_and_touched_files_are_compared_by_content(
-    prepared, source, tmp_path, caplog, monkeypatch
-):
+def test_touched_files_are_compared_by_content(prepared, source, tmp_path, caplog, monkeypatch):
     caplog.set_level(logging.INFO)
     before = {file.name: file.stat().st_mtime_ns for file in prepared.iterdir()}
     os.utime(source, ns=(1, 1))
@@ -123,12 +119,13 @@ def test_prepared_data_is_found_and_touched_files_are_compared_by_content(
     prepare_synthetic(prepared, [source])
 
 
-def test_other_settings_or_text_are_refused_and_named(prepared, source):
+def test_changed_settings_or_text_are_refused_and_named(prepared, source):
     before = contents(prepared, UNTOLD)
     with pytest.raises(
         DataError,
         match=r"other text or settings \(data.validation_fraction was 0.1, now 0.2; model.seq_length was 16, now 8; "
-        r"tokenizer.vocab_size was 420, now 421\); choose another data.path, or replace it with prepare.overwrite=true",
+        r"tokenizer.vocab_size was 420, now 421\)\n"
+        r"  hint: choose another data.path\n  hint: set prepare.overwrite=true",
     ):
         prepare_synthetic(
             prepared, [source], seq_length=8, validation_fraction=0.2, tokenizer=tokenizer_config(vocab_size=421)
@@ -143,7 +140,7 @@ def test_other_settings_or_text_are_refused_and_named(prepared, source):
     assert contents(prepared, UNTOLD) == before
 
 
-def test_overwrite_replaces_and_mends(source, tmp_path):
+def test_overwrite_replaces_and_repairs(source, tmp_path):
     folder = tmp_path / "set"
     prepare_synthetic(folder, [source])
     good = contents(folder)
@@ -165,13 +162,13 @@ def test_a_dataset_of_a_newer_version_is_never_replaced(source, tmp_path, overwr
     (folder / "manifest.json").write_text(json.dumps(stored | {"version": 99, "checksum": "of another kind"}))
     before = contents(folder)
     with pytest.raises(
-        DataError, match=r"newer version of pretrain .*; upgrade pretrain, or choose another data\.path"
+        DataError, match=r"newer version of pretrain .*\n  hint: upgrade pretrain\n  hint: choose another data\.path"
     ):
         prepare_synthetic(folder, [source], overwrite=overwrite)
     assert contents(folder) == before and [entry.name for entry in tmp_path.iterdir()] == ["set"]
 
 
-def test_a_failed_overwrite_keeps_the_old(prepared, source):
+def test_a_failed_overwrite_keeps_the_old_dataset(prepared, source):
     before = contents(prepared)
     with pytest.raises(DataError, match=r"tokenizer.vocab_size=99999"):
         prepare_synthetic(prepared, [source], overwrite=True, tokenizer=tokenizer_config(vocab_size=99999))
@@ -179,22 +176,24 @@ def test_a_failed_overwrite_keeps_the_old(prepared, source):
     assert [entry.name for entry in prepared.parent.iterdir()] == ["set"]
 
 
-def test_damaged_dataset_is_not_called_prepared(source, tmp_path):
+def test_a_damaged_dataset_does_not_count_as_prepared(source, tmp_path):
     prepare_synthetic(tmp_path / "set", [source])
     (tmp_path / "set" / "tokenizer.model").write_bytes(b"junk")
     with pytest.raises(DataError, match=r"tokenizer.model: is not a SentencePiece model"):
         prepare_synthetic(tmp_path / "set", [source])
 
 
-def test_a_folder_of_something_else_is_never_replaced(source, tmp_path):
+def test_a_folder_with_other_files_is_never_replaced(source, tmp_path):
     write_folder(tmp_path / "set", ["mine"])
     for overwrite in (False, True):
-        with pytest.raises(DataError, match=r"data.path=.*set: exists and is not a prepared dataset; choose another"):
+        with pytest.raises(
+            DataError, match=r"data.path=.*set: exists and is not a prepared dataset\n  hint: choose another"
+        ):
             prepare_synthetic(tmp_path / "set", [source], overwrite=overwrite)
     assert (tmp_path / "set" / "0000.txt").read_text() == "mine"
 
 
-def test_given_tokenizer_is_used_and_its_change_noticed(prepared, source, tmp_path):
+def test_an_existing_tokenizer_is_used_and_checked_for_changes(prepared, source, tmp_path):
     model = tmp_path / "my.model"
     model.write_bytes((prepared / "tokenizer.model").read_bytes())
     given = tokenizer_config(path=str(model), vocab_size=7)
@@ -219,16 +218,16 @@ def test_given_tokenizer_is_used_and_its_change_noticed(prepared, source, tmp_pa
         (
             ["", ""],
             {},
-            r"no text in 1 files \(left out: \{'empty': 2\}\); .*data.inputs=\[my.txt\], or take data=stdlib",
+            r"no text \(1 files; dropped: \{'empty': 2\}\)\n.*data.inputs=\[my.txt\]\n  hint: use data=stdlib",
         ),
-        ([], {}, r"no text in 1 files; give files"),
+        ([], {}, r"no text \(1 files\)\n  hint: give files"),
         (TEXTS, {"seq_length": 10**6}, r"the train split has \d+ bytes of text \(\d+ tokens\), too few for one sample"),
         (
             TEXTS,
             {"seq_length": 2000, "validation_min_bytes": 100, "validation_fraction": 0.0},
-            r"the validation split has .* \(\+ 1\) tokens; raise data.validation_min_bytes",
+            r"the validation split has .* \(\+ 1\) tokens\n  hint: raise data.validation_min_bytes",
         ),
-        (TEXTS[:1], {}, r"hold out all text, none is left for training"),
+        (TEXTS[:1], {}, r"hold out all text, so none is left for training"),
         (
             TEXTS,
             {"tokenizer": tokenizer_config(vocab_size=50_000)},
@@ -236,7 +235,7 @@ def test_given_tokenizer_is_used_and_its_change_noticed(prepared, source, tmp_pa
         ),
     ],
 )
-def test_text_that_cannot_be_prepared_leaves_nothing(tmp_path, texts, changes, message):
+def test_input_that_cannot_be_prepared_leaves_no_files(tmp_path, texts, changes, message):
     source = write_jsonl(tmp_path / "in.jsonl", texts)
     with pytest.raises(DataError, match=message):
         prepare_synthetic(tmp_path / "data" / "deep" / "set", [source], **changes)
@@ -247,14 +246,16 @@ def test_no_space_left_is_one_clear_error(source, tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (5000, hard))
     try:
-        with pytest.raises(DataError, match=r"set: no space left on the disk, nothing unfinished was kept; free some"):
+        with pytest.raises(
+            DataError, match=r"set: no space left on the disk; nothing unfinished was kept\n  hint: free some"
+        ):
             prepare_synthetic(tmp_path / "data" / "set", [source])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not list(tmp_path.iterdir())
 
 
-def test_a_place_that_cannot_be_written_is_named(source, tmp_path):
+def test_an_unwritable_path_is_named(source, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match=r"data.path=.*file/set: cannot be written"):
         prepare_synthetic(tmp_path / "file" / "set", [source])
@@ -278,7 +279,7 @@ prepare_synthetic(pathlib.Path(sys.argv[1]), [sys.argv[2]])
 
 
 @pytest.mark.parametrize("fsync", [2, 6, 12, 20])
-def test_a_kill_leaves_nothing_to_train_on_and_another_run_finishes(prepared, source, tmp_path, fsync, caplog):
+def test_after_a_kill_another_run_finishes(prepared, source, tmp_path, fsync, caplog):
     caplog.set_level(logging.INFO)
     folder = tmp_path / "set"
     killed = subprocess.run([sys.executable, "-c", KILLED, str(folder), str(source), str(fsync)], cwd=Path.cwd())
@@ -289,7 +290,7 @@ def test_a_kill_leaves_nothing_to_train_on_and_another_run_finishes(prepared, so
     prepare_synthetic(folder, [source])
     assert contents(folder, UNTOLD) == contents(prepared, UNTOLD)
     assert [entry.name for entry in tmp_path.iterdir()] == ["set"]
-    assert ("taken over from an interrupted run" in caplog.text) == (fsync > 7)
+    assert ("reusing the one that an interrupted run trained" in caplog.text) == (fsync > 7)
 
 
 def test_a_kill_between_the_two_renames_loses_nothing(source, tmp_path):
@@ -301,7 +302,7 @@ def test_a_kill_between_the_two_renames_loses_nothing(source, tmp_path):
     assert contents(folder) == good and not (tmp_path / "set.replaced").exists()
 
 
-def test_two_at_once_are_kept_apart(source, tmp_path):
+def test_two_runs_at_once_exclude_each_other(source, tmp_path):
     with stage(tmp_path / "set") as staged:
         (staged / "x").write_text("mine")
         with pytest.raises(DataError, match=r"set.partial: another `pretrain prepare` is writing it"):
@@ -309,8 +310,8 @@ def test_two_at_once_are_kept_apart(source, tmp_path):
     assert contents(tmp_path / "set") == {"x": b"mine"}
 
 
-def test_locks_are_files_open_for_writing_which_alone_hold_between_hosts_and_none_stays(source, tmp_path, monkeypatch):
-    """NFS keeps a lock of a folder to itself, and gives none of a file that is open for reading."""
+def test_locks_are_files_open_for_writing_and_are_removed(source, tmp_path, monkeypatch):
+    """NFS does not share a lock on a folder with other hosts, and refuses one on a file opened for reading."""
     lock, kinds = fcntl.flock, []
 
     def seen(file, operation):
@@ -325,7 +326,7 @@ def test_locks_are_files_open_for_writing_which_alone_hold_between_hosts_and_non
     assert [entry.name for entry in tmp_path.iterdir()] == ["set"]
 
 
-def test_text_that_changes_while_it_is_read_is_noticed(source, tmp_path, monkeypatch):
+def test_a_file_changed_while_it_is_read_is_named(source, tmp_path, monkeypatch):
     copy = tmp_path / "in.jsonl"
     copy.write_bytes(source.read_bytes())
     real = clean_task.content_hash
@@ -335,12 +336,14 @@ def test_text_that_changes_while_it_is_read_is_noticed(source, tmp_path, monkeyp
         return real(text)
 
     monkeypatch.setattr(clean_task, "content_hash", changing)
-    with pytest.raises(DataError, match=r"in.jsonl: was changed while it was read; run `pretrain prepare` again"):
+    with pytest.raises(
+        DataError, match=r"in.jsonl: was changed while it was read\n  hint: run `pretrain prepare` again"
+    ):
         prepare_synthetic(tmp_path / "set", [copy])
     assert [entry.name for entry in tmp_path.iterdir()] == ["in.jsonl"]
 
 
-def test_prepare_does_not_need_torch_for_reading_shards():
+def test_prepare_does_not_import_torch():
     code = (
         "import sys; sys.modules['torch'] = None\n"
         "import data_pipeline.prepare.dataset, data_pipeline.permutation, data_pipeline.shards.reader"
@@ -357,7 +360,7 @@ def test_progress_without_a_terminal_is_plain_lines(caplog, monkeypatch):
     assert "encoding: 1.0 of 4.0 MB, " in caplog.text and " s left" in caplog.text
 
 
-def test_order_of_inputs_changes_order_of_documents_only(tmp_path):
+def test_input_order_changes_only_document_order(tmp_path):
     first, second = write_jsonl(tmp_path / "a.jsonl", TEXTS[:30]), write_jsonl(tmp_path / "b.jsonl", TEXTS[30:])
     one = prepare_synthetic(tmp_path / "one", [first, second])
     two = prepare_synthetic(tmp_path / "two", [second, first])
@@ -368,7 +371,7 @@ def test_order_of_inputs_changes_order_of_documents_only(tmp_path):
         assert all(a[key] == b[key] for key in ("num_documents", "num_tokens", "num_text_bytes"))
 
 
-def test_a_fault_in_trying_a_given_tokenizer_ends_the_run(tmp_path, monkeypatch):
+def test_an_error_in_the_tokenizer_check_ends_the_run(tmp_path, monkeypatch):
     source = write_jsonl(tmp_path / "in.jsonl", TEXTS)
     prepare_synthetic(tmp_path / "set", [source])
     given = tokenizer_config(path=str(tmp_path / "set" / "tokenizer.model"))
@@ -382,7 +385,7 @@ def test_a_fault_in_trying_a_given_tokenizer_ends_the_run(tmp_path, monkeypatch)
     assert not (tmp_path / "other").exists()
 
 
-def test_a_fault_in_encoding_does_not_wait_until_a_given_tokenizer_is_tried(tmp_path, monkeypatch):
+def test_an_encoding_error_does_not_wait_for_the_tokenizer_check(tmp_path, monkeypatch):
     source = write_jsonl(tmp_path / "in.jsonl", TEXTS)
     prepare_synthetic(tmp_path / "set", [source])
     given = tokenizer_config(path=str(tmp_path / "set" / "tokenizer.model"))

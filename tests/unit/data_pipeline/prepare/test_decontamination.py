@@ -1,4 +1,4 @@
-"""Benchmarks kept out of a dataset: whatever the steps do, whatever becomes of the benchmarks' files."""
+"""Benchmarks are kept out of a dataset, whatever the cleaning steps do and however their files change."""
 
 import re
 
@@ -24,7 +24,7 @@ def warnings(caplog):
     return [record.message for record in caplog.records if record.levelname == "WARNING"]
 
 
-def test_a_document_that_shares_words_with_a_benchmark_is_left_out(tmp_path, caplog):
+def test_a_document_that_overlaps_a_benchmark_is_dropped(tmp_path, caplog):
     benchmark = write_jsonl(tmp_path / "benchmark.jsonl", [" ".join(WORDS)])
     source = write_jsonl(tmp_path / "in.jsonl", [*TEXTS, f"Before it. {' '.join(WORDS).upper()} and after."])
     manifest = prepare_synthetic(tmp_path / "set", [source], **against(benchmark))
@@ -33,7 +33,7 @@ def test_a_document_that_shares_words_with_a_benchmark_is_left_out(tmp_path, cap
     assert warnings(caplog) == []
 
 
-def test_steps_neither_hide_a_benchmark_nor_count_a_document_twice(tmp_path):
+def test_cleaning_cannot_hide_a_benchmark(tmp_path):
     question = [*WORDS[:8], "me@example.com", *WORDS[8:16]]
     benchmark = write_jsonl(tmp_path / "benchmark.jsonl", [" ".join(question), " ".join(WORDS)])
     masked, laid_bare = " ".join(question), "\n".join([*WORDS[:9], "A line.", *WORDS[9:]])
@@ -51,7 +51,7 @@ def test_steps_neither_hide_a_benchmark_nor_count_a_document_twice(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["benchmark.jsonl", "in a folder"])
-def test_a_benchmark_that_changed_under_its_name_is_noticed(tmp_path, caplog, name):
+def test_a_changed_benchmark_file_is_noticed(tmp_path, caplog, name):
     def write(text):
         return write_folder(path, [text]) if name == "in a folder" else write_jsonl(path, [text])
 
@@ -75,33 +75,34 @@ def test_a_benchmark_that_changed_under_its_name_is_noticed(tmp_path, caplog, na
 @pytest.mark.parametrize(
     ("lines", "found"),
     [
-        ([], "0 texts, 0 of them of fewer than 8 words; left out: nothing"),
-        (["", "too short"], r"1 texts, 1 of them of fewer than 8 words; left out: \{'empty': 1\}"),
+        ([], "0 texts, 0 of them with fewer than 8 words; dropped: none"),
+        (["", "too short"], r"1 texts, 1 of them with fewer than 8 words; dropped: \{'empty': 1\}"),
     ],
 )
-def test_nothing_to_look_for_is_an_error_that_names_what_to_mend(tmp_path, lines, found):
+def test_a_benchmark_without_ngrams_is_an_error_with_a_hint(tmp_path, lines, found):
     source = write_jsonl(tmp_path / "in.jsonl", TEXTS)
     benchmark = write_jsonl(tmp_path / "benchmark.jsonl", lines)
     message = (
-        rf"data.decontaminate.inputs=\['{re.escape(str(benchmark))}'\]: nothing to look for, 0 n-grams of "
-        rf"data.decontaminate.ngram=13 words \({found}\); give longer texts, under data.decontaminate.text_key=text"
+        rf"data.decontaminate.inputs=\['{re.escape(str(benchmark))}'\]: contain no n-gram of "
+        rf"data.decontaminate.ngram=13 words \({found}\)\n"
+        "  hint: give longer texts, under data.decontaminate.text_key=text"
     )
     with pytest.raises(DataError, match=message):
         prepare_synthetic(tmp_path / "set", [source], **against(benchmark))
 
 
-def test_what_is_not_looked_for_is_told_with_its_number(tmp_path, caplog):
+def test_ignored_benchmark_texts_are_counted_in_a_warning(tmp_path, caplog):
     source = write_jsonl(tmp_path / "in.jsonl", TEXTS)
     texts = write_jsonl(tmp_path / "benchmark.jsonl", [" ".join(WORDS), "too short", "short too", ""])
     of_other_key = write_jsonl(tmp_path / "other.jsonl", ["a", "b", "c"], key="question")
     prepare_synthetic(tmp_path / "set", [source], encoding_errors="skip", **against(texts, of_other_key))
     assert warnings(caplog) == [
-        "data.decontaminate.inputs: 2 of 3 texts have fewer than 8 words and are not looked for",
-        "data.decontaminate.inputs: some documents are not looked for (left out: {'empty': 1, 'no_text': 3})",
+        "data.decontaminate.inputs: 2 of 3 texts have fewer than 8 words and are ignored",
+        "data.decontaminate.inputs: some documents are ignored (dropped: {'empty': 1, 'no_text': 3})",
     ]
 
 
-def test_a_length_that_is_none_is_refused_by_its_key(tmp_path):
+def test_an_invalid_ngram_length_names_its_key(tmp_path):
     source = write_jsonl(tmp_path / "in.jsonl", TEXTS)
     with pytest.raises(DataError, match=r"data\.decontaminate\.ngram=5: must be 8 to 63 words"):
         prepare_synthetic(tmp_path / "set", [source], **against(source, ngram=5))
@@ -110,12 +111,12 @@ def test_a_length_that_is_none_is_refused_by_its_key(tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("nowhere.jsonl", r"^data\.decontaminate\.inputs: \S+nowhere.jsonl does not exist; name files"),
-        ("answers.jsonl", r"answers.jsonl:1: has no key 'text' .*; set data\.decontaminate\.text_key;"),
-        ("answers.parquet", r"answers.parquet: has no column 'text' .*; set data\.decontaminate\.text_key$"),
+        ("nowhere.jsonl", r"^data\.decontaminate\.inputs: \S+nowhere.jsonl does not exist\n  hint: name files"),
+        ("answers.jsonl", r"answers.jsonl:1: has no key 'text' .*\n  hint: set data\.decontaminate\.text_key\n"),
+        ("answers.parquet", r"answers.parquet: has no column 'text' .*\n  hint: set data\.decontaminate\.text_key$"),
     ],
 )
-def test_what_is_wrong_with_a_benchmark_is_told_under_its_own_keys(tmp_path, name, message):
+def test_benchmark_errors_name_the_decontaminate_keys(tmp_path, name, message):
     source = write_jsonl(tmp_path / "in.jsonl", TEXTS)
     write_jsonl(tmp_path / "answers.jsonl", ["42"], key="answer")
     pyarrow.parquet.write_table(pyarrow.table({"answer": ["42"]}), tmp_path / "answers.parquet")

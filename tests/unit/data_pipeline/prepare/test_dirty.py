@@ -1,5 +1,5 @@
-"""All of cleaning together, steps that drop and change, masks, copies, benchmarks: who does it in what pieces does not
-show."""
+"""All of cleaning together: dropping, changing, masks, copies, benchmarks. Tasks and workers do not affect the
+result."""
 
 import pytest
 
@@ -19,7 +19,7 @@ def corpus(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(corpus, request):
-    """What one process makes of pieces of the usual size."""
+    """The dataset made by one process with tasks of the usual size."""
     folder, inputs = corpus
     prepare_synthetic(folder / request.param, inputs, **dirty_settings(folder, request.param))
     return request.param, folder / request.param
@@ -33,7 +33,7 @@ both_kinds = pytest.mark.parametrize("whole", ["exact", "near"], indirect=True)
 
 
 @both_kinds
-def test_every_way_to_leave_out_or_change_a_document_is_counted(whole):
+def test_every_dropped_or_changed_document_is_counted(whole):
     dedup, folder = whole
     record = Manifest.load(folder).corpus
     expected = {reason: number for reason, number in DROPPED.items() if reason != "dedup/near" or dedup == "near"}
@@ -42,7 +42,7 @@ def test_every_way_to_leave_out_or_change_a_document_is_counted(whole):
 
 @both_kinds
 @pytest.mark.parametrize(("task_bytes", "num_workers"), [(1_500, 3), (7_000, 1), (40_000, 2), (10**9, 2)])
-def test_neither_the_size_of_pieces_nor_the_number_of_workers_changes_a_byte_of_cleaned_text(
+def test_task_size_and_workers_do_not_change_cleaned_text(
     tmp_path, corpus, whole, monkeypatch, task_bytes, num_workers
 ):
     (folder, inputs), (dedup, expected) = corpus, whole
@@ -52,7 +52,7 @@ def test_neither_the_size_of_pieces_nor_the_number_of_workers_changes_a_byte_of_
 
 
 @both_kinds
-def test_a_dataset_that_was_cleaned_by_other_rules_under_the_same_settings_is_noticed(corpus, whole, monkeypatch):
+def test_a_new_rule_version_is_noticed_under_equal_settings(corpus, whole, monkeypatch):
     (folder, inputs), (dedup, made) = corpus, whole
     monkeypatch.setattr(Pii, "version", Pii.version + 1)
     with pytest.raises(DataError, match=r"fingerprint of the rules of data.steps was '?\w+'?, now '?\w+'?\); choose"):

@@ -1,4 +1,5 @@
-"""Copies in a whole corpus: however it lies in files and pieces, all but the first are left out, before the split."""
+"""Copies in the whole corpus, however it is split into files and tasks: all but the first are dropped, before the
+split."""
 
 import random
 import subprocess
@@ -28,12 +29,12 @@ assert manifest.corpus.dropped == DROPPED, manifest.corpus.dropped
 """
 
 
-def test_near_copies_are_found_in_more_pieces_than_files_may_be_open(tmp_path):
+def test_near_copies_are_found_with_more_tasks_than_open_files(tmp_path):
     subprocess.run([sys.executable, "-c", FEW_FILES, tmp_path, *write_dirty(tmp_path)], cwd=Path.cwd(), check=True)
 
 
 def straddling(folder):
-    """How many held-out documents are alike one that is trained on."""
+    """The number of held-out documents that are similar to a training document."""
     train, held_out = ([shingles(text, 3) for text in documents_of(folder, split)] for split in ("train", "validation"))
     return sum(
         any(len(one & other) >= DEFAULT.similarity * len(one | other) for other in train) for one in held_out if one

@@ -1,4 +1,4 @@
-"""Pieces given to an executor: how many at once, when what is finished is handed on, and what a failure ends."""
+"""Tasks given to an executor: how many at once, when results are handled, and what a failure ends."""
 
 import concurrent.futures
 import contextlib
@@ -30,12 +30,12 @@ from tests.support.corpus import make_texts, prepare_config, prepare_synthetic, 
         ({"executor": "dask", "num_workers": 3}, None),
     ],
 )
-def test_it_is_known_how_many_processes_share_the_work_unless_they_come_and_go(how, number):
+def test_process_count_is_known_except_for_dask_clusters(how, number):
     assert executors.num_processes(prepare_config(**how)) == number
 
 
 @pytest.mark.parametrize("length", [executors.MAX_TMPDIR_BYTES - 1, executors.MAX_TMPDIR_BYTES, 200])
-def test_workers_start_however_long_the_name_of_the_folder_for_temporary_files_is(length):
+def test_workers_start_with_any_length_of_tmpdir(length):
     program = (
         "from data_pipeline.prepare.executors import local_executor\n"
         "with local_executor(2) as executor:\n    print(executor.submit(abs, -3).result())"
@@ -50,16 +50,16 @@ def test_workers_start_however_long_the_name_of_the_folder_for_temporary_files_i
 
 
 @pytest.mark.parametrize("num_workers", [1, 4])
-def test_each_process_is_told_its_share_of_the_text(tmp_path, monkeypatch, num_workers):
+def test_each_process_gets_its_share_of_the_text_size(tmp_path, monkeypatch, num_workers):
     monkeypatch.setattr(prepare_module, "open_executor", lambda config: contextlib.nullcontext(InlineExecutor()))
-    told = []
-    monkeypatch.setattr(SentencePieceTokenizer, "expect", lambda self, num_chars: told.append(num_chars))
+    reported = []
+    monkeypatch.setattr(SentencePieceTokenizer, "expect", lambda self, num_chars: reported.append(num_chars))
     source = write_jsonl(tmp_path / "in.jsonl", make_texts(40))
     manifest = prepare_synthetic(tmp_path / "set", [source], num_workers=num_workers)
-    assert told == [manifest.corpus.num_bytes // num_workers]
+    assert reported == [manifest.corpus.num_bytes // num_workers]
 
 
-def test_finished_pieces_are_handed_on_in_order_while_others_are_worked_on(tmp_path):
+def test_finished_tasks_are_handled_in_order_while_others_run(tmp_path):
     work, given, second_may_end = TaskStore(tmp_path), [], threading.Event()
 
     def do(work, key):
@@ -71,7 +71,7 @@ def test_finished_pieces_are_handed_on_in_order_while_others_are_worked_on(tmp_p
         given.append((key, [other for other in "abc" if work.record(other) is None]))
         second_may_end.set()
 
-    work.finish("d", {}, ())  # by an earlier run
+    work.finish("d", {}, ())  # finished by an earlier run
     sizes = dict.fromkeys("abcd", 1)
     with concurrent.futures.ThreadPoolExecutor(3) as executor:
         run_tasks(executor, work, "x", dict.fromkeys(sizes, ()), do, sizes, ["d", "a", "b", "d", "c"], take)
@@ -79,7 +79,7 @@ def test_finished_pieces_are_handed_on_in_order_while_others_are_worked_on(tmp_p
     assert "b" in given[0][1] and given[-1][1] == []
 
 
-def test_workers_start_before_what_was_finished_earlier_is_handed_on(tmp_path):
+def test_workers_start_before_earlier_results_are_handled(tmp_path):
     work, started = TaskStore(tmp_path), threading.Event()
     for key in "ab":
         work.finish(key, {}, ())
@@ -96,7 +96,7 @@ def test_workers_start_before_what_was_finished_earlier_is_handed_on(tmp_path):
 
 
 class Noting(concurrent.futures.ThreadPoolExecutor):
-    """Remembers what it was given."""
+    """Records what was submitted."""
 
     def __init__(self, num_threads):
         super().__init__(num_threads)
@@ -107,8 +107,8 @@ class Noting(concurrent.futures.ThreadPoolExecutor):
         return self.futures[-1]
 
 
-def test_a_failure_is_told_before_more_is_handed_on(tmp_path):
-    work, given, handing_on, told = TaskStore(tmp_path), [], threading.Event(), threading.Event()
+def test_a_failure_is_raised_before_more_results_are_handled(tmp_path):
+    work, given, handing_on, reported = TaskStore(tmp_path), [], threading.Event(), threading.Event()
     for key in "abcd":
         work.finish(key, {}, ())
 
@@ -118,9 +118,9 @@ def test_a_failure_is_told_before_more_is_handed_on(tmp_path):
 
     def take(key):
         (future,) = executor.futures
-        future.add_done_callback(lambda _: told.set())  # called after those that were added before
+        future.add_done_callback(lambda _: reported.set())  # called after the callbacks that were added before
         handing_on.set()
-        assert told.wait(60)
+        assert reported.wait(60)
         given.append(key)
 
     sizes = dict.fromkeys("abcde", 1)
@@ -129,7 +129,7 @@ def test_a_failure_is_told_before_more_is_handed_on(tmp_path):
     assert given == ["a"]
 
 
-def test_a_failure_of_what_gets_finished_pieces_ends_the_work(tmp_path):
+def test_an_error_in_handling_a_result_ends_the_run(tmp_path):
     work, done = TaskStore(tmp_path), []
 
     def do(work, key):
@@ -148,7 +148,7 @@ def finish(work, key):
 
 
 class Holder(concurrent.futures.Executor):
-    """Does the oldest task when it is asked for, and remembers how many it ever held."""
+    """Runs the oldest task when asked, and records how many tasks it held at most."""
 
     def __init__(self):
         self.held, self.most = [], 0
@@ -164,19 +164,19 @@ class Holder(concurrent.futures.Executor):
         future.set_result(fn(*args))
 
 
-def test_an_executor_holds_a_bounded_number_of_pieces_and_no_others_are_looked_at(tmp_path, monkeypatch):
+def test_an_executor_holds_a_bounded_number_of_tasks(tmp_path, monkeypatch):
     monkeypatch.setattr(executors, "MAX_SUBMITTED", 5)
     monkeypatch.setattr(executors, "POLL_SECONDS", 0.0)
     holder, looks, given = Holder(), [], []
 
-    def told(work, key):
-        """Where the driver looks how far a piece has come, one more is finished."""
+    def reported(work, key):
+        """Finishes one more task whenever the driver asks for progress."""
         looks.append(key)
         if holder.held:
             holder.do_one()
         return 0
 
-    monkeypatch.setattr(TaskStore, "progress", told)
+    monkeypatch.setattr(TaskStore, "progress", reported)
     sizes = {f"{number:03}": 1 for number in range(100)}
     run_tasks(holder, TaskStore(tmp_path), "x", dict.fromkeys(sizes, ()), finish, sizes, sizes, given.append)
     assert given == list(sizes)
@@ -184,7 +184,7 @@ def test_an_executor_holds_a_bounded_number_of_pieces_and_no_others_are_looked_a
     assert len(looks) <= 5 * len(sizes)
 
 
-def test_what_is_done_where_it_is_submitted_is_handed_on_before_the_next(tmp_path):
+def test_an_inline_result_is_handled_before_the_next_task(tmp_path):
     events, sizes = [], dict.fromkeys("abc", 1)
 
     def do(work, key):
@@ -198,7 +198,7 @@ def test_what_is_done_where_it_is_submitted_is_handed_on_before_the_next(tmp_pat
     assert events == [f"{key} is {what}" for key in "abc" for what in ("made", "taken")]
 
 
-def test_nothing_is_begun_after_a_failure_where_it_is_submitted(tmp_path):
+def test_no_task_starts_after_an_inline_failure(tmp_path):
     begun, sizes = [], dict.fromkeys("abc", 1)
 
     def do(work, key):

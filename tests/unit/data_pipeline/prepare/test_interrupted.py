@@ -1,5 +1,5 @@
-"""Work on pieces that is cut short: nothing outlives it, and the next run takes over what was finished, for the same
-bytes and counts."""
+"""Interrupted runs: no process survives, and the next run reuses the finished tasks and gives the same bytes and
+counts."""
 
 import dataclasses
 import functools
@@ -29,7 +29,7 @@ from tests.support.dirty import CHANGED, DROPPED, dirty_settings, write_dirty
 
 TASK_BYTES = 4_000
 SECONDS = 60
-"""For whatever is waited for; idle machines take a tenth."""
+"""The timeout of every wait. Idle machines take a tenth of it."""
 
 RUN = """
 import functools, json, sys, time
@@ -55,7 +55,7 @@ if __name__ == "__main__":
 
 @dataclasses.dataclass(frozen=True)
 class Whole:
-    """A corpus, and what an uninterrupted run makes of it."""
+    """A corpus, and the result of an uninterrupted run."""
 
     folder: Path
     inputs: list[Path]
@@ -72,7 +72,7 @@ def whole(tmp_path_factory):
 
 @pytest.fixture
 def kept_work(monkeypatch):
-    """Pieces are cut as in RUN, and the finished ones stay, to be looked at."""
+    """Tasks have the same size as in RUN, and the task store is kept for inspection."""
     monkeypatch.setattr(scan, "TASK_BYTES", TASK_BYTES)
     monkeypatch.setattr(staged_folder, "SECONDS_WORTH_KEEPING", 0.0)
     monkeypatch.setattr(TaskStore, "remove", lambda work: None)
@@ -83,12 +83,12 @@ def contents(folder):
 
 
 def finished(folder):
-    """When each finished piece was made."""
+    """The time at which each task finished."""
     return {path.name: path.stat().st_mtime_ns for path in folder.with_suffix(".work").glob("*.json")}
 
 
 def start(tmp_path, whole, cwd=None, task_bytes=TASK_BYTES, seconds=0.05, **how):
-    """RUN, each piece taking at least so long, with a process group of its own as under a terminal."""
+    """Start RUN with at least this long for each task, in its own process group as under a terminal."""
     script = tmp_path / "run.py"
     script.write_text(RUN)
     path = os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")])
@@ -100,7 +100,7 @@ def start(tmp_path, whole, cwd=None, task_bytes=TASK_BYTES, seconds=0.05, **how)
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        # What a shell started in the background would ignore it.
+        # A process started in the background by a shell would ignore the signal.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
@@ -114,13 +114,13 @@ def wait_until(happened, process=None):
 
 
 def fork_server_of(process):
-    """None: it is not there yet."""
+    """The fork server's process; None if it has not started."""
     children = psutil.Process(process.pid).children()
     return next((child for child in children if "multiprocessing.forkserver" in " ".join(child.cmdline())), None)
 
 
 def assert_finished_by_another_run(folder, whole, **how):
-    """To the same bytes, by making what was not finished, and nothing else."""
+    """Another run gives the same bytes by running only the unfinished tasks."""
     before = finished(folder)
     assert len(before) >= 3
     prepare_synthetic(folder, whole.inputs, how=how, **dirty_settings(whole.folder))
@@ -133,7 +133,7 @@ def assert_finished_by_another_run(folder, whole, **how):
 
 @pytest.mark.parametrize("victim", ["worker", "fork server", "driver"])
 @pytest.mark.usefixtures("kept_work")
-def test_a_killed_process_ends_all_and_the_next_run_takes_over_what_was_finished(tmp_path, whole, victim):
+def test_after_a_kill_the_next_run_reuses_finished_tasks(tmp_path, whole, victim):
     process = start(tmp_path, whole, num_workers=2)
     wait_until(lambda: len(finished(tmp_path / "set")) >= 3, process)
     server = fork_server_of(process)
@@ -143,9 +143,8 @@ def test_a_killed_process_ends_all_and_the_next_run_takes_over_what_was_finished
     _, errors = process.communicate(timeout=SECONDS)
     assert process.returncode != 0 and not (tmp_path / "set").exists()
     if victim != "driver":
-        assert "a worker process was killed, as the system does when memory runs out; the finished pieces are kept" in (
-            errors
-        )
+        assert "a worker process was killed, as the system does when memory runs out\n" in errors
+        assert "the finished tasks are kept" in errors
     _, alive = psutil.wait_procs(family, timeout=20)
     assert not alive
     assert_finished_by_another_run(tmp_path / "set", whole, num_workers=1)
@@ -159,7 +158,7 @@ def test_a_killed_process_ends_all_and_the_next_run_takes_over_what_was_finished
         pytest.param(10**9, 2.0, 3, id="the third of three pieces in work"),
     ],
 )
-def test_an_interrupt_from_the_terminal_ends_all_without_a_word(tmp_path, whole, task_bytes, seconds, num_finished):
+def test_ctrl_c_ends_all_processes_without_output(tmp_path, whole, task_bytes, seconds, num_finished):
     process = start(tmp_path, whole, task_bytes=task_bytes, seconds=seconds, num_workers=2)
     wait_until(lambda: fork_server_of(process) and len(finished(tmp_path / "set")) >= num_finished, process)
     time.sleep(0.1)
@@ -172,7 +171,7 @@ def test_an_interrupt_from_the_terminal_ends_all_without_a_word(tmp_path, whole,
     assert not (tmp_path / "set").exists() and len(finished(tmp_path / "set")) >= num_finished
 
 
-def test_workers_have_their_modules_where_the_driver_has_them_whatever_folder_it_is_started_in(tmp_path, whole):
+def test_workers_import_modules_from_where_the_driver_does(tmp_path, whole):
     other = tmp_path / "elsewhere" / "data_pipeline"
     other.mkdir(parents=True)
     (other / "__init__.py").write_text("raise RuntimeError('another data_pipeline')")
@@ -183,15 +182,15 @@ def test_workers_have_their_modules_where_the_driver_has_them_whatever_folder_it
 
 
 def clean_while_another_fails(signs, work, key, task, config):
-    """The first piece of good.jsonl is begun before that of bad.jsonl fails, and goes on after it."""
+    """The first task of good.jsonl starts before that of bad.jsonl fails, and continues after it."""
     if Path(task[0].file.name).name == "bad.jsonl":
-        wait_until((signs / "begun").exists)
+        wait_until((signs / "started").exists)
         try:
             run_clean_task(work, key, task, config)
         finally:
             (signs / "failed").touch()
-    elif not (signs / "begun").exists():
-        (signs / "begun").write_text(key)
+    elif not (signs / "started").exists():
+        (signs / "started").write_text(key)
         wait_until((signs / "failed").exists)
         time.sleep(0.3)
         run_clean_task(work, key, task, config)
@@ -200,7 +199,7 @@ def clean_while_another_fails(signs, work, key, task, config):
 
 
 @pytest.mark.usefixtures("kept_work")
-def test_a_bad_document_ends_the_run_when_pieces_in_work_are_finished_and_they_are_taken_over(tmp_path, monkeypatch):
+def test_a_failing_run_keeps_the_tasks_that_finish(tmp_path, monkeypatch):
     texts = make_texts(60)
     inputs = [write_jsonl(tmp_path / "bad.jsonl", texts[:1]), write_jsonl(tmp_path / "good.jsonl", texts[1:])]
     prepare_synthetic(tmp_path / "other", inputs)
@@ -212,7 +211,7 @@ def test_a_bad_document_ends_the_run_when_pieces_in_work_are_finished_and_they_a
         prepare_synthetic(tmp_path / "set", inputs, num_workers=2)
     assert not (tmp_path / "set").exists()
     before = finished(tmp_path / "set")
-    assert f"{(tmp_path / 'begun').read_text()}.json" in before
+    assert f"{(tmp_path / 'started').read_text()}.json" in before
     inputs[0].write_bytes(whole)
     prepare_synthetic(tmp_path / "set", inputs)
     after = finished(tmp_path / "set")
@@ -224,7 +223,7 @@ def test_a_bad_document_ends_the_run_when_pieces_in_work_are_finished_and_they_a
 @pytest.fixture(scope="module")
 def cluster():
     environment = {"PYTHONPATH": str(Path.cwd())}
-    # Where a result lay on the worker that was killed, Dask asks it for so long.
+    # Dask asks this long for a result that was on the killed worker.
     with (
         dask.config.set({"distributed.comm.timeouts.connect": "5s"}),
         distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, env=environment) as found,
@@ -233,7 +232,7 @@ def cluster():
 
 
 @pytest.mark.usefixtures("kept_work")
-def test_a_killed_driver_of_a_dask_cluster_is_taken_over_by_another(tmp_path, whole, cluster):
+def test_after_a_killed_dask_driver_another_continues(tmp_path, whole, cluster):
     how = {"executor": "dask", "dask_scheduler": cluster.scheduler_address}
     process = start(tmp_path, whole, **how)
     wait_until(lambda: len(finished(tmp_path / "set")) >= 3, process)
@@ -243,7 +242,7 @@ def test_a_killed_driver_of_a_dask_cluster_is_taken_over_by_another(tmp_path, wh
     assert_finished_by_another_run(tmp_path / "set", whole, **how)
 
 
-def test_a_dask_cluster_loses_a_worker_and_writes_the_same_bytes(tmp_path, whole, cluster, monkeypatch):
+def test_losing_a_dask_worker_does_not_change_a_byte(tmp_path, whole, cluster, monkeypatch):
     monkeypatch.setattr(scan, "TASK_BYTES", TASK_BYTES)
     victim = min(worker.pid for worker in cluster.workers.values())
 
@@ -263,12 +262,18 @@ def test_a_dask_cluster_loses_a_worker_and_writes_the_same_bytes(tmp_path, whole
 @pytest.mark.parametrize(
     ("scheduler", "message"),
     [
-        (None, "prepare.dask_scheduler=null: prepare.executor=dask needs a scheduler's address; set it"),
-        ("nowhere.json", "prepare.dask_scheduler=nowhere.json: there is no such file; start the scheduler first"),
-        ("tcp://127.0.0.1:9", r"prepare.dask_scheduler=tcp://127.0.0.1:9: cannot be reached \(.*\); start it first"),
+        (None, "prepare.dask_scheduler=null: prepare.executor=dask needs the scheduler's address"),
+        (
+            "nowhere.json",
+            "prepare.dask_scheduler=nowhere.json: the file does not exist\n  hint: start the scheduler first",
+        ),
+        (
+            "tcp://127.0.0.1:9",
+            r"prepare.dask_scheduler=tcp://127.0.0.1:9: cannot be reached \(.*\)\n  hint: start the scheduler first",
+        ),
     ],
 )
-def test_a_scheduler_that_is_not_there_is_told(tmp_path, monkeypatch, scheduler, message):
+def test_a_missing_scheduler_is_named(tmp_path, monkeypatch, scheduler, message):
     monkeypatch.setattr(cluster_module, "SECONDS_TO_CONNECT", 1)
     source = write_jsonl(tmp_path / "in.jsonl", make_texts(3))
     with pytest.raises(DataError, match=message):

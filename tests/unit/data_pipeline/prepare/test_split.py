@@ -27,7 +27,7 @@ def held_out(selector, texts):
     limit=st.integers(0, 200),
     seed=st.integers(0, 99),
 )
-def test_lowest_keys_do_not_depend_on_order_and_just_reach_the_limit(documents, limit, seed):
+def test_lowest_keys_just_reach_the_limit_in_any_order(documents, limit, seed):
     shuffled = random.Random(seed).sample(documents, len(documents))
     found = []
     for order in (documents, shuffled):
@@ -46,7 +46,7 @@ def test_lowest_keys_do_not_depend_on_order_and_just_reach_the_limit(documents, 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.1, 0.5])
 @pytest.mark.parametrize("least", [0, 3_000, 10**9])
-def test_split_holds_out_what_was_asked_and_reports_its_bytes(tmp_path, fraction, least):
+def test_the_split_holds_out_what_was_asked(tmp_path, fraction, least):
     texts = make_texts(300)
     selector = select(tmp_path, texts, validation_fraction=fraction, validation_min_bytes=least)
     chosen = held_out(selector, texts)
@@ -58,7 +58,7 @@ def test_split_holds_out_what_was_asked_and_reports_its_bytes(tmp_path, fraction
     assert held_bytes <= max(min(least, total // 2) + largest, 2 * fraction * total)
 
 
-def test_split_and_sample_do_not_depend_on_order_and_copies_stay_together(tmp_path):
+def test_split_and_sample_do_not_depend_on_order(tmp_path):
     texts = make_texts(200)
     texts += texts[:50]
     first = select(tmp_path, texts)
@@ -68,7 +68,7 @@ def test_split_and_sample_do_not_depend_on_order_and_copies_stay_together(tmp_pa
     assert first.digest != second.digest, "the order of documents is part of the corpus"
 
 
-def test_a_document_stays_where_it_is_when_others_join(tmp_path):
+def test_a_document_keeps_its_split_when_others_are_added(tmp_path):
     old, new = make_texts(300), make_texts(300, seed=1)
     fraction_only = {"validation_min_bytes": 0, "validation_fraction": 0.2}
     before = held_out(select(tmp_path, old, **fraction_only), old)
@@ -89,7 +89,7 @@ def test_sample_is_bounded_and_holds_nothing_held_out(tmp_path):
 @pytest.mark.parametrize("fraction", [0.0, 0.2, 0.7])
 @pytest.mark.parametrize("least", [0, 3_000, 60_000, 10**9])
 @pytest.mark.parametrize("sample_bytes", [100, 20_000, 10**9])
-def test_what_is_held_out_takes_no_room_of_the_sample(tmp_path, fraction, least, sample_bytes):
+def test_held_out_documents_take_no_room_in_the_sample(tmp_path, fraction, least, sample_bytes):
     texts = make_texts(300)
     selector = select(tmp_path, texts, sample_bytes, validation_fraction=fraction, validation_min_bytes=least)
     training = [text for text in texts if text not in held_out(selector, texts)]

@@ -1,4 +1,4 @@
-"""A corpus in pieces: each document is in one of them, is counted once, and no piece is made twice."""
+"""A corpus in tasks: each document is in one task, is counted once, and no task runs twice."""
 
 import html
 import itertools
@@ -34,7 +34,7 @@ def texts_of(corpus, task_bytes):
 
 @pytest.mark.parametrize("name", ["in.jsonl", "IN.JSON"])
 @pytest.mark.parametrize("task_bytes", [1, 100, 5_000, 10**9])
-def test_pieces_hold_each_line_once_wherever_they_are_cut(tmp_path, task_bytes, name):
+def test_tasks_hold_each_line_once_wherever_they_are_cut(tmp_path, task_bytes, name):
     source = write_jsonl(tmp_path / name, [*TEXTS[:6], "", "日本語\u2028 🙂"])
     corpus = Corpus(data_config(tmp_path, [source]))
     tasks, texts = texts_of(corpus, task_bytes)
@@ -43,7 +43,7 @@ def test_pieces_hold_each_line_once_wherever_they_are_cut(tmp_path, task_bytes, 
     assert sum(span.num_bytes for task in tasks for span in task) == source.stat().st_size
 
 
-def test_pieces_of_parquet_are_row_groups(tmp_path):
+def test_parquet_tasks_are_row_groups(tmp_path):
     path = tmp_path / "in.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"text": TEXTS, "other": list(range(40))}), path, row_group_size=7)
     corpus = Corpus(data_config(tmp_path, [path]))
@@ -53,7 +53,7 @@ def test_pieces_of_parquet_are_row_groups(tmp_path):
     assert texts == TEXTS and 1 < len(tasks) < 6
 
 
-def test_small_files_share_a_piece_and_text_files_stay_whole(tmp_path):
+def test_small_files_share_a_task_and_text_files_stay_whole(tmp_path):
     write_folder(tmp_path / "in", TEXTS)
     corpus = Corpus(data_config(tmp_path, [tmp_path / "in"]))
     tasks, texts = texts_of(corpus, 4_000)
@@ -61,7 +61,7 @@ def test_small_files_share_a_piece_and_text_files_stay_whole(tmp_path):
     assert all(span.start == 0 and span.end is None for task in tasks for span in task)
 
 
-def test_a_line_that_cannot_be_read_is_placed_in_the_file_from_any_piece(tmp_path):
+def test_an_unreadable_line_is_located_in_the_file_from_any_task(tmp_path):
     source = tmp_path / "in.jsonl"
     lines = [json.dumps({"text": text}).encode() for text in TEXTS[:5]]
     source.write_bytes(b"\n".join([*lines, b'{"text": \xff}', b""]))
@@ -74,14 +74,14 @@ def test_a_line_that_cannot_be_read_is_placed_in_the_file_from_any_piece(tmp_pat
     assert last[0].end == source.stat().st_size
 
 
-def test_a_copy_of_a_file_counts_as_a_second_one(tmp_path):
+def test_a_copy_of_a_file_counts_as_a_second_file(tmp_path):
     source, copy = (write_jsonl(tmp_path / name, TEXTS) for name in ("in.jsonl", "copy.jsonl"))
     once = prepare_synthetic(tmp_path / "once", [source])
     twice = prepare_synthetic(tmp_path / "twice", [source, copy])
     assert twice.corpus.num_documents == 2 * once.corpus.num_documents
 
 
-def test_a_finished_piece_is_not_made_again_and_another_setting_makes_it_anew(tmp_path, monkeypatch):
+def test_a_finished_task_runs_again_only_for_new_settings(tmp_path, monkeypatch):
     source = write_jsonl(tmp_path / "in.jsonl", TEXTS)
     monkeypatch.setattr(scan, "TASK_BYTES", 5_000)
     monkeypatch.setattr(staged_folder, "SECONDS_WORTH_KEEPING", 0.0)
@@ -101,7 +101,7 @@ def test_a_finished_piece_is_not_made_again_and_another_setting_makes_it_anew(tm
     assert not (tmp_path / "set.work").exists()
 
 
-def test_a_record_without_its_files_is_not_taken_for_finished(tmp_path):
+def test_a_record_without_its_files_does_not_count_as_finished(tmp_path):
     work = TaskStore(tmp_path)
     key = key_of("x")
     with work.writing(key, ".part") as file:
@@ -124,9 +124,7 @@ def test_a_record_without_its_files_is_not_taken_for_finished(tmp_path):
     ],
     ids=["empty", "cut", "overwritten", "flipped", "of another checksum"],
 )
-def test_texts_damaged_after_they_were_finished_stop_the_run_and_they_alone_are_made_again(
-    tmp_path, monkeypatch, damage
-):
+def test_damaged_results_stop_the_run_and_only_they_are_redone(tmp_path, monkeypatch, damage):
     source = write_jsonl(tmp_path / "in.jsonl", TEXTS)
     expected = prepare_synthetic(tmp_path / "whole", [source])
     monkeypatch.setattr(scan, "TASK_BYTES", 5_000)
@@ -144,7 +142,7 @@ def test_texts_damaged_after_they_were_finished_stop_the_run_and_they_alone_are_
     with monkeypatch.context() as patch:
         patch.setattr(prepare_module, "train_tokenizer", damage_and_train)
         with pytest.raises(
-            WorkInterrupted, match=r"finished work, damaged since \(texts of .*; remove this"
+            WorkInterrupted, match=r"result of a finished task is damaged \(texts of .*\n  hint: remove this"
         ) as stopped:
             prepare_synthetic(tmp_path / "set", [source])
     damaged = made[2]
@@ -155,7 +153,7 @@ def test_texts_damaged_after_they_were_finished_stop_the_run_and_they_alone_are_
     assert made == [damaged]
 
 
-def test_chosen_texts_are_read_whatever_became_of_frames_with_none_of_them(tmp_path, monkeypatch):
+def test_unneeded_frames_may_be_damaged(tmp_path, monkeypatch):
     monkeypatch.setattr(clean_task, "BATCH_BYTES", 3_000)
     data = data_config(tmp_path / "set", [write_jsonl(tmp_path / "in.jsonl", TEXTS)])
     (task,) = Corpus(data).tasks(1 << 30)
@@ -173,12 +171,12 @@ def test_chosen_texts_are_read_whatever_became_of_frames_with_none_of_them(tmp_p
     assert spared
     assert list(clean_task.texts(work, "key", chosen)) == TEXTS[3::7]
     assert not list(clean_task.texts(work, "key", np.full(40, False)))
-    with pytest.raises(WorkInterrupted, match="damaged since"):
+    with pytest.raises(WorkInterrupted, match="is damaged"):
         list(clean_task.texts(work, "key", np.full(40, True)))
 
 
-def test_two_who_write_one_file_at_once_both_write_it_whole(tmp_path, monkeypatch):
-    """As one process does here; in two containers they may have the same number."""
+def test_two_processes_may_write_the_same_file(tmp_path, monkeypatch):
+    """Simulated in one process: processes of two containers may have the same number."""
     work = TaskStore(tmp_path)
     with work.writing("key", ".part") as first, work.writing("key", ".part") as second:
         first.write(b"content" * 10_000)
@@ -206,7 +204,7 @@ def test_steps_and_copies_are_counted_by_rule_and_add_up(tmp_path):
     assert record.num_documents + sum(record.dropped.values()) == len(TEXTS) + 7 + 5 + 2
 
 
-def test_the_report_shows_counts_and_examples_and_runs_nothing_of_the_text(tmp_path):
+def test_the_report_shows_counts_and_escapes_the_text(tmp_path):
     hostile = "<script>alert(1)</script> tiny"
     inputs = [
         write_jsonl(tmp_path / f"{n}.jsonl", texts) for n, texts in enumerate([[*TEXTS, *TEXTS[:3], hostile], TEXTS])
@@ -220,7 +218,7 @@ def test_the_report_shows_counts_and_examples_and_runs_nothing_of_the_text(tmp_p
     assert PackedDataset.open(tmp_path / "set", "train").num_samples == manifest.splits["train"].num_samples
 
 
-def test_the_report_shows_a_few_of_many_documents_and_the_same_ones_however_the_corpus_is_cut(tmp_path, monkeypatch):
+def test_report_examples_do_not_depend_on_tasks(tmp_path, monkeypatch):
     tiny = [f"tiny {number}" for number in range(len(TEXTS))]
     source = write_jsonl(tmp_path / "in.jsonl", itertools.chain.from_iterable(zip(TEXTS, tiny, strict=True)))
     for number in (1, 4, 16):
@@ -231,7 +229,7 @@ def test_the_report_shows_a_few_of_many_documents_and_the_same_ones_however_the_
         assert re.findall(r"<pre>(tiny \d+)</pre>", page) == sorted(tiny, key=content_hash)[:3]
 
 
-def test_the_report_shows_the_places_of_documents_that_could_not_be_read_or_are_empty(tmp_path):
+def test_the_report_locates_unreadable_and_empty_documents(tmp_path):
     bad = [b'{"text": ""}', b'{"text": "\xff"}', b'{"<script>": 1}', *[b"[1]"] * 5]
     source = write_jsonl(tmp_path / "<b>.jsonl", TEXTS)
     source.write_bytes(source.read_bytes() + b"\n".join(bad))
@@ -251,7 +249,7 @@ def test_the_report_shows_the_places_of_documents_that_could_not_be_read_or_are_
 
 @pytest.mark.parametrize("is_named", [True, False])
 @pytest.mark.parametrize(("name", "shown"), [(b"b\xffd.jsonl", r"b\udcffd.jsonl"), (b"$\\x$.jsonl", r"$\x$.jsonl")])
-def test_a_strange_name_is_shown_in_report_and_figures(tmp_path, name, shown, is_named):
+def test_unusual_names_are_shown_in_the_report(tmp_path, name, shown, is_named):
     (tmp_path / "in").mkdir()
     source = write_jsonl(tmp_path / "in" / os.fsdecode(name), [*TEXTS, "tiny", *TEXTS[:3]])
     steps = ({"step": "length", "min_chars": 31},)
@@ -276,11 +274,11 @@ def test_sources_add_up_to_the_whole(tmp_path):
 
 @pytest.mark.parametrize(
     ("lines", "left_out"),
-    [([], "nothing"), (["", ""], r"\{'empty': 2\}"), ([*TEXTS[:2], "", TEXTS[0]], r"\{'dedup': 3, 'empty': 1\}")],
+    [([], "none"), (["", ""], r"\{'empty': 2\}"), ([*TEXTS[:2], "", TEXTS[0]], r"\{'dedup': 3, 'empty': 1\}")],
 )
-def test_an_input_that_gives_no_document_is_told_and_counted(tmp_path, caplog, lines, left_out):
+def test_an_input_without_documents_is_named_in_a_warning(tmp_path, caplog, lines, left_out):
     inputs = [write_jsonl(tmp_path / "a.jsonl", TEXTS), write_jsonl(tmp_path / "b.jsonl", lines)]
     manifest = prepare_synthetic(tmp_path / "set", inputs, dedup="exact")
-    [told] = [record.message for record in caplog.records if record.levelname == "WARNING"]
-    assert re.match(rf"data.inputs: {inputs[1]} gives no document to the dataset \(left out: {left_out}\);", told)
+    [reported] = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert re.match(rf"data.inputs: {inputs[1]} adds no document to the dataset \(dropped: {left_out}\);", reported)
     assert [source.documents for source in manifest.sources] == [len(TEXTS), 0]

@@ -1,4 +1,4 @@
-"""A text that the given tokenizer cannot encode is located, or left out and counted."""
+"""A text that the tokenizer cannot encode is located, or dropped and counted."""
 
 import string
 from pathlib import Path
@@ -21,7 +21,7 @@ GOOD = [text for number, text in enumerate(TEXTS) if number not in BAD]
 
 
 def unknown_is_the_end(folder: Path) -> Path:
-    """Characters outside of ASCII become the token that ends documents."""
+    """Characters outside ASCII become the token that ends documents."""
     vocabulary = {token: number for number, token in enumerate([END, *string.printable])}
     made = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token=END))
     made.decoder = decoders.Fuse()
@@ -30,7 +30,7 @@ def unknown_is_the_end(folder: Path) -> Path:
 
 
 def without_unknown(folder: Path) -> Path:
-    """The package raises an exception on characters outside of ASCII."""
+    """The package raises an exception on characters outside ASCII."""
     vocabulary = {token: number for number, token in enumerate([END, *string.printable])}
     made = tokenizers.Tokenizer(models.WordLevel(vocab=vocabulary, unk_token="[none]"))
     made.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), "isolated")
@@ -48,7 +48,7 @@ KINDS = [unknown_is_the_end, without_unknown]
 
 
 @pytest.mark.parametrize("make", KINDS)
-def test_it_is_one_error_for_all_that_a_package_does_not_take(tmp_path, make):
+def test_every_error_of_a_package_becomes_unencodable(tmp_path, make):
     tokenizer = load_tokenizer(make(tmp_path))
     assert tokenizer.decode(tokenizer.encode("plain")) == "plain"
     with pytest.raises(Unencodable, match="cannot be encoded"):
@@ -56,13 +56,13 @@ def test_it_is_one_error_for_all_that_a_package_does_not_take(tmp_path, make):
 
 
 @pytest.mark.parametrize("error", [MemoryError(), OSError(5, "Input/output error")])
-def test_a_fault_of_the_machine_is_none_of_the_text(error):
+def test_system_errors_do_not_become_unencodable(error):
     with pytest.raises(type(error)), as_unencodable("a package", "text"):
         raise error
 
 
 @pytest.mark.parametrize("make", KINDS)
-def test_the_first_such_document_is_named_with_its_line_and_the_tokenizer(tmp_path, make):
+def test_the_error_names_the_document_and_the_tokenizer(tmp_path, make):
     source, path = write_jsonl(tmp_path / "in.jsonl", MIXED), make(tmp_path)
     with pytest.raises(DataError) as raised:
         prepare_synthetic(tmp_path / "set", [source], tokenizer=tokenizer_config(path=str(path)))
@@ -72,7 +72,7 @@ def test_the_first_such_document_is_named_with_its_line_and_the_tokenizer(tmp_pa
 
 @pytest.mark.parametrize("make", KINDS)
 @pytest.mark.parametrize("num_workers", [1, 2])
-def test_such_documents_are_left_out_and_counted_and_no_other_is_lost(tmp_path, make, num_workers):
+def test_unencodable_documents_are_skipped_and_counted(tmp_path, make, num_workers):
     good, mixed = write_folder(tmp_path / "good", GOOD), write_folder(tmp_path / "mixed", MIXED)
     given = tokenizer_config(path=str(make(tmp_path)))
     how = {"encoding_errors": "skip", "validation_min_bytes": 1, "tokenizer": given, "report": True}

@@ -1,4 +1,4 @@
-"""A folder of two datasets, a server of it, and an empty cache."""
+"""A folder with two datasets, a server for it, and an empty cache."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""How the tests beside read a dataset at a URL."""
+"""Helpers that read a dataset at a URL."""
 
 import dataclasses
 import itertools

@@ -1,4 +1,4 @@
-"""The cache stays in its bound, is shared by processes, and never gives half a file."""
+"""The cache stays within its limit, is shared by processes, and never returns a partial file."""
 
 import fcntl
 import re
@@ -26,7 +26,7 @@ from tests.support.corpus import cache_config
 from tests.unit.data_pipeline.remote.reading import SHARD, everything, finished, remote
 
 
-def test_a_cache_below_the_dataset_evicts_the_least_recently_used_and_stays_in_its_bound(folder, served, cache):
+def test_a_small_cache_evicts_and_stays_within_its_limit(folder, served, cache):
     local = PackedDataset.open(folder / "set", "train")
     sizes = [record.bytes for record in local.record.shards]
     limit = 3 * max(sizes)
@@ -35,13 +35,13 @@ def test_a_cache_below_the_dataset_evicts_the_least_recently_used_and_stays_in_i
     assert sum(path.stat().st_size for path in Path(cache.dir).iterdir()) <= limit
     kept = {path.name for path in finished(cache)}
     assert kept <= {record.sha256 for record in local.record.shards[-3:]}
-    # Open files outlive their eviction.
+    # Open files stay readable after their eviction.
     assert np.array_equal(everything(dataset), everything(local))
     dataset.close()
     assert np.array_equal(everything(dataset), everything(local))
 
 
-def test_a_run_that_the_cache_cannot_hold_is_refused_with_the_numbers(served, cache):
+def test_a_run_that_does_not_fit_the_cache_is_refused(served, cache):
     dataset = remote(f"{served.url}/set", cache)
     needed = sum(record.bytes for record in dataset.record.files)
     check_cache_holds([remote(f"{served.url}/set", cache, max_bytes=needed)] * 2)
@@ -49,7 +49,7 @@ def test_a_run_that_the_cache_cannot_hold_is_refused_with_the_numbers(served, ca
         check_cache_holds([remote(f"{served.url}/set", cache, max_bytes=needed - 1)])
 
 
-def test_runs_that_evict_one_anothers_files_say_so_now_and_then(served, cache, caplog, monkeypatch):
+def test_runs_that_evict_each_others_files_warn(served, cache, caplog, monkeypatch):
     needed = sum(record.bytes for record in remote(f"{served.url}/set", cache).record.files)
     datasets = [remote(f"{served.url}/{name}", cache, max_bytes=needed) for name in ("set", "other")]
 
@@ -66,8 +66,9 @@ def test_runs_that_evict_one_anothers_files_say_so_now_and_then(served, cache, c
     monkeypatch.setattr(caches, "SECONDS_BETWEEN_WARNINGS", 0.0)
     assert warnings() > 2
     assert re.search(
-        rf"data.cache.dir={cache.dir}: train-.* was here and is fetched again .* than data.cache.max_bytes={needed:,} "
-        r"together and .*; raise it, or give each a data.cache.dir of its own",
+        rf"data.cache.dir={cache.dir}: train-.* was evicted and is fetched again .* "
+        rf"than data.cache.max_bytes={needed:,}\. "
+        r"Raise it, or give each run its own data.cache.dir",
         caplog.text,
     )
 
@@ -88,27 +89,27 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", place], check=True)  # the index of an open dataset is mapped
 
 
-def test_a_full_disk_names_the_cache_and_leaves_no_part(served, disk):
+def test_a_full_disk_names_the_cache_and_leaves_no_partial_file(served, disk):
     dataset = remote(f"{served.url}/set", cache_config(disk))
-    with pytest.raises(DataError, match=rf"data.cache.dir={disk}: no space left on the disk; free some"):
+    with pytest.raises(DataError, match=rf"data.cache.dir={disk}: no space left on the disk\n  hint: free some"):
         everything(dataset)
     assert not list(disk.glob("*.partial"))
-    with pytest.raises(DataError, match=r"data.cache.dir=.*bytes are still to be fetched, the disk has room for"):
+    with pytest.raises(DataError, match=r"data.cache.dir=.*bytes must still be fetched, but the disk has room for"):
         check_cache_holds([dataset])
 
 
-def test_what_a_disk_holds_that_is_only_read_serves_a_run(folder, served, disk, monkeypatch):
+def test_a_read_only_cache_serves_a_run(folder, served, disk, monkeypatch):
     monkeypatch.setattr(reader, "POLL_SECONDS", 0.0)
     subprocess.run(["mount", "-o", "remount,size=4m", disk], check=True)
     everything(remote(f"{served.url}/set", cache_config(disk)))
     subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
     dataset = remote(f"{served.url}/set", cache_config(disk))
     check_cache_holds([dataset])
-    for _ in range(2):  # what is mapped is looked for again
+    for _ in range(2):  # mapped files are looked up again
         assert np.array_equal(everything(dataset), everything(PackedDataset.open(folder / "set", "train")))
 
 
-def test_a_folder_that_cannot_be_written_is_named(served, tmp_path):
+def test_an_unwritable_folder_is_named(served, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match=r"data.cache.dir=.*file/cache: cannot be used \(.*\); choose another"):
         remote(f"{served.url}/set", cache_config(tmp_path / "file" / "cache"))
@@ -148,12 +149,12 @@ def test_two_processes_fetch_each_file_once(folder, served, cache):
     assert served.requests["manifest.json"] == 2
 
 
-def test_what_a_killed_fetcher_leaves_is_not_trusted_and_holds_nobody_up(folder, served, cache):
+def test_a_partial_file_of_a_killed_process_is_fetched_again(folder, served, cache):
     served.fault(SHARD, faulty.hangs_in_the_middle)
     sha256 = Manifest.load(folder / "set").splits["train"].shards[1].sha256
     partial = Path(cache.dir) / f"{sha256}.partial"
     process = start_reader(f"{served.url}/set", cache)
-    while not (partial.exists() and partial.stat().st_size):  # the server hangs in the middle of it
+    while not (partial.exists() and partial.stat().st_size):  # the server hangs in the middle of the file
         assert process.poll() is None
         time.sleep(0.01)
     with partial.open() as file, pytest.raises(BlockingIOError):
@@ -166,7 +167,7 @@ def test_what_a_killed_fetcher_leaves_is_not_trusted_and_holds_nobody_up(folder,
     assert not partial.exists()
 
 
-def test_a_shard_that_another_process_was_fetching_when_it_was_killed_is_fetched_in_its_place(folder, served, cache):
+def test_a_fetch_takes_over_when_another_process_is_killed(folder, served, cache):
     record = Manifest.load(folder / "set").splits["train"].shards[1]
     Path(cache.dir).mkdir()
     other = (Path(cache.dir) / f"{record.sha256}.partial").open("wb")
@@ -183,7 +184,7 @@ def test_a_shard_that_another_process_was_fetching_when_it_was_killed_is_fetched
     assert served.requests[record.file] == 1
 
 
-def test_what_a_killed_fetcher_leaves_is_evicted(folder, served, cache):
+def test_a_partial_file_of_a_killed_process_is_evicted(folder, served, cache):
     Path(cache.dir).mkdir()
     left = Path(cache.dir) / ("0" * 64 + ".partial")
     left.write_bytes(bytes(100_000))
@@ -192,7 +193,7 @@ def test_what_a_killed_fetcher_leaves_is_evicted(folder, served, cache):
     assert not left.exists()
 
 
-def test_what_a_killed_fetcher_leaves_takes_no_room_from_the_next_one(folder, served, cache):
+def test_a_partial_file_of_a_killed_process_takes_no_room(folder, served, cache):
     records = Manifest.load(folder / "set").splits["train"].files
     Path(cache.dir).mkdir()
     for record in records:
@@ -202,7 +203,7 @@ def test_what_a_killed_fetcher_leaves_takes_no_room_from_the_next_one(folder, se
     assert {path.name for path in finished(cache)} == {record.sha256 for record in records}
 
 
-def test_files_of_others_in_the_folder_count_for_nothing_and_stay(folder, served, cache):
+def test_other_files_in_the_cache_folder_are_ignored(folder, served, cache):
     others = [Path(cache.dir) / name for name in ("text.tar", "text.partial")]
     Path(cache.dir).mkdir()
     for path in others:
@@ -214,9 +215,7 @@ def test_files_of_others_in_the_folder_count_for_nothing_and_stay(folder, served
     assert len(finished(cache)) == len(dataset.record.files) and all(path.exists() for path in others)
 
 
-def test_room_that_others_hold_is_not_waited_for_without_a_word_nor_for_ever(
-    folder, served, cache, monkeypatch, caplog
-):
+def test_waiting_for_room_is_logged_and_bounded(folder, served, cache, monkeypatch, caplog):
     monkeypatch.setattr(caches, "SECONDS_UNTIL_LOGGED", 0.1)
     monkeypatch.setattr(transfer, "MAX_DELAY_SECONDS", 0.01)
     limit = sum(record.bytes for record in Manifest.load(folder / "set").splits["train"].files)
@@ -224,18 +223,24 @@ def test_room_that_others_hold_is_not_waited_for_without_a_word_nor_for_ever(
     with (Path(cache.dir) / ("0" * 64 + ".partial")).open("wb") as other:
         other.truncate(limit)
         fcntl.flock(other, fcntl.LOCK_EX)
-        with pytest.raises(DataError, match=rf"max_bytes={limit:,}: no room for .* beside {limit:,} that others fetch"):
+        with pytest.raises(
+            DataError,
+            match=rf"max_bytes={limit:,}: no room for .* beside {limit:,} bytes that other processes are fetching",
+        ):
             everything(dataset)
-    assert caplog.text.count("waiting for them") == 1
+    assert caplog.text.count("waiting for those fetches") == 1
     everything(remote(f"{served.url}/set", cache, max_bytes=limit))
 
 
 @pytest.mark.parametrize("folder", [None, "~/shards"])
-def test_without_a_home_the_folder_of_the_cache_is_asked_for(monkeypatch, folder):
+def test_without_a_home_folder_the_cache_folder_must_be_set(monkeypatch, folder):
     def homeless(path):
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.setattr(Path, "expanduser", homeless)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    with pytest.raises(DataError, match=rf"data.cache.dir={re.escape(folder or 'null')}: .* name another"):
+    with pytest.raises(
+        DataError,
+        match=rf"data.cache.dir={re.escape(folder or 'null')}: the home folder .*\n  hint: set data.cache.dir",
+    ):
         caches.cache_folder(replace(cache_config(""), dir=folder))

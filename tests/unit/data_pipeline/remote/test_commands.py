@@ -1,4 +1,4 @@
-"""What the commands open at a URL is what they open here."""
+"""The commands open the same data at a URL as in a folder."""
 
 import dataclasses
 from pathlib import Path
@@ -33,7 +33,7 @@ def run_config(path, tmp_path: Path, *overrides: str):
     )
 
 
-def test_a_run_opens_the_same_datasets_tokenizer_and_vocabulary(prepared, tmp_path):
+def test_remote_and_local_runs_open_equal_data(prepared, tmp_path):
     with serving(prepared.parent) as served:
         here, there = (run_config(path, tmp_path) for path in (prepared, f"{served.url}/set"))
         (local, local_held_out), (remote, remote_held_out) = open_datasets(here), open_datasets(there)
@@ -47,7 +47,7 @@ def test_a_run_opens_the_same_datasets_tokenizer_and_vocabulary(prepared, tmp_pa
     assert kept.fingerprint == local.manifest.tokenizer.fingerprint, "the server is gone"
 
 
-def test_what_is_fetched_before_a_run_is_not_asked_for_again(prepared, tmp_path):
+def test_files_fetched_before_a_run_are_not_requested_again(prepared, tmp_path):
     with serving(prepared.parent) as served:
         config = run_config(f"{served.url}/set", tmp_path)
         fetch_all(dataset_folders(config.data)["files"])
@@ -65,12 +65,12 @@ def test_a_file_that_cannot_be_fetched_before_a_run_is_named(prepared, tmp_path)
             fetch_all(dataset_folders(config.data)["files"])
 
 
-def test_a_run_is_refused_where_the_cache_cannot_hold_its_data(prepared, tmp_path):
+def test_train_refuses_data_that_does_not_fit_the_cache(prepared, tmp_path):
     with serving(prepared.parent) as served, pytest.raises(DataError, match=r"data.cache.max_bytes=20,000: the shards"):
         open_datasets(run_config(f"{served.url}/set", tmp_path, "data.cache.max_bytes=20000"))
 
 
-def test_the_data_verb_takes_urls_and_the_caches_settings(prepared, tmp_path, capsys):
+def test_the_data_command_takes_urls_and_cache_settings(prepared, tmp_path, capsys):
     with serving(prepared.parent) as served:
         cache = f"data.cache.dir={tmp_path / 'cache'}"
         for words, shown in (
@@ -94,14 +94,14 @@ def test_the_data_verb_takes_urls_and_the_caches_settings(prepared, tmp_path, ca
         ("data.cache.retries=-1", r"data.cache.retries=-1: must not be negative"),
     ],
 )
-def test_settings_of_the_cache_are_checked(override, message, tmp_path):
+def test_cache_settings_are_checked(override, message, tmp_path):
     config = run_config("unused", tmp_path, override)
     for check in (check_prepare, lambda config: check_run(config, 1)):
         with pytest.raises(ConfigError, match=message):
             check(config)
 
 
-def test_where_the_data_lies_is_free_to_change_between_runs(prepared, tmp_path):
+def test_the_data_may_move_between_runs(prepared, tmp_path):
     from pretrain.run.folder import check_same_config, record_config
 
     here = run_config(prepared, tmp_path)

@@ -1,4 +1,4 @@
-"""A file that is damaged in the cache, at its full length, is fetched once more; only the source's faults are told."""
+"""A cached file that is damaged at its full length is fetched again. Only faults of the source are reported."""
 
 import hashlib
 from pathlib import Path
@@ -33,7 +33,7 @@ def damage(folder: Path, name: str, cache: CacheConfig) -> Path:
 
 
 @pytest.mark.parametrize("name", [SHARD, INDEX])
-def test_a_copy_that_is_damaged_is_named_and_fetched_once_more(folder, served, cache, caplog, name):
+def test_a_damaged_copy_is_named_and_fetched_again(folder, served, cache, caplog, name):
     local = everything(PackedDataset.open(folder / "set", "train"))
     everything(remote(f"{served.url}/set", cache))
     copy = damage(folder / "set", name, cache)
@@ -44,14 +44,14 @@ def test_a_copy_that_is_damaged_is_named_and_fetched_once_more(folder, served, c
         assert not skipped.any()
     assert served.requests[name] == 2
     assert [record.getMessage() for record in caplog.records] == [
-        f"{copy}: is damaged here (sha256 does not fit); {name} is fetched again"
+        f"{copy}: this copy is damaged (its sha256 does not match); {name} is fetched again"
     ]
 
 
-def test_a_copy_that_another_process_mended_is_not_fetched_again(folder, served, cache):
+def test_a_copy_repaired_by_another_process_is_not_fetched(folder, served, cache):
     datasets = [remote(f"{served.url}/set", cache) for _ in range(2)]
     first = int(datasets[0].record.shards[0].samples)
-    for dataset in datasets:  # both have the file, and not yet looked at its first member
+    for dataset in datasets:  # both have the file mapped, and have not checked its first member
         dataset.read(np.array([first + 4]))
     damage(folder / "set", SHARD, cache)
     for dataset in datasets:
@@ -59,7 +59,7 @@ def test_a_copy_that_another_process_mended_is_not_fetched_again(folder, served,
     assert served.requests[SHARD] == 2
 
 
-def test_a_copy_that_another_process_mends_meanwhile_stays(folder, served, cache, monkeypatch):
+def test_a_copy_being_repaired_by_another_process_is_kept(folder, served, cache, monkeypatch):
     everything(remote(f"{served.url}/set", cache))
     damage(folder / "set", SHARD, cache)
     read = hashlib.file_digest
@@ -75,7 +75,7 @@ def test_a_copy_that_another_process_mends_meanwhile_stays(folder, served, cache
     assert served.requests[SHARD] == 2
 
 
-def test_where_the_source_is_damaged_too_it_is_named_and_nothing_is_kept(folder, served, cache):
+def test_a_damaged_source_is_named_and_not_cached(folder, served, cache):
     everything(remote(f"{served.url}/set", cache))
     copy = damage(folder / "set", SHARD, cache)
     served.lasting[SHARD] = faulty.flipped
@@ -86,7 +86,7 @@ def test_where_the_source_is_damaged_too_it_is_named_and_nothing_is_kept(folder,
     assert not copy.exists()
 
 
-def test_a_shard_that_was_written_wrong_is_named_and_not_fetched_again(tmp_path, cache):
+def test_a_wrongly_written_shard_is_not_fetched_again(tmp_path, cache):
     write(tmp_path / "set")
     written_anew(tmp_path / "set", index=lambda index: index ^ [0, 1])  # the hash of each member
     with serving(tmp_path) as served:
@@ -96,15 +96,15 @@ def test_a_shard_that_was_written_wrong_is_named_and_not_fetched_again(tmp_path,
         assert served.requests["train-00000.tar"] == 1
 
 
-@pytest.mark.parametrize("mend", [fetch_all, verify])
-def test_fetching_and_verifying_leave_no_damaged_copy(tmp_path, cache, mend):
+@pytest.mark.parametrize("repair", [fetch_all, verify])
+def test_fetching_and_verifying_leave_no_damaged_copy(tmp_path, cache, repair):
     prepare_synthetic(tmp_path / "set", [write_jsonl(tmp_path / "texts.jsonl", make_texts(40))])
     with serving(tmp_path) as served:
         fetch_all(RemoteFolder(f"{served.url}/set", cache))
         copies = [damage(tmp_path / "set", name, cache) for name in ("train-00000.tar", INDEX)]
         damaged = [copy.read_bytes() for copy in copies]
-        told = mend(RemoteFolder(f"{served.url}/set", cache))
-        assert not told or "MB, in" in told
+        reported = repair(RemoteFolder(f"{served.url}/set", cache))
+        assert not reported or "MB, in" in reported
         assert all(copy.read_bytes() != before for copy, before in zip(copies, damaged, strict=True))
         asked = served.requests.copy()
         everything(remote(f"{served.url}/set", cache))

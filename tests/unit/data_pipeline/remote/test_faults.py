@@ -1,4 +1,4 @@
-"""Whatever the network does on the way changes nothing, or is one clear error."""
+"""A network fault either changes nothing or is one clear error."""
 
 import dataclasses
 from pathlib import Path
@@ -29,7 +29,7 @@ RECOVERED = {
 
 
 IN_THE_CONTENT = ("short, and says so", "flipped bit")
-"""A manifest has its checksum inside: such faults of it are told at once, as a damaged file is."""
+"""A manifest contains its checksum, so these faults are reported at once, like a damaged file."""
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ IN_THE_CONTENT = ("short, and says so", "flipped bit")
     [(name, fault) for name in (SHARD, INDEX) for fault in RECOVERED]
     + [("manifest.json", fault) for fault in RECOVERED if fault not in IN_THE_CONTENT],
 )
-def test_faults_that_pass_change_nothing(folder, served, cache, fault, name):
+def test_transient_faults_change_nothing(folder, served, cache, fault, name):
     served.fault(name, *RECOVERED[fault])
     dataset = remote(f"{served.url}/set", cache)
     assert np.array_equal(everything(dataset), everything(PackedDataset.open(folder / "set", "train")))
@@ -46,14 +46,14 @@ def test_faults_that_pass_change_nothing(folder, served, cache, fault, name):
 
 @pytest.mark.parametrize("fault", [faulty.hangs, faulty.hangs_in_the_middle])
 @pytest.mark.parametrize("name", [SHARD, "manifest.json"])
-def test_a_server_that_says_nothing_more_is_asked_again(folder, served, cache, name, fault):
+def test_a_stalled_server_is_retried(folder, served, cache, name, fault):
     served.fault(name, fault)
     dataset = remote(f"{served.url}/set", cache, timeout_seconds=0.2, retries=10)
     assert np.array_equal(everything(dataset), everything(PackedDataset.open(folder / "set", "train")))
     assert served.requests[name] >= 2
 
 
-def test_a_broken_connection_is_taken_up_where_it_broke(folder, served, cache):
+def test_a_broken_connection_resumes_where_it_broke(folder, served, cache):
     served.fault(SHARD, faulty.cut)
     everything(remote(f"{served.url}/set", cache))
     assert served.ranges == [f"bytes={(folder / 'set' / SHARD).stat().st_size // 2}-"]
@@ -64,21 +64,33 @@ def test_a_server_that_ignores_ranges_is_noticed(folder, served, cache, caplog):
     served.fault(SHARD, faulty.cut)
     dataset = remote(f"{served.url}/set", cache)
     assert np.array_equal(everything(dataset), everything(PackedDataset.open(folder / "set", "train")))
-    assert f"{SHARD}: cannot be entered at a byte: its first" in caplog.text
+    assert f"{SHARD}: cannot be read from an offset: its first" in caplog.text
 
 
 LASTING = {
-    "500": (faulty.status(500), r"cannot be read: HTTP status 500 \(Internal Server Error\), tried 3 times; mend", 3),
-    "404": (faulty.status(404), r"cannot be read: HTTP status 404 \(Not Found\); check the address", 1),
-    "403": (faulty.status(403), r"cannot be read: HTTP status 403 \(Forbidden\); check the address, and who may", 1),
+    "500": (
+        faulty.status(500),
+        r"cannot be read: HTTP status 500 \(Internal Server Error\), tried 3 times\n  hint: check the file",
+        3,
+    ),
+    "404": (faulty.status(404), r"cannot be read: HTTP status 404 \(Not Found\)\n  hint: check the address", 1),
+    "403": (
+        faulty.status(403),
+        r"cannot be read: HTTP status 403 \(Forbidden\)\n  hint: check the address and its access",
+        1,
+    ),
     "closed connection": (faulty.closes, r"cannot be read: .*closed connection.*, tried 3 times", 3),
     "short, and says so": (faulty.short, r"cannot be read: has [\d,]+ bytes, must have [\d,]+, tried 3 times", 3),
-    "flipped bit": (faulty.flipped, r"its content differs .*\(sha256 does not fit\), tried 3 times; restore the", 3),
+    "flipped bit": (
+        faulty.flipped,
+        r"its content differs .*\(its sha256 does not match\), tried 3 times\n  hint: restore the",
+        3,
+    ),
 }
 
 
 @pytest.mark.parametrize("fault", LASTING)
-def test_what_stays_bad_stops_the_run_and_leaves_nothing_in_the_cache(served, cache, fault):
+def test_permanent_faults_stop_the_run_and_cache_nothing(served, cache, fault):
     does, message, requests = LASTING[fault]
     served.lasting[SHARD] = does
     dataset = remote(f"{served.url}/set", cache)
@@ -98,18 +110,18 @@ def test_no_number_of_retries_is_too_many(served, cache):
 def test_a_server_that_never_answers_is_named(served, cache):
     served.lasting["manifest.json"] = faulty.hangs
     with pytest.raises(
-        DataError, match=r"cannot be read: no answer in time, tried 3 times; .*data.cache.timeout_seconds"
+        DataError, match=r"cannot be read: no answer in time, tried 3 times\n[\s\S]*data.cache.timeout_seconds"
     ):
         remote(f"{served.url}/set", cache, timeout_seconds=0.05)
 
 
-def test_a_bad_shard_stops_a_stream_of_batches(served, cache):
+def test_a_bad_shard_stops_the_batches(served, cache):
     served.lasting[SHARD] = faulty.flipped
     with pytest.raises(DataError, match=f"{SHARD}: its content differs"):
         take(remote(f"{served.url}/set", cache), 100)
 
 
-def test_where_no_server_is_the_address_is_named(cache):
+def test_an_address_without_a_server_is_named(cache):
     with pytest.raises(DataError, match=r"http://127.0.0.1:9/set/manifest.json: cannot be read: .*refused, tried 3"):
         remote("http://127.0.0.1:9/set", cache)
 
@@ -117,11 +129,11 @@ def test_where_no_server_is_the_address_is_named(cache):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: m.update(file="../secret"), "'../secret' is no name of a file beside it"),
-        (lambda m: m.update(sha256="../secret"), "'../secret' is no sha256"),
+        (lambda m: m.update(file="../secret"), "'../secret' is not the name of a file beside it"),
+        (lambda m: m.update(sha256="../secret"), "'../secret' is not a sha256"),
     ],
 )
-def test_a_manifest_from_elsewhere_names_no_other_places(folder, tmp_path, cache, change, message):
+def test_a_remote_manifest_cannot_name_other_paths(folder, tmp_path, cache, change, message):
     write(tmp_path / "set")
     record = Manifest.load(tmp_path / "set").splits["train"].shards[0]
 
@@ -155,5 +167,5 @@ def test_passwords_and_signatures_are_not_shown():
 def test_prepare_does_not_write_to_a_url(tmp_path):
     data = data_config(tmp_path, [tmp_path])
     data = dataclasses.replace(data, path="s3://bucket/set")
-    with pytest.raises(DataError, match=r"data.path=s3://bucket/set: `prepare` writes to a disk; give"):
+    with pytest.raises(DataError, match=r"data.path=s3://bucket/set: `prepare` can only write to a disk\n  hint: give"):
         prepare(data, tokenizer_config(), None, seq_length=8)

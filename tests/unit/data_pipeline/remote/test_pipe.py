@@ -1,4 +1,4 @@
-"""A command that prints files serves where the configuration allows it, without a shell."""
+"""A dataset can be read from a command that prints its files, if the configuration allows it, without a shell."""
 
 import dataclasses
 from pathlib import Path
@@ -18,9 +18,9 @@ def pipe(folder: Path, command: str = "cat") -> str:
     return f"pipe:{command} '{folder}/set/'{{file}}"
 
 
-def test_commands_are_refused_unless_the_configuration_allows_them(folder, cache, tmp_path):
+def test_commands_are_refused_unless_allowed(folder, cache, tmp_path):
     with pytest.raises(
-        DataError, match=r"data.path=pipe:touch .*: is a command to run; set data.cache.allow_pipe=true"
+        DataError, match=r"data.path=pipe:touch .*: is a command, and .*\n  hint: set data.cache.allow_pipe=true"
     ):
         open_folder(f"pipe:touch {tmp_path}/ran {{file}}", cache)
     assert not (tmp_path / "ran").exists()
@@ -39,7 +39,7 @@ def test_a_command_is_read_without_a_shell(folder, cache, tmp_path):
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        ("pipe:cat set", r"must name the file to print as \{file\}"),
+        ("pipe:cat set", r"must contain \{file\} where the file name goes"),
         ("pipe:no-such-command {file}", r"manifest.json: cannot be read: the command cannot be started"),
         ("pipe:sleep 5{file}", r"the command ended with exit code 1 \(.*\), tried 2 times"),
         ("pipe:sh -c 'sleep 5' {file}", r"the command printed nothing in time, tried 2 times"),
@@ -54,15 +54,15 @@ def test_commands_that_fail_are_named(cache, command, message):
         PackedDataset.open(RemoteFolder(command, allowed), "train")
 
 
-def test_half_of_what_a_failing_command_prints_is_not_taken_for_all(folder, cache):
+def test_partial_output_of_a_failing_command_is_rejected(folder, cache):
     allowed = dataclasses.replace(cache, allow_pipe=True)
     script = f"pipe:sh -c 'head -c 300 {folder}/set/$0; exit 3' {{file}}"
     with pytest.raises(DataError, match=r"the command ended with exit code 3, tried 3 times"):
         PackedDataset.open(RemoteFolder(script, allowed), "train")
 
 
-def test_a_mixture_needs_neighbours(cache):
+def test_a_mixture_cannot_be_read_from_a_command(cache):
     data = data_config(Path("unused"), [], mixture={"a": 1.0}, cache=cache)
     data = dataclasses.replace(data, path="pipe:cat {file}")
-    with pytest.raises(DataError, match="nothing lies beside a command"):
+    with pytest.raises(DataError, match="a mixture needs a folder or a URL, not a command"):
         dataset_folders(data)

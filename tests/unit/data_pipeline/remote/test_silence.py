@@ -1,4 +1,4 @@
-"""Whoever is silent, whatever speaks to him, holds a run up for the time that is allowed, and not longer."""
+"""An unresponsive server delays a run for the configured timeout and no longer, over every protocol."""
 
 import contextlib
 import os
@@ -24,11 +24,11 @@ from tests.support.object_stores import SCHEMES, set_environment
 
 CONTENT = bytes(range(256)) * 4096
 SOON = 30.0
-"""Seconds: less than the minute that Sleepy sleeps and vendors wait, and more than a busy machine takes."""
+"""Seconds: less than the minute that Sleepy sleeps and clients wait, and more than a busy machine needs."""
 
 
 class Sleepy(MemoryFileSystem):
-    """A file system that does nothing of its own in time."""
+    """A file system that never answers within the timeout."""
 
     protocol = "sleepy"
     awake = threading.Event()
@@ -106,16 +106,16 @@ def soon() -> Iterator[None]:
 
 @pytest.mark.parametrize("what", ["file", "folder", "pattern"])
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_a_store_that_takes_connections_and_says_nothing_is_named(silent, monkeypatch, tmp_path, scheme, what):
+def test_an_unresponsive_store_is_named(silent, monkeypatch, tmp_path, scheme, what):
     set_environment(monkeypatch, scheme, silent)
     impatient = cache_config(tmp_path, timeout_seconds=0.3, retries=1)
     url = f"{scheme}://bucket/" + {"file": "a.txt", "folder": "", "pattern": "*.txt"}[what]
-    with soon(), pytest.raises(DataError) as told:
+    with soon(), pytest.raises(DataError) as reported:
         find_files([url], [], impatient)
-    assert str(told.value).startswith(f"{url}: cannot be found: no answer in time, tried 2 times; mend the")
-    with soon(), pytest.raises(DataError) as told:
+    assert reported.value.message == f"{url}: cannot be listed: no answer in time, tried 2 times"
+    with soon(), pytest.raises(DataError) as reported:
         read_small(f"{scheme}://bucket/a", impatient)
-    assert str(told.value).startswith(f"{scheme}://bucket/a: cannot be read: no answer in time, tried 2 times; mend")
+    assert reported.value.message == f"{scheme}://bucket/a: cannot be read: no answer in time, tried 2 times"
 
 
 FETCH = """
@@ -131,7 +131,7 @@ except DataError as error:
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_a_process_ends_while_a_store_is_still_silent(silent, monkeypatch, scheme):
+def test_a_process_can_exit_while_a_store_is_unresponsive(silent, monkeypatch, scheme):
     set_environment(monkeypatch, scheme, silent)
     process = subprocess.Popen([sys.executable, "-c", FETCH, f"{scheme}://bucket/a"], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -141,7 +141,7 @@ def test_a_process_ends_while_a_store_is_still_silent(silent, monkeypatch, schem
 
 
 @pytest.mark.parametrize("where", ["info", "open", "read"])
-def test_any_file_system_that_sleeps_is_asked_again(sleepy, cache, where):
+def test_any_unresponsive_file_system_is_retried(sleepy, cache, where):
     sleepy.sleeps_in = where
     wakes = threading.Timer(0.5, lambda: setattr(sleepy, "sleeps_in", None))
     wakes.start()
@@ -151,7 +151,7 @@ def test_any_file_system_that_sleeps_is_asked_again(sleepy, cache, where):
 
 
 @pytest.mark.parametrize(("where", "name"), [("find", "bucket"), ("glob", "bucket/*.txt")])
-def test_a_listing_may_take_longer_yet_not_for_ever(sleepy, where, name):
+def test_a_listing_has_a_longer_timeout(sleepy, where, name):
     impatient = cache_config("unused", timeout_seconds=0.1, retries=0)
     sleepy.sleeps_in = where
     with soon(), pytest.raises(DataError, match="cannot be found: no answer in time, tried 1 times"):
@@ -161,14 +161,14 @@ def test_a_listing_may_take_longer_yet_not_for_ever(sleepy, where, name):
     assert [file.name for file in find_files([f"sleepy://{name}"], ["*.txt"], patient)]
 
 
-def test_closing_what_sleeps_takes_no_longer_than_any_answer(sleepy):
+def test_closing_an_unresponsive_file_has_a_timeout(sleepy):
     stream = connect("sleepy://bucket/a.txt", 0, 0.2)
     sleepy.sleeps_in = "close"
     with soon():
         stream.close()
 
 
-def test_threads_left_behind_are_bounded_and_end_with_their_calls(sleepy, monkeypatch):
+def test_abandoned_threads_are_bounded_and_end_with_their_calls(sleepy, monkeypatch):
     monkeypatch.setattr(call_timeout, "_slots", threading.Semaphore(3))
     before = set(threads())
     sleepy.sleeps_in = "read"
@@ -182,13 +182,13 @@ def test_threads_left_behind_are_bounded_and_end_with_their_calls(sleepy, monkey
     assert read_small("sleepy://bucket/a.txt", cache_config("unused")) == CONTENT
 
 
-def test_one_thread_serves_one_after_another(sleepy):
+def test_one_thread_is_reused(sleepy):
     for _ in range(3):
         assert read_small("sleepy://bucket/a.txt", cache_config("unused")) == CONTENT
         assert len(call_timeout._idle) == 1
 
 
-def test_a_forked_process_has_threads_of_its_own(sleepy):
+def test_a_forked_process_starts_its_own_threads(sleepy):
     config = cache_config("unused", timeout_seconds=SOON, retries=0)
     assert read_small("sleepy://bucket/a.txt", config) == CONTENT
     process = os.fork()
@@ -199,7 +199,7 @@ def test_a_forked_process_has_threads_of_its_own(sleepy):
     assert os.waitpid(process, 0)[1] == 0
 
 
-def test_a_way_that_is_slow_gets_requests_that_come_in_time(sleepy, monkeypatch):
+def test_requests_shrink_on_a_slow_connection(sleepy, monkeypatch):
     monkeypatch.setattr(fsspec_store, "FIRST_REQUEST_BYTES", 1 << 14)
     monkeypatch.setattr(fsspec_store, "REQUEST_BYTES", len(CONTENT))
     monkeypatch.setattr(fsspec_store, "time", SimpleNamespace(monotonic=lambda: sum(sleepy.seconds)))

@@ -1,4 +1,4 @@
-"""Text at a URL is the text of the same file here, whatever the network does on the way."""
+"""Text at a URL equals the text of the same local file, despite network faults."""
 
 import gzip
 import sys
@@ -79,19 +79,19 @@ def test_a_broken_connection_loses_and_repeats_nothing(folder, served, tmp_path,
     served.fault(name, faulty.cut, faulty.status(502), faulty.cut)
     assert [document.text for document in corpus.documents(1 << 14)] == texts(tmp_path, folder / name)
     assert corpus.disk_position == corpus.disk_bytes == (folder / name).stat().st_size
-    assert served.ranges and ("cannot be entered at a byte" in caplog.text) != takes_ranges
+    assert served.ranges and ("cannot be read from an offset" in caplog.text) != takes_ranges
 
 
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
         (faulty.status(503), r"a.jsonl.gz: cannot be read: HTTP status 503 \(Service Unavailable\), tried 3 times"),
-        (faulty.status(403), r"a.jsonl.gz: cannot be read: HTTP status 403 \(Forbidden\); check the address"),
+        (faulty.status(403), r"a.jsonl.gz: cannot be read: HTTP status 403 \(Forbidden\)\n  hint: check the address"),
         (faulty.short, r"a.jsonl.gz: cannot be read: has [\d,]+ bytes, must have [\d,]+, tried 3 times"),
     ],
 )
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.parquet"])
-def test_what_stays_bad_is_named(served, tmp_path, name, fault, message):
+def test_permanent_faults_are_named(served, tmp_path, name, fault, message):
     corpus = Corpus(data_config(tmp_path / "out", [f"{served.url}/{name}"]))
     served.lasting[name] = fault
     with pytest.raises(DataError, match=message.replace("a.jsonl.gz", name)):
@@ -103,12 +103,14 @@ def test_a_file_that_changes_while_it_is_read_is_named(tmp_path):
     with serving(tmp_path) as served:
         corpus = Corpus(data_config(tmp_path / "out", [f"{served.url}/a.jsonl"]))
         path.write_text(path.read_text().replace("a", "b", 1))
-        with pytest.raises(DataError, match=r"a.jsonl: was changed while it was read; run the same command again"):
+        with pytest.raises(
+            DataError, match=r"a.jsonl: was changed while it was read\n  hint: run the same command again"
+        ):
             list(corpus.documents(1 << 14))
 
 
 @pytest.mark.parametrize("pattern", ["deep", "deep/"])
-def test_folders_are_searched_as_here(folder, tmp_path, pattern):
+def test_folders_are_searched_like_local_ones(folder, tmp_path, pattern):
     def of(place):
         corpus = Corpus(data_config(tmp_path / "out", [f"{place}/{pattern}"]))
         return [(document.source, document.text) for document in corpus.documents(1 << 14)]
@@ -116,36 +118,39 @@ def test_folders_are_searched_as_here(folder, tmp_path, pattern):
     assert of(f"file://{folder}") == of(folder)
 
 
-def test_patterns_name_files(folder, tmp_path):
+def test_patterns_match_files(folder, tmp_path):
     assert texts(tmp_path, f"file://{folder}/deep/*/000[01].txt") == TEXTS[3:5] + TEXTS[:2]
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("HTTP/nothing.txt", r"data.inputs: HTTP/nothing.txt: HTTP status 404 \(Not Found\); check the address"),
-        ("HTTP/deep/", r"data.inputs: HTTP/deep/: HTTP does not tell what is in a folder; name its files"),
-        ("HTTP/deep/*.txt", r"data.inputs: HTTP/deep/\*.txt: HTTP does not tell"),
+        (
+            "HTTP/nothing.txt",
+            r"data.inputs: HTTP/nothing.txt: HTTP status 404 \(Not Found\)\n  hint: check the address",
+        ),
+        ("HTTP/deep/", r"data.inputs: HTTP/deep/: HTTP cannot list a folder\n  hint: name the files"),
+        ("HTTP/deep/*.txt", r"data.inputs: HTTP/deep/\*.txt: HTTP cannot list a folder"),
         ("file:///no/such", r"data.inputs: file:///no/such: no such file"),
         ("file:///no/*.such", r"data.inputs: file:///no/\*.such has no file that matches"),
         ("nothing://a/b", r"data.inputs: nothing://a/b: Protocol not known: nothing"),
-        ("pipe:cat a", r"data.inputs: pipe:cat a: commands serve data.path only"),
+        ("pipe:cat a", r"data.inputs: pipe:cat a: a command can only be used for data.path"),
     ],
 )
-def test_urls_that_name_nothing_are_refused(served, tmp_path, given, message):
+def test_urls_that_match_nothing_are_refused(served, tmp_path, given, message):
     with pytest.raises(DataError, match=message.replace("HTTP/", f"{served.url}/")):
         Corpus(data_config(tmp_path, [given.replace("HTTP", served.url)]))
 
 
 @pytest.mark.parametrize(("scheme", "package", "extra"), [("gs", "gcsfs", "gcs"), ("s3", "s3fs", "s3")])
-def test_a_package_that_is_missing_is_named(tmp_path, monkeypatch, scheme, package, extra):
+def test_a_missing_package_is_named(tmp_path, monkeypatch, scheme, package, extra):
     monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
     monkeypatch.delitem(file_systems_in_use, scheme, raising=False)  # as if nothing had used it before
     with pytest.raises(DataError, match=rf"{scheme}:// needs a package .*: pip install 'pretrain\[{extra}\]'"):
         Corpus(data_config(tmp_path, [f"{scheme}://bucket/a.txt"]))
 
 
-def test_touching_a_file_changes_the_status(tmp_path):
+def test_touching_a_file_changes_the_status_digest(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", ["a"])
     with serving(tmp_path) as served:
         data = data_config(tmp_path / "out", [f"{served.url}/a.jsonl"])
@@ -162,10 +167,10 @@ def test_a_dataset_prepared_from_urls_is_the_one_prepared_here(folder, served, t
     assert there.digest == here.digest == Manifest.load(tmp_path / "there").digest
     asked = sum(served.requests.values())
     prepare_synthetic(tmp_path / "there", [f"{served.url}/{name}" for name in names])
-    assert sum(served.requests.values()) == asked + len(names)  # touched by nobody: not read again
+    assert sum(served.requests.values()) == asked + len(names)  # unchanged, so not read again
 
 
-def test_what_is_prepared_from_a_signed_url_holds_no_secret_and_is_found_with_a_new_signature(served, tmp_path):
+def test_signed_urls_are_stored_without_secrets(served, tmp_path):
     signed = [
         served.url.replace("://", f"://me:{secret}@") + f"/a.jsonl?sig={secret}" for secret in ("SECRET", "OTHER")
     ]
@@ -182,7 +187,7 @@ STEP = st.tuples(st.sampled_from(["seek", "ahead", "end"]), st.integers(0, len(C
 
 @settings(max_examples=40)
 @given(steps=st.lists(STEP, max_size=8))
-def test_a_file_is_read_from_any_place(steps):
+def test_a_file_can_be_read_from_any_offset(steps):
     fsspec.filesystem("memory").pipe_file("/any", CONTENT)
     cache = cache_config("unused")
     for skip in (remote_file.SKIP_BYTES, 1000):
@@ -197,7 +202,7 @@ def test_a_file_is_read_from_any_place(steps):
                 place = min(place + size, max(place, len(CONTENT)))
 
 
-def test_a_file_that_is_closed_early_leaves_no_thread(folder, served, cache):
+def test_closing_a_file_early_ends_its_thread(folder, served, cache):
     [found] = find_files([f"{served.url}/a.txt"], [], cache)
     of_others = set(threading.enumerate())
     with found.open() as file:

@@ -1,4 +1,4 @@
-"""A dataset at a URL gives what the same folder gives."""
+"""A dataset at a URL gives the same batches as its folder."""
 
 import dataclasses
 import os
@@ -45,20 +45,20 @@ def test_a_mixture_from_urls_equals_the_local_one(folder, served, cache):
     data = dataclasses.replace(data, path=f"{served.url}/any")
     there = open_mixture(plan, dataset_folders(data))
     assert take(there, 20) == take(open_mixture(plan, {name: folder / name for name in ("set", "other")}), 20)
-    # A file that no batch has asked for yet need not be there.
+    # A file that no batch has needed yet may be missing.
     cached = {path.name for path in finished(cache)}
     assert cached
     assert cached <= {record.sha256 for part in there.parts for record in part.record.files}
 
 
-def test_datasets_with_equal_names_of_shards_do_not_mix(folder, served, cache):
+def test_datasets_with_equal_shard_names_do_not_mix(folder, served, cache):
     for name in ("set", "other"):
         assert np.array_equal(
             everything(remote(f"{served.url}/{name}", cache)), everything(PackedDataset.open(folder / name, "train"))
         )
 
 
-def test_every_file_is_asked_for_once_and_found_in_the_cache_later(folder, served, cache):
+def test_every_file_is_requested_once_and_then_cached(folder, served, cache):
     dataset = remote(f"{served.url}/set", cache)
     take(dataset, 10)
     everything(dataset)
@@ -68,7 +68,7 @@ def test_every_file_is_asked_for_once_and_found_in_the_cache_later(folder, serve
     assert [served.requests[name] for name in shards] == [1] * len(shards)
 
 
-def test_shards_are_fetched_in_the_order_in_which_a_run_needs_them(folder, served, cache):
+def test_shards_are_fetched_in_order_of_first_use(folder, served, cache):
     dataset = remote(f"{served.url}/set", cache)
     order = [record.file for _, record in shards_by_first_use(dataset, 3, 100)]
     numbers = dataset.sample_indices(np.arange(100, 100 + dataset.num_samples), 3)
@@ -81,7 +81,7 @@ def test_shards_are_fetched_in_the_order_in_which_a_run_needs_them(folder, serve
     [({"set": 0.999, "other": 0.001}, ()), ({"set": 1.0}, ((10**9, {"other": 1.0}),))],
     ids=["rare", "in a later phase"],
 )
-def test_shards_that_a_mixture_needs_rarely_or_late_are_fetched_ahead_too(folder, served, cache, weights, later):
+def test_rarely_used_shards_of_a_mixture_are_prefetched_too(folder, served, cache, weights, later):
     data = data_config(Path("unused"), [], mixture={"set": 0.5, "other": 0.5}, cache=cache)
     data = dataclasses.replace(data, path=f"{served.url}/any")
     mixed = open_mixture(MixturePlan(weights, {}, later), dataset_folders(data))
@@ -89,13 +89,13 @@ def test_shards_that_a_mixture_needs_rarely_or_late_are_fetched_ahead_too(folder
     assert sorted(order) == sorted(record.sha256 for part in mixed.parts for record in part.record.shards)
 
 
-def test_a_stream_that_is_left_ends_its_fetching_at_once(folder, served, cache):
+def test_closing_a_stream_ends_its_fetches_at_once(folder, served, cache):
     dataset = remote(f"{served.url}/set", cache, retry_seconds=60.0)
     for record in dataset.record.shards:
         served.lasting[record.file] = faulty.status(503)
     of_others = set(threading.enumerate())
     stream = train_batches(dataset, seed=3, global_batch_size=8, rank=0, size=1, position=0)
-    # What a shell starts in the background ignores the signal.
+    # A process started in the background by a shell ignores the signal.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
     started = time.monotonic()
@@ -125,15 +125,15 @@ def test_a_dataset_at_a_url_is_inspected_verified_and_counted(prepared, cache):
         )
         assert stats(there) == stats(prepared)
         assert verify(there) == []
-        # What is verified is what lies there, not what is in the cache.
+        # The remote files are verified, not the cached copies.
         served.lasting["validation-00000.tar"] = faulty.flipped
         assert [re.sub(r".*/", "", fault) for fault in verify(there)] == [
-            "validation-00000.tar: its content differs from what was written (sha256 does not fit)"
+            "validation-00000.tar: its content differs from what was written (its sha256 does not match)"
         ]
 
 
 @pytest.mark.parametrize("scheme", ["memory", "file"])
-def test_any_file_system_of_fsspec_serves(folder, cache, scheme):
+def test_any_fsspec_file_system_works(folder, cache, scheme):
     url = f"file://{folder}/set"
     if scheme == "memory":
         url = "memory://bucket/set"

@@ -1,4 +1,4 @@
-"""With data.on_bad_shard=skip a bad shard's samples keep their places and do not count; nothing else changes."""
+"""With data.on_bad_shard=skip, a bad shard's samples keep their positions and do not count. Nothing else changes."""
 
 import itertools
 import shutil
@@ -56,7 +56,7 @@ def bad_samples(dataset: PackedDataset, shards: tuple[str, ...] = (SHARD,)) -> s
 
 
 def check(batches: list[Batch], dataset: PackedDataset, whole: list[Batch]) -> int:
-    """That all is as undisturbed but for the samples of SHARD; returns how many of those came up."""
+    """Check that everything except the samples of SHARD is undisturbed. Returns how many of those occurred."""
     bad = bad_samples(dataset)
     for batch, undisturbed in zip(batches, whole, strict=True):
         numbers = dataset.sample_indices(np.arange(batch.position, batch.next_position), 3).tolist()
@@ -96,8 +96,8 @@ WAYS: dict[str, tuple[Callable[[Path], None], str]] = {
 }
 WAYS_IN_USE: dict[str, tuple[Callable[[Path], None], str]] = {
     "removed": (Path.unlink, "cannot be opened (No such file"),
-    "emptied": (lambda path: path.write_bytes(b""), "ends too early"),
-    "unreadable": (put_a_folder, "is no file"),
+    "emptied": (lambda path: path.write_bytes(b""), "is truncated"),
+    "unreadable": (put_a_folder, "is not a regular file"),
 }
 
 
@@ -113,7 +113,7 @@ def test_a_shard_that_is_bad_at_the_start_is_skipped_and_counted(written, folder
 
 
 @pytest.mark.parametrize("way", WAYS_IN_USE)
-def test_a_shard_that_goes_bad_before_its_first_use_is_skipped_and_counted(written, folder, caplog, way):
+def test_a_shard_damaged_before_its_first_use_is_skipped(written, folder, caplog, way):
     damage, message = WAYS_IN_USE[way]
     dataset, strict = (PackedDataset.open(folder, "train", skip_bad_shards=skip) for skip in (True, False))
     damage(folder / SHARD)
@@ -123,7 +123,7 @@ def test_a_shard_that_goes_bad_before_its_first_use_is_skipped_and_counted(writt
         take(strict)
 
 
-def test_a_shard_that_shrinks_while_in_use_is_skipped_from_then_on(written, folder, caplog, monkeypatch):
+def test_a_shard_truncated_while_in_use_is_then_skipped(written, folder, caplog, monkeypatch):
     monkeypatch.setattr(reader, "POLL_SECONDS", 0.0)
     dataset = PackedDataset.open(folder, "train", skip_bad_shards=True)
     before = take(dataset)
@@ -131,10 +131,10 @@ def test_a_shard_that_shrinks_while_in_use_is_skipped_from_then_on(written, fold
     with (folder / SHARD).open("r+b") as file:
         file.truncate(0)
     assert check(take(dataset), dataset, before) > 0
-    says_once(caplog, "ends too early")
+    says_once(caplog, "is truncated")
 
 
-def test_a_bad_shard_is_skipped_also_where_not_all_of_a_batch_may_be_mapped_at_once(written, folder, monkeypatch):
+def test_a_bad_shard_is_skipped_with_few_shards_mapped(written, folder, monkeypatch):
     whole = take(PackedDataset.open(written, "train"))
     monkeypatch.setattr(reader, "MAX_MAPPED_SHARDS", 2)
     truncate(folder / SHARD)
@@ -146,7 +146,7 @@ FAULTS = [faulty.status(404), faulty.status(503), faulty.flipped, faulty.cut]
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=["404", "503", "flipped", "cut"])
-def test_a_shard_that_stays_bad_at_a_url_is_skipped_and_counted(written, tmp_path, caplog, fault: Fault):
+def test_a_bad_remote_shard_is_skipped_and_counted(written, tmp_path, caplog, fault: Fault):
     with serving(written) as served:
         served.lasting[SHARD] = fault
         where = RemoteFolder(served.url, cache_config(tmp_path / "cache", retries=1))
@@ -155,13 +155,13 @@ def test_a_shard_that_stays_bad_at_a_url_is_skipped_and_counted(written, tmp_pat
         says_once(caplog)
         asked = served.requests[SHARD]
         take(dataset)
-        # Ahead of its use there may be as many attempts again; those who need its samples no longer ask.
+        # Prefetching may try as often again. Reads of its samples no longer try.
         assert served.requests[SHARD] <= asked + 2
         with pytest.raises(BadFile, match=SHARD):
             take(PackedDataset.open(where, "train"))
 
 
-def test_a_passing_fault_skips_nothing(written, tmp_path):
+def test_a_transient_fault_skips_nothing(written, tmp_path):
     with serving(written) as served:
         served.fault(SHARD, faulty.flipped)
         where = RemoteFolder(served.url, cache_config(tmp_path / "cache"))
@@ -171,7 +171,7 @@ def test_a_passing_fault_skips_nothing(written, tmp_path):
         assert batch.num_skipped == 0 and batch.mask is not None and batch.mask.all() and local.mask is None
 
 
-def test_what_is_wrong_with_this_machine_is_no_bad_shard(written, tmp_path):
+def test_a_fault_of_this_machine_does_not_make_a_shard_bad(written, tmp_path):
     (tmp_path / "file").write_text("")
     with serving(written) as served:
         dataset = PackedDataset.open(
@@ -183,7 +183,7 @@ def test_what_is_wrong_with_this_machine_is_no_bad_shard(written, tmp_path):
             take(dataset)
 
 
-def test_ranks_together_skip_what_one_skips(folder):
+def test_all_ranks_together_skip_what_one_rank_skips(folder):
     (folder / SHARD).unlink()
     dataset = PackedDataset.open(folder, "train", skip_bad_shards=True)
     alone = take(dataset)
@@ -194,7 +194,7 @@ def test_ranks_together_skip_what_one_skips(folder):
         assert all(part.mask is not None for part in parts), "an engine asks for masks on all ranks or on none"
 
 
-def test_index_manifest_and_validation_stay_strict(folder):
+def test_bad_index_manifest_or_validation_still_stop(folder):
     (folder / "validation-00000.tar").unlink()
     PackedDataset.open(folder, "train", skip_bad_shards=True)
     with pytest.raises(DataError, match=r"validation-00000\.tar: missing"):
@@ -207,21 +207,26 @@ def test_index_manifest_and_validation_stay_strict(folder):
 def test_a_dataset_without_any_good_shard_is_refused(folder):
     for path in folder.glob("train-*.tar"):
         path.unlink()
-    with pytest.raises(DataError, match=r"(\d+) of \1 shards for train cannot be used, as .*train-00000.tar: missing"):
+    with pytest.raises(
+        DataError, match=r"(\d+) of \1 shards for train cannot be used; the first: .*train-00000.tar: missing"
+    ):
         PackedDataset.open(folder, "train", skip_bad_shards=True)
 
 
-def test_once_no_good_shard_is_left_the_stream_ends_with_an_error(folder, monkeypatch):
+def test_the_stream_ends_with_an_error_when_all_shards_are_bad(folder, monkeypatch):
     monkeypatch.setattr(reader, "POLL_SECONDS", 0.0)
     dataset = PackedDataset.open(folder, "train", skip_bad_shards=True)
     take(dataset)
     for path in folder.glob("train-*.tar"):
         path.unlink()
-    with pytest.raises(DataError, match=r"(\d+) of \1 shards for train cannot be used, as .*tar: .*restore them"):
+    with pytest.raises(
+        DataError,
+        match=r"(\d+) of \1 shards for train cannot be used; the first: .*tar: .*\n  hint: restore the shards",
+    ):
         take(dataset)
 
 
-def test_a_server_that_has_no_shard_is_an_error(written, tmp_path):
+def test_a_server_without_any_shard_is_an_error(written, tmp_path):
     with serving(written) as served:
         where = RemoteFolder(served.url, cache_config(tmp_path / "cache"))
         dataset = PackedDataset.open(where, "train", skip_bad_shards=True)
@@ -230,7 +235,7 @@ def test_a_server_that_has_no_shard_is_an_error(written, tmp_path):
             take(dataset)
 
 
-def test_in_a_mixture_only_the_bad_shard_of_one_dataset_is_skipped(written, folder, caplog):
+def test_a_mixture_skips_only_the_bad_shard(written, folder, caplog):
     plan, folders = MixturePlan({"set": 0.5, "whole": 0.5}, {}, []), {"set": folder, "whole": written}
     undisturbed = take(open_mixture(plan, folders))
     (folder / SHARD).unlink()
@@ -246,7 +251,7 @@ def test_in_a_mixture_only_the_bad_shard_of_one_dataset_is_skipped(written, fold
     says_once(caplog, str(folder))
 
 
-def test_padding_of_samples_that_count_stays_out(tmp_path, written):
+def test_padding_is_masked_also_when_shards_are_skipped(tmp_path, written):
     write(tmp_path / "packed", packing="best_fit")
     whole = take(PackedDataset.open(tmp_path / "packed", "train"))
     (tmp_path / "packed" / SHARD).unlink()

@@ -1,4 +1,4 @@
-"""A dataset that is damaged, by chance or on purpose, is named with its file before any of it is trained on."""
+"""Damage to a dataset, accidental or malicious, is reported with its file before the data is trained on."""
 
 import dataclasses
 import hashlib
@@ -48,14 +48,14 @@ def flip(name, place):
     return damage
 
 
-AGAIN = ".*prepare.overwrite=true"
+AGAIN = r"[\s\S]*prepare.overwrite=true"
 FAULTS_SEEN_WHEN_OPENED = {
     "no manifest": (
         lambda f: (f / "manifest.json").unlink(),
-        r"set: not prepared \(no manifest.json\): run `pre",
+        r"set: not prepared \(no manifest.json\)\n  hint: run `pre",
     ),
     "no folder": (shutil.rmtree, r"set: not prepared"),
-    "cut manifest": (cut("manifest.json", 300), r"manifest.json: not whole JSON" + AGAIN),
+    "cut manifest": (cut("manifest.json", 300), r"manifest.json: is not complete JSON" + AGAIN),
     "other JSON": (
         lambda f: (f / "manifest.json").write_text("[]"),
         r"manifest.json: is not the manifest of" + AGAIN,
@@ -63,7 +63,7 @@ FAULTS_SEEN_WHEN_OPENED = {
     "older format": (edit_json(lambda m: m.update(version=1)), r"has format version 1, this program reads 2" + AGAIN),
     "newer format": (
         edit_json(lambda m: m.update(version=99)),
-        r"manifest.json: was written by a newer version of pretrain .*99.*; upgrade pretrain$",
+        r"manifest.json: was written by a newer version of pretrain .*99.*\n  hint: upgrade pretrain$",
     ),
     "edited": (
         edit_json(lambda m: m["manifest"].update(seq_length=16)),
@@ -77,7 +77,7 @@ FAULTS_SEEN_WHEN_OPENED = {
 
 
 @pytest.mark.parametrize("fault", FAULTS_SEEN_WHEN_OPENED)
-def test_faults_are_named_when_a_dataset_is_opened(written, tmp_path, fault):
+def test_opening_a_dataset_names_missing_and_truncated_files(written, tmp_path, fault):
     damage, message = FAULTS_SEEN_WHEN_OPENED[fault]
     folder = tmp_path / "set"
     shutil.copytree(written, folder)
@@ -98,7 +98,7 @@ def test_a_flipped_bit_is_found_by_verify(written, tmp_path):
 @pytest.mark.parametrize(
     "place", [TAR_BLOCK, TAR_BLOCK + NPY_HEADER_BYTES, TAR_BLOCK + NPY_HEADER_BYTES + 4 * 9 * 2 - 1]
 )
-def test_a_bit_flipped_anywhere_in_a_member_is_found_when_any_sample_of_it_is_read(written, tmp_path, place):
+def test_a_flipped_bit_is_found_when_its_member_is_read(written, tmp_path, place):
     folder = tmp_path / "set"
     shutil.copytree(written, folder)
     flip("train-00000.tar", place)(folder)
@@ -111,7 +111,7 @@ def test_a_bit_flipped_anywhere_in_a_member_is_found_when_any_sample_of_it_is_re
             dataset.read(np.array([sample]))
 
 
-def test_a_header_that_claims_anything_else_is_refused(written, tmp_path):
+def test_a_changed_member_header_is_refused(written, tmp_path):
     folder = tmp_path / "set"
     shutil.copytree(written, folder)
     path = folder / "train-00000.tar"
@@ -120,7 +120,7 @@ def test_a_header_that_claims_anything_else_is_refused(written, tmp_path):
         PackedDataset.open(folder, "train").read(np.arange(4))
 
 
-def test_shards_that_changed_places_are_named(written, tmp_path):
+def test_swapped_shards_are_named(written, tmp_path):
     """Both have the length that the manifest states."""
     folder = tmp_path / "set"
     shutil.copytree(written, folder)
@@ -133,7 +133,7 @@ def test_shards_that_changed_places_are_named(written, tmp_path):
         PackedDataset.open(folder, "train").read(np.arange(4))
 
 
-def test_bytes_where_a_name_should_be_are_not_printed(written, tmp_path):
+def test_arbitrary_bytes_in_a_member_name_are_not_printed(written, tmp_path):
     folder = tmp_path / "set"
     shutil.copytree(written, folder)
     path = folder / "train-00000.tar"
@@ -145,7 +145,7 @@ def test_bytes_where_a_name_should_be_are_not_printed(written, tmp_path):
     assert str(raised.value).isascii() and "\\x" not in str(raised.value)
 
 
-def test_a_member_that_is_read_first_takes_no_copy_of_its_shard(tmp_path):
+def test_checking_a_member_does_not_copy_its_shard(tmp_path):
     write(tmp_path / "set", [np.zeros(300_000, dtype=np.uint16)], shard_bytes=10**9)
     dataset = PackedDataset.open(tmp_path / "set", "train")
     assert len(dataset.record.shards) == 1
@@ -157,7 +157,7 @@ def test_a_member_that_is_read_first_takes_no_copy_of_its_shard(tmp_path):
         tracemalloc.stop()
 
 
-def test_members_in_another_order_are_named(written, tmp_path):
+def test_reordered_members_are_named(written, tmp_path):
     folder = tmp_path / "set"
     shutil.copytree(written, folder)
     path = folder / "train-00000.tar"
@@ -170,7 +170,7 @@ def test_members_in_another_order_are_named(written, tmp_path):
 
 
 def written_anew(folder, *, index=None, **changes):
-    """The index and the manifest, consistent with each other, as someone else may have written them."""
+    """A consistent index and manifest that someone else may have written."""
     manifest = Manifest.load(folder)
     record = dataclasses.replace(manifest.splits["train"], **changes)
     if index is not None:
@@ -185,23 +185,25 @@ def written_anew(folder, *, index=None, **changes):
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ({"index": lambda i: np.where(i == i[0, 0], -512, i)}, "has a member that begins where no tar has one"),
-        ({"index": lambda i: i + 2}, "has a member that begins where no tar has one"),
-        ({"index": lambda i: i[:-1]}, r"has \d+ members, and the shards hold \d+ samples, where the manifest says"),
+        ({"index": lambda i: np.where(i == i[0, 0], -512, i)}, "has a member at an offset where a tar cannot have one"),
+        ({"index": lambda i: i + 2}, "has a member at an offset where a tar cannot have one"),
+        ({"index": lambda i: i[:-1]}, r"has \d+ members, and the shards hold \d+ samples, but the manifest says"),
         ({"index": lambda i: i.ravel()[:-1]}, r"has \d+.5 members, and the shards hold \d+ samples"),
-        ({"num_samples": 10**6}, r".* hold \d+ samples, where the manifest says 1000000, 4 in each member"),
+        ({"num_samples": 10**6}, r".* hold \d+ samples, but the manifest says 1000000, 4 in each member"),
     ],
     ids=["before the file", "between blocks", "too few", "half a member", "more samples"],
 )
-def test_nothing_outside_of_a_shard_is_read_whatever_index_and_manifest_say(written, tmp_path, how, message):
+def test_no_index_or_manifest_makes_reads_leave_a_shard(written, tmp_path, how, message):
     folder = tmp_path / "set"
     shutil.copytree(written, folder)
     written_anew(folder, **how)
-    with pytest.raises(DataError, match=f"train.index.npy: {message}.*; prepare again with prepare.overwrite=true"):
+    with pytest.raises(
+        DataError, match=f"train.index.npy: {message}.*\n  hint: prepare again with prepare.overwrite=true"
+    ):
         PackedDataset.open(folder, "train")
 
 
-def test_a_shard_that_shrinks_while_in_use_is_named(written, tmp_path, monkeypatch):
+def test_a_shard_truncated_while_in_use_is_named(written, tmp_path, monkeypatch):
     monkeypatch.setattr(reader, "POLL_SECONDS", 0.0)
     folder = tmp_path / "set"
     shutil.copytree(written, folder)
@@ -210,12 +212,12 @@ def test_a_shard_that_shrinks_while_in_use_is_named(written, tmp_path, monkeypat
     last = dataset.record.shards[0].samples - 1
     with (folder / "train-00000.tar").open("r+b") as file:
         file.truncate(660)
-    for samples in (np.arange(4), np.array([last])):  # in a member that was looked at, and in one that was not
-        with pytest.raises(DataError, match="train-00000.tar: ends too early" + AGAIN):
+    for samples in (np.arange(4), np.array([last])):  # in a member that was checked, and in one that was not
+        with pytest.raises(DataError, match="train-00000.tar: is truncated" + AGAIN):
             dataset.read(samples)
 
 
-def test_who_waits_no_longer_is_not_kept_by_members_that_are_still_to_be_compared(written):
+def test_stopping_does_not_wait_for_unchecked_members(written):
     dataset, stop = PackedDataset.open(written, "train"), threading.Event()
     dataset.read(np.arange(4), stop)
     stop.set()
@@ -223,7 +225,7 @@ def test_who_waits_no_longer_is_not_kept_by_members_that_are_still_to_be_compare
         dataset.read(np.arange(dataset.num_samples), stop)
 
 
-def test_a_shard_that_was_put_there_anew_is_compared_again(written, tmp_path, monkeypatch):
+def test_a_replaced_shard_is_checked_again(written, tmp_path, monkeypatch):
     monkeypatch.setattr(reader, "POLL_SECONDS", 0.0)
     folder = tmp_path / "set"
     shutil.copytree(written, folder)
@@ -253,7 +255,7 @@ def test_a_shard_that_was_put_there_anew_is_compared_again(written, tmp_path, mo
         ),
     ],
 )
-def test_a_manifest_of_another_shape_is_refused(written, tmp_path, change, message):
+def test_a_manifest_with_other_fields_is_refused(written, tmp_path, change, message):
     folder = tmp_path / "set"
     shutil.copytree(written, folder)
 

@@ -1,4 +1,4 @@
-"""Samples are where their shards lie until they are copied, and the same from then on."""
+"""Samples are views of their shards until they are copied, and the same afterwards."""
 
 import gc
 import os
@@ -26,14 +26,14 @@ def find(memories: list[np.ndarray], places: list[tuple[int, int]]) -> Samples:
 PLACES = [(2, 7), (0, 0), (1, 55), (0, 3), (2, 0)]
 
 
-def test_samples_come_from_any_of_several_memories_whole_or_in_part(memories):
+def test_samples_come_from_any_of_several_memories(memories):
     samples, expected = find(memories, PLACES), [memories[which][start : start + WIDTH] for which, start in PLACES]
     samples.page_in()
     assert samples.tokens().tolist() == np.array(expected).tolist()
     assert samples.tokens(slice(1, 3)).tolist() == np.array(expected[1:3]).tolist()
 
 
-def test_settled_samples_are_the_same_and_need_none_of_the_memories(memories):
+def test_materialized_samples_do_not_need_their_memories(memories):
     samples = find(memories, PLACES)
     before = samples.tokens()
     kept = [weakref.ref(memory) for memory in memories]
@@ -46,7 +46,7 @@ def test_settled_samples_are_the_same_and_need_none_of_the_memories(memories):
     assert np.array_equal(samples.tokens(slice(2, 4)), before[2:4])
 
 
-def test_samples_that_are_not_settled_keep_their_memories(memories):
+def test_unmaterialized_samples_keep_their_memories(memories):
     samples = find(memories, PLACES)
     kept = [weakref.ref(memory) for memory in memories]
     memories.clear()
@@ -54,7 +54,7 @@ def test_samples_that_are_not_settled_keep_their_memories(memories):
     assert all(reference() is not None for reference in kept) and len(samples.memories) == 3
 
 
-def test_parts_are_joined_in_the_places_given_whether_settled_or_not(memories):
+def test_joined_samples_are_in_the_given_positions(memories):
     first, second = find(memories[:1], [(0, 1), (0, 2)]), find(memories[1:], [(1, 9), (0, 8), (1, 7)])
     second.materialize()
     joined = Samples.joined([(np.array([3, 0]), first), (np.array([1, 4, 2]), second)])
@@ -62,7 +62,7 @@ def test_parts_are_joined_in_the_places_given_whether_settled_or_not(memories):
     assert np.array_equal(joined.tokens(), find(memories, expected).tokens())
 
 
-def test_a_mapped_file_is_its_content_also_once_it_is_closed_and_gone(tmp_path: Path):
+def test_a_mapped_file_is_readable_after_it_is_deleted(tmp_path: Path):
     path = tmp_path / "file"
     path.write_bytes(bytes(range(256)) * 40)
     descriptor = os.open(path, os.O_RDONLY)

@@ -1,4 +1,4 @@
-"""Best-fit packing: no token is lost or repeated, no document cut that need not be, and padding shows itself."""
+"""Best-fit packing: no token is lost or repeated, no document is cut unnecessarily, and padding is recognizable."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ END = 1
 
 
 def documents_of(lengths):
-    """Documents of these lengths; every token but their ends is there once."""
+    """Documents of these lengths. Every token except their ends is unique."""
     first = np.cumsum([END + 1, *lengths]).tolist()
     return [np.array([*range(start, start + length - 1), END]) for start, length in zip(first, lengths, strict=False)]
 
@@ -34,16 +34,16 @@ lengths_of_documents = st.lists(st.integers(1, 40), max_size=40)
 
 @settings(max_examples=200, deadline=None)
 @given(lengths=lengths_of_documents, width=st.integers(2, 17), window_tokens=st.integers(1, 300))
-def test_each_token_stands_in_one_sample_and_padding_is_the_rest(lengths, width, window_tokens):
+def test_each_token_is_in_one_sample_and_the_rest_is_padding(lengths, width, window_tokens):
     documents = documents_of(lengths)
     samples = pack(documents, width, window_tokens)
     padding = num_padding_tokens(samples, END)
     real = [sample[: width - filling] for sample, filling in zip(samples.tolist(), padding.tolist(), strict=True)]
     assert all(set(sample[width - n :]) <= {END} for sample, n in zip(samples.tolist(), padding.tolist(), strict=True))
-    assert sum(padding) == samples.size - sum(lengths), "what is told to be padding is what was filled in"
+    assert sum(padding) == samples.size - sum(lengths), "what is reported to be padding is what was filled in"
     assert sorted(token for sample in real for token in sample) == sorted(np.concatenate([[], *documents]).tolist())
     assert loss_mask(samples, END).sum() == sum(len(sample) - 1 for sample in real)
-    # Any piece of a document stands in one stretch, cut where the document is longer than a sample and only there.
+    # Any part of a document is contiguous, and only documents longer than a sample are cut.
     wanted = {tuple(document[i : i + width]) for document in documents for i in range(0, len(document), width)} - {
         (END,)
     }
@@ -58,19 +58,19 @@ def test_no_two_samples_of_a_window_would_fit_in_one(lengths, width):
     assert len(filled) < 2 or filled[0] + filled[1] > width
 
 
-def test_a_piece_goes_where_it_leaves_the_least_room():
+def test_a_chunk_goes_where_it_leaves_the_least_room():
     assert best_fit([4, 7, 3, 6, 2], 10) == [[0, 3], [1, 2], [4]]
     assert best_fit([5, 8, 2, 5], 10) == [[0, 3], [1, 2]]
 
 
-def test_samples_stand_in_the_order_of_their_documents():
+def test_samples_are_in_the_order_of_their_documents():
     samples = pack(documents_of([3, 9, 4, 6, 2, 8, 5]), 10, 1000)
     firsts = [min(token for token in sample if token != END) for sample in samples.tolist()]
     assert firsts == sorted(firsts)
 
 
-def test_the_ends_that_cuts_leave_alone_are_no_padding():
-    samples = pack(documents_of([9, 9, 3]), 8, 1000)  # the first two are cut after all but their end
+def test_a_chunk_of_only_an_end_is_not_padding():
+    samples = pack(documents_of([9, 9, 3]), 8, 1000)  # the first two are cut just before their end token
     assert num_padding_tokens(samples, END).tolist() == [0, 3, 0]
     assert samples[1, :2].tolist() == [END] * 2 and samples[1, 5:].tolist() == [END] * 3
     alone = pack(documents_of([9, 9]), 8, 1000)
@@ -103,7 +103,7 @@ def prepared(tmp_path_factory):
     return folder, manifests
 
 
-def test_prepared_again_it_is_the_same_to_the_last_byte(prepared):
+def test_packing_again_gives_equal_bytes(prepared):
     folder, manifests = prepared
     assert manifests["one"].digest == manifests["two"].digest != manifests["stream"].digest
     for file in sorted((folder / "one").glob("*.tar")):
@@ -113,14 +113,14 @@ def test_prepared_again_it_is_the_same_to_the_last_byte(prepared):
 def test_padding_is_reported(prepared):
     folder, manifests = prepared
     for name, packing in (("one", "best_fit"), ("stream", "stream")):
-        told, figures = report(manifests[name]), stats(folder / name)
+        reported, figures = report(manifests[name]), stats(folder / name)
         assert figures["packing"] == packing
         for split in ("train", "validation"):
             dataset = PackedDataset.open(folder / name, split)
             samples = dataset.read(np.arange(dataset.num_samples))
             padding = int(num_padding_tokens(samples, dataset.manifest.tokenizer.eod_id).sum())
             assert (padding > 0) == (packing == "best_fit")
-            assert told[f"{split} padding tokens"] == figures["splits"][split]["padding_tokens"] == padding
+            assert reported[f"{split} padding tokens"] == figures["splits"][split]["padding_tokens"] == padding
 
 
 def test_inspected_samples_show_text_without_padding(prepared):
@@ -136,7 +136,7 @@ def test_inspected_samples_show_text_without_padding(prepared):
     assert sum(line == "<|end of document|>" for line in lines) == int(head.split(" tokens, ")[1].split()[0])
 
 
-def test_batches_say_which_targets_count(prepared):
+def test_batches_mask_padding(prepared):
     folder, _ = prepared
     train, validation = (PackedDataset.open(folder / "one", split) for split in ("train", "validation"))
     batch = next(train_batches(train, seed=1, global_batch_size=train.num_samples, rank=0, size=1, position=0))

@@ -126,14 +126,14 @@ def test_samples_come_in_any_order_with_few_shards_mapped(written, monkeypatch):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-def test_shards_are_mapped_without_a_descriptor_each_and_let_go_with_the_last_sample_of_them(written):
+def test_shards_are_mapped_without_descriptors_and_unmapped(written):
     def mapped():
         return Path("/proc/self/maps").read_text().count(f"{written}/train-")
 
     def opened():
         links = []
         for descriptor in os.listdir("/proc/self/fd"):
-            with contextlib.suppress(OSError):  # the one for this listing, and those of other threads
+            with contextlib.suppress(OSError):  # the descriptor of this listing, and those of other threads
                 links.append(os.readlink(f"/proc/self/fd/{descriptor}"))
         return [link for link in links if link.startswith(f"{written}/")]
 
@@ -167,7 +167,7 @@ def test_webdataset_and_tar_read_the_shards(written):
     assert len(offsets) == len(members)
 
 
-def test_an_index_of_wids_over_the_shards_reads_them(written, tmp_path):
+def test_wids_reads_the_shards(written, tmp_path):
     dataset = PackedDataset.open(written, "train")
     per_member = dataset.manifest.samples_per_member
     shards = [
@@ -179,7 +179,7 @@ def test_an_index_of_wids_over_the_shards_reads_them(written, tmp_path):
     assert np.array_equal(np.concatenate(read), dataset.read(np.arange(dataset.num_samples)))
 
 
-def test_shards_have_the_bytes_that_webdatasets_own_writer_writes(written, tmp_path):
+def test_shards_equal_those_of_webdatasets_writer(written, tmp_path):
     for shard in PackedDataset.open(written, "train").record.shards:
         path = tmp_path / shard.file
         fixed = {"user": "pretrain", "group": "pretrain", "mode": 0o444, "mtime": 0}
@@ -193,7 +193,7 @@ def test_shards_have_the_bytes_that_webdatasets_own_writer_writes(written, tmp_p
 
 
 @pytest.mark.parametrize("packing", ["stream", "best_fit"])
-def test_documents_given_together_give_the_bytes_of_documents_given_one_by_one(tmp_path, packing):
+def test_adding_documents_together_or_singly_gives_equal_bytes(tmp_path, packing):
     one_by_one = write(tmp_path / "one", packing=packing)
     together = SplitWriter(
         tmp_path,
@@ -211,21 +211,21 @@ def test_documents_given_together_give_the_bytes_of_documents_given_one_by_one(t
     assert together.close() == one_by_one.splits["train"]  # with a sha256 of each shard
 
 
-def test_shards_made_again_are_byte_identical(written, tmp_path):
+def test_writing_shards_again_gives_equal_bytes(written, tmp_path):
     manifest = write(tmp_path / "again")
     assert manifest == Manifest.load(written)
     for file in written.iterdir():
         assert (tmp_path / "again" / file.name).read_bytes() == file.read_bytes()
 
 
-def test_digest_names_the_data_not_the_paths(written, tmp_path):
+def test_the_digest_depends_on_data_not_on_paths(written, tmp_path):
     manifest = Manifest.load(written)
     assert len(manifest.digest) == 64
     assert write(tmp_path / "other", DOCUMENTS[1:]).digest != manifest.digest
     assert dataclasses.replace(manifest, settings={}).digest == manifest.digest
 
 
-def test_narrowest_type_that_holds_the_vocabulary():
+def test_the_narrowest_type_for_the_vocabulary_is_used():
     assert [dtype_for(size) for size in (256, 65536, 65537)] == ["uint16", "uint16", "uint32"]
 
 
@@ -239,7 +239,7 @@ def test_threads_share_a_dataset_with_few_shards_mapped(written, monkeypatch):
             assert np.array_equal(tokens, everything[order])
 
 
-def test_nothing_is_kept_of_samples_that_were_read(written):
+def test_reading_samples_does_not_accumulate_memory(written):
     def held():
         return sum(issubclass(type(thing), mmap_reader._Memory) for thing in gc.get_objects())
 

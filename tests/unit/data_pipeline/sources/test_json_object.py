@@ -1,4 +1,4 @@
-"""No key of a JSON line decides whether the text of another one is read."""
+"""No key of a JSON line makes the text of another key unreadable."""
 
 import json
 
@@ -31,7 +31,7 @@ def read(tmp_path, *lines, **changes):
 
 
 @pytest.mark.parametrize("value", [HUGE, f"-{HUGE}", DEEP, f'{{"n": [{HUGE}, {DEEP}]}}', "1e999", f"0.{HUGE}"])
-def test_a_huge_or_deep_value_of_another_key_costs_no_document(tmp_path, value):
+def test_a_huge_value_of_another_key_loses_no_document(tmp_path, value):
     lines = [f'{{"x": {value}, "text": "\\u00e9 before"}}', f'{{"text": "after", "x": {value}}}']
     assert read(tmp_path, *lines) == (["é before", "after"], {})
 
@@ -49,7 +49,7 @@ def test_a_huge_or_deep_value_of_another_key_costs_no_document(tmp_path, value):
         (f'{{"body": {HUGE}}}', r"has no key 'text' \(it has \['body'\]\)"),
     ],
 )
-def test_such_a_line_is_refused_for_what_is_wrong_with_it(tmp_path, line, problem):
+def test_an_invalid_line_with_a_huge_value_is_refused(tmp_path, line, problem):
     with pytest.raises(DataError, match=f"in.jsonl:1: {problem}"):
         read(tmp_path, line)
     texts, dropped = read(tmp_path, line, '{"text": "next"}', encoding_errors="skip")
@@ -57,7 +57,7 @@ def test_such_a_line_is_refused_for_what_is_wrong_with_it(tmp_path, line, proble
 
 
 @given(VALUES, st.booleans(), st.none() | st.tuples(st.integers(0, 100), st.sampled_from('[]{},:"\\1 e\x01')))
-def test_the_second_reading_takes_and_refuses_what_the_first_does(value, is_long, change):
+def test_the_fallback_parser_agrees_with_json_loads(value, is_long, change):
     line = json.dumps(value, indent=1 if is_long else None)
     if change is not None:
         place = change[0] % len(line)
@@ -72,7 +72,7 @@ def test_the_second_reading_takes_and_refuses_what_the_first_does(value, is_long
 
 
 def emptied(value):
-    """Containers within the outermost one hold nothing."""
+    """The value with its nested containers emptied."""
     if isinstance(value, dict):
         return {key: type(inner)() if isinstance(inner, dict | list) else inner for key, inner in value.items()}
     return (
@@ -82,7 +82,7 @@ def emptied(value):
     )
 
 
-def test_types_are_named_as_json_has_them():
+def test_types_have_their_json_names():
     values = [None, True, 1, 2.5, "", [], {}]
     kinds = ["null", "true or false", "a number", "a number", "a string", "an array", "an object"]
     assert [kind_of(parse_json(json.dumps(value))) for value in values] == kinds

@@ -1,4 +1,4 @@
-"""Text in Parquet arrives as written, and every fault names the file."""
+"""Text in Parquet arrives as written, and every error names the file."""
 
 import io
 from pathlib import Path
@@ -49,7 +49,7 @@ def test_text_arrives_exactly_as_written(tmp_path: Path, kind: pyarrow.DataType,
     assert corpus.disk_position == corpus.disk_bytes and corpus.num_cut_files == 0
 
 
-def test_the_dataset_is_that_of_the_same_text_in_jsonl(tmp_path: Path) -> None:
+def test_parquet_and_jsonl_of_equal_text_give_equal_datasets(tmp_path: Path) -> None:
     lines = prepare_synthetic(tmp_path / "lines", [write_jsonl(tmp_path / "in.jsonl", TEXTS)])
     rows = prepare_synthetic(tmp_path / "rows", [write(tmp_path / "in.parquet", table(TEXTS))])
     assert rows.digest == lines.digest
@@ -57,7 +57,7 @@ def test_the_dataset_is_that_of_the_same_text_in_jsonl(tmp_path: Path) -> None:
 
 def test_rows_without_text_stop_the_run_or_are_counted(tmp_path: Path) -> None:
     path = write(tmp_path / "in.parquet", table(["a", None, "", "b"]))
-    with pytest.raises(DataError, match=r"in\.parquet:2: 'text' is null; mend it, or .*encoding_errors=skip"):
+    with pytest.raises(DataError, match=r"in\.parquet:2: 'text' is null\n  hint: repair it\n.*encoding_errors=skip"):
         read(path)
     corpus, documents = read(path, encoding_errors="skip")
     assert [document.text for document in documents] == ["a", "b"]
@@ -71,7 +71,7 @@ def test_bytes_that_are_not_utf8_are_named(tmp_path: Path) -> None:
         read(path)
 
 
-def test_a_column_is_taken_by_its_own_name_beside_a_struct_that_has_the_same_path(tmp_path: Path) -> None:
+def test_a_column_is_read_by_name_beside_a_struct_field(tmp_path: Path) -> None:
     struct = pyarrow.array([{"text": "not this", "n": number} for number in range(200)])
     for number, names in enumerate((["meta", "meta.text"], ["meta.text", "meta"])):
         columns = {"meta": struct, "meta.text": pyarrow.array(TEXTS[:200])}
@@ -80,25 +80,27 @@ def test_a_column_is_taken_by_its_own_name_beside_a_struct_that_has_the_same_pat
         assert [document.text for document in documents] == TEXTS[:200]
 
 
-def test_a_missing_column_is_told_with_those_there_are(tmp_path: Path) -> None:
+def test_a_missing_column_lists_the_existing_ones(tmp_path: Path) -> None:
     path = write(tmp_path / "in.parquet", table(["a"]))
-    with pytest.raises(DataError, match=r"has no column 'body' \(it has \['id', 'text'\]\); set data.text_key"):
+    with pytest.raises(DataError, match=r"has no column 'body' \(it has \['id', 'text'\]\)\n  hint: set data.text_key"):
         read(path, text_key="body")
     with pytest.raises(DataError, match=r"column 'id' is int64, must be string"):
         read(path, text_key="id")
 
 
-def test_two_columns_of_the_name_are_refused(tmp_path: Path) -> None:
+def test_duplicate_columns_are_refused(tmp_path: Path) -> None:
     columns = [pyarrow.array(["a"]), pyarrow.array(["b"]), pyarrow.array(["c"])]
     content = pyarrow.Table.from_arrays(columns, names=["text", "body", "text"])
     path = write(tmp_path / "in.parquet", content)
-    with pytest.raises(DataError, match=r"in\.parquet: has 2 columns 'text'; rename all but one, or set data.text_key"):
+    with pytest.raises(
+        DataError, match=r"in\.parquet: has 2 columns 'text'\n  hint: rename all but one\n  hint: set data.text_key"
+    ):
         read(path)
     assert [document.text for document in read(path, text_key="body")[1]] == ["b"]
 
 
 @pytest.mark.parametrize("keep", [0, 3, 100, -9])
-def test_a_file_cut_short_is_refused(tmp_path: Path, keep: int) -> None:
+def test_a_truncated_file_is_refused(tmp_path: Path, keep: int) -> None:
     path = write(tmp_path / "in.parquet", table(TEXTS))
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(DataError, match=r"in\.parquet: Parquet file is damaged"):
@@ -122,7 +124,7 @@ def test_parquet_inside_another_compression_is_refused(tmp_path: Path) -> None:
 
 
 def test_memory_does_not_grow_with_a_row_group(tmp_path: Path) -> None:
-    """Pages are read as they are needed: a row group of 64 MB stays on the disk."""
+    """Pages are read as needed: a row group of 64 MB stays on disk."""
     big = ["x" * 999 + str(number) for number in range(64_000)]
     buffer = io.BytesIO()
     pyarrow.parquet.write_table(table(big), buffer, compression="none", use_dictionary=False, data_page_size=1 << 16)

@@ -67,7 +67,7 @@ JSON_LINES = [
 
 @pytest.mark.parametrize("is_named", [True, False])
 @pytest.mark.parametrize("name", JSON_LINES)
-def test_json_lines_are_known_by_each_of_their_suffixes(tmp_path, name, is_named):
+def test_each_json_lines_suffix_is_recognized(tmp_path, name, is_named):
     plain = write_jsonl(tmp_path / "plain", TEXTS).read_bytes()
     pack = {"gzip": gzip.compress, "zstd": zstandard.ZstdCompressor().compress, None: bytes}[compression_of(name)]
     (tmp_path / "in").mkdir()
@@ -78,12 +78,12 @@ def test_json_lines_are_known_by_each_of_their_suffixes(tmp_path, name, is_named
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.json.txt", "a.jsonl.bak", "json", "a.py", "a.jsonl.gz.txt", "a.TXT.GZ"])
-def test_any_other_name_is_that_of_text(name):
+def test_other_suffixes_are_read_as_text(name):
     assert format_of(name) == "text"
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".GZIP", ".zst", ".zstd"])
-def test_compression_is_known_by_each_of_its_suffixes(tmp_path, suffix):
+def test_each_compression_suffix_is_recognized(tmp_path, suffix):
     pack = gzip.compress if "g" in suffix.lower() else zstandard.ZstdCompressor().compress
     (tmp_path / f"a.txt{suffix}").write_bytes(pack(TEXTS[0].encode()))
     assert texts(read(tmp_path / "out", tmp_path / f"a.txt{suffix}")[1]) == [TEXTS[0]]
@@ -93,15 +93,17 @@ def test_compression_is_known_by_each_of_its_suffixes(tmp_path, suffix):
     "name", ["a.txt.bz2", "a.jsonl.XZ", "corpus.tar", "corpus.tar.gz", "corpus.tgz", "a.zip", "a.tar.zst"]
 )
 @pytest.mark.parametrize("is_named", [True, False])
-def test_what_is_packed_in_another_way_is_refused_by_name(tmp_path, name, is_named):
+def test_unsupported_archives_are_refused_by_name(tmp_path, name, is_named):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / name).write_bytes(b"plain text, in spite of its name")
     given = tmp_path / "in" / name if is_named else tmp_path / "in"
-    with pytest.raises(DataError, match=rf"data.inputs: \S*{name} is (compressed|an archive).*; unpack it"):
+    with pytest.raises(
+        DataError, match=rf"data.inputs: \S*{name} (has an unsupported compression|is an archive).*\n  hint: unpack it"
+    ):
         read(tmp_path / "out", given, include=["*"])
 
 
-def test_patterns_fit_small_and_capital_letters_alike(tmp_path):
+def test_patterns_ignore_case(tmp_path):
     for name in ("a.TXT", "b.txt", "README.md", "c.TXT.gz.old"):
         (tmp_path / name).write_text(name)
     here = read(tmp_path / "out", tmp_path, include=("*.txt", "readme*"))[1]
@@ -117,9 +119,9 @@ def test_patterns_fit_small_and_capital_letters_alike(tmp_path):
         (b'[{"text": "a"}, {"text": "b"}]', "x.json:1: not a JSON object but an array"),
     ],
 )
-def test_json_that_is_not_json_lines_is_an_error_with_a_remedy(tmp_path, content, message):
+def test_json_that_is_not_json_lines_is_an_error_with_a_hint(tmp_path, content, message):
     (tmp_path / "x.json").write_bytes(content)
-    rule = r".*, as each line of a .jsonl, .ndjson or .json file must be \(`jq -c` writes such; another suffix makes"
+    rule = r".*, as each line of a .jsonl, .ndjson or .json file must be\n  hint: convert the file with `jq -c`"
     with pytest.raises(DataError, match=message + rule):
         read(tmp_path / "out", tmp_path / "x.json")
 
@@ -162,7 +164,7 @@ def test_cuts_inside_a_line_are_listed(tmp_path):
 
 
 @pytest.mark.parametrize("document_bytes", [10**12, 10**19])
-def test_a_limit_that_no_file_reaches_takes_no_memory(tmp_path, document_bytes):
+def test_a_large_document_limit_takes_no_memory(tmp_path, document_bytes):
     text = "".join(make_texts(200))
     (tmp_path / "in.txt").write_bytes(text.encode())
     corpus = Corpus(data_config(tmp_path / "out", [tmp_path / "in.txt"]))
@@ -174,14 +176,14 @@ def test_a_limit_that_no_file_reaches_takes_no_memory(tmp_path, document_bytes):
         tracemalloc.stop()
 
 
-def test_empty_documents_are_left_out_and_counted(tmp_path):
+def test_empty_documents_are_dropped_and_counted(tmp_path):
     write_folder(tmp_path / "in", ["", "x", ""])
     write_jsonl(tmp_path / "in" / "z.jsonl", ["", "y"])
     corpus, documents = read(tmp_path / "out", tmp_path / "in")
     assert texts(documents) == ["x", "y"] and corpus.dropped == {"empty": 3}
 
 
-def test_standard_library_is_a_source(tmp_path):
+def test_the_standard_library_is_an_input(tmp_path):
     corpus = Corpus(data_config(tmp_path, ["stdlib:"], include=("*.py",)))
     names = [file.name for file in corpus.files]
     assert "stdlib/argparse.py" in names and "stdlib/json/decoder.py" in names
@@ -234,12 +236,12 @@ BAD_FILES = {
 
 
 @pytest.mark.parametrize("name", BAD_FILES)
-def test_unreadable_documents_are_named_or_counted_and_no_other_is_lost(tmp_path, name):
+def test_unreadable_documents_are_named_or_counted(tmp_path, name):
     content, reason, message = BAD_FILES[name]
     (tmp_path / name).write_bytes(content)
     (tmp_path / "after.txt").write_text("after")
     how = {"document_bytes": 6}  # text is cut at each line
-    with pytest.raises(DataError, match=message + ".*leave such documents out with data.encoding_errors=skip"):
+    with pytest.raises(DataError, match=message + r"[\s\S]*data.encoding_errors=skip to drop such documents"):
         read(tmp_path / "out", tmp_path / name, **how)
     inputs = [tmp_path / name, tmp_path / "after.txt"]
     corpus, documents = read(tmp_path / "out", *inputs, encoding_errors="skip", **how)
@@ -250,14 +252,14 @@ def test_unreadable_documents_are_named_or_counted_and_no_other_is_lost(tmp_path
 
 @pytest.mark.parametrize("last", [b"", b"\n", b"\n" + GOOD[1]])
 @pytest.mark.parametrize("task_bytes", [1, 60, 5_000, 10**9])
-def test_a_line_that_does_not_end_is_named_or_counted_once(tmp_path, monkeypatch, task_bytes, last):
+def test_an_endless_line_is_named_or_counted_once(tmp_path, monkeypatch, task_bytes, last):
     monkeypatch.setattr(readers, "MAX_LINE_BYTES", 100)
     monkeypatch.setattr(readers, "CHUNK_BYTES", 16)
     longest, longer = (b'{"text": "%s"}' % (b"x" * size) for size in (87, 88))
     assert len(longest + b"\n") == 100
     path = tmp_path / "in.jsonl"
     path.write_bytes(jsonl(GOOD[0], longest, longer) + b"y" * 10_000 + last)
-    with pytest.raises(DataError, match=r"in.jsonl:3: line does not end within 100 bytes; mend it, or leave such"):
+    with pytest.raises(DataError, match=r"in.jsonl:3: line does not end within 100 bytes\n  hint: repair it"):
         read(tmp_path / "out", path)
     data = data_config(tmp_path / "out", [path], encoding_errors="skip")
     found, dropped = [], collections.Counter()
@@ -269,7 +271,7 @@ def test_a_line_that_does_not_end_is_named_or_counted_once(tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize(("first", "end"), [(0, None), (5, 1000)])
-def test_neither_memory_nor_reading_grows_with_a_line_that_does_not_end(monkeypatch, first, end):
+def test_an_endless_line_takes_bounded_memory(monkeypatch, first, end):
     monkeypatch.setattr(readers, "MAX_LINE_BYTES", 1 << 20)
     raw = io.BytesIO(b"x" * (32 << 20))
     raw.seek(max(first - 1, 0))
@@ -280,19 +282,19 @@ def test_neither_memory_nor_reading_grows_with_a_line_that_does_not_end(monkeypa
     finally:
         tracemalloc.stop()
     assert len(items) == (end is None)
-    assert raw.tell() < 1 << 20 or end is None, "a piece reads on to its end only"
+    assert raw.tell() < 1 << 20 or end is None, "a task reads only to its end"
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
 @pytest.mark.parametrize("errors", ["fail", "skip"])
-def test_cut_or_damaged_compressed_files_are_errors(tmp_path, suffix, errors):
+def test_truncated_or_damaged_compressed_files_are_errors(tmp_path, suffix, errors):
     plain = "\n".join(make_texts(200)).encode()
     whole = gzip.compress(plain) if suffix == ".gz" else zstandard.ZstdCompressor(write_checksum=True).compress(plain)
     path = tmp_path / f"t.txt{suffix}"
     for content, what in [
-        (whole[: len(whole) // 2], "cut short"),
-        (whole[:-3], "cut short"),
-        (b"", "cut short"),
+        (whole[: len(whole) // 2], "truncated"),
+        (whole[:-3], "truncated"),
+        (b"", "truncated"),
         (whole[:-8] + bytes(8), "damaged"),
         (b"no compression at all", "damaged"),
     ]:
@@ -301,7 +303,7 @@ def test_cut_or_damaged_compressed_files_are_errors(tmp_path, suffix, errors):
             read(tmp_path / "out", path, encoding_errors=errors)
 
 
-def test_nul_bytes_after_a_member_of_gzip_are_padding_and_before_it_damage(tmp_path):
+def test_nul_bytes_are_padding_only_after_a_gzip_member(tmp_path):
     member, padding = gzip.compress(b"text"), bytes(300_000)
     path = tmp_path / "t.txt.gz"
     path.write_bytes(member + padding + member + padding)
@@ -313,7 +315,7 @@ def test_nul_bytes_after_a_member_of_gzip_are_padding_and_before_it_damage(tmp_p
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
-def test_memory_does_not_grow_with_what_a_few_bytes_unpack_to(tmp_path, suffix):
+def test_decompression_takes_bounded_memory(tmp_path, suffix):
     packer = zlib.compressobj(wbits=31) if suffix == ".gz" else zstandard.ZstdCompressor().compressobj()
     path = tmp_path / f"t.txt{suffix}"
     path.write_bytes(b"".join(packer.compress(bytes(1 << 20)) for _ in range(256)) + packer.flush())
@@ -341,7 +343,7 @@ def test_zstd_frames_of_any_size_are_read_one_after_another(tmp_path):
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        ([], r"data.inputs=\[\]: names no text; .* data.inputs=\[my.txt\], or take data=stdlib"),
+        ([], r"data.inputs=\[\]: names no text\n.* data.inputs=\[my.txt\]\n  hint: use data=stdlib"),
         (["missing.txt"], r"data.inputs: missing.txt does not exist"),
         (["folder"], r"data.inputs: folder .*folder has no file that matches data.include=\['\*.txt'"),
     ],
@@ -354,15 +356,15 @@ def test_inputs_that_name_nothing_are_refused(tmp_path, monkeypatch, inputs, mes
         read(tmp_path / "out", *inputs)
 
 
-def test_links_in_folders_are_followed_and_what_cannot_be_reached_is_an_error(tmp_path, monkeypatch):
+def test_links_are_followed_and_unreadable_files_are_errors(tmp_path, monkeypatch):
     write_folder(tmp_path / "elsewhere", ["linked"])
     folder = write_folder(tmp_path / "in", ["own"])
     (folder / "link").symlink_to(tmp_path / "elsewhere")
     assert texts(read(tmp_path / "out", folder)[1]) == ["own", "linked"]
     for name, target, message in (
-        ("gone.txt", tmp_path / "nowhere", "in/gone.txt is a link to nothing; mend that, take it out of there"),
-        ("again", tmp_path / "elsewhere", "in/link, in .*in, is there twice, through a link|in/again, in .* twice"),
-        ("loop", folder, "in/loop, in .*in, is there twice, through a link"),
+        ("gone.txt", tmp_path / "nowhere", "in/gone.txt is a broken link\n  hint: repair it, or remove it"),
+        ("again", tmp_path / "elsewhere", "in/link, in .*in, is found twice, through a link|in/again, in .* twice"),
+        ("loop", folder, "in/loop, in .*in, is found twice, through a link"),
     ):
         (folder / name).symlink_to(target)
         with pytest.raises(DataError, match=message):
@@ -376,25 +378,29 @@ def test_links_in_folders_are_followed_and_what_cannot_be_reached_is_an_error(tm
         return real(path)
 
     monkeypatch.setattr(os, "scandir", denied)
-    with pytest.raises(DataError, match=r"data.inputs: .*in/link, in .*in, cannot be read \(Permission denied\); mend"):
+    with pytest.raises(
+        DataError, match=r"data.inputs: .*in/link, in .*in, cannot be read \(Permission denied\)\n  hint: repair it"
+    ):
         read(tmp_path / "out", folder)
 
 
-def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+def test_a_pipe_is_refused_without_waiting(tmp_path):
     folder = write_folder(tmp_path / "in", ["own"])
     os.mkfifo(folder / "pipe.txt")
     for given, name in ((folder, "in/pipe.txt"), (folder / "pipe.txt", str(folder / "pipe.txt"))):
-        with pytest.raises(DataError, match=f"data.inputs: {name} is a pipe, a socket or a device; write its text"):
+        with pytest.raises(
+            DataError, match=rf"data.inputs: {name} is a pipe, a socket or a device\n  hint: write its text"
+        ):
             read(tmp_path / "out", given)
 
 
-def test_a_name_that_begins_like_a_home_is_a_name(tmp_path, monkeypatch):
+def test_a_name_that_begins_with_a_tilde_is_a_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "~nobody-of-this-name.txt").write_text("mine")
-    assert texts(read(tmp_path / "out", "~nobody-of-this-name.txt")[1]) == ["mine"]
+    (tmp_path / "~no-user-of-this-name.txt").write_text("mine")
+    assert texts(read(tmp_path / "out", "~no-user-of-this-name.txt")[1]) == ["mine"]
 
 
-def test_what_prepare_writes_is_no_input_of_its_own(tmp_path):
+def test_prepare_does_not_read_its_own_output(tmp_path):
     folder = write_folder(tmp_path / "in", ["own"])
     for beside in ("", ".work", ".partial", ".replaced"):
         write_folder(folder / "deep" / f"out{beside}", ["not this"])
@@ -402,7 +408,7 @@ def test_what_prepare_writes_is_no_input_of_its_own(tmp_path):
     assert texts(read(folder / "deep" / "out", folder)[1]) == ["own", "this"]
 
 
-def test_touching_a_file_changes_the_status(tmp_path):
+def test_touching_a_file_changes_the_status_digest(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", ["a"])
     before = Corpus(data_config(tmp_path, [path])).status_digest
     assert Corpus(data_config(tmp_path, [path])).status_digest == before

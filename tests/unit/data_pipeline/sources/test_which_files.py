@@ -1,4 +1,4 @@
-"""Each file is read once, and only what was written to be read."""
+"""Each file is read once, and only files meant to be read."""
 
 import logging
 import os
@@ -28,33 +28,33 @@ def folder(tmp_path, monkeypatch):
         (["in", "in/sub/0001.txt"], "in and in/sub/0001.txt both name the file in/sub/0001.txt, which would be read"),
         (["in/sub/../sub/0000.txt", "in/sub/0000.txt"], "in/sub/../sub/0000.txt and in/sub/0000.txt both name"),
         (["in", "in/sub"], "in and in/sub both name the file"),
-        (["in", "in"], "in stands there twice"),
+        (["in", "in"], "in is listed twice"),
         (["in", "link"], "in and link both name the file link/0000.txt"),
         (["in/sub/0000.txt", "{here}/in/sub/0000.txt"], "both name the file"),
         (["in", "file://{here}/in/sub/0000.txt"], "both name the file"),
-        (["stdlib:", "stdlib:"], "stdlib: stands there twice"),
+        (["stdlib:", "stdlib:"], "stdlib: is listed twice"),
     ],
 )
-def test_a_file_that_two_entries_name_is_refused_with_both(tmp_path, folder, inputs, message):
+def test_a_file_named_by_two_entries_is_refused(tmp_path, folder, inputs, message):
     (tmp_path / "link").symlink_to(folder / "sub")
     with pytest.raises(DataError, match=rf"data\.inputs: .*{message}".replace("in/sub/..", r"in/sub/\.\.")):
         names(tmp_path, *(given.format(here=tmp_path) for given in inputs))
 
 
 @pytest.mark.parametrize("link", [os.symlink, os.link])
-def test_a_link_beside_its_file_is_refused_with_both_names(tmp_path, folder, link):
+def test_a_link_beside_its_file_is_refused(tmp_path, folder, link):
     link(folder / "sub" / "0000.txt", folder / "x.txt")
     with pytest.raises(DataError, match=r"data\.inputs: in/sub/0000\.txt and in/x\.txt, in in, are the same file"):
         names(tmp_path, "in")
 
 
-def test_equal_files_are_two_files(tmp_path, folder):
+def test_files_with_equal_content_are_both_read(tmp_path, folder):
     (folder / "copy.txt").write_text("a")
     assert names(tmp_path, "in") == ["in/copy.txt", "in/sub/0000.txt", "in/sub/0001.txt"]
 
 
 @pytest.mark.parametrize("given", ["in", "file://{here}/in"])
-def test_hidden_names_in_folders_are_passed_over_and_counted(tmp_path, folder, given, caplog):
+def test_hidden_files_in_folders_are_ignored_and_counted(tmp_path, folder, given, caplog):
     write_folder(folder / ".ipynb_checkpoints" / "deep", ["a", "b"])
     write_folder(folder / "sub" / ".cache", ["c"])
     (folder / "._0000.txt").write_bytes(b"\x00\x05\x16\x07")
@@ -67,14 +67,14 @@ def test_hidden_names_in_folders_are_passed_over_and_counted(tmp_path, folder, g
     assert "passed over 4 files that are hidden" in caplog.text and "._0000.txt" in caplog.text
 
 
-def test_a_hidden_name_that_is_given_is_read(tmp_path, folder):
+def test_a_hidden_file_named_directly_is_read(tmp_path, folder):
     hidden = write_folder(tmp_path / ".hidden", ["x"])
     assert names(tmp_path, hidden) == [".hidden/0000.txt"]
     (folder / ".one.txt").write_text("one")
     assert names(tmp_path, folder / ".one.txt") == [str(folder / ".one.txt")]
 
 
-def test_a_folder_with_hidden_names_alone_says_so(tmp_path):
+def test_a_folder_with_only_hidden_files_is_an_error(tmp_path):
     write_folder(tmp_path / "in" / ".cache", ["a", "b", "c"])
     for given in (tmp_path / "in", f"file://{tmp_path}/in"):
         with pytest.raises(DataError, match=r"has no file that .*\(beside 3 hidden ones\)"):
@@ -83,7 +83,7 @@ def test_a_folder_with_hidden_names_alone_says_so(tmp_path):
 
 @pytest.mark.parametrize("card", ["README.md", "readme", "README.rst.gz", "sub/Dataset_Card.md"])
 @pytest.mark.parametrize("is_remote", [False, True])
-def test_a_card_is_read_beside_text_and_passed_over_beside_data(tmp_path, folder, card, is_remote):
+def test_a_readme_is_ignored_only_beside_data_files(tmp_path, folder, card, is_remote):
     (folder / card).write_text("What this is.")
     given = f"file://{folder}" if is_remote else folder
     assert len(names(tmp_path, given, include=("*",))) == 3
@@ -91,7 +91,7 @@ def test_a_card_is_read_beside_text_and_passed_over_beside_data(tmp_path, folder
     assert names(tmp_path, given, include=("*",)) == ["in/sub/0000.txt", "in/sub/0001.txt", "in/sub/train.jsonl"]
 
 
-def test_a_dataset_made_by_other_rules_of_reading_is_compared_with_its_text_again(tmp_path, monkeypatch):
+def test_new_reading_rules_compare_a_datasets_text_again(tmp_path, monkeypatch):
     folder = write_folder(tmp_path / "in", make_texts(60))
     monkeypatch.setattr(corpus, "READING_RULES", 1)
     made = prepare_synthetic(tmp_path / "set", [folder])

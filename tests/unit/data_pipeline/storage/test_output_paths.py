@@ -1,4 +1,4 @@
-"""Where a dataset is written: nothing of others is lost there."""
+"""The folders that a dataset is written to: other files there are never lost."""
 
 import pytest
 
@@ -16,22 +16,24 @@ def contents(folder):
     return {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
 
 
-def test_files_of_others_are_never_removed_with_a_dataset(source, tmp_path):
+def test_other_files_are_never_removed_with_a_dataset(source, tmp_path):
     prepare_synthetic(tmp_path / "set", [source])
     mine = tmp_path / "set" / "mine.jsonl"
     mine.write_bytes(source.read_bytes())
     with pytest.raises(
-        DataError, match=r"data.path=.*set: cannot be replaced, as it holds .* \(mine.jsonl\); move that"
+        DataError, match=r"data.path=.*set: cannot be replaced, because it holds .* \(mine.jsonl\)\n  hint: move those"
     ):
         prepare_synthetic(tmp_path / "set", [mine], overwrite=True)
     assert mine.read_bytes() == source.read_bytes()
     checkpoint = write_folder(tmp_path / "checkpoint", ["weights"])
     (checkpoint / "manifest.json").write_text("{}")
-    with pytest.raises(DataError, match=r"cannot be replaced, as it holds what is not of a dataset \(0000.txt\)"):
+    with pytest.raises(
+        DataError, match=r"cannot be replaced, because it holds other files than a dataset \(0000.txt\)"
+    ):
         prepare_synthetic(checkpoint, [source], overwrite=True)
 
 
-def test_a_link_to_a_folder_stays_one(source, tmp_path):
+def test_a_link_to_a_folder_stays_a_link(source, tmp_path):
     link, target = tmp_path / "set", tmp_path / "big" / "disk"
     link.symlink_to(target)
     prepare_synthetic(link, [source])
@@ -44,6 +46,8 @@ def test_a_link_to_a_folder_stays_one(source, tmp_path):
 
 
 @pytest.mark.parametrize("path", ["", ".", "..", "/", "~/data", "~"])
-def test_a_path_that_names_no_folder_is_refused(path):
-    with pytest.raises(DataError, match=r"data.path=.*: (names no folder of its own; give one|only a shell knows ~)"):
+def test_a_path_that_is_not_a_folder_name_is_refused(path):
+    with pytest.raises(
+        DataError, match=r"data.path=.*: (does not name a folder of its own\n  hint: give one|only a shell expands ~)"
+    ):
         folder_to_write(path)

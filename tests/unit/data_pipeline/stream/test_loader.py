@@ -62,7 +62,7 @@ def wrapped_sum(values):
     legs=st.lists(st.tuples(st.sampled_from(SIZES), st.integers(1, 5)), min_size=1, max_size=4),
     seed=st.integers(0, 10**6),
 )
-def test_any_stops_and_sizes_give_one_order_without_loss(datasets, num_samples, legs, seed):
+def test_any_stops_and_rank_counts_give_one_order(datasets, num_samples, legs, seed):
     dataset = datasets(num_samples)
     position, seen, digests = 0, [], []
     for size, num_batches in legs:
@@ -86,7 +86,7 @@ def test_any_stops_and_sizes_give_one_order_without_loss(datasets, num_samples, 
     order_samples=st.tuples(st.integers(1, 300), st.integers(1, 300)),
     position=st.integers(0, 200),
 )
-def test_how_far_is_read_ahead_changes_nothing(datasets, max_batches, window_bytes, order_samples, position):
+def test_the_prefetch_depth_changes_nothing(datasets, max_batches, window_bytes, order_samples, position):
     def seen():
         batches = take(datasets(97), 30, size=2, position=position)
         return [(batch.position, batch.digest, batch.tokens.tolist()) for ranks in batches for batch in ranks]
@@ -103,7 +103,7 @@ def test_how_far_is_read_ahead_changes_nothing(datasets, max_batches, window_byt
         assert seen() == expected
 
 
-def test_what_waits_to_be_taken_is_copied_and_stays_the_same(datasets, monkeypatch):
+def test_waiting_samples_are_copied_and_stay_equal(datasets, monkeypatch):
     expected = [batch.tokens.tolist() for (batch,) in take(datasets(97), 60)]
     copied = []
     monkeypatch.setattr(prefetch, "WAIT_SECONDS", 0.001)
@@ -132,7 +132,7 @@ def test_batches_hold_what_the_dataset_holds(datasets):
         assert batch.mask is None
 
 
-def test_digest_tells_tokens_and_positions_apart(datasets):
+def test_the_digest_depends_on_tokens_and_positions(datasets):
     digests = [batch.digest for (batch,) in take(datasets(24), 10)]
     assert len(set(digests)) == 10, "equal samples at other positions are another batch"
     assert all(-(2**63) <= digest < 2**63 for digest in digests)
@@ -155,7 +155,7 @@ def test_closing_ends_the_thread(datasets):
     assert not thread.is_alive()
 
 
-def test_who_waits_for_a_batch_is_heard_when_asked_to_stop(datasets, monkeypatch):
+def test_waiting_for_a_batch_ends_when_asked_to_stop(datasets, monkeypatch):
     asked = threading.Event()
     monkeypatch.setattr(loader._Window, "__init__", lambda window, *given: given[-1].wait(60))
     dataset = datasets(24)
@@ -165,7 +165,7 @@ def test_who_waits_for_a_batch_is_heard_when_asked_to_stop(datasets, monkeypatch
     assert next(stream, None) is None and 0.2 < time.monotonic() - began < 30
 
 
-def test_a_fault_while_reading_ahead_reaches_the_consumer(tmp_path):
+def test_an_error_in_the_prefetch_thread_reaches_the_consumer(tmp_path):
     write(tmp_path / "set")
     dataset = PackedDataset.open(tmp_path / "set", "train")
     for shard in dataset.record.shards:

@@ -39,9 +39,7 @@ def length_of(mixture: Mixture, most: int) -> int:
 
 @settings(max_examples=150)
 @given(mixture=mixtures(), window=st.integers(1, 40))
-def test_each_position_is_the_next_sample_of_one_dataset_however_positions_are_asked_for(
-    mixture: Mixture, window: int
-) -> None:
+def test_each_position_is_the_next_sample_of_one_component(mixture: Mixture, window: int) -> None:
     length = length_of(mixture, 200)
     which, index = mixture.assign(range(length))
     seen = [0] * len(mixture.components)
@@ -62,7 +60,7 @@ def test_each_position_is_the_next_sample_of_one_dataset_however_positions_are_a
     start=st.integers(0, 10**9),
     length=st.integers(1, 3000),
 )
-def test_any_stretch_holds_each_dataset_by_its_weight(shares: list[float], start: int, length: int) -> None:
+def test_any_section_holds_each_dataset_by_its_weight(shares: list[float], start: int, length: int) -> None:
     mixture = Mixture([Component(str(n), 10, None) for n in range(len(shares))], [(0, shares)])
     which, _ = mixture.assign(np.arange(start, start + length))
     levels = math.ceil(math.log2(len(shares))) if len(shares) > 1 else 0
@@ -73,7 +71,7 @@ def test_any_stretch_holds_each_dataset_by_its_weight(shares: list[float], start
 
 @settings(max_examples=100)
 @given(mixture=mixtures())
-def test_no_dataset_gives_more_than_its_limit_and_the_end_comes_when_all_are_used_up(mixture: Mixture) -> None:
+def test_limits_hold_and_the_stream_ends_when_all_are_used_up(mixture: Mixture) -> None:
     taken = mixture.taken(length_of(mixture, 10_000))
     for count, ingredient in zip(taken, mixture.components, strict=True):
         assert ingredient.max_samples is None or count <= ingredient.max_samples
@@ -86,7 +84,7 @@ def test_no_dataset_gives_more_than_its_limit_and_the_end_comes_when_all_are_use
         )
 
 
-def test_others_fill_the_place_of_a_dataset_that_is_used_up() -> None:
+def test_other_datasets_replace_one_that_is_used_up() -> None:
     mixture = Mixture([Component("a", 10, 20), Component("b", 10, None)], [(0, (0.5, 0.5))])
     which, _ = mixture.assign(range(200))
     assert int((which[:40] == 0).sum()) == 20 and (which[40:] == 1).all()
@@ -99,9 +97,9 @@ def test_a_later_phase_changes_nothing_before_it() -> None:
     assert one.before(50) == other.before(50) and one.before(51) != other.before(51)
 
 
-def test_a_place_far_away_is_found_at_once() -> None:
+def test_a_distant_position_is_computed_at_once() -> None:
     mixture = Mixture([Component(str(n), 10**9, None) for n in range(40)], [(0, range(1, 41))])
-    started = time.thread_time()  # of this thread's work: others may have the processor in between
+    started = time.thread_time()  # CPU time of this thread, because other processes may use the core
     mixture.assign(10**12 + np.arange(64))
     mixture.taken(10**12)
     assert time.thread_time() - started < 0.1
@@ -143,7 +141,7 @@ def firsts(dataset: MixedDataset, seed: int, size: int, batches: int, position: 
     legs=st.lists(st.tuples(st.sampled_from([1, 2, 3, 6]), st.integers(1, 4)), min_size=1, max_size=4),
     seed=st.integers(0, 99),
 )
-def test_other_numbers_of_ranks_go_on_with_the_same_batches(
+def test_other_rank_counts_continue_with_the_same_batches(
     folders: dict[str, Path], legs: list[tuple[int, int]], seed: int
 ) -> None:
     dataset = mixed(folders, later=[(40, {"b": 1.0}), (90, {"a": 1.0, "b": 1.0})])
@@ -166,13 +164,13 @@ def test_each_pass_over_a_dataset_has_each_of_its_samples_once(folders: dict[str
             assert sorted(own[start : start + count]) == list(range(count))
 
 
-def test_a_dataset_has_its_own_order_whatever_it_is_mixed_with(folders: dict[str, Path]) -> None:
+def test_a_datasets_order_does_not_depend_on_the_mixture(folders: dict[str, Path]) -> None:
     many, few = (firsts(mixed(folders, weights={"a": a, "b": 1.0}), 5, 1, 12)[0] for a in (3.0, 0.3))
     own = [[token for token in tokens if token < 100] for tokens in (many, few)]
     assert own[0][: len(own[1])] == own[1] and len(own[1]) > 10
 
 
-def test_the_digest_names_the_past_and_not_the_future(folders: dict[str, Path]) -> None:
+def test_the_digest_covers_the_past_but_not_the_future(folders: dict[str, Path]) -> None:
     plain = mixed(folders)
     later, other = mixed(folders, later=[(200, {"a": 1.0})]), mixed(folders, weights={"a": 1.0, "b": 3.0})
     assert plain.digest_before(100) == later.digest_before(100) != other.digest_before(100)
@@ -182,11 +180,13 @@ def test_the_digest_names_the_past_and_not_the_future(folders: dict[str, Path]) 
     assert mixed(swapped).digest_before(50) != plain.digest_before(50)
 
 
-def test_datasets_of_other_tokenizers_are_refused_with_what_to_do(tmp_path: Path) -> None:
+def test_datasets_with_another_tokenizer_are_refused(tmp_path: Path) -> None:
     texts = write_jsonl(tmp_path / "texts.jsonl", make_texts(60))
     prepare_synthetic(tmp_path / "a", [texts])
     prepare_synthetic(tmp_path / "b", [texts], tokenizer=tokenizer_config(vocab_size=400))
-    with pytest.raises(DataError, match=r"b has another tokenizer .* than .*a .*tokenizer\.path=.*a/tokenizer\.model"):
+    with pytest.raises(
+        DataError, match=r"b has another tokenizer .* than .*a .*\n.*tokenizer\.path=.*a/tokenizer\.model"
+    ):
         open_mixture(MixturePlan({"a": 1.0, "b": 1.0}, {}, ()), {"a": tmp_path / "a", "b": tmp_path / "b"})
     prepare_synthetic(tmp_path / "c", [texts], seq_length=32)
     with pytest.raises(DataError, match=r"c has another model\.seq_length than .*\(32, 16\)"):
@@ -196,26 +196,26 @@ def test_datasets_of_other_tokenizers_are_refused_with_what_to_do(tmp_path: Path
 @pytest.mark.parametrize("epochs", [1e-9, 0.03])
 def test_a_limit_that_allows_no_sample_is_refused(folders: dict[str, Path], epochs: float) -> None:
     with pytest.raises(
-        DataError, match=rf"data\.mixture_max_epochs\.a={epochs}: allows none of its 30 samples; raise it"
+        DataError, match=rf"data\.mixture_max_epochs\.a={epochs}: allows none of its 30 samples\n  hint: raise it"
     ):
         mixed(folders, max_epochs={"a": epochs})
 
 
-def test_a_limit_may_lie_beyond_all_that_can_be_taken(folders: dict[str, Path]) -> None:
+def test_a_limit_may_exceed_what_can_be_taken(folders: dict[str, Path]) -> None:
     assert mixed(folders, max_epochs={"a": 1e308, "b": 0.02}).end is None
 
 
-def test_of_phases_that_begin_with_one_sample_the_last_holds(folders: dict[str, Path]) -> None:
+def test_of_phases_with_equal_start_the_last_counts(folders: dict[str, Path]) -> None:
     dataset = mixed(folders, later=[(39, {"b": 1.0}), (40, {"a": 1.0})])  # samples of 2 tokens
     assert dataset.mixture.phases[1:] == ((20, [1.0, 0.0]),)
 
 
-def test_a_dataset_that_is_not_there_is_named(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_a_missing_dataset_is_named(folders: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nowhere: not prepared"):
         open_mixture(MixturePlan({"a": 1.0, "b": 1.0}, {}, ()), folders | {"b": tmp_path / "nowhere"})
 
 
-def test_a_mixture_of_many_shards_is_the_same_however_few_may_be_mapped(folders, monkeypatch) -> None:
+def test_a_mixture_does_not_depend_on_the_mapping_limit(folders, monkeypatch) -> None:
     def tokens() -> np.ndarray:
         mixed = open_mixture(MixturePlan({"a": 0.5, "b": 0.5}, {}, ()), folders)
         return mixed.locate(mixed.sample_indices(range(200), 3)).tokens()
@@ -226,7 +226,7 @@ def test_a_mixture_of_many_shards_is_the_same_however_few_may_be_mapped(folders,
         assert np.array_equal(tokens(), expected)
 
 
-def test_a_plain_dataset_is_its_own_mixture_of_one(folders: dict[str, Path]) -> None:
+def test_a_mixture_of_one_equals_the_dataset(folders: dict[str, Path]) -> None:
     dataset = PackedDataset.open(folders["a"], "train")
     alone = open_mixture(MixturePlan({"a": 1.0}, {}, ()), {"a": folders["a"]})
     numbers = alone.sample_indices(range(60), 3)
@@ -235,7 +235,7 @@ def test_a_plain_dataset_is_its_own_mixture_of_one(folders: dict[str, Path]) -> 
     )
 
 
-def test_a_stream_with_an_end_gives_all_batches_before_it_and_then_says_so(folders: dict[str, Path]) -> None:
+def test_a_stream_with_an_end_gives_all_batches_then_fails(folders: dict[str, Path]) -> None:
     dataset = mixed(folders, max_epochs={"a": 2.0, "b": 1.0})
     assert dataset.end == 110
     stream = train_batches(dataset, seed=3, global_batch_size=12, rank=0, size=1, position=0)

@@ -1,4 +1,4 @@
-"""Tokenizers of other makers give their own ids, take text for text, and are the same wherever they are loaded."""
+"""Tokenizers of other kinds give their own IDs, treat text as text, and are the same wherever they are loaded."""
 
 import hashlib
 import json
@@ -55,7 +55,7 @@ def huggingface(record: str, folder: Path, eod: str | None = None) -> Tokenizer:
     return load_tokenizer(folder / "tokenizer.json", eod=eod)
 
 
-def test_ids_are_those_of_the_package_itself(loaded: dict[str, Tokenizer]) -> None:
+def test_ids_equal_those_of_the_package(loaded: dict[str, Tokenizer]) -> None:
     own = tokenizers.Tokenizer.from_str(byte_level_bpe())
     assert loaded["huggingface"].encode(REAL_TEXT) == own.encode(REAL_TEXT).ids
     ranks = tiktoken_ranks(byte_level_bpe())
@@ -63,16 +63,14 @@ def test_ids_are_those_of_the_package_itself(loaded: dict[str, Tokenizer]) -> No
         "own", pat_str=encodings.GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={END: len(ranks)}
     )
     assert loaded["tiktoken"].encode(REAL_TEXT) == encoding.encode_ordinary(REAL_TEXT)
-    # One vocabulary, which begins with the special token in one file and ends with it in the other.
+    # The same vocabulary; the special token comes first in one file and last in the other.
     assert [index + 1 for index in loaded["tiktoken"].encode(REAL_TEXT)] == loaded["huggingface"].encode(REAL_TEXT)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=100)
 @given(text=st.one_of(st.text(), st.lists(st.sampled_from([*AWKWARD, "<|endof", "text|>"])).map("".join)))
-def test_any_text_comes_back_and_none_of_it_is_a_special_token(
-    loaded: dict[str, Tokenizer], kind: str, text: str
-) -> None:
+def test_any_text_round_trips_without_special_tokens(loaded: dict[str, Tokenizer], kind: str, text: str) -> None:
     tokenizer = loaded[kind]
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == text
@@ -90,7 +88,7 @@ def test_threads_do_not_change_ids(loaded: dict[str, Tokenizer], kind: str) -> N
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_lone_surrogates_are_refused_and_cut_characters_shown(loaded: dict[str, Tokenizer], kind: str) -> None:
+def test_lone_surrogates_are_refused(loaded: dict[str, Tokenizer], kind: str) -> None:
     with pytest.raises(DataError, match=r"character 2 is a lone surrogate"):
         loaded[kind].encode("ab\ud800")
     ids = loaded[kind].encode("日本")
@@ -98,7 +96,7 @@ def test_lone_surrogates_are_refused_and_cut_characters_shown(loaded: dict[str, 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_dataset_is_prepared_with_it_and_shown_again(
+def test_a_dataset_is_prepared_and_decoded_again(
     files: dict[str, Path], tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     texts = [f"{text}literal {END} here\n" for text in make_texts(40)]
@@ -115,12 +113,12 @@ def test_a_dataset_is_prepared_with_it_and_shown_again(
     (shown,) = inspect(tmp_path / "set", "train", 0, 1)
     assert any(text.startswith(shown.split("\n", 1)[1].split("\n<|end of")[0][:20]) for text in texts)
     assert "changes text" not in caplog.text
-    # The file beside the shards says all that another dataset of the same tokens needs.
+    # The file beside the shards is enough to make another dataset with the same tokens.
     again = prepare_synthetic(tmp_path / "again", [source], tokenizer=tokenizer_config(path=str(stored)))
     assert again.digest == manifest.digest
 
 
-def test_the_kind_is_known_by_content_not_by_name(files: dict[str, Path], tmp_path: Path) -> None:
+def test_the_kind_is_recognized_by_content_not_by_name(files: dict[str, Path], tmp_path: Path) -> None:
     for kind, cls in (("huggingface", HuggingFaceTokenizer), ("tiktoken", TiktokenTokenizer)):
         path = tmp_path / f"{kind}.model"
         path.write_bytes(files[kind].read_bytes())
@@ -132,7 +130,7 @@ def test_the_kind_is_known_by_content_not_by_name(files: dict[str, Path], tmp_pa
     assert isinstance(load_tokenizer(tmp_path / "sp.json"), SentencePieceTokenizer)
 
 
-def test_a_tokenizer_that_changes_text_is_used_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_lossy_tokenizer_is_used_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     lower = tokenizers.Tokenizer.from_str(byte_level_bpe())
     lower.normalizer = normalizers.Lowercase()
     (tmp_path / "lower.json").write_text(lower.to_str())
@@ -146,7 +144,7 @@ def test_a_tokenizer_that_changes_text_is_used_with_a_warning(tmp_path: Path, ca
     )
 
 
-def test_what_would_cut_pad_or_vary_texts_is_switched_off(tmp_path: Path) -> None:
+def test_truncation_padding_and_dropout_are_switched_off(tmp_path: Path) -> None:
     plain = tokenizers.Tokenizer.from_str(byte_level_bpe())
     other = tokenizers.Tokenizer.from_str(byte_level_bpe())
     other.enable_truncation(5)
@@ -158,7 +156,7 @@ def test_what_would_cut_pad_or_vary_texts_is_switched_off(tmp_path: Path) -> Non
     assert tokenizer.fingerprint == HuggingFaceTokenizer(byte_level_bpe().encode()).fingerprint
 
 
-def test_a_model_that_holds_its_end_token_as_a_piece_still_spells_it_out(tmp_path: Path) -> None:
+def test_an_end_token_in_the_vocabulary_is_spelled_out_in_text(tmp_path: Path) -> None:
     pieces = [("<unk>", 0.0), ("</s>", -1.0), *[(letter, -5.0) for letter in "</s>abc "]]
     unigram = tokenizers.Tokenizer(models.Unigram([*dict.fromkeys(pieces)], unk_id=0, byte_fallback=False))
     assert 1 in unigram.encode("a</s>b").ids
@@ -167,7 +165,7 @@ def test_a_model_that_holds_its_end_token_as_a_piece_still_spells_it_out(tmp_pat
     assert tokenizer.eod_id == 1 and 1 not in ids
     assert "".join(pieces[index][0] for index in ids) == "a</s></s>b</s>"
     one = tokenizers.Tokenizer(models.Unigram([("<unk>", 0.0), ("a", -1.0), ("b", -1.0)], unk_id=0))
-    with pytest.raises(DataError, match=r"makes its special token 1 of 'a'"):
+    with pytest.raises(DataError, match=r"turns 'a' into its special token 1"):
         huggingface(one.to_str(), tmp_path, eod="a").encode("bab")
 
 
@@ -183,12 +181,12 @@ def test_the_vocabulary_covers_added_tokens_and_holes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eot_id|>"])
-def test_usual_ends_of_documents_are_found(tmp_path: Path, name: str) -> None:
+def test_usual_end_of_document_tokens_are_found(tmp_path: Path, name: str) -> None:
     tokenizer = huggingface(byte_level_bpe(special=("<pad>", "<|im_start|>", name)), tmp_path)
     assert tokenizer.eod_id == 2 and tokenizer.settings.eod == name
 
 
-def test_another_end_of_documents_is_chosen_by_name_and_kept(tmp_path: Path) -> None:
+def test_another_end_of_document_token_can_be_chosen(tmp_path: Path) -> None:
     (tmp_path / "t.json").write_text(byte_level_bpe(special=(END, "<|next|>")))
     source = write_jsonl(tmp_path / "texts.jsonl", make_texts(40))
     chosen = tokenizer_config(path=str(tmp_path / "t.json"), eod="<|next|>")
@@ -199,13 +197,15 @@ def test_another_end_of_documents_is_chosen_by_name_and_kept(tmp_path: Path) -> 
     model = train_tokenizer(lambda: ["abc abc"], tokenizer_config(vocab_size=262))
     (tmp_path / "sp.model").write_bytes(model)
     assert load_tokenizer(tmp_path / "sp.model", eod="</s>").eod_id == 1
-    with pytest.raises(DataError, match=r"tokenizer.eod=<x>: is for an existing tokenizer"):
+    with pytest.raises(DataError, match=r"tokenizer.eod=<x>: only applies to an existing tokenizer"):
         prepare_synthetic(tmp_path / "x", [source], tokenizer=tokenizer_config(eod="<x>"))
-    with pytest.raises(DataError, match=r"has no special token '<x>' to end documents with; it has </s>; give one"):
+    with pytest.raises(
+        DataError, match=r"has no special token '<x>' to end documents with; it has </s>\n  hint: give one"
+    ):
         load_tokenizer(tmp_path / "sp.model", eod="<x>")
 
 
-def test_no_end_of_documents_is_told_with_the_special_tokens_there_are(tmp_path: Path) -> None:
+def test_a_missing_end_of_document_lists_the_special_tokens(tmp_path: Path) -> None:
     record = byte_level_bpe(special=("<pad>", "<|im_start|>"))
     with pytest.raises(
         DataError, match=r"no special token with a usual name .*; it has <pad>, <\|im_start\|>; name one"
@@ -219,7 +219,7 @@ def test_no_end_of_documents_is_told_with_the_special_tokens_there_are(tmp_path:
         load_tokenizer(write_tiktoken(tmp_path / "mine.tiktoken", special={}))
 
 
-def test_fingerprints_name_what_decides_ids_and_nothing_else(files: dict[str, Path], tmp_path: Path) -> None:
+def test_fingerprints_cover_exactly_what_decides_ids(files: dict[str, Path], tmp_path: Path) -> None:
     record = json.loads(byte_level_bpe())
     first = huggingface(json.dumps(record), tmp_path).fingerprint
     merges = [" ".join(pair) for pair in record["model"]["merges"]]  # as older versions write them
@@ -236,10 +236,10 @@ def test_fingerprints_name_what_decides_ids_and_nothing_else(files: dict[str, Pa
     prints = {load_tokenizer(files["tiktoken"]).fingerprint}
     for number, changes in enumerate(({"pattern": "cl100k_base"}, {"special": {END: 500}}, {"special": {"</s>": 399}})):
         prints.add(load_tokenizer(write_tiktoken(tmp_path / f"{number}.tiktoken", **changes)).fingerprint)
-    assert len(prints) == 3  # the name of the end token decides nothing
+    assert len(prints) == 3  # the name of the end token does not matter
 
 
-def test_published_encodings_are_those_of_the_installed_tiktoken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_published_encodings_match_the_installed_tiktoken(monkeypatch: pytest.MonkeyPatch) -> None:
     import tiktoken_ext.openai_public as published
 
     def load(url: str, expected_hash: str) -> str:
@@ -250,7 +250,7 @@ def test_published_encodings_are_those_of_the_installed_tiktoken(monkeypatch: py
     for name, ours in encodings.ENCODINGS.items():
         theirs = getattr(published, name)()
         assert (theirs["mergeable_ranks"], theirs["special_tokens"]) == (ours.sha256, ours.special_tokens)
-        # Its form changes from one version to the next, so it is told by what it cuts.
+        # Its spelling changes between versions, so compare what it matches.
         both = [
             tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
             for pattern in (ours.pattern, theirs["pat_str"])
@@ -271,11 +271,13 @@ def test_a_published_encoding_needs_no_settings(tmp_path: Path, monkeypatch: pyt
     tokenizer = load_tokenizer(tmp_path / "any.name")
     assert (tokenizer.eod_id, tokenizer.settings.pattern) == (777, encodings.CL100K_PATTERN)
     (tmp_path / "cl100k_base.tiktoken").write_bytes(content[: content.rindex(b"\n", 0, -1) + 1])
-    with pytest.raises(DataError, match=r"no published encoding \(it has the name of cl100k_base, but its content is"):
+    with pytest.raises(
+        DataError, match=r"a published encoding of tiktoken \(it has the name of cl100k_base, but its content is"
+    ):
         load_tokenizer(tmp_path / "cl100k_base.tiktoken")
 
 
-def test_runs_of_blanks_that_tiktoken_cannot_take_are_cut_and_come_back(tmp_path: Path) -> None:
+def test_long_runs_of_blanks_are_split_for_tiktoken(tmp_path: Path) -> None:
     for pattern in ("gpt2", "o200k_base", "cl100k_base"):
         tokenizer = load_tokenizer(write_tiktoken(tmp_path / "t.tiktoken", pattern=pattern))
         text = f"a{' ' * 300_000}b{chr(10) * 100_000}{' ' * 19_990}"
@@ -285,23 +287,23 @@ def test_runs_of_blanks_that_tiktoken_cannot_take_are_cut_and_come_back(tmp_path
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"{", r"is not whole JSON"),
+        (b"{", r"is not complete JSON"),
         (b'{"add_bos_token": true}', r'is JSON, but not a Hugging Face tokenizer.json \(it has no "model"\)'),
         (
             b'{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": ["a b"]}}',
             r"is not a tokenizer.json .*out of vocabul",
         ),
-        (b"IQ== 0\nIg== 1\n", r"has no token for the byte 0; it is cut short"),
-        (b"IQ== 0\nIg==\n", r"line 2: is not a token in base64 and its rank: 'Ig=='"),
-        (b"IQ== 0\n\xff\x00\x80\n", r"line 2: is not a token in base64 and its rank: it is not even text"),
-        (b"IQ== 0\nI!== 1\n", r"line 2: is not a token in base64"),
-        (b"IQ== 0\nIQ== 1\n", r"line 2: the token b'!' is empty, stands twice"),
+        (b"IQ== 0\nIg== 1\n", r"has no token for the byte 0; it is truncated"),
+        (b"IQ== 0\nIg==\n", r"line 2: is not a base64 token and its rank: 'Ig=='"),
+        (b"IQ== 0\n\xff\x00\x80\n", r"line 2: is not a base64 token and its rank: it is not even text"),
+        (b"IQ== 0\nI!== 1\n", r"line 2: is not a base64 token"),
+        (b"IQ== 0\nIQ== 1\n", r"line 2: the token b'!' is empty, is listed twice"),
         (b"IQ== 0\nIg== 0\n", r"two tokens have the same rank"),
         (b"junk", r"is not a SentencePiece model \(nor a Hugging Face"),
         (b"", r"is not a SentencePiece model"),
     ],
 )
-def test_files_that_are_no_tokenizer_are_told_why(tmp_path: Path, content: bytes, message: str) -> None:
+def test_files_that_are_not_tokenizers_are_refused_with_a_reason(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "t").write_bytes(content)
     with pytest.raises(DataError, match=rf"{tmp_path}/t.*{message}"):
         load_tokenizer(tmp_path / "t")
@@ -311,11 +313,11 @@ def test_files_that_are_no_tokenizer_are_told_why(tmp_path: Path, content: bytes
     ("settings_text", "message"),
     [
         ("{", "cannot be read"),
-        ('{"patern": "gpt2"}', "must be a JSON object with none but the keys eod, pattern, special_tokens"),
+        ('{"patern": "gpt2"}', "must be a JSON object with no other keys than eod, pattern, special_tokens"),
         ('{"pattern": 5}', "pattern is 5, must be text"),
         ('{"pattern": "("}', r"its pattern '\(' is not a regular expression"),
-        ('{"special_tokens": ["<|endoftext|>"]}', "special_tokens must give ids by name"),
-        ('{"pattern": "gpt2", "special_tokens": {"</s>": 5}}', "'</s>' has the id 5, which another token has too"),
+        ('{"special_tokens": ["<|endoftext|>"]}', "special_tokens must give IDs by name"),
+        ('{"pattern": "gpt2", "special_tokens": {"</s>": 5}}', "'</s>' has the ID 5, which another token also has"),
     ],
 )
 def test_settings_beside_a_tokenizer_are_checked(tmp_path: Path, settings_text: str, message: str) -> None:
@@ -335,10 +337,13 @@ def test_a_missing_package_is_named_with_its_extra(files: dict[str, Path], kind:
         f"load_tokenizer(Path({str(files[kind])!r}))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert f"needs the package {package}; install it with pip install 'pretrain[tokenizers]'" in done.stderr
+    assert (
+        f"needs the package {package}, which is not installed\n  hint: pip install 'pretrain[tokenizers]'"
+        in done.stderr
+    )
 
 
-def test_a_sentencepiece_model_that_changes_text_still_ends_documents_rightly(tmp_path: Path) -> None:
+def test_a_lossy_sentencepiece_model_still_ends_documents(tmp_path: Path) -> None:
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(make_texts(30)), model_prefix=str(tmp_path / "m"), vocab_size=300, minloglevel=3
     )

@@ -1,4 +1,4 @@
-"""Fingerprints of SentencePiece models name all that decides ids and the text of ids, and nothing else."""
+"""Fingerprints of SentencePiece models cover exactly what decides IDs and the text of IDs."""
 
 import io
 
@@ -15,7 +15,7 @@ NORMAL, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 3, 4, 5, 6
 
 
 def plain_model():
-    """As `train_tokenizer` makes them, whatever the version of its package."""
+    """A model as `train_tokenizer` makes it, for any version of the package."""
     made = ModelProto()
     made.pieces.add(piece="<unk>", type=2)
     made.pieces.add(piece="</s>", type=CONTROL)
@@ -36,7 +36,7 @@ def fingerprint(made):
 
 @pytest.fixture(scope="module")
 def character_map():
-    """That of SentencePiece's default, NFKC with changes."""
+    """The map of SentencePiece's default normalization, NFKC with changes."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(make_texts(9)), model_writer=model, vocab_size=50, minloglevel=3
@@ -70,7 +70,7 @@ def test_fingerprints_differ_in_all_that_decides(character_map):
     assert len(set(seen.values())) == len(seen), seen
 
 
-def test_fingerprints_do_not_depend_on_what_decides_nothing_nor_on_how_defaults_are_written():
+def test_fingerprints_ignore_irrelevant_settings_and_spelling():
     first = fingerprint(plain_model())
     made = plain_model()
     made.trainer_spec.num_threads, made.trainer_spec.input[:] = 99, ["x" * 300]
@@ -83,11 +83,11 @@ def test_fingerprints_do_not_depend_on_what_decides_nothing_nor_on_how_defaults_
 
 
 @pytest.mark.parametrize(("kind", "model_type"), [("bpe", BPE), ("unigram", UNIGRAM)])
-def test_models_made_here_are_as_ours_are(kind, model_type):
+def test_models_trained_here_have_no_differences(kind, model_type):
     model = train_tokenizer(lambda: make_texts(20), tokenizer_config(kind=kind))
     assert differences_from_ours(model, model_type) == []
 
 
-def test_fingerprints_of_models_made_here_never_change():
-    """They stand in manifests of datasets and checkpoints."""
+def test_fingerprints_of_models_trained_here_never_change():
+    """They are stored in manifests of datasets and checkpoints."""
     assert fingerprint(plain_model()) == "e63e8c8920f02bf8ed691356a801a35d9a168c785d24a3c7c3ac36e7f06b07e9"

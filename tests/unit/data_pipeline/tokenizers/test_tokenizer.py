@@ -44,7 +44,7 @@ AWKWARD = [
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("text", AWKWARD)
-def test_awkward_text_comes_back(kind, text):
+def test_awkward_text_round_trips(kind, text):
     assert trained(kind).decode(trained(kind).encode(text)) == text
 
 
@@ -58,7 +58,7 @@ def test_awkward_text_comes_back(kind, text):
     )
 )
 @example(text="\u2581 \u2581")
-def test_any_text_comes_back(kind, text):
+def test_any_text_round_trips(kind, text):
     ids = trained(kind).encode(text)
     assert trained(kind).decode(ids) == text
     assert trained(kind).eod_id not in ids
@@ -66,7 +66,7 @@ def test_any_text_comes_back(kind, text):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_code_point_comes_back(kind):
+def test_every_code_point_round_trips(kind):
     code_points = [chr(code) for code in range(0x110000) if not 0xD800 <= code <= 0xDFFF]
     assert len(code_points) == 1_112_064
     blocks = ["".join(code_points[start : start + 4096]) for start in range(0, len(code_points), 4096)]
@@ -76,7 +76,7 @@ def test_every_code_point_comes_back(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_source_code_comes_back(kind):
+def test_source_code_round_trips(kind):
     text = (Path(sysconfig.get_paths()["stdlib"]) / "argparse.py").read_bytes().decode()
     assert trained(kind).decode(trained(kind).encode(text)) == text
 
@@ -106,10 +106,12 @@ def compiled(tokenizer, **sizes):
 @pytest.mark.parametrize("sizes", [{}, {"num_slots": 16, "max_bytes": 512}], ids=["usual", "small"])
 @settings(max_examples=200, deadline=None)
 @given(texts=st.lists(WORDS, max_size=6))
-@example(texts=["é" * 31 + "a", "é" * 32, "é" * 33, "ab" * 5000])  # about the longest word that is kept
-@example(texts=["a" * 7 + "b" * count + end for count in range(1, 20) for end in "bc"])  # about those compared by bytes
+@example(texts=["é" * 31 + "a", "é" * 32, "é" * 33, "ab" * 5000])  # around the length of the longest cached word
+@example(
+    texts=["a" * 7 + "b" * count + end for count in range(1, 20) for end in "bc"]
+)  # around the length from which bytes are compared
 @example(texts=["a", "a\x00", "a\x00\x00", *("\x00" * count for count in (7, 8, 9, 14, 15, 16, 17))])
-def test_compiled_merges_give_the_ids_of_sentencepiece(sizes, texts):
+def test_numba_gives_the_ids_of_sentencepiece(sizes, texts):
     tokenizer = trained("bpe")
     parts = [part for text in texts for part in text.split(SPACE_MARK)]
     encoder = compiled(tokenizer, **sizes)
@@ -118,7 +120,7 @@ def test_compiled_merges_give_the_ids_of_sentencepiece(sizes, texts):
         assert [ids.tolist() for ids in found] == [ids.tolist() for ids in tokenizer._whole(parts, 1)]
 
 
-def test_compiled_merges_give_the_ids_of_sentencepiece_on_text():
+def test_numba_gives_the_ids_of_sentencepiece_on_text():
     tokenizer, texts = trained("bpe"), [*make_texts(80, seed=5), *AWKWARD]
     for encoder in (compiled(tokenizer), compiled(tokenizer, num_slots=1 << 8)):
         parts = [part for text in texts for part in text.split(SPACE_MARK)]
@@ -126,7 +128,7 @@ def test_compiled_merges_give_the_ids_of_sentencepiece_on_text():
 
 
 def bulk_encoder(tokenizer, monkeypatch):
-    """What encodes after much text."""
+    """The encoder that is used after much text."""
     monkeypatch.setattr(sentencepiece_model, "BULK_CHARS", 100)
     texts = make_texts(20, seed=5)
     found = tokenizer.encode_batch(texts, num_threads=1)
@@ -138,7 +140,7 @@ def fresh(tokenizer):
     return SentencePieceTokenizer(tokenizer._processor.serialized_model_proto())
 
 
-def test_much_text_is_encoded_by_compiled_merges_where_numba_is_there(monkeypatch):
+def test_numba_encodes_large_texts_if_installed(monkeypatch):
     tokenizer = fresh(trained("bpe"))
     tokenizer.encode("little text")
     assert tokenizer._compiled is None and isinstance(bulk_encoder(tokenizer, monkeypatch), NumbaBpe)
@@ -147,7 +149,7 @@ def test_much_text_is_encoded_by_compiled_merges_where_numba_is_there(monkeypatc
     assert bulk_encoder(fresh(trained("bpe")), monkeypatch) is None
 
 
-def test_where_much_text_is_expected_the_first_is_encoded_by_compiled_merges():
+def test_numba_starts_at_once_if_much_text_is_expected():
     tokenizer = fresh(trained("bpe"))
     tokenizer.expect(sentencepiece_model.BULK_CHARS)
     tokenizer.encode("first")
@@ -157,14 +159,14 @@ def test_where_much_text_is_expected_the_first_is_encoded_by_compiled_merges():
     assert isinstance(tokenizer._compiled, NumbaBpe)
 
 
-def test_compiled_merges_that_differ_are_not_used(monkeypatch, caplog):
+def test_numba_is_not_used_if_its_ids_differ(monkeypatch, caplog):
     real = NumbaBpe.encode
     monkeypatch.setattr(NumbaBpe, "encode", lambda self, texts: [ids[:-1] for ids in real(self, texts)])
     assert bulk_encoder(fresh(trained("bpe")), monkeypatch) is None
     assert "differ from sentencepiece's on" in caplog.text
 
 
-def test_symbols_that_the_owner_of_a_model_defined_are_seen_by_the_proof(tmp_path, monkeypatch):
+def test_user_defined_symbols_fail_the_check_against_reference(tmp_path, monkeypatch):
     given = {"user_defined_symbols": ["hello_"], "vocab_size": 420, "model_type": "bpe", "byte_fallback": True}
     whole = {"normalization_rule_name": "identity", "add_dummy_prefix": False, "remove_extra_whitespaces": False}
     file = tmp_path / "own"
@@ -183,12 +185,12 @@ def test_symbols_that_the_owner_of_a_model_defined_are_seen_by_the_proof(tmp_pat
 @settings(max_examples=100, deadline=None)
 @given(texts=st.lists(WORDS, max_size=6))
 @example(texts=["a", "a\x00", "a\x00\x00", "\x00" * 14, "\x00" * 15, "\x00" * 16, "\x00" * 17])
-def test_what_is_remembered_of_words_gives_the_ids_of_the_whole(small, texts):
+def test_the_word_cache_gives_the_ids_of_the_whole_text(small, texts):
     tokenizer = trained("bpe")
     assert tokenizer._remembers and not trained("unigram")._remembers
     parts = [part for text in texts for part in text.split(SPACE_MARK)]
     with pytest.MonkeyPatch.context() as patch:
-        if small:  # slots collide, chunks end inside of words, and all is forgotten again and again
+        if small:  # slots collide, chunks end inside words, and the cache is cleared often
             for name, value in {"CHUNK_BYTES": 7, "MAX_WORDS": 20, "MAX_NUMBERS": 28, "SLOTS_LOG2": 5}.items():
                 patch.setattr(word_cache, name, value)
         memory = fresh_memory(tokenizer)
@@ -198,8 +200,8 @@ def test_what_is_remembered_of_words_gives_the_ids_of_the_whole(small, texts):
 
 
 @pytest.mark.parametrize("size", ["usual", "small", "compiled"])
-def test_threads_share_what_is_remembered_and_get_the_ids_of_the_whole(monkeypatch, size):
-    if size == "small":  # all is forgotten again and again
+def test_threads_can_share_the_word_cache(monkeypatch, size):
+    if size == "small":  # the cache is cleared often
         monkeypatch.setattr(word_cache, "MAX_WORDS", 500)
     tokenizer = trained("bpe")
     memory = fresh_memory(tokenizer) if size != "compiled" else compiled(tokenizer, num_slots=1 << 9)
@@ -210,7 +212,7 @@ def test_threads_share_what_is_remembered_and_get_the_ids_of_the_whole(monkeypat
         assert [ids.tolist() for ids in of_thread] == [ids.tolist() for ids in tokenizer._whole(own, 1)]
 
 
-def test_a_failure_leaves_nothing_wrong_in_the_memory(monkeypatch):
+def test_a_failure_leaves_the_word_cache_correct(monkeypatch):
     tokenizer = trained("bpe")
     memory = fresh_memory(tokenizer)
     texts = ["a word, and one that is longer than all keys: " + "ab" * 20]
@@ -222,7 +224,7 @@ def test_a_failure_leaves_nothing_wrong_in_the_memory(monkeypatch):
     assert memory.encode(texts)[0].tolist() == tokenizer._whole(texts, 1)[0].tolist()
 
 
-def test_memory_of_words_is_bounded(monkeypatch):
+def test_the_word_cache_is_bounded(monkeypatch):
     memory = fresh_memory(trained("bpe"))
     memory.encode(make_texts(30, seed=9))
     assert memory._num_words > 50
@@ -243,7 +245,7 @@ def test_training_again_gives_equal_bytes(kind):
     assert SentencePieceTokenizer(other).fingerprint != SentencePieceTokenizer(first).fingerprint
 
 
-def test_pieces_learn_newlines_digits_apart_and_no_character_is_lost():
+def test_training_learns_newlines_and_separates_digits():
     texts = [*make_texts(20), "if x:\n    return 12\n" * 50, "é\u2585\n" * 3]
     tokenizer = SentencePieceTokenizer(train_tokenizer(lambda: texts, tokenizer_config(vocab_size=400)))
     pieces = [tokenizer._processor.id_to_piece(index) for index in range(tokenizer.vocab_size)]
@@ -267,26 +269,28 @@ def test_rare_characters_fall_back_to_bytes_when_there_are_too_many():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_vocabulary_that_does_not_fit_names_the_bound(kind):
+def test_an_impossible_vocabulary_size_names_the_limit(kind):
     texts = make_texts(10, seed=2)
-    with pytest.raises(DataError, match=r"tokenizer.vocab_size=100000: the text yields at most (\d+) pieces; set") as e:
+    with pytest.raises(
+        DataError, match=r"tokenizer.vocab_size=100000: the text yields at most (\d+) pieces\n  hint: set"
+    ) as e:
         train_tokenizer(lambda: texts, tokenizer_config(kind=kind, vocab_size=100000))
     bound = int(str(e.value).split("at most ")[1].split()[0])
     assert (
         SentencePieceTokenizer(train_tokenizer(lambda: texts, tokenizer_config(kind=kind, vocab_size=bound))).vocab_size
         == bound
     )
-    with pytest.raises(DataError, match=r"tokenizer.vocab_size=100: too small .* more than \d+"):
+    with pytest.raises(DataError, match=r"tokenizer.vocab_size=100: too small .*\n.* more than \d+"):
         train_tokenizer(lambda: texts, tokenizer_config(kind=kind, vocab_size=100))
 
 
-def test_lone_surrogate_is_refused_and_named():
+def test_a_lone_surrogate_is_refused_and_named():
     with pytest.raises(DataError, match=r"character 2 is a lone surrogate \('\\ud800'\)"):
         trained("bpe").encode("ab\ud800")
 
 
-def test_files_that_are_no_tokenizer_are_named(tmp_path):
-    with pytest.raises(DataError, match=r"missing.model: tokenizer cannot be read \(No such file or directory\)"):
+def test_files_that_are_not_tokenizers_are_named(tmp_path):
+    with pytest.raises(DataError, match=r"missing.model: the tokenizer cannot be read \(No such file or directory\)"):
         load_tokenizer(tmp_path / "missing.model")
     (tmp_path / "junk.model").write_bytes(b"junk")
     with pytest.raises(DataError, match=r"junk.model: is not a SentencePiece model"):
@@ -296,7 +300,7 @@ def test_files_that_are_no_tokenizer_are_named(tmp_path):
         load_tokenizer(tmp_path / "good.model", fingerprint="0" * 64)
 
 
-def test_models_made_elsewhere_are_not_cut_where_that_would_change_ids(tmp_path):
+def test_other_models_are_not_split_if_that_changes_ids(tmp_path):
     texts = make_texts(30, seed=4)
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(texts), model_prefix=str(tmp_path / "m"), vocab_size=300, minloglevel=3

@@ -1,4 +1,4 @@
-"""Megatron-LM's own reader takes what is written here, and what its builder writes is taken here, token for token."""
+"""Megatron-LM's reader accepts what we write, and we read what its builder writes, token for token."""
 
 import struct
 from collections.abc import Callable, Sequence
@@ -41,7 +41,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def documents(prepared: Path) -> list[list[int]]:
-    """Token ids of the texts, without an end."""
+    """Token IDs of the texts, without an end."""
     tokenizer = load_tokenizer(prepared / "tokenizer.model")
     return [tokenizer.encode(text) for text in TEXTS]
 
@@ -64,16 +64,14 @@ def to_packed(prefix: Path, target: Path, tokenizer: Path, seq_length: int = 16,
 
 
 def packed_documents(folder: Path, split: Any) -> list[list[int]]:
-    """Documents of a packed split, their ends included; the last one may be cut."""
+    """Documents of a packed split with their ends. The last one may be cut."""
     dataset = PackedDataset.open(folder, split)
     (row,) = (np.concatenate(list(row)) for row in rows_of(dataset))
     found = np.split(row, np.flatnonzero(row == dataset.manifest.tokenizer.eod_id) + 1)
     return [piece.tolist() for piece in found if len(piece)]
 
 
-def test_megatrons_own_reader_gets_every_token_of_every_sample_in_order(
-    theirs: Any, prepared: Path, tmp_path: Path
-) -> None:
+def test_megatrons_reader_gets_every_token_in_order(theirs: Any, prepared: Path, tmp_path: Path) -> None:
     figures = convert.to_megatron(prepared, tmp_path / "out")
     manifest = Manifest.load(prepared)
     for split in SPLITS:
@@ -91,11 +89,11 @@ def test_megatrons_own_reader_gets_every_token_of_every_sample_in_order(
     assert dataset.index.dtype == np.uint16
 
 
-def test_documents_of_megatrons_builder_are_packed_whole_with_one_end_each(
+def test_documents_of_megatrons_builder_are_packed_completely(
     theirs: Any, prepared: Path, documents: list[list[int]], tmp_path: Path
 ) -> None:
     eod = Manifest.load(prepared).tokenizer.eod_id
-    # Half of them end as --append-eod leaves them; an empty one, with and without an end.
+    # Half of them end as --append-eod leaves them. Two are empty, with and without an end.
     given = [[*ids, eod] if number % 2 else ids for number, ids in enumerate(documents)]
     prefix = build(theirs, tmp_path / "text.v2", [*given, [], [eod]])
     manifest = to_packed(prefix, tmp_path / "set", prepared / "tokenizer.model")
@@ -108,14 +106,14 @@ def test_documents_of_megatrons_builder_are_packed_whole_with_one_end_each(
         inside = [ids for ids in expected if ids in whole]
         assert whole == inside and len(found) == manifest.splits[split].num_documents
     assert sum(map(len, sides.values())) == len(TEXTS)
-    # The text's own figures, as if it had been prepared here.
+    # The same figures as if the text had been prepared here.
     assert manifest.corpus.num_bytes == sum(len(text.encode()) for text in TEXTS)
     assert sum(manifest.splits[split].num_tokens for split in SPLITS) == sum(map(len, expected))
     assert manifest.splits["validation"].num_text_bytes >= 2000
 
 
 @pytest.mark.parametrize("packing", ["stream", "best_fit"])
-def test_ends_that_end_nothing_are_left_out_and_counted(
+def test_redundant_end_tokens_are_removed_and_counted(
     theirs: Any, prepared: Path, documents: list[list[int]], tmp_path: Path, packing: str
 ) -> None:
     eod = Manifest.load(prepared).tokenizer.eod_id
@@ -134,7 +132,7 @@ def test_ends_that_end_nothing_are_left_out_and_counted(
 
 
 @pytest.mark.parametrize("dtype", [np.int32, np.int64, np.uint16, np.int16])
-def test_neither_the_type_nor_copies_nor_order_change_what_is_held_out(
+def test_token_type_copies_and_order_do_not_change_the_split(
     theirs: Any, prepared: Path, documents: list[list[int]], tmp_path: Path, dtype: Any
 ) -> None:
     first = to_packed(build(theirs, tmp_path / "a", documents), tmp_path / "one", prepared / "tokenizer.model")
@@ -164,7 +162,7 @@ def test_a_document_of_several_sequences_is_one(theirs: Any, prepared: Path, doc
     assert to_packed(tmp_path / "s.idx", tmp_path / "set", prepared / "tokenizer.model").digest == whole.digest
 
 
-def test_there_and_back_again_gives_the_same_tokens(prepared: Path, tmp_path: Path) -> None:
+def test_converting_there_and_back_gives_the_same_tokens(prepared: Path, tmp_path: Path) -> None:
     convert.to_megatron(prepared, tmp_path / "out")
     stored = tmp_path / "out" / "tokenizer.model"
     to_packed(tmp_path / "out" / "train", tmp_path / "back", stored, validation_min_bytes=500, validation_fraction=0.05)
@@ -173,12 +171,14 @@ def test_there_and_back_again_gives_the_same_tokens(prepared: Path, tmp_path: Pa
     assert all(ids in train for ids in back) and len(train) - len(back) <= 2
 
 
-def test_a_tokenizer_that_did_not_make_the_tokens_is_suspected(
+def test_a_mismatched_tokenizer_causes_a_warning(
     theirs: Any, prepared: Path, documents: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     prefix = build(theirs, tmp_path / "other", [[*ids, 300] for ids in documents])
     to_packed(prefix, tmp_path / "set", prepared / "tokenizer.model")
-    assert "every document ends with the token 300, which is not this tokenizer's end of document (1)" in caplog.text
+    assert (
+        "every document ends with the token 300, which is not this tokenizer's end-of-document token (1)" in caplog.text
+    )
 
 
 def rewrite(path: Path, offset: int, content: bytes) -> None:
@@ -196,38 +196,46 @@ def lengthen(path: Path) -> None:
 
 
 FAULTS: list[tuple[str, Callable[[Path, Path], None], str]] = [
-    ("a cut .bin", lambda b, i: cut(b), r"t.bin: has \d+ bytes, but t.idx places sequence 59 of .* it is cut short"),
-    ("a longer .bin", lambda b, i: lengthen(b), r"t.bin: has \d+ bytes, t.idx tells of \d+; the two do not belong"),
-    ("a cut .idx", lambda b, i: cut(i), r"t.idx: has \d+ bytes, its header says \d+; it is cut short"),
+    ("a cut .bin", lambda b, i: cut(b), r"t.bin: has \d+ bytes, but t.idx has sequence 59 of .* it is truncated"),
+    (
+        "a longer .bin",
+        lambda b, i: lengthen(b),
+        r"t.bin: has \d+ bytes, but t.idx describes \d+; the two files do not belong",
+    ),
+    ("a cut .idx", lambda b, i: cut(i), r"t.idx: has \d+ bytes, but its header says \d+; it is truncated"),
     ("a header alone", lambda b, i: i.write_bytes(i.read_bytes()[:20]), r"t.idx: is not the index of a Megatron"),
-    ("other magic", lambda b, i: rewrite(i, 0, b"TNTIDX"), r"t.idx: is not the index .*, by its first bytes"),
+    ("other magic", lambda b, i: rewrite(i, 0, b"TNTIDX"), r"t.idx: is not the index .*, according to its first bytes"),
     ("another version", lambda b, i: rewrite(i, 9, b"\2"), r"t.idx: has format version 2, this program reads 1"),
     ("floats", lambda b, i: rewrite(i, 17, b"\7"), r"t.idx: its numbers are float32; tokens must be whole"),
     ("no type", lambda b, i: rewrite(i, 17, b"\x63"), r"t.idx: its numbers are of code 99"),
-    ("counts that lie", lambda b, i: rewrite(i, 18, b"\xff" * 8), r"t.idx: has \d+ bytes, its header says \d{20}"),
-    ("a size below 0", lambda b, i: rewrite(i, 34, b"\xff" * 4), r"t.idx: has a size or place below 0"),
+    ("wrong counts", lambda b, i: rewrite(i, 18, b"\xff" * 8), r"t.idx: has \d+ bytes, but its header says \d{20}"),
+    ("a negative size", lambda b, i: rewrite(i, 34, b"\xff" * 4), r"t.idx: has a negative size or offset"),
     (
         "a place beyond",
         lambda b, i: rewrite(i, 34 + 60 * 4, struct.pack("<q", 2**62)),
-        rf"t.bin: has .* places sequence 0 .* at byte {2**62}",
+        rf"t.bin: has .* has sequence 0 .* at byte {2**62}",
     ),
     (
         "documents out of order",
         lambda b, i: rewrite(i, HEADER.size + 12 * 60 + 8, struct.pack("<q", 50)),
-        r"t.idx: its documents do not divide its 60 sequences",
+        r"t.idx: its documents do not partition its 60 sequences",
     ),
-    ("modes", lambda b, i: i.write_bytes(i.read_bytes() + bytes(60)), r"t.idx: has modes, so it holds more than text"),
+    (
+        "modes",
+        lambda b, i: i.write_bytes(i.read_bytes() + bytes(60)),
+        r"t.idx: has modes, so the dataset holds more than text",
+    ),
     ("no .bin", lambda b, i: b.unlink(), r"t.bin: cannot be read \(No such file"),
     ("no .idx", lambda b, i: i.unlink(), r"t.idx: cannot be read \(No such file"),
     (
         "a foreign token",
         lambda b, i: rewrite(b, 0, struct.pack("<i", 420)),
-        r"document 0 has the token 420, the tokeni",
+        r"document 0 has the token 420, but the tokeni",
     ),
     (
         "a token below 0",
         lambda b, i: rewrite(b, 4, struct.pack("<i", -1)),
-        r"document 0 has the token -1, the tokenizer",
+        r"document 0 has the token -1, but the tokenizer",
     ),
 ]
 
@@ -238,7 +246,7 @@ def pair(theirs: Any, documents: list[list[int]], tmp_path_factory: pytest.TempP
 
 
 @pytest.mark.parametrize(("damage", "message"), [fault[1:] for fault in FAULTS], ids=[fault[0] for fault in FAULTS])
-def test_every_damage_is_named_and_leaves_nothing(
+def test_every_damage_is_named_and_leaves_no_files(
     pair: Path, prepared: Path, tmp_path: Path, damage: Callable[[Path, Path], None], message: str
 ) -> None:
     for suffix in (".bin", ".idx"):
@@ -249,11 +257,11 @@ def test_every_damage_is_named_and_leaves_nothing(
     assert all(path.name.startswith("t.") for path in tmp_path.iterdir())
 
 
-def test_nothing_is_overwritten_and_what_does_not_fit_is_told(pair: Path, prepared: Path, tmp_path: Path) -> None:
+def test_nothing_is_overwritten(pair: Path, prepared: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
-    with pytest.raises(DataError, match=r"mine: is there already, and nothing is overwritten"):
+    with pytest.raises(DataError, match=r"mine: exists already, and nothing is overwritten"):
         to_packed(pair, tmp_path / "mine", prepared / "tokenizer.model")
-    with pytest.raises(DataError, match=r"mine: is there already"):
+    with pytest.raises(DataError, match=r"mine: exists already"):
         convert.to_megatron(prepared, tmp_path / "mine")
     with pytest.raises(DataError, match=r"tokenizer.path=null: the tokenizer that made these tokens is needed"):
         convert.to_packed(pair, tmp_path / "x", data_config(tmp_path, []), tokenizer_config(), seq_length=16)
@@ -264,7 +272,7 @@ def test_nothing_is_overwritten_and_what_does_not_fit_is_told(pair: Path, prepar
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
-def test_a_damaged_dataset_is_not_passed_on(prepared: Path, tmp_path: Path) -> None:
+def test_a_damaged_dataset_is_not_converted(prepared: Path, tmp_path: Path) -> None:
     import shutil
 
     damaged = Path(shutil.copytree(prepared, tmp_path / "set"))

@@ -1,4 +1,4 @@
-"""What `pretrain data` shows is what the dataset holds, and every damage is found and named."""
+"""`pretrain data` shows what the dataset holds, and finds and names every damage."""
 
 import dataclasses
 import hashlib
@@ -26,7 +26,7 @@ TEXTS = make_texts(60)
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("inspection")
-    # Validation takes its share by a hash: what is held out is not in the train split.
+    # Documents are held out by hash, so the held-out ones are not in the train split.
     prepare_synthetic(folder / "set", [write_jsonl(folder / "texts.jsonl", TEXTS)])
     return folder / "set"
 
@@ -36,7 +36,7 @@ def dataset(prepared: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(prepared, tmp_path / "set"))
 
 
-def test_the_tokens_of_a_split_are_its_documents_with_a_mark_after_each(prepared: Path) -> None:
+def test_inspected_text_marks_the_end_of_each_document(prepared: Path) -> None:
     dataset = PackedDataset.open(prepared, "train")
     rows = dataset.read(np.arange(dataset.num_samples)).astype(np.int64)
     tokenizer = load_tokenizer(prepared / "tokenizer.model")
@@ -50,7 +50,7 @@ def test_the_tokens_of_a_split_are_its_documents_with_a_mark_after_each(prepared
     assert not tail or any(text.startswith(tail) for text in TEXTS)
 
 
-def test_samples_are_shown_by_number_with_their_text(prepared: Path) -> None:
+def test_samples_are_shown_by_number(prepared: Path) -> None:
     dataset, tokenizer = PackedDataset.open(prepared, "train"), load_tokenizer(prepared / "tokenizer.model")
     for number, block in zip((3, 4), inspect(prepared, "train", 3, 2), strict=True):
         ids = dataset.read(np.array([number])).astype(np.int64)[0]
@@ -60,7 +60,7 @@ def test_samples_are_shown_by_number_with_their_text(prepared: Path) -> None:
         assert text == as_text(ids, tokenizer)
 
 
-def test_with_a_seed_the_samples_are_those_that_a_run_gets(prepared: Path) -> None:
+def test_with_a_seed_samples_are_in_a_runs_order(prepared: Path) -> None:
     dataset = PackedDataset.open(prepared, "train")
     stream = train_batches(dataset, seed=7, global_batch_size=4, rank=0, size=1, position=8)
     tokens = next(stream).tokens.numpy()
@@ -71,15 +71,17 @@ def test_with_a_seed_the_samples_are_those_that_a_run_gets(prepared: Path) -> No
     assert np.array_equal(dataset.read(np.array(numbers)), tokens)
 
 
-def test_samples_that_are_not_there_are_refused_with_the_range(prepared: Path) -> None:
+def test_samples_out_of_range_are_refused_with_the_range(prepared: Path) -> None:
     count = PackedDataset.open(prepared, "validation").num_samples
-    with pytest.raises(DataError, match=rf"has samples 0 to {count - 1}; {count - 1} to {count} were asked for"):
+    with pytest.raises(DataError, match=rf"has samples 0 to {count - 1}, but {count - 1} to {count} were requested"):
         list(inspect(prepared, "validation", count - 1, 2))
 
 
 @pytest.mark.parametrize("shuffled_by", [None, 7])
-def test_numbers_beyond_all_samples_and_positions_are_refused(prepared: Path, shuffled_by: int | None) -> None:
-    with pytest.raises(DataError, match=r"has (samples|positions) 0 to [\d,]+; .*,999 to 100,.*,001 were asked for"):
+def test_huge_sample_numbers_are_refused(prepared: Path, shuffled_by: int | None) -> None:
+    with pytest.raises(
+        DataError, match=r"has (samples|positions) 0 to [\d,]+, but .*,999 to 100,.*,001 were requested"
+    ):
         list(inspect(prepared, "train", 10**20 - 1, 3, shuffled_by=shuffled_by))
 
 
@@ -88,7 +90,7 @@ def test_a_sample_is_shown_before_the_next_is_read(prepared: Path) -> None:
     assert [first] == list(inspect(prepared, "train", 0, 1, shuffled_by=7))
 
 
-def test_stats_are_the_manifests_figures(prepared: Path) -> None:
+def test_stats_match_the_manifest(prepared: Path) -> None:
     figures, manifest = stats(prepared), Manifest.load(prepared)
     assert json.loads(json.dumps(figures)) == figures
     assert figures["digest"] == manifest.digest
@@ -99,7 +101,7 @@ def test_stats_are_the_manifests_figures(prepared: Path) -> None:
     )
 
 
-def test_a_whole_dataset_has_no_fault(prepared: Path) -> None:
+def test_an_intact_dataset_has_no_faults(prepared: Path) -> None:
     assert verify(prepared) == []
 
 
@@ -115,7 +117,7 @@ def cut_short(path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("damage", "words"),
-    [(flip_a_bit, "sha256 does not fit"), (cut_short, "the manifest says"), (Path.unlink, "missing")],
+    [(flip_a_bit, "sha256 does not match"), (cut_short, "the manifest says"), (Path.unlink, "missing")],
 )
 @pytest.mark.parametrize("name", ["train-00000.tar", "validation-00000.tar", "train.index.npy"])
 def test_every_damaged_file_is_named(dataset: Path, name: str, damage: Callable[[Path], None], words: str) -> None:
@@ -124,7 +126,7 @@ def test_every_damaged_file_is_named(dataset: Path, name: str, damage: Callable[
     assert len(faults) == 1 and name in faults[0] and words in faults[0]
 
 
-def test_all_faults_are_told_at_once(dataset: Path) -> None:
+def test_all_faults_are_reported_at_once(dataset: Path) -> None:
     flip_a_bit(dataset / "train-00000.tar")
     cut_short(dataset / "validation.index.npy")
     flip_a_bit(dataset / "tokenizer.model")
@@ -139,23 +141,23 @@ def test_a_manifest_edited_by_hand_is_refused(dataset: Path) -> None:
 
 
 def rewrite(dataset: Path, name: str, offset: int, content: bytes) -> None:
-    """Change bytes of a train file and make manifest and checksums fit: a fault of whoever wrote them."""
+    """Change bytes of a train file and update manifest and checksums, as if it had been written wrongly."""
     path = dataset / name
     whole = bytearray(path.read_bytes())
     whole[offset : offset + len(content)] = content
     path.write_bytes(whole)
     manifest = Manifest.load(dataset)
 
-    def mended(record: Any) -> Any:
+    def repaired(record: Any) -> Any:
         fits = record.file != name
         return record if fits else dataclasses.replace(record, sha256=hashlib.sha256(whole).hexdigest())
 
     train = manifest.splits["train"]
-    train = dataclasses.replace(train, shards=tuple(map(mended, train.shards)), index=mended(train.index))
+    train = dataclasses.replace(train, shards=tuple(map(repaired, train.shards)), index=repaired(train.index))
     dataclasses.replace(manifest, splits=manifest.splits | {"train": train}).save(dataset)
 
 
-def test_a_token_that_the_tokenizer_does_not_have_is_found(dataset: Path) -> None:
+def test_a_token_beyond_the_vocabulary_is_found(dataset: Path) -> None:
     begin, manifest = TAR_BLOCK, Manifest.load(dataset)
     end = begin + NPY_HEADER_BYTES + manifest.samples_per_member * 17 * 2
     token_of_sample_1 = begin + NPY_HEADER_BYTES + 2 * 17
@@ -163,7 +165,7 @@ def test_a_token_that_the_tokenizer_does_not_have_is_found(dataset: Path) -> Non
     its_hash = member_hash((dataset / "train-00000.tar").read_bytes()[begin:end])
     rewrite(dataset, "train.index.npy", NPY_HEADER_BYTES + 8, np.array([its_hash], dtype="<i8").tobytes())
     (fault,) = verify(dataset)
-    assert "train sample 1 has the token 420, the tokenizer has 420" in fault
+    assert "train sample 1 has the token 420, but the tokenizer has only 420" in fault
 
 
 def test_a_wrong_offset_is_found(dataset: Path) -> None:

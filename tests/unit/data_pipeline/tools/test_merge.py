@@ -1,4 +1,4 @@
-"""A merged dataset is its parts' samples one after the other, and nothing that could mislead is merged."""
+"""A merged dataset has its parts' samples in order, and misleading combinations are refused."""
 
 import shutil
 from pathlib import Path
@@ -22,7 +22,7 @@ SPLITS = ("train", "validation")
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Three datasets with one tokenizer; their last members are partly filled, `c` has larger ones."""
+    """Three datasets with one tokenizer. Their last members are partly filled; `c` has larger members."""
     folder = tmp_path_factory.mktemp("parts")
     tokenizer = tokenizer_config(path=str(folder / "a" / "tokenizer.model"))
     for seed, name in enumerate("abc"):
@@ -37,7 +37,7 @@ def read_all(folder: Path, split: Any) -> Any:
     return dataset.read(np.arange(dataset.num_samples))
 
 
-def test_samples_are_those_of_the_parts_in_order_and_figures_add_up(parts: dict[str, Path], tmp_path: Path) -> None:
+def test_merged_samples_are_in_order_and_counts_add_up(parts: dict[str, Path], tmp_path: Path) -> None:
     assert any(Manifest.load(path).splits["train"].num_samples % 4 for path in (parts["a"], parts["b"]))
     merged = merge([parts["a"], parts["b"], parts["c"]], tmp_path / "all")
     assert verify(tmp_path / "all") == [] and Manifest.load(tmp_path / "all") == merged
@@ -54,7 +54,7 @@ def test_samples_are_those_of_the_parts_in_order_and_figures_add_up(parts: dict[
     assert stats(tmp_path / "all")["name"] == "all" and merged.samples_per_member == 4
 
 
-def test_merging_again_gives_equal_bytes_and_merged_ones_merge(parts: dict[str, Path], tmp_path: Path) -> None:
+def test_merging_again_gives_equal_bytes(parts: dict[str, Path], tmp_path: Path) -> None:
     for place in ("one", "two"):
         merge([parts["a"], parts["b"]], tmp_path / place / "ab")
     one, two = ({file.name: file.read_bytes() for file in (tmp_path / p / "ab").iterdir()} for p in ("one", "two"))
@@ -79,37 +79,37 @@ def test_documents_of_different_parts_stay_apart_when_exported(parts: dict[str, 
         assert figures[split]["tokens"] == sum(map(len, tokens))
 
 
-def test_the_same_text_twice_is_refused_also_inside_a_merged_part(parts: dict[str, Path], tmp_path: Path) -> None:
+def test_duplicate_text_is_refused_also_in_merged_parts(parts: dict[str, Path], tmp_path: Path) -> None:
     again = shutil.copytree(parts["a"], tmp_path / "copy")
     for folders in ([parts["a"], parts["a"]], [parts["a"], parts["b"], Path(again)]):
-        with pytest.raises(DataError, match=r"hold the same text \(a, corpus digest [0-9a-f]{12}\)"):
+        with pytest.raises(DataError, match=r"contain the same text \(a, corpus digest [0-9a-f]{12}\)"):
             merge(folders, tmp_path / "all")
     merge([parts["a"], parts["b"]], tmp_path / "ab")
-    with pytest.raises(DataError, match=r"b and .*ab hold the same text \(b, "):
+    with pytest.raises(DataError, match=r"b and .*ab contain the same text \(b, "):
         merge([tmp_path / "ab", parts["b"]], tmp_path / "all")
     assert not (tmp_path / "all").exists()
 
 
-def test_what_does_not_fit_is_refused_with_what_to_do(parts: dict[str, Path], tmp_path: Path) -> None:
+def test_incompatible_parts_are_refused_with_a_hint(parts: dict[str, Path], tmp_path: Path) -> None:
     source = write_jsonl(tmp_path / "d.jsonl", make_texts(40, seed=9))
     prepare_synthetic(tmp_path / "other", [source], tokenizer=tokenizer_config(vocab_size=400))
     with pytest.raises(
-        DataError, match=r"other: has another tokenizer .* than .*a .*tokenizer.path=.*a/tokenizer.model"
+        DataError, match=r"other: has another tokenizer .* than .*a .*\n.*tokenizer.path=.*a/tokenizer.model"
     ):
         merge([parts["a"], tmp_path / "other"], tmp_path / "all")
     longer = tokenizer_config(path=str(parts["a"] / "tokenizer.model"))
     prepare_synthetic(tmp_path / "longer", [source], seq_length=32, tokenizer=longer)
     with pytest.raises(DataError, match=r"longer: has another model.seq_length than .*a \(32, 16\)"):
         merge([parts["a"], tmp_path / "longer"], tmp_path / "all")
-    with pytest.raises(DataError, match=r"a: is one dataset; name at least two"):
+    with pytest.raises(DataError, match=r"a: is only one dataset\n  hint: name at least two"):
         merge([parts["a"]], tmp_path / "all")
     (tmp_path / "all").mkdir()
-    with pytest.raises(DataError, match=r"all: is there already, and nothing is overwritten"):
+    with pytest.raises(DataError, match=r"all: exists already, and nothing is overwritten"):
         merge([parts["a"], parts["b"]], tmp_path / "all")
 
 
 @pytest.mark.parametrize("name", ["train-00000.tar", "validation.index.npy", "tokenizer.model"])
-def test_damage_of_a_part_is_named_and_leaves_nothing(parts: dict[str, Path], tmp_path: Path, name: str) -> None:
+def test_a_damaged_part_is_named_and_leaves_no_files(parts: dict[str, Path], tmp_path: Path, name: str) -> None:
     damaged = Path(shutil.copytree(parts["a"], tmp_path / "damaged"))
     content = bytearray((damaged / name).read_bytes())
     content[len(content) // 2] ^= 1
