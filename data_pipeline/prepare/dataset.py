@@ -5,45 +5,33 @@ import dataclasses
 import functools
 import json
 import logging
-import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from data_pipeline.cleaning.cleaner import Cleaner
-from data_pipeline.config import KEYS_OF_READING, DataConfig, PrepareConfig, TokenizerConfig
-from data_pipeline.config_text import written
-from data_pipeline.document import content_hash
-from data_pipeline.errors import DataError, NewerFormat
+from data_pipeline.config import DataConfig, PrepareConfig, TokenizerConfig
+from data_pipeline.errors import DataError
 from data_pipeline.prepare.clean_task import Examples
 from data_pipeline.prepare.encode_task import UNENCODABLE, EncodeConfig, encode_result, encoded_tokens, run_encode_task
 from data_pipeline.prepare.executors import num_processes, open_executor, run_tasks
+from data_pipeline.prepare.existing import INPUTS_FILE, dataset_settings, find_existing
+from data_pipeline.prepare.obtain_tokenizer import check_round_trip, in_background, obtain_tokenizer
 from data_pipeline.prepare.report import write_prepare_report
-from data_pipeline.prepare.scan import Scan, held_out_corpus, report_passed_over, scan_corpus
-from data_pipeline.shards.folder import LocalFolder
+from data_pipeline.prepare.scan import Scan, scan_corpus
 from data_pipeline.shards.format import dtype_for
 from data_pipeline.shards.manifest import CorpusRecord, Manifest, SourceRecord, SplitRecord, TokenizerRecord
-from data_pipeline.shards.reader import PackedDataset, check_sizes
 from data_pipeline.shards.writer import split_writers
-from data_pipeline.sources.corpus import Corpus
+from data_pipeline.sources.corpus import Corpus, log_ignored_files
 from data_pipeline.storage.atomic_write import write_durably
 from data_pipeline.storage.file_names import printable
-from data_pipeline.storage.output_paths import folder_to_write, refuse_others_files
+from data_pipeline.storage.output_paths import folder_to_write
 from data_pipeline.storage.staged_folder import open_task_store, recover, stage
-from data_pipeline.storage.task_store import TaskStore, key_of
-from data_pipeline.storage.urls import shown
-from data_pipeline.tokenizers.base import Tokenizer
-from data_pipeline.tokenizers.loading import load_tokenizer, store_tokenizer, warn_if_text_changes
-from data_pipeline.tokenizers.sentencepiece_model import SentencePieceTokenizer
-from data_pipeline.tokenizers.training import train_tokenizer
+from data_pipeline.storage.task_store import TaskStore
 
 logger = logging.getLogger(__name__)
-MODEL = ".model"
-INPUTS_FILE = "inputs.json"  # beside the manifest, because modification times are not part of the data
 
 
 def prepare(data: DataConfig, tokenizer: TokenizerConfig, prepare: PrepareConfig, *, seq_length: int) -> Manifest:
@@ -54,8 +42,8 @@ def prepare(data: DataConfig, tokenizer: TokenizerConfig, prepare: PrepareConfig
     folder = folder_to_write(data.path)
     recover(folder)
     corpus = Corpus(data)
-    report_passed_over(corpus, "data.inputs")
-    settings = _settings(data, tokenizer, seq_length)
+    log_ignored_files(corpus, "data.inputs")
+    settings = dataset_settings(data, tokenizer, seq_length)
     with contextlib.ExitStack() as stack:
 
         @functools.cache
@@ -67,7 +55,7 @@ def prepare(data: DataConfig, tokenizer: TokenizerConfig, prepare: PrepareConfig
         def scan() -> Scan:
             return scan_corpus(corpus, data, tokenizer, *workshop())
 
-        existing = _find_existing(folder, corpus, settings, prepare.overwrite, scan)
+        existing = find_existing(folder, corpus, settings, prepare.overwrite, scan)
         if existing is not None:
             logger.info("%s: already prepared from the same text and settings", folder)
             return existing
@@ -105,91 +93,6 @@ def report(manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def _settings(data: DataConfig, tokenizer: TokenizerConfig, seq_length: int) -> dict[str, Any]:
-    """Every setting that decides what is written, by dotted key, as read back from JSON, without secrets."""
-    settings: dict[str, Any] = {"model.seq_length": seq_length}
-    not_of_it = ("path", *KEYS_OF_READING)
-    if data.steps:
-        settings["fingerprint of the rules of data.steps"] = Cleaner(data.steps).digest
-    if data.decontaminate.inputs:
-        settings["fingerprint of data.decontaminate.inputs"] = held_out_corpus(data).content_digest
-    against = dataclasses.replace(data.decontaminate, inputs=tuple(map(shown, data.decontaminate.inputs)))
-    data = dataclasses.replace(data, inputs=tuple(map(shown, data.inputs)), decontaminate=against)
-    settings |= {f"data.{key}": value for key, value in dataclasses.asdict(data).items() if key not in not_of_it}
-    if tokenizer.path is None and tokenizer.eod is not None:
-        raise DataError(
-            f"tokenizer.eod={tokenizer.eod}: only applies to an existing tokenizer (tokenizer.path)",
-            "remove it: a tokenizer trained here ends documents with </s>",
-        )
-    if tokenizer.path is None:
-        settings |= {f"tokenizer.{key}": value for key, value in dataclasses.asdict(tokenizer).items()}
-    else:
-        settings["tokenizer.path"] = tokenizer.path
-        settings["fingerprint of tokenizer.path"] = load_tokenizer(Path(tokenizer.path), eod=tokenizer.eod).fingerprint
-    decoded: dict[str, Any] = json.loads(json.dumps(settings))
-    return decoded
-
-
-def _find_existing(
-    folder: Path, corpus: Corpus, settings: dict[str, Any], overwrite: bool, scan: Callable[[], Scan]
-) -> Manifest | None:
-    """The dataset at `folder` if it is complete and matches the text and settings, or None if it must be created."""
-    if not folder.exists():
-        return None
-    if not folder.is_dir() or (any(folder.iterdir()) and not (folder / "manifest.json").exists()):
-        raise DataError(f"data.path={folder}: exists and is not a prepared dataset", "choose another data.path")
-    if not any(folder.iterdir()):
-        return None
-    try:
-        existing = Manifest.load(folder)
-        keys = sorted(settings.keys() | existing.settings.keys())
-        changes = [
-            f"{key} was {written(existing.settings.get(key))}, now {written(settings.get(key))}"
-            for key in keys
-            if existing.settings.get(key) != settings.get(key)
-        ]
-        if not changes and not _untouched(folder, corpus):
-            if scan().digest != existing.corpus.digest:
-                changes = [f"the text in data.inputs: digest was {existing.corpus.digest}, now {scan().digest}"]
-            else:
-                write_durably(folder / INPUTS_FILE, json.dumps({"status_digest": corpus.status_digest}).encode())
-        if changes:
-            raise DataError(
-                f"data.path={folder}: was prepared from other text or settings ({'; '.join(changes)})",
-                "choose another data.path",
-                "set prepare.overwrite=true to replace the dataset",
-            )
-        _check_whole(folder, existing, every_byte=overwrite)
-    except NewerFormat as error:
-        raise NewerFormat(
-            error.message,
-            *error.hints,
-            "choose another data.path; even prepare.overwrite=true does not replace this dataset",
-        ) from None
-    except DataError:
-        if not overwrite:
-            raise
-        refuse_others_files(folder)
-        return None
-    return existing
-
-
-def _untouched(folder: Path, corpus: Corpus) -> bool:
-    try:
-        recorded = json.loads((folder / INPUTS_FILE).read_text())
-    except (OSError, ValueError):
-        return False
-    return isinstance(recorded, dict) and recorded.get("status_digest") == corpus.status_digest
-
-
-def _check_whole(folder: Path, manifest: Manifest, every_byte: bool) -> None:
-    load_tokenizer(folder / manifest.tokenizer.file, manifest.tokenizer.fingerprint)
-    for split in ("train", "validation"):
-        check_sizes(LocalFolder(folder), manifest.splits[split].files)
-        if every_byte:
-            PackedDataset.open(folder, split).verify()
-
-
 def _build(
     staged: Path,
     scan: Scan,
@@ -202,7 +105,7 @@ def _build(
     bytes_each: int,
 ) -> tuple[Manifest, Scan]:
     """Returns the manifest, and the scan updated with what encoding found."""
-    tokenizer = _obtain_tokenizer(staged, scan, tokenizer_config, work)
+    tokenizer = obtain_tokenizer(staged, scan, tokenizer_config, work)
     dtype = dtype_for(tokenizer.vocab_size)
     given = "this one" if tokenizer_config.path is None else f"tokenizer.path={tokenizer_config.path}"
     encoding = EncodeConfig(
@@ -222,7 +125,7 @@ def _build(
     examples.merge(scan.examples)
     with (
         split_writers(staged, data, seq_length=seq_length, dtype=dtype, eod_id=tokenizer.eod_id) as writers,
-        _meanwhile(lambda: _try(tokenizer, scan, tokenizer_config)),
+        in_background(lambda: check_round_trip(tokenizer, scan, tokenizer_config)),
     ):
         unpacked = iter(scan.tasks)
 
@@ -282,54 +185,6 @@ def _build(
         settings=settings,
     )
     return manifest, scan
-
-
-def _obtain_tokenizer(staged: Path, scan: Scan, config: TokenizerConfig, work: TaskStore) -> Tokenizer:
-    """Copy the given tokenizer, reuse the one an interrupted run trained on the same sample, or train one."""
-    path = staged / SentencePieceTokenizer.file_name
-    if config.path is not None:
-        return store_tokenizer(Path(config.path), staged, eod=config.eod)
-    sample = scan.sample()
-    if not sample:
-        raise DataError(
-            "data.validation_fraction and data.validation_min_bytes hold out all text, so none is left for training",
-            "lower them",
-            "give more text",
-        )
-    key = key_of("tokenizer", dataclasses.asdict(config), [content_hash(text).hex() for text in sample])
-    if work.record(key) is None:
-        num_bytes = sum(len(text.encode()) for text in sample)
-        logger.info("tokenizer: training %s, %d pieces, on %.1f MB", config.kind, config.vocab_size, num_bytes / 1e6)
-        with work.writing(key, MODEL) as file:
-            file.write(train_tokenizer(lambda: sample, config))
-        work.finish(key, {}, (MODEL,))
-    else:
-        logger.info("tokenizer: reusing the one that an interrupted run trained")
-    write_durably(path, work.file(key, MODEL).read_bytes())
-    return load_tokenizer(path)
-
-
-def _try(tokenizer: Tokenizer, scan: Scan, config: TokenizerConfig) -> None:
-    """Check that an existing tokenizer reproduces the text. One that was trained here always does."""
-    if config.path is not None:
-        warn_if_text_changes(tokenizer, scan.sample(), f"tokenizer.path={config.path}")
-
-
-@contextlib.contextmanager
-def _meanwhile(function: Callable[[], None]) -> Iterator[None]:
-    """Call a function in a thread, so that workers do not wait for it. Its error is raised when the block succeeds."""
-    outcome: Future[None] = Future()
-
-    def call() -> None:
-        try:
-            function()
-            outcome.set_result(None)
-        except BaseException as error:
-            outcome.set_exception(error)
-
-    threading.Thread(target=call, daemon=True).start()  # a daemon thread, so that Ctrl-C does not wait for it
-    yield
-    outcome.result()
 
 
 def _check_enough(name: str, split: SplitRecord, seq_length: int) -> None:

@@ -7,14 +7,12 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from data_pipeline.config import DataConfig, DecontaminateConfig, TokenizerConfig
-from data_pipeline.dedup.contamination import MIN_WORDS, HeldOutNgrams
+from data_pipeline.config import DataConfig, TokenizerConfig
 from data_pipeline.errors import DataError
 from data_pipeline.prepare.clean_task import (
     DOCUMENT,
@@ -29,12 +27,12 @@ from data_pipeline.prepare.clean_task import (
 )
 from data_pipeline.prepare.duplicates import Duplicates, find_duplicates
 from data_pipeline.prepare.executors import run_tasks
+from data_pipeline.prepare.held_out import held_out_ngrams
 from data_pipeline.prepare.split import Selector, Split
 from data_pipeline.progress import show_progress
 from data_pipeline.sources.corpus import Corpus, Task
 from data_pipeline.storage.file_names import printable
 from data_pipeline.storage.task_store import TaskStore
-from data_pipeline.storage.urls import shown
 
 logger = logging.getLogger(__name__)
 TASK_BYTES = 8 << 20
@@ -43,7 +41,6 @@ MIN_TASKS = 16
 """A small corpus is split into at least this many tasks, so that workers finish together. It does not depend on the
 number of workers, so that the result does not either."""
 MIN_DOCUMENTS = 64
-NAMES_SHOWN = 3
 GIVEN_TOKENIZER_SAMPLE_BYTES = 1 << 18  # for checking that it reproduces text
 
 
@@ -158,61 +155,6 @@ def scan_corpus(
         changed=_sorted(counts.changed),
         examples=counts.examples.chosen(),
     )
-
-
-def report_passed_over(corpus: Corpus, key: str) -> None:
-    """Log how many files in the inputs' folders are ignored."""
-    for given, names in corpus.passed_over.items():
-        if names:
-            logger.info(
-                "%s: %s: ignoring %d files that are hidden, or READMEs beside data (%s%s); to read one, name it",
-                key,
-                given,
-                len(names),
-                ", ".join(map(printable, names[:NAMES_SHOWN])),
-                ", ..." if len(names) > NAMES_SHOWN else "",
-            )
-
-
-def held_out_corpus(data: DataConfig) -> Corpus:
-    """The texts that training documents must not overlap with. Requires data.decontaminate.inputs."""
-    against = data.decontaminate
-    of_benchmarks = dataclasses.replace(data, inputs=against.inputs, text_key=against.text_key)
-    return Corpus(of_benchmarks, section="data.decontaminate")
-
-
-def held_out_ngrams(data: DataConfig, work: TaskStore) -> Path | None:
-    """Write the n-grams of these texts to a file, if data.decontaminate.inputs is set."""
-    if not data.decontaminate.inputs:
-        return None
-    corpus = held_out_corpus(data)
-    report_passed_over(corpus, "data.decontaminate.inputs")
-    texts = (document.text for document in corpus.documents(data.max_document_bytes))
-    ngrams = HeldOutNgrams.of(texts, data.decontaminate.ngram)
-    _check_held_out_ngrams(ngrams, corpus.dropped, data.decontaminate)
-    path = work.file(f"held-out-{ngrams.digest[:16]}", ".npy")
-    ngrams.save(path)
-    logger.info("decontamination: %s n-grams of %d words", f"{ngrams.num_ngrams:,}", data.decontaminate.ngram)
-    return path
-
-
-def _check_held_out_ngrams(ngrams: HeldOutNgrams, dropped: Counter[str], against: DecontaminateConfig) -> None:
-    if not ngrams.num_ngrams:
-        raise DataError(
-            f"data.decontaminate.inputs={list(map(shown, against.inputs))}: contain no n-gram of "
-            f"data.decontaminate.ngram={against.ngram} words ({ngrams.num_texts} texts, {ngrams.num_too_short} of "
-            f"them with fewer than {MIN_WORDS} words; dropped: {_sorted(dropped) or 'none'})",
-            f"give longer texts, under data.decontaminate.text_key={against.text_key}",
-        )
-    if ngrams.num_too_short:
-        logger.warning(
-            "data.decontaminate.inputs: %s of %s texts have fewer than %d words and are ignored",
-            f"{ngrams.num_too_short:,}",
-            f"{ngrams.num_texts:,}",
-            MIN_WORDS,
-        )
-    if dropped:
-        logger.warning("data.decontaminate.inputs: some documents are ignored (dropped: %s)", _sorted(dropped))
 
 
 def _clean(tasks: list[Task], config: CleanConfig, work: TaskStore, executor: Executor) -> list[str]:

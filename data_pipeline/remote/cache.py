@@ -10,17 +10,16 @@ import contextlib
 import fcntl
 import hashlib
 import logging
-import math
 import os
 import re
 import threading
-import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
 from data_pipeline.config import CacheConfig
 from data_pipeline.errors import NO_SPACE, DataError, NoSpace, Stopped
+from data_pipeline.remote.cache_waits import Entry, Refetches, WaitForRoom
 from data_pipeline.remote.transfer import fetch, max_retry_seconds
 from data_pipeline.shards.manifest import FileRecord
 
@@ -28,11 +27,7 @@ logger = logging.getLogger(__name__)
 PARTIAL = ".partial"
 LOCK_FILE = "lock"
 POLL_SECONDS = 0.05
-SECONDS_UNTIL_LOGGED = 10.0
-SECONDS_BETWEEN_WARNINGS = 600.0
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-Entry = tuple[int, int, Path]
-"""Time of last use, size in bytes, path."""
 
 
 def cache_folder(config: CacheConfig) -> Path:
@@ -53,7 +48,7 @@ class Cache:
     def __init__(self, config: CacheConfig) -> None:
         self._config = config
         self.folder = cache_folder(config)
-        self._lost = _Refetches(f"data.cache.dir={self.folder}", f"data.cache.max_bytes={config.max_bytes:,}")
+        self._lost = Refetches(f"data.cache.dir={self.folder}", f"data.cache.max_bytes={config.max_bytes:,}")
 
     def open(self, record: FileRecord, url: str, stop: threading.Event | None = None) -> int:
         """A file descriptor of the complete file, fetched from `url` if needed. It stays valid after the file is
@@ -183,7 +178,7 @@ class Cache:
                 "raise data.cache.max_bytes",
             )
         what = f"data.cache.max_bytes={limit:,}: no room for the {record.bytes:,} bytes of {record.file}"
-        waiting = _WaitForRoom(what, max_retry_seconds(self._config))
+        waiting = WaitForRoom(what, max_retry_seconds(self._config))
         while True:
             with (self.folder / LOCK_FILE).open("ab") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
@@ -242,68 +237,6 @@ class Cache:
             raise DataError(
                 f"data.cache.dir={self.folder}: cannot be used ({error})", "choose another data.cache.dir"
             ) from None
-
-
-class _Refetches:
-    """Counts files that were evicted and must be fetched again, and warns about them from time to time."""
-
-    def __init__(self, place: str, bound: str) -> None:
-        self._place, self._bound = place, bound
-        self._known: set[str] = set()
-        self._count, self._said = 0, -math.inf
-        self._lock = threading.Lock()
-
-    def see(self, record: FileRecord) -> None:
-        self._known.add(record.sha256)
-
-    def forget(self, record: FileRecord) -> None:
-        self._known.discard(record.sha256)
-
-    def miss(self, record: FileRecord) -> None:
-        if record.sha256 not in self._known:
-            return
-        with self._lock:
-            now = time.monotonic()
-            self._count += 1
-            if now - self._said < SECONDS_BETWEEN_WARNINGS:
-                return
-            self._said = now
-        logger.warning(
-            "%s: %s was evicted and is fetched again (%d so far); the runs that share this folder together need more "
-            "than %s. Raise it, or give each run its own data.cache.dir",
-            self._place,
-            record.file,
-            self._count,
-            self._bound,
-        )
-
-
-class _WaitForRoom:
-    """Waits for space that other processes' fetches occupy: warns once, and raises if those fetches make no
-    progress."""
-
-    def __init__(self, what: str, still_seconds: float) -> None:
-        self._what, self._still_seconds = what, still_seconds
-        self._seen: list[Entry] = []
-        self._began = self._moved = time.monotonic()
-        self._has_warned = False
-
-    def look(self, in_the_way: list[Entry]) -> None:
-        now = time.monotonic()
-        if in_the_way != self._seen:
-            self._seen, self._moved = in_the_way, now
-        num_bytes = sum(size for _, size, _ in in_the_way)
-        what = f"{self._what} beside {num_bytes:,} bytes that other processes are fetching, such as {in_the_way[0][2]}"
-        still = now - self._moved
-        if still > self._still_seconds:
-            raise DataError(
-                f"{what}, and those fetches made no progress for {still:.0f} s",
-                "end those processes",
-                "raise data.cache.max_bytes",
-            )
-        if now - self._began > SECONDS_UNTIL_LOGGED and not self._has_warned:
-            self._has_warned = True
-            logger.warning("%s; waiting for those fetches", what)
 
 
 def _remove(path: Path) -> bool:

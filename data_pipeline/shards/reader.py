@@ -2,8 +2,6 @@
 
 import errno
 import hashlib
-import logging
-import mmap
 import os
 import re
 import stat
@@ -18,18 +16,17 @@ import numpy.typing as npt
 
 from data_pipeline.errors import BadFile, DataError, Stopped
 from data_pipeline.permutation import Positions, shuffled_indices, splitmix64
+from data_pipeline.shards.bad_shards import BadShards
 from data_pipeline.shards.folder import DatasetFolder, as_folder
 from data_pipeline.shards.format import DTYPES, NPY_HEADER_BYTES, TAR_BLOCK, member_hash, member_key
-from data_pipeline.shards.manifest import FileRecord, Manifest, ShardRecord, SplitRecord
+from data_pipeline.shards.index import RESTORE, check_sizes, load_index
+from data_pipeline.shards.manifest import Manifest, ShardRecord, SplitRecord
 from data_pipeline.shards.mmap_reader import Samples, Tokens, map_file, start_of
 
-logger = logging.getLogger(__name__)
 MAX_MAPPED_SHARDS = 1 << 13
 """Limit per dataset: 2 TiB with the shard size in `conf/data`. Linux lets a process map 65,530 regions."""
 POLL_SECONDS = 1.0
 MEMBER_NAME = re.compile(rb"[\w./-]+")
-PREPARE_AGAIN = "prepare again with prepare.overwrite=true"
-RESTORE = ("restore the file", PREPARE_AGAIN)
 SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 """Errors on opening a file that are not the file's fault."""
 
@@ -53,8 +50,7 @@ class PackedDataset:
         # Number of samples before each shard, and in total.
         self._shard_starts = np.cumsum([0, *(shard.samples for shard in self.record.shards)], dtype=np.int64)
         self._is_checked = np.zeros(len(index), dtype=bool)  # per member
-        self._bad_shards: dict[int, str] = {}  # the fault of each bad shard, by shard number
-        self._named_shards: set[int] = set()
+        self._bad_shards = BadShards(folder, split, self.record.shards)
         self._mapped: dict[int, _MappedShard] = {}
         self._addresses = np.zeros(len(self.record.shards), dtype=np.int64)  # address of each first token
         self._looked_at = np.full(len(self.record.shards), -np.inf)  # when each shard was last seen to be complete
@@ -72,9 +68,10 @@ class PackedDataset:
         manifest = folder.manifest()
         record = manifest.splits[split]
         check_sizes(folder, [record.index] if skip_bad_shards else record.files)
-        dataset = cls(folder, manifest, split, _load_index(folder, manifest, split))
+        dataset = cls(folder, manifest, split, load_index(folder, manifest, split))
         if skip_bad_shards:
-            dataset._skip_bad_shards()
+            dataset.skips_bad_shards = True
+            dataset._bad_shards.find_missing()
         return dataset
 
     @property
@@ -167,7 +164,8 @@ class PackedDataset:
                 except BadFile as error:
                     if skipped is None:
                         raise
-                    self._give_up(int(used[which]), error)
+                    self._looked_at[used[which]] = -np.inf
+                    self._bad_shards.add(int(used[which]), error)
                     is_good[here] = False
                     skipped[places[here]] = True
             memories: list[Tokens] = [self._mapped[shard].tokens for shard in used.tolist() if shard in self._mapped]
@@ -229,8 +227,7 @@ class PackedDataset:
         """Make these members of a shard readable, without unmapping the other shards in `used`."""
         if stop is not None and stop.is_set():
             raise Stopped  # there may be thousands of shards, on a slow disk
-        if shard in self._bad_shards:
-            raise BadFile(self._bad_shards[shard], *RESTORE)
+        self._bad_shards.raise_if_bad(shard)
         record = self.record.shards[shard]
         # Reading a mapped file beyond its end raises a signal that ends the process.
         if shard in self._mapped and not self.folder.has(record):
@@ -252,35 +249,6 @@ class PackedDataset:
         for shard in shards:
             del self._mapped[shard]
             self._looked_at[shard] = -np.inf
-
-    def _skip_bad_shards(self) -> None:
-        self.skips_bad_shards = True
-        for shard, record in enumerate(self.record.shards):
-            fault = self.folder.fault(record)
-            if fault is not None:
-                self._bad_shards[shard] = fault
-        if self._bad_shards:
-            self._refuse_if_all_are_bad()
-            logger.warning("%s: %s", self.folder, self._what_is_bad())
-
-    def _give_up(self, shard: int, fault: BadFile) -> None:
-        """Treat a shard as bad from now on. It is logged once, when its first sample is needed."""
-        self._bad_shards[shard] = fault.message
-        self._looked_at[shard] = -np.inf
-        if shard not in self._named_shards:
-            self._named_shards.add(shard)
-            count = self.record.shards[shard].samples
-            logger.error("%s; its %d samples are skipped and counted (data.on_bad_shard=skip)", fault.one_line, count)
-        self._refuse_if_all_are_bad()
-
-    def _refuse_if_all_are_bad(self) -> None:
-        if len(self._bad_shards) == len(self.record.shards):
-            raise DataError(f"{self.folder}: {self._what_is_bad()}", "restore the shards: nothing is left to train on")
-
-    def _what_is_bad(self) -> str:
-        first = next(iter(self._bad_shards.values()))
-        counts = f"{len(self._bad_shards)} of {len(self.record.shards)} shards for {self.split}"
-        return f"{counts} cannot be used; the first: {first}"
 
     def _map(self, shard: int, stop: threading.Event | None) -> None:
         record = self.record.shards[shard]
@@ -331,48 +299,3 @@ class _MappedShard(NamedTuple):
     content: npt.NDArray[np.uint8]
     tokens: Tokens
     """The same bytes as tokens, headers included."""
-
-
-def check_sizes(folder: DatasetFolder, records: Iterable[FileRecord]) -> None:
-    """Raise DataError unless each file exists and has the length in the manifest."""
-    for record in records:
-        fault = folder.fault(record)
-        if fault is not None:
-            raise DataError(fault, *RESTORE)
-
-
-def _load_index(folder: DatasetFolder, manifest: Manifest, split: str) -> npt.NDArray[np.int64]:
-    """Offset and hash of each member [members, 2]. Processes of a node share its memory."""
-    record = manifest.splits[split].index
-    content = _map_whole(folder, record)
-    if content is None and folder.drop_damaged(record):
-        content = _map_whole(folder, record)
-    name = folder.path_of(record.file)
-    if content is None:
-        raise DataError(f"{name}: its content differs from what `prepare` wrote (its sha256 does not match)", *RESTORE)
-    numbers = np.frombuffer(content, dtype="<i8", offset=NPY_HEADER_BYTES)
-    of_split = manifest.splits[split]
-    num_samples = sum(shard.samples for shard in of_split.shards)
-    num_members = -(-num_samples // manifest.samples_per_member)
-    # The manifest and the index may come from elsewhere, and their values are used as memory addresses.
-    if num_samples != of_split.num_samples or len(numbers) != 2 * num_members:
-        raise DataError(
-            f"{name}: has {len(numbers) / 2:g} members, and the shards hold {num_samples} samples, but the manifest "
-            f"says {of_split.num_samples}, {manifest.samples_per_member} in each member",
-            PREPARE_AGAIN,
-        )
-    index = numbers.reshape(num_members, 2)
-    offsets = index[:, 0]
-    if num_members and (offsets.min() < TAR_BLOCK or np.any(offsets & (TAR_BLOCK - 1))):
-        raise DataError(f"{name}: has a member at an offset where a tar cannot have one", PREPARE_AGAIN)
-    return index
-
-
-def _map_whole(folder: DatasetFolder, record: FileRecord) -> mmap.mmap | None:
-    """The content of a file, or None if it differs from what `prepare` wrote."""
-    descriptor = folder.open(record)
-    try:
-        content = mmap.mmap(descriptor, record.bytes, access=mmap.ACCESS_READ)
-    finally:
-        os.close(descriptor)
-    return content if hashlib.sha256(content).hexdigest() == record.sha256 else None

@@ -5,6 +5,7 @@ A corpus can be split into tasks of similar size that are read separately. Toget
 
 import collections
 import hashlib
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -16,9 +17,11 @@ from data_pipeline.errors import DataError
 from data_pipeline.sources.compression import ByteReader
 from data_pipeline.sources.files import InputFile, find_files
 from data_pipeline.sources.readers import TextKey, Unreadable, fault, read_jsonl, read_text
-from data_pipeline.storage.file_names import compression_of, format_of
+from data_pipeline.storage.file_names import compression_of, format_of, printable
 from data_pipeline.storage.output_paths import own
 
+logger = logging.getLogger(__name__)
+MAX_LISTED_NAMES = 3
 READING_RULES = 2
 """Increase this when the same files yield other text. `prepare` then checks the text of existing datasets again."""
 
@@ -156,6 +159,20 @@ class Corpus:
             return lambda: reader.compressed_position() - span.start, items
         reader = ByteReader(raw, file.name)
         return reader.compressed_position, read_text(reader, file.name, document_bytes)
+
+
+def log_ignored_files(corpus: Corpus, key: str) -> None:
+    """Log how many files in the inputs' folders are ignored."""
+    for given, names in corpus.passed_over.items():
+        if names:
+            logger.info(
+                "%s: %s: ignoring %d files that are hidden, or READMEs beside data (%s%s); to read one, name it",
+                key,
+                given,
+                len(names),
+                ", ".join(map(printable, names[:MAX_LISTED_NAMES])),
+                ", ..." if len(names) > MAX_LISTED_NAMES else "",
+            )
 
 
 def _file_sha256(file: InputFile) -> str:

@@ -13,9 +13,10 @@ from data_pipeline.errors import DataError
 from data_pipeline.permutation import shuffled_indices
 from data_pipeline.progress import show_progress
 from data_pipeline.shards.folder import READ_BYTES, DatasetFolder, as_folder
+from data_pipeline.shards.index import check_sizes
 from data_pipeline.shards.manifest import FileRecord, Manifest
 from data_pipeline.shards.packing import num_padding_tokens
-from data_pipeline.shards.reader import PackedDataset, check_sizes
+from data_pipeline.shards.reader import PackedDataset
 from data_pipeline.tokenizers.base import Tokenizer
 
 Split = Literal["train", "validation"]

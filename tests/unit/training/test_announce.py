@@ -7,7 +7,8 @@ from typing import Any, cast
 
 import pytest
 
-from data_pipeline.stream.mixture import Component, MixedDataset, Mixture
+from data_pipeline.stream.mixture import MixedDataset
+from data_pipeline.stream.mixture_segments import Component, Mixture
 from pretrain.config.load import load_run_config, to_yaml
 from pretrain.config.run import RunConfig
 from pretrain.run.state import RunState

@@ -16,7 +16,7 @@ import pytest
 
 from data_pipeline import progress
 from data_pipeline.errors import DataError
-from data_pipeline.prepare import clean_task, encode_task, scan
+from data_pipeline.prepare import clean_task, encode_task, obtain_tokenizer, scan
 from data_pipeline.prepare import dataset as prepare_module
 from data_pipeline.prepare.dataset import report
 from data_pipeline.shards.manifest import Manifest
@@ -379,7 +379,7 @@ def test_an_error_in_the_tokenizer_check_ends_the_run(tmp_path, monkeypatch):
     def fail(*arguments):
         raise DataError("cannot be tried")
 
-    monkeypatch.setattr(prepare_module, "warn_if_text_changes", fail)
+    monkeypatch.setattr(obtain_tokenizer, "warn_if_text_changes", fail)
     with pytest.raises(DataError, match="cannot be tried"):
         prepare_synthetic(tmp_path / "other", [source], tokenizer=given)
     assert not (tmp_path / "other").exists()
@@ -390,7 +390,7 @@ def test_an_encoding_error_does_not_wait_for_the_tokenizer_check(tmp_path, monke
     prepare_synthetic(tmp_path / "set", [source])
     given = tokenizer_config(path=str(tmp_path / "set" / "tokenizer.model"))
     failed = threading.Event()
-    monkeypatch.setattr(prepare_module, "warn_if_text_changes", lambda *arguments: failed.wait(60))
+    monkeypatch.setattr(obtain_tokenizer, "warn_if_text_changes", lambda *arguments: failed.wait(60))
 
     def fail(*arguments):
         raise DataError("cannot be encoded")

@@ -13,8 +13,7 @@ import pytest
 
 from data_pipeline.document import content_hash
 from data_pipeline.errors import DataError, WorkInterrupted
-from data_pipeline.prepare import clean_task, scan
-from data_pipeline.prepare import dataset as prepare_module
+from data_pipeline.prepare import clean_task, obtain_tokenizer, scan
 from data_pipeline.shards.reader import PackedDataset
 from data_pipeline.sources.corpus import Corpus
 from data_pipeline.storage import staged_folder
@@ -129,7 +128,7 @@ def test_damaged_results_stop_the_run_and_only_they_are_redone(tmp_path, monkeyp
     expected = prepare_synthetic(tmp_path / "whole", [source])
     monkeypatch.setattr(scan, "TASK_BYTES", 5_000)
     made = []
-    real_cleaning, real_training = scan.run_clean_task, prepare_module.train_tokenizer
+    real_cleaning, real_training = scan.run_clean_task, obtain_tokenizer.train_tokenizer
     monkeypatch.setattr(
         scan, "run_clean_task", lambda *arguments: (made.append(arguments[1]), real_cleaning(*arguments))
     )
@@ -140,7 +139,7 @@ def test_damaged_results_stop_the_run_and_only_they_are_redone(tmp_path, monkeyp
         return real_training(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(prepare_module, "train_tokenizer", damage_and_train)
+        patch.setattr(obtain_tokenizer, "train_tokenizer", damage_and_train)
         with pytest.raises(
             WorkInterrupted, match=r"result of a finished task is damaged \(texts of .*\n  hint: remove this"
         ) as stopped:

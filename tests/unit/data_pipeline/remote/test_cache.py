@@ -16,7 +16,7 @@ import pytest
 from data_pipeline.config import CacheConfig
 from data_pipeline.errors import DataError
 from data_pipeline.remote import cache as caches
-from data_pipeline.remote import transfer
+from data_pipeline.remote import cache_waits, transfer
 from data_pipeline.shards import reader
 from data_pipeline.shards.manifest import Manifest
 from data_pipeline.shards.reader import PackedDataset
@@ -63,7 +63,7 @@ def test_runs_that_evict_each_others_files_warn(served, cache, caplog, monkeypat
 
     assert warnings() == 0
     assert [warnings() for _ in range(3)] == [2, 0, 0]
-    monkeypatch.setattr(caches, "SECONDS_BETWEEN_WARNINGS", 0.0)
+    monkeypatch.setattr(cache_waits, "SECONDS_BETWEEN_WARNINGS", 0.0)
     assert warnings() > 2
     assert re.search(
         rf"data.cache.dir={cache.dir}: train-.* was evicted and is fetched again .* "
@@ -216,7 +216,7 @@ def test_other_files_in_the_cache_folder_are_ignored(folder, served, cache):
 
 
 def test_waiting_for_room_is_logged_and_bounded(folder, served, cache, monkeypatch, caplog):
-    monkeypatch.setattr(caches, "SECONDS_UNTIL_LOGGED", 0.1)
+    monkeypatch.setattr(cache_waits, "SECONDS_UNTIL_LOGGED", 0.1)
     monkeypatch.setattr(transfer, "MAX_DELAY_SECONDS", 0.01)
     limit = sum(record.bytes for record in Manifest.load(folder / "set").splits["train"].files)
     dataset = remote(f"{served.url}/set", cache, max_bytes=limit, timeout_seconds=2.0, retries=0)

@@ -14,7 +14,8 @@ from data_pipeline.errors import DataError
 from data_pipeline.shards import reader
 from data_pipeline.shards.reader import PackedDataset
 from data_pipeline.stream.loader import train_batches
-from data_pipeline.stream.mixture import Component, MixedDataset, Mixture, MixturePlan, open_mixture
+from data_pipeline.stream.mixture import MixedDataset, MixturePlan, open_mixture
+from data_pipeline.stream.mixture_segments import Component, Mixture
 from tests.support.corpus import make_texts, prepare_synthetic, tokenizer_config, write_jsonl
 from tests.unit.data_pipeline.shards.test_shards import write
 
