@@ -1,4 +1,4 @@
-"""What a save costs: time that training loses, memory, bytes a second; and what a load takes.
+"""The cost of a save: time that training loses, memory, bytes per second; and the time of a load.
 
     python -m tests.benchmarks.checkpoints [--folder FOLDER] [--ranks 2] [--hidden 768] [--sequence 256] [--rounds 5]
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Every benchmark of the data side, one after another, in one run:
 #   bash tests/benchmarks/data.sh [PYTHON_WITH_DATATROVE_AND_DATASKETCH [PYTHON_WITH_LITDATA_AND_STREAMING]]
-# Its own python is the one on PATH. The loader's files lie in memory: it is the loader that is timed, not the disk.
+# Its own python is the one on PATH. The loader's files are in memory, so that the loader is timed and not the disk.
 set -euo pipefail
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.."
 text_peers=("${@:1:1}") loader_peers=("${@:2:1}")

@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.dedup [--datasketch PYTHON] [--datatrove PYTHON]
 
-Documents are 120 to 300 words of the docstrings and help topics of the running Python, those alike another one left
-out, and a copy of each with some of its words replaced by others of the same text. PYTHON is an interpreter that has
+Documents are 120 to 300 words of the docstrings and help topics of the running Python, without those similar to another
+one, and a copy of each with some of its words replaced by others of the same text. PYTHON is an interpreter that has
 the library. Times are of the processor, medians of REPEATS. Each library gets its text in memory and runs in one
 process; datatrove's signatures go through files, its words through spaCy.
 """

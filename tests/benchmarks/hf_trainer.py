@@ -28,7 +28,7 @@ class HfTrainer:
         model = config.model
         style = (model.position, model.norm, model.activation, model.bias, model.qk_norm)
         if style != ("rope", "rmsnorm", "swiglu", False, False):
-            raise SystemExit(f"--hf: {model.name} is no Llama; take model=tiny_llama, llama_1b or another of them")
+            raise SystemExit(f"--hf: {model.name} is not a Llama; take model=tiny_llama, llama_1b or another of them")
         vocab_size = dataset.manifest.tokenizer.vocab_size
         of_llama = transformers.LlamaConfig(
             vocab_size=padded_vocab_size(model, vocab_size, tp=1),

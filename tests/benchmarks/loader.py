@@ -5,13 +5,13 @@
 48,000 samples of 2,048 + 1 tokens in 12 shards, batches of 8 in shuffled order to torch int64, in one process, the page
 cache warm; against one fancy index over one flat memory map of the same samples, and against plain webdataset on the
 same shards (64 samples in a member, a shuffle buffer of 1,000). Medians of five rounds of 20,000 batches, in turn. Ours
-is also read from 750 shards of one member each, and, for its first 2,000 batches, from a dataset opened anew, of which
+is also read from 750 shards of one member each, and, for its first 2,000 batches, from a dataset opened again, of which
 every member is then compared with its hash. With --peers, litdata and mosaicml-streaming read the same samples in
 formats of their own, shuffled by themselves, in this interpreter or in PYTHON (which may have other versions of numpy),
 their rounds before the others; one that cannot be imported is left out. Then what it takes to open a dataset of 10,000
 shards (its validation split has as many), both splits as a run does it and one alone, to its first batch, and to one in
 its middle; and the same for a dataset of 10^12 tokens, whose manifest and index are whole while its shards are holes
-but for the headers of the members that are read.
+except for the headers of the members that are read.
 """
 
 import argparse

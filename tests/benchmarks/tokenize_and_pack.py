@@ -8,7 +8,7 @@ it. Wall times, medians, in turn, with one process and with two, nothing remembe
 tokens must be sentencepiece's own. For more text than there is, the same comes again with another first line.
 
 Ours: the whole of `prepare` with that tokenizer, from .jsonl to shards, hashes, the split, checksums and fsync
-included; without numba, and with it where it is installed, what it compiled lying on the disk as after a first use.
+included; without numba, and with it where it is installed, with its compiled code on disk as after a first use.
 Two runs of ours apart: two processes that know nothing of each other, each with `prepare` for half of the files, and
 with numba where it is installed: what two cores of this machine do, however well the work is shared.
 Megatron-LM's scheme: a pool of processes that take lines of .jsonl, encode each document and give back lists of ids,
