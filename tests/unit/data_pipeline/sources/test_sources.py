@@ -1,11 +1,7 @@
 import collections
-import errno
 import gzip
 import io
-import json
-import os
 import tracemalloc
-import zlib
 
 import pytest
 import zstandard
@@ -16,17 +12,9 @@ from data_pipeline.sources.compression import ByteReader
 from data_pipeline.sources.corpus import Corpus
 from data_pipeline.storage.file_names import compression_of, format_of
 from tests.support.corpus import data_config, make_texts, write_folder, write_jsonl
+from tests.unit.data_pipeline.sources.reading_texts import read, texts
 
 TEXTS = [*make_texts(6), "日本語 🙂\r\n\x00 no newline at the end", "within \ufeff a line\ufeff"]
-
-
-def read(path, *inputs, document_bytes=1 << 20, **changes):
-    corpus = Corpus(data_config(path, inputs, **changes))
-    return corpus, list(corpus.documents(document_bytes))
-
-
-def texts(documents):
-    return [document.text for document in documents]
 
 
 @pytest.mark.parametrize("pack", [None, "gz", "zst", "zst frames"])
@@ -82,35 +70,6 @@ def test_other_suffixes_are_read_as_text(name):
     assert format_of(name) == "text"
 
 
-@pytest.mark.parametrize("suffix", [".gz", ".GZIP", ".zst", ".zstd"])
-def test_each_compression_suffix_is_recognized(tmp_path, suffix):
-    pack = gzip.compress if "g" in suffix.lower() else zstandard.ZstdCompressor().compress
-    (tmp_path / f"a.txt{suffix}").write_bytes(pack(TEXTS[0].encode()))
-    assert texts(read(tmp_path / "out", tmp_path / f"a.txt{suffix}")[1]) == [TEXTS[0]]
-
-
-@pytest.mark.parametrize(
-    "name", ["a.txt.bz2", "a.jsonl.XZ", "corpus.tar", "corpus.tar.gz", "corpus.tgz", "a.zip", "a.tar.zst"]
-)
-@pytest.mark.parametrize("is_named", [True, False])
-def test_unsupported_archives_are_refused_by_name(tmp_path, name, is_named):
-    (tmp_path / "in").mkdir()
-    (tmp_path / "in" / name).write_bytes(b"plain text, in spite of its name")
-    given = tmp_path / "in" / name if is_named else tmp_path / "in"
-    with pytest.raises(
-        DataError, match=rf"data.inputs: \S*{name} (has an unsupported compression|is an archive).*\n  hint: unpack it"
-    ):
-        read(tmp_path / "out", given, include=["*"])
-
-
-def test_patterns_ignore_case(tmp_path):
-    for name in ("a.TXT", "b.txt", "README.md", "c.TXT.gz.old"):
-        (tmp_path / name).write_text(name)
-    here = read(tmp_path / "out", tmp_path, include=("*.txt", "readme*"))[1]
-    there = read(tmp_path / "out", f"file://{tmp_path}", include=("*.txt", "readme*"))[1]
-    assert texts(here) == texts(there) == ["README.md", "a.TXT", "b.txt"]
-
-
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -124,20 +83,6 @@ def test_json_that_is_not_json_lines_is_an_error_with_a_hint(tmp_path, content, 
     rule = r".*, as each line of a .jsonl, .ndjson or .json file must be\n  hint: convert the file with `jq -c`"
     with pytest.raises(DataError, match=message + rule):
         read(tmp_path / "out", tmp_path / "x.json")
-
-
-def test_folders_are_sorted_and_filtered_by_pattern(tmp_path):
-    write_folder(tmp_path / "in" / "b", ["2", "3"])
-    write_folder(tmp_path / "in" / "a", ["1"])
-    write_folder(tmp_path / "in", ["0 other"], suffix=".bin")
-    _, documents = read(tmp_path / "out", tmp_path / "in")
-    assert [(d.source, d.text) for d in documents] == [
-        ("in/a/0000.txt", "1"),
-        ("in/b/0000.txt", "2"),
-        ("in/b/0001.txt", "3"),
-    ]
-    _, named = read(tmp_path / "out", tmp_path / "in" / "0000.bin")
-    assert texts(named) == ["0 other"]
 
 
 @pytest.mark.parametrize("document_bytes", [1, 7, 64, 1000])
@@ -181,16 +126,6 @@ def test_empty_documents_are_dropped_and_counted(tmp_path):
     write_jsonl(tmp_path / "in" / "z.jsonl", ["", "y"])
     corpus, documents = read(tmp_path / "out", tmp_path / "in")
     assert texts(documents) == ["x", "y"] and corpus.dropped == {"empty": 3}
-
-
-def test_the_standard_library_is_an_input(tmp_path):
-    corpus = Corpus(data_config(tmp_path, ["stdlib:"], include=("*.py",)))
-    names = [file.name for file in corpus.files]
-    assert "stdlib/argparse.py" in names and "stdlib/json/decoder.py" in names
-    assert not any("site-packages" in name or "dist-packages" in name for name in names)
-    assert names == sorted(names, key=lambda name: name.split("/"))
-    with pytest.raises(DataError, match=r"folder stdlib: has no file that matches data.include=\['\*.none'\]"):
-        Corpus(data_config(tmp_path, ["stdlib:"], include=("*.none",)))
 
 
 def jsonl(*lines):
@@ -283,134 +218,3 @@ def test_an_endless_line_takes_bounded_memory(monkeypatch, first, end):
         tracemalloc.stop()
     assert len(items) == (end is None)
     assert raw.tell() < 1 << 20 or end is None, "a task reads only to its end"
-
-
-@pytest.mark.parametrize("suffix", [".gz", ".zst"])
-@pytest.mark.parametrize("errors", ["fail", "skip"])
-def test_truncated_or_damaged_compressed_files_are_errors(tmp_path, suffix, errors):
-    plain = "\n".join(make_texts(200)).encode()
-    whole = gzip.compress(plain) if suffix == ".gz" else zstandard.ZstdCompressor(write_checksum=True).compress(plain)
-    path = tmp_path / f"t.txt{suffix}"
-    for content, what in [
-        (whole[: len(whole) // 2], "truncated"),
-        (whole[:-3], "truncated"),
-        (b"", "truncated"),
-        (whole[:-8] + bytes(8), "damaged"),
-        (b"no compression at all", "damaged"),
-    ]:
-        path.write_bytes(content)
-        with pytest.raises(DataError, match=rf"t.txt{suffix}: compressed file is {what}"):
-            read(tmp_path / "out", path, encoding_errors=errors)
-
-
-def test_nul_bytes_are_padding_only_after_a_gzip_member(tmp_path):
-    member, padding = gzip.compress(b"text"), bytes(300_000)
-    path = tmp_path / "t.txt.gz"
-    path.write_bytes(member + padding + member + padding)
-    assert [item.text for item in read(tmp_path / "out", path)[1]] == ["texttext"]
-    for content in (padding, padding + member):
-        path.write_bytes(content)
-        with pytest.raises(DataError, match=r"t.txt.gz: compressed file is damaged"):
-            read(tmp_path / "out", path)
-
-
-@pytest.mark.parametrize("suffix", [".gz", ".zst"])
-def test_decompression_takes_bounded_memory(tmp_path, suffix):
-    packer = zlib.compressobj(wbits=31) if suffix == ".gz" else zstandard.ZstdCompressor().compressobj()
-    path = tmp_path / f"t.txt{suffix}"
-    path.write_bytes(b"".join(packer.compress(bytes(1 << 20)) for _ in range(256)) + packer.flush())
-    with path.open("rb") as raw:
-        reader = ByteReader(raw, path.name)
-        tracemalloc.start()
-        try:
-            assert reader.read(1000) == bytes(1000)
-            most = tracemalloc.get_traced_memory()[1]
-        finally:
-            tracemalloc.stop()
-        assert most < 64 << 20, f"{most / 1e6:.0f} MB"
-        assert sum(iter(lambda: len(reader.read(1 << 20)), 0)) == (256 << 20) - 1000
-
-
-def test_zstd_frames_of_any_size_are_read_one_after_another(tmp_path):
-    parts = [bytes([number]) * size for number, size in enumerate([0, 1, 1023, 5000, 0, 300_000, 7] * 20)]
-    path = tmp_path / "t.txt.zst"
-    path.write_bytes(b"".join(map(zstandard.ZstdCompressor().compress, parts)))
-    with path.open("rb") as raw:
-        reader = ByteReader(raw, path.name)
-        assert b"".join(iter(lambda: reader.read(10_000), b"")) == b"".join(parts)
-
-
-@pytest.mark.parametrize(
-    ("inputs", "message"),
-    [
-        ([], r"data.inputs=\[\]: names no text\n.* data.inputs=\[my.txt\]\n  hint: use data=stdlib"),
-        (["missing.txt"], r"data.inputs: missing.txt does not exist"),
-        (["folder"], r"data.inputs: folder .*folder has no file that matches data.include=\['\*.txt'"),
-    ],
-)
-def test_inputs_that_name_nothing_are_refused(tmp_path, monkeypatch, inputs, message):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "folder" / "x.bin").write_bytes(b"x")
-    with pytest.raises(DataError, match=message):
-        read(tmp_path / "out", *inputs)
-
-
-def test_links_are_followed_and_unreadable_files_are_errors(tmp_path, monkeypatch):
-    write_folder(tmp_path / "elsewhere", ["linked"])
-    folder = write_folder(tmp_path / "in", ["own"])
-    (folder / "link").symlink_to(tmp_path / "elsewhere")
-    assert texts(read(tmp_path / "out", folder)[1]) == ["own", "linked"]
-    for name, target, message in (
-        ("gone.txt", tmp_path / "nowhere", "in/gone.txt is a broken link\n  hint: repair it, or remove it"),
-        ("again", tmp_path / "elsewhere", "in/link, in .*in, is found twice, through a link|in/again, in .* twice"),
-        ("loop", folder, "in/loop, in .*in, is found twice, through a link"),
-    ):
-        (folder / name).symlink_to(target)
-        with pytest.raises(DataError, match=message):
-            read(tmp_path / "out", folder)
-        (folder / name).unlink()
-    real = os.scandir
-
-    def denied(path):
-        if str(path).endswith("link"):
-            raise PermissionError(errno.EACCES, "Permission denied", path)
-        return real(path)
-
-    monkeypatch.setattr(os, "scandir", denied)
-    with pytest.raises(
-        DataError, match=r"data.inputs: .*in/link, in .*in, cannot be read \(Permission denied\)\n  hint: repair it"
-    ):
-        read(tmp_path / "out", folder)
-
-
-def test_a_pipe_is_refused_without_waiting(tmp_path):
-    folder = write_folder(tmp_path / "in", ["own"])
-    os.mkfifo(folder / "pipe.txt")
-    for given, name in ((folder, "in/pipe.txt"), (folder / "pipe.txt", str(folder / "pipe.txt"))):
-        with pytest.raises(
-            DataError, match=rf"data.inputs: {name} is a pipe, a socket or a device\n  hint: write its text"
-        ):
-            read(tmp_path / "out", given)
-
-
-def test_a_name_that_begins_with_a_tilde_is_a_name(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "~no-user-of-this-name.txt").write_text("mine")
-    assert texts(read(tmp_path / "out", "~no-user-of-this-name.txt")[1]) == ["mine"]
-
-
-def test_prepare_does_not_read_its_own_output(tmp_path):
-    folder = write_folder(tmp_path / "in", ["own"])
-    for beside in ("", ".work", ".partial", ".replaced"):
-        write_folder(folder / "deep" / f"out{beside}", ["not this"])
-    write_folder(folder / "deep" / "output", ["this"])
-    assert texts(read(folder / "deep" / "out", folder)[1]) == ["own", "this"]
-
-
-def test_touching_a_file_changes_the_status_digest(tmp_path):
-    path = write_jsonl(tmp_path / "a.jsonl", ["a"])
-    before = Corpus(data_config(tmp_path, [path])).status_digest
-    assert Corpus(data_config(tmp_path, [path])).status_digest == before
-    path.write_text(json.dumps({"text": "b"}) + "\n\n")
-    assert Corpus(data_config(tmp_path, [path])).status_digest != before

@@ -6,9 +6,8 @@ import os
 import pytest
 
 from data_pipeline.errors import DataError
-from data_pipeline.prepare.scan import report_passed_over
 from data_pipeline.sources import corpus, files
-from data_pipeline.sources.corpus import Corpus
+from data_pipeline.sources.corpus import Corpus, log_ignored_files
 from tests.support.corpus import data_config, make_texts, prepare_synthetic, write_folder, write_jsonl
 
 
@@ -63,7 +62,7 @@ def test_hidden_files_in_folders_are_ignored_and_counted(tmp_path, folder, given
     found = Corpus(data_config(tmp_path / "out", [given.format(here=tmp_path)]))
     assert [file.name for file in found.files] == ["in/sub/0000.txt", "in/sub/0001.txt"]
     with caplog.at_level(logging.INFO):
-        report_passed_over(found, "data.inputs")
+        log_ignored_files(found, "data.inputs")
     assert "passed over 4 files that are hidden" in caplog.text and "._0000.txt" in caplog.text
 
 
