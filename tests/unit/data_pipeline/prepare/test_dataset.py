@@ -70,7 +70,7 @@ def test_one_long_file_is_split_so_that_some_is_held_out(tmp_path, caplog):
     text = "".join(TEXTS)
     (tmp_path / "my.txt").write_bytes(text.encode())
     manifest = prepare_synthetic(tmp_path / "set", [tmp_path / "my.txt"])
-    assert "few documents: text files are cut at line ends" in caplog.text
+    assert "few documents: text files are split at line ends" in caplog.text
     assert manifest.corpus.num_bytes == len(text.encode()) and manifest.corpus.num_cut_files == 1
     assert 0 < manifest.validation_share < 0.3
 
@@ -181,7 +181,7 @@ def test_an_existing_tokenizer_is_used_and_checked_for_changes(prepared, source,
     model.write_bytes((other / "tokenizer.model").read_bytes())
     with pytest.raises(DataError, match=r"fingerprint of tokenizer.path was"):
         prepare_synthetic(tmp_path / "set", [source], tokenizer=given)
-    with pytest.raises(DataError, match=r"missing.model: tokenizer cannot be read"):
+    with pytest.raises(DataError, match=r"missing.model: the tokenizer cannot be read"):
         prepare_synthetic(tmp_path / "new", [source], tokenizer=tokenizer_config(path="missing.model"))
 
 

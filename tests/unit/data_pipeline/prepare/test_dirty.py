@@ -55,5 +55,7 @@ def test_task_size_and_workers_do_not_change_cleaned_text(
 def test_a_new_rule_version_is_noticed_under_equal_settings(corpus, whole, monkeypatch):
     (folder, inputs), (dedup, made) = corpus, whole
     monkeypatch.setattr(Pii, "version", Pii.version + 1)
-    with pytest.raises(DataError, match=r"fingerprint of the rules of data.steps was '?\w+'?, now '?\w+'?\); choose"):
+    with pytest.raises(
+        DataError, match=r"fingerprint of the rules of data.steps was '?\w+'?, now '?\w+'?\)\n  hint: choose"
+    ):
         prepare_synthetic(made, inputs, **dirty_settings(folder, dedup))

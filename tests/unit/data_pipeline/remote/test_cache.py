@@ -111,7 +111,7 @@ def test_a_read_only_cache_serves_a_run(folder, served, disk, monkeypatch):
 
 def test_an_unwritable_folder_is_named(served, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match=r"data.cache.dir=.*file/cache: cannot be used \(.*\); choose another"):
+    with pytest.raises(DataError, match=r"data.cache.dir=.*file/cache: cannot be used \(.*\)\n  hint: choose another"):
         remote(f"{served.url}/set", cache_config(tmp_path / "file" / "cache"))
 
 

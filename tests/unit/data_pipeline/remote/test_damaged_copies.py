@@ -81,7 +81,9 @@ def test_a_damaged_source_is_named_and_not_cached(folder, served, cache):
     served.lasting[SHARD] = faulty.flipped
     dataset = remote(f"{served.url}/set", cache)
     for _ in range(2):
-        with pytest.raises(DataError, match=rf"^{served.url}/set/{SHARD}: its content differs .*, tried 3 times; rest"):
+        with pytest.raises(
+            DataError, match=rf"^{served.url}/set/{SHARD}: its content differs .*, tried 3 times\n  hint: rest"
+        ):
             everything(dataset)
     assert not copy.exists()
 

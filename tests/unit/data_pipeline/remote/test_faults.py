@@ -103,7 +103,7 @@ def test_permanent_faults_stop_the_run_and_cache_nothing(served, cache, fault):
 
 def test_no_number_of_retries_is_too_many(served, cache):
     served.lasting["manifest.json"] = faulty.closes
-    with pytest.raises(DataError, match=r"manifest.json: cannot be read: .*, tried 1101 times; "):
+    with pytest.raises(DataError, match=r"manifest.json: cannot be read: .*, tried 1101 times\n"):
         remote(f"{served.url}/set", cache, retries=1100, retry_seconds=0.0)
 
 

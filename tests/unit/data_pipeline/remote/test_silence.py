@@ -154,7 +154,7 @@ def test_any_unresponsive_file_system_is_retried(sleepy, cache, where):
 def test_a_listing_has_a_longer_timeout(sleepy, where, name):
     impatient = cache_config("unused", timeout_seconds=0.1, retries=0)
     sleepy.sleeps_in = where
-    with soon(), pytest.raises(DataError, match="cannot be found: no answer in time, tried 1 times"):
+    with soon(), pytest.raises(DataError, match="cannot be listed: no answer in time, tried 1 times"):
         find_files([f"sleepy://{name}"], ["*.txt"], impatient)
     patient = cache_config("unused", timeout_seconds=1.0, retries=0)
     threading.Timer(1.5, sleepy.awake.set).start()

@@ -132,7 +132,7 @@ def test_patterns_match_files(folder, tmp_path):
         ("HTTP/deep/", r"data.inputs: HTTP/deep/: HTTP cannot list a folder\n  hint: name the files"),
         ("HTTP/deep/*.txt", r"data.inputs: HTTP/deep/\*.txt: HTTP cannot list a folder"),
         ("file:///no/such", r"data.inputs: file:///no/such: no such file"),
-        ("file:///no/*.such", r"data.inputs: file:///no/\*.such has no file that matches"),
+        ("file:///no/*.such", r"data.inputs: file:///no/\*.such: has no file that matches"),
         ("nothing://a/b", r"data.inputs: nothing://a/b: Protocol not known: nothing"),
         ("pipe:cat a", r"data.inputs: pipe:cat a: a command can only be used for data.path"),
     ],

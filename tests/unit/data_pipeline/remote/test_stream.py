@@ -140,5 +140,7 @@ def test_any_fsspec_file_system_works(folder, cache, scheme):
         for file in (folder / "set").iterdir():
             fsspec.filesystem("memory").pipe_file(f"/bucket/set/{file.name}", file.read_bytes())
     assert np.array_equal(everything(remote(url, cache)), everything(PackedDataset.open(folder / "set", "train")))
-    with pytest.raises(DataError, match=r"nowhere/manifest.json: cannot be read: no such file; check the address"):
+    with pytest.raises(
+        DataError, match=r"nowhere/manifest.json: cannot be read: no such file\n  hint: check the address"
+    ):
         remote(url.replace("set", "nowhere"), cache)

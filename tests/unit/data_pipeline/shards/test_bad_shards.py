@@ -231,7 +231,7 @@ def test_a_server_without_any_shard_is_an_error(written, tmp_path):
         where = RemoteFolder(served.url, cache_config(tmp_path / "cache"))
         dataset = PackedDataset.open(where, "train", skip_bad_shards=True)
         served.lasting |= {record.file: faulty.status(404) for record in dataset.record.shards}
-        with pytest.raises(DataError, match=r"(\d+) of \1 shards for train cannot be used, as .*404"):
+        with pytest.raises(DataError, match=r"(\d+) of \1 shards for train cannot be used; the first: .*404"):
             take(dataset)
 
 

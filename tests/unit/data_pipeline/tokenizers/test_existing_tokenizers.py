@@ -207,7 +207,7 @@ def test_another_end_of_document_token_can_be_chosen(tmp_path: Path) -> None:
 def test_a_missing_end_of_document_lists_the_special_tokens(tmp_path: Path) -> None:
     record = byte_level_bpe(special=("<pad>", "<|im_start|>"))
     with pytest.raises(
-        DataError, match=r"no special token with a usual name .*; it has <pad>, <\|im_start\|>; name one"
+        DataError, match=r"no special token with a usual name .*; it has <pad>, <\|im_start\|>\n  hint: name one"
     ):
         huggingface(record, tmp_path)
     with pytest.raises(DataError, match=r"no special token '<x>' to end documents with; it has <pad>"):
