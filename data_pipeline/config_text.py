@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 
-from data_pipeline.storage.urls import is_url, shown
+from data_pipeline.storage.urls import is_url, redact_url
 
 _PLAIN = re.compile(r"[^\s'\"\[\]{},:#&*!|>%@`](?:[^'\"\[\]{},#]*[^\s'\"\[\]{},#:])?")
 _OTHER_KINDS = re.compile(r"null|true|false|~|[-+]?(?:inf|nan|\d[\d_]*(?:\.\d*)?(?:e[-+]?\d+)?)", re.IGNORECASE)
@@ -39,4 +39,4 @@ def _text(value: str) -> str:
 
 
 def _public(text: str) -> str:
-    return shown(text) if is_url(text) else str(text)
+    return redact_url(text) if is_url(text) else str(text)

@@ -20,14 +20,14 @@ def new_figure(name: str, height: float) -> "Figure":
     return figure
 
 
-def plain(axes: "Axes") -> None:
+def hide_frame(axes: "Axes") -> None:
     """Hide the frame and tick marks."""
     axes.tick_params(colors=QUIET, length=0)
     for spine in axes.spines.values():
         spine.set_visible(False)
 
 
-def png(figure: "Figure") -> bytes:
+def to_png(figure: "Figure") -> bytes:
     """The figure as PNG bytes; the same figure and matplotlib version give the same bytes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 

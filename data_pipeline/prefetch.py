@@ -17,13 +17,13 @@ def prefetch(
     stop: threading.Event,
     depth: int = 1,
     materialize: Callable[[Item], object] = lambda _: None,
-    asked_to_stop: Callable[[], bool] = lambda: False,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> Generator[Item, None, None]:
     """Yields the same items, produced by a thread up to `depth` items ahead.
 
     An exception in the thread is raised here. Closing this generator ends the thread; `stop` is set then, so that a
     slow producer can check it. If the consumer does not take an item within WAIT_SECONDS, the thread calls
-    `materialize` once with that item. If no item is ready within WAIT_SECONDS, `asked_to_stop` is called, and this
+    `materialize` once with that item. If no item is ready within WAIT_SECONDS, `should_stop` is called, and this
     generator returns if the result is true.
     """
     ready: queue.Queue[Item | _End] = queue.Queue(maxsize=depth)
@@ -58,7 +58,7 @@ def prefetch(
             try:
                 item = ready.get(timeout=WAIT_SECONDS)
             except queue.Empty:
-                if asked_to_stop():
+                if should_stop():
                     return
                 continue
             if isinstance(item, _End):

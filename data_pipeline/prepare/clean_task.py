@@ -107,7 +107,7 @@ def run_clean_task(work: TaskStore, key: str, task: Task, config: CleanConfig) -
             if due():
                 work.save_progress(key, corpus.disk_position)
     for span in task:
-        _check_untouched(span.file)
+        _check_unchanged(span.file)
     record = CleanResult(
         num_documents=cleaning.num_documents + corpus.dropped.total(),
         num_bytes=cleaning.num_bytes,
@@ -259,7 +259,7 @@ class Examples:
         return dict(sorted(self._chosen.items()))
 
 
-def _check_untouched(file: InputFile) -> None:
+def _check_unchanged(file: InputFile) -> None:
     """Raise DataError if a local file changed. Remote files are checked while they are read."""
-    if file.is_touched():
+    if file.has_changed():
         raise DataError(f"{file.name}: was changed while it was read", "run `pretrain prepare` again")

@@ -66,14 +66,14 @@ def prepare(data: DataConfig, tokenizer: TokenizerConfig, prepare: PrepareConfig
             manifest, found = _build(staged, found, data, tokenizer, settings, seq_length, work, executor, bytes_each)
             write_durably(staged / INPUTS_FILE, json.dumps({"status_digest": corpus.status_digest}).encode())
             if prepare.report:
-                write_prepare_report(staged, manifest, found, work, report(manifest))
+                write_prepare_report(staged, manifest, found, work, summarize(manifest))
             manifest.save(staged)
-    for name, value in report(manifest).items():
+    for name, value in summarize(manifest).items():
         logger.info("%s: %s", name, value)
     return manifest
 
 
-def report(manifest: Manifest) -> dict[str, Any]:
+def summarize(manifest: Manifest) -> dict[str, Any]:
     """A summary of a dataset for display."""
     splits = manifest.splits
     num_tokens = sum(split.num_tokens for split in splits.values())

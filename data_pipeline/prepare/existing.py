@@ -18,8 +18,8 @@ from data_pipeline.shards.manifest import Manifest
 from data_pipeline.shards.reader import PackedDataset
 from data_pipeline.sources.corpus import Corpus
 from data_pipeline.storage.atomic_write import write_durably
-from data_pipeline.storage.output_paths import refuse_others_files
-from data_pipeline.storage.urls import shown
+from data_pipeline.storage.output_paths import check_only_dataset_files
+from data_pipeline.storage.urls import redact_url
 from data_pipeline.tokenizers.loading import load_tokenizer
 
 INPUTS_FILE = "inputs.json"  # beside the manifest, because modification times are not part of the data
@@ -33,8 +33,8 @@ def dataset_settings(data: DataConfig, tokenizer: TokenizerConfig, seq_length: i
         settings["fingerprint of the rules of data.steps"] = Cleaner(data.steps).digest
     if data.decontaminate.inputs:
         settings["fingerprint of data.decontaminate.inputs"] = held_out_corpus(data).content_digest
-    against = dataclasses.replace(data.decontaminate, inputs=tuple(map(shown, data.decontaminate.inputs)))
-    data = dataclasses.replace(data, inputs=tuple(map(shown, data.inputs)), decontaminate=against)
+    against = dataclasses.replace(data.decontaminate, inputs=tuple(map(redact_url, data.decontaminate.inputs)))
+    data = dataclasses.replace(data, inputs=tuple(map(redact_url, data.inputs)), decontaminate=against)
     settings |= {f"data.{key}": value for key, value in dataclasses.asdict(data).items() if key not in not_of_it}
     if tokenizer.path is None and tokenizer.eod is not None:
         raise DataError(
@@ -89,7 +89,7 @@ def find_existing(
     except DataError:
         if not overwrite:
             raise
-        refuse_others_files(folder)
+        check_only_dataset_files(folder)
         return None
     return existing
 

@@ -10,7 +10,7 @@ from data_pipeline.dedup.contamination import MIN_WORDS, HeldOutNgrams
 from data_pipeline.errors import DataError
 from data_pipeline.sources.corpus import Corpus, log_ignored_files
 from data_pipeline.storage.task_store import TaskStore
-from data_pipeline.storage.urls import shown
+from data_pipeline.storage.urls import redact_url
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ def held_out_ngrams(data: DataConfig, work: TaskStore) -> Path | None:
 def _check_held_out_ngrams(ngrams: HeldOutNgrams, dropped: Counter[str], against: DecontaminateConfig) -> None:
     if not ngrams.num_ngrams:
         raise DataError(
-            f"data.decontaminate.inputs={list(map(shown, against.inputs))}: contain no n-gram of "
+            f"data.decontaminate.inputs={list(map(redact_url, against.inputs))}: contain no n-gram of "
             f"data.decontaminate.ngram={against.ngram} words ({ngrams.num_texts} texts, {ngrams.num_too_short} of "
             f"them with fewer than {MIN_WORDS} words; dropped: {dict(sorted(dropped.items())) or 'none'})",
             f"give longer texts, under data.decontaminate.text_key={against.text_key}",

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.html_page import data_url, figure_text, render_page
-from data_pipeline.plot_style import ACCENT, GRID, new_figure, plain, png, shortened
+from data_pipeline.plot_style import ACCENT, GRID, hide_frame, new_figure, shortened, to_png
 from data_pipeline.prepare.clean_task import EXCERPT_CHARS, documents, sources, texts
 from data_pipeline.prepare.duplicates import Duplicates
 from data_pipeline.prepare.scan import Scan
@@ -88,8 +88,8 @@ def _draw_histogram(name: str, edges: Any, counts: Any) -> bytes:
     axes.set_ylabel("documents")
     axes.grid(axis="y", color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
-    plain(axes)
-    return png(figure)
+    hide_frame(axes)
+    return to_png(figure)
 
 
 def _draw_bars(name: str, rows: list[tuple[str, int]]) -> bytes:
@@ -102,9 +102,9 @@ def _draw_bars(name: str, rows: list[tuple[str, int]]) -> bytes:
     axes.invert_yaxis()
     axes.bar_label(bars, labels=[f"{value:,}" for _, value in rows], padding=3, fontsize=8)
     axes.margins(x=0.12)
-    plain(axes)
+    hide_frame(axes)
     axes.set_xticks([])
-    return png(figure)
+    return to_png(figure)
 
 
 _PAGE = """\

@@ -10,7 +10,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.remote.cache import Cache
 from data_pipeline.remote.transfer import blocks, read_small
 from data_pipeline.shards.manifest import MANIFEST_FILE, FileRecord, Manifest
-from data_pipeline.storage.urls import FILE_MARK, PIPE, join, shown
+from data_pipeline.storage.urls import FILE_MARK, PIPE, join, redact_url
 from data_pipeline.tokenizers.base import Tokenizer
 from data_pipeline.tokenizers.loading import TokenizerFiles
 
@@ -28,10 +28,10 @@ class RemoteFolder:
         self.cache = Cache(config)
 
     def __str__(self) -> str:
-        return shown(self._url)
+        return redact_url(self._url)
 
     def path_of(self, name: str) -> str:
-        return shown(self.address(name))
+        return redact_url(self.address(name))
 
     def address(self, name: str) -> str:
         """The URL of a file."""

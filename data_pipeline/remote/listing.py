@@ -16,7 +16,7 @@ from data_pipeline.remote.fsspec_store import RemotePath, version_of
 from data_pipeline.remote.transfer import Attempts
 from data_pipeline.remote.transport import connect
 from data_pipeline.storage.file_names import choose, is_included
-from data_pipeline.storage.urls import PIPE, is_http, shown
+from data_pipeline.storage.urls import PIPE, is_http, redact_url
 
 Found = TypeVar("Found")
 _MAGIC = re.compile("[*?[]")
@@ -47,11 +47,11 @@ def list_remote(url: str, include: Sequence[str], config: CacheConfig) -> Listin
 
 
 def _http_entry(url: str, config: CacheConfig) -> RemoteEntry:
-    name = PurePosixPath(shown(url))
+    name = PurePosixPath(redact_url(url))
     if url.endswith("/") or "*" in name.name:
-        raise InputError(f"{shown(url)}: HTTP cannot list a folder", "name the files in it")
+        raise InputError(f"{redact_url(url)}: HTTP cannot list a folder", "name the files in it")
     with closing(connect(url, 0, config.timeout_seconds)) as stream:
-        return _entry(url, shown(url), stream.size, stream.version)
+        return _entry(url, redact_url(url), stream.size, stream.version)
 
 
 def _entries(url: str, include: Sequence[str], config: CacheConfig) -> Listing:
@@ -63,10 +63,10 @@ def _entries(url: str, include: Sequence[str], config: CacheConfig) -> Listing:
                 raise
             found = place.glob()
             top = _MAGIC.split(place.path, maxsplit=1)[0].rpartition("/")[0]
-            name_of = lambda path: shown(place.url_of(path))  # noqa: E731
+            name_of = lambda path: redact_url(place.url_of(path))  # noqa: E731
         else:
             if details.get("type") != "directory":
-                return [_entry(url, shown(url), details.get("size"), version_of(details))], []
+                return [_entry(url, redact_url(url), details.get("size"), version_of(details))], []
             found = {path: of for path, of in place.find().items() if is_included(PurePosixPath(path).name, include)}
             top = place.path.rstrip("/")
             parent = PurePosixPath(top).parent
@@ -80,7 +80,7 @@ def _entries(url: str, include: Sequence[str], config: CacheConfig) -> Listing:
     if not entries:
         hidden = f" (beside {len(others)} hidden ones)" if others else ""
         raise InputError(
-            f"{shown(url)}: has no file that matches data.include={list(include)}{hidden}",
+            f"{redact_url(url)}: has no file that matches data.include={list(include)}{hidden}",
             "give other patterns",
             "name files",
         )
@@ -102,7 +102,7 @@ def _with_retries(url: str, config: CacheConfig, ask: Callable[[], Found]) -> Fo
         try:
             return ask()
         except PermanentError as error:
-            raise InputError(f"{shown(url)}: {error}", "check the address and its access rights") from None
+            raise InputError(f"{redact_url(url)}: {error}", "check the address and its access rights") from None
         except TransientError as error:
             attempts.failed(
                 f"cannot be listed: {error}", "check the address and the network", "raise data.cache.timeout_seconds"

@@ -13,7 +13,7 @@ from data_pipeline.errors import BadFile, DataError, Stopped, Unreachable
 from data_pipeline.remote.errors import PermanentError, TransientError
 from data_pipeline.remote.transport import BLOCK_BYTES, connect
 from data_pipeline.shards.manifest import FileRecord
-from data_pipeline.storage.urls import shown
+from data_pipeline.storage.urls import redact_url
 
 logger = logging.getLogger(__name__)
 MAX_DELAY_SECONDS = 60.0
@@ -37,11 +37,11 @@ class Attempts:
         """Sleep with exponential backoff and jitter. Raises Unreachable if this was the last attempt."""
         self.failures += 1
         if self.failures > self._config.retries:
-            raise Unreachable(f"{shown(self._url)}: {what}, tried {self.failures} times", *hints)
+            raise Unreachable(f"{redact_url(self._url)}: {what}, tried {self.failures} times", *hints)
         growth = 2 ** min(self.failures - 1, MAX_DOUBLINGS)
         delay = min(self._config.retry_seconds * growth, MAX_DELAY_SECONDS) * random.uniform(0.5, MAX_JITTER)
         numbers = self.failures, self._config.retries
-        logger.warning("%s: %s; trying again in %.1f s (%d of %d)", shown(self._url), what, delay, *numbers)
+        logger.warning("%s: %s; trying again in %.1f s (%d of %d)", redact_url(self._url), what, delay, *numbers)
         if self._stop.wait(delay):
             raise Stopped
 
@@ -73,7 +73,9 @@ def blocks(
                 passed_over = position - stream.start
                 if passed_over:
                     logger.warning(
-                        "%s: cannot be read from an offset: its first %d bytes are read again", shown(url), position
+                        "%s: cannot be read from an offset: its first %d bytes are read again",
+                        redact_url(url),
+                        position,
                     )
                 while block := stream.read():
                     if stop.is_set():
@@ -90,7 +92,9 @@ def blocks(
                     return
                 raise TransientError(f"ended after {position:,} of {size:,} bytes")
         except PermanentError as error:
-            raise BadFile(f"{shown(url)}: cannot be read: {error}", "check the address and its access rights") from None
+            raise BadFile(
+                f"{redact_url(url)}: cannot be read: {error}", "check the address and its access rights"
+            ) from None
         except TransientError as error:
             if position - began_at >= BLOCK_BYTES:
                 attempts.failures = 0  # it makes progress
@@ -103,7 +107,7 @@ def blocks(
 
 def _check_version(url: str, found: str | None, wanted: str | None) -> None:
     if None not in (found, wanted) and found != wanted:
-        raise DataError(f"{shown(url)}: was changed while it was read", "run the same command again")
+        raise DataError(f"{redact_url(url)}: was changed while it was read", "run the same command again")
 
 
 def fetch(url: str, record: FileRecord, file: IO[bytes], config: CacheConfig, stop: threading.Event) -> None:
@@ -131,6 +135,6 @@ def read_small(url: str, config: CacheConfig) -> bytes:
         content += block
         if len(content) > MAX_SMALL_BYTES:
             raise DataError(
-                f"{shown(url)}: has more than {MAX_SMALL_BYTES:,} bytes", "check that this is the right file"
+                f"{redact_url(url)}: has more than {MAX_SMALL_BYTES:,} bytes", "check that this is the right file"
             )
     return bytes(content)

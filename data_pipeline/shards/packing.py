@@ -82,10 +82,10 @@ class BestFitPacker:
         ends = np.cumsum(lengths).tolist()
         for start, end in itertools.pairwise([0, *ends]):
             for first in range(start, end, self._width):
-                piece = tokens[first : min(first + self._width, end)]
-                self._tokens[self._filled : self._filled + len(piece)] = piece
-                self._filled += len(piece)
-                self._lengths.append(len(piece))
+                chunk = tokens[first : min(first + self._width, end)]
+                self._tokens[self._filled : self._filled + len(chunk)] = chunk
+                self._filled += len(chunk)
+                self._lengths.append(len(chunk))
                 if self._filled >= self._window:
                     yield from self.close()
 
@@ -95,11 +95,11 @@ class BestFitPacker:
         for first in range(0, len(chosen), BLOCK_SAMPLES):
             block = chosen[first : first + BLOCK_SAMPLES]
             samples = np.full((len(block), self._width), self._end, dtype=self._tokens.dtype)
-            for sample, pieces in zip(samples, block, strict=True):
+            for sample, chunks in zip(samples, block, strict=True):
                 filled = 0
-                for piece in pieces:
-                    length = self._lengths[piece]
-                    sample[filled : filled + length] = self._tokens[ends[piece] - length : ends[piece]]
+                for chunk in chunks:
+                    length = self._lengths[chunk]
+                    sample[filled : filled + length] = self._tokens[ends[chunk] - length : ends[chunk]]
                     filled += length
             yield samples
         self._lengths, self._filled = [], 0
@@ -113,8 +113,8 @@ def best_fit(lengths: Sequence[int], width: int) -> list[list[int]]:
     samples: list[list[int]] = []
     with_room: dict[int, list[int]] = {}  # samples by their number of free tokens
     rooms: list[int] = []  # the keys, ascending
-    for piece in sorted(range(len(lengths)), key=lambda piece: -lengths[piece]):
-        length = lengths[piece]
+    for chunk in sorted(range(len(lengths)), key=lambda chunk: -lengths[chunk]):
+        length = lengths[chunk]
         at = bisect.bisect_left(rooms, length)
         if at < len(rooms):
             room = rooms[at]
@@ -128,14 +128,14 @@ def best_fit(lengths: Sequence[int], width: int) -> list[list[int]]:
             # A chunk that is only an end-of-document token would look like padding after another one, so it gets no
             # room after it.
             left = width - length if length > 1 else 0
-        samples[number].append(piece)
+        samples[number].append(chunk)
         if left and left not in with_room:
             with_room[left] = []
             bisect.insort(rooms, left)
         if left:
             with_room[left].append(number)
-    for pieces in samples:
-        pieces.sort(key=lambda piece: (lengths[piece] > 1, piece))  # for the same reason, chunks of one token go first
+    for chunks in samples:
+        chunks.sort(key=lambda chunk: (lengths[chunk] > 1, chunk))  # for the same reason, chunks of one token go first
     return sorted(samples, key=min)
 
 

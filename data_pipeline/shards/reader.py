@@ -41,7 +41,7 @@ class PackedDataset:
         self.record: SplitRecord = manifest.splits[split]
         self.seq_length = manifest.seq_length
         self.num_samples = self.record.num_samples
-        self.end: int | None = None
+        self.end_position: int | None = None
         """Position at which the stream ends. None: it never ends."""
         self.skips_bad_shards = False
         """Whether samples of bad shards are skipped and counted."""
@@ -80,7 +80,7 @@ class PackedDataset:
         return (self,)
 
     @property
-    def described(self) -> str:
+    def description(self) -> str:
         """The dataset's name for messages."""
         return str(self.folder)
 

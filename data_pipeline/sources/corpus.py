@@ -18,7 +18,7 @@ from data_pipeline.sources.compression import ByteReader
 from data_pipeline.sources.files import InputFile, find_files
 from data_pipeline.sources.readers import TextKey, Unreadable, fault, read_jsonl, read_text
 from data_pipeline.storage.file_names import compression_of, format_of, printable
-from data_pipeline.storage.output_paths import own
+from data_pipeline.storage.output_paths import own_paths
 
 logger = logging.getLogger(__name__)
 MAX_LISTED_NAMES = 3
@@ -49,16 +49,16 @@ class Corpus:
         """`section` is where `inputs` and `text_key` are configured, for messages."""
         self._data = data
         self._text_key = TextKey(data.text_key, f"{section}.text_key")
-        self.passed_over: collections.defaultdict[str, list[str]] = collections.defaultdict(list)
+        self.ignored: collections.defaultdict[str, list[str]] = collections.defaultdict(list)
         """For each entry of the inputs, the ignored files in its folder, which are hidden or describe the data."""
         if task is None:
             found = find_files(
                 data.inputs,
                 data.include,
                 data.cache,
-                own(data.path),
+                own_paths(data.path),
                 key=f"{section}.inputs",
-                pass_over=lambda given, paths: self.passed_over[given].extend(paths),
+                on_ignored=lambda given, paths: self.ignored[given].extend(paths),
             )
             task = tuple(Span(file, 0, None, file.num_bytes) for file in found)
         self.spans = task
@@ -90,11 +90,11 @@ class Corpus:
         return digest.hexdigest()
 
     def documents(
-        self, document_bytes: int, left_out: Callable[[str, str, str], None] = lambda reason, source, problem: None
+        self, document_bytes: int, on_dropped: Callable[[str, str, str], None] = lambda reason, source, problem: None
     ) -> Iterator[Document]:
         """Yields every valid, non-empty document. Text files are cut into documents of at most `document_bytes`.
 
-        `left_out` is called for every other document with reason, location and problem.
+        `on_dropped` is called for every other document with reason, location and problem.
         """
         self.dropped.clear()
         self.cuts_inside_lines.clear()
@@ -111,10 +111,10 @@ class Corpus:
                         if self._data.encoding_errors == "fail":
                             raise fault(item)
                         self.dropped[item.reason] += 1
-                        left_out(item.reason, item.source, item.problem)
+                        on_dropped(item.reason, item.source, item.problem)
                     elif not item.text:
                         self.dropped["empty"] += 1
-                        left_out("empty", item.source, "")
+                        on_dropped("empty", item.source, "")
                     else:
                         if item.ends_inside_line:
                             self.cuts_inside_lines.append(item.source)
@@ -163,7 +163,7 @@ class Corpus:
 
 def log_ignored_files(corpus: Corpus, key: str) -> None:
     """Log how many files in the inputs' folders are ignored."""
-    for given, names in corpus.passed_over.items():
+    for given, names in corpus.ignored.items():
         if names:
             logger.info(
                 "%s: %s: ignoring %d files that are hidden, or READMEs beside data (%s%s); to read one, name it",

@@ -11,10 +11,10 @@ from data_pipeline.config import CacheConfig
 from data_pipeline.errors import DataError, InputError
 from data_pipeline.sources import stdlib
 from data_pipeline.storage.file_names import choose, is_included, not_read
-from data_pipeline.storage.urls import is_url, shown
+from data_pipeline.storage.urls import is_url, redact_url
 
 REMEDIES = ("repair it, or remove it from the folder", "name files and folders one by one")
-PassOver = Callable[[str, Sequence[str]], None]
+OnIgnored = Callable[[str, Sequence[str]], None]
 """Called with an entry of the inputs and the ignored files in its folder."""
 
 
@@ -41,7 +41,7 @@ class InputFile:
         return f"{place}\0{self.num_bytes}\0{self.version}"
 
     @property
-    def content_place(self) -> str:
+    def same_file_key(self) -> str:
         """Equal for paths of the same file, such as links."""
         path = self.location.removeprefix("file://")
         if is_url(path):
@@ -52,7 +52,7 @@ class InputFile:
             return path
         return f"{status.st_dev}:{status.st_ino}"
 
-    def is_touched(self) -> bool:
+    def has_changed(self) -> bool:
         """Whether a local file has changed. Remote files are checked while they are read."""
         if is_url(self.location):
             return False
@@ -81,23 +81,23 @@ def find_files(
     excluded: Set[Path] = frozenset(),
     *,
     key: str = "data.inputs",
-    pass_over: PassOver = lambda given, paths: None,
+    on_ignored: OnIgnored = lambda given, paths: None,
 ) -> list[InputFile]:
     """Files named directly, and those in folders whose names match a pattern, sorted within each folder.
 
     `cache` says how URLs are read. `excluded` are real paths of folders to ignore. `key` names the setting of the
-    inputs in messages. `pass_over` is called with matching files that are hidden or describe the data.
+    inputs in messages. `on_ignored` is called with matching files that are hidden or describe the data.
     """
     if not inputs:
         raise DataError(f"{key}=[]: names no text", f"name files or folders, as in {key}=[my.txt]", "use data=stdlib")
     try:
-        return _find(inputs, include, cache, excluded, pass_over)
+        return _find(inputs, include, cache, excluded, on_ignored)
     except InputError as error:
         raise DataError(f"{key}: {error.message}", *error.hints) from None
 
 
 def _find(
-    inputs: Sequence[str], include: Sequence[str], cache: CacheConfig, excluded: Set[Path], pass_over: PassOver
+    inputs: Sequence[str], include: Sequence[str], cache: CacheConfig, excluded: Set[Path], on_ignored: OnIgnored
 ) -> list[InputFile]:
     is_excluded = lambda folder: Path(os.path.realpath(folder)) in excluded  # noqa: E731
     files: list[InputFile] = []
@@ -105,31 +105,31 @@ def _find(
         path = Path(os.path.expanduser(given))  # noqa: PTH111  # Path.expanduser raises for an unknown user
         if given == stdlib.INPUT:
             library = stdlib.stdlib_folder()
-            files += _in_folder(library, "stdlib", given, include, stdlib.is_excluded, cache, pass_over)
+            files += _in_folder(library, "stdlib", given, include, stdlib.is_excluded, cache, on_ignored)
         elif is_url(given):
             from data_pipeline.remote.listing import list_remote
 
-            named = shown(given)
+            named = redact_url(given)
             entries, others = list_remote(given, include, cache)
-            pass_over(named, others)
+            on_ignored(named, others)
             files += [InputFile(entry.url, entry.name, entry.size, entry.version, named, cache) for entry in entries]
         elif os.path.isdir(path):  # noqa: PTH112, which is False where it may not look
-            files += _in_folder(path, path.resolve().name, given, include, is_excluded, cache, pass_over)
+            files += _in_folder(path, path.resolve().name, given, include, is_excluded, cache, on_ignored)
         else:
             files.append(_input_file(path, given, given, cache))
     for file in files:
         why_not = not_read(file.name)
         if why_not is not None:
             raise InputError(f"{file.name} {why_not}", "unpack it, or compress its files with gzip or zstd")
-    _refuse_twice(files)
+    _check_no_file_twice(files)
     return files
 
 
-def _refuse_twice(files: Sequence[InputFile]) -> None:
+def _check_no_file_twice(files: Sequence[InputFile]) -> None:
     """Raise InputError if two entries or two names refer to the same file, which would be read twice."""
     first_with: dict[str, InputFile] = {}
     for file in files:
-        first = first_with.setdefault(file.content_place, file)
+        first = first_with.setdefault(file.same_file_key, file)
         if first is file:
             continue
         if first.given != file.given:
@@ -153,11 +153,11 @@ def _in_folder(
     include: Sequence[str],
     is_excluded: Callable[[Path], bool],
     cache: CacheConfig,
-    pass_over: PassOver,
+    on_ignored: OnIgnored,
 ) -> list[InputFile]:
     files = _walk(folder, given, is_excluded)
     chosen, others = choose(path.relative_to(folder).as_posix() for path in files if is_included(path.name, include))
-    pass_over(given, others)
+    on_ignored(given, others)
     if not chosen:
         hidden = f" (beside {len(others)} hidden ones)" if others else ""
         raise InputError(

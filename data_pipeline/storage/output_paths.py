@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from data_pipeline.errors import DataError
-from data_pipeline.storage.urls import is_url, shown
+from data_pipeline.storage.urls import is_url, redact_url
 
 _OF_A_DATASET = re.compile(
     r"manifest\.json|inputs\.json|prepare_report\.html|tokenizer\.[a-z.]+|(train|validation)(-\d+\.tar|\.index\.npy)"
@@ -16,7 +16,7 @@ def folder_to_write(path: str) -> Path:
     """The folder that `data.path` names, with a link resolved. Raises DataError if it cannot be created."""
     if is_url(path):
         raise DataError(
-            f"data.path={shown(path)}: `prepare` can only write to a disk",
+            f"data.path={redact_url(path)}: `prepare` can only write to a disk",
             "give a local folder, and copy it there afterwards",
         )
     if path.startswith("~"):
@@ -42,7 +42,7 @@ def replaced(folder: Path) -> Path:
     return folder.with_name(folder.name + ".replaced")
 
 
-def work(folder: Path) -> Path:
+def task_store(folder: Path) -> Path:
     """The folder that holds the results of finished tasks."""
     return folder.with_name(folder.name + ".work")
 
@@ -52,15 +52,15 @@ def lock(folder: Path) -> Path:
     return folder.with_name(folder.name + ".lock")
 
 
-def own(path: str) -> frozenset[Path]:
+def own_paths(path: str) -> frozenset[Path]:
     """All of these for a `data.path`, with links resolved. Inputs must not include any of them."""
     real = _real(Path(path))
     if not real.name:
         return frozenset()
-    return frozenset((real, staged(real), replaced(real), work(real), lock(staged(real)), lock(work(real))))
+    return frozenset((real, staged(real), replaced(real), task_store(real), lock(staged(real)), lock(task_store(real))))
 
 
-def refuse_others_files(folder: Path) -> None:
+def check_only_dataset_files(folder: Path) -> None:
     """Raise DataError if the folder holds files that `prepare` did not write, because replacing it would delete
     them."""
     others = sorted(entry.name for entry in folder.iterdir() if not _OF_A_DATASET.fullmatch(entry.name))

@@ -51,7 +51,7 @@ def open_task_store(folder: Path) -> Iterator[TaskStore]:
     more than SECONDS_WORTH_KEEPING: a mistake in the settings must not cost hours, and a quick failure should leave
     nothing behind.
     """
-    work = TaskStore(output_paths.work(folder))
+    work = TaskStore(output_paths.task_store(folder))
     with _disk_errors(folder), _remove_new_parents(work.path), _locked(work.path):
         try:
             yield work

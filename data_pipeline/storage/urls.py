@@ -32,7 +32,7 @@ def sibling(url: str, name: str) -> str:
     return f"{place.rstrip('/').rpartition('/')[0]}/{name}{mark}{query}"
 
 
-def shown(address: str) -> str:
+def redact_url(address: str) -> str:
     """The address for messages, logs and records: a URL without password and signature. Paths and commands are
     unchanged."""
     if "://" not in address or address.startswith(PIPE):

@@ -57,14 +57,14 @@ def train_batches(
     rank: int,
     size: int,
     position: int,
-    asked_to_stop: Callable[[], bool] = lambda: False,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> Generator[Batch, None, None]:
     """Endless shuffled batches from a global position on, prefetched by a thread that ends with the iterator.
 
-    If the next batch is not ready and `asked_to_stop` returns true, the batches end.
+    If the next batch is not ready and `should_stop` returns true, the batches end.
     """
     assert 0 <= rank < size and global_batch_size % size == 0 and position >= 0
-    return _stream(dataset, seed, global_batch_size, rank, size, position, asked_to_stop)
+    return _stream(dataset, seed, global_batch_size, rank, size, position, should_stop)
 
 
 def _stream(
@@ -74,11 +74,11 @@ def _stream(
     rank: int,
     size: int,
     position: int,
-    asked_to_stop: Callable[[], bool],
+    should_stop: Callable[[], bool],
 ) -> Generator[Batch, None, None]:
     stop = threading.Event()
     windows = _train_windows(dataset, seed, global_batch_size, rank, size, position, stop)
-    ahead = prefetch(windows, stop, materialize=_Window.materialize, asked_to_stop=asked_to_stop)
+    ahead = prefetch(windows, stop, materialize=_Window.materialize, should_stop=should_stop)
     with prefetch_shards(dataset, seed, position, stop), contextlib.closing(ahead) as ready:
         for window in ready:
             yield from window.batches(global_batch_size)
@@ -129,12 +129,12 @@ def _train_windows(
     stretch, length = max(1, min(longest, FIRST_ORDER_SAMPLES // per_rank)), 1
     while True:
         num_batches = stretch
-        if dataset.end is not None:
+        if dataset.end_position is not None:
             # The order is computed ahead of what is asked for, but not beyond a mixture's end.
-            num_batches = min(stretch, (dataset.end - position) // global_batch_size)
+            num_batches = min(stretch, (dataset.end_position - position) // global_batch_size)
             if not num_batches:
                 raise DataError(
-                    f"{dataset.described}: used up after {position:,} samples", "raise data.mixture_max_epochs"
+                    f"{dataset.description}: used up after {position:,} samples", "raise data.mixture_max_epochs"
                 )
         starts = position + global_batch_size * np.arange(num_batches, dtype=np.int64)
         positions = starts[:, None] + rank * per_rank + np.arange(per_rank)

@@ -25,7 +25,7 @@ class MixedDataset:
 
     def __init__(self, datasets: Mapping[str, PackedDataset], mixture: Mixture) -> None:
         self.parts, self.mixture = tuple(datasets.values()), mixture
-        self.names, self.end = tuple(datasets), mixture.end
+        self.names, self.end_position = tuple(datasets), mixture.end_position
         self.manifest = self.parts[0].manifest
         """The first dataset's manifest. All have the same tokenizer and sequence length."""
         self.seq_length, self.dtype = self.manifest.seq_length, self.parts[0].dtype
@@ -33,7 +33,7 @@ class MixedDataset:
         self.num_samples = int(self._bases[-1])
 
     @property
-    def described(self) -> str:
+    def description(self) -> str:
         """The dataset's name for messages."""
         return "the mixture of " + ", ".join(str(dataset.folder) for dataset in self.parts)
 

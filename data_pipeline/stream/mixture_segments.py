@@ -53,7 +53,7 @@ class Mixture:
         assert phases[0][0] == 0 and all(first < then for (first, _), (then, _) in itertools.pairwise(phases))
         self.components, self.phases = tuple(components), tuple(phases)
         self.segments: list[Segment] = []
-        self.end: int | None = None
+        self.end_position: int | None = None
         """The position at which every component with weight is used up. None: never."""
         self._plan(phases)
         self._starts = np.array([segment.start for segment in self.segments], dtype=np.int64)
@@ -61,7 +61,9 @@ class Mixture:
     def assign(self, positions: Positions) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """For each position: the number of its component, and how many samples of that component come before it."""
         where = np.asarray(positions, dtype=np.int64)
-        assert not len(where) or (where.min() >= 0 and where.max() < (MAX_POSITION if self.end is None else self.end))
+        assert not len(where) or (
+            where.min() >= 0 and where.max() < (MAX_POSITION if self.end_position is None else self.end_position)
+        )
         which, index = np.empty_like(where), np.empty_like(where)
         numbers = np.searchsorted(self._starts, where, side="right") - 1
         for number in np.unique(numbers).tolist():
@@ -93,7 +95,7 @@ class Mixture:
                 ]
                 units = _units([0.0 if rest == 0 else weight for weight, rest in zip(weights, left, strict=True)])
                 if not any(units):
-                    self.end = start
+                    self.end_position = start
                     return
                 self.segments.append(Segment(start, units, taken))
                 used_up = [

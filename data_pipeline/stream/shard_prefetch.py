@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 NUM_FETCHERS = 4
 WINDOW = 1 << 14
 SECONDS_BETWEEN_LINES = 10.0
-Need = tuple[RemoteFolder, FileRecord]
+ShardToFetch = tuple[RemoteFolder, FileRecord]
 
 
 def check_cache_holds(datasets: Sequence[PackedDataset]) -> None:
@@ -72,15 +72,15 @@ def prefetch_shards(dataset: TrainingData, seed: int, position: int, stop: threa
             thread.join()
 
 
-def shards_by_first_use(dataset: TrainingData, seed: int, position: int) -> Iterator[Need]:
+def shards_by_first_use(dataset: TrainingData, seed: int, position: int) -> Iterator[ShardToFetch]:
     """The remote shards, ordered by the first position from `position` on that needs them.
 
     Looks ahead as many positions as there are samples. Shards of a mixture that are needed only later come last.
     """
     seen = set()
     end = position + dataset.num_samples
-    if dataset.end is not None:
-        end = min(end, dataset.end)
+    if dataset.end_position is not None:
+        end = min(end, dataset.end_position)
     for start in range(position, end, WINDOW):
         numbers = dataset.sample_indices(np.arange(start, min(start + WINDOW, end), dtype=np.int64), seed)
         for _, folder, record in sorted(dataset.shards_of(numbers), key=lambda need: need[0]):
@@ -95,9 +95,9 @@ def shards_by_first_use(dataset: TrainingData, seed: int, position: int) -> Iter
 class _Fetching:
     """State shared by the threads."""
 
-    def __init__(self, needs: Iterator[Need], shards: Sequence[FileRecord], stop: threading.Event) -> None:
+    def __init__(self, needs: Iterator[ShardToFetch], shards: Sequence[FileRecord], stop: threading.Event) -> None:
         self._needs, self._stop = needs, stop
-        self._left_to_others: list[Need] = []
+        self._left_to_others: list[ShardToFetch] = []
         self._num_shards, self._num_bytes = len(shards), sum(shard.bytes for shard in shards)
         self._lock = threading.Lock()
         self._shards_done = self._bytes_done = 0

@@ -21,7 +21,7 @@ from data_pipeline.remote.errors import PermanentError, TransientError
 from data_pipeline.remote.fsspec_store import RemotePath
 from data_pipeline.remote.transfer import Attempts, blocks, read_small
 from data_pipeline.storage.atomic_write import sync_folder, write_durably
-from data_pipeline.storage.urls import PIPE, shown
+from data_pipeline.storage.urls import PIPE, redact_url
 from pretrain.checkpoint.manifest import MANIFEST, parse_manifest, read_manifest, set_aside
 from pretrain.checkpoint.retention import Keeping
 from pretrain.checkpoint.store import complete_ones, has_its_files, read_checkpoint
@@ -68,7 +68,7 @@ class Mirror:
             RemotePath(self._base, cache.timeout_seconds).close()
         except PermanentError as error:
             remedy = "give a URL such as s3://bucket/folder, and install what fsspec needs for it"
-            raise ConfigError([Problem("checkpoint.mirror", shown(url), str(error), remedy)]) from None
+            raise ConfigError([Problem("checkpoint.mirror", redact_url(url), str(error), remedy)]) from None
         except TransientError:  # whoever asks it next tries again
             pass
         self._waiting: queue.Queue[Path | None] = queue.Queue()
@@ -100,7 +100,7 @@ class Mirror:
                 return
 
     def __str__(self) -> str:
-        return f"checkpoint.mirror={shown(self.url)}"
+        return f"checkpoint.mirror={redact_url(self.url)}"
 
     def begin(self, checkpoints: Path) -> list[RunError]:
         """On one rank, before the run: see that the mirror can be written to, and bring its newest checkpoint into a
@@ -136,7 +136,7 @@ class Mirror:
         for name in reversed(self._complete(self._names())):
             if name <= than:
                 break
-            log.info("fetching %s/%s: newer than all whole ones in %s", shown(self.url), name, checkpoints)
+            log.info("fetching %s/%s: newer than all whole ones in %s", redact_url(self.url), name, checkpoints)
             partial, final = checkpoints / f"{name}.partial", checkpoints / name
             try:
                 self._fetch(name, partial)
@@ -175,7 +175,7 @@ class Mirror:
         for file, num_bytes in files.items():
             if sizes.get(file) != num_bytes:
                 found = f"{sizes[file]} bytes instead of {num_bytes}" if file in sizes else "none"
-                raise RunError(f"{shown(self.url)}/{name}/{file} is damaged: there are {found}")
+                raise RunError(f"{redact_url(self.url)}/{name}/{file} is damaged: there are {found}")
         return files
 
     def _looks_whole(self, name: str) -> bool:
@@ -204,7 +204,9 @@ class Mirror:
             try:
                 self._send(folder)
             except (OSError, RunError, DataError) as error:
-                log.warning("%s: not copied to %s: %s; training goes on", folder, shown(self.url), error_line(error))
+                log.warning(
+                    "%s: not copied to %s: %s; training goes on", folder, redact_url(self.url), error_line(error)
+                )
                 continue
             try:
                 if self._rank == 0:
@@ -227,7 +229,7 @@ class Mirror:
             return
         self._wait_for({f"{mark}-{rank}" for rank in range(self._num_ranks)}, folder.name)
         self._write(f"{folder.name}/{MANIFEST}", io.BytesIO(content), len(content))
-        log.info("copied %s to %s", folder, shown(self.url))
+        log.info("copied %s to %s", folder, redact_url(self.url))
 
     def _prune(self, newest: str) -> None:
         """Leave the last `keep_last` whole ones up to this one, and what a run that went back will come to again."""
@@ -269,7 +271,7 @@ class Mirror:
                 with closing(RemotePath(url, self._cache.timeout_seconds)) as place:
                     answer = question(place)
             except PermanentError as error:
-                raise BadFile(f"{shown(url)}: cannot be {done}: {error}; {REMEDY}") from None
+                raise BadFile(f"{redact_url(url)}: cannot be {done}: {error}; {REMEDY}") from None
             except TransientError as error:
                 attempts.failed(f"cannot be {done}: {error}", REMEDY)
             else:

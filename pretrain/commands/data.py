@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_pipeline.storage.urls import is_url, shown
+from data_pipeline.storage.urls import is_url, redact_url
 from pretrain.commands.arguments import CommandParser, add_action, add_overrides, positive, run_action, whole_number
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def add_options(parser: CommandParser) -> None:
 def _local(text: str) -> Path:
     if is_url(text):
         raise argparse.ArgumentTypeError(
-            f"{shown(text)}: is a URL, but only local folders are accepted; copy inputs to a disk first, and copy the "
+            f"{redact_url(text)}: is a URL, but only local folders are accepted; copy inputs to a disk first, and copy the "
             "result from there"
         )
     return Path(text)

@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from data_pipeline.config_text import written
-from data_pipeline.storage.urls import shown
+from data_pipeline.storage.urls import redact_url
 from pretrain.config.describe import CONF_DIR, record_keys, yaml_key
 from pretrain.config.errors import MISSING, ConfigError, Problem
 from pretrain.config.overrides import Known, for_hydra, known_of, parse, typed_values
@@ -97,7 +97,7 @@ def with_overrides(config: RunConfig, overrides: Sequence[str], may_change: tupl
         key = override.get_key_element()
         if key not in known or not key.startswith(may_change):
             settable = ", ".join(name + "*" if name.endswith(".") else name for name in may_change)
-            word = shown(str(override.input_line))
+            word = redact_url(str(override.input_line))
             mistakes.append(f"{word}: here only {settable} can be set; all else is the run's")
             continue
         *sections, name = key.split(".")
@@ -126,7 +126,7 @@ def sweep_members(overrides: Sequence[str]) -> list[tuple[str, ...]]:
             try:
                 given = [f"{key}={value}" for value in override.sweep_string_iterator()]
             except _HYDRA_REFUSES:
-                mistakes.append(f"{shown(given[0])}: cannot be counted out; give values, as in {key}=A,B")
+                mistakes.append(f"{redact_url(given[0])}: cannot be counted out; give values, as in {key}=A,B")
         options.append(given)
     mistakes += [f"{key}: is given more than once" for key in dict.fromkeys(swept) if keys.count(key) > 1]
     if not mistakes and not swept:
@@ -206,7 +206,7 @@ def _refused(root: str, words: Sequence[str], error: Exception, known: Known) ->
             key = next(iter(typed_values([word])), word)
             if key in known.keys:
                 return refusal(known.keys[key].hint, key, typed[key])
-            return f"{shown(word)}: {_hydra_message(error)}"
+            return f"{redact_url(word)}: {_hydra_message(error)}"
     return _hydra_message(error)
 
 
@@ -222,11 +222,11 @@ def _with_package_hint(problem: Problem | str, known: Known) -> Problem | str:
 def _refuse_torn(overrides: Sequence[str]) -> None:
     """A file's name may be of any bytes, the text of a configuration not."""
     if torn := [override for override in overrides if not is_text(override)]:
-        raise ConfigError([f"{shown(override)!a}: is not UTF-8 text" for override in torn])
+        raise ConfigError([f"{redact_url(override)!a}: is not UTF-8 text" for override in torn])
 
 
 def _hydra_message(error: Exception) -> str:
     """Hydra's own words without its search path, pointers to its manual, names of Python's classes and passwords."""
     text = str(error).split("\nConfig search path")[0].split("\nSee https")[0].split("\n    full_key")[0]
     text = re.sub(r"^\w+ raised while resolving interpolation: ", "", text)
-    return shown(re.sub(r"\s*\n\s*", " ", text).strip().strip('"'))
+    return redact_url(re.sub(r"\s*\n\s*", " ", text).strip().strip('"'))

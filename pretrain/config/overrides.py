@@ -14,7 +14,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 from data_pipeline.config_text import Typed
-from data_pipeline.storage.urls import shown
+from data_pipeline.storage.urls import redact_url
 from pretrain.config.describe import Key, groups_of, keys_of, options_of, takes_text, without_null
 from pretrain.config.errors import MISSING, ConfigError, Problem
 from pretrain.config.nearest import did_you_mean
@@ -129,7 +129,7 @@ def quoted(key: str, value: str) -> str:
 
 
 def _unreadable(word: str) -> Problem:
-    word = shown(word)
+    word = redact_url(word)
     key, separator, value = word.partition("=")
     if not separator:
         colon = word.replace(":", "=", 1)
@@ -151,7 +151,7 @@ def _unreadable(word: str) -> Problem:
 
 def _faults(word: Override, known: Known, is_null: Callable[[str], bool]) -> Iterator[Problem]:
     name = word.key_or_group if word.package is None else f"{word.key_or_group}@{word.package}"
-    value = Typed(shown(str(word.input_line).partition("=")[2]))
+    value = Typed(redact_url(str(word.input_line).partition("=")[2]))
     if word.is_delete() and _may_be_removed(name, known):
         return
     if name in known.groups:

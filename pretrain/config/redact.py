@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from data_pipeline.storage.urls import is_url, shown
+from data_pipeline.storage.urls import is_url, redact_url
 
 NOT_STORED = "(not stored)"
 _OF_SECRETS = re.compile(r"key|token|secret|passw|credential", re.IGNORECASE)
@@ -24,12 +24,12 @@ def without_secrets(values: Any, *, names_tell: bool = False) -> Any:
         }
     if isinstance(values, list | tuple):
         return type(values)(without_secrets(value) for value in values)
-    return shown(values) if isinstance(values, str) and is_url(values) else values
+    return redact_url(values) if isinstance(values, str) and is_url(values) else values
 
 
 def public_words(words: Sequence[str]) -> list[str]:
     """A command line without passwords and signatures in URLs, nor what it says of `cluster.environment`."""
     return [
-        f"{word.partition('=')[0]}={NOT_STORED}" if "environment" in word and "=" in word else shown(word)
+        f"{word.partition('=')[0]}={NOT_STORED}" if "environment" in word and "=" in word else redact_url(word)
         for word in words
     ]

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from data_pipeline.config_text import Typed, written
-from data_pipeline.storage.urls import shown
+from data_pipeline.storage.urls import redact_url
 from pretrain.config.describe import (
     choices,
     is_number,
@@ -69,7 +69,7 @@ def _remedy(hint: Any, key: str, given: object, value: object, *, in_file: bool)
     if renamed := renamed_value(key, value):
         return renamed
     kind, _ = without_null(hint)
-    text = shown(given) if isinstance(given, str) else written(given)
+    text = redact_url(given) if isinstance(given, str) else written(given)
     if takes_text(kind) and isinstance(value, int | float):
         return f"quote it: '{text}'" if in_file else f"quote it: {quoted(key, text)}"
     if typing.get_origin(kind) is tuple and takes_text(typing.get_args(kind)[0]) and isinstance(value, str) and value:

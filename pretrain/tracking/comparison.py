@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.html_page import data_url, render_page
-from data_pipeline.plot_style import GRID, QUIET, new_figure, plain, png, shortened
+from data_pipeline.plot_style import GRID, QUIET, hide_frame, new_figure, shortened, to_png
 from data_pipeline.storage.atomic_write import write_durably
 from pretrain.exit_codes import ExitCode
 from pretrain.run.outcome import TRAINING, read_outcome
@@ -151,11 +151,11 @@ def _image(name: str, charts: dict[str, dict[str, tuple[Series, Series]]]) -> by
             axes.set_ylim(min(low for low, _ in ranges), max(high for _, high in ranges))
         axes.set_title(title, fontsize=10, loc="left")
         axes.grid(color=GRID, linewidth=0.8)
-        plain(axes)
+        hide_frame(axes)
         if 0 < len(runs) <= len(COLOURS):
             axes.legend(frameon=False, fontsize=8)
     axes.set_xlabel("step", color=QUIET)
-    return png(figure)
+    return to_png(figure)
 
 
 def _rounded(value: object) -> str:

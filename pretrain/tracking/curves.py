@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from data_pipeline.plot_style import ACCENT, GRID, QUIET, new_figure, plain, png
+from data_pipeline.plot_style import ACCENT, GRID, QUIET, hide_frame, new_figure, to_png
 from pretrain.tracking.console import short_number
 from pretrain.tracking.series import (
     Records,
@@ -71,7 +71,7 @@ def _loss(name: str, train: Records, records: Records) -> bytes:
         top.spines["top"].set_visible(False)
     if len(train) or validations:
         axes.legend(frameon=False, loc="upper right")
-    return png(figure)
+    return to_png(figure)
 
 
 def _single(name: str, train: Records, key: str, label: str, is_noisy: bool = False) -> bytes:
@@ -83,7 +83,7 @@ def _single(name: str, train: Records, key: str, label: str, is_noisy: bool = Fa
         _limit(axes, values)
     axes.set_ylim(bottom=0)
     _dress(axes, label)
-    return png(figure)
+    return to_png(figure)
 
 
 def _speed(name: str, train: Records) -> bytes:
@@ -105,7 +105,7 @@ def _speed(name: str, train: Records) -> bytes:
         lower.legend(frameon=False, loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=4, borderaxespad=0.2)
     lower.set_ylim(bottom=0)
     _dress(lower, "ms per step")
-    return png(figure)
+    return to_png(figure)
 
 
 def _line(axes: "Axes", steps: Series, values: Series, label: str, is_noisy: bool) -> None:
@@ -132,7 +132,7 @@ def _dress(axes: "Axes", y_label: str, x_label: str = "step") -> None:
         axes.margins(x=0.01)
         axes.set_xlim(left=0)
         axes.xaxis.set_major_locator(_whole_number_locator())
-    plain(axes)
+    hide_frame(axes)
     if not axes.has_data():
         axes.text(0.5, 0.5, "no records yet", transform=axes.transAxes, ha="center", va="center", color=QUIET)
 

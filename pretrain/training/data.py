@@ -43,7 +43,7 @@ def open_datasets(config: RunConfig) -> tuple[TrainingData, dict[str, PackedData
 
 def check_enough_data(config: RunConfig, dataset: TrainingData, state: RunState) -> None:
     """Raise ConfigError where a mixture whose datasets have an end is shorter than the run that stands at `state`."""
-    end = dataset.end
+    end = dataset.end_position
     needed = RunLength.of(config).end_position(state)
     if end is not None and end < needed:
         rule = f"the mixture ends after {end:,} samples, the run takes {needed:,}"
@@ -65,9 +65,9 @@ def batches_from(
     config: RunConfig,
     dataset: TrainingData,
     groups: "ProcessGroups",
-    asked_to_stop: Callable[[], bool] = lambda: False,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> Iterator["Batch"]:
-    """This rank's training batches from a position on; `asked_to_stop` ends the waiting for one, and with it them."""
+    """This rank's training batches from a position on; `should_stop` ends the waiting for one, and with it them."""
     from data_pipeline.stream.loader import train_batches
 
     return train_batches(
@@ -77,7 +77,7 @@ def batches_from(
         rank=groups.dp_rank,
         size=groups.layout.dp,
         position=position,
-        asked_to_stop=asked_to_stop,
+        should_stop=should_stop,
     )
 
 
@@ -107,7 +107,7 @@ def check_same_data(
         else f"to continue with other data, add {to_accept(accepted, refused)}"
     )
     raise RunError(
-        f"{folder}: {differences} in {dataset.described}: the run was trained on other data; point data.path to the "
+        f"{folder}: {differences} in {dataset.description}: the run was trained on other data; point data.path to the "
         "old dataset (data.mixture to the old datasets and weights; later weights may change), or choose another "
         f"run.name; {remedy}"
     )

@@ -13,7 +13,7 @@ from data_pipeline import progress
 from data_pipeline.errors import DataError
 from data_pipeline.prepare import dataset as prepare_module
 from data_pipeline.prepare import encode_task, obtain_tokenizer, scan
-from data_pipeline.prepare.dataset import report
+from data_pipeline.prepare.dataset import summarize
 from data_pipeline.shards.manifest import Manifest
 from tests.support.corpus import (
     documents_of,
@@ -47,7 +47,7 @@ def test_manifest_counts_add_up(prepared):
     assert manifest.corpus.dropped == {"empty": 1}
     assert manifest.tokenizer.vocab_size == 420 and manifest.dtype == "uint16"
     assert manifest.settings["data.validation_min_bytes"] == 2000 and manifest.settings["model.seq_length"] == 16
-    figures = report(manifest)
+    figures = summarize(manifest)
     assert figures["documents"] == 81 and figures["text bytes"] == total
     assert figures["bytes per token"] == round(total / figures["tokens"], 3)
 

@@ -10,7 +10,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.prepare.dataset import prepare
 from data_pipeline.shards.manifest import Manifest
 from data_pipeline.shards.reader import PackedDataset
-from data_pipeline.storage.urls import join, shown, sibling
+from data_pipeline.storage.urls import join, redact_url, sibling
 from tests.support import http_server as faulty
 from tests.support.corpus import data_config, tokenizer_config
 from tests.support.http_server import serving
@@ -160,7 +160,7 @@ def test_passwords_and_signatures_are_not_shown():
     url = "https://me:secret@host/data/set?sig=secret"
     assert join(url, "a.tar") == "https://me:secret@host/data/set/a.tar?sig=secret"
     assert sibling(url, "b") == "https://me:secret@host/data/b?sig=secret"
-    assert shown(join(url, "a.tar")) == "https://host/data/set/a.tar"
+    assert redact_url(join(url, "a.tar")) == "https://host/data/set/a.tar"
     assert join("s3://bucket/set/", "a.tar") == "s3://bucket/set/a.tar"
 
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.prepare.dataset import report
+from data_pipeline.prepare.dataset import summarize
 from data_pipeline.shards.packing import BestFitPacker, best_fit, loss_mask, num_padding_tokens
 from data_pipeline.shards.reader import PackedDataset
 from data_pipeline.stream.loader import evaluation_batches, train_batches
@@ -113,7 +113,7 @@ def test_packing_again_gives_equal_bytes(prepared):
 def test_padding_is_reported(prepared):
     folder, manifests = prepared
     for name, packing in (("one", "best_fit"), ("stream", "stream")):
-        reported, figures = report(manifests[name]), stats(folder / name)
+        reported, figures = summarize(manifests[name]), stats(folder / name)
         assert figures["packing"] == packing
         for split in ("train", "validation"):
             dataset = PackedDataset.open(folder / name, split)

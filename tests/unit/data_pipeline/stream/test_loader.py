@@ -159,7 +159,7 @@ def test_waiting_for_a_batch_ends_when_asked_to_stop(datasets, monkeypatch):
     asked = threading.Event()
     monkeypatch.setattr(loader._Window, "__init__", lambda window, *given: given[-1].wait(60))
     dataset = datasets(24)
-    stream = train_batches(dataset, seed=1, global_batch_size=4, rank=0, size=1, position=0, asked_to_stop=asked.is_set)
+    stream = train_batches(dataset, seed=1, global_batch_size=4, rank=0, size=1, position=0, should_stop=asked.is_set)
     began = time.monotonic()
     threading.Timer(0.3, asked.set).start()
     assert next(stream, None) is None and 0.2 < time.monotonic() - began < 30

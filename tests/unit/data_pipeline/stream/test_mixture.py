@@ -35,7 +35,7 @@ def mixtures(draw: st.DrawFn) -> Mixture:
 
 
 def length_of(mixture: Mixture, most: int) -> int:
-    return most if mixture.end is None else min(most, mixture.end)
+    return most if mixture.end_position is None else min(most, mixture.end_position)
 
 
 @settings(max_examples=150)
@@ -76,8 +76,8 @@ def test_limits_hold_and_the_stream_ends_when_all_are_used_up(mixture: Mixture) 
     taken = mixture.taken(length_of(mixture, 10_000))
     for count, ingredient in zip(taken, mixture.components, strict=True):
         assert ingredient.max_samples is None or count <= ingredient.max_samples
-    if mixture.end is not None:
-        wanted = [weights for start, weights in mixture.phases if start <= mixture.end][-1]
+    if mixture.end_position is not None:
+        wanted = [weights for start, weights in mixture.phases if start <= mixture.end_position][-1]
         assert all(
             count == ingredient.max_samples
             for count, ingredient, weight in zip(taken, mixture.components, wanted, strict=True)
@@ -203,7 +203,7 @@ def test_a_limit_that_allows_no_sample_is_refused(folders: dict[str, Path], epoc
 
 
 def test_a_limit_may_exceed_what_can_be_taken(folders: dict[str, Path]) -> None:
-    assert mixed(folders, max_epochs={"a": 1e308, "b": 0.02}).end is None
+    assert mixed(folders, max_epochs={"a": 1e308, "b": 0.02}).end_position is None
 
 
 def test_of_phases_with_equal_start_the_last_counts(folders: dict[str, Path]) -> None:
@@ -238,7 +238,7 @@ def test_a_mixture_of_one_equals_the_dataset(folders: dict[str, Path]) -> None:
 
 def test_a_stream_with_an_end_gives_all_batches_then_fails(folders: dict[str, Path]) -> None:
     dataset = mixed(folders, max_epochs={"a": 2.0, "b": 1.0})
-    assert dataset.end == 110
+    assert dataset.end_position == 110
     stream = train_batches(dataset, seed=3, global_batch_size=12, rank=0, size=1, position=0)
     assert [next(stream).position for _ in range(9)] == list(range(0, 108, 12))
     with pytest.raises(DataError, match="used up after 108 samples"):
