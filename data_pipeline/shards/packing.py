@@ -32,9 +32,9 @@ class Packer(Protocol):
         ...
 
 
-def make_packer(packing: Packing, width: int, descr: str, end: int) -> Packer:
-    """`descr` is the numpy type of the samples, `end` the token that ends a document."""
-    return StreamPacker(width, descr) if packing == "stream" else BestFitPacker(width, descr, end)
+def make_packer(packing: Packing, width: int, descr: str, eod_id: int) -> Packer:
+    """`descr` is the numpy type of the samples, `eod_id` the token that ends a document."""
+    return StreamPacker(width, descr) if packing == "stream" else BestFitPacker(width, descr, eod_id)
 
 
 class StreamPacker:
@@ -71,8 +71,8 @@ class StreamPacker:
 class BestFitPacker:
     """Packs a window of documents at a time, so that memory stays bounded."""
 
-    def __init__(self, width: int, descr: str, end: int, window_tokens: int = WINDOW_TOKENS) -> None:
-        self._width, self._end = width, end
+    def __init__(self, width: int, descr: str, eod_id: int, window_tokens: int = WINDOW_TOKENS) -> None:
+        self._width, self._eod_id = width, eod_id
         self._tokens = np.empty(window_tokens + width, dtype=descr)
         self._window = window_tokens
         self._lengths: list[int] = []
@@ -94,7 +94,7 @@ class BestFitPacker:
         chosen = best_fit(self._lengths, self._width)
         for first in range(0, len(chosen), BLOCK_SAMPLES):
             block = chosen[first : first + BLOCK_SAMPLES]
-            samples = np.full((len(block), self._width), self._end, dtype=self._tokens.dtype)
+            samples = np.full((len(block), self._width), self._eod_id, dtype=self._tokens.dtype)
             for sample, chunks in zip(samples, block, strict=True):
                 filled = 0
                 for chunk in chunks:
@@ -139,14 +139,14 @@ def best_fit(lengths: Sequence[int], width: int) -> list[list[int]]:
     return sorted(samples, key=min)
 
 
-def num_padding_tokens(samples: Tokens, end: int) -> npt.NDArray[np.int64]:
+def num_padding_tokens(samples: Tokens, eod_id: int) -> npt.NDArray[np.int64]:
     """How many tokens at the end of each sample [n, width] are padding."""
-    others = samples[:, ::-1] != end
+    others = samples[:, ::-1] != eod_id
     run = np.where(others.any(axis=1), others.argmax(axis=1), samples.shape[1])
     return np.maximum(run - 1, 0).astype(np.int64)
 
 
-def loss_mask(samples: Tokens, end: int) -> npt.NDArray[np.bool_]:
+def loss_mask(samples: Tokens, eod_id: int) -> npt.NDArray[np.bool_]:
     """Which targets [n, width - 1] of samples [n, width] are not padding."""
     width = samples.shape[1]
-    return np.arange(1, width) < (width - num_padding_tokens(samples, end))[:, None]
+    return np.arange(1, width) < (width - num_padding_tokens(samples, eod_id))[:, None]

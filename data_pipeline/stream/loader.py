@@ -126,12 +126,12 @@ def _train_windows(
     # Each epoch is a separate permutation, so limit the number of epochs computed at once.
     longest = max(1, min(ORDER_SAMPLES, 8 * dataset.num_samples) // per_rank)
     # Both grow, so that the first batch does not wait for many others.
-    stretch, length = max(1, min(longest, FIRST_ORDER_SAMPLES // per_rank)), 1
+    num_ordered, length = max(1, min(longest, FIRST_ORDER_SAMPLES // per_rank)), 1
     while True:
-        num_batches = stretch
+        num_batches = num_ordered
         if dataset.end_position is not None:
             # The order is computed ahead of what is asked for, but not beyond a mixture's end.
-            num_batches = min(stretch, (dataset.end_position - position) // global_batch_size)
+            num_batches = min(num_ordered, (dataset.end_position - position) // global_batch_size)
             if not num_batches:
                 raise DataError(
                     f"{dataset.description}: used up after {position:,} samples", "raise data.mixture_max_epochs"
@@ -145,7 +145,7 @@ def _train_windows(
             yield _Window(dataset, starts[window], positions[window], samples[window], stop)
             first, length = first + length, min(2 * length, largest)
         position += global_batch_size * num_batches
-        stretch = min(2 * stretch, longest)
+        num_ordered = min(2 * num_ordered, longest)
 
 
 class _Window:
