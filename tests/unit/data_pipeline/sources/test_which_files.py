@@ -63,7 +63,7 @@ def test_hidden_files_in_folders_are_ignored_and_counted(tmp_path, folder, given
     assert [file.name for file in found.files] == ["in/sub/0000.txt", "in/sub/0001.txt"]
     with caplog.at_level(logging.INFO):
         log_ignored_files(found, "data.inputs")
-    assert "passed over 4 files that are hidden" in caplog.text and "._0000.txt" in caplog.text
+    assert "ignoring 4 files that are hidden" in caplog.text and "._0000.txt" in caplog.text
 
 
 def test_a_hidden_file_named_directly_is_read(tmp_path, folder):

@@ -213,7 +213,7 @@ def test_a_missing_end_of_document_lists_the_special_tokens(tmp_path: Path) -> N
     with pytest.raises(DataError, match=r"no special token '<x>' to end documents with; it has <pad>"):
         huggingface(record, tmp_path, eod="<x>")
     with pytest.raises(
-        DataError, match=r"it has none at all; give its id as special_tokens in .*mine.settings.json, as"
+        DataError, match=r"it has none at all\n  hint: give its id as special_tokens in .*mine.settings.json, as"
     ):
         load_tokenizer(write_tiktoken(tmp_path / "mine.tiktoken", special={}))
 
