@@ -35,7 +35,7 @@ class BadShards:
         if shard not in self._logged:
             self._logged.add(shard)
             count = self._shards[shard].samples
-            logger.error("%s; its %d samples are skipped and counted (data.on_bad_shard=skip)", fault.one_line, count)
+            logger.error("%s; its %d samples are skipped and counted (data.on_bad_shard=skip)", fault.message, count)
         self._raise_if_all_are_bad()
 
     def raise_if_bad(self, shard: int) -> None:

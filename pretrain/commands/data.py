@@ -78,8 +78,8 @@ def add_options(parser: CommandParser) -> None:
 def _local(text: str) -> Path:
     if is_url(text):
         raise argparse.ArgumentTypeError(
-            f"{redact_url(text)}: is a URL, but only local folders are accepted; copy inputs to a disk first, and copy the "
-            "result from there"
+            f"{redact_url(text)}: is a URL, but only local folders are accepted; copy inputs to a disk first, and "
+            "copy the result from there"
         )
     return Path(text)
 

@@ -74,7 +74,7 @@ def test_wandb_online_needs_a_key(place):
         ("validation-00000.tar", lambda old: old[:-512], ["bytes, the manifest says"]),
         ("train.index.npy", lambda old: old[:-8] + b"\1" * 8, ["its content differs from what `prepare` wrote"]),
         ("manifest.json", lambda old: old.replace(b'"seq_length": 32', b'"seq_length": 31'), ["was changed after it"]),
-        ("manifest.json", lambda old: old[: len(old) // 2], ["not whole JSON"]),
+        ("manifest.json", lambda old: old[: len(old) // 2], ["is not complete JSON"]),
         ("train-00000.tar", None, ["missing"]),
     ],
 )

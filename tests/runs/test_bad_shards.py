@@ -97,7 +97,7 @@ def test_a_run_stops_when_all_its_shards_are_bad(place):
         for path in place.dataset.glob("train-*.tar"):
             path.unlink()
         assert run.end() == 2, run.log
-    assert "shards for train cannot be used, as" in run.log and "Traceback" not in run.log
+    assert "shards for train cannot be used; the first" in run.log and "Traceback" not in run.log
 
 
 def batches_of(folder: Path, *, skip_bad_shards: bool = True, global_batch_size: int = 8) -> Iterator[Batch]:
