@@ -148,7 +148,7 @@ def test_a_store_that_is_ill_costs_a_copy_and_not_the_run(
     send(f"{bucket.url}/run", sent[0], num_ranks=1, timeout_seconds=0.3, retries=1)
     assert time.monotonic() - began < SOON
     (told,) = [record.message for record in caplog.records if "not copied" in record.message]
-    assert told.startswith(f"{sent[0]}: not copied to {bucket.url}/run: ") and "tried 2 times; mend it" in told
+    assert told.startswith(f"{sent[0]}: not copied to {bucket.url}/run: ") and "tried 2 times (hint: mend it" in told
     assert told.endswith("; training goes on")
     assert [record.exc_info for record in caplog.records if record.name.startswith("pretrain")] == [None]
     bucket.served.lasting.clear()
