@@ -116,13 +116,13 @@ class PlainLoop:
         return total
 
     def _loss(self, tokens: Tensor) -> Tensor:
-        there, cuts = to_device(tokens, self.device), None
+        there, starts = to_device(tokens, self.device), None
         inputs = there[:, :-1]
         positions = positions_of(inputs)
         if self.eod_id is not None:
-            cuts = document_starts(tokens[:, :-1], self.eod_id)
+            starts = document_starts(tokens[:, :-1], self.eod_id)
             positions = positions_in_documents(inputs, self.eod_id)
-        losses: Tensor = self.stage(0, inputs, positions, cuts, labels=there[:, 1:])
+        losses: Tensor = self.stage(0, inputs, positions, starts, labels=there[:, 1:])
         return losses.mean()
 
     @torch.no_grad()

@@ -17,7 +17,7 @@ from tests.support.ranks import RanksFailed, run_ranks
 from tests.support.training import start
 
 FLASH = "aten::_scaled_dot_product_flash_attention_for_cpu"
-CUTS = torch.tensor([3, 4, 9, 14])
+STARTS = torch.tensor([3, 4, 9, 14])
 
 
 class Operations(TorchDispatchMode):
@@ -30,27 +30,29 @@ class Operations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def by(kernel: str, dtype: torch.dtype, groups: int, cuts: Tensor | None) -> tuple[list[Tensor], bool]:
+def by(kernel: str, dtype: torch.dtype, groups: int, starts: Tensor | None) -> tuple[list[Tensor], bool]:
     """Context and gradients in fp32; whether the flash kernel computed them."""
     generator = torch.Generator().manual_seed(groups)
     inputs = [
         torch.randn(9, 2, heads, 8, generator=generator).to(dtype).requires_grad_() for heads in (4, groups, groups)
     ]
-    request = AttentionRequest("cpu", "fp32", head_width=8, dropout=0.0, documents=cuts is not None, grouped=groups < 4)
+    request = AttentionRequest(
+        "cpu", "fp32", head_width=8, dropout=0.0, documents=starts is not None, grouped=groups < 4
+    )
     with Operations() as ran:
-        context = attend(*inputs, cuts, kernels=chosen_kernels(kernel, request))  # type: ignore[arg-type]
+        context = attend(*inputs, starts, kernels=chosen_kernels(kernel, request))  # type: ignore[arg-type]
         context.square().sum().backward()
     flash = FLASH in ran.names
     assert flash == (f"{FLASH}_backward" in ran.names)
     return [value.float() for value in (context.detach(), *(given.grad for given in inputs))], flash  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("cuts", [None, CUTS], ids=["whole", "documents"])
+@pytest.mark.parametrize("starts", [None, STARTS], ids=["whole", "documents"])
 @pytest.mark.parametrize("groups", [4, 2])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_flash_and_math_agree(dtype: torch.dtype, groups: int, cuts: Tensor | None) -> None:
+def test_flash_and_math_agree(dtype: torch.dtype, groups: int, starts: Tensor | None) -> None:
     (expected, plain), (found, flash), (_, auto) = (
-        by(kernel, dtype, groups, cuts) for kernel in ("math", "flash", "auto")
+        by(kernel, dtype, groups, starts) for kernel in ("math", "flash", "auto")
     )
     assert (plain, flash, auto) == (False, True, True)
     # In 16 bits one kernel rounds the scores and the other does not.
@@ -75,8 +77,8 @@ class Made(TorchDispatchMode):
 
 def made_in_backward(num_documents: int) -> int:
     query, key, value = (torch.randn(64, 2, 2, 8, requires_grad=True) for _ in range(3))
-    cuts = torch.arange(0, 128, 128 // num_documents)[1:]
-    total = attend(query, key, value, cuts).sum()
+    starts = torch.arange(0, 128, 128 // num_documents)[1:]
+    total = attend(query, key, value, starts).sum()
     with Made() as made:
         total.backward()
     return made.bytes
@@ -97,10 +99,10 @@ def test_attention_is_bit_equal_to_each_document_alone(dtype: torch.dtype) -> No
     for together in (True, False):
         inputs = [tensor.clone().requires_grad_() for tensor in given]
         if together:
-            context = attend(*inputs, CUTS)  # type: ignore[arg-type]
+            context = attend(*inputs, STARTS)  # type: ignore[arg-type]
         else:
             rows = [tensor.transpose(0, 1).flatten(0, 1)[:, None] for tensor in inputs]  # [b * s, 1, heads, d]
-            places = pairwise([0, *CUTS.tolist(), 18])
+            places = pairwise([0, *STARTS.tolist(), 18])
             context = torch.cat([attend(*(row[a:b] for row in rows), None) for a, b in places])  # type: ignore[arg-type]
             context = context.unflatten(0, (2, 9))[:, :, 0].transpose(0, 1)
         context.square().sum().backward()

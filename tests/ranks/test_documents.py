@@ -34,12 +34,12 @@ def test_attention_equals_a_plain_softmax_over_each_document(groups: int) -> Non
     query = torch.randn(9, 3, 4, 8, generator=generator)  # [s, b, heads, d]
     key, value = (torch.randn(9, 3, groups, 8, generator=generator) for _ in range(2))
     lengths = [[9], [1, 1, 5, 2], [4, 5]]
-    cuts = torch.tensor([length for sample in lengths for length in sample]).cumsum(0)[:-1]
+    starts = torch.tensor([length for sample in lengths for length in sample]).cumsum(0)[:-1]
     q, k, v = (t.permute(1, 2, 0, 3).repeat_interleave(4 // t.shape[2], 1) for t in (query, key, value))
     for number, sample in enumerate(lengths):
         documents = zip(*(t[number].split(sample, dim=1) for t in (q, k, v)), strict=True)
         expected = torch.cat([plain_attention(*parts) for parts in documents], 1)  # [heads, s, d]
-        found = attend(query, key, value, cuts)[:, number]
+        found = attend(query, key, value, starts)[:, number]
         torch.testing.assert_close(found, expected.transpose(0, 1).flatten(1), rtol=1e-5, atol=1e-6)
 
 

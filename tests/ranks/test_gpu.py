@@ -1,4 +1,4 @@
-"""On a GPU: a first look at what no CPU can show. `pytest tests/ranks/test_gpu.py` on a machine that has one.
+"""Tests that need a GPU. `pytest tests/ranks/test_gpu.py` on a machine that has one.
 
 Besides what the program needs: pytest, pytest-timeout, hypothesis with sortedcontainers, and zstandard.
 """
@@ -49,7 +49,7 @@ def losses_on_cpu(here: Runtime, config: RunConfig) -> list[float]:
 
 
 def losses(here: Runtime, groups: ProcessGroups, config: RunConfig) -> list[float]:
-    """Of steps; but for the first, asking the device between first forward and last backward is an error."""
+    """Results of steps. After the first one, a device sync between first forward and last backward pass is an error."""
     engine, schedule = build_engine(config, VOCAB_SIZE, groups, here.device, eod_id=EOD_ID), zero.run_schedule
 
     def unasked(*args: Any, **kwargs: Any) -> Any:
@@ -72,7 +72,7 @@ WAYS = {"plain": (), "documents": (DOCUMENTS, IN_PLACE)}
 
 @functools.cache
 def expected_losses(model: str, way: str) -> list[float]:
-    """In fp32 on a CPU, where every ZeRO stage computes the same."""
+    """The course in fp32 on a CPU, where every ZeRO stage gives the same numbers."""
     (expected,) = run_ranks(losses_on_cpu, 1, run_config(model, *batches(1), *WAYS[way]))
     return expected
 
@@ -105,7 +105,7 @@ COURSES = {
     "llama bf16 documents": (("llama", DOCUMENTS, IN_PLACE), {"zero_stage": 3, "precision": "bf16"}, 2e-3),
     "llama bf16 offloaded": (("llama", "engine.offload.optimizer=cpu"), {"zero_stage": 2, "precision": "bf16"}, 2e-3),
 }
-"""Model and settings, and how close to an fp32 course on a CPU."""
+"""Model, settings, and tolerance relative to an fp32 course on a CPU."""
 
 
 def course_config(name: str, *device: str, **values: object) -> RunConfig:
@@ -134,7 +134,7 @@ def test_evaluation_generation_and_resume_are_those_of_a_cpu(name: str) -> None:
 
 
 def attention(
-    kernel: Kernel, request: AttentionRequest, dtype: torch.dtype, cuts: Tensor | None
+    kernel: Kernel, request: AttentionRequest, dtype: torch.dtype, starts: Tensor | None
 ) -> tuple[list[Tensor], set[str]]:
     """Context and gradients in fp32, and the operations of the forward pass."""
     generator = torch.Generator().manual_seed(request.head_width)
@@ -142,7 +142,7 @@ def attention(
     given = [torch.randn(256, 2, count, request.head_width, generator=generator).bfloat16() for count in heads]
     inputs = [tensor.to(request.device, dtype).requires_grad_() for tensor in given]
     with Operations() as ran:
-        context = attend(*inputs, cuts, kernels=chosen_kernels(kernel, request))  # type: ignore[arg-type]
+        context = attend(*inputs, starts, kernels=chosen_kernels(kernel, request))  # type: ignore[arg-type]
     context.backward(torch.randn(context.shape, generator=generator).bfloat16().to(context))
     gradients = [tensor.grad for tensor in inputs if tensor.grad is not None]
     return [value.detach().float() for value in (context, *gradients)], ran.names
@@ -156,9 +156,9 @@ def test_attention_kernels_agree(kernel: Kernel, width: int, grouped: bool, docu
     request = AttentionRequest("cuda", "bf16", head_width=width, dropout=0.0, documents=documents, grouped=grouped)
     if (reason := unsupported_reason(kernel, request)) is not None:
         pytest.skip(f"{kernel} {reason}")
-    cuts = torch.tensor([1, 100, 256, 300, 301, 511]) if documents else None
-    expected, _ = attention("math", request, torch.float32, cuts)
-    found, ran = attention(kernel, request, torch.bfloat16, cuts)
+    starts = torch.tensor([1, 100, 256, 300, 301, 511]) if documents else None
+    expected, _ = attention("math", request, torch.float32, starts)
+    found, ran = attention(kernel, request, torch.bfloat16, starts)
     assert kernel == "math" or f"aten::_scaled_dot_product_{kernel}_attention" in ran
     assert len(found) == 4
     for value, other in zip(found, expected, strict=True):
@@ -170,7 +170,7 @@ LARGE_VOCAB, LOGITS = 32768, 16 * 512 * 32768 * 2
 
 
 def peak_of_a_step(here: Runtime, groups: ProcessGroups, config: RunConfig) -> int:
-    """Bytes that a step takes on top of what stays."""
+    """Bytes of memory that a step needs beyond those held between steps."""
     engine = build_engine(config, LARGE_VOCAB, groups, here.device, eod_id=EOD_ID)
     train(here, config, engine, [0, 1])  # libraries have their work spaces
     torch.cuda.synchronize()
@@ -192,14 +192,14 @@ def peaks() -> Mapping[str, Outcome]:
 
 @pytest.mark.parametrize("stage", range(4))
 def test_in_place_cross_entropy_holds_the_logits_once(stage: int) -> None:
-    """Beside them it has some rows in fp32, two or three times 64 MiB."""
+    """in_place also needs two or three times 64 MiB for some rows in fp32."""
     least, usual = (peaks()[f"{way} {stage}"].result() for way in ("in_place", "plain"))
     assert LOGITS < least < 1.7 * LOGITS
     assert usual > 2 * least
 
 
 def compiled_losses(here: Runtime, groups: ProcessGroups, config: RunConfig) -> tuple[list[float], int]:
-    """And the number of graphs that were compiled."""
+    """Results of the steps, and the number of compiled graphs."""
     from torch._dynamo.utils import counters
 
     torch._dynamo.reset()
@@ -211,7 +211,7 @@ def compiled_losses(here: Runtime, groups: ProcessGroups, config: RunConfig) -> 
 
 @functools.cache
 def compiled() -> tuple[Mapping[str, Outcome], bool]:
-    """Outcomes, and whether what was compiled was kept in the run folder."""
+    """Outcomes, and whether compiled code is cached in the run folder."""
     with tempfile.TemporaryDirectory() as folder:
         cases = {
             f"{model} {precision} {way}": run_config(
