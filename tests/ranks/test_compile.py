@@ -144,5 +144,5 @@ def without_compiler(here: Runtime, config: RunConfig) -> None:
 
 
 def test_a_cpu_without_a_compiler_is_refused_with_a_hint(tmp_path: Path) -> None:
-    with pytest.raises(RanksFailed, match=r"ConfigError: engine.compile=layers: on a CPU it needs a C\+\+ compiler"):
+    with pytest.raises(RanksFailed, match=r"ConfigError: engine.compile=layers: needs a C\+\+ compiler on a CPU"):
         run_ranks(without_compiler, *config_of("gpt-zero0", tmp_path, LAYERS))
