@@ -14,7 +14,7 @@ from pretrain.config.run import RunConfig
 from pretrain.distributed.grid import ParallelLayout
 from pretrain.planner.memory import HEADROOM, choose_modes, plan_memory
 from pretrain.planner.plan import GIB, check, vocabulary
-from pretrain.run.folder import check_same_config
+from pretrain.run.config_history import check_same_config
 from pretrain.run.length import check_length
 from pretrain.run.state import RunState
 

@@ -1,4 +1,4 @@
-"""What this very device does at best: matrix products and copies, measured."""
+"""The measured limits of this device: matrix products and copies."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _SQUARES_ON_GPU, _SQUARES = (2048, 4096, 8192), (256, 512, 1024)
 _COPIED_BYTES_ON_GPU, _COPIED_BYTES = 2**30, 2**28
 SECONDS = 0.2
-"""For each product, after a first one. The best counts: a device that slows down under load is measured before."""
+"""Seconds for each product, after a first one. The best rate counts: it is from before the device slows down."""
 
 Shape = tuple[int, int, int]
 """Rows, depth and columns of a product."""
@@ -44,7 +44,7 @@ def measure_ceilings(config: RunConfig, vocab_size: int, device: torch.device) -
 
 
 def product_shapes(config: RunConfig, vocab_size: int, *, on_gpu: bool) -> Sequence[Shape]:
-    """What is tried on a GPU, or on another device."""
+    """The square sizes to try on a GPU, or on another device."""
     model, tp = config.model, config.parallel.tp
     rows, hidden, ffn = (
         micro_batch_size(config.train) * model.seq_length,
@@ -57,7 +57,7 @@ def product_shapes(config: RunConfig, vocab_size: int, *, on_gpu: bool) -> Seque
 
 def _product_rate(shape: Shape, dtype: torch.dtype, device: torch.device) -> float:
     rows, depth, columns = shape
-    # Random numbers: a GPU draws less power for products of zeros or ones, and runs faster than it ever could.
+    # Random numbers: for products of zeros or ones a GPU draws less power and runs unrealistically fast.
     left, right = _random(rows, depth, dtype, device), _random(columns, depth, dtype, device)
     out = torch.empty(rows, columns, dtype=dtype, device=device)
     seconds = _best_seconds(lambda: torch.mm(left, right.t(), out=out), device)
@@ -75,7 +75,7 @@ def _random(rows: int, columns: int, dtype: torch.dtype, device: torch.device) -
 
 
 def _best_seconds(run: Callable[[], object], device: torch.device) -> float:
-    """Of one call, the best mean over calls in a row that take long enough to be timed from outside."""
+    """The seconds of one call: the best mean over series of calls that are long enough to be timed."""
     _timed(run, 1, device)
     once = _timed(run, 1, device)
     in_a_row = max(1, int(0.02 / once))
@@ -95,6 +95,6 @@ def _timed(run: Callable[[], object], times: int, device: torch.device) -> float
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done all it was given; a CPU has."""
+    """Wait until the device has done all its work; on a CPU there is nothing to wait for."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -1,4 +1,4 @@
-"""Two results side by side: first what was not alike, then the figures and their ratios."""
+"""Two results side by side: first what differed in their conditions, then the values and their ratios."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,9 +12,9 @@ _IGNORED = ("config.run.dir", "config.run.name")
 
 
 def compare(first: Path, second: Path) -> str:
-    """The comparison as text; raises RunError where a file is no result."""
+    """The comparison as text; raises RunError if a file is not a result."""
     results = load(first), load(second)
-    unlike = list(differences(*results))
+    different = list(differences(*results))
     rows = [("figure", "A", "B", "B / A")]
     for name, (before, now) in figures(*results).items():
         rows.append((name, f"{before:.6g}", f"{now:.6g}", f"{now / before:.3f}" if before else "-"))
@@ -22,7 +22,7 @@ def compare(first: Path, second: Path) -> str:
         f"A: {first}",
         f"B: {second}",
         "",
-        *(unlike or ["same settings, versions and machine"]),
+        *(different or ["same settings, versions and machine"]),
         "",
         *columns(rows),
     ]
@@ -30,7 +30,7 @@ def compare(first: Path, second: Path) -> str:
 
 
 def differences(first: Result, second: Result) -> Iterator[str]:
-    """What was measured under other circumstances, by dotted key."""
+    """The conditions of the measurements that differ, by dotted key."""
     sides = [
         flatten({key: result[key] for key in ("config", "layout", "data", "steps", "environment")})
         for result in (first, second)
@@ -42,7 +42,7 @@ def differences(first: Result, second: Result) -> Iterator[str]:
 
 
 def figures(first: Result, second: Result) -> dict[str, tuple[float, float]]:
-    """Name -> both values, of what both have."""
+    """Name -> both values, for the values that both results have."""
     both = [dict(_figures(result)) for result in (first, second)]
     return {name: (value, both[1][name]) for name, value in both[0].items() if name in both[1]}
 

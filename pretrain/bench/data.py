@@ -1,4 +1,4 @@
-"""What a measurement reads: the configured dataset, else pseudo-random tokens in real shards."""
+"""The data of a measurement: the configured dataset, else pseudo-random tokens in real shards."""
 
 import hashlib
 import json
@@ -21,14 +21,14 @@ SYNTHETIC = "synthetic"
 VOCAB_SIZE = 50257
 EOD_ID = 0
 MEDIAN_TOKENS, SIGMA = 420, 1.0
-"""Lengths of documents are log-normal, 690 tokens on average: texts of the web have 427 in C4 (156 * 10^9 tokens in
+"""Lengths of documents are log-normal, 690 tokens on average: web texts have 427 in C4 (156 * 10^9 tokens in
 365 * 10^6 documents: Dodge et al. 2021) and 1128 in OpenWebText (9.04 * 10^9 in 8.01 * 10^6: nanoGPT's readme)."""
 
 log = logging.getLogger(__name__)
 
 
 def open_prepared(config: RunConfig) -> TrainingData | None:
-    """The dataset that the run would be trained on; None where nothing was prepared."""
+    """The dataset that the run would train on; None if it is not prepared."""
     data = config.data
     if data.mixture is None and not is_url(data.path) and not (Path(data.path) / MANIFEST_FILE).exists():
         log.info("data.path=%s: not prepared; measuring on pseudo-random tokens", data.path)
@@ -37,9 +37,9 @@ def open_prepared(config: RunConfig) -> TrainingData | None:
 
 
 def write_synthetic(folder: Path, config: RunConfig, vocab_size: int) -> None:
-    """A dataset of uniform pseudo-random tokens in documents as long as texts of the web, packed as the settings say.
+    """Write a dataset of uniform pseudo-random tokens, in documents as long as web texts, packed as configured.
 
-    Its manifest names no tokenizer's file: it can be trained on, and no text be made of it.
+    Its manifest names no tokenizer file: a run can train on it, but not decode it.
     """
     data, seq_length, dtype = config.data, config.model.seq_length, dtype_for(vocab_size)
     settings = {
@@ -87,7 +87,7 @@ def write_synthetic(folder: Path, config: RunConfig, vocab_size: int) -> None:
 
 
 def document_lengths(random: np.random.Generator, num_tokens: int) -> npt.NDArray[np.int64]:
-    """Of as many documents as it takes for `num_tokens`; the token that ends each is one of its tokens."""
+    """The lengths of enough documents for `num_tokens`; each includes the token that ends the document."""
     drawn = np.empty(0, np.int64)
     while drawn.sum() < num_tokens:
         more = random.lognormal(np.log(MEDIAN_TOKENS), SIGMA, size=1024)

@@ -1,4 +1,4 @@
-"""`pretrain bench`: a training step of the configured model, measured as a user trains it, on whatever is there."""
+"""`pretrain bench`: measures a training step of the configured model on the devices of this machine."""
 
 import gc
 import gzip
@@ -22,10 +22,10 @@ from pretrain.config.checks import check_run
 from pretrain.config.derived import with_micro_batch_size
 from pretrain.config.errors import ConfigError, RunError
 from pretrain.config.run import RunConfig
-from pretrain.distributed.environment import set_variables
 from pretrain.distributed.grid import ParallelLayout, world_from_environment
+from pretrain.distributed.join import joined_ranks, layout_of
+from pretrain.distributed.vendor_imports import megatron_imports
 from pretrain.distributed.watchdog.failure import describe_error, is_out_of_memory
-from pretrain.model.flops import token_flops
 from pretrain.planner.memory import choose_modes, plan_memory
 from pretrain.planner.micro_batch import with_micro_batch
 from pretrain.tracking.provenance import describe_environment
@@ -45,21 +45,21 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """What is asked for besides the configuration."""
+class BenchOptions:
+    """The options besides the configuration."""
 
     warmup: int = 20
     steps: int = 50
     out: Path | None = None
     vocab_size: int | None = None
-    """Measure on pseudo-random tokens of so many pieces; None: on the configured dataset, if there is one."""
+    """Measure on pseudo-random tokens of a vocabulary of this size; None: on the configured dataset, if prepared."""
     command: Sequence[str] = ()
 
 
-def bench(config: RunConfig, wanted: Wanted) -> tuple[Path, dict[str, Any]] | None:
-    """Measure and save; the folder and the result on rank 0, None on the others.
+def bench(config: RunConfig, wanted: BenchOptions) -> tuple[Path, dict[str, Any]] | None:
+    """Measure and save; returns the folder and the result on rank 0, None on the others.
 
-    Raises UserError for what cannot be run here, memory that does not suffice included.
+    Raises UserError if this cannot run here, for example if the memory does not suffice.
     """
     rank, world_size, _ = world_from_environment()
     check_run(config, world_size)
@@ -71,44 +71,38 @@ def bench(config: RunConfig, wanted: Wanted) -> tuple[Path, dict[str, Any]] | No
         return _measure(config, wanted, prepared, folder)
     except BaseException as error:
         if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)  # it was not there before, or empty
+            shutil.rmtree(folder, ignore_errors=True)  # it did not exist before, or was empty
         if not is_out_of_memory(error):
             raise
         raise RunError(f"{config.model.name}: {describe_error(error)}") from None
 
 
 def _measure(
-    config: RunConfig, wanted: Wanted, prepared: TrainingData | None, folder: Path | None
+    config: RunConfig, wanted: BenchOptions, prepared: TrainingData | None, folder: Path | None
 ) -> tuple[Path, dict[str, Any]] | None:
-    parallel = config.parallel
-    layout = ParallelLayout(world_from_environment()[1], parallel.tp, parallel.pp)
-    set_variables(layout)
+    layout = layout_of(config)
+    with joined_ranks(config) as (here, groups):
+        from pretrain.bench.ceilings import measure_ceilings
+        from pretrain.bench.roofline import ideal_seconds, roofline
+        from pretrain.bench.steps import peak_over_ranks, run_steps, start_peak
+        from pretrain.training.assembly import build_trainer
+        from pretrain.training.profiling import StepProfiler
 
-    from pretrain.distributed.groups import build_groups
-    from pretrain.distributed.runtime import runtime
-    from pretrain.distributed.vendor_imports import megatron_imports
+        with megatron_imports():
+            from pretrain.engine.build import smallest_memory
 
-    with megatron_imports():
-        from pretrain.engine.build import build_engine, smallest_memory
-    from pretrain.bench.ceilings import measure_ceilings
-    from pretrain.bench.roofline import ideal_seconds, roofline
-    from pretrain.bench.steps import peak_over_ranks, run_steps, start_peak
-    from pretrain.training.profiling import StepProfiler
-
-    with runtime(config.engine, layout=layout) as here:
-        groups = build_groups(layout, config.run.seed, here.group_timeout_minutes, here.device, vp=parallel.vp)
         place = _place_of_all(folder, groups)
-        config = replace(config, run=replace(config.run, dir=str(place)))  # what building an engine leaves goes there
+        config = replace(config, run=replace(config.run, dir=str(place)))  # for files that the engine leaves
         dataset = prepared or _synthetic(config, wanted.vocab_size or VOCAB_SIZE, place / "data", groups)
         tokenizer = dataset.manifest.tokenizer
         memory = smallest_memory(here.device, groups.control)
         check_memory(config, tokenizer.vocab_size, layout, memory)
         config = with_micro_batch(config, tokenizer.vocab_size, here.world_size, memory)
         peak = device_peak(config.tracking.peak_tflops, here.gpu_name, config.engine.precision)
-        # Before the model is there: later there may be no room for a large product.
+        # Before the model is built: later there may be no room for a large product.
         ceilings = measure_ceilings(config, tokenizer.vocab_size, here.device)
         start_peak(here.device)
-        engine = build_engine(config, tokenizer.vocab_size, groups, here.device, eod_id=tokenizer.eod_id)
+        trainer = build_trainer(config, dataset, here, groups)
         log.info(
             "%s: %d warm-up, %d timed, %d profiled steps", config.model.name, wanted.warmup, wanted.steps, PROFILED
         )
@@ -120,8 +114,8 @@ def _measure(
             parts.append(parts_of(recorded, folder, on_gpu=here.device.type == "cuda"))
 
         profiler = StepProfiler(measured + 1, measured + PROFILED, keep) if here.is_main else None
-        gc.collect()  # what was left by building is no step's
-        steps = run_steps(config, dataset, engine, groups, here, measured + PROFILED, profiler)
+        gc.collect()  # garbage of the build is not part of a step
+        steps = run_steps(trainer, measured + PROFILED, profiler)
         peak_bytes = peak_over_ranks(steps[measured - 1]["peak_bytes"], groups)
         environment = describe_environment()
         if folder is None:
@@ -137,7 +131,7 @@ def _measure(
         dataset=dataset,
         warmup=wanted.warmup,
         timed=timed,
-        flops=token_flops(config.model, tokenizer.vocab_size),
+        flops=trainer.token_flops,
         peak=peak,
         ceilings=ceilings,
         memory={
@@ -152,7 +146,7 @@ def _measure(
 
 
 def _place_of_all(folder: Path | None, groups: "ProcessGroups") -> Path:
-    """The folder of the result, which rank 0 chose, on every rank."""
+    """The folder of the result on every rank; rank 0 chose it."""
     import torch.distributed as dist
 
     places = [folder]
@@ -162,7 +156,7 @@ def _place_of_all(folder: Path | None, groups: "ProcessGroups") -> Path:
 
 
 def _synthetic(config: RunConfig, vocab_size: int, folder: Path, groups: "ProcessGroups") -> TrainingData:
-    """Written by rank 0, read by all."""
+    """A synthetic dataset, which rank 0 writes and all ranks read."""
     import torch.distributed as dist
 
     if dist.get_rank() == 0:
@@ -172,27 +166,28 @@ def _synthetic(config: RunConfig, vocab_size: int, folder: Path, groups: "Proces
 
 
 def check_memory(config: RunConfig, vocab_size: int, layout: ParallelLayout, available: int) -> None:
-    """Raise RunError where what stays on a device for the whole run is more than it has; activations come on top."""
+    """Raise RunError if parameters and optimizer state alone exceed the memory of a device."""
     if config.train.micro_batch_size == "auto":
-        config = with_micro_batch_size(config, 1)  # it is found later; what stays does not depend on it
+        config = with_micro_batch_size(config, 1)  # it is chosen later; the memory of the state does not depend on it
     modes = choose_modes(config, vocab_size, layout.world_size, available)
     needed = max(stage.stays_between_steps for stage in plan_memory(config, vocab_size, layout.world_size, modes))
     if needed > available:
         raise RunError(
             f"{config.model.name}: does not fit: {needed / GIB:.1f} GiB of parameters and optimizer state for each "
-            f"rank, which has {available / GIB:.1f} GiB; choose a smaller model=, more ranks, or engine.offload"
+            f"rank, which has {available / GIB:.1f} GiB",
+            "choose a smaller model=, more ranks, or engine.offload",
         )
 
 
 def parts_of(recorded: "profile", folder: Path, *, on_gpu: bool) -> PartTimes:
-    """From the trace, which is written beside the result for chrome://tracing and Perfetto.
+    """Part times from the trace, which is also written beside the result for chrome://tracing and Perfetto.
 
-    Nothing where that cannot be written or read: what was timed is worth keeping without it.
+    Empty if the trace cannot be written or read: the timed steps are worth keeping without it.
     """
     try:
         recorded.export_chrome_trace(str(folder / TRACE_FILE))
         with gzip.open(folder / TRACE_FILE) as file:
             return part_times(json.load(file), on_gpu=on_gpu)
     except Exception:
-        log.exception("%s: the trace of the profiler is of no use", folder / TRACE_FILE)
+        log.exception("%s: the trace of the profiler cannot be used", folder / TRACE_FILE)
         return PartTimes({}, 0.0, on_gpu)

@@ -1,4 +1,4 @@
-"""Which part of a step each stretch of a profiler's trace belongs to."""
+"""Assigns each interval of a profiler trace to a part of the step."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,9 +12,9 @@ _STEP_MARK = re.compile(r"step \d+")
 _ON_GPU = ("kernel", "gpu_memcpy", "gpu_memset")
 _LAUNCHES = ("cuda_runtime", "cuda_driver")
 
-# Kernels and operators by name, the first match counts; what matches none is elementwise.
+# Kernels and operators by name; the first match counts, and names without a match are elementwise.
 _KINDS: tuple[tuple[Part, re.Pattern[str]], ...] = (
-    # Inductor names its own kernels after all that their tensors come from, products and attention too; but templates.
+    # Inductor names a kernel after all operators it fuses, also products and attention; except templates.
     ("elementwise and norms", re.compile(r"^triton_(?!tem_)")),
     ("attention", re.compile(r"^triton_tem_.*flex_attention")),
     ("matrix products", re.compile(r"^triton_tem_")),
@@ -39,32 +39,33 @@ Span = tuple[float, float]
 
 @dataclass(frozen=True)
 class PartTimes:
-    """One profiled step: that of middle length, since the first one also pays for the start of profiling."""
+    """One profiled step: that of median length, as the first one includes the start of profiling."""
 
     seconds: Mapping[Part, float]
-    """By part, of what ran; at each moment one part counts."""
+    """Seconds by part; at each moment one part counts."""
     step_seconds: float
-    """The profiled step as a whole, which profiling makes longer."""
+    """The whole profiled step; profiling makes it longer."""
     on_gpu: bool
 
 
 @dataclass(frozen=True)
-class _Stretch:
+class _Interval:
     began: float
     ended: float
     part: Part
 
 
 def part_of(name: str) -> Part:
-    """By the name of a kernel or an operator alone."""
+    """The part of a kernel or operator, from its name only."""
     return next((part for part, pattern in _KINDS if pattern.search(name)), "elementwise and norms")
 
 
 def part_times(trace: Mapping[str, Any], *, on_gpu: bool) -> PartTimes:
     """Time by part from a Chrome trace whose steps and updates are marked.
 
-    On a GPU its kernels count: those launched after the mark of the update are the optimizer's, and communication only
-    where nothing else runs. On a CPU the operators of the thread that trains, each without those within it.
+    On a GPU kernels count. Those launched after the mark of the update belong to the optimizer, and communication
+    counts only while nothing else runs. On a CPU the operators of the training thread count, each without those that
+    it calls.
     """
     events = [event for event in trace["traceEvents"] if event.get("ph") == "X"]
     marks = [event for event in events if event.get("cat") == "user_annotation"]
@@ -80,7 +81,7 @@ def part_times(trace: Mapping[str, Any], *, on_gpu: bool) -> PartTimes:
     return PartTimes({part: value / 1e6 for part, value in seconds.items()}, step["dur"] / 1e6, on_gpu)
 
 
-def _kernels(events: Sequence[Event], span: Span, update: float) -> Iterator[_Stretch]:
+def _kernels(events: Sequence[Event], span: Span, update: float) -> Iterator[_Interval]:
     launched: dict[Any, float] = {
         event["args"]["correlation"]: event["ts"]
         for event in events
@@ -91,33 +92,33 @@ def _kernels(events: Sequence[Event], span: Span, update: float) -> Iterator[_St
             correlation = event.get("args", {}).get("correlation")
             at = launched[correlation] if correlation in launched else float(event["ts"])
             if span[0] <= at <= span[1]:
-                yield _stretch(event, at, update)
+                yield _interval(event, at, update)
 
 
-def _operators(events: Sequence[Event], span: Span, update: float, thread: Any) -> Iterator[_Stretch]:
+def _operators(events: Sequence[Event], span: Span, update: float, thread: Any) -> Iterator[_Interval]:
     for event in events:
         if event.get("cat") == "cpu_op" and event["tid"] == thread and span[0] <= event["ts"] <= span[1]:
-            yield _stretch(event, event["ts"], update)
+            yield _interval(event, event["ts"], update)
 
 
-def _stretch(event: Event, asked_for: float, update: float) -> _Stretch:
+def _interval(event: Event, launched_at: float, update: float) -> _Interval:
     part = part_of(event["name"])
-    if asked_for >= update and part != "communication":
+    if launched_at >= update and part != "communication":
         part = "optimizer"
-    return _Stretch(event["ts"], event["ts"] + event["dur"], part)
+    return _Interval(event["ts"], event["ts"] + event["dur"], part)
 
 
-def _sweep(stretches: list[_Stretch], choose: Callable[[Sequence[_Stretch]], Part]) -> dict[Part, float]:
-    """Time by part, each moment given to what is chosen of all that runs, the one begun last at the end."""
-    stretches = [stretch for stretch in stretches if stretch.ended > stretch.began]
-    stretches.sort(key=lambda stretch: (stretch.began, -stretch.ended))
-    ends = sorted(range(len(stretches)), key=lambda number: stretches[number].ended)
+def _sweep(intervals: list[_Interval], choose: Callable[[Sequence[_Interval]], Part]) -> dict[Part, float]:
+    """Seconds by part: at each moment `choose` picks the part from all running intervals, sorted by their start."""
+    intervals = [interval for interval in intervals if interval.ended > interval.began]
+    intervals.sort(key=lambda interval: (interval.began, -interval.ended))
+    ends = sorted(range(len(intervals)), key=lambda number: intervals[number].ended)
     seconds: dict[Part, float] = {}
-    running: dict[int, _Stretch] = {}
+    running: dict[int, _Interval] = {}
     before, begun, over = 0.0, 0, 0
     while over < len(ends):
-        ending = begun == len(stretches) or stretches[ends[over]].ended <= stretches[begun].began
-        now = stretches[ends[over]].ended if ending else stretches[begun].began
+        ending = begun == len(intervals) or intervals[ends[over]].ended <= intervals[begun].began
+        now = intervals[ends[over]].ended if ending else intervals[begun].began
         if running and now > before:
             part = choose(list(running.values()))
             seconds[part] = seconds.get(part, 0.0) + now - before
@@ -126,16 +127,16 @@ def _sweep(stretches: list[_Stretch], choose: Callable[[Sequence[_Stretch]], Par
             del running[ends[over]]
             over += 1
         else:
-            running[begun] = stretches[begun]
+            running[begun] = intervals[begun]
             begun += 1
     return seconds
 
 
-def _exposed(running: Sequence[_Stretch]) -> Part:
-    """Of kernels side by side: communication counts where nothing else runs."""
-    return next((stretch.part for stretch in reversed(running) if stretch.part != "communication"), "communication")
+def _exposed(running: Sequence[_Interval]) -> Part:
+    """The part of parallel kernels: communication counts only if nothing else runs."""
+    return next((interval.part for interval in reversed(running) if interval.part != "communication"), "communication")
 
 
-def _innermost(running: Sequence[_Stretch]) -> Part:
-    """Of operators within each other; whatever attention is made of is attention."""
-    return "attention" if any(stretch.part == "attention" for stretch in running) else running[-1].part
+def _innermost(running: Sequence[_Interval]) -> Part:
+    """The part of nested operators: the innermost, except that everything within attention is attention."""
+    return "attention" if any(interval.part == "attention" for interval in running) else running[-1].part

@@ -1,4 +1,4 @@
-"""A result as a picture: the times of the steps, and the parts of a step beside their ideals."""
+"""A result as a plot: the times of the steps, and the parts of a step beside their ideal times."""
 
 import io
 from typing import TYPE_CHECKING

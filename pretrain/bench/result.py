@@ -1,4 +1,4 @@
-"""What a measurement found, as it is saved, and its files."""
+"""The result of a measurement, and the files it is saved in."""
 
 import itertools
 import json
@@ -34,18 +34,18 @@ Result = Mapping[str, Any]
 
 
 def new_folder(wanted: Path | None, name: str, *, beside: Path = Path("bench")) -> Path:
-    """Where a result goes: as wanted, where none may be yet, else a name of its own in bench/.
+    """Make the folder of a result: the wanted one, which must be new or empty, else bench/NAME with a free number.
 
-    Made at once: a place where none can be made is told before anything is measured.
+    It is made at once, so that a folder that cannot be made is reported before anything is measured.
     """
     if wanted is not None and wanted.exists() and (not wanted.is_dir() or any(wanted.iterdir())):
-        raise RunError(f"--out {wanted}: is there already, and nothing is overwritten; choose another folder")
+        raise RunError(f"--out {wanted}: exists, and nothing is overwritten", "choose another folder")
     names = (beside / (name if number == 1 else f"{name}-{number}") for number in itertools.count(1))
     folder = wanted or next(folder for folder in names if not folder.exists())
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RunError(f"--out {folder}: cannot be made ({error.strerror}); choose another folder") from None
+        raise RunError(f"--out {folder}: cannot be made ({error.strerror})", "choose another folder") from None
     return folder
 
 
@@ -71,7 +71,7 @@ def step_figures(steps: Sequence[Mapping[str, float]]) -> dict[str, Any]:
 def mfu(
     flops: TokenFlops, tokens_per_second: float, num_devices: int, peak: float | None, ceiling: float
 ) -> dict[str, dict[str, float | None]]:
-    """Share of the chip's peak and of its measured product ceiling, by each convention."""
+    """Share of the device's peak and of its measured product ceiling, by each convention."""
     per_device = tokens_per_second / num_devices
     return {
         name.replace("six_n", "6n"): {
@@ -98,7 +98,7 @@ def make_result(
     profiled: PartTimes,
     rows: Sequence[Row],
 ) -> dict[str, Any]:
-    """All figures of one measurement."""
+    """All values of one measurement."""
     figures, tokens = step_figures(timed), tokens_per_step(config)
     tokens_per_second = tokens / figures["step_seconds"]["median"]
     shape, ceiling = ceilings.best
@@ -163,16 +163,16 @@ def save(folder: Path, result: Result, table: str, plot: bytes) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """A saved result, by its file or folder; raises RunError for anything else."""
+    """Load a saved result from its file or folder; raises RunError for anything else."""
     file = path / RESULT_FILE if path.is_dir() else path
     try:
         result = json.loads(file.read_bytes())
     except OSError as error:
-        raise RunError(f"{file}: cannot be read ({error.strerror}); name a bench.json, or its folder") from None
+        raise RunError(f"{file}: cannot be read ({error.strerror})", "give a bench.json or its folder") from None
     except ValueError:
         result = None
     if not isinstance(result, dict) or result.get("format") != FORMAT:
-        raise RunError(f"{file}: is not a result of `pretrain bench`; name a bench.json, or its folder")
+        raise RunError(f"{file}: is not a result of `pretrain bench`", "give a bench.json or its folder")
     if result.get("version") != VERSION:
         raise RunError(f"{file}: has format version {written(result.get('version'))}, this program reads {VERSION}")
     return result

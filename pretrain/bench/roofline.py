@@ -1,4 +1,4 @@
-"""The parts of a step beside what they would take at the measured limits of the device."""
+"""The parts of a step beside their times at the measured limits of the device."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,13 +29,13 @@ class Row:
     part: Part
     seconds: float
     ideal_seconds: float | None
-    """At the measured limits; None where there is no simple one."""
+    """The time at the measured limits; None if there is no simple limit."""
 
 
 def ideal_seconds(
     config: RunConfig, vocab_size: int, layout: ParallelLayout, products: float, bandwidth: float
 ) -> dict[Part, float | None]:
-    """What a step takes at least on each device: operations over the rate of products, bytes over the bandwidth.
+    """The least time of a step on each device: operations by the rate of products, bytes by the bandwidth.
 
     As if the model were cut evenly over its ranks, without what recomputation adds; attention is causal and counted
     once.
@@ -73,7 +73,7 @@ def elementwise_elements(model: ModelConfig, vocab_size: int) -> float:
 def roofline(
     measured: PartTimes, step_seconds: float, data_seconds: float, ideal: Mapping[Part, float | None]
 ) -> list[Row]:
-    """Parts that add up to the median step: what was profiled, the wait for data, and the rest, which is idle.
+    """Parts that add up to the median step: the profiled parts, the wait for data, and the rest, which is idle.
 
     On a CPU profiling lengthens all, so the parts are taken in proportion to the profiled step; on a GPU kernels take
     as long as ever, and only where they fill more than the step are they cut to it. None where nothing was seen: that
@@ -92,7 +92,7 @@ def roofline(
 
 
 def limit(rows: Sequence[Row]) -> str:
-    """One line: the part that takes most, and the one in which most is to be won."""
+    """One line: the part that takes most time, and the one with the most to gain."""
     if not rows:
         return "not known"
     whole = sum(row.seconds for row in rows)

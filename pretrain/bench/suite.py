@@ -1,4 +1,4 @@
-"""Several models one after the other, each in a process of its own, so that none feels what another broke."""
+"""Several models in turn, each in its own process, so that a failure of one does not affect the others."""
 
 import contextlib
 import fnmatch
@@ -15,7 +15,7 @@ import psutil
 from data_pipeline.child_process import die_with_parent
 from data_pipeline.storage.atomic_write import write_durably
 from pretrain.bench.data import VOCAB_SIZE
-from pretrain.bench.measure import Wanted
+from pretrain.bench.measure import BenchOptions
 from pretrain.bench.result import TABLE_FILE, Result, load, new_folder
 from pretrain.bench.table import columns, milliseconds, share
 from pretrain.config.errors import RunError
@@ -25,7 +25,7 @@ from pretrain.distributed.grid import world_from_environment
 
 @dataclass(frozen=True)
 class Suite:
-    """What is measured: models, or one model in several ways, the cheapest first; all on pseudo-random tokens."""
+    """A suite: models, or one model in several ways, the cheapest first, all on pseudo-random tokens."""
 
     models: Mapping[str, Sequence[str]]
     """Name in the table -> overrides."""
@@ -43,7 +43,7 @@ _WIDER_HEADS = ("gpt3_125m", "gpt3_350m", "gpt3_2.7b")
 """The others have heads of 128 columns by themselves."""
 
 _WAYS = {"": ("engine.cross_entropy=plain",), "-fast": ("engine.cross_entropy=in_place", "engine.compile=layers")}
-# What goes with everything: the first of these is what the others are to be held against.
+# The first of these is the reference for the others.
 _ELEMENTWISE = ("engine.cross_entropy=in_place", "engine.compile=elementwise")
 _MORE_WAYS = {
     "-elementwise": _ELEMENTWISE,
@@ -77,19 +77,19 @@ log = logging.getLogger(__name__)
 def run_suite(
     name: str,
     overrides: Sequence[str],
-    wanted: Wanted,
+    wanted: BenchOptions,
     *,
     only: Sequence[str] = (),
     row_minutes: float | None = None,
 ) -> tuple[str, bool]:
-    """Measure every model of a suite, further overrides applied to each: the table, and whether any model worked.
+    """Measure every model of a suite with further overrides; returns the table, and whether any model worked.
 
-    `only`: names in the table, or patterns of them; `row_minutes`: one that takes longer is ended.
+    `only`: names in the table, or patterns of them; `row_minutes`: a model that takes longer is killed.
     """
     if name not in SUITES:
-        raise RunError(f"suite={name}: there is no such suite; choose {' or '.join(SUITES)}")
+        raise RunError(f"suite={name}: there is no such suite", f"choose {' or '.join(SUITES)}")
     if world_from_environment()[1] > 1:
-        raise RunError(f"suite={name}: starts its own processes; run it without torchrun, or bench single models")
+        raise RunError(f"suite={name}: starts its own processes", "run it without torchrun, or bench single models")
     suite = SUITES[name]
     models = _chosen(name, suite.models, only)
     folder = new_folder(wanted.out, name)
@@ -98,7 +98,7 @@ def run_suite(
         ("model", "median ms", "p95 ms", "tokens/s", "MFU of peak", "of products", "GiB", "limited by")
     ]
     head = [f"suite {name}; MFU by 6N + 6Lhs; all figures in {folder}/MODEL/"]
-    if overrides:  # what a row is called says nothing of them, though they may change its very model
+    if overrides:  # the names of rows do not show them, although they may change the model
         head.append(f"every row with {' '.join(public_words(overrides))}")
     failed, table = 0, ""
     for number, (model, its) in enumerate(models.items(), 1):
@@ -114,14 +114,14 @@ def run_suite(
 def _chosen(suite: str, models: Mapping[str, Sequence[str]], only: Sequence[str]) -> Mapping[str, Sequence[str]]:
     unknown = [wanted for wanted in only if not fnmatch.filter(models, wanted)]
     if unknown:
-        raise RunError(f"--only {','.join(unknown)}: suite={suite} has no such row; choose of {', '.join(models)}")
+        raise RunError(f"--only {','.join(unknown)}: suite={suite} has no such row", f"choose from {', '.join(models)}")
     return {name: its for name, its in models.items() if not only or any(fnmatch.fnmatch(name, each) for each in only)}
 
 
-def _run_one(folder: Path, overrides: Sequence[str], wanted: Wanted, minutes: float | None) -> str | None:
-    """Why it failed, in a line; None: it did not."""
+def _run_one(folder: Path, overrides: Sequence[str], wanted: BenchOptions, minutes: float | None) -> str | None:
+    """Why it failed, in one line; None if it worked."""
     words = [sys.executable, "-m", "pretrain", "bench", *overrides, f"--out={folder}"]
-    # Pseudo-random tokens, whatever is prepared here: a suite compares models and machines.
+    # Pseudo-random tokens even if a dataset is prepared: a suite compares models and machines.
     words += [f"--warmup={wanted.warmup}", f"--steps={wanted.steps}", f"--vocab-size={wanted.vocab_size}"]
     log_file = folder.with_name(f"{folder.name}.log")
     with log_file.open("wb") as stream:
@@ -139,19 +139,19 @@ def _run_one(folder: Path, overrides: Sequence[str], wanted: Wanted, minutes: fl
         finally:
             _end(process)
     if code is None:
-        shutil.rmtree(folder, ignore_errors=True)  # as a bench itself leaves none where it fails
+        shutil.rmtree(folder, ignore_errors=True)  # a failed bench leaves no folder either
         return f"took longer than --row-minutes {minutes:g}"
     if code == 0:
         return None
     if code < 0:
-        return f"killed by signal {-code}" + (", as the kernel does where memory is short" if code == -9 else "")
+        return f"killed by signal {-code}" + (", as the kernel does if memory is short" if code == -9 else "")
     text = log_file.read_text(encoding="utf-8", errors="replace").strip()
-    _, mark, told = text.rpartition("pretrain: error: ")
-    return " ".join(told.split()) if mark else text[text.rfind("\n") + 1 :] or f"exit code {code}"
+    _, mark, message = text.rpartition("pretrain: error: ")
+    return " ".join(message.split()) if mark else text[text.rfind("\n") + 1 :] or f"exit code {code}"
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
-    """Kill it and all that it started, as compilers are; nothing where it has ended."""
+    """Kill the process and all that it started, such as compilers; does nothing if it has ended."""
     if process.poll() is None:
         for one in list(_stopped(psutil.Process(process.pid))):
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -160,7 +160,7 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
 
 
 def _stopped(process: psutil.Process) -> Iterator[psutil.Process]:
-    """A process and all below it, each stopped before it is looked at, so that none is started meanwhile."""
+    """A process and all below it. Each is stopped before its children are listed, so that it starts no more."""
     with contextlib.suppress(psutil.NoSuchProcess):
         process.suspend()
         yield process

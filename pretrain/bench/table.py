@@ -1,4 +1,4 @@
-"""A result as text; it says what bench.json says, and can be made from that."""
+"""A result as text, made from the content of bench.json."""
 
 from collections.abc import Collection, Iterator, Sequence
 
@@ -8,12 +8,12 @@ CONVENTIONS = {"6n": "6N", "6n_6lhs": "6N + 6Lhs", "6n_12lhs": "6N + 12Lhs"}
 
 
 def as_table(result: Result) -> str:
-    """All figures but the single steps."""
+    """All values except the single steps."""
     return "\n".join([*_head(result), "", *_figures(result), "", *_roofline(result), *_notes(result)]) + "\n"
 
 
 def columns(rows: Sequence[Sequence[str]], *, left: Collection[int] = (0,)) -> list[str]:
-    """Rows with their cells under each other, to the left in some columns and to the right in the others."""
+    """Rows as aligned columns; those in `left` are left-aligned, the others right-aligned."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(

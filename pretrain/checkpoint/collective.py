@@ -1,6 +1,6 @@
-"""Steps of a save or a load that all ranks take together: one that fails on any rank fails on all, with the reason.
+"""Steps of a save or a load that all ranks run: one that fails on any rank fails on all, with the reason.
 
-What a rank receives does not grow with the number of ranks, except in `all_say`.
+Except in `all_gather_results`, what a rank receives does not grow with the number of ranks.
 """
 
 import shutil
@@ -15,17 +15,17 @@ from data_pipeline.errors import SystemRefused, UserError
 from pretrain.config.errors import RunError, RunRefused
 
 ALMOST_NOTHING = 1 << 20
-"""Bytes: a disk with less is called full."""
+"""Bytes. A disk with less free space counts as full."""
 
 Result = TypeVar("Result")
 
 
-def together(what: str, folder: Path, group: dist.ProcessGroup, action: Callable[[], Result]) -> Result:
-    """Run `action` on all ranks of the group; returns this rank's result, or raises RunError on all of them.
+def run_on_all_ranks(what: str, folder: Path, group: dist.ProcessGroup, action: Callable[[], Result]) -> Result:
+    """Run `action` on all ranks of the group; returns this rank's result, or raises the same RunError on all of them.
 
-    If the system refused, that is RunRefused.
+    It is RunRefused if the system refused the action.
     """
-    fault, kind = "", RunError  # the class travels too: all ranks end with the same exit code
+    fault, kind = "", RunError  # the class is sent too: all ranks end with the same exit code
     hints: tuple[str, ...] = ()
     try:
         result = action()
@@ -40,38 +40,38 @@ def together(what: str, folder: Path, group: dist.ProcessGroup, action: Callable
     first = torch.tensor(rank if fault else size)
     dist.all_reduce(first, op=dist.ReduceOp.MIN, group=group)
     if int(first) < size:
-        told: list[Any] = [(fault, hints, kind) if rank == int(first) else None]
-        dist.broadcast_object_list(told, src=int(first), group=group)
-        fault, hints, kind = told[0]
+        sent: list[Any] = [(fault, hints, kind) if rank == int(first) else None]
+        dist.broadcast_object_list(sent, src=int(first), group=group)
+        fault, hints, kind = sent[0]
         raise kind(fault, *hints)
     return result
 
 
 def _is_full(folder: Path) -> bool:
-    """Never raises: a rank that left `together` here would leave the others waiting."""
+    """Never raises: if this rank left `run_on_all_ranks` here, the others would wait for it."""
     try:
         return shutil.disk_usage(folder).free < ALMOST_NOTHING
-    except OSError:  # it is not there, or its file system does not answer either
+    except OSError:  # it does not exist, or its file system does not respond either
         return False
 
 
-def first_says(what: str, folder: Path, group: dist.ProcessGroup, action: Callable[[], Result]) -> Result:
-    """The same; returns rank 0's result on all ranks."""
-    results: list[Any] = [together(what, folder, group, action)]
+def broadcast_result(what: str, folder: Path, group: dist.ProcessGroup, action: Callable[[], Result]) -> Result:
+    """Like `run_on_all_ranks`, but returns the result of rank 0 on all ranks."""
+    results: list[Any] = [run_on_all_ranks(what, folder, group, action)]
     dist.broadcast_object_list(results, src=0, group=group)
     result: Result = results[0]
     return result
 
 
-def holds_on_all(what: str, folder: Path, group: dist.ProcessGroup, action: Callable[[], bool]) -> bool:
-    """The same; returns on all ranks whether `action` is true on all of them."""
-    holds = torch.tensor(int(together(what, folder, group, action)))
+def all_true(what: str, folder: Path, group: dist.ProcessGroup, action: Callable[[], bool]) -> bool:
+    """Like `run_on_all_ranks`, but returns whether `action` is true on all ranks."""
+    holds = torch.tensor(int(run_on_all_ranks(what, folder, group, action)))
     dist.all_reduce(holds, op=dist.ReduceOp.MIN, group=group)
     return bool(holds)
 
 
-def all_say(what: str, folder: Path, group: dist.ProcessGroup, action: Callable[[], Result]) -> list[Result]:
-    """The same; returns every rank's result on all ranks: for what takes some bytes."""
+def all_gather_results(what: str, folder: Path, group: dist.ProcessGroup, action: Callable[[], Result]) -> list[Result]:
+    """Like `run_on_all_ranks`, but returns the results of all ranks on every rank. Only for small results."""
     results: list[Any] = [None] * group.size()
-    dist.all_gather_object(results, together(what, folder, group, action), group=group)
+    dist.all_gather_object(results, run_on_all_ranks(what, folder, group, action), group=group)
     return results

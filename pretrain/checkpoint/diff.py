@@ -1,16 +1,16 @@
-"""What tells two checkpoints apart: configuration, state, tensors, however each was cut."""
+"""The differences between two checkpoints in configuration, state and tensors, whatever their layouts."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from data_pipeline.config_text import written
 from pretrain.checkpoint.inventory import Found, tensors_of
-from pretrain.checkpoint.summary import Facts
+from pretrain.checkpoint.summary import Summary
 from pretrain.checkpoint.tensor_stats import difference_of
 from pretrain.config.records import flatten
 
 CLOCKS = ("state.train_seconds",)
-"""Never the same in two runs, and nothing depends on them."""
+"""Values that differ in any two runs and that nothing depends on."""
 COMPARED = {
     "config": ("config",),
     "versions": ("environment",),
@@ -20,26 +20,28 @@ COMPARED = {
 }
 
 
-def differences(one: Found, other: Found, wanted: Callable[[str], bool], *, tensors_only: bool) -> Facts:
-    """Sections with what differs, each value a pair; `equal` says whether there is nothing in any."""
-    sections: Facts = {} if tensors_only else {name: _of(one, other, keys) for name, keys in COMPARED.items()}
+def differences(one: Found, other: Found, wanted: Callable[[str], bool], *, tensors_only: bool) -> Summary:
+    """The differences by section, each value a pair; `equal` is true if every section is empty."""
+    sections: Summary = (
+        {} if tensors_only else {name: _differing_keys(one, other, keys) for name, keys in COMPARED.items()}
+    )
     sections["tensors"] = _tensors(one, other, wanted)
     return {"equal": not any(sections.values()), "one": str(one.folder), "other": str(other.folder), **sections}
 
 
-def difference_lines(facts: Facts) -> list[str]:
-    """The same, a line a difference."""
+def difference_lines(facts: Summary) -> list[str]:
+    """The same differences as text, one line each."""
     lines = []
     for name in COMPARED:
         lines += [
             f"{name}: {key}: {written(one)} | {written(other)}" for key, (one, other) in facts.get(name, {}).items()
         ]
     for name, found in facts["tensors"].items():
-        lines.append(f"tensors: {name}: {_said(found)}")
+        lines.append(f"tensors: {name}: {_tensor_text(found)}")
     return lines
 
 
-def _of(one: Found, other: Found, keys: tuple[str, ...]) -> dict[str, tuple[Any, Any]]:
+def _differing_keys(one: Found, other: Found, keys: tuple[str, ...]) -> dict[str, tuple[Any, Any]]:
     assert one.manifest is not None and other.manifest is not None
     before, after = (flatten({key: found.manifest.get(key) for key in keys}) for found in (one, other))  # type: ignore[union-attr]
     return {
@@ -75,13 +77,13 @@ def _tensors(one: Found, other: Found, wanted: Callable[[str], bool]) -> dict[st
     return found
 
 
-def _said(found: Mapping[str, Any]) -> str:
+def _tensor_text(found: Mapping[str, Any]) -> str:
     if "only_in" in found:
         return f"only in the {'first' if found['only_in'] == 'one' else 'second'}"
-    words = [f"{key} {found[key][0]} | {found[key][1]}" for key in ("shape", "dtype") if key in found]
+    texts = [f"{key} {found[key][0]} | {found[key][1]}" for key in ("shape", "dtype") if key in found]
     if "differing" in found:
-        words.append(
+        texts.append(
             f"{found['differing']:,} elements differ, at most by {found['max_abs']:.3g}; "
             f"relative L2 {found['relative_l2']:.3g}"
         )
-    return "; ".join(words)
+    return "; ".join(texts)

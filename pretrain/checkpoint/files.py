@@ -1,4 +1,4 @@
-"""Checkpoint files on disk: DCP's data files with their index as JSON, whole or not there at all."""
+"""The files of a checkpoint: data files of torch.distributed.checkpoint (DCP), with their index as JSON."""
 
 import json
 import os
@@ -26,16 +26,16 @@ from pretrain.checkpoint.manifest import digest_of
 from pretrain.checkpoint.tensors import Chunk
 from pretrain.config.errors import RunRefused
 
-# The manifest has SHA-256 of every file; torch's own check sum in each tensor would take as long as writing it.
+# The manifest has the SHA-256 of every file; a checksum by torch in each tensor would take as long as writing it.
 torch.serialization.set_crc32_options(False)
 
 
 def write_tensors(
     folder: Path, rank: int, chunks: Iterable[Chunk], read: Callable[[], None]
 ) -> dict[str, dict[str, Any]]:
-    """Write chunks as a data file of DCP's and its index beside it; returns the data file's name and digest.
+    """Write chunks as a DCP data file with its index beside it; returns the data file's name and digest.
 
-    `read` is called as soon as no tensor is needed any more: what the disk still lacks then, the system holds.
+    `read` is called as soon as the tensors are no longer needed: the operating system then holds what is unwritten.
     """
     data, index = f"__{rank}_0.distcp", f"tensors-{rank:05d}.json"
     tensors: dict[str, Any] = {}
@@ -51,18 +51,18 @@ def write_tensors(
             file.flush()
             read()
             flushed = flusher.submit(os.fsync, file.fileno())
-            digest = digest_of(folder / data)  # out of the system's memory, while the disk writes
+            digest = digest_of(folder / data)  # from the page cache, while the disk writes
             flushed.result()
     finally:
         read()
-    (folder / index).write_text(json.dumps(tensors))  # for `merge_indices`, which makes a durable one of all
+    (folder / index).write_text(json.dumps(tensors))  # not synced: `merge_indices` writes a durable index of all
     return {data: digest}
 
 
 def _with_storage_of_its_own(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor on the host; torch.save would write all of the bucket of memory that it is a view of.
+    """The tensor on the host, with a storage of its own: torch.save writes the whole storage that a view belongs to.
 
-    No bytes are copied on the host: NumPy's view of them comes back as a tensor that knows of no others.
+    Bytes on the host are not copied: a tensor made of their NumPy view has only them as its storage.
     """
     held = tensor.cpu()
     if held.untyped_storage().nbytes() == held.nbytes:
@@ -71,8 +71,8 @@ def _with_storage_of_its_own(tensor: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(plain.numpy()).view(held.dtype).view(held.shape)
 
 
-class _Telling:
-    """A file for torch.save, whose own error does not say why a write failed."""
+class _ErrorKeepingFile:
+    """A file for torch.save that keeps the OSError of a failed write, which the error of torch.save does not have."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
@@ -86,24 +86,24 @@ class _Telling:
             raise
 
     def flush(self) -> None:
-        """At the end, once for all tensors."""
+        """Does nothing: the file is flushed once, after all tensors."""
 
 
 def _save(tensor: torch.Tensor, file: BinaryIO) -> None:
-    telling = _Telling(file)
+    keeping = _ErrorKeepingFile(file)
     try:
-        torch.save(tensor, telling)  # type: ignore[arg-type]  # it writes, and asks for no more
+        torch.save(tensor, keeping)  # type: ignore[arg-type]  # torch.save only calls write and flush
     except RuntimeError:
-        if telling.error is None:
+        if keeping.error is None:
             raise
-        raise telling.error from None
+        raise keeping.error from None
 
 
-def parts_of_ranks(folder: Path, kind: str, num_ranks: int) -> list[Path]:
+def files_of_ranks(folder: Path, kind: str, num_ranks: int) -> list[Path]:
     """The files of this kind that the ranks wrote; raises RunRefused unless there is one of each rank.
 
-    The listing of a shared file system may lack what another node has just written: a checkpoint without that would
-    pass for complete.
+    The listing of a shared file system may lack a file that another node has just written: a checkpoint without it
+    would seem complete.
     """
     found = sorted(folder.glob(f"{kind}-*.json"))
     if len(found) != num_ranks:
@@ -112,9 +112,9 @@ def parts_of_ranks(folder: Path, kind: str, num_ranks: int) -> list[Path]:
 
 
 def merge_indices(folder: Path, num_ranks: int) -> str:
-    """One index of all the data files in the folder out of those of its ranks; returns its name."""
+    """Merge the indices of the ranks into one index of all data files in the folder; returns its name."""
     merged: dict[str, Any] = {}
-    for path in parts_of_ranks(folder, "tensors", num_ranks):
+    for path in files_of_ranks(folder, "tensors", num_ranks):
         for name, tensor in json.loads(path.read_bytes()).items():
             chunks = merged.setdefault(name, {**tensor, "chunks": {}})["chunks"]
             for chunk in tensor["chunks"]:
@@ -126,11 +126,11 @@ def merge_indices(folder: Path, num_ranks: int) -> str:
 
 
 class JsonIndexReader(FileSystemReader):
-    """DCP's reader of a JSON index; tensors themselves are read with weights_only, so nothing is unpickled."""
+    """A DCP reader for the JSON index. Tensors are read with weights_only, so nothing is unpickled."""
 
     @cached_property
     def tensors(self) -> dict[str, Any]:
-        """The index: whoever asks before DCP does gets the error of a missing one, which DCP logs with its stack."""
+        """The index. Reading it before DCP does raises a plain error if it is missing; DCP would log a stack."""
         return dict(json.loads((Path(self.path) / INDEX).read_bytes()))
 
     def read_metadata(self, *_: Any, **__: Any) -> Metadata:

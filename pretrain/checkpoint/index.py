@@ -1,4 +1,4 @@
-"""The index of a checkpoint: which part of which tensor lies where, and whether the parts make the whole."""
+"""The index of a checkpoint: which file holds which part of a tensor, and whether the parts are complete."""
 
 import json
 import math
@@ -11,7 +11,7 @@ from pretrain.checkpoint.manifest import unreadable
 from pretrain.config.errors import RunError
 
 INDEX = "tensors.json"
-"""Which tensor lies where: DCP's metadata, which DCP itself would pickle."""
+"""The file with the metadata of DCP, which DCP itself would pickle."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class StoredTensor:
     name: str
     shape: tuple[int, ...]
     dtype: str
-    """As torch calls it, without `torch.`"""
+    """The torch name without `torch.`"""
     chunks: tuple[StoredChunk, ...]
 
     @property
@@ -49,7 +49,7 @@ class StoredTensor:
 
 
 def read_index(folder: Path) -> dict[str, StoredTensor]:
-    """The tensors of a checkpoint by name; raises RunError where the index is not whole."""
+    """The tensors of a checkpoint by name; raises RunError if the index is damaged."""
     path = folder / INDEX
     try:
         stored = json.loads(path.read_bytes())
@@ -61,7 +61,10 @@ def read_index(folder: Path) -> dict[str, StoredTensor]:
 
 
 def index_faults(folder: Path, tensors: Mapping[str, StoredTensor], sizes: Mapping[str, int]) -> Iterator[str]:
-    """Where chunks don't tile their tensor exactly, or lie outside the files; `sizes`: bytes of each file."""
+    """The faults of the index: chunks that do not tile their tensor exactly, or are outside the files.
+
+    `sizes`: the bytes of each file.
+    """
     path = folder / INDEX
     for tensor in tensors.values():
         fault = _cover_fault(tensor)
@@ -73,7 +76,7 @@ def index_faults(folder: Path, tensors: Mapping[str, StoredTensor], sizes: Mappi
             places.setdefault(chunk.file, []).append((chunk.begin, chunk.begin + chunk.bytes, tensor.name))
     for file, ranges in sorted(places.items()):
         if file not in sizes:
-            yield f"{path}: {ranges[0][2]}: lies in {file}, which the manifest does not name"
+            yield f"{path}: {ranges[0][2]}: is in {file}, which the manifest does not name"
             continue
         before = 0, "the beginning of the file"
         for begin, end, name in sorted(ranges):
@@ -91,7 +94,7 @@ def _tensor(name: str, values: Mapping[str, Any]) -> StoredTensor:
     )
     shape, dtype = _numbers(values["shape"]), values["dtype"]
     if not isinstance(dtype, str) or not all(isinstance(chunk.file, str) for chunk in chunks):
-        raise TypeError(f"{name} has a dtype or file that is no text")
+        raise TypeError(f"{name} has a dtype or file that is not a string")
     if any(not len(shape) == len(chunk.offsets) == len(chunk.sizes) for chunk in chunks):
         raise ValueError(f"{name} has a chunk of another number of dimensions")
     return StoredTensor(name, shape, dtype, chunks)
@@ -99,12 +102,12 @@ def _tensor(name: str, values: Mapping[str, Any]) -> StoredTensor:
 
 def _numbers(values: Sequence[Any]) -> tuple[int, ...]:
     if not all(type(value) is int and value >= 0 for value in values):
-        raise ValueError(f"{values} are no sizes")
+        raise ValueError(f"{values} are not sizes")
     return tuple(values)
 
 
 def _cover_fault(tensor: StoredTensor) -> str | None:
-    """What keeps the chunks from tiling the tensor."""
+    """Why the chunks do not tile the tensor; None if they do."""
     for chunk in tensor.chunks:
         if any(end > size for end, size in zip(chunk.ends, tensor.shape, strict=True)):
             return f"the chunk at {_at(chunk)} reaches to {list(chunk.ends)}, the shape is {list(tensor.shape)}"

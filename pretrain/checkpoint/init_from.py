@@ -1,4 +1,4 @@
-"""Continued pretraining: a new run begins with the weights of another, and with nothing else of it."""
+"""Continued pretraining: a new run starts with the weights of another run, and nothing else of it."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
@@ -8,29 +8,24 @@ from typing import Any
 
 from data_pipeline.config_text import written
 from data_pipeline.shards.manifest import TokenizerRecord
-from pretrain.checkpoint.store import (
-    MANIFEST,
-    Checkpoint,
-    CheckpointStore,
-    complete_ones,
-    newest_whole,
-    read_checkpoint,
-)
+from pretrain.checkpoint.manifest import MANIFEST
+from pretrain.checkpoint.on_disk import Checkpoint, complete_ones, newest_whole, read_checkpoint
+from pretrain.checkpoint.store import CheckpointStore
 from pretrain.config.errors import ConfigError, Problem
 from pretrain.config.model import ModelConfig
 from pretrain.engine.interface import Engine
 
 _FREE = ("name", "rope_base", "hidden_dropout", "attention_dropout", "init_std", "vocab_multiple_of")
-"""Of the model, what may be otherwise in the new run; and `seq_length` without learned positions."""
+"""Model keys that may differ in the new run; also `seq_length` without learned positions."""
 
 log = logging.getLogger(__name__)
 
 
 def find_initial(init_from: str, run_dir: Path, model: ModelConfig, tokenizer: TokenizerRecord) -> Checkpoint | None:
-    """The checkpoint whose weights a new run begins with; None where the run has one of its own.
+    """The checkpoint whose weights a new run starts with; None if the run has a checkpoint of its own.
 
-    Its files are checked by their sizes alone: reading terabytes is for all ranks together, once they have met.
-    Raises UserError where there is none, or the model or tokenizer is another.
+    Only the sizes of its files are checked: all ranks together read them later. Raises UserError if there is no such
+    checkpoint, or it has another model or tokenizer.
     """
     if complete_ones(run_dir / "checkpoints"):
         return None
@@ -38,8 +33,10 @@ def find_initial(init_from: str, run_dir: Path, model: ModelConfig, tokenizer: T
 
 
 def find_fitting(init_from: str, model: ModelConfig, tokenizer: TokenizerRecord) -> Checkpoint:
-    """The checkpoint that run.init_from names; raises UserError where there is none, or it is of another model or
-    tokenizer."""
+    """The checkpoint that run.init_from names.
+
+    Raises UserError if there is no such checkpoint, or it has another model or tokenizer.
+    """
     found = _find(init_from)
     problems: list[Problem | str] = [*_other_shape(found, model), *_other_tokenizer(found, tokenizer)]
     if problems:
@@ -53,20 +50,20 @@ def load_initial(
     found: Checkpoint | None,
     find: Callable[[], Checkpoint] | None,
 ) -> dict[str, Any]:
-    """On all ranks, with what rank 0 found: load the weights; returns where they came from, for the record.
+    """Load the weights on all ranks; returns their origin for the records. `found`: the checkpoint that rank 0 found.
 
-    `find` looks for them again, where nothing was found before (as the run had checkpoints of its own, all damaged) or
-    it is gone by now; None: the run begins with no weights.
+    `find` searches again if nothing was found (the run has its own checkpoints, all damaged) or it was deleted since.
+    None: the run starts with random weights.
     """
     if find is None:
         return {"init_from": None}
     checkpoint, digest = store.restore_weights(engine, found, find, digests=True)
-    log.info("weights of %s (step %d); optimizer, data and steps begin anew", checkpoint.folder, checkpoint.step)
+    log.info("weights of %s (step %d); optimizer, data and steps start from zero", checkpoint.folder, checkpoint.step)
     return {"init_from": {"checkpoint": str(checkpoint.folder), "step": checkpoint.step, "manifest_sha256": digest}}
 
 
 def origin_of(own: Checkpoint) -> dict[str, Any]:
-    """Where the weights of a run came from that goes on from a checkpoint of its own."""
+    """The origin of the first weights of a run that resumes from its own checkpoint."""
     return {"init_from": own.manifest.get("init_from")}
 
 
@@ -92,7 +89,7 @@ def _other_shape(found: Checkpoint, model: ModelConfig) -> Iterator[Problem]:
 
 
 def _shape(model: Mapping[str, Any]) -> dict[str, Any]:
-    """With what null stands for."""
+    """The model keys, with the default values that null means."""
     heads = model["num_heads"]
     return {
         **model,
@@ -105,7 +102,7 @@ def _other_tokenizer(found: Checkpoint, tokenizer: TokenizerRecord) -> Iterator[
     manifest = found.manifest
     there = f"run.init_from: the weights in {found.folder} were trained with"
     data = manifest.get("config", {}).get("data", {}).get("path")
-    remedy = f"prepare this text into another data.path with tokenizer.path= that tokenizer, which lies in {data}"
+    remedy = f"prepare this text into another data.path with tokenizer.path= that tokenizer, which is in {data}"
     if manifest.get("vocab_size") != tokenizer.vocab_size:
         yield f"{there} a vocabulary of {manifest.get('vocab_size')}, the data has {tokenizer.vocab_size}; {remedy}"
     elif (fingerprint := manifest.get("tokenizer_fingerprint")) != tokenizer.fingerprint:

@@ -1,4 +1,4 @@
-"""The checkpoints of a run as a reader finds them: whole, damaged, or left over; without torch, to be quick."""
+"""The checkpoints of a run as a reader finds them: whole, damaged, or left over. It does not import torch."""
 
 import contextlib
 import os
@@ -20,12 +20,12 @@ class Found:
 
     folder: Path
     manifest: Manifest | None
-    """None: it has none that can be used."""
+    """None: it has no usable manifest."""
     faults: Sequence[str]
 
     @property
     def is_leftover(self) -> bool:
-        """Of a save or a deletion that was cut short; no resume takes it."""
+        """Whether a save or a deletion was interrupted here; a resume ignores the folder."""
         return self.folder.suffix in LEFTOVERS
 
     @property
@@ -43,26 +43,24 @@ class Found:
 
 
 def folder_of_checkpoints(path: Path) -> Path | None:
-    """Where the checkpoints of a run lie, `path` being its folder or that one; None: it is a single checkpoint.
+    """The folder with the checkpoints of a run; `path` is it or the run folder. None: `path` is a single checkpoint.
 
-    Raises RunError where it is none of them.
+    Raises RunError if `path` is none of these.
     """
     for folder in (path / "checkpoints", path):
         if folder.is_dir() and (folder.name == "checkpoints" or any(_folders(folder))):
             return folder
     if not path.exists():
-        raise RunError(f"{path}: no such folder; give a run's folder, such as runs/NAME, or a checkpoint in it")
+        raise RunError(f"{path}: no such folder", "give a run folder, such as runs/NAME, or a checkpoint in it")
     if not (path / MANIFEST).exists() and not path.name.startswith("step-"):
-        raise RunError(
-            f"{path}: neither a run's folder (it has no checkpoints/) nor a checkpoint (it has no {MANIFEST})"
-        )
+        raise RunError(f"{path}: neither a run folder (it has no checkpoints/) nor a checkpoint (it has no {MANIFEST})")
     return None
 
 
 def find_all(path: Path, *, digests: bool = False) -> list[Found]:
-    """Every checkpoint folder of a run, oldest first, or the one at `path`; files checked by size, or by digest.
+    """Every checkpoint folder of a run, oldest first, or the one at `path`; files are checked by size, or by digest.
 
-    One that a live run deletes meanwhile is left out.
+    A checkpoint that a live run deletes meanwhile is left out.
     """
     folder = folder_of_checkpoints(path)
     if folder is None:
@@ -72,7 +70,7 @@ def find_all(path: Path, *, digests: bool = False) -> list[Found]:
 
 
 def look_at(folder: Path, *, digests: bool = False) -> Found:
-    """One folder, its files compared with its manifest."""
+    """Compare the files of one folder with its manifest."""
     try:
         manifest = read_manifest(folder)
     except RunError as error:
@@ -81,7 +79,7 @@ def look_at(folder: Path, *, digests: bool = False) -> Found:
 
 
 def next_resume(found: Sequence[Found]) -> Found | None:
-    """The one that a resume takes, as far as its files were checked."""
+    """The checkpoint that a resume takes, as far as its files were checked."""
     return next((each for each in reversed(found) if each.is_whole and not each.is_leftover), None)
 
 
@@ -94,12 +92,12 @@ def open_one(path: Path) -> Found:
         return found[0]
     newest = next_resume(found)
     if newest is None:
-        raise RunError(f"{path}: it has no whole checkpoint; `pretrain checkpoint list {path}` says what is there")
+        raise RunError(f"{path}: no whole checkpoint", f"`pretrain checkpoint list {path}` lists what is there")
     return newest
 
 
 def tensors_of(found: Found) -> dict[str, StoredTensor]:
-    """The index, proved to cover every tensor exactly within the checkpoint's own files; raises RunError if not."""
+    """The index; raises RunError unless it covers every tensor exactly, within the checkpoint's own files."""
     tensors = read_index(found.folder)
     for fault in index_faults(found.folder, tensors, sizes_in(found)):
         raise RunError(fault)
@@ -107,13 +105,13 @@ def tensors_of(found: Found) -> dict[str, StoredTensor]:
 
 
 def sizes_in(found: Found) -> Mapping[str, int]:
-    """Bytes of each file, as the manifest has them."""
+    """The bytes of each file according to the manifest."""
     files: Mapping[str, Mapping[str, Any]] = found.manifest["files"] if found.manifest else {}
     return {name: record["bytes"] for name, record in files.items()}
 
 
 def bytes_below(folder: Path) -> int:
-    """What a folder takes on the disk, as far as sizes tell; a live run may be deleting it."""
+    """The sum of the file sizes in a folder, which a live run may be deleting."""
     total = 0
     for parent, _, names in os.walk(folder):
         for name in names:

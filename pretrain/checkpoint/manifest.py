@@ -1,8 +1,8 @@
-"""What a checkpoint folder says of itself, and whether its files are as it says; without torch, to be quick.
+"""The manifest of a checkpoint, and whether the files agree with it. It does not import torch.
 
 The manifest's keys: sha256 (of the manifest itself), format_version, state, counters, layout, files; and from
 `describe_checkpoint` config, environment, parameters, vocab_size, tokenizer_fingerprint, dataset_digest, saved_at,
-which say where a checkpoint is from.
+which describe the origin of the checkpoint.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ MANIFEST = "manifest.json"
 
 _DIGEST = "sha256"
 _BLANK = "0" * 64
-"""Stands where the manifest's own digest goes while that is computed."""
+"""The placeholder for the digest of the manifest while it is computed."""
 _NUMBER = (int, float)
 _WANTED: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
     "state": {"step": int, "position": int, "tokens": int},
@@ -51,12 +51,13 @@ Manifest = dict[str, Any]
 
 
 class CheckpointDeleted(RunError):
-    """It was there, and is gone: a live run keeps its newest ones alone."""
+    """A checkpoint disappeared while it was read: a live run keeps only its newest ones."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(
             f"{folder} was deleted while it was read, as a live run does with all but its newest "
-            "(checkpoint.keep_last); try again"
+            "(checkpoint.keep_last)",
+            "try again",
         )
 
 
@@ -86,8 +87,10 @@ def _without_digest(stored: Manifest, _: bytes) -> Manifest:
 
 
 READERS: Mapping[int, Callable[[Manifest, bytes], Manifest]] = {1: _without_digest, 2: _proved}
-"""How each format version, parsed and as bytes, becomes a manifest of this one: when FORMAT_VERSION is raised, what
-reads the one before goes here, and its checkpoint stays in tests/golden. Version 1 had no digest of the manifest."""
+"""Format version -> function that turns its parsed content and bytes into a manifest of this version.
+
+When FORMAT_VERSION is raised, add a reader of the version before here; its checkpoint stays in tests/golden. Version 1
+had no digest of the manifest."""
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -96,7 +99,7 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         content = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
-        raise RunError(f"{folder} is no checkpoint: it has no {MANIFEST}") from None
+        raise RunError(f"{folder} is not a checkpoint: it has no {MANIFEST}") from None
     except OSError as error:
         raise RunRefused(f"{path} cannot be read: {error.strerror}") from None
     return parse_manifest(content, folder)
@@ -130,7 +133,7 @@ def step_of(folder: Path) -> int | None:
 
 
 def _faults(manifest: Manifest) -> Iterator[str]:
-    """Missing or wrong-typed values; KeyError or another error of Python's for what is worse."""
+    """Missing values and values of a wrong type; a worse fault raises KeyError or another Python error."""
     for section, wanted in _WANTED.items():
         for key, kinds in wanted.items():
             if not _is(manifest[section][key], kinds):
@@ -156,14 +159,14 @@ def _is(value: object, kinds: type | tuple[type, ...]) -> bool:
 
 
 def unreadable(path: Path, error: OSError) -> RunError:
-    """A file of a checkpoint cannot be read: because a live run deleted all of it, or for what the system says."""
+    """The error for a file that cannot be read: CheckpointDeleted if the folder is gone, else the system's."""
     if isinstance(error, FileNotFoundError) and not path.parent.exists():
         return CheckpointDeleted(path.parent)
     return RunRefused(f"{path} cannot be read: {error.strerror or error}")
 
 
 def file_faults(folder: Path, files: Mapping[str, Mapping[str, Any]], *, digests: bool) -> Iterator[str]:
-    """What is wrong with the files of a checkpoint; without `digests` by their sizes alone."""
+    """The faults of the files of a checkpoint; without `digests`, only sizes are compared."""
     for name, expected in files.items():
         path = folder / name
         try:
@@ -185,7 +188,7 @@ def digest_of(path: Path) -> dict[str, Any]:
 
 
 def remove_folder(folder: Path) -> None:
-    """Delete a checkpoint; renamed first, so that a half deleted one is never taken for whole."""
+    """Delete a checkpoint. It is renamed first, so that a half deleted one is never used."""
     if folder.is_symlink():
         remove_leftover(folder)
         return
@@ -195,17 +198,17 @@ def remove_folder(folder: Path) -> None:
 
 
 def remove_leftover(folder: Path) -> None:
-    """Delete a folder that is not taken for a checkpoint. A symbolic link is removed and its target stays."""
+    """Delete a folder that is not a complete checkpoint. A symbolic link is removed; its target stays."""
     if folder.is_symlink():
         target = os.readlink(folder)  # noqa: PTH115  # as it was written
         folder.unlink()
-        log.warning("%s is a symbolic link: the link is removed, what it leads to stays: %s", folder, target)
+        log.warning("%s is a symbolic link: the link is removed, its target stays: %s", folder, target)
     else:
         shutil.rmtree(folder)
 
 
 def set_aside(damaged: Path) -> Path:
-    """Rename a checkpoint that cannot be used, so that another can take its place; returns where it is now."""
+    """Rename a checkpoint that cannot be used, so that another can take its place; returns the new path."""
     taken = {path.name for path in damaged.parent.iterdir()}
     names = (f"{damaged.name}.damaged" + (f"-{number}" if number > 1 else "") for number in itertools.count(1))
     return damaged.rename(damaged.with_name(next(name for name in names if name not in taken)))

@@ -23,16 +23,16 @@ from data_pipeline.remote.transfer import Attempts, blocks, read_small
 from data_pipeline.storage.atomic_write import sync_folder, write_durably
 from data_pipeline.storage.urls import PIPE, redact_url
 from pretrain.checkpoint.manifest import MANIFEST, parse_manifest, read_manifest, set_aside
-from pretrain.checkpoint.retention import Keeping
-from pretrain.checkpoint.store import complete_ones, has_its_files, read_checkpoint
+from pretrain.checkpoint.on_disk import complete_ones, has_its_files, read_checkpoint
+from pretrain.checkpoint.retention import Retention
 from pretrain.config.errors import ConfigError, Problem, RunError
 
-PATIENCE = 1800.0
-"""Seconds that rank 0 waits for the next rank to be done."""
-REMEDY = "mend it or the way to it, give it more time (data.cache.timeout_seconds), or take checkpoint.mirror out"
+RANK_TIMEOUT = 1800.0
+"""Seconds that rank 0 waits for the next rank to finish."""
+REMEDY = "repair it or the connection, raise data.cache.timeout_seconds, or unset checkpoint.mirror"
 PROBE = "probe"
 RESTART = "restart-"
-"""And a number: the folder at the mirror for what a run saves after it has begun again at step 0."""
+"""Prefix of a folder at the mirror, before a number: for saves of a run after it restarted at step 0."""
 
 Answer = TypeVar("Answer")
 
@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 
 class Mirror:
-    """Sends complete checkpoints in a thread: every rank a share of the files, rank 0 the manifest when all are in."""
+    """Sends complete checkpoints in a thread: each rank sends a share of the files, then rank 0 the manifest."""
 
     def __init__(
         self,
@@ -53,23 +53,23 @@ class Mirror:
         still_seconds: float = 900.0,
         moved: Callable[[], None] = lambda: None,
     ) -> None:
-        """`cache` says how often and how long a server is asked; ConfigError where the URL names nothing here.
+        """`cache` has the retries and timeouts. Raises ConfigError if the URL cannot be used on this machine.
 
-        `still_seconds`: so long the end of a run waits where nothing moves; `moved` is called where something does.
+        At its end, a run waits for the mirror until nothing moved for `still_seconds`; `moved` is called on progress.
         """
-        self._base, self._keeping = url.rstrip("/"), Keeping(keep_last)
+        self._base, self._retention = url.rstrip("/"), Retention(keep_last)
         self.restarts = 0
-        """How often the run has begun again at step 0 although checkpoints lay there; the same on all ranks."""
+        """How often the run restarted at step 0 although the mirror had checkpoints; the same on all ranks."""
         self._cache, self._rank, self._num_ranks = cache, rank, num_ranks
         self._still_seconds, self._moved, self._moves = still_seconds, moved, 0
         try:
             if url.startswith(PIPE):
-                raise PermanentError("a command is no place to write to")
+                raise PermanentError("a command cannot be written to")
             RemotePath(self._base, cache.timeout_seconds).close()
         except PermanentError as error:
             remedy = "give a URL such as s3://bucket/folder, and install what fsspec needs for it"
             raise ConfigError([Problem("checkpoint.mirror", redact_url(url), str(error), remedy)]) from None
-        except TransientError:  # whoever asks it next tries again
+        except TransientError:  # the next call tries again
             pass
         self._waiting: queue.Queue[Path | None] = queue.Queue()
         self._given_up = threading.Event()
@@ -78,15 +78,15 @@ class Mirror:
 
     @property
     def url(self) -> str:
-        """Where the checkpoints lie that count now."""
+        """The folder of the checkpoints since the last restart."""
         return f"{self._base}/{RESTART}{self.restarts}" if self.restarts else self._base
 
     def send(self, folder: Path) -> None:
-        """Copy a complete checkpoint when its turn comes; what fails is told and left to the next one."""
+        """Queue a complete checkpoint for copying. A copy that fails is logged and skipped."""
         self._waiting.put(folder)
 
     def close(self) -> None:
-        """Until all are sent, or nothing has moved for too long, which is told; nothing is begun there after that."""
+        """Wait until all are sent. If nothing moved for too long, log it and start no further copy."""
         self._waiting.put(None)
         seen, since = self._moves, time.monotonic()
         while self._thread.is_alive():
@@ -95,7 +95,7 @@ class Mirror:
                 seen, since = self._moves, time.monotonic()
                 self._moved()
             elif time.monotonic() - since > self._still_seconds:
-                log.warning("%s: given up, as nothing moved; what was not copied is in the run's folder", self)
+                log.warning("%s: given up, as nothing moved; what was not copied is in the run folder", self)
                 self._given_up.set()
                 return
 
@@ -103,13 +103,13 @@ class Mirror:
         return f"checkpoint.mirror={redact_url(self.url)}"
 
     def begin(self, checkpoints: Path) -> list[RunError]:
-        """On one rank, before the run: see that the mirror can be written to, and bring its newest checkpoint into a
-        folder that has none as new.
+        """On one rank, before the run: check that the mirror can be written to, and fetch its newest checkpoint if that
+        is newer than those in the folder.
 
-        Damaged ones there are passed over; returns what is wrong with them. Raises RunError if the mirror cannot be
-        asked, OSError if the disk here does not take a copy.
+        Damaged checkpoints there are skipped; returns their faults. Raises RunError if the mirror cannot be reached,
+        OSError if the local disk cannot hold a copy.
         """
-        with _told_as_run_error():
+        with _as_run_error():
             self._write(PROBE, io.BytesIO(b"probe"), 5)
             self._ask(PROBE, "removed", RemotePath.remove)
             matches = (re.fullmatch(rf"{RESTART}(\d+)", name) for name in self._ask("", "listed", RemotePath.list))
@@ -118,17 +118,17 @@ class Mirror:
         return self.fetch_newer(checkpoints, here)[1]
 
     def restart(self) -> None:
-        """On one rank: what lies there counts no more and stays as it is; what comes lies in a folder beside it."""
-        with _told_as_run_error():
+        """On one rank: leave the checkpoints there unchanged; later ones go into a new folder beside them."""
+        with _as_run_error():
             if self._names():
-                self.restarts, self._keeping = self.restarts + 1, Keeping(self._keeping.keep_last)
+                self.restarts, self._retention = self.restarts + 1, Retention(self._retention.keep_last)
                 text = b"Checkpoints since run.restart=true; those from before are in the folder above.\n"
                 self._write("about.txt", io.BytesIO(text), len(text))  # object stores have no empty folders
 
     def fetch_newer(self, checkpoints: Path, than: str) -> tuple[bool, list[RunError]]:
-        """Bring the newest whole checkpoint whose name is above `than`; whether there was one, and what is wrong with
-        those that were passed over. One of that name here is damaged, and is set aside."""
-        with _told_as_run_error():
+        """Fetch the newest whole checkpoint above the name `than`; returns whether there was one, and the faults of
+        those that were skipped. A local checkpoint of that name is damaged, and is set aside."""
+        with _as_run_error():
             return self._fetch_newer(checkpoints, than)
 
     def _fetch_newer(self, checkpoints: Path, than: str) -> tuple[bool, list[RunError]]:
@@ -145,10 +145,10 @@ class Mirror:
                     log.warning("%s is damaged: it is %s now, and its copy takes its place", final, aside.name)
                 partial.rename(final)
                 sync_folder(checkpoints)
-                self._keeping.know(name, whole=True)
+                self._retention.mark(name, whole=True)
                 return True, passed_over
             except RunError as error:
-                self._keeping.know(name, whole=False)
+                self._retention.mark(name, whole=False)
                 passed_over.append(error)
                 log.warning("%s; trying the one before", error.one_line)
             finally:
@@ -156,7 +156,7 @@ class Mirror:
         return False, passed_over
 
     def _fetch(self, name: str, folder: Path) -> None:
-        """RunError: what is there is damaged; DataError: it cannot be had."""
+        """Raises RunError if the copy is damaged, DataError if it cannot be fetched."""
         folder.mkdir(parents=True, exist_ok=True)
         content = read_small(f"{self.url}/{name}/{MANIFEST}", self._cache)
         write_durably(folder / MANIFEST, content)
@@ -169,7 +169,7 @@ class Mirror:
         read_checkpoint(folder)
 
     def _files_of(self, name: str, content: bytes, folder: Path) -> dict[str, int]:
-        """Bytes of each file that a manifest names; raises RunError unless they are there with those sizes."""
+        """The bytes of each file in a manifest; raises RunError unless the mirror has the files with these sizes."""
         files = {file: int(record["bytes"]) for file, record in parse_manifest(content, folder)["files"].items()}
         sizes = self._ask(name, "listed", RemotePath.list)
         for file, num_bytes in files.items():
@@ -179,17 +179,17 @@ class Mirror:
         return files
 
     def _looks_whole(self, name: str) -> bool:
-        """By its manifest and the sizes of its files; asked once."""
+        """Whether manifest and file sizes agree; the result is remembered."""
         whole = False
         if MANIFEST in self._ask(name, "listed", RemotePath.list):
             with contextlib.suppress(RunError):
                 self._files_of(name, read_small(f"{self.url}/{name}/{MANIFEST}", self._cache), Path(name))
                 whole = True
-        self._keeping.know(name, whole=whole)
+        self._retention.mark(name, whole=whole)
         return whole
 
     def _names(self) -> list[str]:
-        """Of all checkpoints there, whole or not, the oldest first."""
+        """The names of all checkpoints at the mirror, whole or not, oldest first."""
         return sorted(name for name in self._ask("", "listed", RemotePath.list) if re.fullmatch(r"step-\d+", name))
 
     def _complete(self, names: list[str]) -> list[str]:
@@ -205,19 +205,19 @@ class Mirror:
                 self._send(folder)
             except (OSError, RunError, DataError) as error:
                 log.warning(
-                    "%s: not copied to %s: %s; training goes on", folder, redact_url(self.url), error_line(error)
+                    "%s: not copied to %s: %s; training continues", folder, redact_url(self.url), error_line(error)
                 )
                 continue
             try:
                 if self._rank == 0:
                     self._prune(folder.name)
             except DataError as error:
-                log.warning("%s: older checkpoints are not removed: %s; training goes on", self, error.one_line)
+                log.warning("%s: older checkpoints are not removed: %s; training continues", self, error.one_line)
 
     def _send(self, folder: Path) -> None:
         content = (folder / MANIFEST).read_bytes()
         files = read_manifest(folder)["files"]
-        # What lies there may be of an earlier try: each rank says which files it has sent.
+        # The mirror may have files of an earlier try: each rank marks what it has sent.
         mark = f"sent-{hashlib.sha256(content).hexdigest()[:16]}"
         if self._rank == 0:
             self._ask(f"{folder.name}/{MANIFEST}", "removed", RemotePath.remove)
@@ -232,10 +232,11 @@ class Mirror:
         log.info("copied %s to %s", folder, redact_url(self.url))
 
     def _prune(self, newest: str) -> None:
-        """Leave the last `keep_last` whole ones up to this one, and what a run that went back will come to again."""
-        self._keeping.know(newest, whole=True)
-        for name in self._keeping.outdated(self._names(), newest, self._looks_whole):
-            self._ask(f"{name}/{MANIFEST}", "removed", RemotePath.remove)  # first: what has none is no checkpoint
+        """Keep the last `keep_last` whole checkpoints up to this one, and later ones: a run that went back reaches them
+        again."""
+        self._retention.mark(newest, whole=True)
+        for name in self._retention.outdated(self._names(), newest, self._looks_whole):
+            self._ask(f"{name}/{MANIFEST}", "removed", RemotePath.remove)  # first: the rest is then incomplete
             self._ask(name, "removed", RemotePath.remove)
 
     def _write(self, name: str, source: BinaryIO, num_bytes: int) -> None:
@@ -246,24 +247,24 @@ class Mirror:
         self._ask(name, "written", write)
 
     def _wait_for(self, names: set[str], folder: str) -> None:
-        """Until all of these files are there."""
+        """Wait until the mirror has all of these files."""
         missing = names
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + RANK_TIMEOUT
         while True:
             still_missing = names - self._ask(folder, "listed", RemotePath.list, moves=False).keys()
             if not still_missing:
                 return
             if still_missing != missing:
-                missing, deadline = still_missing, time.monotonic() + PATIENCE
+                missing, deadline = still_missing, time.monotonic() + RANK_TIMEOUT
                 self._move()
             if time.monotonic() > deadline:
                 rank = min(int(name.rpartition("-")[2]) for name in missing)
-                raise RunError(f"rank {rank} did not send its files in {PATIENCE / 60:.0f} minutes")
+                raise RunError(f"rank {rank} did not send its files in {RANK_TIMEOUT / 60:.0f} minutes")
             if self._given_up.wait(1.0):
                 raise Stopped
 
     def _ask(self, name: str, done: str, question: Callable[[RemotePath], Answer], *, moves: bool = True) -> Answer:
-        """The answer about what has this name there; asked again where none came, BadFile in the end."""
+        """Call `question` with the path of this name; retried if it fails, raises BadFile in the end."""
         url = f"{self.url}/{name}".rstrip("/")
         attempts = Attempts(url, self._cache, self._given_up)
         while True:
@@ -271,7 +272,7 @@ class Mirror:
                 with closing(RemotePath(url, self._cache.timeout_seconds)) as place:
                     answer = question(place)
             except PermanentError as error:
-                raise BadFile(f"{redact_url(url)}: cannot be {done}: {error}; {REMEDY}") from None
+                raise BadFile(f"{redact_url(url)}: cannot be {done}: {error}", REMEDY) from None
             except TransientError as error:
                 attempts.failed(f"cannot be {done}: {error}", REMEDY)
             else:
@@ -286,7 +287,7 @@ class Mirror:
 
 
 @contextlib.contextmanager
-def _told_as_run_error() -> Iterator[None]:
+def _as_run_error() -> Iterator[None]:
     try:
         yield
     except DataError as error:
@@ -294,7 +295,7 @@ def _told_as_run_error() -> Iterator[None]:
 
 
 class _Watched:
-    """A file of which is told when a block is read, as the one before is sent by then."""
+    """A file that reports each read of a block: the block before is sent by then."""
 
     def __init__(self, source: BinaryIO, moved: Callable[[], None]) -> None:
         self._source, self._moved = source, moved

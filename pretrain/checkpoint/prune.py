@@ -1,4 +1,4 @@
-"""Deleting old checkpoints by hand, never the newest whole one."""
+"""`pretrain checkpoint prune`: deletes old checkpoints, but never the newest whole one."""
 
 import contextlib
 from collections.abc import Iterator
@@ -8,12 +8,12 @@ from pathlib import Path
 from pretrain.checkpoint.inventory import Found, bytes_below, find_all, folder_of_checkpoints, look_at
 from pretrain.checkpoint.manifest import remove_folder, remove_leftover
 from pretrain.config.errors import RunError
-from pretrain.run.folder import hold_run_folder
+from pretrain.run.lock import hold_run_folder
 
 
 @dataclass(frozen=True)
 class Pruned:
-    """What became of one folder, or would."""
+    """The result of pruning for one folder, or of a dry run."""
 
     found: Found
     deleted: bool
@@ -21,10 +21,10 @@ class Pruned:
 
 
 def prune(run_dir: Path, *, keep_last: int, keep_every: int, dry_run: bool) -> Iterator[Pruned]:
-    """Delete leftovers and all whole checkpoints but the newest `keep_last` and those at multiples of `keep_every`.
+    """Delete leftovers and all whole checkpoints except the newest `keep_last` and multiples of `keep_every` steps.
 
-    Damaged ones count for nothing and stay: a person may want what is left of them. Raises RunError where a live
-    process holds the run.
+    Damaged checkpoints do not count and stay: a person may want what is left of them. Raises RunError if a live process
+    holds the run folder.
     """
     if keep_last < 1:
         raise RunError(f"--keep-last {keep_last}: at least 1 is kept, the newest whole checkpoint")
@@ -32,7 +32,7 @@ def prune(run_dir: Path, *, keep_last: int, keep_every: int, dry_run: bool) -> I
     if folder != run_dir / "checkpoints":
         raise RunError(f"{run_dir}: not the folder of a run: it has no checkpoints/")
     with contextlib.nullcontext() if dry_run else hold_run_folder(run_dir):
-        found = _newest_proved(find_all(run_dir))
+        found = _with_newest_checked(find_all(run_dir))
         kept = to_keep(found, keep_last, keep_every)
         for each in found:
             doomed = each.is_leftover or (each.is_whole and each.folder not in kept)
@@ -43,21 +43,21 @@ def prune(run_dir: Path, *, keep_last: int, keep_every: int, dry_run: bool) -> I
 
 
 def to_keep(found: list[Found], keep_last: int, keep_every: int) -> set[Path]:
-    """Folders of the whole checkpoints that stay, `found` being oldest first."""
+    """The folders of the whole checkpoints to keep; `found` is sorted oldest first."""
     whole = [each for each in found if each.is_whole and not each.is_leftover]
-    for_ever = [each for each in whole if keep_every and _step(each) % keep_every == 0]
-    return {each.folder for each in (*whole[-keep_last:], *for_ever)}
+    permanent = [each for each in whole if keep_every and _step(each) % keep_every == 0]
+    return {each.folder for each in (*whole[-keep_last:], *permanent)}
 
 
-def _newest_proved(found: list[Found]) -> list[Found]:
-    """Digests checked from the newest down to the first that is whole: what a resume would take is known to be good."""
-    proved = list(found)
-    for number in reversed(range(len(proved))):
-        if proved[number].is_whole and not proved[number].is_leftover:
-            proved[number] = look_at(proved[number].folder, digests=True)
-            if proved[number].is_whole:
+def _with_newest_checked(found: list[Found]) -> list[Found]:
+    """Check digests from the newest checkpoint back to the first whole one, which a resume would take."""
+    checked = list(found)
+    for number in reversed(range(len(checked))):
+        if checked[number].is_whole and not checked[number].is_leftover:
+            checked[number] = look_at(checked[number].folder, digests=True)
+            if checked[number].is_whole:
                 break
-    return proved
+    return checked
 
 
 def _step(found: Found) -> int:

@@ -1,4 +1,4 @@
-"""Which checkpoints of a run stay, as later ones are saved: a damaged one never takes the place of a whole one."""
+"""Which checkpoints stay when later ones are saved. A damaged one never takes the place of a whole one."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -6,25 +6,25 @@ from pathlib import Path
 from pretrain.checkpoint.manifest import step_of
 
 
-class Keeping:
-    """The newest `keep_last` whole checkpoints stay, and those at multiples of `keep_every` steps.
+class Retention:
+    """Keeps the newest `keep_last` whole checkpoints, and those at multiples of `keep_every` steps.
 
-    Remembers which ones this process has saved or read, so that none is read again.
+    It remembers which ones this process has saved or read, so that none is read again.
     """
 
     def __init__(self, keep_last: int, keep_every: int = 0) -> None:
         self.keep_last, self.keep_every = keep_last, keep_every
         self._known: dict[str, bool] = {}
 
-    def know(self, name: str, *, whole: bool) -> None:
-        """A checkpoint was saved, or its files were read."""
+    def mark(self, name: str, *, whole: bool) -> None:
+        """Note that a checkpoint was saved, or its files were read."""
         self._known[name] = whole
 
     def outdated(self, names: Sequence[str], saved: str, looks_whole: Callable[[str], bool]) -> list[str]:
-        """Those of `names`, oldest first, that may go now that `saved` is complete.
+        """The checkpoints of `names`, oldest first, that may be deleted now that `saved` is complete.
 
-        Later ones stay: a run that went back comes to them again. `looks_whole`, a cheap look, is asked about those
-        that nothing is known of, the newest first, and about no more than are needed.
+        Later ones stay: a run that went back reaches them again. `looks_whole`, a cheap check, is called for those that
+        were neither saved nor read, the newest first, and only as often as needed.
         """
         earlier = [name for name in names if name <= saved]
         kept: list[str] = []
@@ -33,8 +33,8 @@ class Keeping:
             whole = self._known.get(name)
             if looks_whole(name) if whole is None else whole:
                 kept.append(name)
-        return [name for name in earlier if not self._is_for_ever(name)]
+        return [name for name in earlier if not self._is_permanent(name)]
 
-    def _is_for_ever(self, name: str) -> bool:
+    def _is_permanent(self, name: str) -> bool:
         step = step_of(Path(name))
         return self.keep_every > 0 and step is not None and step % self.keep_every == 0

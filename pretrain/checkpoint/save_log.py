@@ -1,4 +1,4 @@
-"""saves.jsonl in the run folder: which checkpoints were completed, so that missing ones are noticed."""
+"""saves.jsonl in the run folder: the checkpoints that were completed, so that missing ones are noticed."""
 
 import json
 import logging
@@ -22,7 +22,7 @@ class Save:
     step: int
     folder: Path
     in_run_folder: bool
-    """Otherwise it was on a node's own disk."""
+    """False: on a node's own disk."""
     time: float
 
     def __str__(self) -> str:
@@ -31,7 +31,7 @@ class Save:
 
 
 def record_save(run_dir: Path, step: int, folder: Path) -> None:
-    """Add a line for a complete checkpoint; a disk that does not take it costs the line and not the save."""
+    """Add a line for a complete checkpoint; if the disk refuses it, only the line is lost."""
     inside = folder.is_relative_to(run_dir)
     try:
         _add(run_dir, {"step": step, "folder": str(folder.relative_to(run_dir) if inside else folder.absolute())})
@@ -40,12 +40,12 @@ def record_save(run_dir: Path, step: int, folder: Path) -> None:
 
 
 def record_restart(run_dir: Path) -> None:
-    """Add a line after which the run has no checkpoint: it begins again at step 0."""
+    """Add a line after which the run has no checkpoint: it restarts at step 0."""
     _add(run_dir, {"restart": True})
 
 
 def last_save(run_dir: Path) -> Save | None:
-    """The newest save in the run folder since the run began; else the newest on a node's disk, if there is one."""
+    """The newest save in the run folder since the last restart; else the newest on a node's disk, or None."""
     found: dict[bool, Save] = {}
     for line in _lines(run_dir / SAVES_FILE):
         try:

@@ -1,9 +1,8 @@
-"""When to save and where to; in the background, so that training goes on while a checkpoint is written.
+"""Decides when and where to save, and saves in the background while training continues.
 
-Tensors are not copied. From the end of one optimizer step to the next update they stay as they are: a thread writes
-them during the forward and backward passes in between, and the update waits for what is left (as in DataStates-LLM,
-Maurya et al. 2024). What the system then still holds of the files goes to the disk, is digested and completed while
-later steps run.
+Tensors are not copied. From one optimizer step to the next update they do not change: a thread writes them during the
+forward and backward passes in between, and the update waits for the rest (as in DataStates-LLM, Maurya et al. 2024).
+Syncing the files to disk, their digests and the completion of the checkpoint run during later steps.
 """
 
 import logging
@@ -15,9 +14,10 @@ from typing import Any, Protocol
 
 import torch.distributed as dist
 
-from pretrain.checkpoint.collective import first_says, together
+from pretrain.checkpoint.collective import broadcast_result, run_on_all_ranks
 from pretrain.checkpoint.mirror import Mirror
-from pretrain.checkpoint.store import CheckpointStore, Snapshot
+from pretrain.checkpoint.snapshot import Snapshot
+from pretrain.checkpoint.store import CheckpointStore
 from pretrain.config.errors import RunError
 from pretrain.config.run import CheckpointConfig, RunConfig
 from pretrain.distributed.groups import ProcessGroups
@@ -41,13 +41,13 @@ class Interval(Protocol):
 
 
 class Level:
-    """A store with the times at which it is written."""
+    """A store with the times of its saves."""
 
     def __init__(self, store: CheckpointStore, interval: Interval) -> None:
         self.store, self.interval = store, interval
         self.due_at = self._next()
         self.step = -1
-        """Of its newest save that has not failed."""
+        """The step of its newest save that has not failed."""
 
     def is_due_at(self, step: int) -> bool:
         return self.interval.every_steps > 0 and step % self.interval.every_steps == 0
@@ -55,7 +55,7 @@ class Level:
     def is_due_now(self) -> bool:
         return time.monotonic() >= self.due_at
 
-    def begun(self, step: int) -> None:
+    def started(self, step: int) -> None:
         self.due_at, self.step = self._next(), step
 
     def failed(self) -> None:
@@ -65,35 +65,38 @@ class Level:
         return time.monotonic() + (self.interval.every_minutes * 60 or float("inf"))
 
 
-def levels_of(
+def build_levels(
     config: CheckpointConfig,
     run_dir: Path,
     groups: ProcessGroups,
     node: tuple[int, int],
     run_id: Callable[[], str],
-    still_held: Callable[[], None],
+    check_ownership: Callable[[], None],
 ) -> list[Level]:
-    """The shared level and, if there is one, that on the nodes' disks; raises RunError where that has no place.
+    """The shared level and, if configured, the one on the nodes' own disks; raises RunError if that has no space.
 
-    `node`: this rank's number on its node, and how many ranks it has; `run_id` and `still_held` are called on one rank.
+    `node`: this rank's number on its node, and the ranks of the node. `run_id` and `check_ownership` are called on one
+    rank.
     """
     keep_last, keep_every = config.keep_last, config.keep_every
-    shared = CheckpointStore(run_dir, groups=groups, keep_last=keep_last, keep_every=keep_every, still_held=still_held)
+    shared = CheckpointStore(
+        run_dir, groups=groups, keep_last=keep_last, keep_every=keep_every, check_ownership=check_ownership
+    )
     if config.local.path is None:
         return [Level(shared, config)]
     disk = Path(config.local.path)
     is_main = dist.get_rank() == 0
-    name = first_says("name", disk, groups.control, lambda: run_id() if is_main else "")
+    name = broadcast_result("name", disk, groups.control, lambda: run_id() if is_main else "")
     folder = disk / name  # another run of the same name must not find it
-    together("make room for", disk, groups.control, lambda: folder.mkdir(parents=True, exist_ok=True))
+    run_on_all_ranks("make room for", disk, groups.control, lambda: folder.mkdir(parents=True, exist_ok=True))
     on_node = CheckpointStore(folder, groups=groups, keep_last=config.local.keep_last, node=node)
     return [Level(shared, config), Level(on_node, config.local)]
 
 
 def open_mirror(config: RunConfig, shared: CheckpointStore, here: Runtime) -> tuple[Mirror | None, list[RunError]]:
-    """The mirror of the configuration; what it has that is newer than all in the shared folder is fetched first.
+    """Open the configured mirror and fetch its newest checkpoint if that is newer than all in the shared folder.
 
-    Also what is wrong with damaged checkpoints there.
+    Also returns the faults of damaged checkpoints there.
     """
     url, keep_last = config.checkpoint.mirror, config.checkpoint.keep_last
     if url is None:
@@ -108,14 +111,14 @@ def open_mirror(config: RunConfig, shared: CheckpointStore, here: Runtime) -> tu
         moved=here.moved,
     )
     begin = lambda: (mirror.begin(shared.folder) if here.is_main else [], mirror.restarts)  # noqa: E731
-    faults, mirror.restarts = first_says("fetch", shared.folder, shared.control, begin)
+    faults, mirror.restarts = broadcast_result("fetch", shared.folder, shared.control, begin)
     return mirror, faults
 
 
 class Saver:
     """Saves what the engine holds; every method but `due_by_clock` is called on all ranks together.
 
-    The first level is the shared folder; a second may lie on each node's own disk.
+    The first level is the shared folder; a second level may be on each node's own disk.
     """
 
     def __init__(
@@ -129,20 +132,20 @@ class Saver:
         mirror: Mirror | None = None,
         saved: Callable[[int, Path], None] = lambda step, folder: None,
     ) -> None:
-        """`describe`: what a manifest says besides the state; `group`: for this alone, as a thread talks over it;
+        """`describe`: the content of a manifest besides the state; `group`: only for saves, as a thread uses it;
         `saved` is called with each complete checkpoint."""
         self.engine, self.levels, self.describe = engine, levels, describe
         self.in_background, self.group, self.mirror, self.saved = in_background, group, mirror, saved
         self._running: tuple[Level, _Save] | None = None
 
     def due_by_clock(self) -> int:
-        """A bit for each level whose time has come; ranks must agree on whose clock counts."""
+        """A bit for each level that is due; the ranks must agree on one clock."""
         return sum(level.is_due_now() << number for number, level in enumerate(self.levels))
 
     def after_step(self, state: RunState, by_clock: int, *, last: bool) -> None:
-        """Save if it is time for it, no step twice; the `last` one is on the disk on return.
+        """Save if a save is due, but no step twice; the `last` save is on the disk on return.
 
-        A save that failed is logged and tried again within a minute; only the last one raises RunError.
+        A failed save is logged and retried within a minute; only the last one raises RunError.
         """
         if self._running is not None and (last or self._running[1].done.is_set()):
             self.wait()
@@ -156,8 +159,8 @@ class Saver:
             return
         self.wait()
         for level in due:
-            level.begun(state.step)
-        store = due[0].store  # what is in the shared folder need not be on the node too
+            level.started(state.step)
+        store = due[0].store  # a save in the shared folder is not repeated on the node
         save = _Save(store, store.snapshot(self.engine, state, self.describe(state)), self.group, self.saved)
         self._running = (due[0], save)
         if last:
@@ -173,7 +176,7 @@ class Saver:
             self.engine.before_next_update(save.wait_until_read)
 
     def wait(self) -> None:
-        """Until nothing is being written; a failure is told."""
+        """Wait until nothing is being written; a failure is logged."""
         fault = self._end()
         if fault is not None and dist.get_rank() == 0:
             advice = (
@@ -204,14 +207,14 @@ class Saver:
         return self.levels[0].store.last_name()
 
     def close(self) -> None:
-        """Until all that was saved is where it belongs."""
+        """Wait until all saves are complete, also at the mirror."""
         self.wait()
         if self.mirror is not None:
             self.mirror.close()
 
 
 class _Save:
-    """One save on its way, in a thread of its own."""
+    """One save that is running, in its own thread."""
 
     def __init__(
         self,
@@ -225,11 +228,11 @@ class _Save:
         self.outcome: BaseException | None = None
         self.folder = store.folder
         self._began, self.waited, self.seconds = time.perf_counter(), 0.0, 0.0
-        # A daemon: after a failure elsewhere nobody waits for it.
+        # A daemon: after a failure elsewhere the process does not wait for it.
         threading.Thread(target=self._write, name="save", daemon=True).start()
 
     def wait_until_read(self) -> None:
-        """Hold up the update until the tensors are not needed any more."""
+        """Delay the update until the tensors are no longer needed."""
         began = time.perf_counter()
         self._read.wait()
         self.waited = time.perf_counter() - began

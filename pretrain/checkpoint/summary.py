@@ -1,4 +1,4 @@
-"""What a checkpoint is, as values for JSON and words for people; without torch."""
+"""The summary of a checkpoint, as values for JSON and as text. It does not import torch."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,13 +6,13 @@ from typing import Any
 from pretrain.checkpoint.inventory import Found, bytes_below, next_resume
 from pretrain.checkpoint.manifest import Manifest
 
-Facts = dict[str, Any]
+Summary = dict[str, Any]
 
 UNSAID = "-"
 
 
-def list_facts(found: Sequence[Found]) -> list[Facts]:
-    """One row a folder."""
+def list_facts(found: Sequence[Found]) -> list[Summary]:
+    """One summary per folder."""
     newest = next_resume(found)
     return [
         {
@@ -46,8 +46,8 @@ def list_lines(found: Sequence[Found]) -> list[str]:
     return table(["checkpoint", "step", "tokens", "saved", "size", "by", ""], rows, right=(1, 2, 4))
 
 
-def facts_of(found: Found) -> Facts:
-    """Run, data, versions, state and summary of the configuration of a checkpoint that has a manifest."""
+def facts_of(found: Found) -> Summary:
+    """Run, data, versions, state and the main settings of a checkpoint that has a manifest."""
     manifest = found.manifest
     assert manifest is not None
     config, environment = manifest.get("config", {}), manifest.get("environment", {})
@@ -77,8 +77,8 @@ def facts_of(found: Found) -> Facts:
     }
 
 
-def describing_lines(facts: Facts) -> list[str]:
-    """The same, a line a subject; nothing where the checkpoint does not say it."""
+def summary_lines(facts: Summary) -> list[str]:
+    """The same as text, one line per subject; subjects that the checkpoint lacks are left out."""
     lines = [
         facts["folder"],
         f"  saved        {facts['saved_at'] or UNSAID} by {layout_text(facts['layout'])}; "
@@ -92,7 +92,7 @@ def describing_lines(facts: Facts) -> list[str]:
 
 
 def layout_text(layout: Mapping[str, Any] | None) -> str:
-    """As in `tp2 pp2 vp1 dp2 ZeRO-3 bf16`."""
+    """The layout as text, such as `tp2 pp2 vp1 dp2 ZeRO-3 bf16`."""
     if layout is None:
         return UNSAID
     degrees = " ".join(f"{name}{layout[name]}" for name in ("tp", "pp", "vp", "dp") if layout[name] is not None)
@@ -108,7 +108,7 @@ def size_text(count: int) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str]:
-    """Columns as wide as their widest cell; those in `right` end in line."""
+    """Columns as wide as their widest cell; those in `right` are right-aligned."""
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     return [
         "  ".join(
@@ -119,7 +119,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[in
     ]
 
 
-def _saved(manifest: Manifest) -> Facts:
+def _saved(manifest: Manifest) -> Summary:
     layout, config = manifest.get("layout") or {}, manifest.get("config") or {}
     world, tp, pp = (layout.get(name) for name in ("world_size", "tp", "pp"))
     engine = config.get("engine", {})

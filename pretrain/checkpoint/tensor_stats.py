@@ -1,4 +1,4 @@
-"""What the stored tensors hold, a chunk at a time: figures of one checkpoint, differences between two."""
+"""Statistics of the stored tensors of one checkpoint, and the differences between two, one chunk at a time."""
 
 import io
 import math
@@ -14,12 +14,12 @@ from pretrain.checkpoint.manifest import unreadable
 from pretrain.config.errors import RunError
 
 AT_ONCE = 1 << 18
-"""Elements widened to fp64 at once: the figures take no memory to speak of beside the chunk."""
+"""Elements converted to fp64 at once: statistics need little memory besides the chunk."""
 
 
 @dataclass
-class Figures:
-    """Of one tensor; norm, least and greatest are those of the finite values."""
+class TensorStats:
+    """The statistics of one tensor; norm, least and greatest are of its finite values."""
 
     squares: float = 0.0
     least: float = math.inf
@@ -32,7 +32,7 @@ class Figures:
         return math.sqrt(self.squares)
 
     def facts(self) -> dict[str, float | int | None]:
-        """In the order of a table; None where no value is finite."""
+        """The columns of a table; min and max are None if no value is finite."""
         ends = (self.least, self.greatest) if self.least <= self.greatest else (None, None)
         return {"norm": self.norm, "min": ends[0], "max": ends[1], "nan": self.nans, "inf": self.infinities}
 
@@ -53,7 +53,7 @@ class Figures:
 
 @dataclass
 class Difference:
-    """Of one tensor in two checkpoints; the sizes of differences are those where both values are finite."""
+    """The difference of a tensor in two checkpoints; its size counts only elements that are finite in both."""
 
     differing: int = 0
     """Elements whose bits differ."""
@@ -63,7 +63,7 @@ class Difference:
 
     @property
     def relative(self) -> float:
-        """L2 norm of the difference by that of the first; infinite where the first is zero."""
+        """L2 norm of the difference relative to the first; infinite if the first is zero."""
         if not self.squares:
             return 0.0
         return math.sqrt(self.squares / self.reference_squares) if self.reference_squares else math.inf
@@ -87,15 +87,15 @@ class Difference:
             self.reference_squares += float(one.square().sum())
 
 
-def figures_of(folder: Path, tensor: StoredTensor) -> Figures:
-    figures = Figures()
+def stats_of(folder: Path, tensor: StoredTensor) -> TensorStats:
+    stats = TensorStats()
     for chunk in tensor.chunks:
-        figures.add_all(read_chunk(folder, tensor, chunk))  # kept by no name here: gone before the next is read
-    return figures
+        stats.add_all(read_chunk(folder, tensor, chunk))  # no name keeps it: it is freed before the next is read
+    return stats
 
 
 def difference_of(one_folder: Path, one: StoredTensor, other_folder: Path, other: StoredTensor) -> Difference:
-    """Of two tensors of one shape, however each is cut: one chunk of each is in memory."""
+    """The difference of two tensors of one shape, however each is partitioned: one chunk of each is in memory."""
     found = Difference()
     held: tuple[StoredChunk, Tensor] | None = None
     for chunk in one.chunks:
@@ -106,7 +106,7 @@ def difference_of(one_folder: Path, one: StoredTensor, other_folder: Path, other
             if any(begin >= end for begin, end in zip(first, last, strict=True)):
                 continue
             if held is None or held[0] is not facing:
-                held = None  # let go before the next is read
+                held = None  # freed before the next is read
                 held = facing, read_chunk(other_folder, other, facing)
             found.add_all(mine[_within(first, last, chunk)], held[1][_within(first, last, facing)])
         del mine  # before the next is read
@@ -114,7 +114,7 @@ def difference_of(one_folder: Path, one: StoredTensor, other_folder: Path, other
 
 
 def read_chunk(folder: Path, tensor: StoredTensor, chunk: StoredChunk) -> Tensor:
-    """The values of one chunk; nothing in the file is executed. Raises RunError where it holds another thing."""
+    """The values of one chunk; nothing in the file is executed. Raises RunError if it holds something else."""
     path = folder / chunk.file
     where = f"{path}: bytes {chunk.begin} to {chunk.begin + chunk.bytes} ({tensor.name} at {list(chunk.offsets)})"
     try:
@@ -123,16 +123,16 @@ def read_chunk(folder: Path, tensor: StoredTensor, chunk: StoredChunk) -> Tensor
             values = torch.load(part, map_location="cpu", weights_only=True)
     except OSError as error:
         raise unreadable(path, error) from None
-    except Exception as error:  # what torch raises for bytes that are no tensor has no common base
-        raise RunError(f"{where} are no stored tensor: {_first_sentence(error)}") from None
+    except Exception as error:  # torch raises unrelated errors for bytes that are not a tensor
+        raise RunError(f"{where} are not a stored tensor: {_first_sentence(error)}") from None
     plain = isinstance(values, Tensor) and values.layout == torch.strided
     if not plain or (tuple(values.shape), str(values.dtype)) != (chunk.sizes, f"torch.{tensor.dtype}"):
-        raise RunError(f"{where} hold no {tensor.dtype} tensor of shape {list(chunk.sizes)}")
+        raise RunError(f"{where} are not a {tensor.dtype} tensor of shape {list(chunk.sizes)}")
     return values
 
 
 def _pieces(one: Tensor, other: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Two boxes of one shape side by side, in parts that are small enough to be copied."""
+    """Pairs of equal parts of two boxes of one shape, small enough to be copied."""
     if one.numel() <= AT_ONCE or one.dim() == 0:
         yield one.reshape(-1), other.reshape(-1)
     elif one.is_contiguous() and other.is_contiguous():
@@ -148,7 +148,7 @@ def _within(first: tuple[int, ...], last: tuple[int, ...], chunk: StoredChunk) -
 
 
 def _bits(values: Tensor) -> Tensor:
-    """As whole numbers, in which NaN equals itself and 0 is not -0."""
+    """The values as integers, so that NaN equals itself and 0 differs from -0."""
     width = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[values.element_size()]
     return values.contiguous().view(width)
 

@@ -1,8 +1,8 @@
-"""Flat ranges as boxes, so that torch.distributed.checkpoint (DCP) can re-cut them.
+"""Flat ranges as boxes, so that torch.distributed.checkpoint (DCP) can reshard them.
 
 A ZeRO shard is a flat row-major range of a tensor-parallel rank's part of a tensor. Such a range is at most a few
-boxes, and a box is what DCP knows as a chunk: each rank writes its own, and any other cut of the same tensor can be
-read back.
+boxes, and a box is a chunk of DCP: each rank writes its own chunks, and any other partition of the tensor can be read
+back.
 """
 
 from collections.abc import Iterable, Iterator
@@ -21,7 +21,7 @@ BUCKET_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class Box:
-    """A rectangular part of a tensor, and where it begins in the flat range that it was cut from."""
+    """A rectangular part of a tensor, and where it begins in its flat range."""
 
     offsets: tuple[int, ...]
     sizes: tuple[int, ...]
@@ -35,7 +35,7 @@ class Box:
 def boxes_of_range(shape: tuple[int, ...], start: int, length: int) -> list[Box]:
     """The boxes that together are elements `start` .. `start + length` of a row-major tensor, in order.
 
-    At most 2 (dimensions - 1) + 1: a broken row, whole rows, a broken row, and so within each broken row.
+    At most 2 (dimensions - 1) + 1: a partial row, whole rows, a partial row, and the same within each partial row.
     """
     boxes: list[Box] = []
     _cut(shape, start, length, (), 0, boxes)
@@ -52,7 +52,7 @@ def _cut(shape: tuple[int, ...], start: int, length: int, prefix: tuple[int, ...
         return
     row = torch.Size(shape[1:]).numel()
     first = start % row
-    if first:  # up to the end of a row that was begun before
+    if first:  # to the end of a partial row
         head = min(length, row - first)
         _cut(shape[1:], first, head, (*prefix, start // row), done, out)
         start, length, done = start + head, length - head, done + head
@@ -67,11 +67,11 @@ def _cut(shape: tuple[int, ...], start: int, length: int, prefix: tuple[int, ...
 
 @dataclass(frozen=True)
 class Chunk:
-    """A box of a tensor whose data is here."""
+    """A box of a tensor whose data is on this rank."""
 
     name: str
     shape: tuple[int, ...]
-    """Of the whole tensor."""
+    """The shape of the whole tensor."""
     offsets: tuple[int, ...]
     sizes: tuple[int, ...]
     data: Tensor
@@ -82,7 +82,7 @@ def chunks_of(shard: StateShard, first: int = 0, last: int | None = None) -> Ite
     """The boxes of elements `first` to `last` of a shard's range, none above a bucket's size."""
     end = shard.data.numel() if last is None else last
     bucket, row = BUCKET_BYTES // shard.data.element_size(), torch.Size(shard.part_shape[1:]).numel()
-    most = bucket // row * row or bucket  # whole rows where it holds some: a broken row is a box more
+    most = bucket // row * row or bucket  # whole rows if any fit: a partial row is one more box
     while first < end:
         border = ((shard.start + first) // most + 1) * most - shard.start
         length = min(border, end) - first
@@ -95,13 +95,13 @@ def chunks_of(shard: StateShard, first: int = 0, last: int | None = None) -> Ite
 
 
 def own_chunks(shard: StateShard) -> Iterator[Chunk]:
-    """What this rank writes: of what several hold alike, its equal part."""
+    """The chunks that this rank writes: an equal share if several ranks hold copies of the shard."""
     numel = shard.data.numel()
     return chunks_of(shard, numel * shard.copy // shard.copies, numel * (shard.copy + 1) // shard.copies)
 
 
 class ShardedTensor(Tensor):
-    """A tensor of which this rank holds some chunks, to be read into; DCP sees its global shape and them."""
+    """A tensor of which this rank holds some chunks, to be read into. DCP sees its global shape and the chunks."""
 
     chunks: dict[tuple[int, ...], Chunk]
 
@@ -114,7 +114,7 @@ class ShardedTensor(Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
-        raise RuntimeError(f"{func} on a tensor of which only parts are here")
+        raise RuntimeError(f"{func} on a tensor of which this rank holds only parts")
 
     def __create_chunk_list__(self) -> list[ChunkStorageMetadata]:
         return [
@@ -128,7 +128,7 @@ class ShardedTensor(Tensor):
 
 
 def state_dict_of(shards: Iterable[StateShard]) -> dict[str, ShardedTensor]:
-    """DCP's state dict to read into: one sharded tensor a name."""
+    """The state dict that DCP reads into: one sharded tensor per name."""
     by_name: dict[str, list[StateShard]] = {}
     for shard in shards:
         by_name.setdefault(shard.name, []).append(shard)

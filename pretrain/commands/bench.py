@@ -43,11 +43,11 @@ def run(given: argparse.Namespace) -> int:
     overrides = list(given.overrides)
     if overrides[:1] == ["compare"]:
         return _compare(overrides[1:])
-    from pretrain.bench.measure import Wanted
+    from pretrain.bench.measure import BenchOptions
     from pretrain.config.redact import public_words
 
     options = {name: getattr(given, name) for name in ("warmup", "steps", "out", "vocab_size")}
-    wanted = Wanted(
+    wanted = BenchOptions(
         **{name: value for name, value in options.items() if value is not None},
         command=["pretrain", *public_words(sys.argv[1:])],
     )

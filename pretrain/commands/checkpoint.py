@@ -96,7 +96,7 @@ def _list(given: argparse.Namespace) -> int:
 
 def _inspect(given: argparse.Namespace) -> int:
     from pretrain.checkpoint.inventory import open_one, tensors_of
-    from pretrain.checkpoint.summary import describing_lines, facts_of, table
+    from pretrain.checkpoint.summary import facts_of, summary_lines, table
 
     found = open_one(given.path)
     wanted = _filter(given)
@@ -108,16 +108,16 @@ def _inspect(given: argparse.Namespace) -> int:
             row: dict[str, Any] = {"name": tensor.name, "shape": list(tensor.shape), "dtype": tensor.dtype}
             row |= {"chunks": len(tensor.chunks), "files": len(tensor.files)}
             if not given.no_values:
-                from pretrain.checkpoint.tensor_stats import figures_of
+                from pretrain.checkpoint.tensor_stats import stats_of
 
-                row |= figures_of(found.folder, tensor).facts()
+                row |= stats_of(found.folder, tensor).facts()
             yield row
 
     if given.json:
         _print_json(facts | {"tensors": list(rows())})
         return 0
     filled = [[_cell(value) for value in row.values()] for row in rows()]
-    _print_lines(describing_lines(facts))
+    _print_lines(summary_lines(facts))
     head = ["tensor", "shape", "dtype", "chunks", "files"]
     head += [] if given.no_values else ["norm", "least", "greatest", "NaN", "inf"]
     _print_lines(["", *table(head, filled, right=range(3, len(head)))])

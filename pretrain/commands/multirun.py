@@ -103,14 +103,11 @@ def find_or_make(name: str | None, overrides: Sequence[str]) -> tuple[Sweep, boo
 
 def check_here(config: object) -> None:
     """Raise UserError if this run cannot be trained here in one process; needs no torch."""
-    from pretrain.commands.train import check_start, open_initial
+    from pretrain.commands.training_run import check_inputs
     from pretrain.config.run import RunConfig
-    from pretrain.run.tokenizer import check_tokenizer
 
     assert isinstance(config, RunConfig)
-    dataset, _ = check_start(config, world_size=1)
-    check_tokenizer(dataset)
-    open_initial(config, dataset)
+    check_inputs(config, rank=0, world_size=1)
 
 
 def is_finished(member: Member) -> bool:

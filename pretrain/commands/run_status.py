@@ -16,8 +16,9 @@ from pretrain.config.derived import tokens_per_step
 from pretrain.config.errors import ConfigError, RunError
 from pretrain.config.load import read_run_config
 from pretrain.run.attempts import ATTEMPTS_FILE, Attempt, read_attempts
-from pretrain.run.folder import CONFIG_FILE, holder
+from pretrain.run.config_history import CONFIG_FILE
 from pretrain.run.length import RunLength
+from pretrain.run.lock import lock_holder
 from pretrain.run.state import RunState
 from pretrain.tracking.metrics_file import METRICS_FILE, latest_records
 from pretrain.tracking.provenance import DESCRIPTION_FILE
@@ -83,7 +84,7 @@ def status_of(run_dir: Path, jobs: Mapping[str, Job], now: float) -> Status:
     """Read one run; raises RunError if the folder is not the folder of a run."""
     if not any((run_dir / name).exists() for name in (CONFIG_FILE, ATTEMPTS_FILE, METRICS_FILE)):
         raise RunError(f"{run_dir}: not the folder of a run: it has no {CONFIG_FILE}", "name one such as runs/NAME")
-    attempts, held_by = read_attempts(run_dir), holder(run_dir)
+    attempts, held_by = read_attempts(run_dir), lock_holder(run_dir)
     records = latest_records(run_dir, "train", PACE_RECORDS)
     last = records[-1] if records else {}
     steps = _total(run_dir, last)

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 from pretrain.commands.arguments import CommandParser, add_overrides, positive
 
 if TYPE_CHECKING:
-    from pretrain.resume.compare import Pair
-    from pretrain.resume.replay import Report
+    from pretrain.resume.compare import StepPair
+    from pretrain.resume.replay import ReplayReport
 
-PARTED = 1
+DIVERGED = 1
 OVERRIDES = ("parallel.", "engine.", "train.micro_batch_size", "data.path", "data.cache.")
 """The keys that may differ from the run; `pretrain.resume.replay` checks them."""
 
@@ -50,17 +50,17 @@ def run(given: argparse.Namespace) -> int:
     rank, _, _ = world_from_environment()
     if rank == 0:
         sys.stdout.write(as_json(report) if given.json else as_table(report))
-    return PARTED if report.verdict.kind == "parts" else 0
+    return DIVERGED if report.comparison.kind == "diverged" else 0
 
 
-def as_json(report: "Report") -> str:
+def as_json(report: "ReplayReport") -> str:
     """One JSON object; infinities and NaN as in metrics.jsonl."""
     from pretrain.resume.compare import QUANTITIES
     from pretrain.tracking.metrics_file import strict
 
-    verdict = asdict(report.verdict)
-    if report.verdict.parted is not None:
-        verdict["parted"] = {name: strict(value) for name, value in verdict["parted"].items()}
+    comparison = asdict(report.comparison)
+    if report.comparison.divergence is not None:
+        comparison["divergence"] = {name: strict(value) for name, value in comparison["divergence"].items()}
     steps = [
         {"step": pair.step}
         | {
@@ -70,31 +70,31 @@ def as_json(report: "Report") -> str:
         }
         for pair in report.pairs
     ]
-    whole = {"run": str(report.run), "checkpoint": str(report.checkpoint), **verdict, "steps": steps}
+    whole = {"run": str(report.run), "checkpoint": str(report.checkpoint), **comparison, "steps": steps}
     return json.dumps(whole, indent=1, allow_nan=False) + "\n"
 
 
-def as_table(report: "Report") -> str:
-    """A line for each step, and the verdict."""
-    head = ("step", "batch", "loss", "now", "grad norm", "now", "lr", "loss scale", "apart")
+def as_table(report: "ReplayReport") -> str:
+    """A line for each step, and the result."""
+    head = ("step", "batch", "loss", "now", "grad norm", "now", "lr", "loss scale", "difference")
     rows = [head, *(tuple(_row(pair)) for pair in report.pairs)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     first, last = report.pairs[0].step, report.pairs[-1].step
-    lines.append(f"{report.run}: steps {first} to {last} again from {report.checkpoint.name}: {report.verdict}")
+    lines.append(f"{report.run}: steps {first} to {last} recomputed from {report.checkpoint.name}: {report.comparison}")
     return "\n".join(lines) + "\n"
 
 
-def _row(pair: "Pair") -> Iterator[str]:
+def _row(pair: "StepPair") -> Iterator[str]:
     from pretrain.resume.compare import QUANTITIES
 
     then, now = pair.recorded, pair.replayed
     yield str(pair.step)
-    yield str(now["batch_hash"]) if pair.apart("batch_hash") == 0 else f"{then['batch_hash']} {now['batch_hash']}"
+    yield str(now["batch_hash"]) if pair.difference("batch_hash") == 0 else f"{then['batch_hash']} {now['batch_hash']}"
     for name in ("loss", "grad_norm"):
         yield repr(then[name])
         yield repr(now[name])
     for name in ("lr", "loss_scale"):
-        yield f"{now[name]:.4g}" if pair.apart(name) == 0 else f"{then[name]!r} {now[name]!r}"
-    furthest = pair.apart(*QUANTITIES)
+        yield f"{now[name]:.4g}" if pair.difference(name) == 0 else f"{then[name]!r} {now[name]!r}"
+    furthest = pair.difference(*QUANTITIES)
     yield f"{furthest:.0e}" if furthest else "0"

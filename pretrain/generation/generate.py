@@ -17,12 +17,12 @@ from pretrain.config.errors import ConfigError, Problem, RunError
 from pretrain.config.layout_checks import layout_problems
 from pretrain.config.load import read_run_config
 from pretrain.config.run import GenerateConfig, RunConfig
-from pretrain.distributed.environment import set_variables
-from pretrain.distributed.grid import ParallelLayout, world_from_environment
+from pretrain.distributed.grid import world_from_environment
+from pretrain.distributed.join import joined_ranks
 from pretrain.run.tokenizer import tokenizer_of, tokenizer_place
 
 if TYPE_CHECKING:
-    from pretrain.checkpoint.store import Checkpoint
+    from pretrain.checkpoint.on_disk import Checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -63,30 +63,24 @@ def continuations(config: GenerateConfig, run: Path, used: RunConfig, tokenizer:
             )
         return checkpoint
 
-    rank, world_size, _ = world_from_environment()
-    found = find() if rank == 0 else None  # once for all ranks: a live run may save another one meanwhile
+    rank, _, _ = world_from_environment()
+    found = find() if rank == 0 else None  # one for all ranks: a live run saves others meanwhile
     # An empty prompt begins a new document, which in training follows the end of another.
     prompt = list(tokenizer.encode(config.prompt)) or [tokenizer.eod_id]
     if lost := lost_beginning(len(prompt), config.max_new_tokens, used.model.seq_length):
         log.warning(lost)
-    parallel = used.parallel
-    layout = ParallelLayout(world_size, parallel.tp, parallel.pp)
-    set_variables(layout)
 
-    import torch
+    with joined_ranks(used, seed=config.seed) as (here, groups):
+        import torch
 
-    from pretrain.checkpoint.store import CheckpointStore
-    from pretrain.distributed.groups import build_groups
-    from pretrain.distributed.runtime import runtime
-    from pretrain.distributed.vendor_imports import megatron_imports
-    from pretrain.generation.sampling import continue_tokens
+        from pretrain.checkpoint.store import CheckpointStore
+        from pretrain.distributed.vendor_imports import megatron_imports
+        from pretrain.generation.sampling import continue_tokens
 
-    with megatron_imports():
-        from pretrain.engine.build import build_engine
+        with megatron_imports():
+            from pretrain.engine.build import build_engine
 
-    with runtime(used.engine, layout=layout) as here:
-        groups = build_groups(layout, config.seed, here.group_timeout_minutes, here.device, vp=parallel.vp)
-        store = CheckpointStore(run, groups=groups, keep_last=1, keep_every=0)
+        store = CheckpointStore(run, groups=groups, keep_last=1)
         engine = build_engine(used, tokenizer.vocab_size, groups, here.device, eod_id=tokenizer.eod_id)
         store.restore_weights(engine, found, find)
         generator = torch.Generator().manual_seed(config.seed)
@@ -153,7 +147,7 @@ def for_generation(trained: RunConfig, config: GenerateConfig, world_size: int) 
 
 def find_checkpoint(folder: Path, name: str) -> "Checkpoint":
     """The checkpoint called `name` or, for `latest`, the newest whole one."""
-    from pretrain.checkpoint.store import newest_whole, read_checkpoint
+    from pretrain.checkpoint.on_disk import newest_whole, read_checkpoint
 
     names = sorted(path.name for path in folder.glob("step-*") if path.suffix == "")
     if name != "latest" and name not in names:

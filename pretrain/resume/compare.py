@@ -1,32 +1,32 @@
-"""Steps computed again beside their records: exact, equal within some digits for a reason, or where they part."""
+"""Compares recomputed steps with their records: exact, equal within a tolerance for a reason, or diverged."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pretrain.resume.tolerance import Excuse
+from pretrain.resume.tolerance import Tolerance
 
 Values = Mapping[str, Any]
 
 COMPUTED = ("loss", "grad_norm")
-"""What may differ where there is an excuse."""
+"""Quantities that may differ within the tolerance; all others must be equal."""
 QUANTITIES = ("batch_hash", *COMPUTED, "lr", "loss_scale")
 _OF_LR = 1e-12
-"""Relative: the same formula on another machine."""
+"""Relative tolerance of the learning rate: another machine may round the same formula differently."""
 
 
 @dataclass(frozen=True)
-class Pair:
-    """A step as it was recorded and as it was computed again."""
+class StepPair:
+    """A step as recorded and as recomputed."""
 
     step: int
     recorded: Values
     replayed: Values
 
-    def apart(self, *quantities: str) -> float:
-        """The largest relative difference; 0: the same to the last bit, inf: no numbers, or only one is finite."""
-        return max((apart(*values) for values in self.both(*quantities)), default=0.0)
+    def difference(self, *quantities: str) -> float:
+        """The largest relative difference. 0: equal to the last bit; inf: not numbers, or only one is finite."""
+        return max((relative_difference(*values) for values in self.both(*quantities)), default=0.0)
 
     def both(self, *quantities: str) -> Iterator[tuple[Any, Any]]:
         for name in quantities:
@@ -35,8 +35,8 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Parting:
-    """Where repeated steps leave the record."""
+class Divergence:
+    """The first step that differs from its record by more than the tolerance."""
 
     step: int
     quantity: str
@@ -48,16 +48,16 @@ class Parting:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What repeating showed."""
+class Comparison:
+    """The result of comparing recomputed steps with their records."""
 
-    kind: Literal["exact", "within", "parts"]
+    kind: Literal["exact", "within", "diverged"]
     num_steps: int
-    """Steps that were compared."""
+    """The number of compared steps."""
     within: float = 0.0
-    """The power of ten that no loss and gradient norm differs by more than, relatively; of `within`."""
+    """For kind `within`: the power of ten that bounds the relative difference of losses and gradient norms."""
     because: tuple[str, ...] = ()
-    parted: Parting | None = None
+    divergence: Divergence | None = None
 
     def __str__(self) -> str:
         if self.kind == "exact":
@@ -65,28 +65,31 @@ class Verdict:
         reasons = "; ".join(self.because)
         if self.kind == "within":
             return f"equal within {self.within:.0e} because {reasons}"
-        return f"parts at {self.parted}; {f'what differs: {reasons}' if reasons else 'nothing known differs'}"
+        return f"diverged at {self.divergence}; {f'what differs: {reasons}' if reasons else 'nothing known differs'}"
 
 
-def judge(pairs: Sequence[Pair], checkpoint_step: int, excuse: Excuse) -> Verdict:
-    """Compare; of several differences the first counts."""
+def compare_steps(pairs: Sequence[StepPair], checkpoint_step: int, tolerance: Tolerance) -> Comparison:
+    """Compare the pairs; the first difference beyond the tolerance decides."""
     for pair in pairs:
-        bounds = dict.fromkeys(COMPUTED, excuse.allowed(pair.step - checkpoint_step)) | {"lr": _OF_LR}
+        bounds = dict.fromkeys(COMPUTED, tolerance.allowed(pair.step - checkpoint_step)) | {"lr": _OF_LR}
         for quantity in QUANTITIES:
-            if pair.apart(quantity) > bounds.get(quantity, 0.0):
+            if pair.difference(quantity) > bounds.get(quantity, 0.0):
                 (values,) = pair.both(quantity)
-                return Verdict(
-                    "parts", len(pairs), because=excuse.because, parted=Parting(pair.step, quantity, *values)
+                return Comparison(
+                    "diverged",
+                    len(pairs),
+                    because=tolerance.because,
+                    divergence=Divergence(pair.step, quantity, *values),
                 )
-    furthest = max((pair.apart(*QUANTITIES) for pair in pairs), default=0.0)
+    furthest = max((pair.difference(*QUANTITIES) for pair in pairs), default=0.0)
     if furthest == 0:
-        return Verdict("exact", len(pairs))
-    because = excuse.because or ("lr is rounded in another way",)
-    return Verdict("within", len(pairs), within=10.0 ** math.ceil(math.log10(furthest)), because=because)
+        return Comparison("exact", len(pairs))
+    because = tolerance.because or ("lr is rounded in another way",)
+    return Comparison("within", len(pairs), within=10.0 ** math.ceil(math.log10(furthest)), because=because)
 
 
-def apart(one: Any, other: Any) -> float:
-    """Relative difference of two values; NaN is as NaN."""
+def relative_difference(one: Any, other: Any) -> float:
+    """The relative difference of two values; two NaNs are equal."""
     if one == other or (one != one and other != other):
         return 0.0
     if not all(isinstance(value, int | float) and math.isfinite(value) for value in (one, other)):
@@ -95,7 +98,7 @@ def apart(one: Any, other: Any) -> float:
 
 
 def recorded_steps(records: Iterable[dict[str, Any]]) -> tuple[dict[int, dict[str, Any]], list[str]]:
-    """Step -> the last record of its training; and, in words, the steps whose records differ."""
+    """Step -> its last train record, and a message for each step whose records differ."""
     steps: dict[int, dict[str, Any]] = {}
     unlike: dict[int, str] = {}
     for record in records:
@@ -103,9 +106,9 @@ def recorded_steps(records: Iterable[dict[str, Any]]) -> tuple[dict[int, dict[st
             continue
         step = record["step"]
         if step in steps:
-            pair = Pair(step, steps[step], record)
+            pair = StepPair(step, steps[step], record)
             for quantity in QUANTITIES:
-                if pair.apart(quantity):
+                if pair.difference(quantity):
                     ((first, last),) = pair.both(quantity)
                     unlike[step] = f"step {step} was recorded twice: {quantity} {first}, then {last}, which counts"
                     break

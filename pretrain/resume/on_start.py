@@ -1,5 +1,7 @@
-"""What a resumed run can prove at no cost: steps that a killed attempt had recorded come out again as they were, or,
-where none are repeated, the last batch before the checkpoint reads the same."""
+"""The proof of a resume that costs nothing: steps that a killed attempt had recorded are recomputed with equal results.
+
+Without such steps, the last batch before the checkpoint is read again and must have the recorded hash.
+"""
 
 import logging
 from collections.abc import Mapping
@@ -10,69 +12,69 @@ import torch.distributed as dist
 
 from data_pipeline.stream.loader import train_batches
 from data_pipeline.stream.mixture import TrainingData
-from pretrain.checkpoint.collective import first_says
+from pretrain.checkpoint.collective import broadcast_result
 from pretrain.distributed.groups import ProcessGroups
-from pretrain.resume.compare import Pair, judge, recorded_steps
-from pretrain.resume.tolerance import Excuse, Facts, excuse, facts_of_checkpoint, facts_of_last_attempt
+from pretrain.resume.compare import StepPair, compare_steps, recorded_steps
+from pretrain.resume.tolerance import Facts, Tolerance, facts_of_checkpoint, facts_of_last_attempt, tolerance_for
 from pretrain.tracking.metrics_file import METRICS_FILE, all_records, records_of_all_attempts
 from pretrain.training.loop import Recorder, Values, agree
 
 if TYPE_CHECKING:
-    from pretrain.checkpoint.store import Checkpoint
+    from pretrain.checkpoint.on_disk import Checkpoint
 
 log = logging.getLogger(__name__)
 
 
 class ResumeProof:
-    """Compares records as they come with those of the attempts before; one line when all it had are repeated."""
+    """Compares each new train record with that of an earlier attempt; logs the result once, when all are compared."""
 
-    def __init__(self, checkpoint_step: int, earlier: Mapping[int, Values], excuse: Excuse) -> None:
-        self._checkpoint_step, self._earlier, self._excuse = checkpoint_step, earlier, excuse
-        self._pairs: list[Pair] = []
-        self._said = not earlier
+    def __init__(self, checkpoint_step: int, earlier: Mapping[int, Values], tolerance: Tolerance) -> None:
+        self._checkpoint_step, self._earlier, self._tolerance = checkpoint_step, earlier, tolerance
+        self._pairs: list[StepPair] = []
+        self._logged = not earlier
 
     def watching(self, record: Recorder) -> Recorder:
-        """The recorder, seen on the way."""
+        """A recorder that passes every record on and compares it."""
 
         def recording(kind: str, step: int, values: Values) -> None:
             record(kind, step, values)
-            if kind == "train" and not self._said:
+            if kind == "train" and not self._logged:
                 self._take(step, values)
 
         return recording
 
     def close(self) -> None:
-        """Say what was found, unless it was said; a run that ends early has repeated a part."""
-        if self._pairs and not self._said:
+        """Log the result unless it was logged: a run that ends early has repeated only some steps."""
+        if self._pairs and not self._logged:
             missing = sum(step > self._pairs[-1].step for step in self._earlier)
-            self._say(f"; stopped before {missing} more")
+            self._log_result(f"; stopped before {missing} more")
 
-    def _say(self, ending: str = "") -> None:
-        self._said = True
-        verdict = judge(self._pairs, self._checkpoint_step, self._excuse)
-        if verdict.kind == "parts":
-            log.warning("RESUME NOT VERIFIED: the run goes on otherwise than the attempt before: %s", verdict)
+    def _log_result(self, ending: str = "") -> None:
+        self._logged = True
+        comparison = compare_steps(self._pairs, self._checkpoint_step, self._tolerance)
+        if comparison.kind == "diverged":
+            log.warning("RESUME NOT VERIFIED: this run diverges from the previous attempt: %s", comparison)
         else:
-            steps = f"{verdict.num_steps} step{'s' if verdict.num_steps > 1 else ''}"
-            log.info("resume verified: %s repeated, %s%s", steps, verdict, ending)
+            steps = f"{comparison.num_steps} step{'s' if comparison.num_steps > 1 else ''}"
+            log.info("resume verified: %s repeated, %s%s", steps, comparison, ending)
 
     def _take(self, step: int, values: Values) -> None:
-        parted = False
+        is_diverged = False
         if step in self._earlier:
-            pair = Pair(step, self._earlier[step], values)
+            pair = StepPair(step, self._earlier[step], values)
             self._pairs.append(pair)
-            parted = judge([pair], self._checkpoint_step, self._excuse).kind == "parts"
-        if self._pairs and (parted or step >= max(self._earlier)):
-            self._say()
+            is_diverged = compare_steps([pair], self._checkpoint_step, self._tolerance).kind == "diverged"
+        if self._pairs and (is_diverged or step >= max(self._earlier)):
+            self._log_result()
 
 
 def has_validation(run_dir: Path, step: int, control: dist.ProcessGroup) -> bool:
-    """Whether metrics.jsonl has the validation after this step: on all ranks what rank 0 reads."""
+    """Whether metrics.jsonl has the validation after this step; rank 0 reads it for all ranks."""
 
     def is_there() -> bool:
         return any(record["kind"] == "validation" and record["step"] == step for record in all_records(run_dir))
 
-    return first_says("find the validation of", run_dir, control, is_there)
+    return broadcast_result("find the validation of", run_dir, control, is_there)
 
 
 def begin_proof(
@@ -84,37 +86,38 @@ def begin_proof(
     *,
     seed: int,
 ) -> ResumeProof:
-    """On all ranks, before anything of the attempt before is overwritten; `resumed`: where the run goes on from."""
+    """Start the proof on all ranks, before any record of earlier attempts is overwritten.
+
+    `resumed`: the checkpoint that the run resumes from.
+    """
     if resumed is None:
-        return ResumeProof(0, {}, Excuse())
+        return ResumeProof(0, {}, Tolerance())
     step = resumed.step
     recorded, unlike = recorded_steps(records_of_all_attempts(run_dir)) if dist.get_rank() == 0 else ({}, [])
-    for words in unlike:
-        log.warning("%s: %s", run_dir, words)
+    for message in unlike:
+        log.warning("%s: %s", run_dir, message)
     contradiction = _contradiction(recorded, step, resumed.manifest["state"]["position"])
     if contradiction:
         log.warning("RESUME NOT VERIFIED: %s", contradiction)
     later = {number: record for number, record in recorded.items() if number > step}
-    # A run that was stopped in good order left nothing to repeat.
-    placed = (number for number, record in recorded.items() if "batch_samples" in record)
-    last = None if later or contradiction else max(placed, default=0)
+    # After an orderly stop there is no step to repeat.
+    last = None if later or contradiction else max(recorded, default=0)
     wanted: list[Any] = [last and recorded[last]]
     dist.broadcast_object_list(wanted, src=0, group=groups.control)
     if wanted[0]:
         _compare_batch(wanted[0], resumed.manifest, dataset, groups, seed)
     elif last == 0 and dist.get_rank() == 0:
-        log.warning("resume not verified: no step up to %d is recorded with its batch in %s", step, run_dir)
+        log.warning("resume not verified: no step up to %d is recorded in %s", step, run_dir)
     origins = (facts_of_checkpoint(resumed.manifest), facts_of_last_attempt(run_dir)) if later else ()
-    return ResumeProof(step, later, excuse(origins, now, on_gpu=dist.get_backend() == "nccl"))
+    return ResumeProof(step, later, tolerance_for(origins, now, on_gpu=dist.get_backend() == "nccl"))
 
 
 def _contradiction(recorded: Mapping[int, Mapping[str, Any]], step: int, position: int) -> str | None:
-    """How the record says that the checkpoint of `step` stands at another position of the data."""
-    record, following = recorded.get(step, {}), recorded.get(step + 1, {})
-    if "samples" in record:
-        there = record["samples"]
-    elif "samples" in following and "batch_samples" in following:
-        there = following["samples"] - following["batch_samples"]
+    """A message if the records place the checkpoint of `step` at another position of the data."""
+    if step in recorded:
+        there = recorded[step]["samples"]
+    elif step + 1 in recorded:
+        there = recorded[step + 1]["samples"] - recorded[step + 1]["batch_samples"]
     else:
         return None
     if there == position:
@@ -128,9 +131,9 @@ def _contradiction(recorded: Mapping[int, Mapping[str, Any]], step: int, positio
 def _compare_batch(
     record: Mapping[str, Any], manifest: Mapping[str, Any], dataset: TrainingData, groups: ProcessGroups, seed: int
 ) -> None:
-    """Read the batch of a recorded step again: order and content of the data are what they were."""
+    """Read the batch of a recorded step again, which proves that order and content of the data are unchanged."""
     samples, dp = record["batch_samples"], groups.layout.dp
-    # A batch size that was changed need not divide over the ranks there are now: then one reads all.
+    # A batch of an earlier size may not divide over the data-parallel ranks: then each reads all of it.
     rank, size = (groups.dp_rank, dp) if samples % dp == 0 else (0, 1)
     batches = train_batches(
         dataset, seed=seed, global_batch_size=samples, rank=rank, size=size, position=record["samples"] - samples

@@ -1,6 +1,6 @@
-"""`pretrain verify-resume`: recorded steps of a run computed again from the checkpoint before them, and compared.
+"""`pretrain verify-resume` recomputes recorded steps of a run from the checkpoint before them, and compares.
 
-Reads the run folder and writes nothing, so that it may be that of a run that is training.
+It only reads the run folder, so the run may be training.
 """
 
 import logging
@@ -15,80 +15,73 @@ from pretrain.config.checks import check_run
 from pretrain.config.errors import RunError
 from pretrain.config.load import read_run_config, run_config_of, with_overrides
 from pretrain.config.run import RunConfig
-from pretrain.distributed.environment import set_variables
-from pretrain.distributed.grid import ParallelLayout, world_from_environment
-from pretrain.model.flops import token_flops
-from pretrain.resume.compare import Pair, Values, Verdict, judge, recorded_steps
-from pretrain.resume.tolerance import Facts, excuse, facts_now, facts_of_checkpoint, facts_of_last_attempt
-from pretrain.run.folder import CONFIG_FILE, check_not_edited
+from pretrain.distributed.grid import world_from_environment
+from pretrain.distributed.join import joined_ranks
+from pretrain.resume.compare import Comparison, StepPair, Values, compare_steps, recorded_steps
+from pretrain.resume.tolerance import Facts, facts_now, facts_of_checkpoint, facts_of_last_attempt, tolerance_for
+from pretrain.run.config_history import CONFIG_FILE, check_not_edited
 from pretrain.run.length import RunLength
 from pretrain.run.state import RunState
 from pretrain.tracking.metrics_file import METRICS_FILE, all_records
 from pretrain.tracking.provenance import describe_environment
-from pretrain.tracking.speed import StepClock
-from pretrain.training.data import batches_from, check_same_data, open_datasets
-from pretrain.training.time_limit import Earlier, earlier_cuts
+from pretrain.training.data import check_same_data, open_datasets
+from pretrain.training.time_limit import EarlierCuts, earlier_cuts
 
 if TYPE_CHECKING:
-    from pretrain.checkpoint.store import Checkpoint
+    from pretrain.checkpoint.on_disk import Checkpoint
     from pretrain.distributed.groups import ProcessGroups
+    from pretrain.distributed.runtime import Runtime
 
-AT_MOST = 10
-"""Steps, unless more are asked for."""
-MAY_CHANGE = ("parallel.", "engine.", "train.micro_batch_size", "data.path", "data.cache.")
+DEFAULT_STEPS = 10
+"""Steps to recompute, at most, without `--steps`."""
+OVERRIDABLE = ("parallel.", "engine.", "train.micro_batch_size", "data.path", "data.cache.")
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What is to be repeated."""
+class ReplayPlan:
+    """The steps to recompute, and what they need."""
 
     checkpoint: "Checkpoint"
     config: RunConfig
-    """Of the attempt that recorded the steps."""
+    """The configuration of the attempt that recorded the steps."""
     recorded: Mapping[int, Values]
-    """The steps to compare: all that were recorded after the checkpoint, up to the last one wanted."""
+    """The records to compare with: all after the checkpoint, up to the last step wanted."""
     origins: Sequence[Facts]
-    """Of the attempts that saved the checkpoint and recorded the steps."""
-    cuts: Earlier
-    """Where train.max_minutes shortened the run between these steps."""
+    """The facts of the attempts that saved the checkpoint and recorded the steps."""
+    cuts: EarlierCuts
+    """The decisions of train.max_minutes to shorten the run between these steps."""
 
 
 @dataclass(frozen=True)
-class Report:
-    """What repeating showed, step by step."""
+class ReplayReport:
+    """The recomputed steps beside their records, and the result."""
 
     run: Path
     checkpoint: Path
-    pairs: Sequence[Pair]
-    verdict: Verdict
+    pairs: Sequence[StepPair]
+    comparison: Comparison
 
 
 def verify_resume(
     run: Path, overrides: Sequence[str] = (), *, steps: int | None = None, checkpoint: int | None = None
-) -> Report:
-    """Repeat recorded steps on the ranks there are; the same report on every rank.
+) -> ReplayReport:
+    """Recompute recorded steps on the ranks that were started; returns the same report on every rank.
 
-    `steps`: how many of the recorded ones, default at most 10; `checkpoint`: the step of the one to start from.
-    Raises UserError where there is nothing to repeat or it cannot be repeated here.
+    `steps`: how many, by default at most 10; `checkpoint`: the step of the checkpoint to start from.
+    Raises UserError if there is nothing to recompute or it cannot be recomputed here.
     """
     rank, world_size, _ = world_from_environment()
-    used = with_overrides(read_run_config(run / CONFIG_FILE), overrides, MAY_CHANGE)
+    used = with_overrides(read_run_config(run / CONFIG_FILE), overrides, OVERRIDABLE)
     check_settings(run)
     check_run(used, world_size)
     dataset, _ = open_datasets(used)
     plan = plan_replay(run, steps, checkpoint) if rank == 0 else None
-    layout = ParallelLayout(world_size, used.parallel.tp, used.parallel.pp)
-    set_variables(layout)
 
-    import torch.distributed as dist
+    with joined_ranks(used) as (here, groups):
+        import torch.distributed as dist
 
-    from pretrain.distributed.groups import build_groups
-    from pretrain.distributed.runtime import runtime
-
-    with runtime(used.engine, layout=layout) as here:
-        groups = build_groups(layout, used.run.seed, here.group_timeout_minutes, here.device, vp=used.parallel.vp)
         plans = [plan]
         dist.broadcast_object_list(plans, src=0, group=groups.control)  # a live run's files change while they are read
         plan = plans[0]
@@ -96,14 +89,14 @@ def verify_resume(
         check_same_data(plan.checkpoint.manifest, dataset, plan.checkpoint.folder, used.run.accept_changes)
         config = as_recorded(plan.config, used)
         check_run(config, world_size)
-        pairs = replay(plan, scratch_apart(config), dataset, groups, here.device)
-        now = facts_now(config, layout, describe_environment())
-        why = excuse(plan.origins, now, on_gpu=here.device.type == "cuda")
-    return Report(run, plan.checkpoint.folder, pairs, judge(pairs, plan.checkpoint.step, why))
+        pairs = replay(plan, with_own_scratch(config), dataset, here, groups)
+        now = facts_now(config, groups.layout, describe_environment())
+        why = tolerance_for(plan.origins, now, on_gpu=here.device.type == "cuda")
+    return ReplayReport(run, plan.checkpoint.folder, pairs, compare_steps(pairs, plan.checkpoint.step, why))
 
 
 def check_settings(run: Path) -> None:
-    """Raise RunError if config.yaml was edited since; its settings are not those that the record was made with."""
+    """Raise RunError if config.yaml was edited since: the records were made with other settings."""
     for _, folder in sorted(checkpoints_of(run).items(), reverse=True):
         manifest = manifest_of(folder)
         if manifest is not None:
@@ -111,24 +104,26 @@ def check_settings(run: Path) -> None:
             return
 
 
-def plan_replay(run: Path, steps: int | None, checkpoint: int | None) -> Plan:
-    """Choose the checkpoint, its files checked: the newest whole one with enough records after it, unless named."""
-    from pretrain.checkpoint.store import read_checkpoint
+def plan_replay(run: Path, steps: int | None, checkpoint: int | None) -> ReplayPlan:
+    """Choose and check the checkpoint: the newest whole one with enough records after it, unless given."""
+    from pretrain.checkpoint.on_disk import read_checkpoint
 
     records, unlike = recorded_steps(all_records(run))
-    for words in unlike:
-        log.warning("%s: %s", run / METRICS_FILE, words)
+    for message in unlike:
+        log.warning("%s: %s", run / METRICS_FILE, message)
     saved = checkpoints_of(run)
     if not records:
-        raise RunError(f"{run / METRICS_FILE}: no recorded steps; there is nothing to compare with")
+        raise RunError(f"{run / METRICS_FILE}: no recorded steps to compare with")
     if not saved:
-        raise RunError(f"{run}: no checkpoint yet; train first, or wait for the first save")
+        raise RunError(f"{run}: no checkpoint yet", "train first, or wait for the first save")
     if checkpoint is not None and checkpoint not in saved:
         there = ", ".join(map(str, sorted(saved)))
-        raise RunError(f"--checkpoint {checkpoint}: no checkpoint of that step in {run}; there are those of {there}")
+        raise RunError(
+            f"--checkpoint {checkpoint}: {run} has no checkpoint of that step; its checkpoints are of steps {there}"
+        )
     needed = 1 if steps is None else steps
     for step in sorted(saved, reverse=True) if checkpoint is None else [checkpoint]:
-        wanted = [number for number in records if number > step][: AT_MOST if steps is None else steps]
+        wanted = [number for number in records if number > step][: DEFAULT_STEPS if steps is None else steps]
         if len(wanted) < needed:
             continue
         try:
@@ -142,17 +137,17 @@ def plan_replay(run: Path, steps: int | None, checkpoint: int | None) -> Plan:
         found = {number: records[number] for number in wanted}
         state = RunState.from_json(whole.manifest["state"])
         cuts = earlier_cuts(all_records(run), state, RunLength.of(config))
-        return Plan(whole, config, found, [facts_of_checkpoint(whole.manifest), *origins], cuts)
+        return ReplayPlan(whole, config, found, [facts_of_checkpoint(whole.manifest), *origins], cuts)
     after = "a whole checkpoint" if checkpoint is None else f"checkpoint {checkpoint}"
     raise RunError(
         f"{run}: {f'no {needed} steps are' if needed > 1 else 'no step is'} recorded after {after}; checkpoints are of "
-        f"steps {', '.join(map(str, sorted(saved)))}, the last recorded step is {max(records)}: "
-        "train on, ask for fewer --steps, or keep more checkpoints (checkpoint.keep_last)"
+        f"steps {', '.join(map(str, sorted(saved)))}, the last recorded step is {max(records)}",
+        "train further, give fewer --steps, or keep more checkpoints (checkpoint.keep_last)",
     )
 
 
 def checkpoints_of(run: Path) -> dict[int, Path]:
-    """Step -> folder of what was saved, whole or damaged."""
+    """Step -> folder of its checkpoint, whole or damaged."""
     from pretrain.checkpoint.manifest import step_of
 
     named = ((step_of(path), path) for path in (run / "checkpoints").glob("step-*"))
@@ -181,7 +176,7 @@ def attempts_after(run: Path, saved: Mapping[int, Path], step: int, last: int) -
 
 
 def manifest_of(folder: Path) -> dict[str, Any] | None:
-    """What a checkpoint says of itself, its files not looked at; None where it cannot be read."""
+    """The manifest of a checkpoint without a look at its files; None if it cannot be read."""
     from pretrain.checkpoint.manifest import read_manifest
 
     try:
@@ -191,50 +186,33 @@ def manifest_of(folder: Path) -> dict[str, Any] | None:
         return None
 
 
-def replay(plan: Plan, config: RunConfig, dataset: TrainingData, groups: "ProcessGroups", device: Any) -> list[Pair]:
-    """The training loop itself, from the checkpoint to the last step wanted, with nothing validated or saved."""
+def replay(
+    plan: ReplayPlan, config: RunConfig, dataset: TrainingData, here: "Runtime", groups: "ProcessGroups"
+) -> list[StepPair]:
+    """Run the training loop from the checkpoint to the last step wanted; nothing is validated or saved."""
     from pretrain.checkpoint.store import CheckpointStore
-    from pretrain.distributed.vendor_imports import megatron_imports
-    from pretrain.training.loop import NothingSaved, run_loop
+    from pretrain.training.assembly import build_trainer
 
-    with megatron_imports():
-        from pretrain.engine.build import build_engine
-
-    tokenizer = dataset.manifest.tokenizer
-    engine = build_engine(config, tokenizer.vocab_size, groups, device, eod_id=tokenizer.eod_id)
-    store = CheckpointStore(plan.checkpoint.folder.parents[1], groups=groups, keep_last=1, keep_every=0)
-    state = store.restore(plan.checkpoint, engine)
-    pairs: list[Pair] = []
+    every_step = replace(config, tracking=replace(config.tracking, log_every_steps=1))
+    trainer = build_trainer(every_step, dataset, here, groups)
+    store = CheckpointStore(plan.checkpoint.folder.parents[1], groups=groups, keep_last=1)
+    pairs: list[StepPair] = []
 
     def record(kind: str, step: int, values: Values) -> None:
         if kind == "train" and step in plan.recorded:
-            pairs.append(Pair(step, plan.recorded[step], values))
+            pairs.append(StepPair(step, plan.recorded[step], values))
 
-    run_loop(
-        config=replace(config, tracking=replace(config.tracking, log_every_steps=1)),
-        engine=engine,
-        batches=batches_from(state.position, config, dataset, groups),
-        state=state,
-        length=RunLength.of(config),
-        last_step=max(plan.recorded),
-        samples_counted_here=groups.tp_rank == groups.pp_rank == 0,
-        clock=StepClock(token_flops(config.model, tokenizer.vocab_size), groups.layout.world_size, None),
-        record=record,
-        evaluate=lambda max_samples: {},
-        checkpoints=NothingSaved(),
-        stop_requested=lambda: False,
-        control=groups.control,
-        time_limit=plan.cuts,
-    )
+    state = store.restore(plan.checkpoint, trainer.engine)
+    trainer.train(state, record=record, time_limit=plan.cuts, last_step=max(plan.recorded))
     return pairs
 
 
 def as_recorded(recorded: RunConfig, used: RunConfig) -> RunConfig:
-    """What computed the steps, on the ranks and data that are used here."""
+    """The configuration that computed the steps, with the layout, engine and data that are used here."""
     train = replace(recorded.train, micro_batch_size=used.train.micro_batch_size)
     return replace(recorded, parallel=used.parallel, engine=used.engine, train=train, data=used.data)
 
 
-def scratch_apart(config: RunConfig) -> RunConfig:
-    """With a folder name of its own for what is offloaded to a disk, which the run may be using."""
+def with_own_scratch(config: RunConfig) -> RunConfig:
+    """The configuration with a folder of its own for NVMe offload: the run may be using its folder."""
     return replace(config, run=replace(config.run, dir=f"{config.run.dir}-verified-by-{os.getpid()}"))

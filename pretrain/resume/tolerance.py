@@ -1,4 +1,4 @@
-"""What may change the digits of a step, of the attempt that recorded it and of the one that repeats it."""
+"""The tolerance for recomputed steps: what differs between two attempts decides how much their results may differ."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -11,11 +11,11 @@ import yaml
 from pretrain.config.records import flatten
 from pretrain.config.run import RunConfig
 from pretrain.distributed.grid import ParallelLayout
-from pretrain.run.folder import CONFIG_FILE
+from pretrain.run.config_history import CONFIG_FILE
 from pretrain.tracking.provenance import DESCRIPTION_FILE
 
 Facts = Mapping[str, object]
-"""Layout, settings, versions, device by their names; what was not recorded is absent."""
+"""Layout, settings, versions and device of an attempt, by name; what was not recorded is absent."""
 
 _WITHOUT_EFFECT = (
     "run.name",
@@ -38,7 +38,7 @@ _WITHOUT_EFFECT = (
     "engine.offload.nvme_path",
     "engine.link_check",
 )
-"""Settings that no step's numbers depend on; data is compared by the hashes of its batches."""
+"""Settings that do not change the numbers of a step. Data is compared by the hashes of its batches."""
 _OF_ROUNDING = (
     "layout",
     "parallel.",
@@ -52,30 +52,30 @@ _OF_ROUNDING = (
     "threads",
     "source revision",
 )
-"""Where one of these differs, sums may be rounded in another way; other settings change what is summed."""
+"""If one of these differs, sums may be rounded differently. All other settings change what is summed."""
 _OF_DROPOUT = ("layout", "parallel.", "train.micro_batch_size", "device", "engine.device", "torch")
-"""Where one of these differs, other random numbers are drawn."""
+"""If one of these differs, dropout draws other random numbers."""
 
-# Per step since the checkpoint, relative; between layouts of tests/ranks 1e-6 in fp32 and 1e-2 in 16 bits were met.
+# Relative, per step since the checkpoint. Layouts in tests/ranks differ by up to 1e-6 in fp32 and 1e-2 in 16 bits.
 _ROUNDING_32, _ROUNDING_16 = 1e-5, 1e-2
 _AT_MOST = 0.25
 
 
 @dataclass(frozen=True)
-class Excuse:
-    """Why repeated steps may differ from recorded ones, and by how much."""
+class Tolerance:
+    """Why recomputed steps may differ from recorded ones, and by how much."""
 
     because: tuple[str, ...] = ()
     per_step: float = 0.0
     at_least: float = 0.0
 
     def allowed(self, steps: int) -> float:
-        """The largest relative difference of a loss or gradient norm so many steps after the checkpoint."""
+        """The allowed relative difference of a loss or gradient norm, `steps` after the checkpoint."""
         return min(_AT_MOST, max(self.at_least, self.per_step * steps))
 
 
-def excuse(origins: Sequence[Facts], now: Facts, *, on_gpu: bool) -> Excuse:
-    """What differs between the attempts that saved and recorded, and the one that repeats."""
+def tolerance_for(origins: Sequence[Facts], now: Facts, *, on_gpu: bool) -> Tolerance:
+    """The tolerance between the attempts that saved and recorded (`origins`) and the one that recomputes (`now`)."""
     different = {
         key: f"{key} {then[key]} then, {now[key]} now"
         for then in origins
@@ -86,27 +86,27 @@ def excuse(origins: Sequence[Facts], now: Facts, *, on_gpu: bool) -> Excuse:
     rounding = on_gpu or any(key.startswith(_OF_ROUNDING) for key in different)
     restarted = _has_dropout(now) and any(key.startswith(_OF_DROPOUT) for key in different)
     if restarted:
-        because.append("the random states of dropout began anew")
+        because.append("the random states of dropout started again")
     if on_gpu:
-        because.append("a GPU adds in no fixed order")
+        because.append("a GPU sums in no fixed order")
     if not rounding:
-        return Excuse(tuple(because))
+        return Tolerance(tuple(because))
     in_32 = {facts.get("engine.precision") for facts in (*origins, now)} == {"fp32"}
-    return Excuse(tuple(because), _ROUNDING_32 if in_32 else _ROUNDING_16, _AT_MOST if restarted else 0.0)
+    return Tolerance(tuple(because), _ROUNDING_32 if in_32 else _ROUNDING_16, _AT_MOST if restarted else 0.0)
 
 
 def facts_now(config: RunConfig, layout: ParallelLayout, environment: Mapping[str, Any]) -> Facts:
-    """Of this process, in the environment that `describe_environment` described."""
+    """The facts of this process; `environment` is what `describe_environment` returns."""
     return _facts(asdict(config), asdict(layout), environment)
 
 
 def facts_of_checkpoint(manifest: Mapping[str, Any]) -> Facts:
-    """Of the attempt that saved a checkpoint."""
+    """The facts of the attempt that saved a checkpoint."""
     return _facts(manifest.get("config", {}), manifest["layout"], manifest.get("environment", {}))
 
 
 def facts_of_last_attempt(run_dir: Path) -> Facts:
-    """Of the attempt that wrote into a run folder last; empty where its files cannot be read."""
+    """The facts of the last attempt in a run folder; empty if its files cannot be read."""
     try:
         description = json.loads((run_dir / DESCRIPTION_FILE).read_bytes())
         config = yaml.safe_load((run_dir / CONFIG_FILE).read_text(encoding="utf-8"))
@@ -118,7 +118,7 @@ def facts_of_last_attempt(run_dir: Path) -> Facts:
 
 
 def _facts(config: Mapping[str, Any], layout: Mapping[str, int], environment: Mapping[str, Any]) -> Facts:
-    # Through JSON, as what was recorded came: tuples are lists there.
+    # Through JSON, like the recorded facts, which turns tuples into lists.
     settings = flatten(json.loads(json.dumps(config)))
     versions = environment.get("versions", {})
     return {

@@ -34,7 +34,7 @@ class Ended:
 
     time: float
     outcome: Outcome
-    """stopped: saved, to be continued, or nothing was trained. interrupted: Slurm ended it before it could save.
+    """stopped: saved, to be resumed, or nothing was trained. interrupted: Slurm ended it before it could save.
     mistake: the user's. lost: its node is lost, or it is not known how it ended."""
     exit_code: int | None
     cause: str
@@ -48,7 +48,7 @@ class Ended:
 
 @dataclass(frozen=True)
 class Attempt:
-    """What is known of one; either end may be missing: killed before it was written, or still running."""
+    """The records of one attempt. Either may be missing: it was killed before it was written, or still runs."""
 
     number: int
     began: Began | None = None
@@ -107,7 +107,7 @@ def next_attempt(run_dir: Path) -> int:
 
 
 def log_folder(run_dir: Path, attempt: int) -> Path:
-    """Where the output of an attempt's ranks lies, a file each."""
+    """The folder with the output of an attempt's ranks, one file each."""
     return run_dir / "logs" / f"attempt-{attempt:04d}"
 
 

@@ -1,6 +1,6 @@
-"""How long a run is, and where in it it stands: counted in tokens, from which steps follow by today's batch.
+"""The length of a run and the position in it, counted in tokens; steps follow from the current batch size.
 
-The batch of a run may change when it is resumed, so no number of steps that are done says how many tokens they had.
+The batch size may change when a run is resumed, so the number of past steps does not give their tokens.
 """
 
 from dataclasses import dataclass
@@ -16,10 +16,10 @@ from pretrain.run.state import RunState
 
 @dataclass(frozen=True)
 class RunLength:
-    """The length that a configuration asks for; every answer is a pure function of the state of the run.
+    """The length that a configuration asks for; all its numbers are pure functions of the state of the run.
 
-    A run of `train.max_steps` ends with that step. One of `train.max_tokens` ends with the first step after which so
-    many tokens are trained on. `train.max_minutes` can end either of them earlier: the state says where.
+    A run of `train.max_steps` ends with that step. One of `train.max_tokens` ends with the first step that
+    reaches so many tokens. `train.max_minutes` can end either of them earlier: the state has the end.
     """
 
     train: TrainConfig
@@ -27,7 +27,7 @@ class RunLength:
     peak: float
     """The highest learning rate."""
     step_tokens: int
-    """Tokens of a step from now on."""
+    """Tokens of each step from now on."""
 
     @staticmethod
     def of(config: RunConfig) -> "RunLength":
@@ -77,7 +77,7 @@ class RunLength:
         if self._cut(state) is not None and warmup > end // 2:
             # The planned warmup would fill a run that a slow machine has cut short.
             done, warmup = state.tokens + unit, end // 2
-        # In steps of today's batch: while it is always the same, these are whole numbers, and no rounding is added.
+        # In steps of the current batch size: if it never changed, these are whole numbers and nothing is rounded.
         return lr_at(
             done / unit,
             peak=self.peak,
@@ -99,7 +99,7 @@ class RunLength:
         return state.cut_tokens if state.cut_minutes == self.train.max_minutes else None
 
     def _warmup_steps(self) -> int | None:
-        """The warmup of a schedule that counts it in steps: as given, or a twentieth of a run of max_steps."""
+        """The warmup in steps: as given, or a twentieth of train.max_steps; None if it is counted in tokens."""
         if self.schedule.warmup_tokens is not None:
             return None
         if self.schedule.warmup_steps is not None:
@@ -107,7 +107,7 @@ class RunLength:
         return None if self.train.max_steps is None else self.train.max_steps // 20
 
     def _warmup_tokens(self, state: RunState) -> int:
-        """As given, in whole steps, or a twentieth of a run of max_tokens, in whole steps of the first batch."""
+        """The warmup in tokens: as given, in whole steps, or a twentieth of train.max_tokens in first batches."""
         if self.schedule.warmup_tokens is not None:
             return self._steps_for(self.schedule.warmup_tokens) * self.step_tokens
         assert self.train.max_tokens is not None

@@ -1,4 +1,4 @@
-"""What a run must carry over a stop, besides tensors: if it is not here, it is not resumed."""
+"""The state of a run besides tensors: a resume restores exactly this."""
 
 import itertools
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class RunState:
-    """Where a run stands after `step` optimizer steps."""
+    """The state of a run after `step` optimizer steps."""
 
     step: int = 0
     position: int = 0
@@ -20,11 +20,11 @@ class RunState:
     overflow_steps: int = 0
     """Steps left out while fp16's loss scale was too high; a lower one follows."""
     skipped_samples: int = 0
-    """Of those samples, how many did not count because their shard is bad."""
+    """The number of those samples that did not count because their shard is bad."""
     train_seconds: float = 0.0
     """Time spent in training so far, over all attempts."""
     batch_changes: tuple[tuple[int, int], ...] = ()
-    """The steps, with the tokens until then, after which batches had another size."""
+    """Pairs of a step and the tokens until then: after it, batches had another size."""
     cut_tokens: int | None = None
     """The length that train.max_minutes has cut the run to; None: it is as long as configured."""
     cut_minutes: float | None = None
@@ -39,14 +39,14 @@ class RunState:
         return RunState(**{**values, "batch_changes": changes})
 
     def with_batches_of(self, tokens: int) -> "RunState":
-        """Ready for steps of so many tokens; a change of their number is noted."""
+        """The state before steps of `tokens` tokens each; a change of the batch size is recorded."""
         step, before = self.batch_changes[-1] if self.batch_changes else (0, 0)
         if self.tokens - before == (self.step - step) * tokens:
             return self
         return replace(self, batch_changes=(*self.batch_changes, (self.step, self.tokens)))
 
     def tokens_after(self, step: int) -> int:
-        """The tokens that were trained on when this step was done; it lies in the past."""
+        """The tokens that were trained on after this step, which is in the past."""
         corners = [(0, 0), *self.batch_changes, (self.step, self.tokens)]
         for (first, before), (last, after) in itertools.pairwise(corners):
             if first <= step <= last and first < last:

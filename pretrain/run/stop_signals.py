@@ -42,7 +42,7 @@ def stop_on_signals() -> Iterator[Callable[[], bool]]:
         for number, handler in previous.items():
             signal.signal(number, handler)
         raise
-    # Not a handler in Python: the interpreter takes those away while it cleans up, and a rank that has saved all would
+    # Not a Python handler: the interpreter removes these while it cleans up, and a rank that has saved everything would
     # end as one that was killed.
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)

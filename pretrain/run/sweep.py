@@ -46,7 +46,7 @@ class Submitted:
 
 @dataclass(frozen=True)
 class Sweep:
-    """What sweep.json holds."""
+    """The content of sweep.json."""
 
     name: str
     given: tuple[str, ...]
@@ -121,7 +121,9 @@ def check_members(
     folders = [config.run.dir for config in configs.values()]
     twice = next((folder for folder in folders if folders.count(folder) > 1), None)
     if twice is not None:
-        raise UserError(f"run.dir={twice}: more than one member would use it; leave run.name and run.dir to the sweep")
+        raise UserError(
+            f"run.dir={twice}: more than one member would use it", "leave run.name and run.dir to the sweep"
+        )
     return configs
 
 
@@ -130,7 +132,7 @@ def write_sweep(folder: Path, sweep: Sweep) -> None:
 
 
 def read_sweep(folder: Path) -> Sweep:
-    """Raises UserError where there is none."""
+    """Read the sweep in a folder; raises UserError if there is no sweep, or it is damaged."""
     path = folder / SWEEP_FILE
     try:
         values: dict[str, Any] = json.loads(path.read_bytes())
@@ -141,9 +143,9 @@ def read_sweep(folder: Path) -> Sweep:
             tuple(Submitted(j["job"], tuple(j["members"]), j["time"]) for j in values["jobs"]),
         )
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; give the folder that `pretrain submit -m` made") from None
+        raise UserError(f"{path}: {error.strerror}", "give the folder that `pretrain submit -m` made") from None
     except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path}: not readable as a sweep; restore it or submit the sweep anew") from None
+        raise UserError(f"{path}: not readable as a sweep", "restore it or submit the sweep again") from None
 
 
 def last_outcome(run_dir: Path) -> str | None:

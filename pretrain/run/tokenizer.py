@@ -17,10 +17,10 @@ log = logging.getLogger(__name__)
 
 
 def check_tokenizer(dataset: TrainingData) -> TokenizerFiles | None:
-    """The files of the dataset's tokenizer; raises DataError if they are not those that its manifest names.
+    """The files of the dataset's tokenizer; raises DataError if they differ from its manifest.
 
-    All datasets of a mixture have the same tokenizer, so that of the first is read. None: its tokens are no text, as
-    the pseudo-random ones that `pretrain bench` writes.
+    All datasets of a mixture have the same tokenizer, so that of the first is read. None: its tokens are
+    not text, such as the pseudo-random tokens of `pretrain bench`.
     """
     folder, manifest = dataset.parts[0].folder, dataset.manifest
     if not manifest.tokenizer.file:
@@ -34,23 +34,23 @@ def check_tokenizer(dataset: TrainingData) -> TokenizerFiles | None:
 
 
 def keep_tokenizer(run: Path, files: TokenizerFiles) -> None:
-    """Copy the files into the run folder, in the place of others that were there."""
+    """Copy the files into the run folder, replacing others."""
     files.write(run / TOKENIZER_FOLDER)
 
 
 def tokenizer_place(run: Path, data: DataConfig) -> str:
-    """Where `tokenizer_of` finds it, for messages."""
+    """The place where `tokenizer_of` finds the tokenizer, for messages."""
     kept = run / TOKENIZER_FOLDER
     return str(kept) if kept.is_dir() else data.path
 
 
 def tokenizer_of(run: Path, data: DataConfig) -> Tokenizer:
-    """The tokenizer in the run folder or, if the run kept none, that of the data it was trained on."""
+    """The tokenizer in the run folder; without one, that of the data."""
     kept = run / TOKENIZER_FOLDER
     if kept.is_dir():
         files = TokenizerFiles.only_one_in(kept)
         if files is None:
-            raise RunError(f"{kept}: holds no tokenizer; remove this folder to use the tokenizer in data.path")
+            raise RunError(f"{kept}: has no tokenizer", "remove this folder to use the tokenizer in data.path")
         return files.load()
     folder = next(iter(dataset_folders(data).values()))
     return folder.tokenizer(folder.manifest())

@@ -1,4 +1,4 @@
-"""What `train` logs of a run at its start and at its end: derived numbers, printed and never typed."""
+"""The log lines of `train` at the start and at the end of a run, with all derived numbers."""
 
 import logging
 import math
@@ -11,7 +11,7 @@ from data_pipeline.stream.mixture import TrainingData
 from pretrain.config.errors import ConfigError
 from pretrain.config.load import read_run_config
 from pretrain.config.run import RunConfig
-from pretrain.run.folder import CONFIG_FILE
+from pretrain.run.config_history import CONFIG_FILE
 from pretrain.run.length import RunLength
 from pretrain.run.state import RunState
 from pretrain.training.data import epochs_at
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 def announce_start(config: RunConfig, description: Mapping[str, Any], dataset: TrainingData, state: RunState) -> None:
-    """Model, layout and batch; length, and how often it passes over each dataset."""
+    """Log model, layout and batch, the length of the run, and its epochs of each dataset."""
     layout, data, length = description["layout"], description["data"], RunLength.of(config)
     log.info(
         "%s: %s parameters, %d rank(s) as tp%d pp%d dp%d, ZeRO-%d %s, "
@@ -44,7 +44,7 @@ def announce_start(config: RunConfig, description: Mapping[str, Any], dataset: T
         f"{data['train_tokens']:,}",
         length.end_step(state),
         f"{length.end_tokens(state):,}",
-        in_words(epochs_at(dataset, length.end_position(state))),
+        epochs_text(epochs_at(dataset, length.end_position(state))),
         state.step,
     )
     warn_of_repeated_data(config, dataset, length.end_position(state))
@@ -54,9 +54,9 @@ def announce_new_length(folder: Path, config: RunConfig, state: RunState) -> Non
     """Log a warning if a resume changes the length of the run in a folder, and with it the next learning rate."""
     try:
         before = read_run_config(folder / CONFIG_FILE)
-    except ConfigError:  # it is missing, or of a version with other keys
+    except ConfigError:  # it is missing, or from a version with other keys
         return
-    # Nothing else of the configuration before: another optim.lr is not a matter of the length.
+    # Only the earlier length: a change of optim.lr is not a change of the length.
     earlier, now = RunLength.of(replace(config, train=before.train)), RunLength.of(config)
     lr_before, lr_now = earlier.lr(state), now.lr(state)
     if math.isclose(lr_before, lr_now, rel_tol=1e-6):
@@ -75,26 +75,56 @@ def announce_new_length(folder: Path, config: RunConfig, state: RunState) -> Non
 
 
 def warn_of_repeated_data(config: RunConfig, dataset: TrainingData, end_position: int) -> None:
-    """Log a warning that names the datasets which the run passes over too often."""
+    """Log a warning that names the datasets with more epochs than train.warn_epochs."""
     limit = config.train.warn_epochs
     repeated = {} if limit is None else {n: e for n, e in epochs_at(dataset, end_position).items() if e > limit}
     if repeated:
         log.warning(
             "%s: more than train.warn_epochs=%g passes over the same text; repeated text teaches less and less "
             "(Muennighoff et al. 2023). Give more text, lower the weight in data.mixture, or shorten the run",
-            in_words(repeated),
+            epochs_text(repeated),
             limit,
         )
 
 
+def reason_of_end(length: RunLength, outcome: str, state: RunState) -> str:
+    """Why a run finished or stopped, in one sentence for its record."""
+    why = "" if outcome == "finished" else "asked to stop by a signal; "
+    early = ", shortened by train.max_minutes" if length.is_shortened(state) else ""
+    return f"{why}trained to step {state.step:,} of {length.end_step(state):,}{early}"
+
+
+def announce_outcome(
+    config: RunConfig, dataset: TrainingData, state: RunState, outcome: str, losses: Mapping[str, float]
+) -> None:
+    """Log what a finished or stopped run has reached, and how many samples did not count."""
+    if state.skipped_samples:
+        log.warning(
+            "%s of %s samples did not count: the log names their shards (data.on_bad_shard=skip)",
+            f"{state.skipped_samples:,}",
+            f"{state.position:,}",
+        )
+    if outcome == "finished":
+        announce_end(config, dataset, state, losses)
+    else:
+        what = "saved" if state.step else "with nothing to save"
+        end = RunLength.of(config).end_step(state)
+        log.info("stopped after step %d of %d, %s; run the same command to resume", state.step, end, what)
+
+
 def announce_end(config: RunConfig, dataset: TrainingData, state: RunState, losses: Mapping[str, float]) -> None:
-    """What a finished run has reached, and why it ended before its planned length if it did."""
+    """Log what a finished run has reached, and why if it ended before its planned length."""
     length = RunLength.of(config)
     reached = [f"{name} {loss:.4f}" for name, loss in losses.items()]
     log.info(
         "finished: %s",
         ", ".join(
-            [f"step {state.step:,}", f"{state.tokens:,} tokens", in_words(epochs_at(dataset, state.position)), *reached]
+            [
+                f"step {state.step:,}",
+                f"{state.tokens:,} tokens",
+                epochs_text(epochs_at(dataset, state.position)),
+                *reached,
+            ]
         ),
     )
     if length.is_shortened(state):
@@ -107,6 +137,6 @@ def announce_end(config: RunConfig, dataset: TrainingData, state: RunState, loss
         )
 
 
-def in_words(epochs: Mapping[str, float]) -> str:
-    """Such as `files 0.16 epochs, more 16.20 epochs`."""
+def epochs_text(epochs: Mapping[str, float]) -> str:
+    """The epochs as text, such as `files 0.16 epochs, more 16.20 epochs`."""
     return ", ".join(f"{name} {count:.2f} epochs" for name, count in epochs.items())

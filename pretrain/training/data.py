@@ -1,4 +1,4 @@
-"""What a run is trained on: opened, checked against model and run, compared with what a checkpoint was trained on."""
+"""The data of a run: opened, checked against the model, and compared with the data of a checkpoint."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def open_datasets(config: RunConfig) -> tuple[TrainingData, dict[str, PackedDataset]]:
-    """What is trained on, checked against the model, and the validation split of each dataset by its name."""
+    """Open the training data, checked against the model, and the validation split of each dataset by its name."""
     data, folders = config.data, dataset_folders(config.data)
     dataset: TrainingData
     skip = data.on_bad_shard == "skip"
@@ -42,7 +42,7 @@ def open_datasets(config: RunConfig) -> tuple[TrainingData, dict[str, PackedData
 
 
 def check_enough_data(config: RunConfig, dataset: TrainingData, state: RunState) -> None:
-    """Raise ConfigError where a mixture whose datasets have an end is shorter than the run that stands at `state`."""
+    """Raise ConfigError if a mixture with data.mixture_max_epochs ends before the run, which is at `state`."""
     end = dataset.end_position
     needed = RunLength.of(config).end_position(state)
     if end is not None and end < needed:
@@ -52,7 +52,7 @@ def check_enough_data(config: RunConfig, dataset: TrainingData, state: RunState)
 
 
 def epochs_at(dataset: TrainingData, position: int) -> dict[str, float]:
-    """How often the samples before a position pass over each dataset, by its name."""
+    """The epochs of each dataset in the samples before a position, by its name."""
     if isinstance(dataset, MixedDataset):
         taken = dataset.mixture.taken(position)
         parts = zip(dataset.names, taken, dataset.parts, strict=True)
@@ -67,7 +67,7 @@ def batches_from(
     groups: "ProcessGroups",
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Iterator["Batch"]:
-    """This rank's training batches from a position on; `should_stop` ends the waiting for one, and with it them."""
+    """This rank's training batches from a position on. `should_stop` ends the wait for a batch, and the batches."""
     from data_pipeline.stream.loader import train_batches
 
     return train_batches(
@@ -84,8 +84,10 @@ def batches_from(
 def check_same_data(
     saved: Mapping[str, Any], dataset: TrainingData, folder: Path, accepted: Sequence[str]
 ) -> list[Change]:
-    """How the data differs from that of a checkpoint up to its position; raises RunError where that is not accepted, or
-    another tokenizer has another number of pieces."""
+    """The changes of the data since a checkpoint, up to its position.
+
+    Raises RunError if they are not accepted, or the vocabulary has another size.
+    """
     tokenizer, position = dataset.manifest.tokenizer, int(saved["state"]["position"])
     changes = [
         change
@@ -99,15 +101,16 @@ def check_same_data(
     before, now = saved.get("vocab_size"), tokenizer.vocab_size
     if before == now and not refused:
         return changes
-    said = {"tokenizer": "tokenizer fingerprint", "data": "dataset digest"}
-    differences = ", ".join(f"{said[change.key]} {change.before} there, {change.now} now" for change in changes)
+    names = {"tokenizer": "tokenizer fingerprint", "data": "dataset digest"}
+    differences = ", ".join(f"{names[change.key]} {change.before} there, {change.now} now" for change in changes)
     remedy = (
-        f"another tokenizer can be accepted with as many pieces only: {before} there, {now} now"
+        f"another tokenizer is accepted only with the same vocabulary size: {before} there, {now} now"
         if before != now
         else f"to continue with other data, add {to_accept(accepted, refused)}"
     )
     raise RunError(
-        f"{folder}: {differences} in {dataset.description}: the run was trained on other data; point data.path to the "
-        "old dataset (data.mixture to the old datasets and weights; later weights may change), or choose another "
-        f"run.name; {remedy}"
+        f"{folder}: {differences} in {dataset.description}: the run was trained on other data",
+        "set data.path to the old dataset (data.mixture to the old datasets and weights; later weights may change), or "
+        "choose another run.name",
+        remedy,
     )

@@ -1,4 +1,4 @@
-"""Which steps are lost to a NaN or an infinity, and when a run that loses them ends."""
+"""Counts steps that are lost to a NaN or an infinity, and ends a run that loses too many."""
 
 import math
 from collections.abc import Callable
@@ -32,14 +32,14 @@ def is_overflow(result: StepResult, engine: EngineConfig) -> bool:
 
 
 def is_bad(result: StepResult, engine: EngineConfig) -> bool:
-    """Whether the loss or the gradient was a NaN or an infinity that no lower loss scale can cure."""
+    """Whether the loss or the gradient was a NaN or an infinity that a lower loss scale cannot fix."""
     return not math.isfinite(result.loss) or (not result.applied and not is_overflow(result, engine))
 
 
 def refuse_divergence(
     state: RunState, result: StepResult, batch: Batch, config: RunConfig, last_checkpoint: Callable[[], str]
 ) -> None:
-    """Raise TrainingDiverged once more steps went bad than are allowed, or a bad one was applied."""
+    """Raise TrainingDiverged if more steps went bad than allowed, or a bad one was applied."""
     applied_nan = result.applied and not math.isfinite(result.loss)
     allowed = config.train.max_bad_steps
     if state.bad_steps > allowed or applied_nan:

@@ -1,8 +1,8 @@
-"""The training loop: step, record, evaluate, save, stop, in that order and in plain sight.
+"""The training loop: step, record, evaluate, save, stop, in that order.
 
-The last step of an attempt is saved before anything is evaluated: what goes wrong in a validation costs no step.
+The last step of an attempt is saved before it is evaluated, so a failed validation loses no step.
 
-While a step is computed the ranks agree on what comes after it, so that no rank waits for a message.
+While a step is computed the ranks agree on what follows it, so that no rank waits for a message.
 """
 
 import logging
@@ -31,13 +31,13 @@ Values = Mapping[str, float | int | str]
 
 
 class Recorder(Protocol):
-    """Takes records; on ranks other than the main one it does nothing."""
+    """Takes records. It does nothing on ranks other than the main one."""
 
     def __call__(self, kind: str, step: int, values: Values) -> None: ...
 
 
 class Evaluator(Protocol):
-    """Measures the loss on held-out text; called on all ranks together. None: it was left off, as a rank is to stop."""
+    """Measures the loss on held-out text; called on all ranks together. None: a rank is asked to stop."""
 
     def __call__(self, *, max_samples: int | None) -> Values | None: ...
 
@@ -46,17 +46,17 @@ class Checkpoints(Protocol):
     """Decides when to save, and saves."""
 
     def due_by_clock(self) -> int:
-        """What should be saved now, as far as this rank's clock says."""
+        """The levels that are due to save, by this rank's clock."""
 
     def after_step(self, state: RunState, by_clock: int, *, last: bool) -> None:
-        """Save if it is time; called on all ranks with the same values. The `last` one is on the disk on return."""
+        """Save if a save is due; called on all ranks with the same values. The `last` save is on the disk on return."""
 
     def last_name(self) -> str:
-        """The newest one, for messages."""
+        """The name of the newest checkpoint, for messages."""
 
 
-class NothingSaved:
-    """Of steps that are only measured or compared."""
+class NeverSave:
+    """A checkpointer that never saves, for bench and verify-resume."""
 
     def due_by_clock(self) -> int:
         return 0
@@ -70,18 +70,18 @@ class NothingSaved:
 
 @dataclass(frozen=True)
 class Agreement:
-    """What all ranks know of a step when it is done."""
+    """The values that all ranks agree on for a step."""
 
     batch_hash: str
-    """Names the samples of the global batch, whatever the number of ranks."""
+    """The hash of the samples of the global batch; it does not depend on the number of ranks."""
     skipped_samples: int
-    """Of the global batch."""
+    """Skipped samples of the global batch."""
     stop: bool
-    """No further step: a rank was asked to stop, or has no batch."""
+    """Whether this is the last step: a rank was asked to stop, or has no batch."""
     save: int
-    """What rank 0's clock says is due after the step."""
+    """The levels that are due to save after the step, by rank 0's clock."""
     cut: int = 0
-    """The tokens after which the run ends, as rank 0's clock says; 0: no sooner than was known."""
+    """The tokens after which the run ends, by rank 0's clock; 0: the end does not change."""
 
 
 def run_loop(
@@ -106,10 +106,10 @@ def run_loop(
 ) -> tuple[RunState, str]:
     """Train for the `length` of the run, or until asked to stop; returns the state and `finished` or `stopped`.
 
-    `is_validated`: whether the validation that is due at `state` was recorded; else it comes first.
-    `last_step`: the loop ends with this step instead; its learning rates are still those of the whole length.
+    `is_validated`: whether the validation that is due at `state` was recorded; if not, it comes first.
+    `last_step`: the loop ends with this step instead; learning rates are still those of the whole length.
     `samples_counted_here`: true on one of the ranks that share a batch, so that the batch's hash counts it once.
-    `begin_step` is called before each step; the next step's batch is there by then.
+    `begin_step` is called before each step, when the batch of the next step is loaded.
     """
     every_evaluation = config.evaluation.every_steps
     began, step_seconds = time.monotonic() - state.train_seconds, 0.0
@@ -122,7 +122,7 @@ def run_loop(
         return time_limit.cut(at, time.monotonic() - began + seconds)
 
     def shortened(at: RunState, agreed: Agreement) -> RunState:
-        # The ranks have agreed to continue by now, so it is never cut to what it has done.
+        # The ranks have agreed to continue, so the run is never cut to the steps it has done.
         if agreed.cut <= at.tokens or (agreed.cut, length.train.max_minutes) == (at.cut_tokens, at.cut_minutes):
             return at
         at = replace(at, cut_tokens=agreed.cut, cut_minutes=length.train.max_minutes)
@@ -130,7 +130,7 @@ def run_loop(
         return at
 
     def validate(at: RunState) -> bool:
-        """Whether it came to its end."""
+        """Validate and record; returns False if a rank was asked to stop."""
         with clock.outside():
             limit = config.evaluation.final_max_samples if is_over(at) else config.evaluation.max_samples
             values = evaluate(max_samples=limit)
@@ -204,13 +204,13 @@ def run_loop(
 
 
 class PendingAgreement:
-    """A message of the ranks that is on its way."""
+    """An all-reduce of the ranks that is running."""
 
     def __init__(self, batch: Batch | None, shared: torch.Tensor, work: dist.Work) -> None:
         self._batch, self._shared, self._work = batch, shared, work
 
     def wait(self) -> Agreement:
-        """Raises RunError where ranks that share a batch were given different ones."""
+        """Raises RunError if ranks that share a batch have different ones."""
         self._work.wait()
         # Sums mod 2**64: int64 addition wraps around.
         total, skipped, num_counted, total_of_all, stops, sum_of_ranks, due, end = self._shared.tolist()
@@ -218,11 +218,11 @@ class PendingAgreement:
         batch = self._batch
         if batch is not None and not is_shared:
             raise RunError(
-                f"batch of samples {batch.position} to {batch.next_position - 1}: ranks that share it read different "
-                "ones; a shard is bad on some nodes and whole on others: the logs of the ranks name it; restore it "
-                "there"
+                f"batch of samples {batch.position} to {batch.next_position - 1}: ranks of one group read "
+                "different data: a shard is corrupt on some nodes",
+                "the rank logs name the shard; restore it there",
             )
-        if dist.get_rank() == 0 and 0 < stops < dist.get_world_size():  # else the line of the signal itself says it
+        if dist.get_rank() == 0 and 0 < stops < dist.get_world_size():  # else rank 0 or every rank logged its signal
             which = f"rank {sum_of_ranks} was" if stops == 1 else f"{stops} ranks were"
             log.warning("%s asked by a signal to stop", which)
         return Agreement(batch_hash=f"{total % 2**64:016x}", skipped_samples=skipped, stop=stops > 0, save=due, cut=end)
@@ -231,8 +231,9 @@ class PendingAgreement:
 def begin_agreement(
     batch: Batch | None, counted_here: bool, stop: bool, save: int, control: dist.ProcessGroup, cut: int = 0
 ) -> PendingAgreement:
-    """One small message among all ranks, on the CPU: a rank that has to stop stops all, rank 0's clock saves and cuts
-    the run. It is on its way while this rank computes.
+    """Start one small all-reduce on the CPU: a rank that has to stop stops all, rank 0's clock saves and cuts the run.
+
+    It runs while this rank computes.
     """
     digest, skipped_here = (batch.digest, batch.num_skipped) if batch is not None else (0, 0)
     of_batch = (digest, skipped_here, 1) if counted_here else (0, 0, 0)
@@ -248,17 +249,18 @@ def begin_agreement(
 def agree(
     batch: Batch | None, counted_here: bool, stop: bool, save: int, control: dist.ProcessGroup, cut: int = 0
 ) -> Agreement:
-    """The same, waited for."""
+    """Like `begin_agreement`, but waits for the result."""
     return begin_agreement(batch, counted_here, stop, save, control, cut).wait()
 
 
 def refuse_empty_batch(step: int, batch: Batch, agreed: Agreement, last_checkpoint: Callable[[], str]) -> None:
-    """Raise RunError where all samples of the global batch were skipped: there was nothing to learn from."""
+    """Raise RunError if all samples of the global batch were skipped: the step had nothing to learn from."""
     if agreed.skipped_samples == batch.next_position - batch.position:
         raise RunError(
             f"step {step}: none of samples {batch.position} to {batch.next_position - 1} counts: all are in bad "
-            "shards, named in the logs of the ranks (data.on_bad_shard=skip); nothing is learned of it; last "
-            f"checkpoint: {last_checkpoint()}; restore the shards, and the same command goes on from there"
+            "shards, named in the logs of the ranks (data.on_bad_shard=skip); last "
+            f"checkpoint: {last_checkpoint()}",
+            "restore the shards, then run the same command to resume",
         )
 
 

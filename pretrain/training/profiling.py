@@ -20,7 +20,7 @@ class StepProfiler:
         self._mark: record_function | None = None
 
     def begin_step(self, step: int) -> None:
-        """Before the batch is asked for."""
+        """Call this before the batch is loaded."""
         if not self.first <= step <= self.last:
             return
         if self._profile is None:
@@ -31,11 +31,11 @@ class StepProfiler:
         self._mark.__enter__()
 
     def end_step(self, step: int) -> None:
-        """After the update; what is recorded and saved between two steps belongs to none."""
+        """Call this after the update: recording and saving belong to no step."""
         if self._mark is None:
             return
         if step == self.last:
-            _synchronize()  # kernels that still run are the step's
+            _synchronize()  # kernels that still run belong to the step
         self._mark.__exit__(None, None, None)
         self._mark = None
         if step == self.last and self._profile is not None:
@@ -45,7 +45,7 @@ class StepProfiler:
 
 
 def profiler_of(steps: Sequence[int] | None, run_folder: Path, rank: int) -> StepProfiler | None:
-    """Writes the trace of these first and last steps, as Chrome and Perfetto read it, into the run folder."""
+    """A profiler that writes a Chrome trace of these first to last steps into the run folder; None without steps."""
     if steps is None:
         return None
 
@@ -61,7 +61,7 @@ def profiler_of(steps: Sequence[int] | None, run_folder: Path, rank: int) -> Ste
 
 
 def step_mark(step: int) -> str:
-    """What a step is called in a trace."""
+    """The name of a step in a trace."""
     return f"step {step}"
 
 

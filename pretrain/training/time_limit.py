@@ -1,9 +1,9 @@
 """train.max_minutes: rank 0's clock shortens the run while it trains, so that it ends in time.
 
-The learning rate is never a function of the clock. The clock only decides, now and then, that the run is shorter than
-was known; the new length is part of the state that checkpoints hold, and is recorded in metrics.jsonl. From one
-decision to the next everything follows from the state. A resume takes the recorded decisions within the steps that it
-repeats, and so repeats them exactly.
+The learning rate never depends on the clock. The clock only decides, now and then, that the run is shorter than
+planned; the new length is part of the state in checkpoints, and is recorded in metrics.jsonl. Between two decisions
+everything follows from the state. A resume takes the recorded decisions for the steps that it repeats, so that it
+repeats them exactly.
 """
 
 import math
@@ -16,26 +16,26 @@ from pretrain.run.state import RunState
 from pretrain.tracking.pace import FORWARD_SHARE
 
 UNMEASURED_STEPS = 3
-"""Steps at the beginning of an attempt: the first also compiles and fills caches, and the loop, which asks while a step
-is computed, adds the time of the step before to its clock."""
+"""Steps at the start of an attempt that are not measured: the first step also compiles and fills caches, and the loop,
+which asks during a step, adds the time of the step before to its clock."""
 PACE_SHARE = 0.1
-"""Share of the limit over which the pace is measured at least."""
+"""The smallest share of the limit over which the pace is measured."""
 LOOK_SHARE = 0.02
-"""Share of the limit between two looks at the clock, and the excess that is let pass: the pace changes a little all the
-time, and a cut is never taken back."""
+"""Share of the limit between two checks of the clock, and the excess that is allowed: the pace always changes a little,
+and a cut is never undone."""
 VALIDATION_SHARE = 0.25
-"""Share of the limit that is kept for the final validation at most."""
+"""The largest share of the limit that is reserved for the final validation."""
 
 
 class TimeLimit(Protocol):
     """Decides when the run ends earlier."""
 
     def cut(self, state: RunState, seconds: float) -> int:
-        """Tokens after which the run ends, `seconds` of training after its start; 0: no sooner than the state says."""
+        """The tokens after which the run ends, decided after `seconds` of training; 0: the end does not change."""
 
 
 class NoLimit:
-    """The run ends as it was planned."""
+    """The run ends as planned."""
 
     def cut(self, state: RunState, seconds: float) -> int:
         return 0
@@ -45,24 +45,24 @@ NO_LIMIT = NoLimit()
 
 
 @dataclass(frozen=True)
-class Earlier:
-    """The decisions of an earlier attempt in the steps that are repeated."""
+class EarlierCuts:
+    """The decisions of an earlier attempt for the steps that are repeated."""
 
     cuts: Mapping[int, int] = field(default_factory=dict)
-    """Step -> tokens."""
+    """Step -> the tokens after which the run ends."""
     last_step: int = 0
-    """The last step that it recorded."""
+    """The last step that the attempt recorded."""
 
     def cut(self, state: RunState, seconds: float) -> int:
-        """As a limit: these decisions and no others."""
+        """As a time limit: only these decisions."""
         return self.cuts.get(state.step, 0)
 
 
 class ClockLimit:
     """Shortens the run if, at its mean pace in this attempt, it would not end within its minutes."""
 
-    def __init__(self, length: RunLength, minutes: float, earlier: Earlier, final_tokens: int = 0) -> None:
-        """`final_tokens`: of the validation after the last step."""
+    def __init__(self, length: RunLength, minutes: float, earlier: EarlierCuts, final_tokens: int = 0) -> None:
+        """`final_tokens`: the tokens of the validation after the last step."""
         self._length, self._limit, self._earlier = length, 60 * minutes, earlier
         self._final_tokens = final_tokens
         self._first_step: int | None = None
@@ -86,7 +86,7 @@ class ClockLimit:
         return self._cut(state, seconds, pace=(seconds - since) / (state.tokens - tokens))
 
     def _cut(self, state: RunState, seconds: float, pace: float) -> int:
-        """`pace`: seconds that a token takes. A step is always left, which has the last learning rate."""
+        """`pace`: seconds per token. At least one step remains, which has the last learning rate."""
         steps, step_seconds = self._length.steps_left(state), pace * self._length.step_tokens
         validation = min(VALIDATION_SHARE * self._limit, FORWARD_SHARE * pace * self._final_tokens)
         left = self._limit - validation - seconds
@@ -96,10 +96,10 @@ class ClockLimit:
         return state.tokens + fitting * self._length.step_tokens if fitting < steps else 0
 
 
-def earlier_cuts(records: Iterable[Mapping[str, Any]], state: RunState, length: RunLength) -> Earlier:
-    """What an attempt with the same limit and batch decided after the step of `state`, from its records.
+def earlier_cuts(records: Iterable[Mapping[str, Any]], state: RunState, length: RunLength) -> EarlierCuts:
+    """The decisions after the step of `state` in the records of an attempt with the same limit and batch size.
 
-    With another batch the same steps have other tokens: nothing is repeated, and its decisions do not count.
+    With another batch size the same steps have other tokens: no step is repeated, and its decisions do not count.
     """
     cuts: dict[int, int] = {}
     last_step = 0
@@ -113,14 +113,14 @@ def earlier_cuts(records: Iterable[Mapping[str, Any]], state: RunState, length: 
             continue
         if record["kind"] == "length" and is_on_the_way(record["end_step"], record["cut_tokens"]):
             last_step = max(last_step, step)
-            if record.get("cut_minutes") == length.train.max_minutes:
+            if record["cut_minutes"] == length.train.max_minutes:
                 cuts[step] = int(record["cut_tokens"])
-        if record["kind"] == "train" and is_on_the_way(step, record.get("tokens", 0)):
+        if record["kind"] == "train" and is_on_the_way(step, record["tokens"]):
             last_step = max(last_step, step)
-    return Earlier(cuts, last_step)
+    return EarlierCuts(cuts, last_step)
 
 
-def time_limit_of(length: RunLength, earlier: Earlier, final_tokens: int = 0) -> TimeLimit:
-    """The limit that the configuration asks for; `final_tokens`: of the validation after the last step."""
+def time_limit_of(length: RunLength, earlier: EarlierCuts, final_tokens: int = 0) -> TimeLimit:
+    """The configured time limit; `final_tokens`: the tokens of the validation after the last step."""
     minutes = length.train.max_minutes
     return NO_LIMIT if minutes is None else ClockLimit(length, minutes, earlier, final_tokens)

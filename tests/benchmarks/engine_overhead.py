@@ -208,7 +208,7 @@ def run_all(config: RunConfig, dataset: PackedDataset, folder: Path, hf: bool) -
     from pretrain.model.flops import token_flops
     from pretrain.tracking.sinks import build_sinks
     from pretrain.tracking.speed import StepClock, device_peak
-    from pretrain.training.loop import NothingSaved, run_loop
+    from pretrain.training.loop import NeverSave, run_loop
 
     vocab_size, eod_id = dataset.manifest.tokenizer.vocab_size, dataset.manifest.tokenizer.eod_id
     size = config.train.global_batch_size
@@ -254,7 +254,7 @@ def run_all(config: RunConfig, dataset: PackedDataset, folder: Path, hf: bool) -
                 "samples": 0,
                 "seconds": 0.0,
             },
-            checkpoints=NothingSaved(),
+            checkpoints=NeverSave(),
             stop_requested=lambda: False,
             control=groups.control,
         )

@@ -1,4 +1,4 @@
-"""What ranks say to each other of a step, and when."""
+"""The agreement of the ranks on a step, and its time."""
 
 import io
 import itertools
@@ -68,9 +68,9 @@ def test_a_rank_that_is_asked_to_stop_stops_all_and_is_named() -> None:
     assert results[0][1] == "rank 3 was asked by a signal to stop\n"
 
 
-def test_ranks_that_share_a_batch_and_read_different_ones_stop() -> None:
+def test_ranks_of_one_group_with_different_batches_stop() -> None:
     for found in run_ranks(agreed, 4, CONFIG, True):
-        assert "batch of samples 40 to 43: ranks that share it read different ones" in found
+        assert "batch of samples 40 to 43: ranks of one group read different data" in found
 
 
 STEPS, SIZE = 8, 6
@@ -87,7 +87,7 @@ LOOP = run_config(
 
 @dataclass(frozen=True)
 class Disturbance:
-    """What one rank meets, by the number of the call: 0 before the first step, n in step n."""
+    """Events on one rank, by the number of the call: 0 before the first step, n in step n."""
 
     rank: int = 0
     stop_at: int = STEPS + 1
@@ -199,7 +199,7 @@ CASES: list[tuple[Disturbance, tuple[str, int, list[tuple[int, bool]]]]] = [
 ]
 
 
-def test_all_ranks_stop_and_save_after_the_same_step_and_record_the_batch_of_each() -> None:
+def test_all_ranks_stop_and_save_after_the_same_step() -> None:
     for rank in run_ranks(ended, RANKS, [case for case, _ in CASES]):
         for found, (case, expected) in zip(rank, CASES, strict=True):
             assert (found.outcome, found.step, found.saves) == expected, case
@@ -211,7 +211,7 @@ def test_all_ranks_stop_and_save_after_the_same_step_and_record_the_batch_of_eac
 
 
 @pytest.mark.parametrize("disturbance", [Disturbance(rank=1, stop_at=0), Disturbance(rank=1, batches=0)])
-def test_a_run_that_is_to_stop_before_its_first_step_takes_and_saves_none(disturbance: Disturbance) -> None:
+def test_a_stop_before_the_first_step_trains_and_saves_nothing(disturbance: Disturbance) -> None:
     for outcome, step, events, saves in run_ranks(begun, 2, disturbance):
         assert (outcome, step, events, saves) == ("stopped", 0, [], [])
 
@@ -240,7 +240,7 @@ def order_of(here: Runtime) -> list[str]:
     return loop.events
 
 
-def test_the_message_of_a_step_is_under_way_while_the_step_is_computed() -> None:
+def test_ranks_agree_while_the_step_is_computed() -> None:
     for events in run_ranks(order_of, 2):
         assert events == ["sent", "waited", *["sent", "computed", "waited"] * STEPS]
 
@@ -293,7 +293,7 @@ def courses(here: Runtime) -> list[tuple[list[str], str]]:
     ]
 
 
-def test_the_last_step_is_saved_before_it_is_validated_and_a_missing_validation_comes_first() -> None:
+def test_the_last_step_is_saved_before_it_is_validated() -> None:
     between = [*["computed"] * EVERY, "validation"] * 2
     last = ["computed"] * (STEPS - 2 * EVERY)
     saved = f"saved {STEPS}"

@@ -16,7 +16,7 @@ from tests.support.training import start, whole_state
 
 
 def restored(here: Runtime, run: Path, values: dict[str, Any]) -> tuple[dict[str, Any], RunState]:
-    """Digests of the engine's state, and where the run stands."""
+    """Digests of the engine's state, and the state of the run."""
     engine = start(here, config(**values))
     store = CheckpointStore(run, groups=engine.groups, keep_last=1, keep_every=0)
     newest = store.newest()

@@ -9,7 +9,8 @@ import pytest
 
 from pretrain.checkpoint import store
 from pretrain.checkpoint.init_from import load_initial
-from pretrain.checkpoint.store import CheckpointStore, newest_whole, read_checkpoint, refuse_damage
+from pretrain.checkpoint.on_disk import newest_whole, read_checkpoint, refuse_damage
+from pretrain.checkpoint.store import CheckpointStore
 from pretrain.config.errors import RunError
 from pretrain.config.run import RunConfig
 from pretrain.distributed.runtime import Runtime
@@ -73,7 +74,7 @@ def old(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, State, StepResu
         (4, 2, {"tp": 2, "sp": True, "zero_stage": 3}),
     ],
 )
-def test_weights_are_the_old_ones_and_the_first_loss_is_theirs(
+def test_initial_weights_give_the_loss_of_their_run(
     old: tuple[Path, State, StepResult], tmp_path: Path, world_size: int, dp: int, layout: dict[str, Any]
 ) -> None:
     folder, saved, after = old
@@ -112,7 +113,7 @@ def digests_read(here: Runtime, config: RunConfig, old: Path, folder: Path) -> t
     return compared, "loaded"
 
 
-def test_ranks_share_the_comparing_of_digests_and_all_refuse_damage(old, tmp_path):
+def test_ranks_share_digest_checks_and_all_refuse_damage(old, tmp_path):
     copied = tmp_path / "copied"
     shutil.copytree(old[0], copied)
     (checkpoint,) = (copied / "checkpoints").glob("step-*")

@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 
+from pretrain.checkpoint import on_disk
 from pretrain.checkpoint import store as store_module
 from pretrain.checkpoint.manifest import CheckpointDeleted
-from pretrain.checkpoint.store import CheckpointStore, newest_whole, read_checkpoint
+from pretrain.checkpoint.on_disk import newest_whole, read_checkpoint
+from pretrain.checkpoint.store import CheckpointStore
 from pretrain.config.run import RunConfig
 from pretrain.distributed.runtime import Runtime
 from pretrain.run.state import RunState
@@ -51,7 +53,7 @@ def read_while_it_is_deleted(here: Runtime, config: RunConfig, folder: Path, mom
 
 
 @pytest.mark.parametrize("moment", ["before", "during"])
-def test_all_ranks_read_the_same_other_one_instead(tmp_path: Path, moment: str) -> None:
+def test_all_ranks_take_the_same_next_checkpoint(tmp_path: Path, moment: str) -> None:
     for step, same, words in run_ranks(read_while_it_is_deleted, 2, run_config("gpt", zero_stage=2), tmp_path, moment):
         assert step == 2 and same
         assert "step-00000001 was deleted while it was read" in words
@@ -63,13 +65,11 @@ def save(here: Runtime, config: RunConfig, folder: Path) -> None:
         CheckpointStore(folder, groups=engine.groups, keep_last=2).save(engine, RunState(step=step), {})
 
 
-def test_the_newest_is_looked_for_again_where_it_is_deleted_for_a_newer_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_search_restarts_if_the_newest_is_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_ranks(save, 1, run_config("gpt"), tmp_path)
     old, new = (tmp_path / "checkpoints" / f"step-0000000{step}" for step in (1, 2))
     new.rename(tmp_path / "later")
-    read = store_module.read_manifest
+    read = on_disk.read_manifest
 
     def read_after_a_save(folder: Path) -> dict[str, Any]:
         if folder == old:
@@ -77,6 +77,6 @@ def test_the_newest_is_looked_for_again_where_it_is_deleted_for_a_newer_one(
             (tmp_path / "later").rename(new)
         return read(folder)
 
-    monkeypatch.setattr(store_module, "read_manifest", read_after_a_save)
+    monkeypatch.setattr(on_disk, "read_manifest", read_after_a_save)
     newest = newest_whole(tmp_path / "checkpoints")
     assert newest is not None and newest.folder == new

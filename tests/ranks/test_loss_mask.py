@@ -23,7 +23,7 @@ HELD_OUT = 9
 
 
 @dataclass(frozen=True)
-class Figures:
+class TensorStats:
     losses: list[float]
     norms: list[float]
     totals: list[float]
@@ -37,16 +37,16 @@ def mask_of(step: int, config: RunConfig) -> Tensor:
     return torch.from_numpy(np.random.default_rng(step).random((samples, length)) < share)
 
 
-def by_engine(here: Runtime, config: RunConfig) -> Figures:
+def by_engine(here: Runtime, config: RunConfig) -> TensorStats:
     engine = start(here, config)
     layout, rank = engine.groups.layout, engine.groups.dp_rank
     masks = [mask_of(step, config)[rank :: layout.dp] for step in range(HELD_OUT + 1)]
     totals = engine.evaluate(own_batch(here, config, HELD_OUT), masks[HELD_OUT]).tolist()
     results = [engine.train_step(own_batch(here, config, step), LR, masks[step]) for step in STEPS]
-    return Figures([result.loss for result in results], [result.grad_norm for result in results], totals)
+    return TensorStats([result.loss for result in results], [result.grad_norm for result in results], totals)
 
 
-def by_plain_torch(here: Runtime, config: RunConfig) -> Figures:
+def by_plain_torch(here: Runtime, config: RunConfig) -> TensorStats:
     stage, optim = plain_stage(here, config), config.optim
     adamw = torch.optim.AdamW(
         decay_groups(stage.named(), optim.weight_decay), lr=LR, betas=(optim.beta1, optim.beta2), eps=optim.eps
@@ -67,11 +67,11 @@ def by_plain_torch(here: Runtime, config: RunConfig) -> Figures:
         norms.append(torch.nn.utils.clip_grad_norm_(stage.parameters(), optim.clip_grad_norm).item())
         adamw.step()
         losses.append(loss.item())
-    return Figures(losses, norms, [held_out.double().sum().item(), float(held_out.numel())])
+    return TensorStats(losses, norms, [held_out.double().sum().item(), float(held_out.numel())])
 
 
 @functools.cache
-def expected(num_layers: int) -> Figures:
+def expected(num_layers: int) -> TensorStats:
     alone = Layout("gpt", 0, micro_batches=1, overrides=(f"model.num_layers={num_layers}",))
     return run_ranks(by_plain_torch, 1, alone.config)[0]
 

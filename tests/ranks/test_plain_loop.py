@@ -25,7 +25,7 @@ needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g
 
 
 def losses(here: Runtime, config: RunConfig) -> tuple[list[float], list[float], list[int]]:
-    """Of the engine and of the plain loop; graphs that each compiled."""
+    """Results of the engine and of the plain loop, and the graphs that each compiled."""
     build.compile_stage = engine_overhead.compile_stage = functools.partial(compile.compile_stage, backend="aot_eager")
     groups, graphs = join(here, config), []
     engine = build.build_engine(config, VOCAB_SIZE, groups, here.device, eod_id=EOD_ID)

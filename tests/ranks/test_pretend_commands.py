@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from pretrain.checkpoint.store import read_checkpoint
+from pretrain.checkpoint.on_disk import read_checkpoint
 from pretrain.config.load import load_generate_config, load_run_config
 from tests.support.corpus import make_texts, prepare_synthetic, tokenizer_config, write_jsonl
 from tests.support.pretend import ledger
@@ -126,10 +126,10 @@ def verify(folder: Path) -> tuple[str, list[int]]:
 def bench(folder: Path, words: tuple[str, ...]) -> dict[str, Any] | None:
     os.chdir(folder)
     from pretrain.bench import ceilings
-    from pretrain.bench.measure import Wanted, bench
+    from pretrain.bench.measure import BenchOptions, bench
 
     ceilings.SECONDS, ceilings._COPIED_BYTES = 0.01, 2**20
-    measured = bench(load_run_config([*words, "engine.device=auto"]), Wanted(warmup=1, steps=2))
+    measured = bench(load_run_config([*words, "engine.device=auto"]), BenchOptions(warmup=1, steps=2))
     return None if measured is None else measured[1]
 
 

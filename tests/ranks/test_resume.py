@@ -1,4 +1,4 @@
-"""A run that was saved and goes on in fresh processes is the run that never stopped, whatever ZeRO stage goes on."""
+"""A run that resumes in new processes equals the run that never stopped, at any ZeRO stage."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -40,7 +40,7 @@ class Part:
 
     @property
     def numbers(self) -> list[dict[str, float]]:
-        """What the steps computed; not how long they took."""
+        """The results of the steps without their times."""
         return [{k: v for k, v in asdict(result).items() if not k.startswith("seconds")} for result in self.results]
 
 
@@ -121,7 +121,7 @@ def saved_by_stage(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], 
     ("from_stage", "to_stage", "world_size"),
     [(old, new, (2, 1, 3)[(old + new) % 3]) for old in range(4) for new in range(4) if old != new],
 )
-def test_any_stage_goes_on_from_any_other(
+def test_any_zero_stage_resumes_from_any_other(
     saved_by_stage: Callable[[int], tuple[Path, Part, State]], from_stage: int, to_stage: int, world_size: int
 ) -> None:
     folder, whole, saved = saved_by_stage(from_stage)

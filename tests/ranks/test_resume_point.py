@@ -1,9 +1,9 @@
-"""Where a run begins, of all the places that a checkpoint may lie in; asked on all ranks together."""
+"""The resume point of a run, among all places that may have a checkpoint; searched on all ranks."""
 
 from dataclasses import replace
 from pathlib import Path
 
-from pretrain.checkpoint.resume_point import Beginning, find_beginning
+from pretrain.checkpoint.resume_point import ResumePoint, find_resume_point
 from pretrain.checkpoint.save_log import record_save
 from pretrain.config.errors import RunError
 from pretrain.config.run import RunConfig
@@ -20,9 +20,9 @@ def damage_what_is_on_the_node(here: Runtime, config: RunConfig, run: Path) -> t
     the node, and whether a node without checkpoints begins without a question."""
     engine = start(here, config)
 
-    def begin(restart: bool = False) -> Beginning:
+    def begin(restart: bool = False) -> ResumePoint:
         asked = replace(config, run=replace(config.run, restart=restart))
-        return find_beginning(asked, run, engine, engine.groups, here, lambda: None)
+        return find_resume_point(asked, run, engine, engine.groups, here, lambda: None)
 
     on_node = begin().levels[1].store
     folder = on_node.save(engine, RunState(step=3), {})
@@ -45,7 +45,7 @@ def damage_what_is_on_the_node(here: Runtime, config: RunConfig, run: Path) -> t
     return again.found[1].step, refusal, moved, other_node.found is None and not other_node.restarted
 
 
-def test_a_damaged_checkpoint_on_a_node_is_not_passed_over_in_silence(tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_on_a_node_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     config = run_config("gpt", *batches(2), f"checkpoint.local.path={tmp_path}/node")
     for step, refusal, moved, begins in run_ranks(damage_what_is_on_the_node, 2, config, tmp_path / "run"):
@@ -55,13 +55,13 @@ def test_a_damaged_checkpoint_on_a_node_is_not_passed_over_in_silence(tmp_path: 
 
 def begin_with_a_damaged_mirror(here: Runtime, config: RunConfig, old: Path, new: Path) -> str:
     engine = start(here, config)
-    saved = find_beginning(config, old, engine, engine.groups, here, lambda: None)
+    saved = find_resume_point(config, old, engine, engine.groups, here, lambda: None)
     assert saved.mirror is not None
     saved.mirror.send(saved.levels[0].store.save(engine, RunState(step=3), {}))
     saved.mirror.close()
     flip_a_bit(Path(config.checkpoint.mirror.removeprefix("file://")) / "step-00000003" / "__0_0.distcp")
     try:
-        find_beginning(config, new, engine, engine.groups, here, lambda: None)
+        find_resume_point(config, new, engine, engine.groups, here, lambda: None)
     except RunError as error:
         return str(error)
     return "nothing"
@@ -72,11 +72,11 @@ def lose_here_and_then_at_the_mirror(here: Runtime, config: RunConfig, run: Path
     first damage, whether the run began again, and the step that another folder finds at the mirror at last."""
     engine, there = start(here, config), Path(config.checkpoint.mirror.removeprefix("file://")) / "step-00000100"
 
-    def begin(folder: Path = run, restart: bool = False) -> Beginning:
+    def begin(folder: Path = run, restart: bool = False) -> ResumePoint:
         asked = replace(config, run=replace(config.run, restart=restart))
-        return find_beginning(asked, folder, engine, engine.groups, here, lambda: None)
+        return find_resume_point(asked, folder, engine, engine.groups, here, lambda: None)
 
-    def save(beginning: Beginning, step: int) -> Path:
+    def save(beginning: ResumePoint, step: int) -> Path:
         folder = beginning.levels[0].store.save(engine, RunState(step=step), {})
         assert beginning.mirror is not None
         beginning.mirror.send(folder)
@@ -98,7 +98,7 @@ def lose_here_and_then_at_the_mirror(here: Runtime, config: RunConfig, run: Path
     return fetched.found[1].step, restarted.restarted, last.found[1].step
 
 
-def test_a_whole_copy_at_the_mirror_replaces_a_damaged_one_and_after_a_restart_counts_no_more(tmp_path: Path) -> None:
+def test_a_mirror_copy_replaces_a_damaged_one_until_a_restart(tmp_path: Path) -> None:
     url = f"file://{tmp_path}/mirror"
     config = run_config("gpt", *batches(2), f"checkpoint.mirror={url}", "checkpoint.keep_last=1")
     found = run_ranks(lose_here_and_then_at_the_mirror, 2, config, tmp_path / "run", tmp_path / "new")
@@ -108,7 +108,7 @@ def test_a_whole_copy_at_the_mirror_replaces_a_damaged_one_and_after_a_restart_c
     assert (tmp_path / "mirror" / "step-00000100" / "manifest.json").exists(), "a restart deletes nothing"
 
 
-def test_a_mirror_that_has_damaged_ones_alone_is_not_passed_over(tmp_path: Path) -> None:
+def test_a_mirror_with_only_damaged_ones_is_an_error(tmp_path: Path) -> None:
     config = run_config("gpt", *batches(1), f"checkpoint.mirror=file://{tmp_path}/mirror")
     (refusal,) = run_ranks(begin_with_a_damaged_mirror, 1, config, tmp_path / "old", tmp_path / "new")
     assert "__0_0.distcp is damaged" in refusal and "run.restart=true" in refusal

@@ -1,4 +1,4 @@
-"""Training goes on while a checkpoint is written, and nothing of that shows in the checkpoint or the run."""
+"""Training continues while a checkpoint is written, and neither the checkpoint nor the run shows it."""
 
 import json
 import logging
@@ -14,10 +14,12 @@ import torch
 
 from pretrain.checkpoint import files
 from pretrain.checkpoint import store as store_module
-from pretrain.checkpoint.collective import all_say
+from pretrain.checkpoint.collective import all_gather_results
 from pretrain.checkpoint.mirror import Mirror
+from pretrain.checkpoint.on_disk import newest_whole, read_checkpoint, refuse_damage
 from pretrain.checkpoint.saver import Level, Saver
-from pretrain.checkpoint.store import CheckpointStore, newest_of, newest_whole, read_checkpoint, refuse_damage
+from pretrain.checkpoint.search import newest_of
+from pretrain.checkpoint.store import CheckpointStore
 from pretrain.config.errors import RunError
 from pretrain.config.run import LocalCheckpointConfig, RunConfig
 from pretrain.distributed.runtime import Runtime
@@ -104,7 +106,7 @@ def same(ones: list[dict[str, np.ndarray]], others: list[dict[str, np.ndarray]])
         (4, {"zero_stage": 1, "tp": 2, "pp": 2}),
     ],
 )
-def test_a_slow_save_holds_the_step_that_it_was_begun_at(tmp_path: Path, ranks: int, values: dict[str, Any]) -> None:
+def test_a_slow_save_holds_the_step_it_started_at(tmp_path: Path, ranks: int, values: dict[str, Any]) -> None:
     layout = values.get("tp", 1) * values.get("pp", 1)
     config = run_config("gpt", *batches(ranks // layout), **values)
     states = run_ranks(train_beside_slow_saves, ranks, config, tmp_path)[0]
@@ -132,7 +134,7 @@ def ask_again_to_stop(here: Runtime, config: RunConfig, folder: Path) -> tuple[i
     return calls, level.store.names()
 
 
-def test_a_step_that_is_being_saved_is_waited_for_and_not_saved_again_where_the_run_stops(tmp_path: Path) -> None:
+def test_a_stop_waits_for_a_running_save_of_its_step(tmp_path: Path) -> None:
     assert run_ranks(ask_again_to_stop, 2, run_config("gpt", *batches(2)), tmp_path) == [(1, ["step-00000001"])] * 2
 
 
@@ -164,7 +166,7 @@ def fail_then_mend(here: Runtime, config: RunConfig, folder: Path) -> list[str]:
     return messages
 
 
-def test_training_outlives_a_save_that_fails_and_the_last_one_must_not(tmp_path: Path) -> None:
+def test_a_failed_save_does_not_stop_training_except_the_last(tmp_path: Path) -> None:
     messages, of_others = run_ranks(fail_then_mend, 2, run_config("gpt", *batches(2), zero_stage=1), tmp_path)
     assert len(messages) == 1 and not of_others
     assert messages[0].startswith(f"NOT saved: could not write a checkpoint in {tmp_path}/checkpoints: rank 1: Input/o")
@@ -173,7 +175,7 @@ def test_training_outlives_a_save_that_fails_and_the_last_one_must_not(tmp_path:
     assert names == ["step-00000001", "step-00000003", "step-00000004.partial"]
 
 
-def test_the_clock_of_each_level_is_asked_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_level_has_its_own_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     often = LocalCheckpointConfig(path=None, every_steps=0, every_minutes=1, keep_last=1)
@@ -182,14 +184,14 @@ def test_the_clock_of_each_level_is_asked_apart(monkeypatch: pytest.MonkeyPatch)
     for seconds, due in ((59, False), (60, True)):
         now[0] = 1000.0 + seconds
         assert (level.is_due_now(), never.is_due_now()) == (due, False)
-    level.begun(1)
+    level.started(1)
     assert not level.is_due_now()
     never.failed()
     now[0] += 60
     assert never.is_due_now()
 
 
-# Whose part is written by whom
+# Which rank writes which part
 
 
 def save_once(here: Runtime, config: RunConfig, folder: Path) -> int:
@@ -200,9 +202,7 @@ def save_once(here: Runtime, config: RunConfig, folder: Path) -> int:
 
 
 @pytest.mark.parametrize(("ranks", "values"), [(3, {"zero_stage": 0}), (4, {"zero_stage": 1, "tp": 2, "pp": 2})])
-def test_everything_is_written_once_and_copies_are_shared_out(
-    tmp_path: Path, ranks: int, values: dict[str, Any]
-) -> None:
+def test_everything_is_written_once_and_copies_are_shared(tmp_path: Path, ranks: int, values: dict[str, Any]) -> None:
     config = run_config("gpt", *batches(3 if ranks == 3 else 1), **values)
     num_bytes = run_ranks(save_once, ranks, config, tmp_path)
     index = json.loads((tmp_path / "checkpoints" / "step-00000001" / "tensors.json").read_bytes())
@@ -253,10 +253,10 @@ def read_with_an_index_lost(here: Runtime, config: RunConfig, folder: Path) -> t
     if here.rank == 1:
         store_module.read_index = lambda path: refuse_damage(path, {"tensors.json": {"bytes": 0}})
     passed_over = [str(error) for error in newest_of([store], engine).passed_over]
-    return passed_over, sum(all_say("count", folder, engine.groups.control, lambda: len(passed_over)))
+    return passed_over, sum(all_gather_results("count", folder, engine.groups.control, lambda: len(passed_over)))
 
 
-def test_an_index_that_one_rank_cannot_read_is_passed_over_by_all(tmp_path: Path) -> None:
+def test_an_index_unreadable_on_one_rank_is_skipped_by_all(tmp_path: Path) -> None:
     for passed_over, total in run_ranks(
         read_with_an_index_lost, 2, run_config("gpt", *batches(2)), tmp_path, timeout=60.0
     ):
@@ -269,7 +269,7 @@ SPREAD = {"gpt-dp": {"zero_stage": 0}, "tied-tp": {"zero_stage": 1, "tp": 2}, "p
 
 
 @pytest.mark.parametrize("spread", SPREAD)
-def test_each_node_goes_on_from_its_own_disk(tmp_path: Path, spread: str) -> None:
+def test_each_node_resumes_from_its_own_disk(tmp_path: Path, spread: str) -> None:
     values = SPREAD[spread]
     dp = 2 // (values.get("tp", 1) * values.get("pp", 1))
     config = run_config("gpt", *batches(dp), **values)
@@ -285,7 +285,7 @@ def test_each_node_goes_on_from_its_own_disk(tmp_path: Path, spread: str) -> Non
     assert not same([state], [earlier])
 
 
-def test_another_layout_takes_the_shared_one_unless_all_parts_are_at_hand(tmp_path: Path) -> None:
+def test_another_layout_needs_the_shared_checkpoint(tmp_path: Path) -> None:
     config = run_config("gpt", *batches(2), zero_stage=1)
     run_ranks(save_on_nodes, 2, config, tmp_path, 1)
     other = run_config("gpt", *batches(1), zero_stage=1, tp=2)
@@ -313,7 +313,7 @@ def fetch(here: Runtime, folder: Path, url: str) -> None:
     Mirror(url, 2, cache_config(folder, retries=0), 0, 1).begin(folder / "checkpoints")
 
 
-def test_a_mirror_gives_back_its_newest_whole_checkpoint(tmp_path: Path) -> None:
+def test_a_mirror_returns_its_newest_whole_checkpoint(tmp_path: Path) -> None:
     url, config = f"file://{tmp_path}/mirror", run_config("gpt", *batches(2), zero_stage=1)
     run_ranks(mirror_saves, 2, config, tmp_path / "run", url, 3)
     assert sorted(path.name for path in (tmp_path / "mirror").iterdir()) == ["step-00000002", "step-00000003"]

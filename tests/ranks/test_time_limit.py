@@ -15,8 +15,8 @@ from pretrain.run.length import RunLength
 from pretrain.run.state import RunState
 from pretrain.tracking.speed import StepClock
 from pretrain.training import loop
-from pretrain.training.loop import NothingSaved, run_loop
-from pretrain.training.time_limit import Earlier, TimeLimit, earlier_cuts, time_limit_of
+from pretrain.training.loop import NeverSave, run_loop
+from pretrain.training.time_limit import EarlierCuts, TimeLimit, earlier_cuts, time_limit_of
 from tests.support.models import run_config
 from tests.support.ranks import run_ranks
 from tests.support.training import join
@@ -34,7 +34,7 @@ class Unmoved:
 
 
 class Clock:
-    """Stands in for the module `time`."""
+    """Replaces the module `time`."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -66,10 +66,10 @@ def trained(
         clock=StepClock(token_flops(CONFIG.model, 100), here.world_size, None),
         record=lambda kind, step, values: records.append({"kind": kind, "step": step, **values}),
         evaluate=lambda max_samples: {},
-        checkpoints=NothingSaved(),
+        checkpoints=NeverSave(),
         stop_requested=lambda: False,
         control=control,
-        time_limit=limit or time_limit_of(length, Earlier()),
+        time_limit=limit or time_limit_of(length, EarlierCuts()),
         last_step=last_step,
     )
     assert outcome == "finished"
@@ -85,7 +85,7 @@ def twice(here: Runtime) -> list[tuple[RunState, list[dict[str, Any]]]]:
         loop.time = real
 
 
-def test_all_ranks_end_where_rank_0_says_and_a_replay_does_the_same() -> None:
+def test_rank_0_decides_the_end_and_a_replay_repeats_it() -> None:
     ranks = run_ranks(twice, 2)
     for (state, records), (_, again) in ranks:
         assert 28 <= state.step <= 32 and state.cut_minutes == 1

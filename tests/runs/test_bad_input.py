@@ -141,7 +141,7 @@ def test_a_run_continues_only_with_its_own_data(shared, finished_run, place, tmp
     done = place.train("finished", "model.hidden_dropout=0.1", f"data.path={other.dataset}")
     message = user_error(done)
     assert "checkpoints/step-00000016: tokenizer fingerprint" in message
-    assert "the run was trained on other data; point data.path to the old dataset (" in message
+    assert "the run was trained on other data\n  hint: set data.path to the old dataset (" in message
     assert message.endswith("to continue with other data, add run.accept_changes=[data,tokenizer]")
     assert files_below(run) == before
 

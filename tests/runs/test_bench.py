@@ -26,7 +26,7 @@ def measured(shared):
     return done.stdout, shared.folder / "bench" / "tiny"
 
 
-def test_what_is_saved_is_what_was_printed(measured):
+def test_the_saved_result_equals_the_printed_one(measured):
     printed, folder = measured
     table = as_table(load(folder / "bench.json"))
     assert printed == f"{table}saved in bench/tiny\n"
@@ -83,7 +83,7 @@ def test_two_ranks_measure_the_configured_dataset_together(place):
 
 @pytest.mark.full
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
-def test_what_is_compiled_is_kept_with_the_result(place):
+def test_compiled_code_is_kept_with_the_result(place):
     words = ("--vocab-size=300", "engine.compile=elementwise", "data.document_mask=true", "--out=compiled")
     done = place.command("bench", *SMALL, *FEW, *words)
     assert done.returncode == 0, done.stderr
@@ -103,7 +103,7 @@ def test_a_suite_continues_after_a_model_failed(place):
     assert (place.folder / "suite" / "table.txt").read_text() == done.stdout
 
 
-def test_a_run_writes_the_trace_of_exactly_the_steps_asked_for(place):
+def test_a_run_writes_the_trace_of_exactly_the_given_steps(place):
     done = place.train("profiled", "profile.steps=[10,12]")
     assert done.returncode == 0, done.stderr
     (path,) = (place.run_dir("profiled") / "profile").iterdir()

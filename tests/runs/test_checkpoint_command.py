@@ -45,4 +45,6 @@ def test_prune_leaves_the_newest_and_a_bad_path_is_a_clear_line(shared, finished
     assert done.returncode == 0 and done.stdout.endswith(" freed\n"), done.stderr
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-00000016"]
     message = user_error(shared.command("checkpoint", "verify", str(tmp_path / "elsewhere")))
-    assert message.endswith("elsewhere: no such folder; give a run's folder, such as runs/NAME, or a checkpoint in it")
+    assert message.endswith(
+        "elsewhere: no such folder\n  hint: give a run folder, such as runs/NAME, or a checkpoint in it"
+    )

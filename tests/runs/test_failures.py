@@ -43,12 +43,12 @@ EARLY_PLANT = """
 import os
 
 if os.environ.get("RANK") == "1":
-    import pretrain.commands.train
+    import pretrain.commands.training_run
 
     def open_datasets(config):
         {deed}
 
-    pretrain.commands.train.open_datasets = open_datasets
+    pretrain.commands.training_run.open_datasets = open_datasets
 """
 """The same, before the ranks have met."""
 

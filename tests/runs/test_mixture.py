@@ -71,7 +71,7 @@ def test_a_mixture_too_short_for_a_resumed_run_is_refused(mixing):
     assert done.returncode == 0 and "resume verified" in done.stderr, done.stderr
 
 
-def test_a_dataset_of_the_mixture_that_is_not_there_is_named(mixing):
+def test_a_missing_dataset_of_the_mixture_is_named(mixing):
     done = mixing.train("missing", "data.mixture={dataset: 1, books: 1}")
     assert done.returncode == 2 and "books: not prepared" in done.stderr
     assert not mixing.run_dir("missing").exists()

@@ -9,7 +9,7 @@ def test_no_checkpoint_is_written_into_another_run_folder(place):
         run.wait_for(lambda: "saved runs/moved/checkpoints/" in run.log)
         away = run.run_dir.with_name("away")
         run.run_dir.rename(away)
-        run.wait_for(lambda: "NOT saved: run.dir='runs/moved': is not the folder that this run began in" in run.log)
+        run.wait_for(lambda: "NOT saved: run.dir='runs/moved': is not the folder that this run started in" in run.log)
         assert not run.run_dir.exists()
         away.rename(run.run_dir)
         run.process.send_signal(signal.SIGTERM)

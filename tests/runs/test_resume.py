@@ -47,7 +47,7 @@ def interrupted_run(tmp_path_factory, dataset):
     assert "SIGTERM: stopping after the next step at the latest, with a checkpoint" in run.log
     stopped = max(train_records(place.run_dir("finished")))
     assert stopped < 16 and names(folder)[-1] == f"step-{stopped:08d}"
-    assert f"stopped after step {stopped} of 16, saved; the same command goes on from there" in run.log
+    assert f"stopped after step {stopped} of 16, saved; run the same command to resume" in run.log
 
     done = place.train("finished", DROPOUT, "checkpoint.every_steps=0")
     assert done.returncode == 0, done.stderr
@@ -79,7 +79,7 @@ def test_final_checkpoints_are_equal_bit_for_bit(finished_run, interrupted_run):
     assert states[0]["state"] == states[1]["state"] and states[0]["counters"] == states[1]["counters"]
 
 
-def test_each_resume_says_what_it_proved(interrupted_run):
+def test_each_resume_logs_its_proof(interrupted_run):
     log = (interrupted_run / "logs/rank-00000.log").read_text()
     lines = re.findall(r"(?:resumed|resume verified|RESUME NOT VERIFIED).*", log)
     resumed, proved = lines[::2], lines[1::2]

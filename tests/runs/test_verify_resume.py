@@ -18,7 +18,7 @@ def test_recorded_steps_are_repeated_bit_for_bit(shared, finished_run):
     before = stamps(finished_run)
     done = shared.command("verify-resume", "runs/finished", "--steps", "6")
     assert done.returncode == 0, done.stderr
-    assert "runs/finished: steps 9 to 14 again from step-00000008: exact\n" in done.stdout
+    assert "runs/finished: steps 9 to 14 recomputed from step-00000008: exact\n" in done.stdout
     rows = [line.split() for line in done.stdout.splitlines()[1:-1]]
     records = train_records(finished_run)
     assert [row[0] for row in rows] == [str(step) for step in range(9, 15)]
@@ -48,13 +48,16 @@ def test_another_layout_is_equal_within_rounding(shared, plain_run, place):
     for step in report["steps"][:3]:
         assert step["batch_hash"]["recorded"] == step["batch_hash"]["replayed"]
         assert step["loss"]["replayed"] == pytest.approx(step["loss"]["recorded"], rel=1e-5)
-    assert report["kind"] == "parts" and (report["parted"]["step"], report["parted"]["quantity"]) == (16, "loss")
-    assert report["parted"]["recorded"] - report["parted"]["replayed"] == pytest.approx(0.01, rel=1e-2)
+    assert report["kind"] == "diverged" and (report["divergence"]["step"], report["divergence"]["quantity"]) == (
+        16,
+        "loss",
+    )
+    assert report["divergence"]["recorded"] - report["divergence"]["replayed"] == pytest.approx(0.01, rel=1e-2)
     assert "parallel.tp 1 then, 2 now" in report["because"]
     assert stamps(run) == before
 
 
-def test_what_cannot_be_repeated_is_one_clear_line(shared, finished_run):
+def test_what_cannot_be_replayed_is_an_error(shared, finished_run):
     message = user_error(shared.command("verify-resume", "runs/finished", "--steps", "90"))
     assert message.startswith("runs/finished: no 90 steps are recorded after a whole checkpoint")
 

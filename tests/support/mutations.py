@@ -32,7 +32,7 @@ class Mutation:
 
 
 PARITY = "tests/ranks/test_parity.py::test_equals_one_process_of_plain_torch"
-SLOW = "tests/ranks/test_saver.py::test_a_slow_save_holds_the_step_that_it_was_begun_at"
+SLOW = "tests/ranks/test_saver.py::test_a_slow_save_holds_the_step_it_started_at"
 PADDING = "tests/ranks/test_parity.py::test_padding_of_the_vocabulary_changes_nothing"
 SPARSE = "tests/ranks/test_param_gather.py::test_per_micro_batch_gathering_keeps_few_layers"
 HELD = "tests/ranks/test_param_gather.py::test_per_step_gathering_gathers_once"
@@ -396,9 +396,9 @@ MUTATIONS = (
     Mutation(
         "batch-hash",
         "the record of a batch depends on the number of ranks that share it",
-        "pretrain/commands/train.py",
-        "samples_counted_here = groups.tp_rank == groups.pp_rank == 0",
-        "samples_counted_here = True",
+        "pretrain/training/assembly.py",
+        "return self.groups.tp_rank == self.groups.pp_rank == 0",
+        "return True",
         (COUNTED,),
     ),
     # What a target sees, and how much it counts.
@@ -457,7 +457,7 @@ MUTATIONS = (
         "pretrain/checkpoint/retention.py",
         "if looks_whole(name) if whole is None else whole:",
         "if True:",
-        ("tests/unit/checkpoint/test_retention.py::test_so_many_whole_ones_stay_however_many_are_damaged",),
+        ("tests/unit/checkpoint/test_retention.py::test_keep_last_counts_only_whole_checkpoints",),
     ),
     Mutation(
         "manifest-unproved",
@@ -473,6 +473,6 @@ MUTATIONS = (
         "pretrain/engine/shards.py",
         "(replicated, groups.dp_rank, layout.dp),",
         "",
-        ("tests/ranks/test_saver.py::test_everything_is_written_once_and_copies_are_shared_out[3-values0]",),
+        ("tests/ranks/test_saver.py::test_everything_is_written_once_and_copies_are_shared[3-values0]",),
     ),
 )

@@ -107,7 +107,7 @@ from pretrain.bench.parts import UPDATE_MARK, part_of, part_times
         ("data", ("Memcpy HtoD (Pinned -> Device)", "Memcpy HtoD (Pageable -> Device)")),
     ],
 )
-def test_the_name_tells_the_part(part, names):
+def test_the_name_decides_the_part(part, names):
     assert {name: part_of(name) for name in names} == dict.fromkeys(names, part)
 
 
@@ -124,7 +124,7 @@ def kernel(name, launched, began, seconds, correlation):
     yield event("kernel", name, began, seconds, tid=7, args={"correlation": correlation})
 
 
-def test_an_operator_counts_without_those_within_it_and_what_attention_is_made_of_is_attention():
+def test_operators_count_without_nested_ones_except_attention():
     times = part_times(
         {
             "traceEvents": [
@@ -150,12 +150,12 @@ def test_an_operator_counts_without_those_within_it_and_what_attention_is_made_o
     assert times.step_seconds == 20
 
 
-def test_operators_are_not_taken_for_the_work_of_a_gpu():
+def test_operators_are_not_counted_as_gpu_work():
     trace = {"traceEvents": [mark("step 7", 0, 20), event("cpu_op", "aten::mm", 0, 19)]}
     assert part_times(trace, on_gpu=True).seconds == {}
 
 
-def test_a_kernel_belongs_to_where_it_was_launched_and_communication_counts_where_nothing_else_runs():
+def test_kernels_count_by_launch_and_communication_when_exposed():
     times = part_times(
         {
             "traceEvents": [
@@ -176,7 +176,7 @@ def test_a_kernel_belongs_to_where_it_was_launched_and_communication_counts_wher
     assert times.seconds == pytest.approx({"matrix products": 6, "communication": 2, "optimizer": 8})
 
 
-def test_the_step_of_middle_length_is_looked_at():
+def test_the_profiled_step_of_median_length_counts():
     steps = ((0, 50, 5), (50, 10, 1), (60, 12, 2))
     events = [mark(f"step {number}", began, whole) for number, (began, whole, _) in enumerate(steps)]
     events += [event("cpu_op", "aten::mm", began + 1, seconds) for began, _, seconds in steps]
@@ -198,11 +198,11 @@ class Recorded:
 
 
 @pytest.mark.parametrize("content", [None, b'{"traceEvents": [', b"{}", b'{"traceEvents": []}', b"\xff"])
-def test_a_trace_of_no_use_costs_nothing_but_the_parts(tmp_path, content):
+def test_without_a_usable_trace_only_the_parts_are_missing(tmp_path, content):
     """Whatever the profiler makes of a device that it does not know, the timed steps are kept."""
     assert parts_of(Recorded(content), tmp_path, on_gpu=True).seconds == {}
 
 
-def test_a_trace_is_read_where_it_was_written(tmp_path):
+def test_a_trace_is_read_from_the_result_folder(tmp_path):
     trace = {"traceEvents": [mark("step 7", 0, 20), event("cpu_op", "aten::mm", 0, 19)]}
     assert parts_of(Recorded(json.dumps(trace).encode()), tmp_path, on_gpu=False).seconds == {"matrix products": 19}

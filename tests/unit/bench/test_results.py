@@ -19,7 +19,7 @@ from data_pipeline.shards.reader import PackedDataset
 from data_pipeline.stream.loader import train_batches
 from pretrain.bench.compare import compare
 from pretrain.bench.data import EOD_ID, document_lengths, open_prepared, write_synthetic
-from pretrain.bench.measure import Wanted, bench, check_memory
+from pretrain.bench.measure import BenchOptions, bench, check_memory
 from pretrain.bench.result import FORMAT, load, mfu, new_folder, step_figures
 from pretrain.bench.suite import SUITES, run_suite
 from pretrain.commands import bench as bench_command
@@ -74,7 +74,7 @@ def result(tokens_per_second: float, precision: str, torch: str) -> dict:
     }
 
 
-def test_a_comparison_tells_first_what_was_not_alike(tmp_path: Path):
+def test_a_comparison_lists_differing_conditions_first(tmp_path: Path):
     (tmp_path / "a.json").write_text(json.dumps(result(100.0, "fp32", "2.12")))
     (tmp_path / "b.json").write_text(json.dumps(result(150.0, "bf16", "2.13")))
     lines = compare(tmp_path / "a.json", tmp_path / "b.json").splitlines()
@@ -98,7 +98,7 @@ def test_a_comparison_tells_first_what_was_not_alike(tmp_path: Path):
         ("config", "model", ({"seq_length": 1024}, {"seq_length": 2048})),
     ],
 )
-def test_what_is_told_to_be_the_same_is_the_same(tmp_path: Path, place: str, key: str, values: tuple):
+def test_values_reported_as_equal_are_equal(tmp_path: Path, place: str, key: str, values: tuple):
     for name, value in zip("ab", values, strict=True):
         given = result(100.0, "fp32", "2.12")
         given[place][key] = value
@@ -108,7 +108,7 @@ def test_what_is_told_to_be_the_same_is_the_same(tmp_path: Path, place: str, key
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": "something else"}', "\x00\xff"])
-def test_what_is_no_result_is_refused(tmp_path: Path, content: str):
+def test_a_file_that_is_not_a_result_is_refused(tmp_path: Path, content: str):
     path = tmp_path / "bench.json"
     path.write_text(content, encoding="latin-1")
     with pytest.raises(RunError, match=r"bench\.json: is not a result of `pretrain bench`"):
@@ -120,16 +120,16 @@ def test_what_is_no_result_is_refused(tmp_path: Path, content: str):
     [
         (["compare", "a.json"], {}, "takes two results"),
         (["compare", "a.json", "b.json"], {}, "a.json: cannot be read"),
-        (["suite=giant"], {}, "suite=giant: there is no such suite; choose single_gpu or tiny"),
+        (["suite=giant"], {}, "suite=giant: there is no such suite\n  hint: choose single_gpu or tiny"),
         (
             ["suite=tiny"],
             {"only": ["tiny,big", "t*a"]},
-            "--only big: suite=tiny has no such row; choose of tiny, tiny_llama",
+            "--only big: suite=tiny has no such row\n  hint: choose from tiny, tiny_llama",
         ),
         (["model=tiny"], {"only": ["tiny"]}, "add suite=NAME"),
         (["model=tiny"], {"row_minutes": 1.0}, "add suite=NAME"),
         (["model=tiny"], {"vocab_size": 1}, "--vocab-size 1: must be at least 2"),
-        (["model=tiny"], {"out": Path("taken")}, "--out taken: is there already"),
+        (["model=tiny"], {"out": Path("taken")}, "--out taken: exists, and nothing is overwritten"),
         (["model=tiny"], {"out": Path("taken/bench.json/out")}, "bench.json/out: cannot be made (Not a directory)"),
         (["suite=tiny"], {"out": Path("taken/bench.json/out")}, "bench.json/out: cannot be made (Not a directory)"),
         (["train.micro_batch_size=5"], {}, "train.global_batch_size=16: must be a multiple"),
@@ -145,17 +145,17 @@ def test_a_mistake_is_reported_in_one_line(tmp_path, monkeypatch, words, options
     assert message in str(caught.value) and "\n" not in caught.value.message
 
 
-def test_what_no_device_can_hold_is_refused_before_it_is_built():
+def test_a_model_too_large_for_any_device_is_refused_early():
     config = load_run_config(["model=gpt3_6.7b", "engine=zero0_bf16"])
     with pytest.raises(RunError, match=r"gpt3_6.7b: does not fit: 8\d\.\d GiB .* which has 80\.0 GiB"):
         check_memory(config, 50257, ParallelLayout(1), 80 * 2**30)
     check_memory(config, 50257, ParallelLayout(1), 139 * 2**30)
 
 
-def test_a_suite_under_torchrun_and_memory_that_ran_out_are_told(tmp_path, monkeypatch):
+def test_a_suite_under_torchrun_is_an_error_as_is_oom(tmp_path, monkeypatch):
     with monkeypatch.context() as patched, pytest.raises(RunError, match="run it without torchrun"):
         patched.setenv("WORLD_SIZE", "2")
-        run_suite("tiny", [], Wanted(out=tmp_path / "suite"))
+        run_suite("tiny", [], BenchOptions(out=tmp_path / "suite"))
     assert not (tmp_path / "suite").exists()
 
     def without_memory(*_: object) -> None:
@@ -163,11 +163,11 @@ def test_a_suite_under_torchrun_and_memory_that_ran_out_are_told(tmp_path, monke
 
     monkeypatch.setattr("pretrain.bench.measure._measure", without_memory)
     with pytest.raises(RunError, match="tiny: out of memory"):
-        bench(load_run_config(["model=tiny"]), Wanted(out=tmp_path / "out", vocab_size=300))
+        bench(load_run_config(["model=tiny"]), BenchOptions(out=tmp_path / "out", vocab_size=300))
 
 
-def test_a_suite_of_which_no_model_works_has_a_reason_for_each(tmp_path):
-    table, worked = run_suite("tiny", ["model.num_heads=3", "train.max_steps=0"], Wanted(out=tmp_path / "suite"))
+def test_a_suite_without_a_working_model_has_all_reasons(tmp_path):
+    table, worked = run_suite("tiny", ["model.num_heads=3", "train.max_steps=0"], BenchOptions(out=tmp_path / "suite"))
     assert not worked
     rows = [line for line in table.splitlines() if "failed: " in line]
     assert len(rows) == 2 and all("model.num_heads=3" in row and "train.max_steps=0" in row for row in rows)
@@ -181,7 +181,7 @@ def test_the_models_of_a_suite_are_legal_runs(suite, device):
 
 
 @pytest.mark.parametrize("suite", SUITES)
-def test_what_costs_most_comes_last(suite):
+def test_suite_rows_are_sorted_by_cost(suite):
     """A suite that is cut short has then measured all it could."""
     models = [load_run_config(overrides).model for overrides in SUITES[suite].models.values()]
     sizes = [count_parameters(model, 50257).total for model in models]
@@ -195,16 +195,16 @@ def write_program(path: Path, script: str) -> str:
 
 
 def until_gone(process: int, seconds: float = 20.0) -> None:
-    """Wait until a process has ended; fail where it goes on."""
+    """Wait until a process has ended; fail if it continues."""
     with contextlib.suppress(psutil.NoSuchProcess):
         for _ in range(int(seconds / 0.01)):
-            if psutil.Process(process).status() == psutil.STATUS_ZOMBIE:  # whoever is to reap it may take its time
+            if psutil.Process(process).status() == psutil.STATUS_ZOMBIE:  # its parent may reap it later
                 return
             time.sleep(0.01)
-        pytest.fail(f"process {process} goes on")
+        pytest.fail(f"process {process} still runs")
 
 
-def test_a_row_that_takes_too_long_is_ended_with_all_it_started_and_the_next_one_begun(tmp_path, monkeypatch):
+def test_a_slow_row_is_killed_with_its_children_and_the_next_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     script = """
         case "$*" in *model=tiny_llama*) echo 'pretrain: error: no' >&2; exit 2;; esac
@@ -213,7 +213,7 @@ def test_a_row_that_takes_too_long_is_ended_with_all_it_started_and_the_next_one
         echo done >&2
     """
     monkeypatch.setattr("sys.executable", write_program(tmp_path / "python", script))
-    table, worked = run_suite("tiny", [], Wanted(out=Path("out")), row_minutes=0.05)
+    table, worked = run_suite("tiny", [], BenchOptions(out=Path("out")), row_minutes=0.05)
     rows = [line.split(maxsplit=7) for line in table.splitlines() if "failed" in line]
     assert not worked and [(row[0], row[-1]) for row in rows] == [
         ("tiny", "failed: took longer than --row-minutes 0.05"),
@@ -226,15 +226,15 @@ def test_a_row_that_takes_too_long_is_ended_with_all_it_started_and_the_next_one
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_row_does_not_outlive_its_suite(tmp_path, number):
-    """`timeout` and schedulers end the suite only: its row would go on and hold the GPU."""
+    """`timeout` and schedulers end the suite only: its row would continue and hold the GPU."""
     row = write_program(tmp_path / "row", "echo $$ >&2; exec sleep 600")
     script = f"""
 import sys
 from pathlib import Path
-from pretrain.bench.measure import Wanted
+from pretrain.bench.measure import BenchOptions
 from pretrain.bench.suite import run_suite
 sys.executable = {row!r}
-run_suite("tiny", [], Wanted(out=Path({str(tmp_path / "out")!r})))
+run_suite("tiny", [], BenchOptions(out=Path({str(tmp_path / "out")!r})))
 """
     log_file = tmp_path / "out" / "tiny.log"
     with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT) as suite:
@@ -252,15 +252,15 @@ run_suite("tiny", [], Wanted(out=Path({str(tmp_path / "out")!r})))
             os.kill(process, signal.SIGKILL)
 
 
-def test_a_suite_says_what_all_its_rows_were_given(tmp_path, monkeypatch):
+def test_a_suite_shows_overrides_of_all_rows(tmp_path, monkeypatch):
     """Else a row that is called after one model could stand for another."""
     monkeypatch.setattr("sys.executable", write_program(tmp_path / "python", "exit 3"))
     for overrides, second in ((["model=tiny", "optim.lr=1"], "every row with model=tiny optim.lr=1"), ([], "")):
-        table, _ = run_suite("tiny", overrides, Wanted(out=tmp_path / f"with {len(overrides)}"))
+        table, _ = run_suite("tiny", overrides, BenchOptions(out=tmp_path / f"with {len(overrides)}"))
         assert table.splitlines()[1] == second
 
 
-def test_what_is_kept_of_a_command_has_no_secrets(tmp_path, monkeypatch):
+def test_the_saved_command_has_no_secrets(tmp_path, monkeypatch):
     words = [
         "data.path=https://me:hidden@host/data?X-Amz-Signature=hidden",
         "+cluster.environment.TOKEN=hidden",
@@ -271,7 +271,7 @@ def test_what_is_kept_of_a_command_has_no_secrets(tmp_path, monkeypatch):
     assert told[0] == "data.path=https://host/data" and told[-1] == "model=tiny"
     assert [word.partition("=")[0] for word in told] == [word.partition("=")[0] for word in words]
     monkeypatch.setattr("sys.executable", write_program(tmp_path / "python", "exit 3"))
-    table, _ = run_suite("tiny", words, Wanted(out=tmp_path / "out"))
+    table, _ = run_suite("tiny", words, BenchOptions(out=tmp_path / "out"))
     kept = []
     monkeypatch.setattr("pretrain.bench.measure.bench", lambda config, wanted: kept.extend(wanted.command))
     monkeypatch.setattr("sys.argv", ["pretrain", "bench", *words])
@@ -283,11 +283,11 @@ def test_what_is_kept_of_a_command_has_no_secrets(tmp_path, monkeypatch):
 def test_only_the_rows_that_are_named_are_measured(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.executable", write_program(tmp_path / "python", "exit 3"))
     for only, rows in ((["*_llama"], ["tiny_llama"]), (["tiny_*", "tiny"], ["tiny", "tiny_llama"])):
-        table, _ = run_suite("tiny", [], Wanted(out=tmp_path / only[0]), only=only)
+        table, _ = run_suite("tiny", [], BenchOptions(out=tmp_path / only[0]), only=only)
         assert [line.split()[0] for line in table.splitlines() if "failed" in line] == rows
 
 
-def test_results_do_not_take_each_others_place(tmp_path: Path):
+def test_results_do_not_overwrite_each_other(tmp_path: Path):
     assert [new_folder(None, "tiny", beside=tmp_path).name for _ in range(2)] == ["tiny", "tiny-2"]
 
 
@@ -309,7 +309,7 @@ def test_pseudo_random_tokens_are_read_by_the_real_loader(tmp_path: Path, packin
     assert PackedDataset.open(tmp_path / "again", "train").manifest.digest == dataset.manifest.digest
 
 
-def test_pseudo_random_documents_are_as_long_as_texts_of_the_web(tmp_path: Path):
+def test_synthetic_documents_are_as_long_as_web_texts(tmp_path: Path):
     """Many short ones, some of several samples: so a step with data.document_mask pays for what it would pay for."""
     config = load_run_config(["model.seq_length=2048", "train.global_batch_size=64"])
     write_synthetic(tmp_path / "data", config, 300)

@@ -41,7 +41,7 @@ def test_the_parts_add_up_to_the_step(parts, step, data, on_gpu):
     assert all(row.seconds >= 0 for row in rows)
 
 
-def test_kernels_count_as_long_as_they_took_and_operators_in_proportion():
+def test_kernels_count_by_time_and_operators_in_proportion():
     parts = {"matrix products": 4.0, "optimizer": 1.0}
     by_gpu = {row.part: row.seconds for row in roofline(PartTimes(parts, 20.0, True), 8.0, 1.0, IDEAL)}
     assert by_gpu["matrix products"] == 4 and by_gpu["data"] == 1 and by_gpu["idle"] == 2
@@ -51,7 +51,7 @@ def test_kernels_count_as_long_as_they_took_and_operators_in_proportion():
     assert {row.part: row.seconds for row in waiting_while_busy}["data"] == 0.5
 
 
-def test_ideals_are_operations_and_bytes_over_the_measured_rates():
+def test_ideal_times_come_from_measured_rates():
     config = load_run_config(["model=tiny", "engine.precision=bf16"])
     tokens, flops = 16 * 256, token_flops(config.model, 1000)
     ideal = ideal_seconds(config, 1000, ParallelLayout(1), products=1e9, bandwidth=1e6)
@@ -69,7 +69,7 @@ def test_elements_moved_by_hand():
     assert elementwise_elements(model, 1000) == 2 * (22 * 128 + 5 * 512) + 5 * 128 + 2 * 1000
 
 
-def test_one_line_says_what_takes_most_and_where_most_is_to_be_won():
+def test_one_line_names_the_largest_part_and_the_largest_gain():
     rows = [Row("matrix products", 6.0, 5.4), Row("elementwise and norms", 3.0, 0.5), Row("idle", 1.0, 0.0)]
     assert limit(rows) == (
         "matrix products take most, 60% of the step, at 90% of the measured limit; "
@@ -78,8 +78,8 @@ def test_one_line_says_what_takes_most_and_where_most_is_to_be_won():
     assert limit([Row("data", 9.0, 0.0), Row("matrix products", 1.0, 1.0)]).startswith("data takes most, 90%")
 
 
-def test_where_nothing_was_seen_nothing_is_said_to_limit_the_step():
-    """As without CUPTI: that all of the step is idle, nobody has seen."""
+def test_without_profile_no_limit_is_reported():
+    """Without CUPTI no kernel is seen, which does not mean that the step is idle."""
     rows = roofline(PartTimes({}, 20.0, on_gpu=True), 8.0, 1.0, IDEAL)
     assert (rows, limit(rows)) == ([], "not known")
     step = {"all": [1.0, 2.0], "median": 1.5, "p95": 2.0}

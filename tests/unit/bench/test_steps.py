@@ -1,10 +1,10 @@
-"""What of a measurement belongs to its steps."""
+"""The time of measuring does not belong to the measured steps."""
 
 import pytest
 import torch
 
 from pretrain.bench import steps
-from pretrain.bench.steps import EachStep
+from pretrain.bench.steps import PerStepClock
 from pretrain.model.flops import TokenFlops
 
 
@@ -17,7 +17,7 @@ def test_a_step_does_not_pay_for_being_measured(monkeypatch):
         return 1
 
     monkeypatch.setattr(steps, "peak_bytes", slow_to_tell)
-    clock = EachStep(TokenFlops(1.0, 1.0, 1.0), 1, torch.device("cpu"))
+    clock = PerStepClock(TokenFlops(1.0, 1.0, 1.0), 1, torch.device("cpu"))
     clock._now = lambda: now
     for seconds in (3.0, 4.0):
         with clock.part("data"):

@@ -9,7 +9,7 @@ import pytest
 
 from pretrain.checkpoint.inventory import look_at
 from pretrain.checkpoint.manifest import MANIFEST, parse_manifest, read_manifest
-from pretrain.checkpoint.store import read_checkpoint
+from pretrain.checkpoint.on_disk import read_checkpoint
 from pretrain.checkpoint.verify import faults_of
 from pretrain.config.errors import RunError
 from tests.golden.make_checkpoint import CHECKPOINT

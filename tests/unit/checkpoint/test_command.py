@@ -18,7 +18,7 @@ from pretrain.checkpoint import inventory, tensor_stats, verify
 from pretrain.checkpoint.inventory import look_at
 from pretrain.checkpoint.manifest import digest_of
 from pretrain.exit_codes import ExitCode
-from pretrain.run.folder import hold_run_folder
+from pretrain.run.lock import hold_run_folder
 from tests.golden.make_checkpoint import DIGESTS
 from tests.support.checkpoints import (
     change_json,
@@ -62,7 +62,7 @@ def names(run: Path) -> list[str]:
 # list
 
 
-def test_list_shows_every_folder_its_layout_and_what_the_next_resume_takes(command: Command, run: Path) -> None:
+def test_list_shows_folders_layouts_and_the_next_resume(command: Command, run: Path) -> None:
     code, out, _ = command("list", run)
     assert code == 0
     head, *rows = [line.split() for line in out.splitlines()]
@@ -99,7 +99,7 @@ def test_list_takes_a_run_its_checkpoints_and_a_single_one(command: Command, run
         ("verify", (verify, "read_index")),
     ],
 )
-def test_a_checkpoint_that_a_live_run_deletes_meanwhile_is_no_fault(
+def test_a_checkpoint_deleted_by_a_live_run_is_not_a_fault(
     command: Command, run: Path, monkeypatch: pytest.MonkeyPatch, action: str, where: tuple[ModuleType, str]
 ) -> None:
     shutil.rmtree(checkpoint_of(run, 6))
@@ -117,7 +117,7 @@ def test_a_checkpoint_that_a_live_run_deletes_meanwhile_is_no_fault(
 
 @pytest.mark.parametrize("words", [("inspect",), ("inspect", "--json"), ("diff",)])
 @pytest.mark.parametrize("where", [(inventory, "read_index"), (tensor_stats, "read_chunk")])
-def test_what_is_deleted_while_it_is_looked_into_is_told_in_place_of_half_an_answer(
+def test_a_checkpoint_deleted_while_it_is_read_is_an_error(
     command: Command, run: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], where: tuple[ModuleType, str]
 ) -> None:
     other, doomed = shutil.copytree(run, run.with_name("other")), checkpoint_of(run, 4)
@@ -132,7 +132,7 @@ def test_what_is_deleted_while_it_is_looked_into_is_told_in_place_of_half_an_ans
     assert (code, out) == (2, "") and f"{doomed} was deleted while it was read" in err
 
 
-def test_the_size_of_a_folder_is_told_while_it_is_deleted(tmp_path: Path) -> None:
+def test_the_size_of_a_folder_that_is_being_deleted(tmp_path: Path) -> None:
     def fill_and_delete() -> None:
         while not done.is_set():
             for name in ("a", "b", "c"):
@@ -160,31 +160,30 @@ def test_list_imports_no_torch(run: Path) -> None:
 
 
 @pytest.mark.parametrize("action", ["list", "inspect", "verify"])
-def test_a_path_that_is_no_run_is_one_clear_line(command: Command, tmp_path: Path, action: str) -> None:
+def test_a_path_that_is_not_a_run_is_an_error(command: Command, tmp_path: Path, action: str) -> None:
     code, out, err = command(action, tmp_path / "nowhere")
     assert (code, out) == (2, "")
     assert err == (
-        f"pretrain: error: {tmp_path}/nowhere: no such folder; give a run's folder, such as runs/NAME, or a checkpoint "
-        "in it\n"
+        f"pretrain: error: {tmp_path}/nowhere: no such folder\n"
+        "  hint: give a run folder, such as runs/NAME, or a checkpoint in it\n"
     )
     code, _, err = command(action, tmp_path)
     assert (
-        code == 2
-        and "neither a run's folder (it has no checkpoints/) nor a checkpoint (it has no manifest.json)" in err
+        code == 2 and "neither a run folder (it has no checkpoints/) nor a checkpoint (it has no manifest.json)" in err
     )
 
 
-def test_a_run_without_checkpoints_is_no_mistake(command: Command, tmp_path: Path) -> None:
+def test_a_run_without_checkpoints_is_listed_as_empty(command: Command, tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     assert command("list", tmp_path)[:2] == (0, f"{tmp_path}: no checkpoint yet\n")
     code, _, err = command("inspect", tmp_path)
-    assert code == 2 and f"{tmp_path}: it has no whole checkpoint" in err
+    assert code == 2 and f"{tmp_path}: no whole checkpoint" in err
 
 
 # inspect
 
 
-def test_inspect_takes_the_newest_whole_one_and_tells_what_it_is(command: Command, run: Path) -> None:
+def test_inspect_shows_the_newest_whole_one(command: Command, run: Path) -> None:
     code, out, _ = command("inspect", run, "--match", "weight/*norm*")
     assert code == 0 and out.startswith(str(checkpoint_of(run, 4)))
     for words in ("run          name=golden", "tp2 pp1 vp1 dp2 ZeRO-3 fp32", "num_layers=1", "torch=", "step=4"):
@@ -196,7 +195,7 @@ def test_inspect_takes_the_newest_whole_one_and_tells_what_it_is(command: Comman
     )
 
 
-def test_inspect_for_machines_has_every_tensor_and_without_values_reads_none(command: Command, run: Path) -> None:
+def test_inspect_json_has_every_tensor_and_may_skip_values(command: Command, run: Path) -> None:
     facts = json.loads(command("inspect", checkpoint_of(run, 2), "--json")[1])
     assert facts["layout"]["dp"] == 2 and facts["data"]["vocab_size"] == 91 and facts["state"]["position"] == 48
     shapes = {tensor["name"]: tensor["shape"] for tensor in facts["tensors"]}
@@ -207,13 +206,13 @@ def test_inspect_for_machines_has_every_tensor_and_without_values_reads_none(com
     code, out, _ = command("inspect", checkpoint_of(run, 2), "--no-values", "--json")
     assert code == 0 and "norm" not in json.loads(out)["tensors"][0]
     code, _, err = command("inspect", checkpoint_of(run, 2))
-    assert code == 2 and "__0_0.distcp: bytes" in err and "are no stored tensor" in err
+    assert code == 2 and "__0_0.distcp: bytes" in err and "are not a stored tensor" in err
 
 
 # verify
 
 
-def test_verify_says_whole_or_a_line_for_each_fault(command: Command, run: Path) -> None:
+def test_verify_prints_a_line_for_each_fault(command: Command, run: Path) -> None:
     code, out, _ = command("verify", checkpoint_of(run, 2))
     assert (code, out) == (
         0,
@@ -260,7 +259,7 @@ def test_verify_finds_a_wrong_index_whose_digest_is_right(command: Command, run:
         (lambda manifest: manifest["state"].update(step=4), "holds step 4: it was renamed"),
     ],
 )
-def test_a_manifest_that_cannot_be_used_is_told(command: Command, run: Path, change: Any, words: str) -> None:
+def test_an_unusable_manifest_is_reported(command: Command, run: Path, change: Any, words: str) -> None:
     change_manifest(checkpoint_of(run, 2), change)
     code, out, _ = command("verify", checkpoint_of(run, 2))
     assert code == 1 and words in out and len(out.splitlines()) == 1
@@ -269,7 +268,7 @@ def test_a_manifest_that_cannot_be_used_is_told(command: Command, run: Path, cha
 # prune
 
 
-def test_prune_keeps_the_newest_whole_ones_and_multiples_and_what_is_damaged(command: Command, run: Path) -> None:
+def test_prune_keeps_newest_whole_ones_multiples_and_damaged_ones(command: Command, run: Path) -> None:
     make_run(run, 5, 7, 8, 9)
     before = names(run)
     dry = command("prune", run, "--keep-last", 2, "--keep-every", 4, "--dry-run")
@@ -282,14 +281,14 @@ def test_prune_keeps_the_newest_whole_ones_and_multiples_and_what_is_damaged(com
     assert float(out.splitlines()[-1].split()[0]) > 700  # three of some 250 KiB
 
 
-def test_prune_never_deletes_the_newest_that_a_resume_could_take(command: Command, run: Path) -> None:
+def test_prune_never_deletes_the_newest_whole_one(command: Command, run: Path) -> None:
     flip_a_bit(checkpoint_of(run, 4) / "__0_0.distcp")  # of the right size
     code, out, _ = command("prune", run, "--keep-last", 1)
     assert code == 0 and names(run) == ["2", "4", "6"]
     assert "kept step-00000004 (" in out and "__0_0.distcp is damaged" in out
 
 
-def test_prune_removes_a_link_and_not_what_it_leads_to(
+def test_prune_removes_a_link_and_not_its_target(
     command: Command, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = make_run(tmp_path / "run", 2, 4)
@@ -302,7 +301,7 @@ def test_prune_removes_a_link_and_not_what_it_leads_to(
     code, out, _ = command("prune", run, "--keep-last", 1)
     assert code == 0 and names(run) == ["4"] and out.endswith("\n0 B freed\n")
     assert look_at(tmp_path / "elsewhere" / "step-00000002", digests=True).is_whole
-    assert caplog.text.count("is a symbolic link: the link is removed, what it leads to stays") == 2
+    assert caplog.text.count("is a symbolic link: the link is removed, its target stays") == 2
 
 
 def test_prune_leaves_a_checkpoint_of_a_newer_program(command: Command, run: Path) -> None:
@@ -328,13 +327,13 @@ def test_prune_wants_a_run_and_at_least_one_to_keep(command: Command, run: Path)
 # diff
 
 
-def test_diff_of_equal_checkpoints_says_so(command: Command, run: Path) -> None:
+def test_diff_of_equal_checkpoints_is_empty(command: Command, run: Path) -> None:
     copy = Path(shutil.copytree(checkpoint_of(run, 4), run.parent / "step-00000004"))
     code, out, _ = command("diff", run, copy)
     assert (code, out) == (0, f"{checkpoint_of(run, 4)} and {copy} are equal\n")
 
 
-def test_diff_tells_config_versions_state_and_data(command: Command, run: Path) -> None:
+def test_diff_shows_config_versions_state_and_data(command: Command, run: Path) -> None:
     def change(manifest: Any) -> None:
         manifest["config"]["optim"]["lr"] = 0.5
         manifest["environment"]["versions"]["torch"] = "9.9"
@@ -354,7 +353,7 @@ def test_diff_tells_config_versions_state_and_data(command: Command, run: Path) 
     assert command("diff", checkpoint_of(run, 2), checkpoint_of(run, 4), "--tensors")[0] == 0
 
 
-def test_diff_compares_tensors_across_cuts(command: Command, tmp_path: Path) -> None:
+def test_diff_compares_tensors_across_layouts(command: Command, tmp_path: Path) -> None:
     tensor = torch.arange(35.0).view(5, 7) + 1
     moved = tensor.clone()
     moved[2, 3] += 0.5

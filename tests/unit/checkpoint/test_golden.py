@@ -20,7 +20,7 @@ def golden(version: int) -> Path:
     return HERE / f"checkpoint-v{version}"
 
 
-def test_every_format_version_has_a_reader_and_a_golden_checkpoint() -> None:
+def test_every_format_version_has_a_reader_and_a_golden_file() -> None:
     assert sorted(READERS) == list(VERSIONS)
     for version in VERSIONS:
         assert json.loads((golden(version) / "manifest.json").read_bytes())["format_version"] == version
@@ -37,7 +37,7 @@ def test_the_golden_checkpoint_is_whole(version: int) -> None:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_tensors_of_the_golden_checkpoint_are_those_that_the_engine_held(version: int) -> None:
+def test_golden_tensors_equal_those_of_the_engine(version: int) -> None:
     state = {}
     for name, tensor in tensors_of(look_at(golden(version))).items():
         whole = torch.full(tensor.shape, torch.nan)

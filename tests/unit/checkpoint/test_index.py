@@ -1,4 +1,4 @@
-"""Chunks tile every tensor exactly, within the files; whatever breaks that is told by its tensor."""
+"""Chunks tile every tensor exactly, within the files; every fault names its tensor."""
 
 import dataclasses
 import itertools
@@ -64,7 +64,7 @@ def test_bytes_outside_a_file_or_of_two_chunks_are_found() -> None:
     meeting = dataclasses.replace(tensor, chunks=(first, dataclasses.replace(second, begin=9)))
     assert faults(meeting) == ["c/tensors.json: t: begins at byte 9 of file, before the end of t"]
     elsewhere = dataclasses.replace(tensor, chunks=(first, dataclasses.replace(second, file="../other")))
-    assert faults(elsewhere) == ["c/tensors.json: t: lies in ../other, which the manifest does not name"]
+    assert faults(elsewhere) == ["c/tensors.json: t: is in ../other, which the manifest does not name"]
 
 
 def test_the_index_of_a_real_save_has_no_fault() -> None:
@@ -76,13 +76,13 @@ def test_the_index_of_a_real_save_has_no_fault() -> None:
     [
         (lambda index: index.update(t=[]), "damaged"),
         (lambda index: index[WEIGHT].pop("shape"), "damaged: 'shape'"),
-        (lambda index: index[WEIGHT].update(shape=[91, "9"]), "are no sizes"),
+        (lambda index: index[WEIGHT].update(shape=[91, "9"]), "are not sizes"),
         (lambda index: index[WEIGHT].update(shape=[91]), "has a chunk of another number of dimensions"),
-        (lambda index: index[WEIGHT]["chunks"][0].update(begin=-1), "are no sizes"),
-        (lambda index: index[WEIGHT]["chunks"][0].update(file=1), "has a dtype or file that is no text"),
+        (lambda index: index[WEIGHT]["chunks"][0].update(begin=-1), "are not sizes"),
+        (lambda index: index[WEIGHT]["chunks"][0].update(file=1), "has a dtype or file that is not a string"),
     ],
 )
-def test_an_index_of_another_form_is_named(tmp_path: Path, change, words: str) -> None:
+def test_an_index_of_another_form_is_damaged(tmp_path: Path, change, words: str) -> None:
     folder = make_run(tmp_path, 1) / "checkpoints" / "step-00000001"
     change_json(folder / "tensors.json", change)
     with pytest.raises(RunError, match=words) as caught:

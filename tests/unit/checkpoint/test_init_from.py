@@ -8,7 +8,7 @@ import pytest
 from data_pipeline.errors import UserError
 from data_pipeline.shards.manifest import TokenizerRecord
 from pretrain.checkpoint.init_from import find_initial
-from pretrain.commands.train import finder, open_initial
+from pretrain.training.start import find_initial_weights, initial_weights_finder
 from tests.support.checkpoints import change_manifest, write_manifest
 from tests.support.models import run_config
 
@@ -35,28 +35,28 @@ def found(old, run_dir, *overrides, tokenizer=TOKENIZER):
     )
 
 
-def test_of_a_run_folder_the_newest_checkpoint_is_taken_of_a_checkpoint_itself(old, tmp_path):
+def test_init_from_takes_the_newest_of_a_run_or_a_checkpoint(old, tmp_path):
     assert found(old, tmp_path / "new").step == 8
     assert found(old / "checkpoints" / "step-00000004", tmp_path / "new").step == 4
 
 
-def test_a_run_with_a_checkpoint_of_its_own_goes_on_from_that(old, tmp_path):
+def test_a_run_with_its_own_checkpoint_ignores_init_from(old, tmp_path):
     (tmp_path / "new/checkpoints/step-00000002.partial").mkdir(parents=True)
     assert found(old, tmp_path / "new") is not None
     (tmp_path / "new/checkpoints/step-00000002").mkdir()
     assert found(old, tmp_path / "new") is None
 
 
-def test_weights_are_checked_too_where_the_run_has_damaged_checkpoints(old, tmp_path):
+def test_initial_weights_are_checked_if_own_ones_are_damaged(old, tmp_path):
     (tmp_path / "new/checkpoints/step-00000002").mkdir(parents=True)
     own = (f"run.init_from={old}", f"run.dir={tmp_path}/new", "model.num_query_groups=1")
     config, dataset = run_config("llama", *own), SimpleNamespace(manifest=SimpleNamespace(tokenizer=TOKENIZER))
-    assert open_initial(config, dataset) is None
+    assert find_initial_weights(config, dataset) is None
     with pytest.raises(UserError, match=r"model\.num_query_groups=1: the weights in "):
-        finder(config, dataset)()
+        initial_weights_finder(config, dataset)()
 
 
-def test_what_leaves_the_weights_as_they_are_may_change(old, tmp_path):
+def test_keys_that_keep_the_weights_valid_may_change(old, tmp_path):
     changes = ("model.hidden_dropout=0.3", "model.seq_length=32", "model.rope_base=500000", "model.vocab_multiple_of=8")
     heads = OLD.model.num_heads
     assert found(old, tmp_path / "new", *changes, f"model.num_query_groups={heads}") is not None
@@ -100,7 +100,7 @@ def test_another_tokenizer_is_refused_with_the_remedy(old, tmp_path, changed, wo
         found(old, tmp_path / "new", tokenizer=replace(TOKENIZER, **changed))
 
 
-def test_where_there_is_no_checkpoint_it_is_said(old, tmp_path):
+def test_without_a_checkpoint_init_from_is_an_error(old, tmp_path):
     with pytest.raises(UserError, match="no such folder\n  hint: give a run folder or a checkpoint"):
         found(tmp_path / "nowhere", tmp_path / "new")
     (tmp_path / "empty").mkdir()

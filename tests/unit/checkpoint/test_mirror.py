@@ -1,4 +1,4 @@
-"""Checkpoints at a URL: what is there is whole, and whoever is silent there holds a run up for a bounded time."""
+"""Checkpoints at a URL: copies are whole, and an unresponsive server delays a run for a bounded time."""
 
 import gc
 import shutil
@@ -19,7 +19,7 @@ from data_pipeline.remote import call_timeout, fsspec_store
 from data_pipeline.remote.fsspec_store import RemotePath
 from pretrain.checkpoint import mirror as mirror_module
 from pretrain.checkpoint.manifest import MANIFEST
-from pretrain.checkpoint.mirror import PATIENCE, Mirror
+from pretrain.checkpoint.mirror import RANK_TIMEOUT, Mirror
 from pretrain.config.errors import ConfigError, RunError
 from tests.support import http_server as faulty
 from tests.support.checkpoints import change_manifest, checkpoint_of, write_checkpoint
@@ -37,7 +37,7 @@ def made(run: Path, step: int, size: int = 1000) -> Path:
 
 
 def mirrors(url: str, num_ranks: int = 2, keep_last: int = 2, **changes: object) -> list[Mirror]:
-    """Of each rank."""
+    """The mirror of each rank."""
     return [Mirror(url, keep_last, cache_config("unused", **changes), rank, num_ranks) for rank in range(num_ranks)]
 
 
@@ -51,7 +51,7 @@ def send(url: str, *folders: Path, **changes: object) -> None:
 
 
 def fetched(url: str, run: Path, **changes: object) -> list[Path]:
-    """All that lies among the checkpoints of a run afterwards."""
+    """Names in the checkpoints folder of a run after a fetch."""
     (one,) = mirrors(url, num_ranks=1, **changes)
     with closing(one):
         one.begin(run / "checkpoints")
@@ -65,7 +65,7 @@ def same(one: Path, other: Path) -> bool:
     )
 
 
-def test_a_store_keeps_the_last_checkpoints_and_gives_the_newest_back(bucket: Bucket, tmp_path: Path) -> None:
+def test_a_mirror_keeps_the_last_and_returns_the_newest(bucket: Bucket, tmp_path: Path) -> None:
     sent = [made(tmp_path / "run", step) for step in (1, 2, 10)]
     send(f"{bucket.url}/runs/a", *sent)
     send(f"{bucket.url}/runs", made(tmp_path / "other", 3))  # a run of its own, in the folder around it
@@ -89,7 +89,7 @@ def test_a_large_file_goes_there_in_blocks(bucket: Bucket, tmp_path: Path, monke
     assert bucket.served.requests[WRITES] >= 8, "27 MB in two files"
 
 
-def test_what_is_not_whole_is_passed_over(bucket: Bucket, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_incomplete_checkpoints_are_skipped(bucket: Bucket, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     sent = [made(tmp_path / "run", step) for step in (1, 2, 3)]
     send(f"{bucket.url}/run", *sent, keep_last=3)
     bucket.put("run/step-00000002/__0_0.distcp", b"cut")
@@ -100,7 +100,7 @@ def test_what_is_not_whole_is_passed_over(bucket: Bucket, tmp_path: Path, caplog
     assert f"step-00000002/__0_0.distcp is damaged: there are 3 bytes instead of {size}; trying the one" in caplog.text
 
 
-def test_a_mirror_with_damaged_ones_alone_says_so(bucket: Bucket, tmp_path: Path) -> None:
+def test_a_mirror_with_only_damaged_ones_reports_them(bucket: Bucket, tmp_path: Path) -> None:
     send(f"{bucket.url}/run", made(tmp_path / "run", 1))
     bucket.put("run/step-00000001/__0_0.distcp", b"cut")
     (one,) = mirrors(f"{bucket.url}/run", num_ranks=1, retries=0)
@@ -109,7 +109,7 @@ def test_a_mirror_with_damaged_ones_alone_says_so(bucket: Bucket, tmp_path: Path
     assert "step-00000001/__0_0.distcp is damaged: there are 3 bytes" in str(fault)
 
 
-def test_what_lies_there_before_a_restart_stays_and_counts_no_more(bucket: Bucket, tmp_path: Path) -> None:
+def test_mirror_copies_from_before_a_restart_stay_unused(bucket: Bucket, tmp_path: Path) -> None:
     send(f"{bucket.url}/run", *(made(tmp_path / "old", step) for step in (8, 9)))
     before = bucket.files.find(f"{bucket.name}/run")
     for restarts in (1, 2):
@@ -128,7 +128,7 @@ def test_what_lies_there_before_a_restart_stays_and_counts_no_more(bucket: Bucke
     assert set(before) < set(bucket.files.find(f"{bucket.name}/run"))
 
 
-def test_a_damaged_one_there_takes_the_place_of_no_whole_one(bucket: Bucket, tmp_path: Path) -> None:
+def test_a_damaged_mirror_copy_replaces_no_whole_one(bucket: Bucket, tmp_path: Path) -> None:
     sent = [made(tmp_path / "run", step) for step in (1, 2, 3, 4)]
     send(f"{bucket.url}/run", *sent[:2])
     bucket.put("run/step-00000002/__0_0.distcp", b"cut")
@@ -139,7 +139,7 @@ def test_a_damaged_one_there_takes_the_place_of_no_whole_one(bucket: Bucket, tmp
     assert names() == {f"step-0000000{step}" for step in (3, 4)}
 
 
-def test_a_store_that_is_ill_costs_a_copy_and_not_the_run(
+def test_a_failing_mirror_costs_a_copy_and_not_the_run(
     bucket: Bucket, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     sent = [made(tmp_path / "run", step) for step in (1, 2)]
@@ -148,8 +148,8 @@ def test_a_store_that_is_ill_costs_a_copy_and_not_the_run(
     send(f"{bucket.url}/run", sent[0], num_ranks=1, timeout_seconds=0.3, retries=1)
     assert time.monotonic() - began < SOON
     (told,) = [record.message for record in caplog.records if "not copied" in record.message]
-    assert told.startswith(f"{sent[0]}: not copied to {bucket.url}/run: ") and "tried 2 times (hint: mend it" in told
-    assert told.endswith("; training goes on")
+    assert told.startswith(f"{sent[0]}: not copied to {bucket.url}/run: ") and "tried 2 times (hint: repair it" in told
+    assert told.endswith("; training continues")
     assert [record.exc_info for record in caplog.records if record.name.startswith("pretrain")] == [None]
     bucket.served.lasting.clear()
     bucket.served.fault(WRITES, faulty.closes)
@@ -159,7 +159,7 @@ def test_a_store_that_is_ill_costs_a_copy_and_not_the_run(
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_a_store_that_says_nothing_is_named_and_left(
+def test_a_mirror_that_does_not_respond_is_abandoned(
     scheme: str, silent: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     set_environment(monkeypatch, scheme, silent)
@@ -173,7 +173,7 @@ def test_a_store_that_says_nothing_is_named_and_left(
     assert len(told) == 2 and all("no answer in time, tried 2 times" in line for line in told)
 
 
-def test_the_first_rank_waits_for_the_others_as_long_as_their_files_come(
+def test_rank_0_waits_for_others_while_their_files_arrive(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     now, looks = [0.0], []
@@ -185,7 +185,7 @@ def test_the_first_rank_waits_for_the_others_as_long_as_their_files_come(
     first.send(folder)
     for other in others:
         wait_for(lambda: now[0] in looks)
-        now[0] += 0.7 * PATIENCE
+        now[0] += 0.7 * RANK_TIMEOUT
         wait_for(lambda: now[0] in looks)
         assert not (there / MANIFEST).exists()
         other.send(folder)
@@ -199,15 +199,15 @@ def test_the_first_rank_waits_for_the_others_as_long_as_their_files_come(
         rank.send(folder)
     for rank in (second, third):
         rank.close()
-    seen = len(looks) + 1  # the next look may have begun before
+    seen = len(looks) + 1  # the next look may have started before
     wait_for(lambda: len(looks) > seen + 1)
-    now[0] += PATIENCE + 1
+    now[0] += RANK_TIMEOUT + 1
     first.close()
-    assert f"rank 2 did not send its files in {PATIENCE / 60:.0f} minutes" in caplog.text
+    assert f"rank 2 did not send its files in {RANK_TIMEOUT / 60:.0f} minutes" in caplog.text
     assert not (there / MANIFEST).exists()
 
 
-def test_the_end_of_a_run_waits_as_long_as_something_moves_and_then_leaves_it(
+def test_the_end_of_a_run_waits_while_the_mirror_makes_progress(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     moves: list[float] = []
@@ -234,7 +234,7 @@ def test_the_end_of_a_run_waits_as_long_as_something_moves_and_then_leaves_it(
     assert not (tmp_path / "mirror" / folder.name / MANIFEST).exists()
 
 
-def test_what_is_removed_is_of_this_mirror_and_older_than_what_was_sent(bucket: Bucket, tmp_path: Path) -> None:
+def test_only_older_checkpoints_of_this_mirror_are_removed(bucket: Bucket, tmp_path: Path) -> None:
     bucket.put("run*/step-00000009/manifest.json", b"damaged")
     bucket.put("runs/step-00000001/x", b"of another")
     bucket.put("run*/step-00000000/x", b"never whole")
@@ -247,9 +247,7 @@ def test_what_is_removed_is_of_this_mirror_and_older_than_what_was_sent(bucket: 
     assert same(newest, sent[1])
 
 
-def test_a_call_that_was_given_up_does_no_harm_later(
-    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_abandoned_call_does_no_harm_later(bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     late, begun, of_others = threading.Event(), threading.Event(), threads("file-system")
     monkeypatch.setattr(call_timeout, "_idle", [])
     system = type(bucket.files)
@@ -272,9 +270,7 @@ def test_a_call_that_was_given_up_does_no_harm_later(
     assert same(newest, sent)
 
 
-def test_a_local_file_is_not_emptied_by_a_call_that_was_given_up(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_abandoned_call_does_not_empty_a_local_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     late, begun, of_others = threading.Event(), threading.Event(), threads("file-system")
     monkeypatch.setattr(call_timeout, "_idle", [])
 
@@ -319,7 +315,7 @@ def wait_for_idle(of_others: set[threading.Thread]) -> None:
     gc.collect()
 
 
-def test_what_cannot_be_read_stops_the_start_and_what_is_damaged_here_is_fetched(
+def test_unreadable_stops_the_start_but_damaged_is_fetched(
     bucket: Bucket, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     sent = made(tmp_path / "run", 1)
@@ -336,7 +332,7 @@ def test_what_cannot_be_read_stops_the_start_and_what_is_damaged_here_is_fetched
     assert f"{hurt} is damaged" in caplog.text
 
 
-def test_a_disk_that_takes_no_copy_does_not_pass_for_a_damaged_one(tmp_path: Path) -> None:
+def test_a_full_disk_is_not_reported_as_a_damaged_copy(tmp_path: Path) -> None:
     url = str(tmp_path / "mirror")
     send(url, made(tmp_path / "run", 1), made(tmp_path / "run", 2))
     blocked = checkpoint_of(tmp_path / "new", 2).with_suffix(".partial")
@@ -347,8 +343,8 @@ def test_a_disk_that_takes_no_copy_does_not_pass_for_a_damaged_one(tmp_path: Pat
     assert list(blocked.parent.iterdir()) == [blocked]
 
 
-def test_a_command_is_no_mirror() -> None:
-    with pytest.raises(ConfigError, match=r"checkpoint.mirror.*a command is no place to write to"):
+def test_a_pipe_command_cannot_be_a_mirror() -> None:
+    with pytest.raises(ConfigError, match=r"checkpoint.mirror.*a command cannot be written to"):
         mirrors("pipe:cat {file}")
 
 

@@ -21,7 +21,7 @@ def begins(run: Path, *, allowed: bool = False) -> bool:
     return restarts(run, folder, [RunError(fault) for each in found for fault in each.faults], allowed=allowed)
 
 
-def test_a_run_that_never_saved_begins_without_a_question(tmp_path: Path) -> None:
+def test_a_run_that_never_saved_starts_at_step_0(tmp_path: Path) -> None:
     (tmp_path / METRICS_FILE).write_text('{"kind": "train", "step": 3, "time": 0}\n')
     assert not begins(tmp_path)
 
@@ -39,7 +39,7 @@ def test_damaged_checkpoints_are_named_and_kept(tmp_path: Path) -> None:
     assert begins(run, allowed=True)
     assert sorted(path.read_bytes() for path in run.rglob("*.distcp")) == before
     assert {path.name for path in (run / "checkpoints").iterdir()} == {f"step-0000000{n}.damaged" for n in (4, 8)}
-    assert run_id(run) != name, "what lies on the nodes' disks under the old name is not taken"
+    assert run_id(run) != name, "checkpoints on the nodes' disks under the old id are not taken"
     assert not begins(run), "there is nothing to lose now"
 
 
@@ -54,7 +54,7 @@ def test_a_second_restart_keeps_what_the_first_one_set_aside(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("gone", ["checkpoints", "checkpoints/step-00000008"])
-def test_saved_checkpoints_that_are_gone_are_missed(tmp_path: Path, gone: str) -> None:
+def test_missing_saves_are_noticed(tmp_path: Path, gone: str) -> None:
     run = make_run(tmp_path / "run", 8)
     record_save(run, 4, checkpoint_of(run, 4))
     record_save(run, 8, checkpoint_of(run, 8))
@@ -66,12 +66,12 @@ def test_saved_checkpoints_that_are_gone_are_missed(tmp_path: Path, gone: str) -
     assert begins(run, allowed=True) and not begins(run)
 
 
-def test_a_disk_that_cannot_be_read_is_no_mistake_of_the_user(tmp_path: Path) -> None:
+def test_an_unreadable_disk_is_not_a_mistake_of_the_user(tmp_path: Path) -> None:
     with pytest.raises(RunRefused, match="Input/output error"):
         restarts(tmp_path, tmp_path / "checkpoints", [RunRefused("x: Input/output error")], allowed=False)
 
 
-def test_a_linked_folder_of_checkpoints_stays_where_it_is(tmp_path: Path) -> None:
+def test_a_symbolic_link_to_the_checkpoints_folder_stays(tmp_path: Path) -> None:
     run = make_run(tmp_path / "disk", 4)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "checkpoints").symlink_to(run / "checkpoints")
@@ -80,7 +80,7 @@ def test_a_linked_folder_of_checkpoints_stays_where_it_is(tmp_path: Path) -> Non
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-00000004.damaged"]
 
 
-def test_a_run_saved_on_the_nodes_alone_begins_on_other_nodes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_run_saved_only_on_nodes_restarts_on_other_nodes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "run").mkdir()
     record_save(tmp_path / "run", 4, tmp_path / "disk" / "step-00000004")
     assert not begins(tmp_path / "run")
@@ -107,6 +107,6 @@ def test_the_last_save_is_that_after_the_last_restart(tmp_path: Path) -> None:
     assert last() == (2, tmp_path / "b")
 
 
-def test_a_save_that_cannot_be_recorded_is_a_save(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_save_that_cannot_be_recorded_counts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     record_save(tmp_path / "nowhere", 4, tmp_path)
     assert "the save of step 4 is not recorded: No such file" in caplog.text

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretrain.checkpoint.retention import Keeping
+from pretrain.checkpoint.retention import Retention
 
 
 def name_of(step: int) -> str:
@@ -17,20 +17,20 @@ def name_of(step: int) -> str:
     keep_last=st.integers(1, 4),
     keep_every=st.sampled_from([0, 5]),
 )
-def test_so_many_whole_ones_stay_however_many_are_damaged(
+def test_keep_last_counts_only_whole_checkpoints(
     whole: dict[int, bool], known: set[int], saved: int, keep_last: int, keep_every: int
 ) -> None:
     whole = dict(sorted((whole | {saved: True}).items()))
-    keeping = Keeping(keep_last, keep_every)
+    retention = Retention(keep_last, keep_every)
     for step in {saved, *known & whole.keys()}:
-        keeping.know(name_of(step), whole=whole[step])
+        retention.mark(name_of(step), whole=whole[step])
     asked: list[str] = []
 
     def look(name: str) -> bool:
         asked.append(name)
         return whole[int(name.removeprefix("step-"))]
 
-    outdated = keeping.outdated([name_of(step) for step in whole], name_of(saved), look)
+    outdated = retention.outdated([name_of(step) for step in whole], name_of(saved), look)
     gone = {int(name.removeprefix("step-")) for name in outdated}
     earlier = [step for step in whole if step <= saved]
     newest = [step for step in earlier if whole[step]][-keep_last:]
@@ -43,10 +43,10 @@ def test_so_many_whole_ones_stay_however_many_are_damaged(
         assert gone == {step for step in earlier if step < newest[0]}, "older ones make room, whole or damaged"
 
 
-def test_the_step_that_was_just_saved_stays_below_damaged_later_ones() -> None:
-    keeping = Keeping(keep_last=1)
-    keeping.know(name_of(8), whole=False)
-    keeping.know(name_of(4), whole=True)
-    keeping.know(name_of(6), whole=True)
+def test_the_new_save_stays_below_damaged_later_ones() -> None:
+    retention = Retention(keep_last=1)
+    retention.mark(name_of(8), whole=False)
+    retention.mark(name_of(4), whole=True)
+    retention.mark(name_of(6), whole=True)
     names = [name_of(step) for step in (4, 6, 8)]
-    assert keeping.outdated(names, name_of(6), lambda name: True) == [name_of(4)]
+    assert retention.outdated(names, name_of(6), lambda name: True) == [name_of(4)]

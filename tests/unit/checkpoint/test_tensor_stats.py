@@ -1,4 +1,4 @@
-"""Figures and differences of stored tensors are those of the whole tensors, however they are cut."""
+"""TensorStats and differences of stored tensors are those of the whole tensors, however they are cut."""
 
 import io
 import pickle
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pretrain.checkpoint import tensor_stats
 from pretrain.checkpoint.index import read_index
-from pretrain.checkpoint.tensor_stats import difference_of, figures_of, read_chunk
+from pretrain.checkpoint.tensor_stats import difference_of, read_chunk, stats_of
 from pretrain.config.errors import RunError
 from tests.support.checkpoints import write_checkpoint
 
@@ -26,13 +26,13 @@ def tensor_of(shape: tuple[int, ...], seed: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def test_figures_are_of_the_finite_values_and_the_others_are_counted(tmp_path: Path, few_at_once: None) -> None:
+def test_stats_are_of_finite_values_and_count_the_others(tmp_path: Path, few_at_once: None) -> None:
     tensor = tensor_of((4, 7), 1)
     finite = tensor.clone()
     tensor[0, 0], tensor[3, 6], tensor[1, 2] = torch.nan, torch.inf, -torch.inf
     folder = write_checkpoint(tmp_path / "c", {"t": tensor}, {"t": [9, 10, 20]})
     kept = torch.cat([finite.view(-1)[1:9], finite.view(-1)[10:27]]).double()
-    facts = figures_of(folder, read_index(folder)["t"]).facts()
+    facts = stats_of(folder, read_index(folder)["t"]).facts()
     assert facts == {
         "norm": pytest.approx(float(kept.norm())),
         "min": float(kept.min()),
@@ -42,9 +42,9 @@ def test_figures_are_of_the_finite_values_and_the_others_are_counted(tmp_path: P
     }
 
 
-def test_of_no_finite_value_there_is_no_least(tmp_path: Path) -> None:
+def test_without_finite_values_there_is_no_minimum(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "c", {"t": torch.full((3,), torch.nan, dtype=torch.bfloat16)}, {})
-    facts = figures_of(folder, read_index(folder)["t"]).facts()
+    facts = stats_of(folder, read_index(folder)["t"]).facts()
     assert facts == {"norm": 0, "min": None, "max": None, "nan": 3, "inf": 0}
 
 
@@ -54,7 +54,7 @@ def test_of_no_finite_value_there_is_no_least(tmp_path: Path) -> None:
     changed=st.floats(0, 1),
 )
 @settings(max_examples=30)
-def test_two_cuts_of_one_tensor_are_equal_and_one_changed_element_is_seen(
+def test_partitions_of_a_tensor_differ_in_changed_elements(
     tmp_path_factory: pytest.TempPathFactory, shape: tuple[int, ...], cuts: tuple[list[float], ...], changed: float
 ) -> None:
     folder = tmp_path_factory.mktemp("cuts")
@@ -82,7 +82,7 @@ def test_equal_is_bit_for_bit(tmp_path: Path) -> None:
     two = torch.tensor([-0.0, torch.nan, 1.0, 1.0])
     a, b = (write_checkpoint(tmp_path / name, {"t": t}, {}) for name, t in (("a", one), ("b", two)))
     apart = difference_of(a, read_index(a)["t"], b, read_index(b)["t"])
-    assert apart.differing == 2 and apart.max_abs == 0  # -0, and the infinity, whose distance is no number
+    assert apart.differing == 2 and apart.max_abs == 0  # -0, and the infinity, whose distance is NaN
 
 
 class Hostile:
@@ -104,15 +104,15 @@ def saved(value: object) -> bytes:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (lambda marker: pickle.dumps(Hostile(marker)), "are no stored tensor"),
-        (lambda marker: saved(Hostile(marker)), "are no stored tensor"),
-        (lambda marker: b"noise" * 100, "are no stored tensor"),
-        (lambda marker: saved({"a": torch.ones(3)}), "hold no float32 tensor of shape"),
-        (lambda marker: saved(torch.ones(4)), "hold no float32 tensor of shape"),
-        (lambda marker: saved(torch.ones(3, dtype=torch.float64)), "hold no float32 tensor of shape"),
+        (lambda marker: pickle.dumps(Hostile(marker)), "are not a stored tensor"),
+        (lambda marker: saved(Hostile(marker)), "are not a stored tensor"),
+        (lambda marker: b"noise" * 100, "are not a stored tensor"),
+        (lambda marker: saved({"a": torch.ones(3)}), "are not a float32 tensor of shape"),
+        (lambda marker: saved(torch.ones(4)), "are not a float32 tensor of shape"),
+        (lambda marker: saved(torch.ones(3, dtype=torch.float64)), "are not a float32 tensor of shape"),
     ],
 )
-def test_bytes_that_are_no_such_tensor_are_named_and_never_executed(tmp_path: Path, content, words: str) -> None:
+def test_bytes_that_are_not_a_tensor_are_never_executed(tmp_path: Path, content, words: str) -> None:
     folder = write_checkpoint(tmp_path / "c", {"t": torch.ones(3)}, {})
     stored = read_index(folder)["t"]
     marker = tmp_path / "executed"

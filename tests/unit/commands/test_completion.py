@@ -12,7 +12,7 @@ from pretrain.commands import verify_resume
 from pretrain.commands.candidates import candidates, split_line
 from pretrain.commands.completion import BASH, ZSH
 from pretrain.commands.table import COMMANDS
-from pretrain.resume.replay import MAY_CHANGE
+from pretrain.resume.replay import OVERRIDABLE
 from tests.support.runs import environment
 
 
@@ -65,7 +65,7 @@ def test_files_of_own_folders_complete(tmp_path: Path) -> None:
 
 
 def test_verify_resume_completes_the_keys_that_it_takes() -> None:
-    assert verify_resume.OVERRIDES == MAY_CHANGE
+    assert verify_resume.OVERRIDES == OVERRIDABLE
 
 
 def test_completion_imports_neither_torch_nor_hydra() -> None:

@@ -20,7 +20,7 @@ from pretrain.cli import main
 from pretrain.config.errors import ConfigError, RunError, RunInUse, RunRefused, TrainingDiverged
 from pretrain.distributed.watchdog.failure import RankFailed
 from pretrain.exit_codes import ExitCode, exit_code_of
-from pretrain.run.folder import hold_run_folder
+from pretrain.run.lock import hold_run_folder
 from pretrain.run.outcome_record import VARIABLE, read_outcome
 from tests.support.corpus import cache_config
 from tests.support.runs import ROOT, environment

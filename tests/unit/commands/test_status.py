@@ -17,7 +17,7 @@ from pretrain.commands.status import lines, run
 from pretrain.config.errors import RunError
 from pretrain.config.load import load_run_config, to_yaml
 from pretrain.run import attempts
-from pretrain.run.folder import hold_run_folder, holder
+from pretrain.run.lock import hold_run_folder, lock_holder
 from pretrain.tracking.metrics_file import TAIL, last_step, latest_records
 
 NOW = 10_000.0
@@ -127,14 +127,14 @@ def test_the_state_comes_from_lock_then_job_then_attempt(tmp_path: Path) -> None
 def test_status_does_not_hold_the_run_folder(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run")
     (folder / "run.lock").write_text("")
-    assert holder(folder) is None
+    assert lock_holder(folder) is None
     with (folder / "run.lock").open() as looking:
         fcntl.flock(looking, fcntl.LOCK_SH)
         with pytest.raises(RunError, match="in use"), hold_run_folder(folder):
             pass
     with hold_run_folder(folder):
-        assert holder(folder) is not None
-    assert holder(folder) is None
+        assert lock_holder(folder) is not None
+    assert lock_holder(folder) is None
 
 
 def test_jobs_are_found_by_their_ids_also_as_tasks_of_an_array(tmp_path: Path) -> None:

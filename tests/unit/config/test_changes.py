@@ -16,7 +16,7 @@ from pretrain.config.load import load_run_config, read_run_config, record_keys, 
 from pretrain.config.model import ModelConfig
 from pretrain.config.records import flatten
 from pretrain.config.run import RunConfig
-from pretrain.run.folder import CHANGES_FILE, CONFIG_FILE, check_same_config, record_config
+from pretrain.run.config_history import CHANGES_FILE, CONFIG_FILE, check_same_config, record_config
 from pretrain.training.data import check_same_data
 
 
@@ -159,5 +159,5 @@ def test_other_data_is_accepted_by_name() -> None:
 
 
 def test_a_tokenizer_with_another_number_of_pieces_is_never_accepted() -> None:
-    with pytest.raises(RunError, match="with as many pieces only: 9 there, 10 now"):
+    with pytest.raises(RunError, match="with the same vocabulary size: 9 there, 10 now"):
         check_same_data(SAVED, data("other", "other", 10), Path("c"), ["data", "tokenizer"])

@@ -48,7 +48,7 @@ def begin_generating(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
 
 
 def begin_measuring(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    measure._measure(CONFIG, measure.Wanted(), None, None)
+    measure._measure(CONFIG, measure.BenchOptions(), None, None)
 
 
 def begin_verifying(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:

@@ -9,55 +9,55 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pretrain.distributed.grid import ParallelLayout
-from pretrain.resume.compare import Pair, apart, judge, recorded_steps
-from pretrain.resume.tolerance import Excuse, excuse, facts_now, facts_of_checkpoint
+from pretrain.resume.compare import StepPair, compare_steps, recorded_steps, relative_difference
+from pretrain.resume.tolerance import Tolerance, facts_now, facts_of_checkpoint, tolerance_for
 from pretrain.tracking.metrics_file import METRICS_FILE, all_records
 from pretrain.tracking.provenance import describe_environment
 from tests.support.models import run_config
 
 STEP = {"batch_hash": "00ff00ff00ff00ff", "loss": 5.25, "grad_norm": 1.5, "lr": 3e-3, "loss_scale": 1.0}
-ROUNDED = Excuse(("tp 1 then, 2 now",), per_step=1e-5)
+ROUNDED = Tolerance(("tp 1 then, 2 now",), per_step=1e-5)
 
 
 def pair(step, **replayed):
-    return Pair(step, STEP, STEP | replayed)
+    return StepPair(step, STEP, STEP | replayed)
 
 
 def test_the_same_to_the_last_bit_is_exact():
-    verdict = judge([pair(5), pair(6)], 4, ROUNDED)
-    assert (verdict.kind, verdict.num_steps, str(verdict)) == ("exact", 2, "exact")
+    comparison = compare_steps([pair(5), pair(6)], 4, ROUNDED)
+    assert (comparison.kind, comparison.num_steps, str(comparison)) == ("exact", 2, "exact")
     bad = STEP | {"loss": math.nan, "grad_norm": math.inf}
-    assert judge([Pair(5, bad, dict(bad))], 4, Excuse()).kind == "exact"
+    assert compare_steps([StepPair(5, bad, dict(bad))], 4, Tolerance()).kind == "exact"
 
 
-def test_without_a_reason_the_last_bit_counts_and_the_first_step_that_parts_is_named_with_both_values():
-    verdict = judge([pair(5), pair(6, loss=math.nextafter(5.25, 6)), pair(7, loss=9.0)], 4, Excuse())
-    assert verdict.kind == "parts"
-    assert str(verdict) == "parts at step 6: loss 5.25 recorded, 5.250000000000001 now; nothing known differs"
+def test_without_a_reason_any_difference_is_a_divergence():
+    comparison = compare_steps([pair(5), pair(6, loss=math.nextafter(5.25, 6)), pair(7, loss=9.0)], 4, Tolerance())
+    assert comparison.kind == "diverged"
+    assert str(comparison) == "diverged at step 6: loss 5.25 recorded, 5.250000000000001 now; nothing known differs"
 
 
-def test_with_a_reason_it_is_equal_within_a_power_of_ten():
-    verdict = judge([pair(5, loss=5.25 * (1 + 3e-7)), pair(6, grad_norm=1.5 * (1 - 2e-6))], 4, ROUNDED)
-    assert str(verdict) == "equal within 1e-05 because tp 1 then, 2 now"
+def test_with_a_reason_steps_are_equal_within_a_power_of_ten():
+    comparison = compare_steps([pair(5, loss=5.25 * (1 + 3e-7)), pair(6, grad_norm=1.5 * (1 - 2e-6))], 4, ROUNDED)
+    assert str(comparison) == "equal within 1e-05 because tp 1 then, 2 now"
 
 
 @pytest.mark.parametrize("quantity", ["batch_hash", "lr", "loss_scale"])
-def test_a_reason_excuses_no_other_batch_learning_rate_or_scale(quantity):
+def test_no_tolerance_for_batch_learning_rate_or_loss_scale(quantity):
     other = {"batch_hash": "00ff00ff00ff00fe", "lr": 3.0001e-3, "loss_scale": 2.0}[quantity]
-    verdict = judge([pair(5, **{quantity: other})], 4, replace(ROUNDED, at_least=0.25))
-    assert verdict.kind == "parts" and verdict.parted.quantity == quantity
+    comparison = compare_steps([pair(5, **{quantity: other})], 4, replace(ROUNDED, at_least=0.25))
+    assert comparison.kind == "diverged" and comparison.divergence.quantity == quantity
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_number_that_is_none_any_more_is_not_excused(value):
-    assert judge([pair(5, grad_norm=value)], 4, replace(ROUNDED, at_least=0.25)).kind == "parts"
+def test_nan_is_never_within_tolerance(value):
+    assert compare_steps([pair(5, grad_norm=value)], 4, replace(ROUNDED, at_least=0.25)).kind == "diverged"
 
 
-def test_rounding_may_grow_with_the_steps_but_not_for_ever():
+def test_tolerance_grows_with_the_steps_up_to_a_limit():
     drifted = 5.25 * (1 + 5e-5)
-    assert judge([pair(5, loss=drifted)], 4, ROUNDED).kind == "parts"
-    assert judge([pair(14, loss=drifted)], 4, ROUNDED).kind == "within"
-    assert judge([pair(10**9, loss=7.5)], 4, ROUNDED).kind == "parts"
+    assert compare_steps([pair(5, loss=drifted)], 4, ROUNDED).kind == "diverged"
+    assert compare_steps([pair(14, loss=drifted)], 4, ROUNDED).kind == "within"
+    assert compare_steps([pair(10**9, loss=7.5)], 4, ROUNDED).kind == "diverged"
 
 
 finite = st.floats(1e-6, 1e6)
@@ -65,12 +65,12 @@ finite = st.floats(1e-6, 1e6)
 
 @given(finite, st.floats(-1e-4, 1e-4))
 def test_the_power_of_ten_bounds_the_difference_closely(loss, relative):
-    pairs = [Pair(100, STEP | {"loss": loss}, STEP | {"loss": loss * (1 + relative)})]
-    verdict = judge(pairs, 0, ROUNDED)
-    furthest = apart(loss, loss * (1 + relative))
-    assert verdict.kind == ("within" if furthest else "exact")
+    pairs = [StepPair(100, STEP | {"loss": loss}, STEP | {"loss": loss * (1 + relative)})]
+    comparison = compare_steps(pairs, 0, ROUNDED)
+    furthest = relative_difference(loss, loss * (1 + relative))
+    assert comparison.kind == ("within" if furthest else "exact")
     if furthest:
-        assert verdict.within / 10 * 0.999 <= furthest <= verdict.within * 1.001
+        assert comparison.within / 10 * 0.999 <= furthest <= comparison.within * 1.001
 
 
 # What differs
@@ -82,18 +82,18 @@ def facts(*overrides, world_size=1, **values):
     return facts_now(config, layout, describe_environment())
 
 
-def test_a_manifest_that_went_through_json_differs_in_nothing_from_the_run_that_wrote_it():
+def test_a_manifest_read_from_json_has_the_facts_of_its_run():
     config = run_config("gpt")
     layout, environment = {"world_size": 1, "tp": 1, "pp": 1}, describe_environment()
     from dataclasses import asdict
 
     manifest = json.loads(json.dumps({"config": asdict(config), "layout": layout, "environment": environment}))
     assert facts_of_checkpoint(manifest) == facts()
-    assert excuse([facts_of_checkpoint(manifest)], facts(), on_gpu=False) == Excuse()
+    assert tolerance_for([facts_of_checkpoint(manifest)], facts(), on_gpu=False) == Tolerance()
 
 
 def test_another_layout_is_named_and_allows_rounding():
-    found = excuse([facts()], facts(tp=2, world_size=2), on_gpu=False)
+    found = tolerance_for([facts()], facts(tp=2, world_size=2), on_gpu=False)
     assert "layout 1 process(es) as tp1 pp1 then, 2 process(es) as tp2 pp1 now" in found.because
     assert "parallel.tp 1 then, 2 now" in found.because
     assert 0 < found.allowed(1) < found.allowed(10) < 1e-3
@@ -101,39 +101,42 @@ def test_another_layout_is_named_and_allows_rounding():
 
 def test_16_bits_round_more():
     wide, narrow = (
-        excuse([facts(precision=kind)], facts(precision=kind, zero_stage=2), on_gpu=False) for kind in ("fp32", "bf16")
+        tolerance_for([facts(precision=kind)], facts(precision=kind, zero_stage=2), on_gpu=False)
+        for kind in ("fp32", "bf16")
     )
     assert narrow.allowed(1) > 100 * wide.allowed(1)
 
 
-def test_dropout_that_began_anew_is_named_and_allows_much():
-    found = excuse([facts("model.hidden_dropout=0.1")], facts("model.hidden_dropout=0.1", world_size=2), on_gpu=False)
-    assert found.because[-1] == "the random states of dropout began anew" and found.allowed(1) > 0.1
-    same_masks = excuse(
+def test_restarted_dropout_is_named_and_allows_much():
+    found = tolerance_for(
+        [facts("model.hidden_dropout=0.1")], facts("model.hidden_dropout=0.1", world_size=2), on_gpu=False
+    )
+    assert found.because[-1] == "the random states of dropout started again" and found.allowed(1) > 0.1
+    same_masks = tolerance_for(
         [facts("model.hidden_dropout=0.1")], facts("model.hidden_dropout=0.1", zero_stage=2), on_gpu=False
     )
     assert same_masks.allowed(1) < 1e-3
 
 
 @pytest.mark.parametrize("override", ["optim.lr=1e-2", "train.max_steps=77", "run.seed=3", "data.document_mask=true"])
-def test_a_setting_that_changes_what_is_computed_is_named_and_excuses_nothing(override):
+def test_a_changed_setting_is_named_and_adds_no_tolerance(override):
     key = override.partition("=")[0]
-    found = excuse([facts()], facts(override), on_gpu=False)
+    found = tolerance_for([facts()], facts(override), on_gpu=False)
     assert len(found.because) == 1 and found.because[0].startswith(f"{key} ")
     assert found.allowed(10) == 0
 
 
 @pytest.mark.parametrize("override", ["run.name=other", "checkpoint.every_steps=7", "tracking.log_every_steps=7"])
-def test_settings_that_no_number_depends_on_are_not_named(override):
-    assert excuse([facts()], facts(override), on_gpu=False) == Excuse()
+def test_settings_without_effect_on_numbers_are_not_named(override):
+    assert tolerance_for([facts()], facts(override), on_gpu=False) == Tolerance()
 
 
 def test_a_gpu_is_a_reason_by_itself():
-    assert excuse([facts()], facts(), on_gpu=True).because == ("a GPU adds in no fixed order",)
+    assert tolerance_for([facts()], facts(), on_gpu=True).because == ("a GPU sums in no fixed order",)
 
 
-def test_what_was_not_recorded_is_no_difference():
-    assert excuse([{}], facts(), on_gpu=False) == Excuse()
+def test_unrecorded_facts_are_not_differences():
+    assert tolerance_for([{}], facts(), on_gpu=False) == Tolerance()
 
 
 # The record
@@ -144,7 +147,7 @@ def write(folder, *records):
     (folder / METRICS_FILE).write_text("".join(lines))
 
 
-def test_of_a_step_recorded_twice_the_last_record_counts_and_a_difference_is_told(tmp_path):
+def test_the_last_record_counts_and_differences_are_logged(tmp_path):
     again = [STEP | {"step": 2}, STEP | {"step": 3, "loss": 5.5}]
     write(tmp_path, *(STEP | {"step": step} for step in (1, 2, 3)), *again, {"kind": "validation", "step": 3})
     steps, unlike = recorded_steps(all_records(tmp_path))

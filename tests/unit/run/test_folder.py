@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pretrain.config.errors import RunError
-from pretrain.run.folder import LOCK_FILE, hold_run_folder
+from pretrain.run.lock import LOCK_FILE, hold_run_folder
 
 
 def move(folder: Path) -> None:
@@ -31,11 +31,11 @@ def put_a_file_in_its_place(folder: Path) -> None:
 @pytest.mark.parametrize("lose", [move, shutil.rmtree, replace, put_a_file_in_its_place])
 def test_a_held_folder_that_is_lost_is_refused(tmp_path: Path, lose: Callable[[Path], None]) -> None:
     folder = tmp_path / "run"
-    with hold_run_folder(folder) as still_held:
-        still_held()
+    with hold_run_folder(folder) as check_ownership:
+        check_ownership()
         lose(folder)
-        with pytest.raises(RunError, match="is not the folder that this run began in"):
-            still_held()
+        with pytest.raises(RunError, match="is not the folder that this run started in"):
+            check_ownership()
 
 
 def test_a_disk_that_gives_no_locks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,27 +49,27 @@ def test_a_disk_that_gives_no_locks_is_refused(tmp_path: Path, monkeypatch: pyte
         pass
 
 
-def test_a_held_folder_is_the_same_by_any_name_and_when_it_is_back(tmp_path: Path) -> None:
+def test_a_held_folder_may_be_renamed_and_put_back(tmp_path: Path) -> None:
     (tmp_path / "other").symlink_to(tmp_path / "run")
     (tmp_path / "run").mkdir()
-    with hold_run_folder(tmp_path / "other") as still_held:
-        still_held()
+    with hold_run_folder(tmp_path / "other") as check_ownership:
+        check_ownership()
         move(tmp_path / "run")
         (tmp_path / "away").rename(tmp_path / "run")
-        still_held()
+        check_ownership()
 
 
-def test_a_lock_that_somebody_deleted_is_taken_again_and_keeps_others_out(tmp_path: Path) -> None:
-    with hold_run_folder(tmp_path) as still_held:
+def test_a_deleted_lock_is_taken_again(tmp_path: Path) -> None:
+    with hold_run_folder(tmp_path) as check_ownership:
         for _ in range(2):
             (tmp_path / LOCK_FILE).unlink()
-            still_held()
+            check_ownership()
             with pytest.raises(RunError, match="in use by another live process"), hold_run_folder(tmp_path):
                 pass
 
 
-def test_a_run_whose_lock_was_deleted_gives_way_to_one_that_began_there_since(tmp_path: Path) -> None:
-    with hold_run_folder(tmp_path) as still_held:
+def test_a_run_with_a_deleted_lock_yields_to_a_newer_run(tmp_path: Path) -> None:
+    with hold_run_folder(tmp_path) as check_ownership:
         (tmp_path / LOCK_FILE).unlink()
         with hold_run_folder(tmp_path), pytest.raises(RunError, match="in use by another live process"):
-            still_held()
+            check_ownership()

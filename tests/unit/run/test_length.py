@@ -1,4 +1,4 @@
-"""How long a run is and where in it it stands, also where the batch changed on the way."""
+"""The length of a run and the position in it, also after changes of the batch size."""
 
 import itertools
 import math
@@ -57,23 +57,21 @@ def lr_by_steps(step: int, config: RunConfig, total: int) -> float:
 @pytest.mark.parametrize("warmup", [{}, {"lr_schedule__warmup_steps": 7}, {"lr_schedule__warmup_tokens": 1000}])
 @pytest.mark.parametrize("name", ["cosine", "linear", "wsd"])
 @pytest.mark.parametrize("length", [{"train__max_steps": 97}, {"train__max_steps": None, "train__max_tokens": 24_700}])
-def test_while_the_batch_stays_the_same_no_digit_moves(
-    name: str, warmup: dict[str, int], length: dict[str, Any]
-) -> None:
+def test_with_one_batch_size_rates_are_exact(name: str, warmup: dict[str, int], length: dict[str, Any]) -> None:
     config = configured(batch=4, lr_schedule=name, **warmup, **length)
     rates = [lr for _, lr in trained(config)]
     assert rates == [lr_by_steps(step, config, 97) for step in range(1, 98)]
 
 
 @pytest.mark.parametrize(("tokens", "steps"), [(1, 1), (256, 1), (257, 2), (2048, 8)])
-def test_a_length_in_tokens_ends_with_the_first_step_that_reaches_it(tokens: int, steps: int) -> None:
+def test_max_tokens_ends_with_the_first_step_that_reaches_it(tokens: int, steps: int) -> None:
     length = RunLength.of(in_tokens(tokens))
     assert length.end_step(RunState()) == steps
     assert [length.is_over(state) for state, _ in trained(in_tokens(tokens))] == [False] * (steps - 1) + [True]
 
 
 @pytest.mark.parametrize(("batch", "tokens", "steps"), [(8, 4096, 12), (2, 3072, 16), (8, 2048, 8), (3, 2049, 9)])
-def test_tokens_of_another_batch_before_are_counted_as_they_were(batch: int, tokens: int, steps: int) -> None:
+def test_past_tokens_of_another_batch_size_are_counted(batch: int, tokens: int, steps: int) -> None:
     (*_, (state, _)) = trained(in_tokens(2048))
     assert (state.step, state.tokens) == (8, 2048)
     states = [state, *(after for after, _ in trained(in_tokens(tokens, batch), state))]
@@ -94,9 +92,7 @@ def test_a_length_in_steps_stays_in_steps() -> None:
 )
 @pytest.mark.parametrize("batches", [(4, 16), (16, 4), (4, 6), (32, 1)])
 @pytest.mark.parametrize("after", [1, 5, 15, 19])
-def test_warmup_never_falls_and_never_begins_again(
-    batches: tuple[int, int], after: int, warmup: dict[str, int]
-) -> None:
+def test_warmup_never_falls_and_never_restarts(batches: tuple[int, int], after: int, warmup: dict[str, int]) -> None:
     """Whatever the batch becomes, and whenever."""
     before, now = (in_tokens(60_000, batch, **warmup) for batch in batches)
     passed = trained(before, steps=after)
@@ -121,7 +117,7 @@ def test_the_learning_rate_is_a_function_of_the_tokens_seen(name: str, warmup: d
         state = passed[-1][0]
 
 
-def test_a_state_knows_the_tokens_of_each_step_over_all_changes_of_the_batch() -> None:
+def test_a_state_has_the_tokens_of_each_step_across_batch_sizes() -> None:
     states = [RunState()]
     for batch, steps in ((4, 3), (8, 2), (8, 1), (1, 4)):
         states += [state for state, _ in trained(configured(batch), states[-1], steps)]
@@ -147,7 +143,7 @@ CASES = {
 
 @pytest.mark.parametrize("length", [{"train__max_steps": 20}, {"train__max_steps": None, "train__max_tokens": 5100}])
 @pytest.mark.parametrize("key", CASES)
-def test_warmup_and_profile_lie_within_the_run(key: str, length: dict[str, Any]) -> None:
+def test_warmup_and_profile_are_within_the_run(key: str, length: dict[str, Any]) -> None:
     too_long, fitting = ({**length, **values} for values in CASES[key])
     check_length(configured(**fitting), RunState())
     with pytest.raises(ConfigError, match=rf"^{re.escape(key)}: .*(20|5100)"):
@@ -155,7 +151,7 @@ def test_warmup_and_profile_lie_within_the_run(key: str, length: dict[str, Any])
         check_length(configured(**too_long), RunState())
 
 
-def test_steps_of_smaller_batches_before_are_counted_where_lengths_are_checked() -> None:
+def test_length_checks_count_past_steps_of_smaller_batches() -> None:
     """30 steps of 4 samples are done; the run of 40 such steps ends, with batches of 40, after one more."""
     state = trained(in_tokens(40 * 4 * SEQ), steps=30)[-1][0]
     later = in_tokens(40 * 4 * SEQ, 40, lr_schedule__warmup_steps=30, profile__steps=[30, 31])

@@ -28,7 +28,7 @@ def test_without_a_supervisor_or_a_place_nothing_is_written(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"exit_code": 75}', '{"exit_code": 999}'])
-def test_a_record_that_is_damaged_is_none(tmp_path: Path, text: str) -> None:
+def test_a_damaged_record_is_ignored(tmp_path: Path, text: str) -> None:
     (tmp_path / "outcome.json").write_text(text)
     assert read_outcome(tmp_path / "outcome.json") is None
 

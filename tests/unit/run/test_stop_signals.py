@@ -1,4 +1,4 @@
-"""What a signal does to a run depends on when it comes."""
+"""The effect of a signal depends on the state of the run."""
 
 import os
 import pty
@@ -27,7 +27,7 @@ def run_script(script: str, pestered_by: signal.Signals | None = None) -> tuple[
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
-def test_a_run_that_has_ended_well_is_not_killed_by_a_request_to_stop_while_its_process_ends(
+def test_stop_signals_do_not_kill_a_finished_run_that_exits(
     number: signal.Signals,
 ) -> None:
     script = """
@@ -58,7 +58,7 @@ def test_under_nohup_a_closed_terminal_does_not_stop_a_run() -> None:
     assert run_script(script) == (0, "False\n")
 
 
-def test_a_run_whose_terminal_is_closed_stops_and_keeps_its_exit_code(tmp_path: Path) -> None:
+def test_a_closed_terminal_stops_a_run_with_its_exit_code(tmp_path: Path) -> None:
     script = f"""
     import time
     from pathlib import Path
@@ -79,17 +79,17 @@ def test_a_run_whose_terminal_is_closed_stops_and_keeps_its_exit_code(tmp_path: 
     assert (tmp_path / "saved").exists()
 
 
-def test_a_second_interrupt_from_the_keyboard_ends_a_run_at_once() -> None:
+def test_a_second_keyboard_interrupt_ends_a_run_at_once() -> None:
     script = """
     with stop_on_signals():
         send(signal.SIGINT)
         send(signal.SIGINT)
-        print("goes on")
+        print("continues")
     """
     assert run_script(script) == (-signal.SIGINT, "")
 
 
-def test_a_run_that_failed_is_ended_by_a_signal_as_any_process() -> None:
+def test_a_signal_ends_a_failed_run_like_any_process() -> None:
     script = """
     try:
         with stop_on_signals():

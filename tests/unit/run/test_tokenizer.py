@@ -8,7 +8,7 @@ import pytest
 from data_pipeline.errors import DataError, MissingPackage
 from data_pipeline.shards.reader import PackedDataset
 from data_pipeline.tokenizers.loading import TokenizerFiles
-from pretrain.commands.train import train
+from pretrain.commands.training_run import train
 from pretrain.config.errors import RunError
 from pretrain.config.load import load_run_config
 from pretrain.run.tokenizer import check_tokenizer, keep_tokenizer, tokenizer_of
@@ -41,7 +41,7 @@ KINDS = ["sentencepiece", "huggingface", "tiktoken"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_kept_tokenizer_is_that_of_the_data_and_replaces_another(datasets, tmp_path, kind):
+def test_the_run_keeps_the_tokenizer_of_its_data(datasets, tmp_path, kind):
     gone = of(tmp_path / "gone", tmp_path).data
     with pytest.raises(DataError, match="gone: not prepared"):
         tokenizer_of(tmp_path, gone)
@@ -56,7 +56,7 @@ def test_the_kept_tokenizer_is_that_of_the_data_and_replaces_another(datasets, t
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("damage", ["junk", "another one", "missing"])
-def test_a_damaged_tokenizer_ends_a_run_before_it_begins(datasets, tmp_path, kind, damage):
+def test_a_damaged_tokenizer_is_refused_before_the_run(datasets, tmp_path, kind, damage):
     folder = shutil.copytree(datasets[kind], tmp_path / "set")
     (path,) = [path for path in folder.glob("tokenizer.*") if "settings" not in path.name]
     if damage == "missing":
@@ -71,7 +71,7 @@ def test_a_damaged_tokenizer_ends_a_run_before_it_begins(datasets, tmp_path, kin
     assert not (tmp_path / "run").exists()
 
 
-def test_without_the_package_of_a_tokenizer_it_is_kept_unchecked(datasets, tmp_path, monkeypatch, caplog):
+def test_without_its_package_a_tokenizer_is_kept_unchecked(datasets, tmp_path, monkeypatch, caplog):
     def missing(*arguments):
         raise MissingPackage("tokenizer.json: needs the package tokenizers")
 
@@ -88,5 +88,5 @@ def test_a_kept_tokenizer_that_is_damaged_is_named(datasets, tmp_path):
     with pytest.raises(DataError, match=r"tokenizer/tokenizer\.model: is not a SentencePiece model"):
         tokenizer_of(tmp_path, data)
     (tmp_path / "tokenizer" / "tokenizer.model").unlink()
-    with pytest.raises(RunError, match=r"tokenizer: holds no tokenizer; remove this folder to use the"):
+    with pytest.raises(RunError, match=r"tokenizer: has no tokenizer\n  hint: remove this folder to use the"):
         tokenizer_of(tmp_path, data)

@@ -1,4 +1,4 @@
-"""What train logs of the length of a run, and of how often it passes over its data."""
+"""`train` logs the length of a run and its epochs."""
 
 import logging
 from dataclasses import dataclass
@@ -56,7 +56,7 @@ def test_a_dataset_that_is_repeated_too_often_is_named(limit: str, warns: bool, 
     assert "base" not in caplog.text
 
 
-def test_the_end_says_what_was_reached_and_what_ended_it(caplog: Any) -> None:
+def test_the_end_logs_what_was_reached_and_why(caplog: Any) -> None:
     caplog.set_level(logging.INFO)
     state = RunState(step=30, position=324, tokens=30 * TOKENS, train_seconds=299)
     losses = {"train loss": 2.5, "validation loss": 2.75}
@@ -70,7 +70,7 @@ def test_the_end_says_what_was_reached_and_what_ended_it(caplog: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["cosine", "linear"])
-def test_a_new_length_says_what_becomes_of_the_learning_rate(name: str, tmp_path: Path, caplog: Any) -> None:
+def test_a_new_length_logs_the_change_of_the_learning_rate(name: str, tmp_path: Path, caplog: Any) -> None:
     schedule = [f"lr_schedule={name}", "lr_schedule.warmup_steps=1"]
     resumed(tmp_path, [*schedule, "train.max_steps=4"], [*schedule, "train.max_steps=8", "optim.lr=3e-4"], 4)
     (line,) = caplog.messages
@@ -87,7 +87,7 @@ def test_a_new_length_says_what_becomes_of_the_learning_rate(name: str, tmp_path
         (["lr_schedule=wsd", "train.max_steps=40"], ["lr_schedule=wsd", "train.max_steps=400"]),
     ],
 )
-def test_where_the_learning_rate_stays_nothing_is_said(
+def test_an_unchanged_learning_rate_is_not_logged(
     before: list[str], now: list[str], tmp_path: Path, caplog: Any
 ) -> None:
     warmup = "lr_schedule.warmup_steps=2"

@@ -40,7 +40,7 @@ GOOD, AT_LEAST = result_of(applied=True), result_of(applied=False)
 FALLING = [result_of(applied=False, scale=2.0**power) for power in range(16, 0, -1)]
 
 
-def test_overflows_above_the_least_scale_are_counted_and_end_no_run() -> None:
+def test_overflows_above_the_least_scale_do_not_end_a_run() -> None:
     state = run([*FALLING, GOOD, *FALLING], config_of("fp16"))
     assert (state.overflow_steps, state.bad_steps) == (2 * len(FALLING), 0)
 

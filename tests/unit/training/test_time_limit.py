@@ -10,7 +10,7 @@ from pretrain.config.load import load_run_config, with_overrides
 from pretrain.run.length import RunLength
 from pretrain.run.state import RunState
 from pretrain.training.loop import length_record
-from pretrain.training.time_limit import NO_LIMIT, ClockLimit, Earlier, TimeLimit, earlier_cuts, time_limit_of
+from pretrain.training.time_limit import NO_LIMIT, ClockLimit, EarlierCuts, TimeLimit, earlier_cuts, time_limit_of
 
 STEPS = 1000
 CONFIG = load_run_config([f"train.max_steps={STEPS}", "train.max_minutes=5", "train.global_batch_size=4"])
@@ -19,7 +19,7 @@ LENGTH = RunLength.of(CONFIG)
 
 @dataclass
 class Trained:
-    """What a run recorded."""
+    """The records of a run."""
 
     states: list[RunState]
     seconds: float
@@ -57,7 +57,7 @@ def trained(
     return run
 
 
-def fresh(earlier: Earlier = Earlier()) -> ClockLimit:  # noqa: B008
+def fresh(earlier: EarlierCuts = EarlierCuts()) -> ClockLimit:  # noqa: B008
     return ClockLimit(LENGTH, 5, earlier)
 
 
@@ -77,7 +77,7 @@ def test_a_slow_run_ends_in_time_at_the_last_learning_rate(slow: float) -> None:
 
 def test_the_validation_after_the_last_step_has_its_time() -> None:
     def ends(samples: int) -> float:
-        limit = ClockLimit(LENGTH, 5, Earlier(), samples * CONFIG.model.seq_length)
+        limit = ClockLimit(LENGTH, 5, EarlierCuts(), samples * CONFIG.model.seq_length)
         return trained(lambda step: 1.0, limit).seconds
 
     # Forward passes alone: a third of the 0.25 s that a sample takes in training. At most a quarter of the time.
@@ -85,20 +85,20 @@ def test_the_validation_after_the_last_step_has_its_time() -> None:
     assert ends(10_000) == pytest.approx(300 - 75, abs=9)
 
 
-def test_a_machine_that_becomes_busy_shortens_the_run_by_and_by() -> None:
+def test_a_machine_that_gets_busy_shortens_the_run_gradually() -> None:
     run = trained(lambda step: 0.2 if step < 500 else 1.0, fresh())
     assert 300 * 0.97 <= run.seconds <= 300 * 1.1 and len(run.cuts) > 1
     ends = [r["cut_tokens"] for r in run.records if r["kind"] == "length"]
     assert ends == sorted(ends, reverse=True)
 
 
-def test_a_run_whose_time_is_up_takes_one_more_step() -> None:
+def test_after_its_time_a_run_takes_one_more_step() -> None:
     state = RunState(step=500, tokens=500 * LENGTH.step_tokens, train_seconds=400)
     run = trained(lambda step: 31.0, fresh(), state)
     assert run.states[-1].step == 505  # after those that show the pace
 
 
-def test_a_resume_takes_the_recorded_decisions_whatever_its_own_clock_says() -> None:
+def test_a_resume_takes_recorded_cuts_whatever_its_clock() -> None:
     """The attempt that was killed was slow, the one that repeats its steps is fast or slower still."""
     killed = trained(lambda step: 0.9, fresh(), last_step=120)
     assert len(killed.cuts) >= 1 and min(killed.cuts) > 30
@@ -115,7 +115,7 @@ def test_a_resume_takes_the_recorded_decisions_whatever_its_own_clock_says() -> 
     assert replayed.rates == {step: lr for step, lr in killed.rates.items() if step > 30}
 
 
-def test_a_decision_after_the_saved_step_itself_is_taken_again() -> None:
+def test_a_cut_after_the_saved_step_is_repeated() -> None:
     killed = trained(lambda step: 0.9, fresh(), last_step=120)
     saved = killed.states[killed.cuts[0]]
     assert saved.cut_tokens is None  # it was saved before the decision
@@ -126,16 +126,16 @@ def test_a_decision_after_the_saved_step_itself_is_taken_again() -> None:
 def test_decisions_for_another_limit_do_not_count() -> None:
     killed = trained(lambda step: 0.9, fresh(), last_step=120)
     other = RunLength.of(with_overrides(CONFIG, ["train.max_minutes=10"], ("train.",)))
-    assert earlier_cuts(killed.records, killed.states[30], other) == Earlier({}, 120)
+    assert earlier_cuts(killed.records, killed.states[30], other) == EarlierCuts({}, 120)
 
 
 @pytest.mark.parametrize("size", [1, 2, 8, 64])
 def test_decisions_for_another_batch_do_not_count(size: int) -> None:
-    """Its steps are others: a cut that belongs to a later step may even lie in the past."""
+    """Its steps are others: a cut of a later step may even be in the past."""
     killed = trained(lambda step: 0.9, fresh(), last_step=120)
     other = RunLength.of(with_overrides(CONFIG, [f"train.global_batch_size={size}"], ("train.",)))
-    assert earlier_cuts(killed.records, killed.states[30], other) == Earlier({}, 30)
+    assert earlier_cuts(killed.records, killed.states[30], other) == EarlierCuts({}, 30)
 
 
-def test_without_a_limit_no_clock_is_asked() -> None:
-    assert time_limit_of(RunLength.of(load_run_config([])), Earlier()) is NO_LIMIT
+def test_without_a_limit_the_clock_is_not_read() -> None:
+    assert time_limit_of(RunLength.of(load_run_config([])), EarlierCuts()) is NO_LIMIT

@@ -102,7 +102,7 @@ def test_cache_settings_are_checked(override, message, tmp_path):
 
 
 def test_the_data_may_move_between_runs(prepared, tmp_path):
-    from pretrain.run.folder import check_same_config, record_config
+    from pretrain.run.config_history import check_same_config, record_config
 
     here = run_config(prepared, tmp_path)
     record_config(tmp_path, here, 0)

@@ -155,7 +155,7 @@ def frames(*calls):
     ],
 )
 def test_a_stack_tells_whether_it_waits_for_others(innermost, waits):
-    assert waits_for_others(frames(("src/pretrain/commands/train.py", "run()"), *innermost)) is waits
+    assert waits_for_others(frames(("src/pretrain/commands/training_run.py", "run()"), *innermost)) is waits
 
 
 def test_a_place_is_told_with_the_line_of_ours_that_called_it():

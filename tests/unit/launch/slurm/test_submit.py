@@ -14,7 +14,7 @@ from pretrain.cli import main
 from pretrain.config.cluster import ClusterConfig
 from pretrain.config.load import load_run_config, sweep_members
 from pretrain.run import attempts
-from pretrain.run.folder import record_config
+from pretrain.run.config_history import record_config
 from pretrain.run.sweep import last_outcome, read_sweep
 
 ROOT = Path(__file__).resolve().parents[4]

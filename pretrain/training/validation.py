@@ -1,0 +1,36 @@
+"""The evaluator of a run: the loss on the validation splits, left off if a rank is asked to stop."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+from data_pipeline.shards.reader import PackedDataset
+from pretrain.config.derived import evaluation_batch_size
+from pretrain.evaluation.perplexity import evaluate
+from pretrain.training.assembly import Trainer
+from pretrain.training.loop import Evaluator, begin_agreement
+
+
+def build_evaluator(
+    trainer: Trainer,
+    validation: Mapping[str, PackedDataset],
+    show: Callable[[int, int], None],
+    stop_requested: Callable[[], bool],
+) -> Evaluator:
+    """An evaluator of these splits; `show` is called with the samples done and the samples in all."""
+    config, groups = trainer.config, trainer.groups
+
+    def ask_stop() -> Callable[[], bool]:
+        agreement = begin_agreement(None, trainer.samples_counted_here, stop_requested(), 0, groups.control)
+        return lambda: agreement.wait().stop
+
+    return partial(
+        evaluate,
+        trainer.engine,
+        validation,
+        # As many micro-batches at once as there are pipeline stages, so that every stage has work.
+        batch_size=evaluation_batch_size(config) * groups.layout.pp,
+        rank=groups.dp_rank,
+        size=groups.layout.dp,
+        show=show,
+        ask_stop=ask_stop,
+    )
