@@ -41,8 +41,7 @@ class PackedDataset:
         self.record: SplitRecord = manifest.splits[split]
         self.seq_length = manifest.seq_length
         self.num_samples = self.record.num_samples
-        self.end_position: int | None = None
-        """Position at which the stream ends. None: it never ends."""
+        self.end_position: int | None = None  # the stream never ends
         self.skips_bad_shards = False
         """Whether samples of bad shards are skipped and counted."""
         self.dtype = np.dtype(DTYPES[manifest.dtype])

@@ -81,7 +81,7 @@ def test_cleaning_is_a_pure_function(text):
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in PACKAGES])
 @pytest.mark.parametrize("piece", ["a", "a ", "(", "a(", "-/", "'s", "\n", "- \n", "ab cd ef gh\n"], ids=repr)
-def test_half_a_megabyte_without_spaces_is_cleaned_in_two_seconds(name, piece):
+def test_half_a_megabyte_without_spaces_is_cleaned_fast(name, piece):
     text = piece * ((1 << 19) // len(piece))
     begin = time.process_time()
     step_of(name).apply(Page(text))

@@ -111,7 +111,7 @@ def test_text_without_blanks_is_compared_by_characters(text):
     assert 0.45 < np.mean(row(text) == row(changed)) < 0.95
 
 
-def test_the_share_of_equal_numbers_estimates_the_similarity_of_the_sets():
+def test_signatures_estimate_the_similarity():
     texts = documents(topics(), seed=1)
     chance = random.Random(2)
     common = vocabulary(texts)

@@ -62,7 +62,7 @@ def test_a_dataset_gives_the_batches_of_the_local_folder(folder, bucket, cache):
     assert later["manifest.json"] == 1 and not [name for name in later if ".tar" in name or ".npy" in name]
 
 
-def test_a_dataset_prepared_from_a_store_is_the_one_prepared_here(sources, bucket, tmp_path):
+def test_a_store_and_a_folder_prepare_equal_datasets(sources, bucket, tmp_path):
     bucket.put_folder(sources)
     names = "a.jsonl.gz", "b.parquet"
     here = prepare_synthetic(tmp_path / "here", [sources / name for name in names])

@@ -31,7 +31,7 @@ from tests.unit.data_pipeline.remote.reading import everything, finished, remote
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_training_order_from_a_url_equals_the_local_order_bit_for_bit(folder, served, cache, rank):
+def test_training_order_from_a_url_equals_the_local_order(folder, served, cache, rank):
     local = PackedDataset.open(folder / "set", "train")
     there = remote(f"{served.url}/set", cache)
     where = {"rank": rank, "size": 2, "position": 40}

@@ -92,7 +92,7 @@ def test_long_documents_train_the_tokenizer():
     assert len(tokenizer.encode(" unmistakable")) == 1
 
 
-def test_rare_characters_fall_back_to_bytes_when_there_are_too_many():
+def test_rare_characters_fall_back_to_bytes():
     text = "common words again and again\n" * 3000 + "".join(map(chr, range(0x4E00, 0x4E00 + 1000)))
     tokenizer = SentencePieceTokenizer(train_tokenizer(lambda: [text], tokenizer_config(vocab_size=400)))
     assert tokenizer.decode(tokenizer.encode(text)) == text
