@@ -90,7 +90,7 @@ def test_train_refuses_a_damaged_dataset(place, dataset, tmp_path, name, damage,
 @pytest.mark.parametrize(
     ("content", "override", "words"),
     [
-        (b"", "data.text_key=text", ["no text in 1 files", "data.inputs=[my.txt]"]),
+        (b"", "data.text_key=text", ["contain no text (1 files)", "data.inputs=[my.txt]"]),
         (b'{"text": "few words"}\n' * 3, "data.text_key=text", ["hold out all text", "give more text"]),
         (
             b'{"text": "fine"}\n{"body": "x"}\n',
@@ -127,7 +127,7 @@ def test_text_that_is_not_utf8_is_named_or_counted(place, tmp_path):
     refused(place.prepare(*wanted), place, "texts/latin.txt: not UTF-8 at byte 3 (0xe9")
     done = place.prepare(*wanted, "data.encoding_errors=skip")
     assert done.returncode == 0, done.stderr
-    assert "left out, by reason: {'not_utf8': 1}" in done.stderr
+    assert "dropped, by reason: {'not_utf8': 1}" in done.stderr
     manifest = json.loads((place.folder / "made/dataset/manifest.json").read_text())
     assert manifest["manifest"]["corpus"]["dropped"] == {"not_utf8": 1}
 
@@ -191,7 +191,7 @@ def test_prepare_on_a_full_disk_keeps_nothing(place, small_disk, tmp_path):
     refused(
         done,
         place,
-        f"data.path={small_disk}/sets/dataset: no space left on the disk, nothing unfinished was kept",
+        f"data.path={small_disk}/sets/dataset: no space left on the disk; nothing unfinished was kept",
         code=ExitCode.REFUSED,
     )
     assert not list(small_disk.iterdir())
