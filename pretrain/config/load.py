@@ -72,7 +72,9 @@ def read_run_config(path: Path) -> RunConfig:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
-        raise ConfigError([f"{path}: no such file; is {path.parent} the folder of a run?"]) from None
+        raise ConfigError(
+            [Problem(str(path), MISSING, "no such file", f"is {path.parent} the folder of a run?")]
+        ) from None
     except OSError as error:
         raise ConfigError([f"{path}: cannot be read: {error.strerror}"]) from None
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:

@@ -7,7 +7,7 @@ shows it on a machine without the device.
 import math
 
 from pretrain.config.derived import data_parallel_size, with_micro_batch_size
-from pretrain.config.errors import ConfigError
+from pretrain.config.errors import ConfigError, Problem
 from pretrain.config.layout_checks import divisors
 from pretrain.config.run import RunConfig
 from pretrain.planner.memory import HEADROOM, choose_modes, plan_memory
@@ -43,11 +43,12 @@ def with_micro_batch(config: RunConfig, vocab_size: int, world_size: int, budget
         if peak <= HEADROOM * budget_bytes:
             return sized
     gib = 2**30
-    raise ConfigError(
-        [
-            f"train.micro_batch_size=auto: one sample at once is planned to take {peak / gib:.1f} GiB on a rank, "
-            f"{HEADROOM:.0%} of {budget_bytes / gib:.1f} GiB may be planned; raise engine.zero_stage, parallel.tp or "
-            "parallel.pp, set engine.recompute.granularity=full or engine.offload.optimizer=cpu, or give a number to "
-            "try it all the same"
-        ]
+    rule = (
+        f"one sample at once is planned to take {peak / gib:.1f} GiB on a rank, {HEADROOM:.0%} of "
+        f"{budget_bytes / gib:.1f} GiB may be planned"
     )
+    hint = (
+        "raise engine.zero_stage, parallel.tp or parallel.pp, set engine.recompute.granularity=full or "
+        "engine.offload.optimizer=cpu, or give a number to try it all the same"
+    )
+    raise ConfigError([Problem("train.micro_batch_size", "auto", rule, hint)])

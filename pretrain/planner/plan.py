@@ -70,7 +70,7 @@ def plan(config: RunConfig, ranks: int | None, gpu_memory: float | None) -> str:
 def _ranks_from_environment() -> int:
     text = os.environ.get("WORLD_SIZE", "1")
     if not text.isdecimal() or int(text) < 1:
-        raise ConfigError([f"WORLD_SIZE={text}: must be a number of ranks; give --ranks"])
+        raise ConfigError([Problem("WORLD_SIZE", text, "must be a number of ranks", "give --ranks")])
     return int(text)
 
 

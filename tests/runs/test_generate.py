@@ -33,7 +33,7 @@ def test_temperature_0_ignores_the_seed(shared, finished_run):
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["run=runs/nowhere"], "runs/nowhere/config.yaml: no such file; is runs/nowhere the folder of a run?"),
+        (["run=runs/nowhere"], "runs/nowhere/config.yaml: no such file\n  hint: is runs/nowhere the folder of a run?"),
         ([], "run=???: a value must be given\n  hint: add run=..."),
         (["run=runs/x", "top_p=0"], "top_p=0.0: must be above 0 and at most 1, or null"),
         (["run=runs/x", "output=."], "output=.: exists and is not a file\n  hint: give the path of a file"),

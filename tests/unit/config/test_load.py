@@ -145,14 +145,14 @@ def test_a_broken_config_file_is_named(tmp_path: Path, content: str) -> None:
 
 def test_a_config_file_that_cannot_be_there_or_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match=r"file/config.yaml: no such file; is .*file the folder of a run\?$"):
+    with pytest.raises(ConfigError, match=r"file/config.yaml: no such file\n  hint: is .*file the folder of a run\?$"):
         read_run_config(tmp_path / "file" / "config.yaml")
     with pytest.raises(ConfigError, match=r"cannot be read: Is a directory$"):
         read_run_config(tmp_path)
 
 
 def test_a_missing_config_file_asks_for_the_folder_of_a_run(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no such file; is .* the folder of a run"):
+    with pytest.raises(ConfigError, match=r"no such file\n  hint: is .* the folder of a run"):
         read_run_config(tmp_path / "config.yaml")
 
 
