@@ -142,7 +142,8 @@ def _patterns(text: ast.expr) -> Iterator[str]:
     else:
         return
     for key in re.split(r", ", re.split(r"[=:\[]", "".join(parts))[0]):
-        if re.fullmatch(r"[a-z_]+(\.[a-z_\0]+)+", key):
+        # A pattern such as `data.{name}` would match a whole section.
+        if re.fullmatch(r"[a-z_]+(\.[a-z_\0]+)+", key) and not re.fullmatch(r"[a-z_]+\.\0", key):
             yield re.escape(key).replace("\0", "[a-z_]+").replace("\\\x00", "[a-z_]+")
 
 
