@@ -192,9 +192,9 @@ def test_runs_and_members_of_sweeps_are_found(tmp_path: Path) -> None:
     make_run(tmp_path / "b")
     make_run(tmp_path / "b" / "wandb")
     make_run(tmp_path / "grid" / "1")
-    begin(tmp_path / "started", 1)
+    begin(tmp_path / "first", 1)
     (tmp_path / "other").mkdir()
-    assert find_runs(tmp_path) == [tmp_path / "b", tmp_path / "started", tmp_path / "grid" / "1"]
+    assert find_runs(tmp_path) == [tmp_path / "b", tmp_path / "first", tmp_path / "grid" / "1"]
 
 
 def test_json_is_strict_and_lines_have_a_second_one_for_the_end(
