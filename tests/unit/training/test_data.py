@@ -14,7 +14,7 @@ from tests.support.models import run_config
 class Ending:
     """A dataset as far as the check looks at it."""
 
-    end: int | None
+    end_position: int | None
 
 
 @pytest.mark.parametrize(
