@@ -94,7 +94,7 @@ def has_nvidia_gpu() -> bool:
 
 
 def pip_candidate(requirement: str) -> Candidate | None:
-    """What pip would take with the user's own settings; None if it finds nothing."""
+    """The version that pip would choose with the user's own settings; None if it finds none."""
     command = [*PIP, "install", "--dry-run", "--no-deps", "--quiet", "--ignore-installed", "--report", "-", requirement]
     result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     return parse_report(result.stdout) if result.returncode == 0 else None

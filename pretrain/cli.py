@@ -73,18 +73,20 @@ def run_command(name: str, given: argparse.Namespace) -> int:
 
 def _code_of_error(error: Exception) -> ExitCode:
     # Imported here, so that `pretrain --help` and `--version` do not wait for it.
-    from pretrain.config.errors import TrainingDiverged, code_of_refusal
+    from pretrain.config.errors import TrainingDiverged
     from pretrain.distributed.torchrun import leave_reason
-    from pretrain.distributed.watchdog.failure import RankFailed, describe_error
-    from pretrain.run.outcome_record import record_outcome
+    from pretrain.distributed.watchdog.errors import describe_error, kind_of
+    from pretrain.distributed.watchdog.reported import RankFailed, report_of
+    from pretrain.outcome import record
 
+    if isinstance(error, BrokenPipeError) and is_closed_by_reader():
+        drop_output()
+        return ExitCode.NOT_READ
+    record.write_for_launcher(record.failure(report_of(error)))  # kept only if no watchdog wrote one
     if isinstance(error, UserError):
-        code = code_of_refusal(error)
-        record_outcome(code, message=error.one_line)
         _report(error)
-        return code
+        return kind_of(error).exit_code
     if isinstance(error, TrainingDiverged):
-        record_outcome(ExitCode.DIVERGED, step=error.step, message=f"training diverged: {error}")
         log.error("training diverged: %s", error)
         leave_reason(f"training diverged: {error}")
         return ExitCode.DIVERGED
@@ -92,21 +94,17 @@ def _code_of_error(error: Exception) -> ExitCode:
         log.error("%s", error)
         leave_reason(str(error).splitlines()[-1])
         return ExitCode.FAILED
-    if isinstance(error, BrokenPipeError) and is_closed_by_reader():
-        drop_output()
-        return ExitCode.NOT_READ
     if is_refusal(error):
-        record_outcome(ExitCode.REFUSED, message=f"rank {_rank()} failed: {error}")
         log.error("rank %d failed: %s", _rank(), error)
         drop_output()  # it may be what could not be written
     else:
         log.error("rank %d failed", _rank(), exc_info=error)
     leave_reason(f"rank {_rank()} failed: {describe_error(error)}")
     if _from_launcher("WORLD_SIZE") > 1:
-        from pretrain.distributed.watchdog.watchdog import announce
+        from pretrain.distributed.watchdog.watched import announce
 
         announce(error)
-    return ExitCode.REFUSED if is_refusal(error) else ExitCode.FAILED
+    return kind_of(error).exit_code
 
 
 def _report(error: UserError) -> None:

@@ -2,7 +2,7 @@
 # Train under Slurm, and continue after time limits, preemption, crashes and lost nodes:
 #   sbatch slurm/pretrain.sh experiment=quickstart
 #   sbatch --nodes=16 --gpus-per-node=8 --ntasks-per-node=8 --cpus-per-task=12 --time=24:00:00 slurm/pretrain.sh model=...
-# What is set here can be set otherwise on sbatch's command line; the words after the script are those of `pretrain train`.
+# sbatch's command line can override the settings here; the arguments after the script are those of `pretrain train`.
 # The environment is $PRETRAIN_VENV, the active one, or .venv in the folder of submission.
 #SBATCH --job-name=pretrain
 #SBATCH --output=pretrain-%j.log

@@ -2,7 +2,7 @@
 # The members of a sweep as a job array, started by hand: written by `pretrain submit -m ... --no-submit`, then
 #   sbatch --array=0-3 slurm/sweep.sh sweeps/NAME
 #   sbatch --array=2 --nodes=2 --gpus-per-node=8 --ntasks-per-node=8 slurm/sweep.sh sweeps/NAME
-# What is set here can be set otherwise on sbatch's command line. The environment is $PRETRAIN_VENV, the active one, or
+# sbatch's command line can override the settings here. The environment is $PRETRAIN_VENV, the active one, or
 # .venv in the folder of submission.
 #SBATCH --job-name=pretrain-sweep
 #SBATCH --output=pretrain-%A_%a.log

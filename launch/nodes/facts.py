@@ -1,4 +1,4 @@
-"""What one node says of itself before a run: its place, versions, clock, room. No torch: it takes a second."""
+"""The report of one node before a run: name, versions, clock, free memory and disk. Without torch it takes a second."""
 
 import hashlib
 import os
@@ -20,8 +20,8 @@ GIB = 2**30
 
 
 @dataclass(frozen=True)
-class Node:
-    """One report; `time` by the node's own clock, taken when it is written."""
+class NodeReport:
+    """One report; `time` is that of the node's own clock when the report is written."""
 
     index: int
     name: str
@@ -29,21 +29,21 @@ class Node:
     free_memory: int
     """Bytes, as all below."""
     free_disk: int
-    """Where the run folder is."""
+    """On the disk of the run folder."""
     free_temporary: int
-    """In the node's own folder for temporary files."""
+    """On the disk of the node's folder for temporary files."""
     free_shared_memory: int | None
-    """In /dev/shm, where ranks of one node meet; None: there is none."""
+    """In /dev/shm, where ranks of one node meet; None if the node has no such folder."""
     gpu_faults: tuple[str, ...]
     time: float
 
     @staticmethod
-    def from_json(values: Mapping[str, Any]) -> "Node":
-        return Node(**{**values, "gpu_faults": tuple(values["gpu_faults"])})
+    def from_json(values: Mapping[str, Any]) -> "NodeReport":
+        return NodeReport(**{**values, "gpu_faults": tuple(values["gpu_faults"])})
 
 
 def place_of(environment: Mapping[str, str] = os.environ) -> tuple[int, int, str]:
-    """(index, number of nodes, name) of this one as srun, torchrun or launch.ssh.hosts say; (0, 1, host name) alone."""
+    """(index, number of nodes, name) of this node, by srun, torchrun or launch.ssh.hosts; (0, 1, host name) if alone."""
     name = environment.get("SLURMD_NODENAME") or environment.get("NODE_NAME") or socket.gethostname()
     if "RANK" in environment:
         return int(environment["RANK"]), int(environment.get("WORLD_SIZE", "1")), name
@@ -52,10 +52,10 @@ def place_of(environment: Mapping[str, str] = os.environ) -> tuple[int, int, str
     return 0, 1, name
 
 
-def describe_node(index: int, name: str, run_dir: Path, gpu_faults: list[str], time: float) -> Node:
-    """This node as it is now."""
+def describe_node(index: int, name: str, run_dir: Path, gpu_faults: list[str], time: float) -> NodeReport:
+    """The report of this node."""
     shared_memory = Path("/dev/shm")
-    return Node(
+    return NodeReport(
         index=index,
         name=name,
         versions=versions(),
@@ -69,7 +69,7 @@ def describe_node(index: int, name: str, run_dir: Path, gpu_faults: list[str], t
 
 
 def versions() -> dict[str, str]:
-    """Of all that must be the same on every node, this program's own sources included."""
+    """The versions of everything that must be the same on every node, including the sources of this program."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -80,7 +80,7 @@ def versions() -> dict[str, str]:
 
 
 def source_digest(root: Path) -> str:
-    """Of the program's files: unlike a git revision it also tells of changes that are not committed."""
+    """A digest of the program's files. Unlike a git revision it also changes with edits that are not committed."""
     digest = hashlib.sha256()
     for folder in SOURCES:
         for path in sorted((root / folder).rglob("*")):

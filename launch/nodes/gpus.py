@@ -1,4 +1,4 @@
-"""What nvidia-smi says of this node's GPUs, and what of it is a reason not to train on them."""
+"""The GPUs of this node as nvidia-smi reports them, and the faults that are a reason not to train on them."""
 
 import os
 import subprocess
@@ -8,9 +8,9 @@ from dataclasses import dataclass
 HOT_CELSIUS = 90
 """Data-centre GPUs slow down a little above it; before a run they are idle and far below."""
 OCCUPIED_MIB = 2048
-"""A driver and a persistence daemon take some hundreds; more belongs to another process."""
+"""A driver and a persistence daemon use a few hundred; more belongs to another process."""
 SMI_SECONDS = 30
-"""A driver that hangs is found by this."""
+"""Time after which the driver is considered hung."""
 
 GPU_FIELDS = (
     "index",
@@ -28,7 +28,7 @@ PROCESS_FIELDS = ("gpu_uuid", "pid", "used_memory", "process_name")
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU; None where it does not say, as consumer cards of ECC."""
+    """One GPU. A value is None if the card does not report it, such as ECC errors on consumer cards."""
 
     index: int
     uuid: str
@@ -37,17 +37,17 @@ class Gpu:
     used_mib: int | None
     total_mib: int | None
     ecc_errors: int | None
-    """Uncorrected since the driver was loaded."""
+    """Uncorrected errors since the driver was loaded."""
     rows_pending: bool
-    """Memory rows wait for a reset of the GPU to be replaced."""
+    """Memory rows will be replaced at the next reset of the GPU."""
     rows_failed: bool
     """No spare row is left."""
     processes: tuple[str, ...]
-    """That use it now."""
+    """The processes that use it now."""
 
 
 def parse_gpus(gpus: str, rows: str, processes: str) -> list[Gpu]:
-    """The answers to the three queries, as CSV without head and units, put together; raises ValueError on others."""
+    """Combine the answers to the three queries, CSV without header and units; raises ValueError for others."""
     remapped = {fields[0]: fields[1:] for fields in _fields(rows, len(ROW_FIELDS))}
     using: dict[str, list[str]] = {}
     for uuid, pid, mib, program in _fields(processes, len(PROCESS_FIELDS)):
@@ -73,7 +73,7 @@ def parse_gpus(gpus: str, rows: str, processes: str) -> list[Gpu]:
 
 
 def gpu_faults(gpus: Sequence[Gpu], wanted: int) -> Iterator[str]:
-    """What is wrong with the GPUs that this job was given, and what to do."""
+    """The faults of the GPUs that this job was given, with what to do."""
     if len(gpus) < wanted:
         seen = ", ".join(str(gpu.index) for gpu in gpus) or "none"
         yield f"{len(gpus)} of {wanted} GPUs answer (seen: {seen}); look at `nvidia-smi -L` and `dmesg | grep -i xid`"
@@ -88,12 +88,12 @@ def gpu_faults(gpus: Sequence[Gpu], wanted: int) -> Iterator[str]:
         if gpu.celsius is not None and gpu.celsius >= HOT_CELSIUS:
             yield f"{named}: {gpu.celsius} degrees Celsius before the start; look at its cooling"
         if gpu.used_mib is not None and gpu.used_mib > OCCUPIED_MIB:
-            who = ", ".join(gpu.processes) or "processes that are not shown"
-            yield f"{named}: {gpu.used_mib} MiB are used by {who}; end them"
+            users = ", ".join(gpu.processes) or "processes that are not shown"
+            yield f"{named}: {gpu.used_mib} MiB are used by {users}; end them"
 
 
 def given_gpus(gpus: Sequence[Gpu], environment: Mapping[str, str] = os.environ) -> list[Gpu]:
-    """Those of this job: a node may have others, which are someone else's business."""
+    """The GPUs of this job. A node may have others that belong to other jobs."""
     visible = environment.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         return list(gpus)
@@ -102,7 +102,7 @@ def given_gpus(gpus: Sequence[Gpu], environment: Mapping[str, str] = os.environ)
 
 
 def look_at_gpus(wanted: int) -> list[str]:
-    """Ask nvidia-smi; the faults of this node."""
+    """Run nvidia-smi; returns the faults of this node's GPUs."""
     try:
         gpus = parse_gpus(
             _ask("gpu", GPU_FIELDS), _ask("remapped-rows", ROW_FIELDS), _ask("compute-apps", PROCESS_FIELDS)
@@ -120,7 +120,7 @@ def look_at_gpus(wanted: int) -> list[str]:
 def _ask(what: str, fields: Sequence[str]) -> str:
     command = ["nvidia-smi", f"--query-{what}={','.join(fields)}", "--format=csv,noheader,nounits"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=SMI_SECONDS)
-    # A query that a card or an old driver does not know is answered with an error: of rows and processes no fault.
+    # A card or an old driver may not know a query and fail: for rows and processes that is not a fault.
     if done.returncode and what == "gpu":
         raise subprocess.CalledProcessError(done.returncode, command, done.stdout + done.stderr)
     return "" if done.returncode else done.stdout
@@ -144,5 +144,5 @@ def _number(text: str) -> int | None:
 
 
 def _is_uuid(name: str, uuid: str) -> bool:
-    """CUDA takes any beginning that is not ambiguous."""
+    """CUDA accepts any prefix that is not ambiguous."""
     return len(name) > 4 and uuid.startswith(name)

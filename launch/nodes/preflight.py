@@ -1,11 +1,11 @@
 """Check every node before a model is built: `srun --ntasks-per-node=1 python -m launch.nodes.preflight`.
 
 It ends with 0 if all nodes are good, with MISTAKE if other nodes would not help (versions differ, the run folder is not
-shared), with REFUSED if the run folder's disk is full, and with BAD_NODE if some nodes are bad; then the last line on
-stdout is {"bad_nodes": ["name", ...]}.
+shared), with REFUSED if the run folder's disk is full, and with BAD_NODE if some nodes are bad. For the launcher it
+prints a line of JSON on stdout: {"bad_nodes": ["name", ...], "faults": ["one line for people", ...]}.
 
-The nodes meet in a folder inside the run folder, which thereby is proved to be shared and writable: node 0 makes it,
-the others put their reports there, node 0 reads them, speaks, and removes it.
+The nodes meet in a folder inside the run folder, which proves that it is shared and writable: node 0 makes the folder,
+the others put their reports there, and node 0 reads them, prints the result, and removes the folder.
 """
 
 import argparse
@@ -15,7 +15,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -26,9 +25,10 @@ import psutil
 
 from data_pipeline.errors import SYSTEM_FAULTS
 from data_pipeline.storage.atomic_write import write_durably
-from launch.nodes.checks import Demands, Seen, Verdict, judge
-from launch.nodes.facts import GIB, Node, describe_node, place_of
+from launch.nodes.checks import PreflightResult, ReceivedReport, Requirements, check_nodes
+from launch.nodes.facts import GIB, NodeReport, describe_node, place_of
 from launch.nodes.gpus import look_at_gpus
+from pretrain import slurm_client
 from pretrain.exit_codes import ExitCode
 
 POLL_SECONDS = 0.1
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     began = time.monotonic()
     if meeting.name == "preflight-":
         return _mistake(f"{count} nodes and no name that they share: give --token")
-    # Asked to end, as by srun where another node ended with an error, this node has nothing to say.
+    # srun asks this node to end if another one ended with an error: that one reports it.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     gpu_faults = look_at_gpus(given.gpus) if given.gpus else []
     if index > 0:
@@ -57,15 +57,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         fault = f"run folder {run_dir}: {name} cannot write there: {error.strerror}; choose another run.dir"
         return _mistake(fault, code)
     try:
-        seen, missing = _gather(meeting, name, gpu_faults, count, given.seconds)
+        reports, missing = _gather(meeting, name, gpu_faults, count, given.seconds)
     finally:
         shutil.rmtree(meeting, ignore_errors=True)
     shared = SHARED_KINDS.search(file_system_of(run_dir)) is not None
-    demands = Demands(given.min_memory_gb, given.min_disk_gb)
+    requirements = Requirements(given.min_memory_gb, given.min_disk_gb)
     names = _names(count) if missing else []
-    unheard = [names[place] for place in missing]
-    verdict = judge(seen, demands, missing=unheard, seconds=given.seconds, shared=shared)
-    return _tell(verdict, seen, time.monotonic() - began)
+    silent = [names[place] for place in missing]
+    result = check_nodes(reports, requirements, missing=silent, seconds=given.seconds, shared=shared)
+    return _print_and_code(result, reports, time.monotonic() - began)
 
 
 def _report(meeting: Path, index: int, name: str, gpu_faults: list[str], seconds: float) -> int:
@@ -74,55 +74,51 @@ def _report(meeting: Path, index: int, name: str, gpu_faults: list[str], seconds
     while not meeting.is_dir():
         if time.monotonic() > limit:
             return _mistake(
-                f"{name}: {meeting.parent} is not the folder that node 0 sees: nothing of it came within {seconds:g} "
-                "s; choose a run.dir that all nodes share, and look whether it is mounted here"
+                f"{name}: {meeting.parent} is not the folder that node 0 sees: its folder did not appear within "
+                f"{seconds:g} s; choose a run.dir that all nodes share, and check that it is mounted here"
             )
         time.sleep(POLL_SECONDS)
     node = describe_node(index, name, meeting.parent, gpu_faults, time.time())
     try:
         write_durably(meeting / f"{index}.json", json.dumps(asdict(node)).encode())
     except OSError as error:
-        if meeting.is_dir():  # else node 0 went without this node's report, and says so
+        if meeting.is_dir():  # else node 0 did not wait for this report, and reports that
             sys.stderr.write(f"preflight: {name}: cannot write to {meeting.parent}: {error.strerror}\n")
     return 0
 
 
 def _gather(
     meeting: Path, name: str, gpu_faults: list[str], count: int, seconds: float
-) -> tuple[list[Seen], list[int]]:
-    """On node 0: all reports that come in time, its own first, and the places of the nodes that sent none."""
+) -> tuple[list[ReceivedReport], list[int]]:
+    """On node 0: all reports that arrive in time, its own first, and the indexes of the nodes that sent none."""
     made, limit = time.time(), time.monotonic() + seconds
-    seen = {0: Seen(describe_node(0, name, meeting.parent, gpu_faults, made), made, made)}
+    seen = {0: ReceivedReport(describe_node(0, name, meeting.parent, gpu_faults, made), made, made)}
     while len(seen) < count and time.monotonic() < limit:
         with contextlib.suppress(OSError):
             os.utime(meeting)  # over NFS a listing may be half a minute old, unless this node touched the folder
         for path in meeting.glob("[0-9]*.json"):
             place = int(path.stem)
             if place not in seen:
-                node = Node.from_json(json.loads(path.read_bytes()))
-                seen[place] = Seen(node, made, time.time())
+                node = NodeReport.from_json(json.loads(path.read_bytes()))
+                seen[place] = ReceivedReport(node, made, time.time())
         time.sleep(POLL_SECONDS if len(seen) < count else 0)
     return [seen[place] for place in sorted(seen)], [place for place in range(count) if place not in seen]
 
 
 def _names(count: int, environment: Mapping[str, str] = os.environ) -> list[str]:
-    """The nodes by their places, as the launcher lists them: needed for those that never speak."""
+    """The names of the nodes in the launcher's order, needed for nodes that do not report."""
     names = environment.get("NODE_NAMES", "").split()
     nodes = environment.get("SLURM_STEP_NODELIST")
     if nodes and not names:
-        with contextlib.suppress(OSError, subprocess.SubprocessError):
-            command = ["scontrol", "show", "hostnames", nodes]
-            names = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.split()
+        names, _ = slurm_client.host_names(nodes)
     return names if len(names) == count else [f"number {place}" for place in range(count)]
 
 
-def _tell(verdict: Verdict, seen: Sequence[Seen], seconds: float) -> int:
-    for fault in (*verdict.mistakes, *verdict.refusals):
-        _mistake(fault)
-    for name, faults in verdict.bad_nodes.items():
-        for fault in faults:
-            sys.stderr.write(f"preflight: bad node {name}: {fault}\n")
-    code = _code_of(verdict)
+def _print_and_code(result: PreflightResult, seen: Sequence[ReceivedReport], seconds: float) -> int:
+    bad = [f"bad node {name}: {fault}" for name, faults in result.bad_nodes.items() for fault in faults]
+    errors = [f"error: {fault}" for fault in (*result.mistakes, *result.refusals)]
+    sys.stderr.write("".join(f"preflight: {line}\n" for line in (*errors, *bad)))
+    code = _code_of(result)
     if code == ExitCode.DONE:
         least = min(seen, key=lambda each: each.node.free_memory).node
         versions = ", ".join(f"{what} {version}" for what, version in seen[0].node.versions.items())
@@ -130,31 +126,37 @@ def _tell(verdict: Verdict, seen: Sequence[Seen], seconds: float) -> int:
             f"preflight: {len(seen)} node(s) good in {seconds:.1f} s: {versions}; least free memory "
             f"{least.free_memory / GIB:.1f} GiB on {least.name}, {least.free_disk / GIB:.1f} GiB free for the run\n"
         )
-    sys.stdout.write(json.dumps({"bad_nodes": list(verdict.bad_nodes)}) + "\n")
+    _print_result(list(result.bad_nodes), [*errors, *bad])
     return code
 
 
-def _code_of(verdict: Verdict) -> ExitCode:
-    if verdict.mistakes:
+def _code_of(result: PreflightResult) -> ExitCode:
+    if result.mistakes:
         return ExitCode.MISTAKE
-    if verdict.refusals:
+    if result.refusals:
         return ExitCode.REFUSED
-    return ExitCode.BAD_NODE if verdict.bad_nodes else ExitCode.DONE
+    return ExitCode.BAD_NODE if result.bad_nodes else ExitCode.DONE
 
 
 def _mistake(text: str, code: ExitCode = ExitCode.MISTAKE) -> int:
     sys.stderr.write(f"preflight: error: {text}\n")
+    _print_result([], [f"error: {text}"])
     return code
 
 
+def _print_result(bad_nodes: list[str], faults: list[str]) -> None:
+    sys.stdout.write(json.dumps({"bad_nodes": bad_nodes, "faults": faults}) + "\n")
+    sys.stdout.flush()
+
+
 def file_system_of(path: Path) -> str:
-    """The kind of file system that a path lies on, such as ext4 or nfs4."""
+    """The type of the file system of a path, such as ext4 or nfs4."""
     within = [disk for disk in psutil.disk_partitions(all=True) if path.resolve().is_relative_to(Path(disk.mountpoint))]
     return max(within, key=lambda disk: len(disk.mountpoint)).fstype if within else ""
 
 
 def _token(given: str | None, count: int) -> str:
-    """The same on all nodes of one start, and no other start's; empty where nothing is known that is."""
+    """A name that all nodes of one start share and no other start has; empty if the launcher gives none."""
     if given is not None:
         return given
     parts = [os.environ.get(name, "") for name in ("SLURM_JOB_ID", "SLURM_RESTART_COUNT", "SLURM_STEP_ID")]

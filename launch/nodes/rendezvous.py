@@ -1,4 +1,4 @@
-"""Where ranks of a job meet: an address that all nodes reach, a port that nobody holds, the interface towards it."""
+"""The meeting point of a job's ranks: an address that all nodes reach, a free port, the interface towards it."""
 
 import contextlib
 import errno
@@ -6,27 +6,27 @@ import socket
 from collections.abc import Callable, Iterator, Mapping
 
 FIRST_PORT, PORTS = 10000, 20000
-"""Below the ports that a system gives out by itself, from 32768 on."""
+"""Below the ports that a system assigns by itself, from 32768 on."""
 STEP = 7919
-"""From one candidate to the next: neighbours among jobs don't try the same ones."""
+"""From one candidate to the next: jobs with neighbouring ids do not try the same ports."""
 
 
 def rendezvous(
     job: str, attempt: int, environment: Mapping[str, str], address_of_first_node: Callable[[], str]
 ) -> tuple[str, int]:
-    """Address and port; what the environment sets already wins. To be called on the node of rank 0."""
+    """Address and port; values that the environment sets are kept. Call it on the node of rank 0."""
     address = environment.get("MASTER_ADDR") or address_of_first_node()
     preset = environment.get("MASTER_PORT")
     return address.strip("[]"), int(preset) if preset else free_port(job, attempt)
 
 
 def free_port(job: str, attempt: int) -> int:
-    """A port that is free on this node now; another one for each job and attempt."""
+    """A port that is free on this node now, a different one for each job and attempt."""
     return next(port for port in candidates(job, attempt) if is_free(port))
 
 
 def candidates(job: str, attempt: int) -> Iterator[int]:
-    """All ports, in an order of the job's own."""
+    """All ports, in an order that depends on the job."""
     numbers = [int(part) for part in job.split("_")]
     first = numbers[0] + 101 * sum(numbers[1:]) + 11 * attempt
     return (FIRST_PORT + (first + STEP * turn) % PORTS for turn in range(PORTS))
@@ -53,13 +53,13 @@ def is_free(port: int) -> bool:
 
 
 def interface_towards(address: str) -> str | None:
-    """The network interface by which this node reaches an address; None where that cannot be told."""
+    """The network interface by which this node reaches an address; None if it cannot be found."""
     import psutil
 
     try:
         family, kind, protocol, _, where = socket.getaddrinfo(address, 9, type=socket.SOCK_DGRAM)[0]
         with socket.socket(family, kind, protocol) as probe:
-            probe.connect(where)  # of a datagram socket: a look at the routes, nothing is sent
+            probe.connect(where)  # a datagram socket only looks up the route, and sends nothing
             own = probe.getsockname()[0]
     except OSError:
         return None

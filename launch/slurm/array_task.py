@@ -10,15 +10,15 @@ from pretrain.exit_codes import ExitCode
 from pretrain.run.sweep import read_sweep
 
 
-def command_of(words: Sequence[str], environment: Mapping[str, str]) -> list[str]:
-    """What this task runs; raises UserError where the sweep has no such member."""
-    if len(words) != 1:
+def command_of(arguments: Sequence[str], environment: Mapping[str, str]) -> list[str]:
+    """The command of this task; raises UserError if the sweep has no such member."""
+    if len(arguments) != 1:
         raise UserError("give one word: the folder of a sweep, as in sweeps/NAME")
-    members = {str(member.index): member for member in read_sweep(Path(words[0])).members}
+    members = {str(member.index): member for member in read_sweep(Path(arguments[0])).members}
     index = environment.get("SLURM_ARRAY_TASK_ID")
     if index not in members:
         raise UserError(
-            f"SLURM_ARRAY_TASK_ID={index}: {words[0]} has members 0 to {len(members) - 1}; "
+            f"SLURM_ARRAY_TASK_ID={index}: {arguments[0]} has members 0 to {len(members) - 1}; "
             f"submit with --array=0-{len(members) - 1}"
         )
     return [sys.executable, "-u", "-m", "launch.slurm.supervise", *members[index].overrides]

@@ -1,4 +1,4 @@
-"""The batch script of a job: text from settings, with every value quoted for who reads it."""
+"""The batch script of a job, from settings: every value is quoted for the program that reads it."""
 
 import re
 import shlex
@@ -6,33 +6,33 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from launch.slurm.batch_shell import LISTEN, run
-from launch.slurm.container import wrapping_of
+from launch.slurm.container import container_variables
 from pretrain.config.cluster import ClusterConfig
 from pretrain.exit_codes import ExitCode
 
 
 @dataclass(frozen=True)
-class Job:
-    """What one batch script starts."""
+class BatchJob:
+    """The job that one batch script starts."""
 
     name: str
     log: str
-    """Path of its output; Slurm fills in %j, %A, %a."""
+    """Path of its output; Slurm replaces %j, %A, %a."""
     folder: str
-    """Where it works."""
+    """Its working directory."""
     command: tuple[str, ...]
     members: tuple[int, ...] = ()
-    """Indexes of a job array; none: one job."""
+    """Indexes of a job array; empty for a single job."""
 
 
-def batch_script(cluster: ClusterConfig, job: Job) -> str:
-    """For sbatch; the settings must have passed `cluster_problems`, and names and paths be printable."""
+def batch_script(cluster: ClusterConfig, job: BatchJob) -> str:
+    """The script for sbatch. The settings must have passed `cluster_problems`; names and paths must be printable."""
     return "\n".join(["#!/bin/bash", *_directives(cluster, job), "", *_commands(cluster, job)])
 
 
 def slurm_word(text: str) -> str:
-    """One word of a #SBATCH line. Slurm reads these by rules of its own: # begins a comment outside of quotes, and \\
-    escapes in single quotes too."""
+    """Quote one word of a #SBATCH line. Slurm has its own rules: # begins a comment outside of quotes, and \\ also
+    escapes in single quotes."""
     assert text.isprintable(), "a control character would end the line"
     if re.fullmatch(r"[A-Za-z0-9_@%+=:,./-]+", text):
         return text
@@ -40,11 +40,11 @@ def slurm_word(text: str) -> str:
 
 
 def slurm_path(text: str) -> str:
-    """A path in a setting where Slurm fills in %j and the like."""
+    """Escape a path in a setting in which Slurm replaces %j and the like."""
     return text.replace("%", "%%")
 
 
-def _directives(cluster: ClusterConfig, job: Job) -> Iterator[str]:
+def _directives(cluster: ClusterConfig, job: BatchJob) -> Iterator[str]:
     for name, value in (
         ("job-name", job.name),
         ("partition", cluster.partition),
@@ -58,7 +58,7 @@ def _directives(cluster: ClusterConfig, job: Job) -> Iterator[str]:
         ("time", cluster.time),
         ("array", ",".join(map(str, job.members)) or None),
         ("output", job.log),
-        # B: the batch process is told, and tells the ranks.
+        # B: only the batch process gets the signal, and passes it to the ranks.
         ("signal", f"B:USR1@{cluster.signal_seconds}"),
     ):
         if value is not None:
@@ -69,15 +69,15 @@ def _directives(cluster: ClusterConfig, job: Job) -> Iterator[str]:
         yield f"#SBATCH {slurm_word(flag)}"
 
 
-def _commands(cluster: ClusterConfig, job: Job) -> Iterator[str]:
+def _commands(cluster: ClusterConfig, job: BatchJob) -> Iterator[str]:
     yield LISTEN.rstrip("\n")
     if cluster.modules:
-        # A batch shell is no login shell; profiles don't bear `set -eu`, which comes after.
+        # A batch shell is not a login shell. Profiles fail under `set -eu`, which therefore comes later.
         yield "type module >/dev/null 2>&1 || . /etc/profile"
         refuse = f'{{ echo "no modules on $(hostname)" >&2; exit {ExitCode.MISTAKE}; }}'
         yield f"module load {shlex.join(cluster.modules)} || {refuse}"
     yield "set -euo pipefail"
     yield f"cd -- {shlex.quote(job.folder)}"
-    for name, value in {**cluster.environment, **wrapping_of(cluster, job.folder)}.items():
+    for name, value in {**cluster.environment, **container_variables(cluster, job.folder)}.items():
         yield f"export {name}={shlex.quote(str(value))}"
     yield run(shlex.join(job.command))

@@ -1,6 +1,6 @@
-"""What stands around the command of each rank: flags for srun, a prefix, the Python that runs it.
+"""The container of each rank: flags for srun, a prefix for the command, and the Python that runs it.
 
-The batch script says it in three variables, for launch.slurm.supervise to read; a script written by hand may set them:
+The batch script sets three variables that launch.slurm.supervise reads; a script written by hand may set them too:
 PRETRAIN_SRUN_FLAGS and PRETRAIN_COMMAND_PREFIX, JSON lists of words, and PRETRAIN_PYTHON, a program:
     srun FLAGS... PREFIX... PYTHON -m launch.slurm.rank_main ...
 """
@@ -16,14 +16,14 @@ from pretrain.config.cluster import ClusterConfig
 SRUN_FLAGS, COMMAND_PREFIX, PYTHON = "PRETRAIN_SRUN_FLAGS", "PRETRAIN_COMMAND_PREFIX", "PRETRAIN_PYTHON"
 
 
-def wrapping_of(cluster: ClusterConfig, folder: str) -> dict[str, str]:
-    """The variables for a container that sees `folder`, where it works; none without a container."""
+def container_variables(cluster: ClusterConfig, folder: str) -> dict[str, str]:
+    """The variables for a container in which `folder` is mounted as the working directory; none without a container."""
     container = cluster.container
     if container.kind == "none":
         return {}
     assert container.image is not None
     mounts = [f"{folder}:{folder}", *container.mounts]
-    # Inside, past the image: what it sets itself would win over what srun passes on.
+    # Set inside the container, because the image's own variables override those that srun passes on.
     inside = ["env", *(f"{name}={value}" for name, value in cluster.environment.items())] if cluster.environment else []
     if container.kind == "pyxis":
         flags = [f"--container-image={container.image}", f"--container-mounts={','.join(mounts)}"]
@@ -37,17 +37,17 @@ def wrapping_of(cluster: ClusterConfig, folder: str) -> dict[str, str]:
 
 
 def srun_flags(environment: Mapping[str, str] = os.environ) -> list[str]:
-    """For srun, before the command of a rank."""
+    """Flags of srun for the container."""
     return _words(SRUN_FLAGS, environment)
 
 
 def command_prefix(environment: Mapping[str, str] = os.environ) -> list[str]:
-    """Words before the Python of a rank."""
+    """The words before the Python of a rank."""
     return _words(COMMAND_PREFIX, environment)
 
 
 def rank_python(environment: Mapping[str, str] = os.environ) -> str:
-    """The Python of a rank: this one, where no container has its own."""
+    """The Python of a rank: that of the container, or else this one."""
     return environment.get(PYTHON) or sys.executable
 
 

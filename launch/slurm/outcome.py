@@ -1,198 +1,184 @@
-"""What an attempt came to: from exit codes, srun's words and the ranks' logs to an outcome, a cause, maybe a node."""
+"""The outcome of an attempt: from its ranks' record, exit codes and srun's messages to a cause, and maybe a node."""
 
-import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from launch.outcomes import outcome_of
-from launch.slurm.srun import Failure
-from pretrain.exit_codes import ExitCode
-from pretrain.run.attempts import Outcome
-from pretrain.run.outcome_record import OutcomeRecord
+from launch.slurm.slurm_messages import EndCause, JobEnd, TaskFailure
+from pretrain.exit_codes import ExitCode, Outcome, outcome_of
+from pretrain.outcome.failure import FailureKind, FailureReport
+from pretrain.outcome.record import OutcomeRecord
 
 LAST_CHECKPOINT = "training continues from the last checkpoint that was saved"
 TAIL_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
-class Ending:
-    """The last word on an attempt."""
+class AttemptOutcome:
+    """How an attempt ended, and why."""
 
     outcome: Outcome
     exit_code: int | None
     cause: str
+    """For people."""
     node: str | None = None
-    """To blame: what failed there may be the node's fault."""
+    """The node that may have caused the failure."""
     log: Path | None = None
-    """Of the rank that failed first."""
+    """The log of the rank that failed first."""
     trained: bool = True
     """Whether its ranks were started."""
+    kind: FailureKind | None = None
+    """The kind of failure that the ranks reported; None if they did not."""
     diverged_at: int | None = None
-    """The step that went bad, where training diverged."""
+    """The step that went bad, if training diverged."""
 
 
 @dataclass(frozen=True)
-class Facts:
-    """What is known when an attempt's step is over."""
+class AttemptFacts:
+    """The facts that are known when an attempt's job step is over."""
 
     folder: Path
-    """Of its logs."""
+    """The folder of its logs."""
     exit_code: int | None
     """srun's; None: it still ran when the attempt had to be given up."""
     rank_0: int | None
     """Exit code of rank 0; None: it was killed, or runs."""
     record: OutcomeRecord | None = None
-    """What the ranks wrote down about their end, as soon as it was known."""
-    failures: tuple[Failure, ...] = ()
+    """The record that the ranks wrote."""
+    failures: tuple[TaskFailure, ...] = ()
     stuck: bool = False
-    """srun did not end after a rank had failed and was killed: Slurm itself reaches a node no more."""
+    """srun did not end after a rank had failed and was killed: Slurm itself no longer reaches a node."""
     stop: str | None = None
-    """Why the ranks were asked to stop, if they were before anything failed."""
+    """Why the ranks were asked to stop, if that came before any failure."""
     time_is_up: bool = False
-    """They were, because the time limit is near."""
+    """They were asked because the time limit is near."""
     made_steps: bool = True
     """Whether the attempt made a step, as far as that is known."""
-    slurm_ends: str | None = None
-    """Why Slurm itself ends the job, if it does."""
+    job_end: JobEnd | None = None
+    """Slurm itself ends the job."""
 
 
-def judge(facts: Facts) -> Ending:
-    """The outcome. What the ranks wrote down comes first: after the last save there is only clean-up.
+def attempt_outcome(facts: AttemptFacts) -> AttemptOutcome:
+    """The outcome. The ranks' record comes first: after the last save there is only clean-up.
 
     A time limit that leaves no time for a step is a failure, saved or not: every further attempt would end so at once.
     """
     gone = next((each for each in facts.failures if each.rank is None), None)
     code = facts.rank_0 if facts.rank_0 is not None else facts.exit_code
-    if (known := _known(facts)) is not None:
-        return known
-    if facts.slurm_ends and (gone is not None or _NODE_LOST in facts.slurm_ends):
-        which = f" ({gone.node}: {gone.words})" if gone is not None else ""
-        cause = f"{facts.slurm_ends}{which} before it could save: {LAST_CHECKPOINT}"
-        return Ending("lost", code, cause, gone.node if gone is not None else None)
-    if (refusal := _refusal_of(facts)) is not None:
+    if (success := _success(facts)) is not None:
+        return success
+    if facts.job_end is not None and (gone is not None or facts.job_end.cause is EndCause.NODE_FAILURE):
+        which = f" ({gone.node}: {gone.message})" if gone is not None else ""
+        cause = f"{facts.job_end}{which} before it could save: {LAST_CHECKPOINT}"
+        return AttemptOutcome("lost", code, cause, gone.node if gone is not None else None)
+    if (refusal := _refusal(facts)) is not None:
         return refusal
-    why = facts.slurm_ends or facts.stop
+    why = str(facts.job_end) if facts.job_end is not None else facts.stop
     if why and not facts.made_steps:
         if facts.time_is_up:
             return no_time(why)
-        return Ending("stopped", ExitCode.STOPPED, f"{why}: before the first step, nothing was trained")
+        return AttemptOutcome("stopped", ExitCode.STOPPED, f"{why}: before the first step, nothing was trained")
     if not facts.made_steps and (early := _early_signal(facts)) is not None:
         return early
-    if facts.slurm_ends:
-        return Ending("interrupted", code, f"{facts.slurm_ends} before it could save: {LAST_CHECKPOINT}")
+    if facts.job_end is not None:
+        return AttemptOutcome("interrupted", code, f"{facts.job_end} before it could save: {LAST_CHECKPOINT}")
     if facts.exit_code is None:
         late = "the save took longer than there was time; give more by sbatch --signal"
-        return Ending("lost", None, f"{facts.stop}: {late}; {LAST_CHECKPOINT}")
-    if gone is not None:  # also where a rank on another node noticed it before
-        return Ending("lost", code, f"{gone.node}: {gone.words}", gone.node)
-    ending = _failed(facts, code)
+        return AttemptOutcome("lost", None, f"{facts.stop}: {late}; {LAST_CHECKPOINT}")
+    if gone is not None:  # also if a rank on another node noticed it before
+        return AttemptOutcome("lost", code, f"{gone.node}: {gone.message}", gone.node)
+    failed = _failed(facts, code)
     if facts.stuck:
-        return replace(ending, outcome="lost", cause=f"{ending.cause}; srun did not end after it")
-    return ending
+        return replace(failed, outcome="lost", cause=f"{failed.cause}; srun did not end after it")
+    return failed
 
 
-def no_time(why: str) -> Ending:
-    """The ending of an attempt that was asked to stop at the time limit before it made a step."""
-    return Ending("failed", ExitCode.FAILED, f"{why}: it left no time for a step; give the job more time (--time)")
+def no_time(why: str) -> AttemptOutcome:
+    """The outcome of an attempt that was asked to stop at the time limit before it made a step."""
+    return AttemptOutcome(
+        "failed", ExitCode.FAILED, f"{why}: it left no time for a step; give the job more time (--time)"
+    )
 
 
-def last_lines(log: Path, count: int) -> list[str]:
-    """The end of a log; nothing where it cannot be read."""
+def last_lines(log: Path, count: int, start: int = 0) -> list[str]:
+    """The end of a log, for people; nothing if it cannot be read. `start`: bytes at its head to leave out."""
     try:
         with log.open("rb") as file:
-            file.seek(max(0, log.stat().st_size - TAIL_BYTES))
+            file.seek(max(start, log.stat().st_size - TAIL_BYTES))
             lines = file.read().decode(errors="replace").splitlines()
     except OSError:
         return []
-    # Addresses in torch's own code tell nobody anything.
+    # Addresses in torch's own code are of no use.
     return [line for line in lines if line.strip() and not line.startswith("frame #")][-count:]
 
 
 def log_of(folder: Path, rank: int) -> Path | None:
-    """A rank's log, which has its node's name too."""
+    """A rank's log, which is named after its node and itself."""
     return next(folder.glob(f"*-rank-{rank:05d}.log"), None)
 
 
-def _failed(facts: Facts, code: int | None) -> Ending:
-    found = _verdict_in(facts.folder)
-    if found is not None:
-        cause, rank = found
-        log = log_of(facts.folder, rank) if rank is not None else None
-        node = _node_of(log) if _MAYBE_THE_NODE.search(cause) else None
-        return Ending("failed", code, cause, node, log)
+def _failed(facts: AttemptFacts, code: int | None) -> AttemptOutcome:
+    if facts.record is not None and facts.record.failure is not None:
+        return _reported(facts, facts.record.failure, code)
     if not facts.failures:
-        return Ending("lost", code, f"srun ended with exit code {code} and told of no rank")
+        return AttemptOutcome("lost", code, f"srun ended with exit code {code} and named no rank")
     first = facts.failures[0]
     assert first.rank is not None
     log = log_of(facts.folder, first.rank)
-    said = last_lines(log, 1) if log is not None else []
-    cause = f"rank {first.rank} on {first.node} failed first: {first.words}" + "".join(f": {line}" for line in said)
-    return Ending("failed", code, cause, first.node if _KILLED.search(first.words) else None, log)
+    last = last_lines(log, 1) if log is not None else []
+    cause = f"rank {first.rank} on {first.node} failed first: {first.message}" + "".join(f": {line}" for line in last)
+    return AttemptOutcome("failed", code, cause, first.node if first.was_killed else None, log)
 
 
-def _verdict_in(folder: Path) -> tuple[str, int | None] | None:
-    """What the ranks found out themselves: the words, and which rank it was."""
-    for log in sorted(folder.glob("*.log"), key=lambda path: path.name[-len("00000.log") :]):
-        for line in reversed(last_lines(log, 400)):
-            if match := _VERDICT.search(line):
-                rank = re.match(r"rank (\d+)", match[0])
-                return match[0], int(rank[1]) if rank else None
-    return None
+def _reported(facts: AttemptFacts, failure: FailureReport, code: int | None) -> AttemptOutcome:
+    """The outcome by the report of the ranks."""
+    log = log_of(facts.folder, failure.ranks[0]) if failure.ranks else None
+    node = _node_of(log) if failure.kind.may_be_the_node else None
+    return AttemptOutcome("failed", code, failure.message, node, log, kind=failure.kind)
 
 
-def _known(facts: Facts) -> Ending | None:
-    """The ending that the ranks themselves knew: finished, or stopped and saved."""
+def _success(facts: AttemptFacts) -> AttemptOutcome | None:
+    """The outcome of ranks that finished, or stopped and saved."""
     of_record = facts.record.exit_code if facts.record is not None else None
     if of_record == ExitCode.DONE or (facts.exit_code == 0 and facts.rank_0 == 0):
-        return Ending("finished", ExitCode.DONE, "finished")
+        return AttemptOutcome("finished", ExitCode.DONE, "finished")
     if of_record == ExitCode.STOPPED or facts.rank_0 == ExitCode.STOPPED:
-        why = facts.slurm_ends or facts.stop or (facts.record.message if facts.record is not None else "") or "asked to"
+        asked = facts.job_end or facts.stop or (facts.record.message if facts.record is not None else "")
+        why = str(asked or "asked to")
         if facts.time_is_up and not facts.made_steps:
             return no_time(why)
-        return Ending("stopped", ExitCode.STOPPED, f"stopped and saved: {why}")
+        return AttemptOutcome("stopped", ExitCode.STOPPED, f"stopped and saved: {why}")
     return None
 
 
-def _refusal_of(facts: Facts) -> Ending | None:
-    """The ending by an error with a code of its own, by whichever rank it was. A full disk may take no record: then
-    there are the exit codes."""
-    if (record := facts.record) is not None:
-        diverged_at = record.step if record.exit_code == ExitCode.DIVERGED else None
-        return Ending(outcome_of(record.exit_code), record.exit_code, record.message, diverged_at=diverged_at)
-    first = next((re.search(r"exit code (\d+)$", each.words) for each in facts.failures[:1]), None)
-    codes = (facts.rank_0, facts.exit_code, int(first[1]) if first else None)
-    code = next((ExitCode(code) for code in codes if code in _REFUSALS), None)
-    return None if code is None else Ending(outcome_of(code), code, f"{code.meaning}; see the logs")
+def _refusal(facts: AttemptFacts) -> AttemptOutcome | None:
+    """The outcome of an error with an exit code of its own, on any rank. A full disk may take no record: then there are
+    the exit codes."""
+    failure = facts.record.failure if facts.record is not None else None
+    if failure is not None and failure.kind.exit_code in _REFUSALS:
+        code = failure.kind.exit_code
+        diverged_at = failure.step if failure.kind is FailureKind.DIVERGED else None
+        return AttemptOutcome(code.outcome, code, failure.message, kind=failure.kind, diverged_at=diverged_at)
+    codes = (facts.rank_0, facts.exit_code, *(each.exit_code for each in facts.failures[:1]))
+    found = next((ExitCode(each) for each in codes if each in _REFUSALS), None)
+    if found is None:
+        return None
+    return AttemptOutcome(outcome_of(found), found, f"{found.meaning}; see the logs")
 
 
-def _early_signal(facts: Facts) -> Ending | None:
-    """The ending by a signal to the rank that ended first, if it came before that rank could listen.
+def _early_signal(facts: AttemptFacts) -> AttemptOutcome | None:
+    """The outcome if a signal ended the first rank before it could listen.
 
-    Who sent it is not known. The exit code says so: it is the signal's, where that of a known request is 75.
+    The sender is not known. The exit code shows that: it is the signal's, while that of a known request is 75.
     """
     first = facts.failures[0] if facts.failures else None
-    if first is None or first.rank is None or not (match := _ASKED.search(first.words)):
+    if first is None or (code := first.stop_signal_code) is None:
         return None
-    code = int(match[2]) if match[2] else _CODES[match[1]]
-    why = f"rank {first.rank} on {first.node} was asked by a signal ({first.words})"
-    return Ending("stopped", code, f"{why}: before the first step, nothing was trained")
+    why = f"rank {first.rank} on {first.node} was asked by a signal ({first.message})"
+    return AttemptOutcome("stopped", code, f"{why}: before the first step, nothing was trained")
 
 
 def _node_of(log: Path | None) -> str | None:
     return log.name.rpartition("-rank-")[0] if log is not None else None
 
 
-_KILLED = re.compile(r"Killed|Bus error|Segmentation fault|exit code 13[4-9]$")
-_NODE_LOST = "node fail"
-"""Slurm's words."""
 _REFUSALS = (ExitCode.MISTAKE, ExitCode.DIVERGED, ExitCode.IN_USE, ExitCode.REFUSED)
-_CODES = {"Hangup": 129, "Interrupt": 130, "User defined signal 1": 138, "Terminated": 143}
-"""srun's names of the signals that ask for a stop, and the exit codes that a shell shows for them."""
-_ASKED = re.compile(rf"^({'|'.join(_CODES)})$|exit code ({'|'.join(map(str, _CODES.values()))})$")
-_VERDICT = re.compile(
-    r"rank \d+ \(.* failed first.*|rank \d+ \(.* kept the others waiting.*|no rank came on, .*"
-    r"|rank \d+ ended: .*"
-)
-_MAYBE_THE_NODE = re.compile(
-    r"ended without a word|no sign of life|never met|kept the others waiting|CUDA error|uncorrectable|NCCL|Bus error"
-)

@@ -1,7 +1,8 @@
-"""One rank under srun: `python -m launch.slurm.rank_main ATTEMPT_FOLDER -- WORDS` runs `python -m pretrain WORDS`.
+"""One rank under srun: `python -m launch.slurm.rank_main FOLDER -- ARGUMENTS` runs `python -m pretrain ARGUMENTS`.
 
-It gives the rank its place in the environment and stays beside it: a rank that stopped and saved ends with 0 here,
-so that srun does not cut off the others, who may still be closing; rank 0's own exit code is left in a file.
+FOLDER is that of the attempt. This program sets the rank's environment variables and waits for the rank.
+A rank that stopped and saved ends with 0 here, so that srun does not kill the others, which may still be closing. The
+exit code of rank 0 is kept in a file.
 """
 
 import contextlib
@@ -21,20 +22,20 @@ from launch.nodes.rendezvous import interface_towards
 from launch.slurm.job import counts
 from launch.termination import SIGNALS, ignore_until_gone
 from pretrain.exit_codes import ExitCode, exit_code_of
-from pretrain.run import outcome_record
+from pretrain.outcome.record import OUTCOME_FILE, VARIABLE
 
 NOTE_FILE = "rank-0.json"
 PEER = "PRETRAIN_PEER"
-"""Address of another node than the first."""
+"""Environment variable with the address of a node that is not the first."""
 POLL_SECONDS = 1.0
 
 
-def main(words: Sequence[str]) -> int:
-    folder, dashes, *command = words
+def main(arguments: Sequence[str]) -> int:
+    folder, dashes, *command = arguments
     assert dashes == "--"
-    environment = {**os.environ, **place(os.environ), outcome_record.VARIABLE: str(outcome_file(Path(folder)))}
+    environment = {**os.environ, **rank_variables(os.environ), VARIABLE: str(Path(folder) / OUTCOME_FILE)}
     asked: list[float] = []
-    # Slurm sends its signals to every process of the step: they are the rank's to act on.
+    # Slurm sends its signals to every process of the step; only the rank acts on them.
     for number in SIGNALS:
         signal.signal(number, lambda *_: asked.append(time.time()))
     parent = os.getppid()
@@ -47,7 +48,7 @@ def main(words: Sequence[str]) -> int:
         with contextlib.suppress(subprocess.TimeoutExpired):
             code = child.wait(POLL_SECONDS)
             break
-        if os.getppid() != parent:  # Slurm's own process on this node was killed: nobody would end the rank
+        if os.getppid() != parent:  # Slurm's own process on this node was killed, and no other would end the rank
             child.kill()
     ignore_until_gone()
     code = exit_code_of(code)
@@ -58,8 +59,8 @@ def main(words: Sequence[str]) -> int:
     return ExitCode.DONE if code == ExitCode.STOPPED else code
 
 
-def place(slurm: Mapping[str, str]) -> dict[str, str]:
-    """What torch and DeepSpeed ask the environment for, from what srun said."""
+def rank_variables(slurm: Mapping[str, str]) -> dict[str, str]:
+    """The variables that torch and DeepSpeed read, from those of srun."""
     node = int(slurm["SLURM_NODEID"])
     of_rank = {
         "RANK": slurm["SLURM_PROCID"],
@@ -67,7 +68,7 @@ def place(slurm: Mapping[str, str]) -> dict[str, str]:
         "LOCAL_RANK": slurm["SLURM_LOCALID"],
         "LOCAL_WORLD_SIZE": str(counts(slurm["SLURM_STEP_TASKS_PER_NODE"])[node]),
     }
-    # Gloo would look up this node's own name, which many systems hold to be 127.0.1.1.
+    # Gloo would look up this node's own name, which many systems resolve to 127.0.1.1.
     towards = slurm.get(PEER) if node == 0 else slurm["MASTER_ADDR"]
     if towards and "GLOO_SOCKET_IFNAME" not in slurm:
         interface = interface_towards(towards)
@@ -76,13 +77,8 @@ def place(slurm: Mapping[str, str]) -> dict[str, str]:
     return of_rank
 
 
-def outcome_file(folder: Path) -> Path:
-    """Where the ranks of an attempt write how it ended."""
-    return folder / "end.json"
-
-
 def read_note(folder: Path) -> dict[str, Any]:
-    """What rank 0 left of an attempt: `code`, and `asked`: when it was first asked to stop. Empty: it was killed."""
+    """The note of rank 0: `code`, and `asked`, the time at which it was first asked to stop. Empty if it was killed."""
     try:
         return dict(json.loads((folder / NOTE_FILE).read_bytes()))
     except (OSError, ValueError):

@@ -1,20 +1,20 @@
-"""Whether a job that ended is started again, when, and where not: a pure function of its attempts."""
+"""Whether a job that ended is started again, when, and without which nodes: a pure function of its attempts."""
 
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from pretrain.run.attempts import Attempt, Ended, Outcome
+from pretrain.exit_codes import LEAST_SIGNAL_CODE, Outcome
+from pretrain.run.attempts import Attempt, Ended
 
 LONGEST_WAIT_SECONDS = 3600.0
 FAILURES = ("failed", "lost")
 """Outcomes that count against `max_restarts` unless there was progress."""
-LEAST_SIGNAL_CODE = 129
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How much is tried."""
+    """The limits of restarting (see `cluster` in the configuration)."""
 
     max_restarts: int
     """Attempts that may fail without a step of progress and be followed by another one."""
@@ -28,7 +28,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Decision:
-    """What to do after an attempt."""
+    """The decision after an attempt."""
 
     restart: bool
     why: str
@@ -38,7 +38,7 @@ class Decision:
 
 
 def decide(attempts: Sequence[Attempt], job: str, limits: Limits) -> Decision:
-    """After the newest attempt, which has ended."""
+    """Decide after the newest attempt, which has ended."""
     ended = attempts[-1].ended
     assert ended is not None
     if ended.outcome == "finished":
@@ -71,8 +71,8 @@ def stays(
 ) -> bool:
     """Whether the next attempt starts in the same allocation: after a crash, while there is time to start and to save.
 
-    A lost node, or one of `nodes` that failed repeatedly, needs another allocation, from the queue. `trained`: the
-    attempt came to its training step; `seconds_left`: None without a time limit.
+    If a node is lost, or one of `nodes` failed repeatedly, the job needs another allocation, from the queue.
+    `trained`: the attempt started its ranks. `seconds_left`: None without a time limit.
     """
     if not decision.restart or set(decision.exclude) & set(nodes) or outcome != "failed" or not trained:
         return False
@@ -107,16 +107,16 @@ def _steps_before(attempts: Sequence[Attempt], recent: Collection[Attempt]) -> i
 
 
 def _fruitless(recent: Sequence[Attempt], step: int) -> int:
-    """How many of the newest attempts failed and came no further than those before them.
+    """How many of the newest attempts failed without a step beyond those of earlier attempts.
 
-    One that was asked to stop, or that Slurm ended, says nothing about the next one. `step` is where other jobs came
-    to: it counts until an attempt of this job ends at an earlier step, as this one may begin at step 0 (run.restart).
+    An attempt that was asked to stop, or that Slurm ended, does not count. `step` is the last step of other jobs: it
+    counts until an attempt of this job ends at an earlier step, because this one may begin at step 0 (run.restart).
     """
     count, is_own = 0, False
     for attempt in recent:
         assert attempt.ended is not None
         end = attempt.ended.step
-        # A resume takes steps back that were recorded after its checkpoint: making them again is no progress.
+        # A resume repeats the steps that were recorded after its checkpoint, which does not count as progress.
         if end > step:
             count = 0
         elif _is_failure(attempt.ended):
@@ -126,8 +126,8 @@ def _fruitless(recent: Sequence[Attempt], step: int) -> int:
 
 
 def _is_failure(ended: Ended) -> bool:
-    """Whether it counts: also a stop by a signal of which neither Slurm nor the job knows, as the next attempt may end
-    in the same way."""
+    """Whether an end counts as a failure. A stop by a signal that neither Slurm nor the job knows of counts too: the
+    next attempt may end in the same way."""
     of_unknown_signal = ended.exit_code is not None and ended.exit_code >= LEAST_SIGNAL_CODE
     return ended.outcome in FAILURES or (ended.outcome == "stopped" and of_unknown_signal)
 

@@ -1,6 +1,5 @@
-"""The training step: srun over all ranks, watched from the batch script until it ends or has to be given up."""
+"""The job step that trains: srun over all ranks, watched from the batch script until it ends or has to be given up."""
 
-import re
 import signal
 import subprocess
 import sys
@@ -10,36 +9,26 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from launch.slurm import job as slurm_job
 from launch.slurm.container import command_prefix, rank_python, srun_flags
-from launch.slurm.job import Job
+from launch.slurm.job import SlurmJob
+from launch.slurm.slurm_messages import TaskFailure, failure_in, is_noise
+from pretrain import slurm_client
 from pretrain.exit_codes import exit_code_of
 
 POLL_SECONDS = 0.2
 AFTER_FAILURE_SECONDS = 60.0
-"""Beyond Slurm's KillWait, in which the other ranks are to end after the first that failed."""
-
-
-@dataclass(frozen=True)
-class Failure:
-    """What srun told of a rank, or of a node that could not be used; in the order in which it was told."""
-
-    node: str
-    words: str
-    time: float
-    rank: int | None = None
-    """None: the node's."""
+"""Time for the other ranks to end after the first that failed, in addition to Slurm's KillWait."""
 
 
 @dataclass
 class Watched:
-    """What is known of a step, while it runs and after."""
+    """The state of a job step, while it runs and after."""
 
-    failures: list[Failure] = field(default_factory=list)
+    failures: list[TaskFailure] = field(default_factory=list)
     exit_code: int | None = None
     """srun's; None: it had not ended when the attempt was given up."""
     stuck: bool = False
-    """srun was killed, as it did not end after a rank had failed."""
+    """srun was killed because it did not end after a rank had failed."""
 
 
 def run_step(
@@ -49,13 +38,13 @@ def run_step(
     log: Callable[[], Path | None],
     look: Callable[[], str | None],
 ) -> Watched:
-    """Run srun to its end; `log` finds the file that is shown in this job's log meanwhile.
+    """Run srun to its end; `log` finds the file whose growth is shown in this job's log.
 
-    `look` is asked all the time: "stop" has the ranks save and stop, once; "leave" gives the step up. After a rank
-    failed, srun is not waited for without end: where Slurm's process for the step is gone on a node, it waits minutes
-    for an answer from there (Slurm 22.05: several MessageTimeouts). What is left ends with the job.
+    `look` is called all the time: "stop" makes the ranks save and stop, once; "leave" gives the step up. After a rank
+    failed, the wait for srun is limited: if Slurm's process for the step died on a node, srun waits minutes for an
+    answer from there (Slurm 22.05: several MessageTimeouts). What is left ends with the job.
     """
-    watched, told, patience = Watched(), False, None
+    watched, asked, patience = Watched(), False, None
     srun = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, errors="replace")
     reader = threading.Thread(target=_read_errors, args=(srun, nodes, watched), daemon=True)
     reader.start()
@@ -64,12 +53,12 @@ def run_step(
             wish = look()
             if wish == "leave":
                 return watched
-            if wish == "stop" and not told and follower.is_there:  # before there are ranks, srun takes it for its own
-                told = True
-                srun.send_signal(signal.SIGUSR1)  # which it passes on; SIGTERM it would take for its own
+            if wish == "stop" and not asked and follower.is_there:  # before ranks exist, the signal would end srun
+                asked = True
+                srun.send_signal(signal.SIGUSR1)  # srun passes it on; SIGTERM would end srun itself
             first = next((each.time for each in watched.failures if each.rank is not None), None)
             if first is not None:
-                patience = patience or slurm_job.kill_wait() + AFTER_FAILURE_SECONDS
+                patience = patience or slurm_client.kill_wait() + AFTER_FAILURE_SECONDS
                 if time.time() - first > patience:
                     print(f"== srun has not ended {patience:.0f} s after a rank failed: giving it up", flush=True)
                     watched.stuck = True
@@ -81,8 +70,8 @@ def run_step(
     return watched
 
 
-def srun_command(job: Job, words: Sequence[str], *flags: str, per_node: bool = False) -> list[str]:
-    """srun of a Python on all ranks, or once a node; the first that fails ends all."""
+def srun_command(job: SlurmJob, arguments: Sequence[str], *flags: str, per_node: bool = False) -> list[str]:
+    """The command that runs Python on all ranks, or once on each node; the first task that fails ends all."""
     tasks = [f"--ntasks={len(job.nodes)}", "--ntasks-per-node=1"] if per_node else [f"--ntasks={job.ranks}"]
     if not per_node and len(set(job.tasks_per_node)) == 1:
         tasks.append(f"--ntasks-per-node={job.tasks_per_node[0]}")
@@ -93,19 +82,7 @@ def srun_command(job: Job, words: Sequence[str], *flags: str, per_node: bool = F
     more = ["--overcommit"] if job.overcommit or per_node else []
     ends = ["--kill-on-bad-exit=1", "--wait=0"]
     around = [*flags, *srun_flags(), *command_prefix(), rank_python(), "-u"]
-    return ["srun", *ends, *tasks, *cpus, *gpus, *more, *around, *words]
-
-
-def failure_in(line: str, nodes: Sequence[str], now: float) -> Failure | None:
-    """What a line of srun says of a rank, or of one of the nodes."""
-    if match := _TASK.search(line):
-        return Failure(match["node"], match["words"].strip(), now, int(match["rank"]))
-    for pattern in _NODE:
-        if match := pattern.search(line):
-            return Failure(match["node"], match["words"].strip(), now)
-    if match := _NUMBER.search(line):
-        return Failure(nodes[int(match["number"])], "Slurm's process for this step there is gone", now)
-    return None
+    return ["srun", *ends, *tasks, *cpus, *gpus, *more, *around, *arguments]
 
 
 class Follower:
@@ -150,15 +127,6 @@ def _read_errors(srun: "subprocess.Popen[str]", nodes: Sequence[str], watched: W
         failure = failure_in(line, nodes, time.time())
         if failure is not None:
             watched.failures.append(failure)
-        if not _NOISE.search(line):
+        if not is_noise(line):
             sys.stdout.write(line)
             sys.stdout.flush()
-
-
-_TASK = re.compile(r"srun: error: (?P<node>[^\s:]+): tasks? (?P<rank>\d+)[-,\d]*: (?P<words>.*)")
-_NODE = (
-    re.compile(r"srun: error: .*failed on node (?P<node>[^\s:]+): (?P<words>.*)"),
-    re.compile(r"srun: error: (?P<words>[Nn]ode failure) on (?P<node>\S+)"),
-)
-_NUMBER = re.compile(r"srun: error: (?:Cannot communicate with|Aborting, .* on) node (?P<number>\d+)")
-_NOISE = re.compile(r"can not load PMIx|got SIGCONT")

@@ -1,4 +1,4 @@
-"""Can this run be submitted? All that a login node can know: rules, memory, data, the run folder. No torch."""
+"""The checks of a run that a login node can make without torch: rules, memory, data, the run folder."""
 
 import re
 from collections.abc import Iterator
@@ -22,12 +22,12 @@ from pretrain.run.state import RunState
 def check_submission(config: RunConfig, folder: Path) -> str:
     """One line saying that the run is legal as a job submitted in `folder`.
 
-    Raises ConfigError with every broken rule, DataError where the dataset cannot be read, RunError where the run folder
-    is another run's.
+    Raises ConfigError with every broken rule, DataError if the dataset cannot be read, RunError if the run folder
+    belongs to another run.
     """
     ranks = max(config.cluster.ranks, 1)
     check_run(config, ranks)
-    problems = [*_words(config, folder), *_device(config)]
+    problems = [*_unprintable(config, folder), *_device(config)]
     if problems:
         raise ConfigError(problems)
     check_same_config(Path(config.run.dir), config)
@@ -41,7 +41,7 @@ def check_submission(config: RunConfig, folder: Path) -> str:
 
 
 def memory_problems(config: RunConfig, vocab_size: int) -> Iterator[Problem]:
-    """What does not fit, of a legal run: on a GPU, or in the memory asked of a node, where these are known."""
+    """The problems of a valid run that does not fit on a GPU, or in the memory of a node, as far as these are known."""
     cluster, layout = config.cluster, ParallelLayout(config.cluster.ranks, config.parallel.tp, config.parallel.pp)
     on_node = memory_bytes(cluster.memory) if cluster.memory is not None else None
     on_gpu = cluster.gpu_memory_gib * GIB if cluster.gpu_memory_gib is not None else None
@@ -78,7 +78,7 @@ def _device(config: RunConfig) -> Iterator[Problem]:
         yield Problem("engine.device", "cuda", rule, "set cluster.gpus_per_node, or engine.device=auto")
 
 
-def _words(config: RunConfig, folder: Path) -> Iterator[Problem]:
+def _unprintable(config: RunConfig, folder: Path) -> Iterator[Problem]:
     for key, value in (("run.name", config.run.name), ("run.dir", config.run.dir)):
         if not is_printable(value) or "\\" in value:
             yield Problem(
@@ -92,7 +92,7 @@ def _words(config: RunConfig, folder: Path) -> Iterator[Problem]:
 
 
 def _check_data(config: RunConfig) -> None:
-    """Raise DataError where a dataset is not there, unless a job before may make it or a container holds it."""
+    """Raise DataError if a dataset is missing, unless an earlier job may make it or a container holds it."""
     waits = any(flag.startswith("--dependency") for flag in config.cluster.sbatch_flags)
     if waits or config.cluster.container.kind != "none":
         return

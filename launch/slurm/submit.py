@@ -18,7 +18,7 @@ def run(given: argparse.Namespace) -> int:
         raise UserError(f"--name {given.name} names a sweep: give -m, or run.name=... for one run")
     if given.rerun is not None:
         if given.multirun:
-            raise UserError("-m begins a sweep and --rerun goes on with one: give one of them")
+            raise UserError("-m starts a sweep and --rerun continues one: give one of them")
         _rerun(given)
     elif given.multirun:
         _sweep(given)
@@ -28,7 +28,7 @@ def run(given: argparse.Namespace) -> int:
 
 
 def _one(given: argparse.Namespace) -> None:
-    from launch.slurm.batch_script import Job, batch_script, slurm_path
+    from launch.slurm.batch_script import BatchJob, batch_script, slurm_path
     from launch.slurm.submission_checks import check_submission
     from pretrain.config.load import load_run_config
 
@@ -37,7 +37,7 @@ def _one(given: argparse.Namespace) -> None:
     run_dir = folder / config.run.dir
     logs = run_dir / "logs"
     command = (sys.executable, "-u", "-m", "launch.slurm.supervise", *given.overrides)
-    job = Job(f"pretrain-{config.run.name}", slurm_path(f"{logs}/slurm-") + "%j.log", str(folder), command)
+    job = BatchJob(f"pretrain-{config.run.name}", slurm_path(f"{logs}/slurm-") + "%j.log", str(folder), command)
     number = _submit(given, batch_script(config.cluster, job), run_dir / "job.sh", [said, _place(config.cluster)])
     if number is not None:
         _say([f"job {number}: {config.run.dir}", f"  pretrain status {config.run.dir}"])
@@ -51,17 +51,17 @@ def _sweep(given: argparse.Namespace) -> None:
     folder = SWEEPS / name
     words = words_of_members(name, given.overrides)
     if folder.exists():
-        raise UserError(f"--name {name}: {folder} is there already: choose another, or go on with --rerun {folder}")
+        raise UserError(f"--name {name}: {folder} is there already: choose another, or continue with --rerun {folder}")
     members, cluster = _check_members(words)
     _submit_members(given, Sweep(name, tuple(given.overrides), tuple(members)), members, cluster)
 
 
 def _rerun(given: argparse.Namespace) -> None:
-    from launch.slurm.client import live_members
     from pretrain.run.sweep import last_outcome, read_sweep
+    from pretrain.slurm_client import live_tasks
 
     sweep = read_sweep(given.rerun)
-    live = live_members([submitted.job for submitted in sweep.jobs])
+    live = live_tasks([submitted.job for submitted in sweep.jobs])
     rest: dict[int, tuple[str, ...]] = {}
     for member in sweep.members:
         outcome = last_outcome(Path(member.run_dir))
@@ -78,7 +78,7 @@ def _rerun(given: argparse.Namespace) -> None:
 
 
 def _check_members(rest: dict[int, tuple[str, ...]]) -> "tuple[list[Member], ClusterConfig]":
-    """The members by indexes and overrides, and what they share; raises UserError telling of all that cannot run."""
+    """The members by indexes and overrides, and their cluster; raises UserError that lists the members that cannot run."""
     from launch.slurm.submission_checks import check_submission
     from pretrain.run.sweep import Member, check_members
 
@@ -93,7 +93,7 @@ def _submit_members(
     given: argparse.Namespace, sweep: "Sweep", members: "Sequence[Member]", cluster: "ClusterConfig"
 ) -> None:
     """As one job array."""
-    from launch.slurm.batch_script import Job, batch_script, slurm_path
+    from launch.slurm.batch_script import BatchJob, batch_script, slurm_path
     from pretrain.run.sweep import SWEEPS, write_sweep
 
     place = Path.cwd()
@@ -101,7 +101,7 @@ def _submit_members(
     log = slurm_path(f"{folder}/logs/slurm-") + "%A_%a.log"
     command = (sys.executable, "-u", "-m", "launch.slurm.array_task", str(folder))
     indexes = tuple(member.index for member in members)
-    script = batch_script(cluster, Job(f"pretrain-{sweep.name}", log, str(place), command, indexes))
+    script = batch_script(cluster, BatchJob(f"pretrain-{sweep.name}", log, str(place), command, indexes))
     if not given.dry_run:
         (folder / "logs").mkdir(parents=True, exist_ok=True)
         # Before a task can begin and read it.
@@ -119,7 +119,7 @@ def _submit_members(
 def _submit(given: argparse.Namespace, script: str, path: Path, said: Sequence[str]) -> str | None:
     """The job's id, None where nothing is submitted. The script stays beside the runs that it started."""
     from data_pipeline.storage.atomic_write import write_durably
-    from launch.slurm.client import sbatch
+    from pretrain import slurm_client
 
     _say([line.rstrip("\n") for line in said])
     if given.dry_run:
@@ -131,7 +131,7 @@ def _submit(given: argparse.Namespace, script: str, path: Path, said: Sequence[s
     if given.no_submit:
         _say([f"not submitted: sbatch {path}"])
         return None
-    return sbatch(path)
+    return slurm_client.submit(path)
 
 
 def _place(cluster: "ClusterConfig") -> str:

@@ -1,4 +1,4 @@
-"""Ranks on several hosts, each behind one connection (ssh, or a stand-in for it) with a `launch.ssh.host_agent`."""
+"""Ranks on several hosts, each behind one connection (ssh, or a replacement for it) with a `launch.ssh.host_agent`."""
 
 import contextlib
 import json
@@ -19,14 +19,14 @@ MEETING_SECONDS = 60.0
 """For ssh to connect and Python to start there."""
 END_SECONDS = 10.0
 LOST = 255
-"""Exit code of ranks whose host is not reached any more: ssh's own."""
+"""Exit code of ranks whose host is no longer reached: that of ssh."""
 
 Events = queue.Queue[tuple[int, bytes | None]]
-"""Lines of the hosts by their places in the hostfile; None: a connection ended."""
+"""Lines of the hosts, with their index in the hostfile; None: a connection ended."""
 
 
 class HostUnreachable(Exception):
-    """A connection that did not come about; the text names the host."""
+    """A connection failed; the text names the host."""
 
 
 class Connection:
@@ -47,7 +47,7 @@ class Connection:
         threading.Thread(target=self._listen, daemon=True).start()
 
     def say(self, line: bytes) -> None:
-        """Silent where the host is gone: that is told by the end of its words."""
+        """Send a line. No error if the host is gone: the end of its output shows that."""
         assert self._process.stdin is not None
         with contextlib.suppress(OSError):
             self._process.stdin.write(line + b"\n")
@@ -72,7 +72,7 @@ class Connection:
 
 
 class Ranks:
-    """Processes on several hosts: started together, heard and signalled from here."""
+    """Processes on several hosts: they are started together, and their output is read here."""
 
     def __init__(self, hosts: Sequence[Host], ssh: Sequence[str]) -> None:
         """Connect to all hosts; raises HostUnreachable."""
@@ -89,7 +89,7 @@ class Ranks:
         self._alive_at = time.monotonic()
 
     def start(self, command: Sequence[str], environments: Sequence[Mapping[int, Mapping[str, str]]]) -> None:
-        """Start on each host its ranks, with their variables."""
+        """Start the ranks of each host with their variables."""
         for connection, ranks in zip(self._connections, environments, strict=True):
             self.host_of |= dict.fromkeys(ranks, connection.host)
             order = {"command": list(command), "directory": str(Path.cwd()), "ranks": ranks}
@@ -105,7 +105,7 @@ class Ranks:
         return bool(self._running)
 
     def hear(self, seconds: float, printed: Callable[[int, bytes], None]) -> dict[int, int]:
-        """Wait at most so long for a word of any rank; exit codes of those that ended with it."""
+        """Wait at most this long for a line of any rank; returns the exit codes of the ranks that ended."""
         if time.monotonic() - self._alive_at > ALIVE_SECONDS:
             self._alive_at = time.monotonic()
             for connection in self._connections:
@@ -132,7 +132,7 @@ class Ranks:
             connection.close()
 
     def _meet(self) -> list[int]:
-        """A free port of each host; raises HostUnreachable naming those that did not answer."""
+        """A free port of each host; raises HostUnreachable with the names of the hosts that did not answer."""
         ports: dict[int, int] = {}
         limit = time.monotonic() + MEETING_SECONDS
         while len(ports) < len(self._hosts):
@@ -151,6 +151,6 @@ class Ranks:
 
 
 def _python_path() -> str:
-    """So that the same sources are found there, wherever they lie."""
+    """The variable with which Python finds the same sources there, whatever their folder is."""
     before = os.environ.get("PYTHONPATH")
     return os.pathsep.join([str(Path(__file__).resolve().parents[2]), *([before] if before else [])])

@@ -1,8 +1,8 @@
-"""This host's part of a start over ssh: `launch.ssh.hosts` starts one on each host and talks to it over a connection.
+"""The agent on one host for a start over ssh. `launch.ssh.hosts` starts it on each host and exchanges lines with it.
 
-On stdin come lines: first the order as JSON, then `signal NUMBER`, or an empty line as a sign of life. On stdout go
-lines: `port NUMBER`, one that is free here; `o RANK TEXT`, what a rank printed; `x RANK CODE`, how it ended. When the
-launcher is gone, so are the ranks: nothing stays behind.
+Lines on stdin: first the order as JSON, then `signal NUMBER`, or an empty line as a sign of life. Lines on stdout:
+`port NUMBER`, a port that is free here; `o RANK TEXT`, the output of a rank; `x RANK CODE`, its exit code. When the
+launcher is gone, the agent kills its ranks.
 """
 
 import json
@@ -19,26 +19,26 @@ from typing import BinaryIO
 from pretrain.exit_codes import exit_code_of
 
 SILENT_SECONDS = 45.0
-"""Without a word from the launcher, as where the network broke."""
+"""Time without a line from the launcher, for example because the network failed."""
 LAST_WORDS_SECONDS = 2.0
-"""What a rank started may outlive it and hold its output open."""
+"""A process that a rank started may outlive it and keep its output open."""
 
 _out = threading.Lock()
 
 
 def main() -> int:
-    # Signals are the launcher's to forward. A function, as the ranks would inherit SIG_IGN.
+    # The launcher forwards signals. A function, because the ranks would inherit SIG_IGN.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, lambda *_: None)
     _say(b"port %d" % _free_port())
-    words: queue.Queue[bytes] = queue.Queue()
-    threading.Thread(target=_listen, args=(words,), daemon=True).start()
-    order = words.get()
+    lines: queue.Queue[bytes] = queue.Queue()
+    threading.Thread(target=_listen, args=(lines,), daemon=True).start()
+    order = lines.get()
     if not order:
         return 0
     ranks = _start(json.loads(order))
     try:
-        _obey(words, ranks)
+        _obey(lines, ranks)
     finally:
         _signal_all(ranks, signal.SIGKILL)
     return 0
@@ -64,17 +64,17 @@ def _start(order: Mapping[str, object]) -> dict[int, "subprocess.Popen[bytes]"]:
     return ranks
 
 
-def _obey(words: "queue.Queue[bytes]", ranks: Mapping[int, "subprocess.Popen[bytes]"]) -> None:
-    """Until the launcher has nothing more to say."""
+def _obey(lines: "queue.Queue[bytes]", ranks: Mapping[int, "subprocess.Popen[bytes]"]) -> None:
+    """Do what the launcher says, until it ends or no longer sends lines."""
     while True:
         try:
-            word = words.get(timeout=SILENT_SECONDS)
+            line = lines.get(timeout=SILENT_SECONDS)
         except queue.Empty:
             return
-        if not word:
+        if not line:
             return
-        if word.startswith(b"signal "):
-            _signal_all(ranks, int(word.split()[1]))
+        if line.startswith(b"signal "):
+            _signal_all(ranks, int(line.split()[1]))
 
 
 def _signal_all(ranks: Mapping[int, "subprocess.Popen[bytes]"], number: int) -> None:
@@ -90,7 +90,7 @@ def _signal_all(ranks: Mapping[int, "subprocess.Popen[bytes]"], number: int) -> 
 
 
 def _see_out(rank: int, process: "subprocess.Popen[bytes]") -> None:
-    """Pass on what a rank prints, then how it ended."""
+    """Pass on the output of a rank, then its exit code."""
     relay = threading.Thread(target=_relay, args=(rank, process), daemon=True)
     relay.start()
     code = process.wait()
@@ -104,12 +104,12 @@ def _relay(rank: int, process: "subprocess.Popen[bytes]") -> None:
         _say(b"o %d %s" % (rank, line.rstrip(b"\n")))
 
 
-def _listen(words: "queue.Queue[bytes]") -> None:
-    """Lines from the launcher; an empty word where it is gone."""
+def _listen(lines: "queue.Queue[bytes]") -> None:
+    """Read lines from the launcher; an empty one if it is gone."""
     source: BinaryIO = sys.stdin.buffer
     for line in source:
-        words.put(line)
-    words.put(b"")
+        lines.put(line)
+    lines.put(b"")
 
 
 def _say(line: bytes) -> None:

@@ -35,7 +35,7 @@ def read_hostfile(path: Path) -> list[Host]:
             continue
         found = _LINE.fullmatch(text)
         if found is None or text.startswith("-"):
-            raise UserError(f"{path}:{number}: {text!r} is no host; write `name slots=8`")
+            raise UserError(f"{path}:{number}: {text!r} is not a host; write `name slots=8`")
         host = Host(found["name"], int(found["slots"] or 1))
         if any(host.name == other.name for other in hosts):
             raise UserError(f"{path}:{number}: {host.name} comes twice; write it once, with all its slots")

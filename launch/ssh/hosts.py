@@ -8,7 +8,6 @@ one rank fails, all end. The exit code is that of `pretrain train` (`pretrain.ex
 
 import argparse
 import os
-import re
 import secrets
 import shlex
 import signal
@@ -20,27 +19,23 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from data_pipeline.errors import UserError
-from launch.outcomes import outcome_of
-from launch.ssh.connections import HostUnreachable, Ranks
+from launch.ssh.connections import LOST, HostUnreachable, Ranks
 from launch.ssh.hostfile import Host, read_hostfile
 from launch.termination import SIGNALS
 from pretrain.commands.arguments import absolute_config_dirs, add_overrides
-from pretrain.exit_codes import ExitCode, exit_code_of
+from pretrain.exit_codes import LEAST_SIGNAL_CODE, ExitCode, exit_code_of, outcome_of
+from pretrain.outcome.record import OUTCOME_FILE, VARIABLE, OutcomeRecord, read_record
 from pretrain.run import attempts
 from pretrain.std_streams import drop_hung_up_output
 
 SSH = "ssh -o BatchMode=yes -o ServerAliveInterval=10 -o ServerAliveCountMax=3"
 GRACE_SECONDS = 40.0
-"""After a rank failed: the others find out who and why, and end by themselves; then they are killed."""
+"""After a rank failed: time for the others to report it and end by themselves. Then they are killed."""
 KILL_SECONDS = 5.0
-TAIL_LINES = 40
 ASKED_CODES = {exit_code_of(-number) for number in SIGNALS}
 """Exit codes of ranks that got a signal before they listened to it."""
 FORWARDED = ("NCCL_", "GLOO_", "TORCH_", "UCX_", "FI_", "CUDA_", "OMP_", "WANDB_", "PRETRAIN_", "PYTHONPATH")
-"""Beginnings of the variables that ranks get from here; all others are the hosts' own."""
-
-_CAUSE = re.compile(r"failed first|kept the others waiting|no rank came on|training diverged|pretrain: error:|Error: ")
-_PREFIX = re.compile(r"^(\d\d:\d\d:\d\d )?(\[rank \d+\] )?(pretrain: error: )?")
+"""Prefixes of the variables that ranks get from here; all others are those of the hosts."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -83,14 +78,24 @@ def _run(given: argparse.Namespace, asked: "deque[int]") -> int:
     number = attempts.next_attempt(run_dir)
     names = [host.address for host in hosts]
     attempts.began(run_dir, number, job=None, restart=0, nodes=names, ranks=num_ranks, step=last_step(run_dir))
-    code, cause = _train(hosts, ssh, given.overrides, attempts.log_folder(run_dir, number), asked)
+    code, cause, record = _train(hosts, ssh, given.overrides, attempts.log_folder(run_dir, number), asked)
     outcome, step = outcome_of(code), last_step(run_dir)
-    attempts.ended(run_dir, number, outcome=outcome, exit_code=code, cause=cause, step=step)
+    failure = record.failure if record is not None and code != ExitCode.STOPPED else None
+    attempts.ended(
+        run_dir,
+        number,
+        outcome=outcome,
+        exit_code=code,
+        cause=cause,
+        step=step,
+        kind=failure.kind if failure is not None else None,
+        diverged_at=failure.step if failure is not None and code == ExitCode.DIVERGED else None,
+    )
     return _say(f"attempt {number} {outcome} after step {step}, exit code {code}: {cause}", code)
 
 
 def _preflight(hosts: Sequence[Host], ssh: Sequence[str], run_dir: Path, gpus: int, asked: "deque[int]") -> int:
-    """Look at every host; the exit code with which this start ends, 0: all are good."""
+    """Check every host; returns the exit code with which this start ends, 0 if all are good."""
     command = [
         sys.executable,
         "-m",
@@ -116,17 +121,19 @@ def _preflight(hosts: Sequence[Host], ssh: Sequence[str], run_dir: Path, gpus: i
 
 def _train(
     hosts: Sequence[Host], ssh: Sequence[str], overrides: Sequence[str], logs: Path, asked: "deque[int]"
-) -> tuple[int, str]:
-    """Run all ranks to their end; the exit code of the run, and in one sentence why it ended."""
-    tails: dict[int, deque[str]] = {}
+) -> tuple[int, str, OutcomeRecord | None]:
+    """Run all ranks to their end: the exit code of the run, in one sentence why it ended, and the ranks' record."""
+    last: dict[int, str] = {}
+    logs.mkdir(parents=True, exist_ok=True)
+    record_file = logs.absolute() / OUTCOME_FILE
+    here = {**os.environ, VARIABLE: str(record_file)}
     with ExitStack() as closing:
         ranks = Ranks(hosts, ssh)
         closing.callback(ranks.close)
         ranks.start(
             [sys.executable, "-u", "-m", "pretrain", "train", *overrides],
-            environments(hosts, ranks.port, os.environ),
+            environments(hosts, ranks.port, here),
         )
-        logs.mkdir(parents=True, exist_ok=True)
         files = {
             rank: closing.enter_context((logs / attempts.log_name(host.address, rank)).open("ab", buffering=0))
             for rank, host in ranks.host_of.items()
@@ -134,14 +141,15 @@ def _train(
 
         def printed(rank: int, text: bytes) -> None:
             files[rank].write(text + b"\n")
-            tails.setdefault(rank, deque(maxlen=TAIL_LINES)).append(text.decode(errors="replace"))
+            last[rank] = text.decode(errors="replace")
             _print(b"[%d] %s" % (rank, text))
 
         codes = watch(ranks, asked, printed)
         if asked and codes and set(codes.values()) <= ASKED_CODES:
-            return ExitCode.STOPPED, "asked by a signal before the first step, nothing was trained"
-        code = code_of(codes)
-        return code, cause_of(codes, tails, {rank: host.address for rank, host in ranks.host_of.items()})
+            return ExitCode.STOPPED, "asked by a signal before the first step, nothing was trained", None
+        record = read_record(record_file)
+        addresses = {rank: host.address for rank, host in ranks.host_of.items()}
+        return code_of(codes, record), cause_of(codes, record, last, addresses), record
 
 
 def environments(hosts: Sequence[Host], port: int, here: Mapping[str, str]) -> list[dict[int, dict[str, str]]]:
@@ -167,32 +175,37 @@ def environments(hosts: Sequence[Host], port: int, here: Mapping[str, str]) -> l
     return found
 
 
-def code_of(codes: Mapping[int, int]) -> int:
-    """The exit code of a run from those of its ranks, in the order in which they ended: the first failure's."""
-    failed = [code for code in codes.values() if code not in (0, ExitCode.STOPPED)]
+def code_of(codes: Mapping[int, int], record: OutcomeRecord | None = None) -> int:
+    """The exit code of a run: that of the failure in its ranks' record if the failure has a code of its own, else that
+    of the rank that failed first. `codes` are in the order in which the ranks ended."""
+    failed = [code for code in codes.values() if code not in (ExitCode.DONE, ExitCode.STOPPED)]
+    if failed and record is not None and record.failure is not None and record.exit_code != ExitCode.FAILED:
+        return record.exit_code
     return failed[0] if failed else max(codes.values(), default=ExitCode.FAILED)
 
 
-def cause_of(codes: Mapping[int, int], tails: Mapping[int, Sequence[str]], hosts: Mapping[int, str]) -> str:
-    """Why a run ended: what its ranks said of it, else which one ended how."""
-    code = code_of(codes)
-    if code in (0, ExitCode.STOPPED):
-        return "all steps are done" if code == 0 else "stopped by a signal and saved"
-    # The rank that failed knows best; the others may know who it was.
-    failed = [rank for rank, its in codes.items() if its not in (0, ExitCode.STOPPED)]
-    for rank in failed:
-        for line in reversed(tails.get(rank, ())):
-            if _CAUSE.search(line):
-                return _PREFIX.sub("", line.strip())
-    how = f"was killed by signal {code - 128}" if 128 < code < 255 else f"ended with exit code {code}"
-    how = "is not reached any more" if code == 255 else how
-    return f"rank {failed[0]} on {hosts[failed[0]]} {how}"
+def cause_of(
+    codes: Mapping[int, int], record: OutcomeRecord | None, last: Mapping[int, str], hosts: Mapping[int, str]
+) -> str:
+    """Why a run ended: the failure in its ranks' record, else how the first of them ended and the last line that it
+    printed."""
+    failed = [rank for rank, code in codes.items() if code not in (ExitCode.DONE, ExitCode.STOPPED)]
+    if not failed:
+        return "all steps are done" if code_of(codes) == ExitCode.DONE else "stopped by a signal and saved"
+    if record is not None and record.failure is not None:
+        return record.failure.message
+    rank, code = failed[0], codes[failed[0]]
+    if code == LOST:
+        return f"rank {rank} on {hosts[rank]} is no longer reached"
+    is_signal = code >= LEAST_SIGNAL_CODE
+    how = f"was killed by signal {code - LEAST_SIGNAL_CODE + 1}" if is_signal else f"ended with exit code {code}"
+    return f"rank {rank} on {hosts[rank]} {how}" + (f": {last[rank].strip()}" if last.get(rank, "").strip() else "")
 
 
 def watch(
     ranks: Ranks, asked: "deque[int]", printed: Callable[[int, bytes], None], grace: float = GRACE_SECONDS
 ) -> dict[int, int]:
-    """Until all ranks ended, or were made to after one failed: exit codes in the order of ending."""
+    """Wait until all ranks ended, or were killed after one failed; exit codes in the order of ending."""
     codes: dict[int, int] = {}
     kill_at = float("inf")
     killed = False
@@ -213,7 +226,7 @@ def watch(
 
 
 def _print_words(_: int, text: bytes) -> None:
-    """Of the preflight: what is meant for people."""
+    """Print the preflight's lines for people; its results are JSON."""
     if not text.startswith(b"{"):
         _print(text)
 

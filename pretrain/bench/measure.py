@@ -25,7 +25,7 @@ from pretrain.config.run import RunConfig
 from pretrain.distributed.grid import ParallelLayout, world_from_environment
 from pretrain.distributed.join import joined_ranks, layout_of
 from pretrain.distributed.vendor_imports import megatron_imports
-from pretrain.distributed.watchdog.failure import describe_error, is_out_of_memory
+from pretrain.distributed.watchdog.errors import describe_error, is_out_of_memory
 from pretrain.planner.memory import choose_modes, plan_memory
 from pretrain.planner.micro_batch import with_micro_batch
 from pretrain.tracking.provenance import describe_environment

@@ -9,6 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -131,11 +132,13 @@ class Saver:
         group: dist.ProcessGroup,
         mirror: Mirror | None = None,
         saved: Callable[[int, Path], None] = lambda step, folder: None,
+        saving: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         """`describe`: the content of a manifest besides the state; `group`: only for saves, as a thread uses it;
-        `saved` is called with each complete checkpoint."""
+        `saved` is called with each complete checkpoint; `saving` is entered while a step waits for a save."""
         self.engine, self.levels, self.describe = engine, levels, describe
         self.in_background, self.group, self.mirror, self.saved = in_background, group, mirror, saved
+        self.saving = saving
         self._running: tuple[Level, _Save] | None = None
 
     def due_by_clock(self) -> int:
@@ -155,8 +158,11 @@ class Saver:
             if level.step != state.step
             and (by_clock >> number & 1 or level.is_due_at(state.step) or (last and number == 0))
         ]
-        if not due:
-            return
+        if due:
+            with self.saving():
+                self._save(state, due, last=last)
+
+    def _save(self, state: RunState, due: list[Level], *, last: bool) -> None:
         self.wait()
         for level in due:
             level.started(state.step)

@@ -4,7 +4,6 @@ import contextlib
 import glob
 import itertools
 import json
-import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -20,25 +19,12 @@ from pretrain.run.config_history import CONFIG_FILE
 from pretrain.run.length import RunLength
 from pretrain.run.lock import lock_holder
 from pretrain.run.state import RunState
+from pretrain.slurm_client import QueuedJob, own_jobs
 from pretrain.tracking.metrics_file import METRICS_FILE, latest_records
 from pretrain.tracking.provenance import DESCRIPTION_FILE
 
 PACE_RECORDS = 50
 """The time left is computed from so many of the last records."""
-SQUEUE_SECONDS = 15
-
-
-@dataclass(frozen=True)
-class Job:
-    """A job as squeue reports it."""
-
-    id: str
-    name: str
-    state: str
-    reason: str
-    """Why it is waiting; empty if it is not."""
-    folder: str
-    """The folder in which it was submitted."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +66,7 @@ def find_runs(folder: Path) -> list[Path]:
     return sorted(path for path in found if path.parent not in found)
 
 
-def status_of(run_dir: Path, jobs: Mapping[str, Job], now: float) -> Status:
+def status_of(run_dir: Path, jobs: Mapping[str, QueuedJob], now: float) -> Status:
     """Read one run; raises RunError if the folder is not the folder of a run."""
     if not any((run_dir / name).exists() for name in (CONFIG_FILE, ATTEMPTS_FILE, METRICS_FILE)):
         raise RunError(f"{run_dir}: not the folder of a run: it has no {CONFIG_FILE}", "name one such as runs/NAME")
@@ -109,29 +95,9 @@ def status_of(run_dir: Path, jobs: Mapping[str, Job], now: float) -> Status:
     )
 
 
-def ask_slurm() -> dict[str, Job]:
-    """This user's jobs by their ids, and tasks of arrays by theirs; empty if squeue is missing or does not answer."""
-    command = ["squeue", "-h", "--me", "-o", "%i|%A|%j|%T|%r|%Z"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=SQUEUE_SECONDS, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return {}
-    return parse_jobs(done.stdout)
-
-
-def parse_jobs(text: str) -> dict[str, Job]:
-    """Lines `id|job id|name|state|reason|folder`; a task of an array is found by either id."""
-    jobs: dict[str, Job] = {}
-    for line in text.splitlines():
-        fields = line.split("|", 5)
-        if len(fields) == 6:
-            id_, job_id, name, state, reason, folder = fields
-            job = Job(id_, name, state.lower(), "" if reason == "None" else reason, folder)
-            jobs |= {id_: job, job_id: job}
-    return jobs
-
-
-def _state(is_held: bool, attempts: Sequence[Attempt], jobs: Sequence[Job], step: int | None, steps: int | None) -> str:
+def _state(
+    is_held: bool, attempts: Sequence[Attempt], jobs: Sequence[QueuedJob], step: int | None, steps: int | None
+) -> str:
     if is_held:
         return "running"
     if jobs and jobs[-1].state != "completed":
@@ -153,7 +119,7 @@ def _last_end(attempts: Sequence[Attempt]) -> str | None:
     return None
 
 
-def _job_text(id_: str, job: Job | None) -> str:
+def _job_text(id_: str, job: QueuedJob | None) -> str:
     if job is None:
         return id_
     return f"{id_} ({job.state}{f': {job.reason}' if job.reason else ''})"
@@ -211,7 +177,7 @@ def _number(value: object) -> float | None:
     return float(value) if isinstance(value, int | float) else None
 
 
-def _readable_or_not(folder: Path, jobs: Mapping[str, Job], now: float) -> Status:
+def _readable_or_not(folder: Path, jobs: Mapping[str, QueuedJob], now: float) -> Status:
     """A run that cannot be read does not hide the others."""
     try:
         return status_of(folder, jobs, now)
@@ -227,9 +193,9 @@ def _readable_or_not(folder: Path, jobs: Mapping[str, Job], now: float) -> Statu
         return Status(**(nothing | known))
 
 
-def all_statuses(folders: Sequence[Path]) -> tuple[list[Status], list[Job]]:
+def all_statuses(folders: Sequence[Path]) -> tuple[list[Status], list[QueuedJob]]:
     """The status of the given runs, and this user's jobs that have no attempt of these runs yet."""
-    jobs = ask_slurm()
+    jobs = own_jobs()
     now = time.time()
     found = [_readable_or_not(folder, jobs, now) for folder in folders]
     started = {id_.partition(" ")[0] for each in found for id_ in each.jobs}

@@ -13,7 +13,8 @@ from pretrain.commands.arguments import CommandParser
 from pretrain.config.errors import RunError
 
 if TYPE_CHECKING:
-    from pretrain.commands.run_status import Job, Status
+    from pretrain.commands.run_status import Status
+    from pretrain.slurm_client import QueuedJob
 
 RUNS = Path("runs")
 
@@ -52,7 +53,7 @@ def run(given: argparse.Namespace) -> int:
     return 0
 
 
-def lines(found: "Sequence[Status]", waiting: "Sequence[Job]") -> Iterator[str]:
+def lines(found: "Sequence[Status]", waiting: "Sequence[QueuedJob]") -> Iterator[str]:
     """A line for each run, and a second one for how its last attempt ended."""
     for each in found:
         cells = _cells(each)
@@ -65,7 +66,7 @@ def lines(found: "Sequence[Status]", waiting: "Sequence[Job]") -> Iterator[str]:
         yield "no runs"
 
 
-def _print_table(found: "Sequence[Status]", waiting: "Sequence[Job]") -> None:
+def _print_table(found: "Sequence[Status]", waiting: "Sequence[QueuedJob]") -> None:
     from rich import box
     from rich.console import Console
     from rich.markup import escape
@@ -105,7 +106,7 @@ def _cells(each: "Status") -> dict[str, str]:
     }
 
 
-def _job_state(job: "Job") -> str:
+def _job_state(job: "QueuedJob") -> str:
     return f"{job.state} ({job.reason})" if job.reason else job.state
 
 

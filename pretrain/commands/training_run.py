@@ -17,13 +17,14 @@ from pretrain.distributed.grid import world_from_environment
 from pretrain.distributed.join import joined_ranks, layout_of
 from pretrain.exit_codes import ExitCode
 from pretrain.model.size import checkpoint_bytes
+from pretrain.outcome import record
+from pretrain.outcome.failure import Stage
 from pretrain.resume.tolerance import facts_now
 from pretrain.run.config_history import check_same_config, record_config
 from pretrain.run.folder import check_space, log_to_file
 from pretrain.run.length import check_length
 from pretrain.run.lock import hold_run_folder
-from pretrain.run.outcome import note_start
-from pretrain.run.outcome_record import record_outcome
+from pretrain.run.outcome import record_start
 from pretrain.run.state import RunState
 from pretrain.run.stop_signals import stop_on_signals
 from pretrain.run.tokenizer import check_tokenizer, keep_tokenizer
@@ -158,11 +159,13 @@ def run(inputs: Inputs, check_ownership: Callable[[], None], stop_requested: Cal
             time_limit=time_limit_of(length, earlier, sizes.final * config.model.seq_length),
             is_validated=is_validated,
         )
+        closing.enter_context(here.stage(Stage.CLOSING))
+        reason, made = reason_of_end(length, sinks.outcome, state), state.step - start.state.step
+        sinks.end_record = record.success(EXIT_CODES[sinks.outcome], reason, step=state.step, steps_made=made)
         if here.is_main:
             # The last save is on the disk: from here on no supervisor takes the run for lost.
-            record_outcome(EXIT_CODES[sinks.outcome], step=state.step, steps_made=state.step - start.state.step)
+            record.write_for_launcher(sinks.end_record)
         saver.close()
-        sinks.reason = reason_of_end(length, sinks.outcome, state)
         if sinks.outcome == "finished":
             first = next(iter(validation.values()))
             write_sample(config, folder, trainer.engine, first, control=groups.control, stop_requested=stop_requested)
@@ -181,5 +184,5 @@ def open_records(
     if inputs.tokenizer is not None:
         keep_tokenizer(folder, inputs.tokenizer)
     write_description(folder, description)
-    note_start(folder, state.step)
+    record_start(folder, state.step)
     return build_sinks(config, folder, state.step, trainer.length.end_step(state), description, sizes)

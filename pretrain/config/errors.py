@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 from data_pipeline.config_text import written
 from data_pipeline.errors import SystemRefused, UserError, hint_lines, in_one_line
-from pretrain.exit_codes import ExitCode
 
 MISSING = object()
 
@@ -82,10 +81,3 @@ class TrainingDiverged(Exception):
     def __init__(self, text: str, step: int | None = None) -> None:
         super().__init__(text)
         self.step = step
-
-
-def code_of_refusal(error: UserError) -> ExitCode:
-    """The exit code, by whose turn it is: the user's, the system's, or that of another process."""
-    if isinstance(error, SystemRefused):
-        return ExitCode.REFUSED
-    return ExitCode.IN_USE if isinstance(error, RunInUse) else ExitCode.MISTAKE

@@ -1,4 +1,4 @@
-"""Variables that CUDA and the vendors read once, set before torch is asked for a device."""
+"""Variables that CUDA and the vendors read once, set before the first use of a device."""
 
 import os
 
@@ -6,13 +6,13 @@ from pretrain.distributed.grid import ParallelLayout, world_from_environment
 
 
 def set_variables(layout: ParallelLayout) -> None:
-    """What this process needs, as far as its user has not set it.
+    """Set the variables that this process needs, unless the user has set them.
 
     CUDA reads its variables when it is first asked for a device, if only whether there is one, and recent versions make
     a context as soon as a device is set: later is too late. So every verb calls this as soon as it knows its layout.
     """
     rank, world_size, local_rank = world_from_environment()
-    # DeepSpeed reads these although the process group stands already.
+    # DeepSpeed reads these although the process group exists already.
     defaults = {
         "RANK": str(rank),
         "WORLD_SIZE": str(world_size),

@@ -52,7 +52,7 @@ class ParallelLayout:
         return list(groups.values())
 
 
-# What tells the groups of a kind apart, of (tp, dp, pp) ranks.
+# The coordinates that differ between the groups of a kind, from those of a rank (tp, dp, pp).
 _APART: dict[GroupKind, Callable[[int, int, int], tuple[int, ...]]] = {
     "tensor": lambda tp, dp, pp: (dp, pp),
     "data": lambda tp, dp, pp: (tp, pp),
@@ -65,7 +65,7 @@ _APART: dict[GroupKind, Callable[[int, int, int], tuple[int, ...]]] = {
 def world_from_environment() -> tuple[int, int, int]:
     """(rank, world size, local rank) as torchrun or Slurm's launcher set them; (0, 1, 0) alone.
 
-    Raises ConfigError where they are no such numbers.
+    Raises ConfigError if they are not valid numbers.
     """
     found = {name: os.environ.get(name, default) for name, default in _WORLD}
     if wrong := [

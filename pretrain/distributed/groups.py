@@ -18,7 +18,7 @@ class ProcessGroups:
 
     layout: ParallelLayout
     device: torch.device
-    """Of the tensors that all groups take, but those on the CPU."""
+    """The device of the tensors that the groups take, except those groups that are on the CPU."""
     tp_rank: int
     dp_rank: int
     pp_rank: int
@@ -32,7 +32,7 @@ class ProcessGroups:
     control: dist.ProcessGroup
     """All ranks, on the CPU: small messages that must not wait for the GPU."""
     saving: dist.ProcessGroup
-    """All ranks, on the CPU: for the thread that writes checkpoints, and nobody else."""
+    """All ranks, on the CPU: only for the thread that writes checkpoints."""
 
 
 def build_groups(
@@ -77,7 +77,7 @@ def build_groups(
 
 
 def forget_groups() -> None:
-    """Let a process that builds several layouts in turn begin anew."""
+    """Let a process build another layout after this one."""
     from megatron.core import parallel_state
 
     parallel_state.destroy_model_parallel()
@@ -87,7 +87,7 @@ class DeepSpeedGroups:
     """The `mpu` of DeepSpeed: the data-parallel group, and TP x PP as the model-parallel one.
 
     The model-parallel *rank* is the tensor-parallel rank: DeepSpeed counts replicated parameters in the global
-    norm only where it is 0, on every pipeline stage.
+    norm only if it is 0, on every pipeline stage.
     """
 
     def __init__(self, groups: ProcessGroups) -> None:

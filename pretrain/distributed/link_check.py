@@ -1,7 +1,7 @@
-"""What goes between nodes, looked at before the model is built: sums come out right, and how fast.
+"""The check of the links between nodes before the model is built: whether sums are right, and how fast they are.
 
 All ranks add up numbers that each can compute for all; then each node exchanges with the next one, rank by rank, all
-pairs of a round at once. A wrong sum ends the run, a slow pair is told.
+pairs of a round at once. A wrong sum ends the run; a slow pair is logged.
 """
 
 import json
@@ -25,16 +25,16 @@ SMALL_BYTES, SMALL_ROUNDS = 1024, 10
 BULK_BYTES_ON_GPU, BULK_BYTES = 64 * 2**20, 4 * 2**20
 BULK_ROUNDS = 2
 SLOW_FACTOR = 3.0
-"""A pair that takes so many times the median is told."""
+"""A pair that takes this many times the median is logged."""
 NAME_BYTES = 64
 PERIOD = 251
-"""Numbers repeat after so many places; a prime, so that no power of two hides a shift."""
+"""Numbers repeat after this many places; a prime, so that no power of two hides a shift."""
 
 log = logging.getLogger(__name__)
 
 
 class LinkBroken(Exception):
-    """What came over the network is not what was sent; the text names the ranks."""
+    """Data arrived damaged over the network; the text names the ranks."""
 
 
 @dataclass(frozen=True)
@@ -47,22 +47,22 @@ class Pair:
 
 @dataclass(frozen=True)
 class Links:
-    """What was measured."""
+    """The measurements."""
 
     nodes: list[str]
     ranks: int
     backend: str
     latency_seconds: float
-    """Of an all-reduce of 1 KB over all ranks."""
+    """The time of an all-reduce of 1 KB over all ranks."""
     bulk_bytes: int
     bus_bytes_per_second: float
-    """Of an all-reduce of `bulk_bytes`, times 2(n-1)/n: what each rank's link carries."""
+    """The speed of an all-reduce of `bulk_bytes`, times 2(n-1)/n: the traffic of each rank's link."""
     pairs: list[Pair]
     slow: list[str]
 
 
 def check_links(wanted: bool, here: Runtime, control: dist.ProcessGroup, run_dir: Path) -> None:
-    """Measure where a run has several nodes; raises LinkBroken, on all ranks, where data comes out wrong."""
+    """Measure if a run has several nodes; raises LinkBroken, on all ranks, if data arrives damaged."""
     if not wanted or here.local_size >= here.world_size:
         return
     table = _gather([_node_number(here), here.local_rank], control).long()
@@ -79,14 +79,14 @@ def check_links(wanted: bool, here: Runtime, control: dist.ProcessGroup, run_dir
         summed = numbers.clone()
         bulk = min(bulk, _timed(partial(dist.all_reduce, summed), here))
         is_right = is_right and torch.equal(summed, _sum_of_numbers(here.world_size, numel, here.device))
-    told = [float(not is_right)]
+    measures = [float(not is_right)]
     rounds = list(rounds_of(places))
     for pairs in rounds:
-        told += _exchange(numbers, partner_in(pairs, here.rank), here)
-    found = _gather(told, control).tolist()
+        measures += _exchange(numbers, partner_in(pairs, here.rank), here)
+    found = _gather(measures, control).tolist()
     wrong = wrong_ranks(found, rounds)
     if wrong:
-        raise LinkBroken(f"between nodes data comes out wrong: {_named(wrong, names)}; leave those nodes out")
+        raise LinkBroken(f"data between nodes arrives damaged: {_named(wrong, names)}; leave those nodes out")
     measured = [Pair(pair, found[pair[0]][2 * number + 2]) for number, pairs in enumerate(rounds) for pair in pairs]
     links = Links(
         nodes=list(dict.fromkeys(names)),
@@ -99,7 +99,7 @@ def check_links(wanted: bool, here: Runtime, control: dist.ProcessGroup, run_dir
         slow=[_named(ranks, names) for ranks in slow_ranks(measured)],
     )
     if here.is_main:
-        _tell(links, len({node for node, _ in places}), run_dir)
+        _report(links, len({node for node, _ in places}), run_dir)
 
 
 def rounds_of(places: Sequence[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
@@ -123,12 +123,12 @@ def rounds_of(places: Sequence[tuple[int, int]]) -> Iterator[list[tuple[int, int
 
 
 def partner_in(pairs: Sequence[tuple[int, int]], rank: int) -> int | None:
-    """Whom a rank exchanges with in a round."""
+    """The rank with which a rank exchanges data in a round."""
     return next((a + b - rank for a, b in pairs if rank in (a, b)), None)
 
 
 def wrong_ranks(found: Sequence[Sequence[float]], rounds: Sequence[Sequence[tuple[int, int]]]) -> list[int]:
-    """The ranks that others received wrong data from, or gave wrong sums where all pairs are right.
+    """The ranks that others received wrong data from, or whose sums are wrong if all pairs are right.
 
     A row for each rank: whether its sum is wrong; then for each round whether what it received is wrong, and seconds.
     """
@@ -154,7 +154,7 @@ def slow_ranks(pairs: Sequence[Pair]) -> list[list[int]]:
 
 
 def _exchange(numbers: torch.Tensor, partner: int | None, here: Runtime) -> list[float]:
-    """(whether what came is wrong, seconds) of one round; zeros without a partner."""
+    """(whether the received data is wrong, seconds) of one round; zeros without a partner."""
     if partner is None:
         return [0.0, 0.0]
     received = torch.empty_like(numbers)
@@ -173,7 +173,7 @@ def _swap(sent: torch.Tensor, received: torch.Tensor, partner: int) -> None:
 
 
 def _numbers(rank: int, numel: int, device: torch.device) -> torch.Tensor:
-    """What a rank contributes: small whole numbers, whose sums are exact in any order."""
+    """The numbers of a rank: small whole numbers, whose sums are exact in any order."""
     return ((torch.arange(numel, device=device) * 7 + rank * 13) % PERIOD).float()
 
 
@@ -208,7 +208,7 @@ def _gather_names(name: str, control: dist.ProcessGroup) -> list[str]:
 
 
 def _node_number(here: Runtime) -> int:
-    """As torchrun, launch.ssh.hosts and Slurm say; else ranks fill one node after the other."""
+    """The node's number by torchrun, launch.ssh.hosts or Slurm; without them ranks fill one node after the other."""
     for variable in ("GROUP_RANK", "SLURM_NODEID"):
         if variable in os.environ:
             return int(os.environ[variable])
@@ -219,7 +219,7 @@ def _named(ranks: Sequence[int], names: Sequence[str]) -> str:
     return ", ".join(f"rank {rank} (node {names[rank]})" for rank in ranks)
 
 
-def _tell(links: Links, num_nodes: int, run_dir: Path) -> None:
+def _report(links: Links, num_nodes: int, run_dir: Path) -> None:
     log.info(
         "links of %d nodes, %d ranks: sums right; all-reduce of 1 KB in %.2f ms, of %d MiB at %.2f GB/s",
         num_nodes,

@@ -11,10 +11,10 @@ SMALL, LARGE = 1 << 20, 32 << 20
 
 @contextlib.contextmanager
 def large_blocks_apart() -> Iterator[None]:
-    """Meanwhile blocks from 1 MiB on are mapped one by one, so that freeing one gives its memory back.
+    """Within the context, each block from 1 MiB on is mapped separately, so that freeing it returns its memory.
 
     Otherwise whole tensors leave holes between the shares that are kept of them: measured up to a quarter more memory
-    at the peak. Afterwards the limit is where glibc's own adjustment ends, 32 MiB: mapping anew in every step is slow.
+    at the peak. Afterwards the limit is where glibc's own adjustment ends, 32 MiB: mapping again in every step is slow.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is None:

@@ -36,7 +36,7 @@ def redirect(device: torch.device) -> None:
 
 
 class _TorchOn(ModuleType):
-    """Stands for `torch` inside one module: factory functions make tensors here, whatever device is named."""
+    """Replaces `torch` inside one module: factory functions make tensors here, whatever device is named."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__("torch")

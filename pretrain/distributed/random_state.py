@@ -20,7 +20,7 @@ def random_states() -> dict[str, Tensor]:
 
 
 def restore_random_states(states: Mapping[str, Tensor]) -> None:
-    """Take back what `random_states` gave, on a rank of the same layout."""
+    """Restore the result of `random_states`, on a rank of the same layout."""
     from megatron.core.tensor_parallel import get_cuda_rng_tracker
 
     torch.set_rng_state(states["cpu"])

@@ -19,7 +19,9 @@ from pretrain.config.errors import ConfigError, Problem
 from pretrain.distributed import megatron_on_cpu
 from pretrain.distributed.environment import set_variables
 from pretrain.distributed.grid import ParallelLayout, world_from_environment
-from pretrain.distributed.watchdog.watchdog import Sentinel, watched
+from pretrain.distributed.watchdog.watchdog import Watchdog
+from pretrain.distributed.watchdog.watched import watched
+from pretrain.outcome.failure import Stage
 
 SLACK_SECONDS = 5.0
 NCCL_SLACK_MINUTES = 2.0
@@ -30,7 +32,7 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Runtime:
-    """Where this process runs."""
+    """The rank of this process, its device, and its watchdog."""
 
     rank: int
     world_size: int
@@ -40,22 +42,26 @@ class Runtime:
     device: torch.device
     group_timeout_minutes: float
     """For every process group."""
-    sentinel: Sentinel | None = None
-    """Watches for failures of any rank; None where the caller does."""
+    watchdog: Watchdog | None = None
+    """Watches for failures of any rank; None if the caller does that."""
 
     def count_steps(self, batches: Iterable[Item], step: int) -> Iterator[Item]:
-        """Pass batches on, the first of them for the step after `step`: a failure is told with its step."""
-        return iter(batches) if self.sentinel is None else self.sentinel.count_steps(batches, step)
+        """Pass batches on, the first of them for the step after `step`: a failure names its step."""
+        return iter(batches) if self.watchdog is None else self.watchdog.count_steps(batches, step)
 
     def begin_step(self, step: int) -> None:
         """Say which step is computed from now on: a failure names it."""
-        if self.sentinel is not None:
-            self.sentinel.begin_step(step)
+        if self.watchdog is not None:
+            self.watchdog.begin_step(step)
 
     def moved(self) -> None:
-        """Say that the main thread gets on, where it waits at one place for something that does."""
-        if self.sentinel is not None:
-            self.sentinel.moved()
+        """Report progress of something that the main thread waits for at one place."""
+        if self.watchdog is not None:
+            self.watchdog.moved()
+
+    def stage(self, stage: Stage) -> contextlib.AbstractContextManager[None]:
+        """Say that the main thread is in this stage as long as the context lasts: a failure names it."""
+        return contextlib.nullcontext() if self.watchdog is None else self.watchdog.stage(stage)
 
     @property
     def gpu_name(self) -> str | None:
@@ -63,12 +69,12 @@ class Runtime:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process speaks to people and writes what is written once."""
+        """Whether this process prints for people and writes the files that are written once."""
         return self.rank == 0
 
 
 def choose_device(wanted: str, local_rank: int) -> torch.device:
-    """The device for `wanted` = auto, cpu or cuda; raises ConfigError where cuda is asked for and there is none."""
+    """The device for `wanted` = auto, cpu or cuda; raises ConfigError if cuda is set and torch sees no GPU."""
     if wanted == "cuda" and not torch.cuda.is_available():
         raise ConfigError([Problem("engine.device", wanted, "torch sees no GPU here", "use engine.device=auto or cpu")])
     use_gpu = wanted != "cpu" and torch.cuda.is_available()
@@ -87,9 +93,9 @@ def runtime(
     stop_requested: Callable[[], bool] = lambda: False,
 ) -> Iterator[Runtime]:
     """Join the process group for as long as the context lasts; ranks meet in `store`, else at MASTER_ADDR, where a
-    sentinel watches over them. `layout` is for its words.
+    watchdog watches over them. `layout` is for its messages.
 
-    Raises RankFailed where another rank failed. After a failure no collective is started, not even to leave: the other
+    Raises RankFailed if another rank failed. After a failure no collective is started, not even to leave: the other
     ranks may be gone.
     """
     rank, world_size, local_rank = world_from_environment()
@@ -103,22 +109,22 @@ def runtime(
         os.environ["DS_ACCELERATOR"] = "cpu"
         torch.set_num_threads(config.cpu_threads or _threads_per_process())
     on_gpu = device.type == "cuda"
-    # gloo raises in the ranks that wait, NCCL ends their processes without a word: the sentinel comes after the one and
-    # before the other.
+    # gloo raises in the ranks that wait, NCCL ends their processes without an error message: the watchdog acts after
+    # the one and before the other.
     minutes = config.timeout_minutes + (NCCL_SLACK_MINUTES if on_gpu else 0)
     limit = config.timeout_minutes * 60 + (0 if on_gpu else SLACK_SECONDS)
     with contextlib.ExitStack() as stack:
-        sentinel = None
+        watchdog = None
         if store is None:
             meeting = config.init_timeout_minutes * 60
-            sentinel = Sentinel(rank, layout or ParallelLayout(world_size), limit, meeting, stop_requested)
-            stack.enter_context(watched(sentinel))
+            watchdog = Watchdog(rank, layout or ParallelLayout(world_size), limit, meeting, stop_requested)
+            stack.enter_context(watched(watchdog))
         if store is None and world_size == 1:
-            # Alone, a file stands in for a rendezvous: no port that another run could hold.
+            # A single rank uses a file instead of a rendezvous: it needs no port, which another run could hold.
             folder = stack.enter_context(tempfile.TemporaryDirectory())
             store = dist.FileStore(str(Path(folder) / "store"), 1)
         elif store is None:
-            # torch waits longer than the sentinel, which names the missing ranks.
+            # torch waits longer than the watchdog, which names the missing ranks.
             until = timedelta(minutes=config.init_timeout_minutes, seconds=MEETING_SLACK_SECONDS)
             store, _, _ = next(rendezvous("env://", rank, world_size, timeout=until))
         dist.init_process_group(
@@ -128,11 +134,11 @@ def runtime(
             world_size=world_size,
             timeout=timedelta(minutes=minutes),
         )
-        if sentinel is not None:
-            sentinel.have_met()
+        if watchdog is not None:
+            watchdog.have_met()
         if not on_gpu:
             megatron_on_cpu.redirect(device)  # after the ranks met: imports take long, and a rank may die in them
-        yield Runtime(rank, world_size, local_rank, _local_size(), device, minutes, sentinel)
+        yield Runtime(rank, world_size, local_rank, _local_size(), device, minutes, watchdog)
         dist.destroy_process_group()
 
 

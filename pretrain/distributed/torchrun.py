@@ -14,7 +14,7 @@ _LAUNCHERS = ("torchrun", "torch.distributed.run", "torch.distributed.launch")
 
 
 def leave_reason(text: str) -> bool:
-    """Have torchrun print the text at its end; whether it will. False without torchrun."""
+    """Have torchrun print the text at its end; returns whether it will. False without torchrun."""
     path = os.environ.get(_FILE)
     if not path or not _is_child_of_launcher():
         return False
@@ -28,7 +28,7 @@ def leave_reason(text: str) -> bool:
 
 
 def _is_child_of_launcher() -> bool:
-    """Programs that a rank starts inherit the variable too; what they wrote there would not be printed."""
+    """Programs that a rank starts inherit the variable too, but torchrun does not print their text."""
     try:
         command = Path(f"/proc/{os.getppid()}/cmdline").read_bytes().decode(errors="replace")
     except OSError:

@@ -1,4 +1,4 @@
-"""Importing the vendors without their advice, and on a CPU without what only a GPU needs."""
+"""Imports of the vendors without their warnings, and on a CPU without the parts that only a GPU needs."""
 
 import contextlib
 import logging
@@ -13,11 +13,11 @@ from data_pipeline.imports import without
 
 @contextlib.contextmanager
 def megatron_imports() -> Iterator[None]:
-    """Around the first imports of megatron.core (0.16.1), which warns half a dozen times that GPU packages are missing,
-    which nobody here asked for.
+    """Around the first imports of megatron.core (0.16.1), which warns half a dozen times that optional GPU packages are
+    missing.
 
-    wandb is hidden meanwhile: Megatron's inference engine asks for it (and does without it), which takes every rank
-    0.4 s of processor time, while only the main one ever speaks to wandb.
+    wandb is hidden in the context: Megatron's inference engine imports it if it can, which takes every rank 0.4 s of
+    processor time, while only the main rank uses wandb.
     """
     logging.getLogger("megatron").setLevel(logging.WARNING)
     # Recorded, not filtered: modules imported on the way put filters of their own in front.
@@ -27,8 +27,8 @@ def megatron_imports() -> Iterator[None]:
 
 @contextlib.contextmanager
 def without_compiler() -> Iterator[None]:
-    """Where torch sees no GPU, `torch.compile` is the identity meanwhile: as a decorator of functions in Megatron and
-    DeepSpeed it loads the whole compiler, which takes longer than all the rest of them.
+    """Make `torch.compile` the identity within the context if torch sees no GPU: as a decorator of functions in Megatron
+    and DeepSpeed it loads the whole compiler, which takes longer than the rest of their imports.
     """
     real = torch.compile
     if not torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop in good order."""
+"""Signals that ask a run to stop in order."""
 
 import contextlib
 import logging
@@ -16,8 +16,8 @@ def stop_on_signals() -> Iterator[Callable[[], bool]]:
     """SIGTERM, SIGINT, SIGUSR1 or SIGHUP ask for a stop after the current step; SIGINT again acts as usual.
 
     SIGHUP comes when a terminal is closed; if it is ignored at the start, as under nohup, it stays ignored. Slurm sends
-    SIGTERM when a grace begins and again when it ends: only a second SIGINT shows that a person is impatient.
-    When the context has ended well, so does the process: too late to stop, they are ignored until it is gone.
+    SIGTERM when a grace period begins and again when it ends, so only a second SIGINT ends the program at once.
+    After the context has ended without an error, it is too late to stop: signals are ignored until the process ends.
     """
     requested = threading.Event()
 

@@ -11,7 +11,7 @@ from typing import Any
 from data_pipeline.html_page import data_url, figure_text, render_page
 from data_pipeline.storage.atomic_write import write_durably
 from pretrain.config.records import flatten
-from pretrain.run.outcome import TRAINING, Outcome, read_outcome
+from pretrain.run.outcome import TRAINING, RunOutcome, read_outcome
 from pretrain.tracking.console import duration, short_number
 from pretrain.tracking.curves import draw_curves
 from pretrain.tracking.interactive import TARGET, run_charts
@@ -86,7 +86,7 @@ def write_report(run_dir: Path) -> None:
     write_durably(run_dir / REPORT_FILE, page)
 
 
-def _times(outcome: Outcome, records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def _times(outcome: RunOutcome, records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """A sentence with the start, end and length of the run."""
     yield f"started {_time_text(outcome.started)}"
     if outcome.resumed != outcome.started:

@@ -6,7 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import error_line
-from pretrain.run.outcome import note_end
+from pretrain.distributed.watchdog.reported import report_of
+from pretrain.outcome import record
+from pretrain.outcome.record import OutcomeRecord
+from pretrain.run.outcome import record_end
 from pretrain.tracking.close_sinks import close_within
 from pretrain.tracking.sinks import ShowsProgress, Sink, Spare
 
@@ -21,7 +24,9 @@ class RunSinks:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._sinks: list[Sink] = []
-        self.outcome, self.reason = "failed", ""
+        self.outcome = "failed"
+        self.end_record: OutcomeRecord | None = None
+        """The record of a run that finished, or was stopped and saved."""
         self.losses: dict[str, float] = {}
         """The last training and validation loss."""
 
@@ -43,8 +48,11 @@ class RunSinks:
     def end(self, kind: object, error: BaseException | None, trace: object) -> None:
         """Record in the run folder how and why the run ended, then close the sinks; the exit of an ExitStack."""
         if self._sinks:
-            reason = self.reason if error is None else error_line(error) or type(error).__name__
-            note_end(self._folder, self.outcome, reason)
+            end = self.end_record
+            if error is not None:
+                end = record.failure(report_of(error), error_line(error) or type(error).__name__)
+            if end is not None:
+                record_end(self._folder, end)
         for sink in self._sinks:
             if not isinstance(sink, Spare):
                 sink.close(self.outcome)

@@ -9,6 +9,7 @@ from typing import Any
 from pretrain.checkpoint.resume_point import ResumePoint
 from pretrain.checkpoint.save_log import record_save
 from pretrain.checkpoint.saver import Saver
+from pretrain.outcome.failure import Stage
 from pretrain.run.state import RunState
 from pretrain.tracking.provenance import describe_checkpoint
 from pretrain.training.assembly import Trainer
@@ -31,4 +32,5 @@ def build_saver(trainer: Trainer, folder: Path, resume_point: ResumePoint, origi
         group=trainer.groups.saving,
         mirror=resume_point.mirror,
         saved=partial(record_save, folder) if trainer.here.is_main else lambda step, at: None,
+        saving=partial(trainer.here.stage, Stage.SAVING),
     )

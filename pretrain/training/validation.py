@@ -1,11 +1,11 @@
 """The evaluator of a run: the loss on the validation splits, left off if a rank is asked to stop."""
 
 from collections.abc import Callable, Mapping
-from functools import partial
 
 from data_pipeline.shards.reader import PackedDataset
 from pretrain.config.derived import evaluation_batch_size
 from pretrain.evaluation.perplexity import evaluate
+from pretrain.outcome.failure import Stage
 from pretrain.training.assembly import Trainer
 from pretrain.training.loop import Evaluator, begin_agreement
 
@@ -23,14 +23,18 @@ def build_evaluator(
         agreement = begin_agreement(None, trainer.samples_counted_here, stop_requested(), 0, groups.control)
         return lambda: agreement.wait().stop
 
-    return partial(
-        evaluate,
-        trainer.engine,
-        validation,
-        # As many micro-batches at once as there are pipeline stages, so that every stage has work.
-        batch_size=evaluation_batch_size(config) * groups.layout.pp,
-        rank=groups.dp_rank,
-        size=groups.layout.dp,
-        show=show,
-        ask_stop=ask_stop,
-    )
+    def validate(*, max_samples: int | None) -> dict[str, float] | None:
+        with trainer.here.stage(Stage.VALIDATION):
+            return evaluate(
+                trainer.engine,
+                validation,
+                # As many micro-batches at once as there are pipeline stages, so that every stage has work.
+                batch_size=evaluation_batch_size(config) * groups.layout.pp,
+                rank=groups.dp_rank,
+                size=groups.layout.dp,
+                show=show,
+                ask_stop=ask_stop,
+                max_samples=max_samples,
+            )
+
+    return validate

@@ -13,6 +13,7 @@ import pytest
 from launch.ssh.connections import Ranks
 from launch.ssh.hostfile import Host
 from launch.ssh.hosts import environments, watch
+from pretrain.outcome.failure import FailureKind
 from pretrain.run.attempts import read_attempts
 from tests.support.hosts import NAMES, assert_gone, hostfile, real_ssh, sshd_program, stand_in
 from tests.support.runs import SECONDS, LiveRun, Workplace, environment, train_records
@@ -59,7 +60,7 @@ def test_a_run_is_stopped_continued_and_shown(place: Workplace, tmp_path: Path) 
     assert second.began is not None and second.began.step == stopped_at
     assert second.ended is not None and second.ended.outcome == "finished"
     assert list(train_records(run.run_dir)) == list(range(1, stopped_at + 5))
-    logs = {str(path.relative_to(run.run_dir / "logs")) for path in (run.run_dir / "logs").glob("attempt-*/*")}
+    logs = {str(path.relative_to(run.run_dir / "logs")) for path in (run.run_dir / "logs").glob("attempt-*/*.log")}
     assert logs == {f"attempt-000{n}/{name}-rank-0000{rank}.log" for n in (1, 2) for rank, name in enumerate(NAMES)}
 
     shown = place.command("status", "runs/stopped").stdout
@@ -83,7 +84,7 @@ def test_a_killed_rank_ends_all_and_is_named(place: Workplace, tmp_path: Path) -
     assert not ranks[0].is_running()
     (attempt,) = read_attempts(run.run_dir)
     assert attempt.ended is not None and attempt.ended.outcome == "failed" and attempt.ended.exit_code == 137
-    assert "rank 1" in attempt.ended.cause
+    assert "rank 1" in attempt.ended.cause and attempt.ended.kind is FailureKind.UNRESPONSIVE
     (status,) = (each for each in json.loads(shown)["runs"] if each["run"] == "runs/killed")
     assert status["state"] == "running" and status["steps"] == 100000 and status["seconds_to_go"] > 0
 

@@ -22,7 +22,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".html"}
 
 
-def test_jobs_of_slurm_write_what_this_machine_writes_and_are_gone_afterwards(tmp_path: Path) -> None:
+def test_slurm_jobs_write_the_same_data_and_then_end(tmp_path: Path) -> None:
     texts = [*make_texts(200), *make_texts(50), "too short", *(f"{text}me@example.com" for text in make_texts(9, 1))]
     inputs = [write_jsonl(tmp_path / f"{number}.jsonl", texts[number::6]) for number in range(6)]
     given = (f"data.inputs=[{','.join(map(str, inputs))}]", *CLEANED)

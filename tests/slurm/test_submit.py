@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.slurm.batch_script import Job, batch_script, slurm_path
+from launch.slurm.batch_script import BatchJob, batch_script, slurm_path
 from pretrain.config.cluster import ClusterConfig
 from pretrain.config.cluster_checks import cluster_problems
 from pretrain.config.load import load_run_config, read_run_config
@@ -33,7 +33,7 @@ def test_slurm_reads_each_word_as_it_was(text: str, tmp_path: Path) -> None:
     cluster = ClusterConfig(sbatch_flags=(f"--comment={text}", "--hold"))
     assert not list(cluster_problems(cluster))
     log = slurm_path(f"{tmp_path}/{text.replace(chr(92), '')}.log")
-    done = sbatch(batch_script(cluster, Job(text, log, str(tmp_path), ("true",))), tmp_path)
+    done = sbatch(batch_script(cluster, BatchJob(text, log, str(tmp_path), ("true",))), tmp_path)
     assert done.returncode == 0, done.stderr
     facts = facts_of_job(done.stdout.strip())
     subprocess.run(["scancel", done.stdout.strip()], check=True)
@@ -45,7 +45,7 @@ def test_slurm_reads_each_word_as_it_was(text: str, tmp_path: Path) -> None:
 def test_a_log_is_written_to_its_path(tmp_path: Path) -> None:
     folder = tmp_path / "50 % it's #1"
     folder.mkdir()
-    job = Job("x", slurm_path(f"{folder}/slurm-") + "%j.log", str(folder), ("bash", "-c", 'echo "$PWD"'))
+    job = BatchJob("x", slurm_path(f"{folder}/slurm-") + "%j.log", str(folder), ("bash", "-c", 'echo "$PWD"'))
     done = sbatch(batch_script(ClusterConfig(), job), tmp_path)
     log = folder / f"slurm-{done.stdout.strip()}.log"
     wait_until(lambda: log.exists() and log.read_text() == f"{folder}\n", 30, lambda: f"{log}: {done.stderr}")
@@ -55,7 +55,7 @@ def test_a_log_is_written_to_its_path(tmp_path: Path) -> None:
 def test_sbatch_takes_the_script_of_every_example(name: str, tmp_path: Path) -> None:
     # No more CPUs and nodes than a small cluster has.
     cluster = load_run_config([f"cluster={name}", "cluster.cpus_per_task=1", "cluster.nodes=2"]).cluster
-    job = Job("pretrain", "/dev/null", str(tmp_path), ("true",))
+    job = BatchJob("pretrain", "/dev/null", str(tmp_path), ("true",))
     done = sbatch(batch_script(cluster, job), tmp_path, "--test-only")
     if "Invalid generic resource" in done.stderr:
         pytest.skip("this cluster has no GPUs")

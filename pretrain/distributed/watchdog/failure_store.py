@@ -1,4 +1,4 @@
-"""Notes of all ranks in the store where they met, for the moment when one of them fails."""
+"""Entries that the ranks write into the store where they met, to be read when one of them fails."""
 
 import json
 import os
@@ -10,22 +10,23 @@ from typing import Any
 
 import torch.distributed as dist
 
-from pretrain.distributed.watchdog.failure import Place, Stand, Verdict
+from pretrain.distributed.watchdog.rank_status import RankProcess, RankStatus
+from pretrain.outcome.failure import FailureReport, Stage
 
 ANSWER_SECONDS = 10.0
-"""The store answers in milliseconds, or is not there any more."""
+"""The store answers in milliseconds, or is gone."""
 
 
-class Board:
-    """A connection of its own to the store. Any method raises RuntimeError where the store is gone; none waits for a
-    note that is not there.
+class FailureStore:
+    """A separate connection to the store. Every method raises RuntimeError if the store is gone. No method waits for an
+    entry that is missing.
     """
 
     def __init__(self, store: dist.Store, prefix: str = "") -> None:
         self._store, self._prefix = store, prefix
 
     @classmethod
-    def connect(cls, timeout_seconds: float) -> "Board":
+    def connect(cls, timeout_seconds: float) -> "FailureStore":
         """Join the store at MASTER_ADDR, which a launcher's agent or rank 0 holds; waits until it is up."""
         store = dist.TCPStore(
             os.environ["MASTER_ADDR"],
@@ -38,65 +39,71 @@ class Board:
         # An agent's store outlives a restart of its workers.
         return cls(store, f"pretrain/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/")
 
-    def enter(self, place: Place) -> None:
-        self._set(f"place/{place.rank}", asdict(place))
-        self._store.append(f"{self._prefix}machine/{place.machine}", json.dumps(asdict(place)) + "\n")  # type: ignore[attr-defined]
+    def add_process(self, process: RankProcess) -> None:
+        """Enter this rank."""
+        self._set(f"process/{process.rank}", asdict(process))
+        self._store.append(  # type: ignore[attr-defined]
+            f"{self._prefix}machine/{process.machine}", json.dumps(asdict(process)) + "\n"
+        )
 
-    def neighbours(self, machine: str) -> list[Place]:
-        """The places entered so far on one machine."""
-        return [Place(**json.loads(line)) for line in self._get(f"machine/{machine}").splitlines()]
+    def processes_on(self, machine: str) -> list[RankProcess]:
+        """The ranks entered so far on one machine."""
+        return [RankProcess(**json.loads(line)) for line in self._get(f"machine/{machine}").splitlines()]
 
-    def places(self, ranks: Iterable[int]) -> dict[int, Place]:
-        return {rank: Place(**note) for rank, note in self._notes("place", ranks).items()}
+    def processes(self, ranks: Iterable[int]) -> dict[int, RankProcess]:
+        return {rank: RankProcess(**entry) for rank, entry in self._entries("process", ranks).items()}
 
     def beat(self, rank: int) -> None:
         self._set(f"beat/{rank}", time.time())
 
     def seconds_since_beat(self, ranks: Iterable[int]) -> dict[int, float]:
-        return {rank: max(0.0, time.time() - then) for rank, then in self._notes("beat", ranks).items()}
+        return {rank: max(0.0, time.time() - then) for rank, then in self._entries("beat", ranks).items()}
 
-    def leave(self, rank: int, word: str) -> None:
-        """Say that this rank ends, for no failure of its own."""
-        self._set(f"left/{rank}", word)
+    def leave(self, rank: int, report: FailureReport | None) -> None:
+        """Record that this rank ends: in order, or with a report on an error that is not a failure of the program."""
+        self._set(f"left/{rank}", None if report is None else report.to_dict())
 
-    def left(self, ranks: Iterable[int]) -> dict[int, str]:
-        return self._notes("left", ranks)
+    def left(self, ranks: Iterable[int]) -> dict[int, FailureReport | None]:
+        """The ranks that ended and said so."""
+        entries = self._entries("left", ranks)
+        return {rank: None if entry is None else FailureReport.from_dict(entry) for rank, entry in entries.items()}
 
-    def call(self) -> int:
-        """Ask every rank where it stands; how many asked so far, this call included."""
-        callers = int(self._store.add(f"{self._prefix}callers", 1))
-        self._set("call", True)
-        return callers
+    def ask_statuses(self) -> int:
+        """Ask every rank for its status; returns how many ranks asked so far, this one included."""
+        askers = int(self._store.add(f"{self._prefix}askers", 1))
+        self._set("asked", True)
+        return askers
 
-    def is_called(self) -> bool:
-        """Whether the ranks are asked where they stand, or a verdict is there."""
-        return self._has("call")
+    def is_asked(self) -> bool:
+        """Whether the ranks are asked for their status, or a report exists."""
+        return self._has("asked")
 
-    def answer(self, rank: int, stand: Stand) -> None:
-        self._set(f"stand/{rank}", asdict(stand))
+    def set_status(self, rank: int, status: RankStatus) -> None:
+        self._set(f"status/{rank}", asdict(status))
 
     def have_all_answered(self, world_size: int) -> bool:
-        return bool(self._store.check([f"{self._prefix}stand/{rank}" for rank in range(world_size)]))
+        return bool(self._store.check([f"{self._prefix}status/{rank}" for rank in range(world_size)]))
 
-    def stands(self, ranks: Iterable[int]) -> dict[int, Stand]:
-        return {rank: Stand(**note) for rank, note in self._notes("stand", ranks).items()}
+    def statuses(self, ranks: Iterable[int]) -> dict[int, RankStatus]:
+        entries = self._entries("status", ranks)
+        return {rank: RankStatus(**{**entry, "stage": Stage(entry["stage"])}) for rank, entry in entries.items()}
 
-    def settle(self, verdict: Verdict) -> Verdict:
-        """Put a verdict up unless there is one; returns the one that stands."""
-        settled = self._store.compare_set(f"{self._prefix}verdict", "", json.dumps(asdict(verdict)))
-        self._set("call", True)
-        return _read_verdict(settled)
+    def settle(self, report: FailureReport) -> FailureReport:
+        """Store a report unless one exists; returns the one that counts."""
+        settled = self._store.compare_set(f"{self._prefix}report", "", json.dumps(report.to_dict()))
+        self._set("asked", True)
+        return FailureReport.from_dict(json.loads(settled))
 
-    def verdict(self) -> Verdict | None:
-        return _read_verdict(self._get("verdict")) if self._has("verdict") else None
+    def report(self) -> FailureReport | None:
+        return FailureReport.from_dict(json.loads(self._get("report"))) if self._has("report") else None
 
-    def wait_for_verdict(self, seconds: float) -> Verdict | None:
+    def wait_for_report(self, seconds: float) -> FailureReport | None:
         limit = time.monotonic() + seconds
-        while (verdict := self.verdict()) is None and time.monotonic() < limit:
+        while (report := self.report()) is None and time.monotonic() < limit:
             time.sleep(0.1)
-        return verdict
+        return report
 
-    def _notes(self, kind: str, ranks: Iterable[int]) -> dict[int, Any]:
+    def _entries(self, kind: str, ranks: Iterable[int]) -> dict[int, Any]:
         return {rank: json.loads(self._get(f"{kind}/{rank}")) for rank in ranks if self._has(f"{kind}/{rank}")}
 
     def _has(self, key: str) -> bool:
@@ -107,8 +114,3 @@ class Board:
 
     def _set(self, key: str, value: object) -> None:
         self._store.set(self._prefix + key, json.dumps(value))
-
-
-def _read_verdict(text: str | bytes) -> Verdict:
-    values = json.loads(text)
-    return Verdict(**{**values, "culprits": tuple(values["culprits"])})

@@ -1,4 +1,4 @@
-"""The other ranks' processes on this machine: seen to end, and ended where they answer no more."""
+"""The processes of the other ranks on this machine: their end is seen, and those that no longer answer are killed."""
 
 import contextlib
 import os
@@ -10,13 +10,13 @@ from pathlib import Path
 
 import psutil
 
-from pretrain.distributed.watchdog.failure import Place
+from pretrain.distributed.watchdog.rank_status import RankProcess
 
 SHOW_STACKS = signal.SIGUSR2
 SHOW_SECONDS = 0.5
 
 
-class Neighbours:
+class LocalRanks:
     """Processes of other ranks that this one can see by their process ids."""
 
     def __init__(self, rank: int, world_size: int) -> None:
@@ -26,27 +26,27 @@ class Neighbours:
         self._gone: set[int] = set()
 
     @property
-    def all_met(self) -> bool:
+    def all_known(self) -> bool:
         return len(self._known) + len(self._gone) >= self._expected
 
-    def meet(self, places: Iterable[Place]) -> None:
-        for place in places:
-            if place.rank != self._rank and place.rank not in self._known and place.rank not in self._gone:
+    def add(self, processes: Iterable[RankProcess]) -> None:
+        for process in processes:
+            if process.rank != self._rank and process.rank not in self._known and process.rank not in self._gone:
                 with contextlib.suppress(psutil.NoSuchProcess):
-                    self._known[place.rank] = psutil.Process(place.pid)
+                    self._known[process.rank] = psutil.Process(process.pid)
 
     def ended(self, ranks: Iterable[int] | None = None) -> list[int]:
-        """Those of `ranks`, or of all, that were here and run no more."""
+        """Those of `ranks`, or of all, that were on this machine and no longer run."""
         asked = list(self._known) if ranks is None else ranks
         return [rank for rank in asked if rank in self._known and _has_ended(self._known[rank])]
 
     def forget(self, rank: int) -> None:
-        """It ended, and that was in order."""
+        """Stop watching a rank that ended in order."""
         self._known.pop(rank, None)
         self._gone.add(rank)
 
-    def end(self, ranks: Iterable[int]) -> None:
-        """Kill those of `ranks` that are here, after they had a moment to show where they stand."""
+    def kill(self, ranks: Iterable[int]) -> None:
+        """Kill those of `ranks` that are on this machine, after they had a moment to print their stacks."""
         found = [self._known[rank] for rank in ranks if rank in self._known]
         for process in found:
             with contextlib.suppress(psutil.Error):
@@ -68,7 +68,7 @@ def machine_name() -> str:
 
 
 def kernel_kills() -> int:
-    """Processes that this machine's kernel has killed for want of memory since it started."""
+    """The number of processes that this machine's kernel killed to free memory since it started."""
     with contextlib.suppress(OSError, ValueError):
         for line in Path("/proc/vmstat").read_text().splitlines():
             name, value = line.split()

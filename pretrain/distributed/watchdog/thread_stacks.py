@@ -1,4 +1,4 @@
-"""Where the threads of this process stand, and whether they move."""
+"""The stacks of this process's threads, and whether they move."""
 
 import re
 import sys
@@ -8,27 +8,31 @@ import traceback
 from collections.abc import Sequence
 from types import FrameType
 
-from pretrain.distributed.watchdog.failure import Stand
+from pretrain.distributed.watchdog.rank_status import RankStatus
+from pretrain.outcome.failure import Stage
 
 MAX_FRAMES = 10
-"""Innermost calls that are shown."""
+"""The number of innermost calls that are shown."""
 LONGEST_LOOK_SECONDS = 2.0
 
 
-def stand(frames: traceback.StackSummary, waits: bool, still_seconds: float, step: int | None) -> Stand:
-    """What to tell of a stack, innermost call last."""
-    return Stand(waits, where(frames), still_seconds, step, "".join(traceback.format_list(frames[-MAX_FRAMES:])))
+def status(
+    frames: traceback.StackSummary, waits: bool, still_seconds: float, stage: Stage, step: int | None
+) -> RankStatus:
+    """The status of a thread with this stack, innermost call last."""
+    stack = "".join(traceback.format_list(frames[-MAX_FRAMES:]))
+    return RankStatus(waits, where(frames), still_seconds, stage, step, stack)
 
 
-def stand_now(thread: threading.Thread, still_seconds: float, step: int | None) -> Stand:
-    """What `thread` is doing, asked from another one."""
+def status_now(thread: threading.Thread, still_seconds: float, stage: Stage, step: int | None) -> RankStatus:
+    """The status of `thread`, asked from another one."""
     stacks = {ident: traceback.extract_stack(frame) for ident, frame in sys._current_frames().items()}
     stacks.pop(threading.get_ident(), None)
     asked = stacks.pop(thread.ident or 0, traceback.StackSummary())
     waits = waits_for_others(asked)
-    if asked and asked[-1].name == "_engine_run_backward":  # a GPU's backward pass runs on threads of its own
+    if asked and asked[-1].name == "_engine_run_backward":  # a GPU's backward pass runs on separate threads
         waits = waits or any(waits_for_others(stack) for stack in stacks.values())
-    return stand(asked, waits, still_seconds, step)
+    return status(asked, waits, still_seconds, stage, step)
 
 
 def waits_for_others(frames: Sequence[traceback.FrameSummary]) -> bool:
@@ -40,7 +44,7 @@ def waits_for_others(frames: Sequence[traceback.FrameSummary]) -> bool:
 
 
 def where(frames: Sequence[traceback.FrameSummary]) -> str:
-    """The innermost call, and below which line of ours it was made."""
+    """The innermost call, and the line of this program that led to it."""
     if not frames:
         return "nowhere"
     ours = [frame for frame in frames if _OUR_FILE.search(frame.filename)]
@@ -54,7 +58,7 @@ def _at(frame: traceback.FrameSummary) -> str:
 
 
 class StillMeter:
-    """How long a thread has not moved. A stop of the whole process does not count."""
+    """How long a thread has not moved. Time in which the whole process was stopped does not count."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -65,7 +69,7 @@ class StillMeter:
         self.seconds = 0.0
 
     def look(self, thread: threading.Thread) -> None:
-        """Sample the thread: one that runs is hardly ever met twice in a row at the same place of the same calls."""
+        """Sample the thread. A running thread is hardly ever seen twice in a row at one place of the same calls."""
         now = time.monotonic()
         seen = _position(sys._current_frames().get(thread.ident or 0))
         self.seconds = self.seconds + min(now - self._looked, LONGEST_LOOK_SECONDS) if seen == self._seen else 0.0
@@ -81,7 +85,7 @@ def _position(frame: FrameType | None) -> tuple[tuple[int, int], ...]:
 
 
 def all_stacks() -> str:
-    """Of all threads but the calling one."""
+    """The stacks of all threads except the calling one."""
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     return "\n".join(
         f"{names.get(ident, ident)}:\n{''.join(traceback.format_stack(frame))}"
@@ -91,7 +95,7 @@ def all_stacks() -> str:
 
 
 WRAPPERS = 4
-"""Calls that may lie between a collective and the C++ that waits: loggers, conversions."""
+"""The number of calls that may be between a collective and the C++ that waits: loggers, conversions."""
 
 _OUR_FILE = re.compile(r"[\\/]pretrain[\\/](?!distributed[\\/]watchdog[\\/])")
 _COLLECTIVE_FILE = re.compile(

@@ -1,7 +1,8 @@
-"""A thread beside training that notices a rank's failure and ends this process with the culprit's name.
+"""A thread beside training that notices the failure of any rank and ends this process with a report that names it.
 
-It beats on the board, answers when ranks are asked where they stand, and asks itself where this process's main thread
-has not moved for too long. No collective, no word to the GPU: once a second it looks at one stack and sends two notes.
+It sends a heartbeat to the store, answers when ranks are asked for their status, and asks the others if this process's
+main thread has not moved for too long. It uses no collective and no GPU: once a second it looks at one stack and writes
+two entries.
 """
 
 import contextlib
@@ -9,7 +10,6 @@ import faulthandler
 import itertools
 import logging
 import os
-import signal
 import socket
 import sys
 import threading
@@ -18,39 +18,40 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
-from data_pipeline.errors import UserError, error_line
-from pretrain.config.errors import TrainingDiverged
 from pretrain.distributed.grid import ParallelLayout
-from pretrain.distributed.watchdog import failure, thread_stacks
-from pretrain.distributed.watchdog.failure import Place, RankFailed, Stand, Trouble, Verdict
-from pretrain.distributed.watchdog.failure_store import Board
-from pretrain.distributed.watchdog.local_ranks import SHOW_STACKS, Neighbours, kernel_kills, machine_name
+from pretrain.distributed.watchdog import thread_stacks
+from pretrain.distributed.watchdog.diagnose import report_error, report_left, report_no_progress
+from pretrain.distributed.watchdog.errors import ErrorOrigin, origin_of
+from pretrain.distributed.watchdog.failure_store import FailureStore
+from pretrain.distributed.watchdog.inquiry import BEAT_SECONDS, STATUS_SECONDS, Inquiry, agent_holds_store
+from pretrain.distributed.watchdog.local_ranks import SHOW_STACKS, LocalRanks, machine_name
+from pretrain.distributed.watchdog.rank_status import RankProcess, RankStatus, coordinates
+from pretrain.distributed.watchdog.signal_pipe import SignalPipe
 from pretrain.distributed.watchdog.thread_stacks import StillMeter, all_stacks
 from pretrain.exit_codes import ExitCode
+from pretrain.outcome import record
+from pretrain.outcome.failure import FailureKind, FailureReport, Stage
 
 Item = TypeVar("Item")
 log = logging.getLogger(__name__)
 
-BEAT_SECONDS = 1.0
-STAND_SECONDS = 5.0
-"""Time to answer where one stands; a rank that does not is silent."""
 GONE_SECONDS = 4.0
-"""After a connection broke: time for the rank that broke it to be found dead, or to tell its own fault."""
+"""After a connection broke: time until the rank that broke it is found dead, or reports its own error."""
 GRACE_SECONDS = 3.0
-"""From a verdict until a main thread that did not fail by itself is cut off."""
+"""From a report until a main thread that did not fail by itself is cut off."""
 DEADLINE_SECONDS = 20.0
-"""From a failure of the main thread until the process is cut off, whatever it does meanwhile."""
+"""From a failure of the main thread until the process is cut off, whatever it does in the meantime."""
 START_SECONDS = 10.0
-"""Without any move, before the first step and after a request to stop."""
+"""Without any movement, before the first step and after a request to stop."""
 LOST_SECONDS = 10.0
-"""The store may be out of reach for so long."""
-TELL_SECONDS = 5.0
+"""The store may be out of reach for this long."""
+LOG_SECONDS = 5.0
 HOST_SECONDS = 3 * BEAT_SECONDS
-"""Rank 0 may hold the store: it stays until the others have read the verdict."""
+"""Rank 0 may hold the store: it waits until the others have read the report."""
 
 
-class Sentinel:
-    """Watches this process, and through the board all others."""
+class Watchdog:
+    """Watches this process, and through the store all others."""
 
     def __init__(
         self,
@@ -60,31 +61,28 @@ class Sentinel:
         meeting_seconds: float,
         stop_requested: Callable[[], bool],
     ) -> None:
-        """`limit_seconds`: without any move of the main thread until the run is ended.
+        """`limit_seconds`: the run is ended if the main thread has not moved for this long.
 
         `meeting_seconds`: the same until all ranks have met.
         """
-        machine, host = machine_name(), socket.gethostname()
-        self._place = Place(rank, failure.coordinates(layout, rank), host, machine, os.getpid())
+        host = socket.gethostname()
+        self._process = RankProcess(rank, coordinates(layout, rank), host, machine_name(), os.getpid())
         self._layout, self._limit, self._meeting_seconds = layout, limit_seconds, meeting_seconds
         self._stop_requested = stop_requested
         self._main = threading.main_thread()
         self._still = StillMeter()
-        self._step: int | None = None
-        self._board: Board | None = None
+        self._stage, self._step = Stage.START_UP, None  # type: Stage, int | None
+        self._store: FailureStore | None = None
         self._is_connected = self._have_all_met = False
         self._meeting_ends = time.monotonic() + meeting_seconds
-        self._verdict = Verdict((), "")
-        self._own_stand: Stand | None = None
-        self._neighbours = Neighbours(rank, layout.world_size)
-        self._kernel_kills = kernel_kills()
+        self._report: FailureReport | None = None
+        self._status_at_failure: RankStatus | None = None
+        self._local_ranks = LocalRanks(rank, layout.world_size)
+        self._inquiry = Inquiry(rank, layout, self._local_ranks)
         self._parent = os.getppid()
-        self._arrivals, self._signals = socket.socketpair()
-        self._arrivals.setblocking(False)
-        self._signals.setblocking(False)
-        self._signalled = False
+        self._signals = SignalPipe()
         self._closed, self._failing, self._wake = threading.Event(), threading.Event(), threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="sentinel", daemon=True)
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     @property
     def alone(self) -> bool:
@@ -93,19 +91,19 @@ class Sentinel:
     # --- called from the main thread
 
     def start(self) -> None:
-        # Handled in C: it also works where native code does not let Python run.
+        # Handled in C: this also works if native code does not let Python run.
         faulthandler.register(SHOW_STACKS, all_threads=True)
-        # What dies of a signal says where: SIGBUS is what a shard gives that a disk no longer can.
+        # A process that a signal kills prints where it was. SIGBUS comes if the disk of a mapped shard fails.
         faulthandler.enable()
         if not self.alone:
-            signal.set_wakeup_fd(self._signals.fileno(), warn_on_full_buffer=False)
+            self._signals.open()
         self._thread.start()
 
     def count_steps(self, batches: Iterable[Item], step: int) -> Iterator[Item]:
-        """Pass batches on; each one begins a step, the first of them the one after `step`."""
+        """Pass batches on. Each one begins a step, the first of them the one after `step`."""
         waiting = iter(batches)
         for number in itertools.count(step + 1):
-            self._step = number
+            self._stage, self._step = Stage.TRAINING, number
             self._still.reset()
             try:
                 batch = next(waiting)
@@ -118,96 +116,79 @@ class Sentinel:
         self._step = step
         self._still.reset()
 
+    @contextlib.contextmanager
+    def stage(self, stage: Stage) -> Iterator[None]:
+        """The main thread is in this stage as long as the context lasts."""
+        before, self._stage = self._stage, stage
+        yield
+        self._stage = before  # not after an error: the report names the stage of the error
+
     def have_met(self) -> None:
-        """All ranks are there."""
+        """All ranks have joined."""
         self._have_all_met = True
         self._still.reset()
 
     def moved(self) -> None:
-        """What the main thread waits for gets on."""
+        """Something that the main thread waits for makes progress."""
         self._still.reset()
 
-    def close(self, word: str = "") -> None:
-        """End in good order, or for a reason that is no failure of this rank, said in `word`."""
+    def close(self, error: BaseException | None = None) -> None:
+        """End in order, or with an error that is not a failure of the program, which the launcher is to know first."""
+        report = None if error is None else report_left(self._process, self._stage, self._step, error)
+        if report is not None:
+            record.write_for_launcher(record.failure(report))
         self._closed.set()
         self._wake.set()
         if not self.alone:
-            signal.set_wakeup_fd(-1)
+            self._signals.close()
         faulthandler.cancel_dump_traceback_later()
-        if self._board is not None:
+        if self._store is not None:
             with contextlib.suppress(RuntimeError):
-                self._board.leave(self._place.rank, word)
+                self._store.leave(self._process.rank, report)
 
-    def failed(self, error: Exception) -> Verdict:
-        """The verdict on a failure that reached the main thread as `error`; the process has to end soon after."""
-        own = failure.verdict_on_error(self._place, self._step, error)
-        trouble = failure.trouble_of(error)
-        self._own_stand = thread_stacks.stand(
-            traceback.extract_tb(error.__traceback__), trouble is not Trouble.OWN, 0.0, self._step
-        )
+    def failed(self, error: Exception) -> FailureReport:
+        """The report on a failure that reached the main thread as `error`. The process has to end soon after."""
+        own = report_error(self._process, self._stage, self._step, error)
+        origin = origin_of(error)
+        waits = origin is not ErrorOrigin.THIS_RANK
+        frames = traceback.extract_tb(error.__traceback__)
+        self._status_at_failure = thread_stacks.status(frames, waits, 0.0, self._stage, self._step)
         self._failing.set()
         self._wake.set()
-        self._verdict = own
+        self._report = own
         self._cut_off_later()
-        if self.alone:
-            return own
+        self._report = report = own if self.alone else self._find_report(origin, own)
+        record.write_for_launcher(record.failure(report))
+        if report.kind is FailureKind.UNRESPONSIVE:
+            self._local_ranks.kill(report.ranks)
+        self._stay_if_host()
+        return report
+
+    def text(self, report: FailureReport) -> str:
+        """The part of a report that this rank logs: rank 0 everything, the others the message."""
+        return str(report) if self._process.rank == 0 else report.message
+
+    # --- finding the report
+
+    def _find_report(self, origin: ErrorOrigin, own: FailureReport) -> FailureReport:
         try:
-            verdict = self._find_verdict(self._wait_for_board(), trouble, own)
+            store = self._wait_for_store()
+            if origin is ErrorOrigin.THIS_RANK:
+                return store.settle(own)
+            is_gone = origin is ErrorOrigin.PEER_GONE
+            report = store.wait_for_report(GONE_SECONDS) if is_gone else store.report()
+            return report or self._inquiry.ask_all(store, self._status(), own if is_gone else None)
         except RuntimeError:
-            verdict = own if trouble is Trouble.OWN else self._lost()
-        self._verdict = verdict
-        if verdict.silent:
-            self._neighbours.end(verdict.culprits)
-        self._host_stays()
-        return verdict
+            return own if origin is ErrorOrigin.THIS_RANK else self._lost_store()
 
-    def words(self, verdict: Verdict) -> str:
-        """What this rank tells of it: rank 0 all, the others who and why."""
-        return str(verdict) if self._place.rank == 0 else verdict.cause
-
-    # --- finding the verdict
-
-    def _wait_for_board(self) -> Board:
-        """The thread connects it; raises RuntimeError where the store stays out of reach."""
-        limit = time.monotonic() + STAND_SECONDS
-        while (board := self._board) is None:
+    def _wait_for_store(self) -> FailureStore:
+        """The thread connects it. Raises RuntimeError if the store stays out of reach."""
+        limit = time.monotonic() + STATUS_SECONDS
+        while (store := self._store) is None:
             if time.monotonic() > limit:
                 raise RuntimeError("no connection to the store")
             time.sleep(0.05)
-        return board
-
-    def _find_verdict(self, board: Board, trouble: Trouble, own: Verdict) -> Verdict:
-        if trouble is Trouble.OWN:
-            return board.settle(own)
-        verdict = board.wait_for_verdict(GONE_SECONDS) if trouble is Trouble.PEER_GONE else board.verdict()
-        return verdict or self._ask_all(board, own if trouble is Trouble.PEER_GONE else None)
-
-    def _ask_all(self, board: Board, otherwise: Verdict | None) -> Verdict:
-        """Have every rank say where it stands and judge; `otherwise` is the verdict where that blames nobody."""
-        world = range(self._layout.world_size)
-        board.answer(self._place.rank, self._stand_now())
-        if board.call() > 1:  # one asks, the others wait for what it finds
-            verdict = board.wait_for_verdict(2 * STAND_SECONDS)
-            if verdict is not None:
-                return verdict
-        limit = time.monotonic() + STAND_SECONDS
-        while time.monotonic() < limit and not board.have_all_answered(len(world)) and board.verdict() is None:
-            time.sleep(0.1)
-        stands, places = board.stands(world), self._all_places(board)
-        silent = [rank for rank in world if rank not in stands]
-        verdict = failure.judge(
-            places,
-            stands,
-            ended=self._neighbours.ended(silent),
-            silent_seconds=board.seconds_since_beat(silent),
-            kernel_kills=kernel_kills() - self._kernel_kills,
-        )
-        return board.settle(verdict or otherwise or failure.verdict_on_waiting(places, stands))
-
-    def _all_places(self, board: Board) -> dict[int, Place]:
-        world = range(self._layout.world_size)
-        unknown = {rank: Place(rank, failure.coordinates(self._layout, rank), "", "", 0) for rank in world}
-        return unknown | board.places(world)
+        return store
 
     # --- the thread
 
@@ -218,179 +199,107 @@ class Sentinel:
                 self._set_backstop()
                 self._still.look(self._main)
             try:
-                verdict = self._look_around()
+                report = self._look_around()
                 lost_at = None
             except RuntimeError:
                 lost_at = lost_at or time.monotonic()
-                self._board = None
+                self._store = None
                 limit = lost_at + LOST_SECONDS if self._is_connected else self._meeting_ends
-                verdict = self._lost() if self._is_orphan() or time.monotonic() > limit else None
-            if verdict is not None:
-                self._conclude(verdict)
+                report = self._lost_store() if self._is_orphan() or time.monotonic() > limit else None
+            if report is not None:
+                self._conclude(report)
                 return
             self._wake.wait(BEAT_SECONDS)
             if self._failing.is_set():
                 time.sleep(BEAT_SECONDS / 10)  # from here on there is something to find out
 
-    def _look_around(self) -> Verdict | None:
-        """One beat; the verdict, if there is one or this rank has to find it."""
+    def _look_around(self) -> FailureReport | None:
+        """One heartbeat; the report, if there is one or this rank has to find it."""
         if self.alone:
-            return self._verdict_alone() if self._still.seconds >= self._limit else None
-        if self._board is None:
+            is_stuck = self._still.seconds >= self._limit
+            return report_no_progress(self._process, self._status()) if is_stuck else None
+        if self._store is None:
             seconds = LOST_SECONDS if self._is_connected else self._meeting_ends - time.monotonic()
-            board = Board.connect(max(seconds, BEAT_SECONDS))
-            board.enter(self._place)
-            self._board, self._is_connected = board, True
-        board = self._board
+            connected = FailureStore.connect(max(seconds, BEAT_SECONDS))
+            connected.add_process(self._process)
+            self._store, self._is_connected = connected, True
+        store = self._store
         if self._closed.is_set():
             return None
-        board.beat(self._place.rank)
-        if board.is_called():
-            board.answer(self._place.rank, self._stand_now())
-            if (verdict := board.verdict()) is not None:
-                return verdict
-        if not self._neighbours.all_met:
-            self._neighbours.meet(board.neighbours(self._place.machine))
-        dead = self._neighbours.ended()
-        if dead and (verdict := self._verdict_on_dead(board)) is not None:
-            return verdict
+        store.beat(self._process.rank)
+        if store.is_asked():
+            store.set_status(self._process.rank, self._status())
+            if (report := store.report()) is not None:
+                return report
+        if not self._local_ranks.all_known:
+            self._local_ranks.add(store.processes_on(self._process.machine))
+        dead = self._local_ranks.ended()
+        if dead and (report := self._inquiry.look_at_dead(store, self._stage, self._step)) is not None:
+            return report
         if self._is_stuck() and not self._failing.is_set():
-            return self._ask_all(board, None)
+            return self._inquiry.ask_all(store, self._status(), None)
         return None
 
     def _is_stuck(self) -> bool:
-        # A launcher whose rank died before the ranks met asks the others to stop, who wait for it to come.
-        cut_short = self._step is None and (self._stop_requested() or self._has_signal())
+        # A launcher whose rank died before the ranks met asks the others to stop, which wait for the dead one.
+        cut_short = self._step is None and (self._stop_requested() or self._signals.has_signal())
         limit = self._limit if self._have_all_met else self._meeting_seconds
         return self._still.seconds >= (min(START_SECONDS, limit) if cut_short else limit)
 
-    def _has_signal(self) -> bool:
-        """Whether a signal came that Python handles, also while native code keeps its handler waiting."""
-        with contextlib.suppress(BlockingIOError):
-            self._signalled = bool(self._arrivals.recv(64)) or self._signalled
-        return self._signalled
+    def _status(self) -> RankStatus:
+        still = self._still.seconds
+        return self._status_at_failure or thread_stacks.status_now(self._main, still, self._stage, self._step)
 
-    def _verdict_alone(self) -> Verdict:
-        stand = self._stand_now()
-        cause = f"no progress for {stand.still_seconds:.0f} s (engine.timeout_minutes), standing at {stand.where}"
-        return Verdict((0,), cause, stand.stack)
-
-    def _verdict_on_dead(self, board: Board) -> Verdict | None:
-        """The verdict where a rank of this machine ended without having said why."""
-        time.sleep(BEAT_SECONDS / 4)  # others may be killed in the same moment
-        dead = self._neighbours.ended()
-        left = board.left(dead)
-        for rank, word in left.items():
-            self._neighbours.forget(rank)
-            if word:
-                return board.settle(Verdict((rank,), f"rank {rank} ended: {word}"))
-        if (verdict := board.verdict()) is not None or len(left) == len(dead):
-            return verdict
-        places, kills = board.places(dead), kernel_kills() - self._kernel_kills
-        found = failure.judge(places, {}, ended=[rank for rank in dead if rank not in left], kernel_kills=kills)
-        assert found is not None
-        return board.settle(found)
-
-    def _stand_now(self) -> Stand:
-        return self._own_stand or thread_stacks.stand_now(self._main, self._still.seconds, self._step)
+    def _lost_store(self) -> FailureReport:
+        return self._inquiry.report_lost_store(self._stage, self._step, joined=self._is_connected)
 
     def _set_backstop(self) -> None:
-        """Native code that never lets Python run also stops this thread: then C code ends the process, with stacks."""
+        """Native code that never lets Python run also stops this thread. Then C code ends the process, with stacks."""
         if not self.alone and not self._closed.is_set():
             limit = self._limit if self._have_all_met else max(self._limit, self._meeting_seconds)
             faulthandler.dump_traceback_later(limit + LOST_SECONDS + DEADLINE_SECONDS, exit=True)
-            if self._closed.is_set() or self._failing.is_set():  # meanwhile
+            if self._closed.is_set() or self._failing.is_set():  # in the meantime
                 faulthandler.cancel_dump_traceback_later()
-
-    # --- the end
 
     def _is_orphan(self) -> bool:
         return os.getppid() != self._parent
 
-    def _lost(self) -> Verdict:
-        """The verdict where the store does not answer any more."""
-        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-        if _agent_holds_store():
-            return Verdict((), f"the launcher at {where}, through which the ranks met, is gone")
-        place = failure.coordinates(self._layout, 0)
-        why = f"ended without a word: {failure.KILLED}" if self._is_connected else failure.NEVER_MET
-        return Verdict((0,), f"rank 0 ({place}, at {where}) failed first: {why}")
+    # --- the end
 
-    def _conclude(self, verdict: Verdict) -> None:
+    def _conclude(self, report: FailureReport) -> None:
         """Give the main thread time to fail by itself; then end the process."""
-        if verdict.silent:
-            self._neighbours.end(verdict.culprits)
+        record.write_for_launcher(record.failure(report))
+        if report.kind is FailureKind.UNRESPONSIVE:
+            self._local_ranks.kill(report.ranks)
         limit = time.monotonic() + GRACE_SECONDS
         while time.monotonic() < limit:
             if self._failing.is_set() or self._closed.is_set():
                 return
             time.sleep(0.05)
-        self._end(verdict)
+        self._end(report)
 
     def _cut_off_later(self) -> None:
         faulthandler.cancel_dump_traceback_later()
-        timer = threading.Timer(DEADLINE_SECONDS, lambda: self._end(self._verdict))
+        timer = threading.Timer(DEADLINE_SECONDS, lambda: self._end(self._report))
         timer.daemon = True
         timer.start()
 
-    def _end(self, verdict: Verdict) -> None:
-        # In a thread: whatever holds the main one may also hold the log.
-        teller = threading.Thread(target=self._tell, args=(verdict,), daemon=True)
-        teller.start()
-        teller.join(TELL_SECONDS)
-        self._host_stays()
+    def _end(self, report: FailureReport | None) -> None:
+        # In a thread: whatever blocks the main thread may also hold the lock of the log.
+        writer = threading.Thread(target=self._log, args=(report,), daemon=True)
+        writer.start()
+        writer.join(LOG_SECONDS)
+        self._stay_if_host()
         os._exit(ExitCode.FAILED)
 
-    def _tell(self, verdict: Verdict) -> None:
-        if self._place.rank in verdict.culprits:
-            log.info("threads of rank %d:\n%s", self._place.rank, all_stacks())
-        log.error("%s", self.words(verdict))
+    def _log(self, report: FailureReport | None) -> None:
+        if report is not None:
+            if self._process.rank in report.ranks:
+                log.info("threads of rank %d:\n%s", self._process.rank, all_stacks())
+            log.error("%s", self.text(report))
         sys.stdout.flush()
         sys.stderr.flush()
 
-    def _host_stays(self) -> None:
-        if self._place.rank == 0 and self._board is not None and not _agent_holds_store():
+    def _stay_if_host(self) -> None:
+        if self._process.rank == 0 and self._store is not None and not agent_holds_store():
             time.sleep(HOST_SECONDS)
-
-
-@contextlib.contextmanager
-def watched(sentinel: Sentinel) -> Iterator[Sentinel]:
-    """Training under a sentinel's eye: an exception of this rank leaves with a note that names the culprit, one that
-    came from another rank's failure becomes RankFailed.
-    """
-    sentinel.start()
-    try:
-        yield sentinel
-    except (UserError, TrainingDiverged) as error:
-        sentinel.close(error_line(error))
-        raise
-    except Exception as error:
-        verdict = sentinel.failed(error)
-        words = sentinel.words(verdict)
-        if sentinel.alone:
-            if failure.is_out_of_memory(error):
-                error.add_note(failure.describe_error(error))
-            raise
-        if failure.trouble_of(error) is Trouble.OWN:
-            error.add_note(words)
-            raise
-        raise RankFailed(words) from error
-    except BaseException:
-        sentinel.close()
-        raise
-    sentinel.close()
-
-
-def announce(error: Exception) -> None:
-    """Tell the other ranks of a failure before this one met them; silent where there is no way to."""
-    if hasattr(error, "__notes__"):  # told already
-        return
-    with contextlib.suppress(Exception):
-        rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        place = Place(rank, f"of {world_size}", socket.gethostname(), machine_name(), os.getpid())
-        Board.connect(STAND_SECONDS).settle(failure.verdict_on_error(place, None, error))
-
-
-def _agent_holds_store() -> bool:
-    """Whether the launcher holds the store, as torchrun does; else rank 0 does."""
-    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"

@@ -13,16 +13,16 @@ import pytest
 import pretrain.commands.prepare
 from data_pipeline.errors import DataError, NoSpace, Unreachable
 from data_pipeline.remote.transfer import Attempts
-from launch.outcomes import OUTCOMES, outcome_of
-from launch.slurm.outcome import Facts, judge
-from launch.slurm.srun import Failure
+from launch.slurm.outcome import AttemptFacts, attempt_outcome
+from launch.slurm.slurm_messages import TaskFailure
 from pretrain.cli import main
 from pretrain.config.errors import ConfigError, RunError, RunInUse, RunRefused, TrainingDiverged
-from pretrain.distributed.watchdog.failure import RankFailed
-from pretrain.exit_codes import ExitCode, exit_code_of
+from pretrain.distributed.watchdog.reported import RankFailed
+from pretrain.exit_codes import ExitCode, exit_code_of, outcome_of
+from pretrain.outcome.record import VARIABLE, read_record
 from pretrain.run.lock import hold_run_folder
-from pretrain.run.outcome_record import VARIABLE, read_outcome
 from tests.support.corpus import cache_config
+from tests.support.outcomes import report
 from tests.support.runs import ROOT, environment
 
 SCRIPTS = [path.relative_to(ROOT) for folder in ("launch", "slurm") for path in (ROOT / folder).glob("*.sh")]
@@ -39,7 +39,7 @@ SCRIPTS = [path.relative_to(ROOT) for folder in ("launch", "slurm") for path in 
         (OSError(errno.ENOSPC, "full"), ExitCode.REFUSED),
         (RunInUse("held"), ExitCode.IN_USE),
         (TrainingDiverged("nan"), ExitCode.DIVERGED),
-        (RankFailed("rank 1"), ExitCode.FAILED),
+        (RankFailed("rank 1", report()), ExitCode.FAILED),
         (ValueError("a bug"), ExitCode.FAILED),
         (KeyboardInterrupt(), ExitCode.FAILED),
     ],
@@ -64,13 +64,14 @@ def test_the_step_that_diverged_is_in_the_record_for_supervisors(
     def fail(_: object) -> None:
         raise TrainingDiverged("nan", 12)
 
-    monkeypatch.setenv(VARIABLE, str(tmp_path / "end.json"))
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "outcome.json"))
     monkeypatch.setattr(pretrain.commands.prepare, "prepare", fail)
     monkeypatch.setattr(os, "_exit", sys.exit)
     with pytest.raises(SystemExit):
         main(["prepare"])
-    found = read_outcome(tmp_path / "end.json")
-    assert found is not None and (found.exit_code, found.step) == (ExitCode.DIVERGED, 12)
+    found = read_record(tmp_path / "outcome.json")
+    assert found is not None and found.failure is not None
+    assert (found.exit_code, found.failure.step) == (ExitCode.DIVERGED, 12)
 
 
 @pytest.mark.parametrize(("number", "code"), [(errno.ENOSPC, ExitCode.REFUSED), (errno.EACCES, ExitCode.MISTAKE)])
@@ -94,13 +95,12 @@ def test_an_unresponsive_server_is_not_the_users_mistake(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("code", ExitCode)
 def test_supervision_maps_every_code(code: ExitCode, tmp_path: Path) -> None:
-    assert code in OUTCOMES
     (tmp_path / "a-rank-00000.log").write_text("step 1/9\n")
     # A rank that stopped and saved ends its task with 0, so that srun ends no other.
     of_srun = 0 if code == ExitCode.STOPPED else code
-    failures = (Failure("a", f"Exited with exit code {code}", 0.0, 0),) if of_srun else ()
-    ending = judge(Facts(tmp_path, exit_code=of_srun, rank_0=code, failures=failures))
-    assert (ending.outcome, ending.exit_code) == (OUTCOMES[code], code)
+    failures = (TaskFailure("a", f"Exited with exit code {code}", 0.0, 0),) if of_srun else ()
+    ending = attempt_outcome(AttemptFacts(tmp_path, exit_code=of_srun, rank_0=code, failures=failures))
+    assert (ending.outcome, ending.exit_code) == (code.outcome, code)
 
 
 def test_only_a_users_mistake_and_the_end_of_a_run_are_final() -> None:

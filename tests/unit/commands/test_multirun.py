@@ -14,9 +14,10 @@ from pretrain.cli import main
 from pretrain.commands import multirun
 from pretrain.commands.multirun import Forwarding, find_or_make, labels_of, refuse_launcher
 from pretrain.exit_codes import ExitCode
-from pretrain.run.outcome import note_end, note_start
+from pretrain.run.outcome import record_end, record_start
 from pretrain.run.sweep import Sweep, check_members, read_sweep, write_sweep
 from pretrain.tracking.comparison import Cell
+from tests.support.outcomes import end_of
 
 GRID = ["optim.lr=1e-4,3e-4", "train.max_steps=5"]
 
@@ -43,8 +44,8 @@ class Runs:
         run_dir = Path("runs") / name
         if code != ExitCode.MISTAKE:
             run_dir.mkdir(parents=True, exist_ok=True)
-            note_start(run_dir, 0)
-            note_end(run_dir, {0: "finished", ExitCode.STOPPED: "stopped"}.get(code, "failed"), "why")
+            record_start(run_dir, 0)
+            record_end(run_dir, end_of({0: "finished", ExitCode.STOPPED: "stopped"}.get(code, "failed"), "why"))
         return code
 
 

@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 
-from pretrain.commands.run_status import Job, Status, all_statuses, ask_slurm, find_runs, parse_jobs, status_of
+from pretrain.commands.run_status import Status, all_statuses, find_runs, status_of
 from pretrain.commands.status import lines, run
 from pretrain.config.errors import RunError
 from pretrain.config.load import load_run_config, to_yaml
 from pretrain.run import attempts
 from pretrain.run.lock import hold_run_folder, lock_holder
+from pretrain.slurm_client import QueuedJob, own_jobs, parse_jobs
 from pretrain.tracking.metrics_file import TAIL, last_step, latest_records
 
 NOW = 10_000.0
@@ -44,8 +45,8 @@ def end(run_dir: Path, number: int, outcome: attempts.Outcome, cause: str, code:
     attempts.ended(run_dir, number, outcome=outcome, exit_code=code, cause=cause, step=5)
 
 
-def job(state: str, reason: str = "", id_: str = "7") -> dict[str, Job]:
-    return {id_: Job(id_, "pretrain", state, reason, "/home/me")}
+def job(state: str, reason: str = "", id_: str = "7") -> dict[str, QueuedJob]:
+    return {id_: QueuedJob(id_, "pretrain", state, reason, "/home/me")}
 
 
 def test_a_live_run_is_known_by_its_lock_and_has_an_eta(tmp_path: Path) -> None:
@@ -142,7 +143,7 @@ def test_jobs_are_found_by_their_ids_also_as_tasks_of_an_array(tmp_path: Path) -
     found = parse_jobs(text)
     assert set(found) == {"124", "130_2", "131"}
     assert found["124"].state == "pending" and found["124"].reason == "Priority"
-    assert found["131"] == Job("130_2", "sweep", "running", "", "/a|b")
+    assert found["131"] == QueuedJob("130_2", "sweep", "running", "", "/a|b")
 
 
 def test_only_jobs_without_a_run_are_listed_as_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,7 +169,7 @@ def test_a_user_whose_number_has_no_name_may_ask(monkeypatch: pytest.MonkeyPatch
     for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PATH", "/nowhere")
-    assert ask_slurm() == {}
+    assert own_jobs() == {}
 
 
 def test_runs_are_found_while_others_are_deleted(tmp_path: Path) -> None:

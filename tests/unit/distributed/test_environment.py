@@ -58,7 +58,7 @@ def begin_verifying(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("begin", [begin_training, begin_generating, begin_measuring, begin_verifying])
-def test_a_verb_sets_variables_before_torch_is_asked_for_a_device(
+def test_commands_set_variables_before_torch_needs_a_device(
     begin: Callable[[pytest.MonkeyPatch, Path], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     found = []
@@ -85,9 +85,7 @@ def test_a_runtime_alone_sets_them_first(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize(("tp", "given", "expected"), [(2, None, "1"), (1, None, None), (2, "8", "8")])
-def test_one_queue_of_work_is_for_tensor_parallelism_where_the_user_says_nothing(
-    tp: int, given: str | None, expected: str | None
-) -> None:
+def test_tensor_parallelism_uses_one_queue_by_default(tp: int, given: str | None, expected: str | None) -> None:
     if given is not None:
         os.environ[READ_ONCE] = given
     set_variables(ParallelLayout(2, tp=tp))

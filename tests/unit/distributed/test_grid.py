@@ -78,7 +78,7 @@ def test_groups_of_a_kind_are_of_one_size_and_share_no_rank(kind: GroupKind) -> 
             assert everyone == list(range(layout.world_size)), layout
 
 
-def test_a_tensor_a_data_and_a_pipeline_group_meet_in_one_rank_and_span_the_world() -> None:
+def test_groups_of_the_kinds_meet_in_one_rank() -> None:
     for layout in LARGE:
         of: dict[str, dict[int, set[int]]] = {}
         for kind in ("tensor", "data", "pipeline", "model"):

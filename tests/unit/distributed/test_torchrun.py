@@ -39,7 +39,7 @@ def test_a_program_that_a_rank_starts_prints_for_itself(file, capsys) -> None:
     assert mistake(capsys).endswith(f"{MISTAKE}\n") and not file.exists()
 
 
-def test_a_file_that_cannot_be_written_does_not_take_the_message_away(tmp_path, monkeypatch, capsys) -> None:
+def test_a_file_that_cannot_be_written_keeps_the_message(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(torchrun, "_is_child_of_launcher", lambda: True)
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "gone" / "error.json"))
     assert mistake(capsys).endswith(f"{MISTAKE}\n")

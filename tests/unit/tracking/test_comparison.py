@@ -5,8 +5,9 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 from pretrain.exit_codes import ExitCode
-from pretrain.run.outcome import note_end, note_start
+from pretrain.run.outcome import record_end, record_start
 from pretrain.tracking.comparison import Cell, as_text, best_of, write_comparison
+from tests.support.outcomes import end_of
 
 HOSTILE = "model.name=</script><script>alert(1)</script>$x$"
 
@@ -19,8 +20,8 @@ def make_cell(folder: Path, label: str, loss: float, state: str = "finished") ->
     ]
     records.append({"kind": "validation", "step": 20, "time": 21.0, "loss": loss, "bits_per_byte": loss / 4})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    note_start(folder, 0)
-    note_end(folder, state, "SIGTERM")
+    record_start(folder, 0)
+    record_end(folder, end_of(state, "SIGTERM"))
     return Cell(label, folder)
 
 
@@ -51,7 +52,7 @@ def test_the_table_names_figures_states_and_the_best(tmp_path):
 
 def test_a_run_that_was_killed_is_not_called_training(tmp_path):
     cell = make_cell(tmp_path / "a", "x", 3.0)
-    note_start(tmp_path / "a", 0)
+    record_start(tmp_path / "a", 0)
     assert Cell(cell.label, cell.run_dir).state == "killed"
     assert Cell(cell.label, cell.run_dir, exit_code=137).state == "failed (exit code 137)"
 

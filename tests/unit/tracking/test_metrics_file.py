@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pretrain.run.outcome import note_start
+from pretrain.run.outcome import record_start
 from pretrain.tracking.metrics_file import METRICS_FILE, JsonlSink, read_metrics, records_of_all_attempts
 
 
@@ -93,7 +93,7 @@ def test_a_file_without_later_steps_is_left_as_it_is(tmp_path):
 
 def start(run_dir, resume_step, steps, batch="a"):
     """An attempt that records these steps."""
-    note_start(run_dir, resume_step)
+    record_start(run_dir, resume_step)
     sink = JsonlSink(run_dir, resume_step)
     for step in steps:
         sink.log("train", step, {"batch_hash": batch, "lr": 0.1})

@@ -9,13 +9,14 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from pretrain.run.outcome import note_end, note_start, read_outcome
+from pretrain.run.outcome import read_outcome, record_end, record_start
 from pretrain.tracking import report
 from pretrain.tracking.curves import draw_curves
 from pretrain.tracking.metrics_file import JsonlSink
 from pretrain.tracking.provenance import write_description
 from pretrain.tracking.report import write_report
 from pretrain.tracking.series import range_to_show, smooth, validation_curves
+from tests.support.outcomes import end_of
 
 CURVES = ["loss.png", "learning_rate.png", "gradient_norm.png", "speed.png"]
 
@@ -111,8 +112,8 @@ def test_texts_of_users_are_only_text(tmp_path):
     hostile = "</title></script><script>alert('x')</script>{{ 7 * 7 }}"
     make_run(tmp_path, 1, name=hostile)
     (tmp_path / "sample.txt").write_text(hostile)
-    note_start(tmp_path, 0)
-    note_end(tmp_path, "failed", hostile)
+    record_start(tmp_path, 0)
+    record_end(tmp_path, end_of("failed", hostile))
     page = report_of(tmp_path)
     assert page.text.count(hostile) >= 4 and len(page.scripts) == scripts
     assert not any("alert('x')" in script for script in page.scripts)
@@ -121,19 +122,19 @@ def test_texts_of_users_are_only_text(tmp_path):
 def test_the_head_says_the_state_the_times_and_the_reason(tmp_path):
     make_run(tmp_path, 2)
     assert "started" not in report_of(tmp_path).text, "an older run has no outcome"
-    note_start(tmp_path, 0)
+    record_start(tmp_path, 0)
     text = report_of(tmp_path).text
     assert "training" in text and "last record" in text and "ended" not in text
-    note_end(tmp_path, "stopped", "asked to stop by SIGTERM")
+    record_end(tmp_path, end_of("stopped", "asked to stop by SIGTERM"))
     text = report_of(tmp_path).text
     assert "stopped" in text and "asked to stop by SIGTERM" in text and "from start to end" in text
 
 
 def test_a_resume_keeps_the_first_start(tmp_path):
-    note_start(tmp_path, 0)
+    record_start(tmp_path, 0)
     first = read_outcome(tmp_path)
-    note_end(tmp_path, "stopped", "")
-    note_start(tmp_path, 10)
+    record_end(tmp_path, end_of("stopped", ""))
+    record_start(tmp_path, 10)
     now = read_outcome(tmp_path)
     assert now.started == first.started and now.resumed >= first.resumed
     assert (now.state, now.ended) == ("training", None)
@@ -141,11 +142,11 @@ def test_a_resume_keeps_the_first_start(tmp_path):
 
 def test_only_the_page_of_a_live_run_loads_itself_again(tmp_path):
     make_run(tmp_path, 2)
-    note_start(tmp_path, 0)
+    record_start(tmp_path, 0)
     write_report(tmp_path)
     refresh = '<meta http-equiv="refresh"'
     assert refresh in (tmp_path / "report.html").read_text()
-    note_end(tmp_path, "finished", "")
+    record_end(tmp_path, end_of("finished", ""))
     write_report(tmp_path)
     assert refresh not in (tmp_path / "report.html").read_text()
 

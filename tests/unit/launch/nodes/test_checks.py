@@ -5,31 +5,33 @@ from dataclasses import replace
 
 import pytest
 
-from launch.nodes.checks import Demands, Seen, Verdict, judge
-from launch.nodes.facts import GIB, Node, place_of
+from launch.nodes.checks import PreflightResult, ReceivedReport, Requirements, check_nodes
+from launch.nodes.facts import GIB, NodeReport, place_of
 
-NODE = Node(0, "node1", {"torch": "2.13.0", "python": "3.12.1"}, 64 * GIB, 64 * GIB, 64 * GIB, 8 * GIB, (), 1000.0)
+NODE = NodeReport(
+    0, "node1", {"torch": "2.13.0", "python": "3.12.1"}, 64 * GIB, 64 * GIB, 64 * GIB, 8 * GIB, (), 1000.0
+)
 
 
-def nodes(count: int) -> list[Seen]:
+def nodes(count: int) -> list[ReceivedReport]:
     """Made at 1000, reports there at 1001, written in between."""
     made = [replace(NODE, index=i, name=f"node{i + 1}", time=1000.5) for i in range(count)]
-    return [Seen(node, 1000.0, 1001.0) for node in made]
+    return [ReceivedReport(node, 1000.0, 1001.0) for node in made]
 
 
-def changed(seen: Seen, **values: object) -> Seen:
+def changed(seen: ReceivedReport, **values: object) -> ReceivedReport:
     return replace(seen, node=replace(seen.node, **values))  # type: ignore[arg-type]
 
 
-def verdict(seen: Sequence[Seen], missing: Sequence[str] = (), shared: bool = False) -> Verdict:
-    return judge(seen, Demands(4.0, 2.0), missing=missing, seconds=60, shared=shared)
+def verdict(seen: Sequence[ReceivedReport], missing: Sequence[str] = (), shared: bool = False) -> PreflightResult:
+    return check_nodes(seen, Requirements(4.0, 2.0), missing=missing, seconds=60, shared=shared)
 
 
 def test_good_nodes_are_good() -> None:
-    assert verdict(nodes(5)) == Verdict([], [], {})
+    assert verdict(nodes(5)) == PreflightResult([], [], {})
 
 
-def test_versions_that_differ_are_told_with_the_nodes_that_have_them() -> None:
+def test_differing_versions_are_listed_with_their_nodes() -> None:
     seen = nodes(4)
     seen[1] = changed(seen[1], versions={**NODE.versions, "torch": "2.12.0"})
     found = verdict(seen)
@@ -55,13 +57,13 @@ def test_a_node_that_lacks_something_is_bad_and_no_other(values: dict[str, objec
     assert not found.mistakes
 
 
-def test_a_full_disk_under_the_run_folder_is_neither_a_mistake_nor_a_bad_node() -> None:
+def test_a_full_disk_is_neither_a_mistake_nor_a_bad_node() -> None:
     found = verdict([changed(each, free_disk=GIB) for each in nodes(2)])
     assert "1.0 GiB are free, 2 are asked for" in found.refusals[0]
     assert not found.mistakes and not found.bad_nodes
 
 
-def test_a_clock_is_wrong_where_the_report_was_written_before_it_was_asked_for_or_after_it_came() -> None:
+def test_a_report_outside_its_time_window_shows_a_wrong_clock() -> None:
     seen = nodes(4)
     for time, good in ((995.1, True), (994.9, False), (1005.9, True), (1006.1, False)):
         seen[3] = changed(seen[3], time=time)
@@ -71,7 +73,7 @@ def test_a_clock_is_wrong_where_the_report_was_written_before_it_was_asked_for_o
     assert verdict([late[0], changed(late[1], time=1049.0)]).bad_nodes == {}
 
 
-def test_where_most_clocks_differ_from_the_first_node_s_it_is_the_first_that_is_wrong() -> None:
+def test_if_most_clocks_differ_the_first_node_is_wrong() -> None:
     seen = nodes(4)
     found = verdict([seen[0], *(changed(each, time=2000.0) for each in seen[1:])])
     assert list(found.bad_nodes) == ["node1"] and "behind" in found.bad_nodes["node1"][0]
@@ -82,7 +84,7 @@ def test_nodes_that_did_not_report_are_named() -> None:
     assert list(found.bad_nodes) == ["node3"] and "did not report within 60 s" in found.bad_nodes["node3"][0]
 
 
-def test_where_nobody_finds_a_folder_on_a_local_disk_it_is_not_shared() -> None:
+def test_a_folder_that_no_other_node_finds_is_not_shared() -> None:
     found = verdict(nodes(1), missing=["node2", "node3"])
     assert "none of the 2 other nodes found it" in found.mistakes[0] and not found.bad_nodes
     found = verdict(nodes(1), missing=["node2", "node3"], shared=True)

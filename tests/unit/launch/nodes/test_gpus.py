@@ -28,7 +28,7 @@ def faults(gpus: str, rows: str = "", processes: str = "", wanted: int = 1) -> l
     return list(gpu_faults(parse_gpus(gpus, rows, processes), wanted))
 
 
-def test_good_gpus_have_no_faults_and_neither_have_cards_without_ecc() -> None:
+def test_good_gpus_and_cards_without_ecc_have_no_faults() -> None:
     assert faults(GOOD, GOOD_ROWS, wanted=2) == []
     assert faults(CONSUMER, CONSUMER_ROWS) == []
     (card,) = parse_gpus(CONSUMER, CONSUMER_ROWS, "")

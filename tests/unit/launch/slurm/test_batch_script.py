@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 
 from data_pipeline.config_text import written
 from data_pipeline.errors import UserError
-from launch.slurm.batch_script import Job, batch_script, slurm_word
+from launch.slurm.batch_script import BatchJob, batch_script, slurm_word
 from launch.slurm.batch_shell import LISTEN, run
-from launch.slurm.container import command_prefix, rank_python, srun_flags, wrapping_of
+from launch.slurm.container import command_prefix, container_variables, rank_python, srun_flags
 from pretrain.config.cluster import ClusterConfig, ContainerConfig
 from pretrain.config.cluster_checks import cluster_problems, memory_bytes, time_seconds
 from tests.support.runs import ROOT
 
 COMMAND = ("/venv/bin/python", "-m", "launch.slurm.supervise", "model=tiny", "optim.lr=1e-3")
-JOB = Job("pretrain-tiny", "/home/me/runs/tiny/logs/slurm-%j.log", "/home/me", COMMAND)
+JOB = BatchJob("pretrain-tiny", "/home/me/runs/tiny/logs/slurm-%j.log", "/home/me", COMMAND)
 
 WHOLE = ClusterConfig(
     partition="gpu,big",
@@ -77,7 +77,7 @@ def test_a_script_holds_every_setting() -> None:
     assert batch_script(WHOLE, JOB) == WHOLE_SCRIPT.replace("LISTEN", listen) + run(" ".join(COMMAND))
 
 
-def test_the_scripts_in_the_folder_keep_signals_in_the_same_lines() -> None:
+def test_the_scripts_keep_signals_with_the_same_lines() -> None:
     for name, module in (("pretrain", "supervise"), ("sweep", "array_task")):
         text = (ROOT / "slurm" / f"{name}.sh").read_text()
         first = next(line for line in text.splitlines(keepends=True) if not line.startswith("#"))
@@ -115,7 +115,7 @@ HOSTILE = (
 )
 
 
-def test_words_of_the_command_and_variables_arrive_as_they_were_given(tmp_path: Path) -> None:
+def test_arguments_and_variables_arrive_unchanged(tmp_path: Path) -> None:
     folder = tmp_path / 'it\'s $HOME; "x" #1'
     folder.mkdir()
     code = "import json, os, sys; print(json.dumps([sys.argv[1:], dict(os.environ), os.getcwd()]))"
@@ -129,13 +129,13 @@ def test_words_of_the_command_and_variables_arrive_as_they_were_given(tmp_path: 
     words, environment, where = json.loads(done.stdout)
     assert words == list(HOSTILE) and where == str(folder) and list(tmp_path.iterdir()) == [folder, script]
     assert {name: environment[name] for name in variables} == variables
-    assert wrapping_of(cluster, str(folder)).items() <= environment.items()
+    assert container_variables(cluster, str(folder)).items() <= environment.items()
     # sbatch reads its lines until the first command: none may come from a value.
     before, _, _ = script.read_text().partition("\nset -euo pipefail\n")
     assert "--uid" not in before
 
 
-def test_modules_are_loaded_before_the_command_and_their_failure_ends_the_job(tmp_path: Path) -> None:
+def test_modules_load_first_and_their_failure_ends_the_job(tmp_path: Path) -> None:
     profile = tmp_path / "module.sh"
     profile.write_text('module() { [[ $2 == good ]] && export LOADED="$*"; }\n')
     script = tmp_path / "job.sh"
@@ -205,14 +205,14 @@ def test_a_word_for_slurm_has_no_line_break() -> None:
 
 
 def test_a_container_surrounds_the_command_of_each_rank() -> None:
-    pyxis = wrapping_of(WHOLE, "/my dir")
+    pyxis = container_variables(WHOLE, "/my dir")
     assert srun_flags(pyxis)[1:] == [
         "--container-mounts=/my dir:/my dir,/data:/data:ro",
         "--container-workdir=/my dir",
     ]
     assert command_prefix(pyxis)[0] == "env" and rank_python(pyxis) == "python3"
     container = ContainerConfig(kind="apptainer", image="/images/pretrain.sif", mounts=("/data:/data", "/x:/y:ro"))
-    apptainer = wrapping_of(dataclasses.replace(WHOLE, container=container, environment={}), "/w")
+    apptainer = container_variables(dataclasses.replace(WHOLE, container=container, environment={}), "/w")
     assert srun_flags(apptainer) == []
     assert command_prefix(apptainer) == [
         *("apptainer", "exec", "--nv", "--bind", "/w:/w", "--bind", "/data:/data", "--bind", "/x:/y:ro"),
@@ -221,12 +221,12 @@ def test_a_container_surrounds_the_command_of_each_rank() -> None:
 
 
 def test_without_a_container_nothing_surrounds_it() -> None:
-    assert wrapping_of(dataclasses.replace(WHOLE, container=ContainerConfig()), "/w") == {}
+    assert container_variables(dataclasses.replace(WHOLE, container=ContainerConfig()), "/w") == {}
     assert (srun_flags({}), command_prefix({}), rank_python({})) == ([], [], sys.executable)
 
 
 @pytest.mark.parametrize("text", ["--mpi=none", '"word"', "[1]", "{}"])
-def test_a_list_of_words_that_is_none_is_told(text: str) -> None:
+def test_a_bad_list_of_words_is_refused(text: str) -> None:
     with pytest.raises(UserError, match=r"PRETRAIN_SRUN_FLAGS=.*must be a JSON list of words"):
         srun_flags({"PRETRAIN_SRUN_FLAGS": text})
 

@@ -8,19 +8,20 @@ from pathlib import Path
 
 import pytest
 
+from launch.slurm import job_signals
+from launch.slurm.attempt import unseen_outcome
 from launch.slurm.batch_shell import LISTEN, run
-from launch.slurm.job_signals import after_slurm_ends, slurm_end_in
-from launch.slurm.rank_main import outcome_file
-from launch.slurm.supervise import unseen_end
+from launch.slurm.job_signals import job_end_since, log_bytes, what_follows
+from launch.slurm.slurm_messages import EndCause, JobEnd, job_end_in
 from pretrain.exit_codes import ExitCode
-from pretrain.run.outcome_record import VARIABLE, record_outcome
+from tests.support.outcomes import end_of, write
 from tests.support.pestering import run_pestered
 from tests.support.runs import ROOT, environment
 from tests.support.slurm import wait_until
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP])
-def test_a_job_that_has_said_its_last_word_is_not_killed_by_a_signal_while_its_process_ends(
+def test_a_signal_while_the_supervisor_exits_does_not_kill_it(
     number: signal.Signals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
@@ -47,7 +48,7 @@ sys.exit(143)
 """A supervisor that takes its time to start; whatever exit code it has is the script's."""
 
 
-def test_the_batch_script_keeps_signals_until_its_supervisor_listens(tmp_path: Path) -> None:
+def test_the_batch_script_keeps_signals_for_the_supervisor(tmp_path: Path) -> None:
     started, go_on = tmp_path / "started", tmp_path / "go-on"
     command = shlex.join([sys.executable, "-c", PROGRAM, str(started), str(go_on)])
     script = f"{LISTEN}set -euo pipefail\n{run(command)}"
@@ -73,18 +74,31 @@ def test_the_batch_script_keeps_signals_until_its_supervisor_listens(tmp_path: P
     ],
 )
 def test_only_what_slurm_queues_again_is_said_to_be(line: str, why: str) -> None:
-    lines = ["== attempt 1 from step 0", line, "== job 7 on 1 node(s)"]
-    assert slurm_end_in(lines) == f"Slurm ended the job ({why})"
-    assert slurm_end_in([line, "== attempt 2 from step 0", "step 1"]) is None
-    again = after_slurm_ends(f"Slurm ended the job ({why})")
-    assert again.startswith("Slurm queues it again") == (why in ("preemption", "node failure"))
+    end = job_end_in(["step 1", line, "step 2"])
+    assert end is not None and str(end) == f"Slurm ended the job ({why})" and end.cause == why
+    assert what_follows(end).startswith("Slurm queues it again") == (why in ("preemption", "node failure"))
 
 
-def test_the_end_of_an_attempt_that_no_supervisor_saw(tmp_path: Path) -> None:
-    preempted = "Slurm ended the job (preemption)"
-    assert unseen_end(tmp_path, None).outcome == "lost"
-    assert unseen_end(tmp_path, "Slurm ended the job (node failure)").outcome == "lost"
-    assert unseen_end(tmp_path, preempted).outcome == "interrupted"
-    record_outcome(ExitCode.STOPPED, step=9, environment={VARIABLE: str(outcome_file(tmp_path))})
-    for why in (preempted, None):
-        assert (unseen_end(tmp_path, why).outcome, unseen_end(tmp_path, why).exit_code) == ("stopped", 75)
+def test_an_end_in_the_log_counts_only_for_its_own_attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = tmp_path / "job.log"
+    monkeypatch.setattr(job_signals, "_own_log", lambda: log)
+    end = "slurmstepd: error: *** JOB 7 ON a CANCELLED AT 2026-01-01T00:00:00 DUE TO PREEMPTION ***\n"
+    log.write_text(end)
+    start = log_bytes()
+    with log.open("a") as file:
+        file.write("step 1\n")
+    assert job_end_since(start) is None and job_end_since(0) == JobEnd(EndCause.PREEMPTION, "preemption")
+    with log.open("a") as file:
+        file.write(end)
+    assert job_end_since(start) == JobEnd(EndCause.PREEMPTION, "preemption")
+
+
+def test_the_outcome_of_an_attempt_that_no_supervisor_saw(tmp_path: Path) -> None:
+    preempted, node_failed = JobEnd(EndCause.PREEMPTION), JobEnd(EndCause.NODE_FAILURE)
+    assert unseen_outcome(tmp_path, None).outcome == "lost"
+    assert unseen_outcome(tmp_path, node_failed).outcome == "lost"
+    assert unseen_outcome(tmp_path, preempted).outcome == "interrupted"
+    write(tmp_path, end_of("stopped"))
+    for end in (preempted, None):
+        ending = unseen_outcome(tmp_path, end)
+        assert (ending.outcome, ending.exit_code) == ("stopped", ExitCode.STOPPED)

@@ -53,14 +53,14 @@ def test_max_restarts_attempts_follow_one_that_made_no_step() -> None:
     assert not decision.restart and "max_restarts=2" in decision.why
 
 
-def test_steps_that_a_resume_makes_again_are_no_progress() -> None:
+def test_repeated_steps_do_not_count_as_progress() -> None:
     ends: list[tuple[Outcome, int]] = [("failed", 59), ("failed", 55), ("lost", 59), ("failed", 59)]
     assert decide(attempts(*ends[:3]), "7", LIMITS).restart
     assert not decide(attempts(*ends), "7", LIMITS).restart
     assert decide(attempts(*ends[:3], ("failed", 60)), "7", LIMITS).restart
 
 
-def test_a_run_that_begins_again_at_step_0_need_not_come_as_far_as_the_job_before() -> None:
+def test_a_run_restarted_at_step_0_counts_its_own_steps() -> None:
     def decided(*steps: int) -> Decision:
         before = attempts(("failed", 59), job="6")
         after = attempts(*[("failed", step) for step in steps])
@@ -74,7 +74,7 @@ def test_a_run_that_begins_again_at_step_0_need_not_come_as_far_as_the_job_befor
     assert not decided(70, 60, 61, 62).restart, "what this job made before is to be passed"
 
 
-def test_a_stop_by_a_signal_that_nobody_is_known_to_have_sent_counts_as_a_failure() -> None:
+def test_a_stop_by_an_unknown_signal_counts_as_a_failure() -> None:
     def ended(count: int, code: int) -> Decision:
         made = attempts(*[("stopped", 0)] * count)
         return decide(
@@ -93,7 +93,7 @@ def test_only_failures_count(outcome: Outcome) -> None:
     assert not decide(attempts(*[(outcome, 0), ("failed", 0)] * 3), "7", LIMITS).restart, "and a stop forgives none"
 
 
-def test_a_crash_is_followed_by_an_attempt_in_the_same_allocation_while_there_is_time() -> None:
+def test_a_crash_is_retried_here_while_there_is_time() -> None:
     crash = decide(attempts(("failed", 9)), "7", LIMITS)
     needed = crash.wait_seconds + 100
 
@@ -110,7 +110,7 @@ def test_a_crash_is_followed_by_an_attempt_in_the_same_allocation_while_there_is
     assert not here(decide(attempts(*[("failed", 0)] * 3), "7", LIMITS)), "under the same cap"
 
 
-def test_a_run_that_diverges_twice_at_the_same_step_is_not_started_again() -> None:
+def test_a_second_divergence_at_one_step_ends_the_job() -> None:
     def diverged(*steps: int | None, recorded: int = 10, job: str = "7") -> list[Attempt]:
         made = attempts(*[("failed", recorded)] * len(steps), job=job)
         ends = [replace(each.ended, diverged_at=step) for each, step in zip(made, steps, strict=True) if each.ended]
@@ -125,7 +125,7 @@ def test_a_run_that_diverges_twice_at_the_same_step_is_not_started_again() -> No
     )
 
 
-def test_failures_of_another_job_and_before_a_long_pause_are_forgotten() -> None:
+def test_other_jobs_and_a_long_pause_reset_the_failures() -> None:
     failed: list[tuple[Outcome, int]] = [("failed", 0)] * 5
     assert not decide(attempts(*failed), "7", LIMITS).restart
     assert decide(attempts(*failed, pause=601), "7", LIMITS).restart
@@ -134,7 +134,7 @@ def test_failures_of_another_job_and_before_a_long_pause_are_forgotten() -> None
     assert decide([*before, last], "7", LIMITS).restart
 
 
-def test_a_node_is_left_out_after_its_failures_unless_that_is_switched_off() -> None:
+def test_a_failing_node_is_excluded_unless_disabled() -> None:
     history = attempts(("failed", 5), ("failed", 9), node="b")
     assert decide(history[:1], "7", LIMITS).exclude == ()
     assert decide(history, "7", LIMITS).exclude == ("b",)

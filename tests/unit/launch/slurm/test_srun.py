@@ -7,15 +7,16 @@ import time
 
 import pytest
 
-from launch.slurm import job, srun
+from launch.slurm import srun
 from launch.slurm.srun import Watched, run_step
+from pretrain import slurm_client
 
 FAILED = 'print("srun: error: node2: task 1: Killed", file=sys.stderr, flush=True)'
 
 
 @pytest.fixture(autouse=True)
 def short_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job, "kill_wait", lambda: 1.0)
+    monkeypatch.setattr(slurm_client, "kill_wait", lambda: 1.0)
     monkeypatch.setattr(srun, "AFTER_FAILURE_SECONDS", 1.0)
 
 
@@ -25,7 +26,7 @@ def watch(program: str) -> Watched:
     return run_step(command, os.environ, ["node1", "node2"], lambda: None, lambda: None)
 
 
-def test_srun_that_does_not_end_after_a_rank_failed_is_given_up(capfd: pytest.CaptureFixture[str]) -> None:
+def test_srun_that_hangs_after_a_failure_is_killed(capfd: pytest.CaptureFixture[str]) -> None:
     began = time.monotonic()
     watched = watch(f"{FAILED}\ntime.sleep(60)")
     assert 2 <= time.monotonic() - began < 30
@@ -34,13 +35,13 @@ def test_srun_that_does_not_end_after_a_rank_failed_is_given_up(capfd: pytest.Ca
     assert "srun has not ended 2 s after a rank failed" in capfd.readouterr().out
 
 
-def test_srun_that_ends_after_a_rank_failed_keeps_its_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_srun_that_ends_after_a_failure_keeps_its_code(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(srun, "AFTER_FAILURE_SECONDS", 60.0)
     watched = watch(f"{FAILED}\ntime.sleep(0.5)\nsys.exit(7)")
     assert not watched.stuck and watched.exit_code == 7 and len(watched.failures) == 1
 
 
 @pytest.mark.parametrize("said", ["", 'print("srun: error: Cannot communicate with node 1", file=sys.stderr)'])
-def test_srun_under_which_no_rank_failed_is_waited_for(said: str) -> None:
+def test_srun_without_a_failed_rank_is_waited_for(said: str) -> None:
     """A node that does not answer may do so again."""
     assert watch(f"{said}\ntime.sleep(4)").exit_code == 0

@@ -49,7 +49,7 @@ def test_a_dry_run_prints_the_script_and_writes_nothing(place: Path, capsys) -> 
     assert "legal: tiny on 4 ranks: " in said.err and "2 nodes x 2 ranks, the default partition, 10\n" in said.err
 
 
-def test_the_script_is_kept_in_the_run_folder_where_nothing_is_submitted(place: Path, capsys) -> None:
+def test_no_submit_keeps_the_script_in_the_run_folder(place: Path, capsys) -> None:
     printed = Said(capsys, "--dry-run", "run.name=one").out
     said = Said(capsys, "--no-submit", "run.name=one")
     assert said.code == 0 and written(place) == ["runs", *(f"runs/one{rest}" for rest in ("", "/job.sh", "/logs"))]
@@ -57,7 +57,7 @@ def test_the_script_is_kept_in_the_run_folder_where_nothing_is_submitted(place: 
     assert f"not submitted: sbatch {place}/runs/one/job.sh" in said.err
 
 
-def test_a_machine_without_slurm_is_told(capsys) -> None:
+def test_a_machine_without_slurm_is_reported(capsys) -> None:
     said = Said(capsys, "run.name=one")
     assert said.code == 2 and "there is no sbatch on the PATH" in said.err
 
@@ -100,7 +100,7 @@ def test_what_cannot_run_is_refused_with_its_reason(place: Path, overrides: list
     assert "Traceback" not in said.err and written(place) == []
 
 
-def test_memory_that_does_not_suffice_is_told_before_the_job_waits(capsys) -> None:
+def test_too_little_memory_is_refused_before_submission(capsys) -> None:
     large = ("--dry-run", "model=gpt3_1.3b", "data.name=files", "cluster=gpu_8x80gb", "train.global_batch_size=64")
     said = Said(capsys, *large, "cluster.gpu_memory_gib=16")
     assert said.code == 2 and "cluster.gpu_memory_gib=16.0: a rank needs " in said.err

@@ -17,7 +17,10 @@ from launch.slurm.job_signals import SIGNALS
 from launch.ssh.connections import HostUnreachable, Ranks
 from launch.ssh.hostfile import Host, read_hostfile
 from launch.ssh.hosts import cause_of, code_of, environments, main, watch
+from pretrain.outcome.failure import FailureKind
+from pretrain.outcome.record import failure
 from tests.support.hosts import NAMES, assert_gone, hostfile, stand_in
+from tests.support.outcomes import report
 from tests.support.runs import environment
 
 HOSTS = [Host(NAMES[0], 2), Host(NAMES[1], 1)]
@@ -53,7 +56,7 @@ def test_every_rank_has_the_variables_that_torchrun_would_set(tmp_path: Path) ->
     ]
 
 
-def test_words_reach_a_rank_as_they_are_whatever_a_shell_would_make_of_them(tmp_path: Path) -> None:
+def test_arguments_reach_a_rank_unchanged_by_the_shell(tmp_path: Path) -> None:
     words = ["a b", "$(touch hacked)", "';\"", "*", "data.mixture={a: 1}"]
     folder = tmp_path / "it's a $HOME"
     folder.mkdir()
@@ -85,7 +88,7 @@ def test_a_signal_reaches_every_rank(tmp_path: Path) -> None:
     assert {line for line in lines if "saved" in line} == {f"{rank}: saved" for rank in range(3)}
 
 
-def test_when_a_rank_fails_the_others_are_killed_after_a_grace_with_all_that_they_started(tmp_path: Path) -> None:
+def test_after_a_failure_the_others_are_killed_with_children(tmp_path: Path) -> None:
     script = 'echo $$; [ "$RANK" = 1 ] && kill -9 $$; trap "" TERM; sleep 300 & echo $!; wait'
     began = time.monotonic()
     with started(tmp_path, script) as ranks:
@@ -110,7 +113,7 @@ with started(Path({str(tmp_path)!r}), 'trap "" TERM HUP; sleep 300 & echo $$; ec
         assert_gone(pids)
 
 
-def test_what_outlives_a_rank_and_holds_its_output_does_not_hold_the_run(tmp_path: Path) -> None:
+def test_a_process_left_by_a_rank_does_not_block_the_run(tmp_path: Path) -> None:
     began = time.monotonic()
     with started(tmp_path, "sleep 60 & echo done") as ranks:
         codes, _ = seen(ranks)
@@ -122,7 +125,7 @@ def test_a_host_that_is_lost_counts_as_failed_and_is_named(tmp_path: Path) -> No
         codes, _ = seen(ranks, grace=0.2)
     assert next(iter(codes.items())) == (2, 255)
     hosts = {rank: host.name for rank, host in ranks.host_of.items()}
-    assert cause_of(codes, {}, hosts) == f"rank 2 on {NAMES[1]} is not reached any more"
+    assert cause_of(codes, None, {}, hosts) == f"rank 2 on {NAMES[1]} is no longer reached"
 
 
 def test_hosts_that_are_not_reached_are_named(tmp_path: Path) -> None:
@@ -131,35 +134,32 @@ def test_hosts_that_are_not_reached_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("codes", "tails", "code", "cause"),
+    ("codes", "kind", "code", "cause"),
     [
-        ({0: 0, 1: 0}, {}, 0, "all steps are done"),
-        ({0: 75, 1: 75}, {}, 75, "stopped by a signal and saved"),
-        ({1: 137, 0: 1}, {}, 137, "rank 1 on b was killed by signal 9"),
-        ({1: 3, 0: 1}, {}, 3, "rank 1 on b ended with exit code 3"),
-        ({0: 2, 1: 2}, {0: ["12:00:00 x", "pretrain: error: seed=x: no"]}, 2, "seed=x: no"),
-        (
-            {1: 1, 0: 1},
-            {0: ["12:00:01 rank 1 (host b) failed first: Oops", "more"]},
-            1,
-            "rank 1 (host b) failed first: Oops",
-        ),
+        ({0: 0, 1: 0}, None, 0, "all steps are done"),
+        ({0: 75, 1: 75}, None, 75, "stopped by a signal and saved"),
+        ({1: 137, 0: 1}, None, 137, "rank 1 on b was killed by signal 9: its last line"),
+        ({1: 3, 0: 1}, None, 3, "rank 1 on b ended with exit code 3: its last line"),
+        ({1: 137, 0: 1}, FailureKind.PROCESS_DIED, 137, "the record's message"),
+        ({1: 137, 0: 4}, FailureKind.DIVERGED, 4, "the record's message"),
+        ({0: 2, 1: 2}, FailureKind.USER_ERROR, 2, "the record's message"),
     ],
 )
 def test_the_first_failure_gives_exit_code_and_cause(
-    codes: dict[int, int], tails: dict[int, list[str]], code: int, cause: str
+    codes: dict[int, int], kind: FailureKind | None, code: int, cause: str
 ) -> None:
-    assert code_of(codes) == code
-    assert cause_of(codes, tails, {0: "a", 1: "b"}) == cause
+    record = None if kind is None else failure(report(kind, "the record's message"))
+    assert code_of(codes, record) == code
+    assert cause_of(codes, record, {1: "its last line\n"}, {0: "a", 1: "b"}) == cause
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
         ("", "names no host"),
-        ("a slots=8\nb slots=0\n", "hosts:2: 'b slots=0' is no host"),
+        ("a slots=8\nb slots=0\n", "hosts:2: 'b slots=0' is not a host"),
         ("a b\n", "hosts:1"),
-        ("-oProxyCommand=evil\n", "is no host"),
+        ("-oProxyCommand=evil\n", "is not a host"),
         ("a\na slots=2\n", "a comes twice"),
         ("localhost slots=2\nb\n", "cannot reach localhost"),
     ],
