@@ -43,7 +43,7 @@ class NodeReport:
 
 
 def place_of(environment: Mapping[str, str] = os.environ) -> tuple[int, int, str]:
-    """(index, number of nodes, name) of this node, by srun, torchrun or launch.ssh.hosts; (0, 1, host name) if alone."""
+    """(index, number of nodes, name) of this node by srun, torchrun or launch.ssh.hosts; (0, 1, host) if alone."""
     name = environment.get("SLURMD_NODENAME") or environment.get("NODE_NAME") or socket.gethostname()
     if "RANK" in environment:
         return int(environment["RANK"]), int(environment.get("WORLD_SIZE", "1")), name

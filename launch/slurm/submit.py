@@ -78,7 +78,7 @@ def _rerun(given: argparse.Namespace) -> None:
 
 
 def _check_members(rest: dict[int, tuple[str, ...]]) -> "tuple[list[Member], ClusterConfig]":
-    """The members by indexes and overrides, and their cluster; raises UserError that lists the members that cannot run."""
+    """The members by index and overrides, and their cluster; raises UserError listing members that cannot run."""
     from launch.slurm.submission_checks import check_submission
     from pretrain.run.sweep import Member, check_members
 

@@ -27,7 +27,7 @@ def megatron_imports() -> Iterator[None]:
 
 @contextlib.contextmanager
 def without_compiler() -> Iterator[None]:
-    """Make `torch.compile` the identity within the context if torch sees no GPU: as a decorator of functions in Megatron
+    """Make `torch.compile` the identity within the context if torch sees no GPU: as a decorator in Megatron
     and DeepSpeed it loads the whole compiler, which takes longer than the rest of their imports.
     """
     real = torch.compile
