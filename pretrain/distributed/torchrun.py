@@ -33,4 +33,4 @@ def _is_child_of_launcher() -> bool:
         command = Path(f"/proc/{os.getppid()}/cmdline").read_bytes().decode(errors="replace")
     except OSError:
         return False
-    return any(name in command for name in _LAUNCHERS)
+    return any(Path(argument).name in _LAUNCHERS for argument in command.split("\0"))

@@ -104,6 +104,9 @@ def facts(folder: Path) -> Iterator[tuple[str, AttemptFacts]]:
                     yield scenario, replace(given, made_steps=made_steps, job_end=job_end)
 
 
+LIMITS = Limits(max_restarts=3, restart_window_minutes=60, backoff_seconds=30, exclude_after=2)
+
+
 def decisions(folder: Path, number: int, outcome: AttemptOutcome) -> dict[str, object]:
     """All that follows from an outcome, for a first and for a second attempt that ends so."""
     run_dir = folder / f"run-{number}"
@@ -112,7 +115,7 @@ def decisions(folder: Path, number: int, outcome: AttemptOutcome) -> dict[str, o
         record_end(run_dir, attempt, outcome)
     found: list[object] = []
     for count in (1, 2):
-        decision = decide(attempts.read_attempts(run_dir)[:count], "7", Limits(max_restarts=3))
+        decision = decide(attempts.read_attempts(run_dir)[:count], "7", LIMITS)
         here = stays(decision, outcome.outcome, ["a", "b"], trained=outcome.trained, seconds_left=None, start_seconds=1)
         found.append([decision.restart, decision.wait_seconds, decision.exclude, here])
     kept = {key: value for key, value in asdict(outcome).items() if key not in ("cause", "log")}

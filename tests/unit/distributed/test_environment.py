@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pretrain.bench import measure
-from pretrain.commands import train
+from pretrain.commands import training_run
 from pretrain.config.load import load_generate_config
 from pretrain.distributed.environment import set_variables
 from pretrain.distributed.grid import ParallelLayout
@@ -37,9 +37,9 @@ def second_of_two_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def begin_training(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    data = SimpleNamespace(manifest=SimpleNamespace(tokenizer=SimpleNamespace(vocab_size=91)), end=None)
-    monkeypatch.setattr(train, "open_datasets", lambda config: (data, {}))
-    train.train(replace(CONFIG, run=replace(CONFIG.run, dir=str(folder / "run"))))
+    data = SimpleNamespace(manifest=SimpleNamespace(tokenizer=SimpleNamespace(vocab_size=91)), end_position=None)
+    monkeypatch.setattr(training_run, "open_datasets", lambda config: (data, {}))
+    training_run.train(replace(CONFIG, run=replace(CONFIG.run, dir=str(folder / "run"))))
 
 
 def begin_generating(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
