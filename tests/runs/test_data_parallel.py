@@ -53,7 +53,7 @@ def test_a_killed_rank_is_named(two_then_one):
 def test_a_checkpoint_of_two_ranks_loads_on_one(two_then_one):
     resumed = two_then_one[3]
     assert "resumed from runs/plain/checkpoints/step-00000008: step 8, sample 64" in resumed
-    assert "was saved by 2 process(es) as tp1 pp1, now there are 1 process(es) as tp1 pp1: random states" in resumed
+    assert "was saved by 2 process(es) as tp1 pp1, now there are 1 process(es) as tp1 pp1: the random states" in resumed
 
 
 def test_steps_that_one_repeats_after_two_are_verified(two_then_one):
