@@ -10,8 +10,8 @@ from pathlib import Path
 
 from pretrain.commands.arguments import CommandParser
 from pretrain.commands.table import COMMANDS, build_parser, global_parser
+from pretrain.config.config_dirs import ConfigDirs
 from pretrain.config.describe import CONF_DIR, Key, groups_of, keys_of, options_of, without_null, words_of
-from pretrain.config.search_path import ConfigDirs
 
 WIDTH = 60
 

@@ -13,9 +13,10 @@ import yaml
 from data_pipeline.config_text import written
 from data_pipeline.errors import UserError
 from pretrain.commands.arguments import CommandParser, add_config_dir
+from pretrain.config.config_dirs import ConfigDirs
 from pretrain.config.describe import CONF_DIR, SHIPPED, Key, choices, groups_of, keys_of, options_of
 from pretrain.config.nearest import did_you_mean
-from pretrain.config.search_path import ConfigDirs, check_folders
+from pretrain.config.search_path import check_folders
 
 WIDTH = 100
 GENERATE = "generate"

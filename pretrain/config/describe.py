@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import yaml
 
-from pretrain.config.search_path import ConfigDirs
+from pretrain.config.config_dirs import ConfigDirs
 
 CONF_DIR = Path(__file__).resolve().parents[2] / "conf"
 SHIPPED = ConfigDirs(CONF_DIR)

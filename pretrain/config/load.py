@@ -19,6 +19,7 @@ from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseExceptio
 
 from data_pipeline.config_text import written
 from data_pipeline.storage.urls import redact_url
+from pretrain.config.config_dirs import OPTION, ConfigDirs
 from pretrain.config.describe import CONF_DIR, record_keys, yaml_key
 from pretrain.config.errors import MISSING, ConfigError, Problem
 from pretrain.config.overrides import Known, for_hydra, known_of, parse, typed_values
@@ -26,7 +27,7 @@ from pretrain.config.records import flatten, is_text, one_for_each_key, to_recor
 from pretrain.config.redact import without_secrets
 from pretrain.config.refusals import refusal
 from pretrain.config.run import GenerateConfig, RunConfig
-from pretrain.config.search_path import OPTION, PACKAGE_LINE, ConfigDirs, check_folders, split_overrides
+from pretrain.config.search_path import PACKAGE_LINE, check_folders, split_overrides
 from pretrain.config.unused import without_effect
 
 Record = TypeVar("Record")

@@ -15,11 +15,11 @@ from hydra.errors import HydraException
 
 from data_pipeline.config_text import Typed
 from data_pipeline.storage.urls import redact_url
+from pretrain.config.config_dirs import OPTION, ConfigDirs
 from pretrain.config.describe import Key, groups_of, keys_of, options_of, takes_text, without_null
 from pretrain.config.errors import MISSING, ConfigError, Problem
 from pretrain.config.nearest import did_you_mean
 from pretrain.config.renamed import renamed_key, renamed_value
-from pretrain.config.search_path import OPTION, ConfigDirs
 
 QUOTES = "'\""
 

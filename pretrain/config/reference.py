@@ -15,10 +15,10 @@ from typing import Any
 from data_pipeline.config_text import written
 from pretrain.config.bounds import BOUNDS, DATA_BOUNDS, LIMITS
 from pretrain.config.cluster_checks import NOT_NEGATIVE, POSITIVE
+from pretrain.config.config_dirs import ConfigDirs
 from pretrain.config.describe import CONF_DIR, Key, groups_of, keys_of, options_of
 from pretrain.config.load import default_values
 from pretrain.config.run import GenerateConfig, RunConfig
-from pretrain.config.search_path import ConfigDirs
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "configuration.md"

@@ -4,53 +4,13 @@ They are carried as an override, Hydra's `hydra.searchpath=[DIR]`, so that the r
 with the other overrides, as absolute paths.
 """
 
-import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from pretrain.config.config_dirs import CONFIG_DIRS_KEY, OPTION, ConfigDirs, as_override, config_files
 from pretrain.config.errors import ConfigError, Problem
 
-CONFIG_DIRS_KEY = "hydra.searchpath"
-OPTION = "--config-dir"
 PACKAGE_LINE = "# @package _global_"
-
-
-@dataclass(frozen=True)
-class ConfigDirs:
-    """The folders in which a group's files are looked for."""
-
-    shipped: Path
-    """The folder conf/ of this program; it has the files with the defaults."""
-    own: tuple[Path, ...] = ()
-
-    def files(self, group: str) -> list[Path]:
-        """The files of a group, by name."""
-        found = [path for folder in (self.shipped, *self.own) for path in (folder / group).glob("*.yaml")]
-        return sorted(found, key=lambda path: path.name)
-
-    def own_groups(self) -> dict[str, list[str]]:
-        """The groups in the user's folders, each with the names of its files there."""
-        groups: dict[str, list[str]] = {}
-        for folder in self.own:
-            for path in _config_files(folder):
-                groups.setdefault(path.parent.relative_to(folder).as_posix(), []).append(path.stem)
-        return groups
-
-    def hydra_words(self) -> list[str]:
-        """The override for Hydra; empty without own folders."""
-        return [as_override(self.own)] if self.own else []
-
-
-def as_override(folders: Iterable[Path]) -> str:
-    """The override that adds these folders, made absolute."""
-    quoted = ",".join(f'"{_escaped(str(folder.absolute()))}"' for folder in folders)
-    return f"{CONFIG_DIRS_KEY}=[{quoted}]"
-
-
-def _escaped(text: str) -> str:
-    """In Hydra's grammar a backslash only needs another one before a quote, and at the end."""
-    return re.sub(r'(\\*)("|$)', lambda found: found[1] * 2 + ('\\"' if found[2] else ""), text)
 
 
 def with_folders(folders: Sequence[Path], overrides: Sequence[str]) -> list[str]:
@@ -101,7 +61,7 @@ def check_folders(dirs: ConfigDirs) -> None:
         if not folder.is_dir():
             problems.append(f"{OPTION} {folder}: no such folder")
             continue
-        files = list(_config_files(folder))
+        files = list(config_files(folder))
         if not files:
             example = f"{folder}/model/NAME.yaml"
             problems.append(f"{OPTION} {folder}: has no folder of a group with .yaml files in it, such as {example}")
@@ -119,11 +79,3 @@ def _taken(path: Path, other: Path) -> str:
 def _is_same(path: Path, other: Path) -> bool:
     """A copy does no harm."""
     return path.read_bytes() == other.read_bytes()
-
-
-def _config_files(folder: Path) -> Iterator[Path]:
-    """At most two levels down: a large folder, given by mistake, is not searched whole."""
-    for pattern in ("*/*.yaml", "*/*/*.yaml"):
-        for path in sorted(folder.glob(pattern)):
-            if not any(part.startswith(".") for part in path.relative_to(folder).parts):
-                yield path

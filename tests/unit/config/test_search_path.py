@@ -10,8 +10,9 @@ from launch.ssh import hosts
 from pretrain.commands.arguments import absolute_config_dirs
 from pretrain.commands.next_steps import after_prepare
 from pretrain.commands.table import parse
+from pretrain.config.config_dirs import CONFIG_DIRS_KEY, as_override
 from pretrain.config.load import load_generate_config, load_run_config
-from pretrain.config.search_path import CONFIG_DIRS_KEY, as_arguments, as_override, split_overrides
+from pretrain.config.search_path import as_arguments, split_overrides
 from pretrain.run.sweep import as_shown, words_of_members
 
 FILES = {
