@@ -1,4 +1,4 @@
-"""What is looked at between nodes before a model is built; here a rank is a node."""
+"""The check of the links between nodes before a model is built; each rank here is a node."""
 
 import dataclasses
 import json

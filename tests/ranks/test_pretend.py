@@ -16,7 +16,7 @@ from tests.support.ranks import run_ranks
 
 
 def attempts(here: Runtime) -> dict[str, str]:
-    """What each of these ends with."""
+    """The error type of each operation, or an empty text."""
     on_host, there = torch.ones(2, 3), torch.ones(2, 3, device=here.device)
     group = dist.new_group(backend="gloo")
     tried: dict[str, Callable[[], object]] = {
@@ -58,7 +58,7 @@ def test_what_a_gpu_refuses_is_refused() -> None:
 
 
 def waits_of_each(here: Runtime) -> list[tuple[str, dict[str, int]]]:
-    """What is expected of each, and what was written down."""
+    """The expected waits of each operation, and the recorded ones."""
     host, there = torch.tensor([1.0, 0.0, 3.0]), torch.tensor([1.0, 0.0, 3.0], device=here.device)
     pinned, mask = host.pin_memory(), there > 0
     tried: list[tuple[str, Callable[[], object]]] = [

@@ -42,7 +42,7 @@ AT_STAGE_3 = {
     "synchronize in partition_parameters.wait": 1,
 }
 BESIDE_A_STEP = {"copy to host in files._with_storage_of_its_own"}
-"""By the thread that writes a checkpoint meanwhile."""
+"""Waits of the thread that writes a checkpoint during a step."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Case:
     settings: tuple[str, ...]
     packing: str
     shape: tuple[str, ...] = ()
-    """Of the ranks that generate."""
+    """Overrides that say how the ranks of `generate` split the model."""
 
 
 CASES = {
@@ -135,12 +135,12 @@ def bench(folder: Path, words: tuple[str, ...]) -> dict[str, Any] | None:
 
 @dataclass(frozen=True)
 class Done:
-    """What the verbs came to."""
+    """The results of the commands."""
 
     folder: Path
     outcomes: list[str]
     waits: list[list[Counter[str]]]
-    """Of each start, of its steps."""
+    """For each start of the run: the waits of each step."""
     text: str
     verified: tuple[str, list[int]] | None
     measured: dict[str, Any] | None

@@ -18,7 +18,7 @@ def report(
 
 
 def end_of(state: str, message: str = "") -> OutcomeRecord:
-    """Of a run that ended in this state: finished, stopped or failed."""
+    """The record of a run that ended in this state: finished, stopped or failed."""
     if state == "failed":
         return record.failure(report(message=message))
     return record.success({"finished": ExitCode.DONE, "stopped": ExitCode.STOPPED}[state], message)

@@ -1,4 +1,4 @@
-"""Object stores, whose servers are started where a test asks for a bucket, and a server that is silent."""
+"""Object stores, whose servers are started when a test asks for a bucket, and a server that never answers."""
 
 import socket
 from collections.abc import Iterator
@@ -23,6 +23,6 @@ def bucket(request: pytest.FixtureRequest, ports: dict[str, int], monkeypatch: p
 
 @pytest.fixture
 def silent() -> Iterator[str]:
-    """The URL of a server that takes connections and says nothing."""
+    """The URL of a server that accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0), backlog=100) as server:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"

@@ -1,18 +1,8 @@
 """No house word is left in docstrings, comments, messages, names of tests or documents."""
 
-from pathlib import Path
-
 import pytest
 
-from tests.support.plain_english import ROOT, Text, findings, search
-
-UNFINISHED: tuple[str, ...] = (
-    "data_pipeline/",
-    "launch/",
-    "pretrain/",
-    "tests/",
-)
-"""Folders still to be written in plain English; remove yours when `python -m tests.counts FOLDER` finds nothing."""
+from tests.support.plain_english import Text, findings, search
 
 EXCEPTIONS = {
     ("pretrain/tracking/wandb_sink.py", "'silent'"): "a setting of wandb",
@@ -21,8 +11,7 @@ EXCEPTIONS = {
 
 
 def test_no_house_word_is_left() -> None:
-    found = [finding for finding in findings() if not finding.text.path.startswith(UNFINISHED)]
-    assert not [str(finding) for finding in found if not _is_exception(finding.text.path, str(finding))]
+    assert not [str(finding) for finding in findings() if not _is_exception(finding.text.path, str(finding))]
 
 
 def test_no_exception_is_out_of_date() -> None:
@@ -64,7 +53,3 @@ def test_house_words_are_found_and_plain_ones_left(text: str, count: int) -> Non
 def test_fragments_are_found_in_docstrings_only(text: str, count: int) -> None:
     assert len(list(search(Text("file.py", 1, "docstring", text)))) == count
     assert not list(search(Text("file.py", 1, "comment", text)))
-
-
-def test_folders_that_are_unfinished_exist() -> None:
-    assert all(Path(ROOT, name).exists() for name in UNFINISHED)

@@ -1,4 +1,4 @@
-"""What CUDA reads once is set before torch is first asked for a device, by whatever verb."""
+"""Every command sets the variables that CUDA reads once before it first asks torch for a device."""
 
 import os
 from collections.abc import Callable

@@ -123,7 +123,7 @@ def test_a_place_in_the_world_that_cannot_be_is_refused(monkeypatch, given: dict
     assert str(caught.value).startswith(words)
 
 
-def test_the_command_tells_of_such_a_place_in_one_message(monkeypatch, capsys) -> None:
+def test_a_bad_rank_variable_is_one_message(monkeypatch, capsys) -> None:
     monkeypatch.setenv("RANK", "first")
     with pytest.raises(SystemExit) as ended:
         main(["generate", "run=x"])

@@ -21,7 +21,7 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def mistake(capsys: pytest.CaptureFixture[str]) -> str:
-    """What a mistake prints."""
+    """The output of a mistake."""
     with pytest.raises(SystemExit) as end:
         main(["trian"])
     assert end.value.code == ExitCode.MISTAKE

@@ -68,7 +68,7 @@ def test_a_report_outside_its_time_window_shows_a_wrong_clock() -> None:
     for time, good in ((995.1, True), (994.9, False), (1005.9, True), (1006.1, False)):
         seen[3] = changed(seen[3], time=time)
         assert list(verdict(seen).bad_nodes) == ([] if good else ["node4"])
-    # A slow start is no wrong clock.
+    # A slow start does not mean a wrong clock.
     late = [replace(each, not_after=1050.0) for each in nodes(2)]
     assert verdict([late[0], changed(late[1], time=1049.0)]).bad_nodes == {}
 

@@ -1,4 +1,4 @@
-"""What nvidia-smi answers, and what of it speaks against a node."""
+"""The output of nvidia-smi, and the findings that rule a node out."""
 
 import os
 from pathlib import Path

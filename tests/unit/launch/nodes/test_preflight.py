@@ -15,9 +15,9 @@ from tests.support.runs import ROOT, environment
 class Ended:
     codes: list[int]
     out: str
-    """Of node 0."""
+    """The output of node 0."""
     said: str
-    """By all."""
+    """The messages of all nodes."""
 
 
 def preflight(run_dirs: list[Path], *options: str, count: int | None = None) -> Ended:

@@ -1,4 +1,4 @@
-"""What Slurm's environment and answers say; where ranks meet; what srun is told."""
+"""Facts from Slurm's environment and answers, the address where ranks meet, and the arguments of srun."""
 
 import socket
 import subprocess

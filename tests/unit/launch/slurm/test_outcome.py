@@ -126,7 +126,7 @@ def test_a_signal_before_a_rank_could_listen_is_a_stop(facts: AttemptFacts, word
     ending = attempt_outcome(asked)
     assert ending.outcome == "stopped"
     assert ending.cause.startswith(f"rank 1 on b was asked by a signal ({words})")
-    assert ending.exit_code in (129, 138, 143), "nothing shows who sent it"
+    assert ending.exit_code in (129, 138, 143), "the sender of the signal is unknown"
     assert attempt_outcome(replace(asked, stop="asked by SIGUSR1")).exit_code == ExitCode.STOPPED
     assert attempt_outcome(replace(asked, made_steps=True)).outcome == "failed"
     crashed = (TaskFailure("a", "Exited with exit code 1", 0.0, 0), *asked.failures)
