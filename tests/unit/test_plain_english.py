@@ -2,26 +2,16 @@
 
 import pytest
 
-from tests.support.plain_english import Text, findings, search
-
-EXCEPTIONS = {
-    ("pretrain/tracking/wandb_sink.py", "'silent'"): "a setting of wandb",
-}
-"""(file, part of the line as it is printed): why it may stay."""
+from tests.support.plain_english import EXCEPTIONS, Text, findings, search, texts
 
 
 def test_no_house_word_is_left() -> None:
-    assert not [str(finding) for finding in findings() if not _is_exception(finding.text.path, str(finding))]
+    assert not [str(finding) for finding in findings()]
 
 
 def test_no_exception_is_out_of_date() -> None:
-    found = [(finding.text.path, str(finding)) for finding in findings()]
     for file, part in EXCEPTIONS:
-        assert any(file == path and part in printed for path, printed in found), (file, part)
-
-
-def _is_exception(path: str, printed: str) -> bool:
-    return any(path == file and part in printed for file, part in EXCEPTIONS)
+        assert any(part in str(finding) for text in texts(file) for finding in search(text)), (file, part)
 
 
 @pytest.mark.parametrize(
