@@ -31,6 +31,7 @@ NOT_QUICK = (
     "data_pipeline/tokenizers/test_tokenizer.py",
     "launch/slurm/test_submit.py",
     "launch/test_scripts.py",
+    "run/test_length.py",
     "test_mutations.py",
     "tracking/test_report.py",
     "tracking/test_sinks.py",

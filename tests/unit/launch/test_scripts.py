@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from launch import torch_build
+from tests.conftest import NOT_QUICK
 from tests.support.fresh_clone import ROOT, borrow_environment, copy_repository, offline_environment
 
 CUDA_BUILD = torch_build.Candidate("2.13.0", ('nvidia-cudnn-cu13==9; platform_system == "Linux"', "filelock"))
@@ -369,3 +370,7 @@ def run_checks(clone: Path, script: str, fails: str = "") -> subprocess.Complete
 def test_arguments_of_the_test_script_go_to_pytest_alone(rehearsal: Path) -> None:
     assert bash("bash launch/test.sh -k 'a or b'", rehearsal, FAILS="").returncode == 0
     assert calls_of(rehearsal) == ["env dev", "python -m pytest -k a or b"]
+
+
+def test_files_that_the_quick_part_leaves_out_exist() -> None:
+    assert not [name for name in NOT_QUICK if not (ROOT / "tests" / "unit" / name).exists()]
