@@ -18,6 +18,7 @@ PAGES = (
     "docs/checkpoints-and-resume.md",
     "docs/performance.md",
     "docs/slurm.md",
+    "docs/configuration.md",
     "docs/remote-data.md",
     "docs/multi-node-ssh.md",
     "docs/errors.md",
