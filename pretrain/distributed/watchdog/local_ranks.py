@@ -24,26 +24,41 @@ class LocalRanks:
         self._expected = int(os.environ.get("LOCAL_WORLD_SIZE", str(world_size))) - 1
         self._known: dict[int, psutil.Process] = {}
         self._gone: set[int] = set()
+        self._vanished: set[int] = set()
+        """Ranks whose process had ended before this rank could look at it."""
 
     @property
     def all_known(self) -> bool:
-        return len(self._known) + len(self._gone) >= self._expected
+        return len(self._known) + len(self._gone) + len(self._vanished) >= self._expected
 
     def add(self, processes: Iterable[RankProcess]) -> None:
+        seen = {self._rank, *self._known, *self._gone, *self._vanished}
         for process in processes:
-            if process.rank != self._rank and process.rank not in self._known and process.rank not in self._gone:
-                with contextlib.suppress(psutil.NoSuchProcess):
+            if process.rank not in seen:
+                try:
                     self._known[process.rank] = psutil.Process(process.pid)
+                except psutil.NoSuchProcess:
+                    self._vanished.add(process.rank)
 
     def ended(self, ranks: Iterable[int] | None = None) -> list[int]:
         """Those of `ranks`, or of all, that were on this machine and no longer run."""
-        asked = list(self._known) if ranks is None else ranks
-        return [rank for rank in asked if rank in self._known and _has_ended(self._known[rank])]
+        asked = [*self._known, *self._vanished] if ranks is None else ranks
+        return [rank for rank in asked if rank in self._vanished or self._has_ended(rank)]
 
     def forget(self, rank: int) -> None:
         """Stop watching a rank that ended in order."""
         self._known.pop(rank, None)
+        self._vanished.discard(rank)
         self._gone.add(rank)
+
+    def _has_ended(self, rank: int) -> bool:
+        process = self._known.get(rank)
+        if process is None:
+            return False
+        try:
+            return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return True
 
     def kill(self, ranks: Iterable[int]) -> None:
         """Kill those of `ranks` that are on this machine, after they had a moment to print their stacks."""
@@ -75,10 +90,3 @@ def kernel_kills() -> int:
             if name == "oom_kill":
                 return int(value)
     return 0
-
-
-def _has_ended(process: psutil.Process) -> bool:
-    try:
-        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
