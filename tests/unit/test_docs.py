@@ -13,6 +13,7 @@ from pretrain.config.describe import record_keys
 from pretrain.config.renamed import RENAMED
 from pretrain.config.run import RunConfig
 from pretrain.exit_codes import ExitCode
+from pretrain.outcome.failure import FailureKind
 from tests.counts import paragraphs
 from tests.support.pages import (
     PAGES,
@@ -132,6 +133,11 @@ def user_errors() -> list[str]:
 @pytest.mark.parametrize("name", user_errors())
 def test_every_class_of_error_is_documented(name: str) -> None:
     assert f"`{name}`" in read_page("docs/errors.md")
+
+
+@pytest.mark.parametrize("kind", FailureKind)
+def test_every_kind_of_failure_is_documented(kind: FailureKind) -> None:
+    assert f"| `{kind.value}` |" in read_page("docs/errors.md")
 
 
 def test_images_are_small() -> None:
