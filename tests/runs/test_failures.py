@@ -196,6 +196,7 @@ def test_without_torchrun_a_rank_lost_before_rendezvous_is_named(place: Workplac
             ranks.append(
                 warm_parent().start(Request(words, place.folder, environment(variables), log, log, 0, port, path))
             )
+        assert ranks[1 - victim].wait(SECONDS) == 1 and ranks[victim].wait(SECONDS) == -9
     text = logs[1 - victim].read_text()
     message = (
         rf"rank {victim} .*: first failure: did not join the others \(.* slower than engine.init_timeout_minutes\)$"
