@@ -3,14 +3,14 @@
 import signal
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
-"""By which Slurm, or a person, asks for an end."""
+"""Slurm or a person sends them to stop a job."""
 
 
 def ignore_until_gone() -> None:
-    """For a process that has done its work, and only ends: its exit code stays its own.
+    """Ignore these signals until the process exits, so that they do not change the exit code of finished work.
 
-    Handlers in Python do not do: the interpreter takes them away while it cleans up, and Slurm would see a process
-    that a signal killed.
+    Python handlers are not enough: the interpreter removes them when it shuts down, and Slurm would see a process
+    killed by a signal.
     """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""Character classes of the published rules, as ranges of code points."""
+"""Character classes that the published cleaning rules use, as ranges of code points."""
 
 import functools
 

@@ -18,7 +18,7 @@ class LowestKeys:
     """Keeps the documents with the lowest keys, as many as are needed to reach `limit_bytes`, or all if they do not."""
 
     def __init__(self, limit_bytes: int, *, count_copies: bool = True) -> None:
-        """With `count_copies`, the bytes of documents with equal keys add up; otherwise equal keys count once."""
+        """Documents with equal keys are copies. All copies count, or only one if `count_copies` is False."""
         self._limit_bytes = limit_bytes
         self._count_copies = count_copies
         self._sizes: dict[int, int] = {}

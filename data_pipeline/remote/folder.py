@@ -48,7 +48,8 @@ class RemoteFolder:
         for name in (*of_tokenizer, *(record.file for record in records)):
             if not _PLAIN_NAME.fullmatch(name):  # it becomes part of URLs and commands
                 raise DataError(
-                    f"{self.path_of(MANIFEST_FILE)}: {name!r} is not the name of a file beside it", "prepare again"
+                    f"{self.path_of(MANIFEST_FILE)}: {name!r} must be a plain file name",
+                    "prepare again",
                 )
         for record in records:
             if not _SHA256.fullmatch(record.sha256):  # it becomes a file name in the cache
@@ -92,5 +93,5 @@ def _check_pipe(url: str, config: CacheConfig) -> None:
     if FILE_MARK not in url:
         raise DataError(
             f"data.path={url}: must contain {FILE_MARK} where the file name goes",
-            f"write it as in 'pipe:cat set/{FILE_MARK}'",
+            f"for example, data.path='pipe:cat /data/set/{FILE_MARK}'",
         )

@@ -49,7 +49,7 @@ def load_index(folder: DatasetFolder, manifest: Manifest, split: str) -> npt.NDA
     index = numbers.reshape(num_members, 2)
     offsets = index[:, 0]
     if num_members and (offsets.min() < TAR_BLOCK or np.any(offsets & (TAR_BLOCK - 1))):
-        raise DataError(f"{name}: has a member at an offset where a tar cannot have one", PREPARE_AGAIN)
+        raise DataError(f"{name}: a member offset is not a valid tar offset", PREPARE_AGAIN)
     return index
 
 

@@ -214,4 +214,4 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
         return {key: _convert(inner[1], item, f"{where}.{key}") for key, item in value.items()}
     if kind is Any or (isinstance(kind, type) and not isinstance(kind, types.GenericAlias) and type(value) is kind):
         return value
-    raise DataError(f"{where} is {written(value)}, must be {_WORDS.get(origin or kind, kind)}", _HINT)
+    raise DataError(f"{where} is {written(value)}, but must be {_WORDS.get(origin or kind, kind)}", _HINT)

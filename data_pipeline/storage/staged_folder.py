@@ -58,7 +58,7 @@ def open_task_store(folder: Path) -> Iterator[TaskStore]:
         except BaseException as error:
             interrupted = isinstance(error, WorkInterrupted) or not isinstance(error, Exception)
             if work.age() > (0 if interrupted else SECONDS_WORTH_KEEPING):
-                logger.info("%s: holds the results of finished tasks, from which the next run continues", work.path)
+                logger.info("%s: keeps the results of finished tasks. The next run continues from them", work.path)
             else:
                 work.remove()
             raise

@@ -119,10 +119,9 @@ def matches_reference(
     trusted: Callable[[list[str]], Sequence[list[int]]],
     texts: Sequence[str],
 ) -> bool:
-    """Whether `encoder` gives the IDs of `trusted` on single pieces, on random combinations, and on the first of
-    `texts`.
+    """Whether both encoders give equal IDs for single pieces, for random combinations, and for the first of `texts`.
 
-    This detects user-defined symbols, which are taken out of a text before any merge.
+    They differ if the model has user-defined symbols: `trusted` splits a text at these before any merge.
     """
     generator = random.Random(0)
     known = generator.sample(pieces, min(len(pieces), SAMPLE_PIECES))

@@ -34,8 +34,11 @@ _MADE_HERE = _DEFAULTS | {
 
 
 def differences_from_ours(model: bytes, model_type: int) -> list[tuple[int, int, Value]]:
-    """Settings, by message and field, that differ from models of this type made by `train_tokenizer`, and piece
-    kinds, by ID, that such models do not have."""
+    """Compare a model with those of this type that `train_tokenizer` makes.
+
+    Returns the settings that differ, as (message, field, value), and the pieces of a kind that such models do not
+    have, as (message, ID, kind).
+    """
     settings, kinds = dict(_DEFAULTS), list[Value]()
     for message, content in _fields(model):
         assert isinstance(content, bytes)

@@ -113,7 +113,7 @@ def _missing_parts(content: bytes, name: str, settings: TokenizerSettings) -> tu
         f"{name}: does not belong to a published encoding of tiktoken{unlike}, so its pattern is unknown",
         f'put a file {settings_path(Path(name)).name} beside it, as in {{"pattern": "cl100k_base", "special_tokens": '
         '{"<|endoftext|>": 100257}}',
-        f"pattern is one of {', '.join(PATTERNS)}, or a regular expression",
+        f"pattern must be one of {', '.join(PATTERNS)}, or a regular expression",
     )
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from launch.nodes.facts import GIB, NodeReport
 
 SKEW_SECONDS = 5.0
-"""With a larger difference of clocks, logs, certificates and file times are useless."""
+"""The largest accepted clock difference. Beyond it, logs, certificates and file times are unreliable."""
 TEMPORARY_GIB = 0.25
 SHARED_MEMORY_GIB = 0.0625
 """A container's usual 64 MiB; the ranks of a node exchange data through it."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 FIRST_PORT, PORTS = 10000, 20000
 """Below the ports that a system assigns by itself, from 32768 on."""
 STEP = 7919
-"""From one candidate to the next: jobs with neighbouring ids do not try the same ports."""
+"""Distance of two candidate ports. Jobs with neighbouring ids do not try the same ports."""
 
 
 def rendezvous(

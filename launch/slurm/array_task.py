@@ -13,7 +13,7 @@ from pretrain.run.sweep import read_sweep
 def command_of(arguments: Sequence[str], environment: Mapping[str, str]) -> list[str]:
     """The command of this task; raises UserError if the sweep has no such member."""
     if len(arguments) != 1:
-        raise UserError("give one word: the folder of a sweep, as in sweeps/NAME")
+        raise UserError("expected one argument: the folder of a sweep, such as sweeps/NAME")
     members = {str(member.index): member for member in read_sweep(Path(arguments[0])).members}
     index = environment.get("SLURM_ARRAY_TASK_ID")
     if index not in members:

@@ -17,7 +17,7 @@ class SlurmJob:
     restarts: int
     """How often the job was queued again."""
     nodes: tuple[str, ...]
-    """In Slurm's order: this program and rank 0 run on the first."""
+    """The nodes in Slurm's order. This program and rank 0 run on the first."""
     tasks_per_node: tuple[int, ...]
     cpus_per_task: int | None
     """None: the job asked for no number."""

@@ -19,13 +19,13 @@ class AttemptOutcome:
     outcome: Outcome
     exit_code: int | None
     cause: str
-    """For people."""
+    """A description of the cause, for people."""
     node: str | None = None
     """The node that may have caused the failure."""
     log: Path | None = None
     """The log of the rank that failed first."""
     trained: bool = True
-    """Whether its ranks were started."""
+    """Whether the attempt started its ranks."""
     kind: FailureKind | None = None
     """The kind of failure that the ranks reported; None if they did not."""
     diverged_at: int | None = None

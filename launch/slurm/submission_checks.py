@@ -82,7 +82,9 @@ def _unprintable(config: RunConfig, folder: Path) -> Iterator[Problem]:
     for key, value in (("run.name", config.run.name), ("run.dir", config.run.dir)):
         if not is_printable(value) or "\\" in value:
             yield Problem(
-                key, value, "must be one line of printable characters without \\ to be the name of a job's log"
+                key,
+                value,
+                "must be one line of printable characters without \\, because it names the job's log",
             )
     if config.cluster.container.kind != "none" and re.search("[:,]", str(folder)):
         rule = f"{folder} cannot be mounted: it has a : or , in it"

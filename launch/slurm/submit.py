@@ -92,7 +92,7 @@ def _check_members(rest: dict[int, tuple[str, ...]]) -> "tuple[list[Member], Clu
 def _submit_members(
     given: argparse.Namespace, sweep: "Sweep", members: "Sequence[Member]", cluster: "ClusterConfig"
 ) -> None:
-    """As one job array."""
+    """Submit the members as one job array."""
     from launch.slurm.batch_script import BatchJob, batch_script, slurm_path
     from pretrain.run.sweep import SWEEPS, write_sweep
 
@@ -141,5 +141,5 @@ def _place(cluster: "ClusterConfig") -> str:
 
 
 def _say(lines: Sequence[str]) -> None:
-    """To people; the standard output is the script's."""
+    """Print for people. The standard output is left to scripts."""
     sys.stderr.write("".join(f"{line}\n" for line in lines))

@@ -111,12 +111,10 @@ def conclude(job: SlurmJob, decision: Decision, ended: attempts.Ended | None, en
         wait_seconds=decision.wait_seconds,
         exclude=exclude,
         until=ends_at - LAST_SECONDS,
-        waiting=lambda answer: say(
-            f"   Slurm does not queue it again yet ({answer}): it is asked again as long as the job has time"
-        ),
+        waiting=lambda answer: say(f"   Slurm did not requeue the job ({answer}): retrying until the job's time is up"),
     )
     if refusal:
-        say(f"   Slurm does not queue it again ({refusal}): sbatch the same command to continue")
+        say(f"   Slurm did not requeue the job ({refusal}): submit the same command again with sbatch to continue")
         return code
     say(f"   queued again{after}{elsewhere}: {decision.why}")
     return ExitCode.DONE

@@ -16,7 +16,7 @@ from launch.ssh.hostfile import Host
 
 ALIVE_SECONDS = 5.0
 MEETING_SECONDS = 60.0
-"""For ssh to connect and Python to start there."""
+"""Time for ssh to connect and for Python to start on the host."""
 END_SECONDS = 10.0
 LOST = 255
 """Exit code of ranks whose host is no longer reached: that of ssh."""

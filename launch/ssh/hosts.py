@@ -30,7 +30,7 @@ from pretrain.std_streams import drop_hung_up_output
 
 SSH = "ssh -o BatchMode=yes -o ServerAliveInterval=10 -o ServerAliveCountMax=3"
 GRACE_SECONDS = 40.0
-"""After a rank failed: time for the others to report it and end by themselves. Then they are killed."""
+"""Time for the other ranks to report a failure and exit. Then they are killed."""
 KILL_SECONDS = 5.0
 ASKED_CODES = {exit_code_of(-number) for number in SIGNALS}
 """Exit codes of ranks that got a signal before they listened to it."""

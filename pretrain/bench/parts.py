@@ -138,5 +138,5 @@ def _exposed(running: Sequence[_Interval]) -> Part:
 
 
 def _innermost(running: Sequence[_Interval]) -> Part:
-    """The part of nested operators: the innermost, except that everything within attention is attention."""
+    """The part that time in nested operators counts for: attention if any of them is, otherwise the innermost."""
     return "attention" if any(interval.part == "attention" for interval in running) else running[-1].part

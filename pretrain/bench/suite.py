@@ -87,7 +87,7 @@ def run_suite(
     `only`: names in the table, or patterns of them; `row_minutes`: a model that takes longer is killed.
     """
     if name not in SUITES:
-        raise RunError(f"suite={name}: there is no such suite", f"choose {' or '.join(SUITES)}")
+        raise RunError(f"suite={name}: unknown suite", f"choose {' or '.join(SUITES)}")
     if world_from_environment()[1] > 1:
         raise RunError(f"suite={name}: starts its own processes", "run it without torchrun, or bench single models")
     suite = SUITES[name]

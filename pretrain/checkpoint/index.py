@@ -35,7 +35,7 @@ class StoredChunk:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor as the index has it."""
+    """The entry of a tensor in the index."""
 
     name: str
     shape: tuple[int, ...]

@@ -82,7 +82,7 @@ def _proved(stored: Manifest, content: bytes) -> Manifest:
 
 def _without_digest(stored: Manifest, _: bytes) -> Manifest:
     if _DIGEST in stored:
-        raise ValueError("format version 1 has no digest of its manifest")
+        raise ValueError("format version 1 must not contain a digest of its manifest")
     return stored
 
 

@@ -45,7 +45,7 @@ def no_such_command(name: str, known: Collection[str], usage: str) -> UsageError
     from pretrain.config.nearest import did_you_mean
 
     near = did_you_mean(name, known) or f"choose from {', '.join(known)}"
-    return UsageError(f"{name}: there is no such command", near, usage=usage)
+    return UsageError(f"{name}: unknown command", near, usage=usage)
 
 
 def add_overrides(

@@ -99,7 +99,7 @@ def explained(name: str, book: Book) -> str:
     known = next((part for part in (name, name.rpartition(".")[0]) if part in book.keys), None)
     if known is None or (known != name and book.keys[known].is_section):
         near = did_you_mean(name, [*book.keys, *(group for group in book.groups if group not in book.keys)])
-        raise UserError(f"{name}: there is no such key", near or "`pretrain explain` lists the sections")
+        raise UserError(f"{name}: unknown key", near or "`pretrain explain` lists the sections")
     return "\n".join(_key(book.keys[known], book))
 
 

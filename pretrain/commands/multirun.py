@@ -93,7 +93,7 @@ def find_or_make(name: str | None, overrides: Sequence[str]) -> tuple[Sweep, boo
             raise UserError(f"--name {name}: {folder} was submitted to Slurm", f"pretrain submit --rerun {folder}")
         if sweep.given != given:
             raise UserError(
-                f"--name {name}: {folder} was made by other overrides: {as_shown(sweep.given)}",
+                f"--name {name}: {folder} was created with other overrides: {as_shown(sweep.given)}",
                 "give the same overrides to continue it, or another --name",
             )
         return sweep, False
@@ -111,7 +111,7 @@ def check_here(config: object) -> None:
 
 
 def is_finished(member: Member) -> bool:
-    """Whether its last attempt trained to the end."""
+    """Whether the last attempt of this member trained to the end."""
     from pretrain.run.outcome import read_outcome
 
     outcome = read_outcome(Path(member.run_dir)) if member.run_dir else None

@@ -111,4 +111,4 @@ def accept_problems(config: RunConfig) -> Iterator[Problem]:
             yield Problem("run.accept_changes", name, rule, "choose another run.name to train another model")
         elif name not in single | DATA:
             remedy = "name single keys, as in [optim.lr], or data, or tokenizer"
-            yield Problem("run.accept_changes", name, "there is no such key", remedy)
+            yield Problem("run.accept_changes", name, "unknown key", remedy)

@@ -142,7 +142,7 @@ def _container(cluster: ClusterConfig) -> Iterator[Problem]:
     if not container.image:
         yield Problem("cluster.container.image", container.image, f"kind={container.kind} needs one", "set it")
     elif not is_printable(container.image) or container.image.startswith("-"):
-        yield Problem("cluster.container.image", container.image, f"{_ONE_LINE}, and begin with no -")
+        yield Problem("cluster.container.image", container.image, f"{_ONE_LINE} that does not begin with -")
     for mount in container.mounts:
         if not _MOUNT.fullmatch(mount) or not is_printable(mount):
             rule = "must be HOST:INSIDE or HOST:INSIDE:FLAGS, INSIDE beginning with /"

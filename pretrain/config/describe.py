@@ -31,10 +31,10 @@ class Key:
     name: str
     """Dotted, as on the command line."""
     hint: Any
-    """Its annotation; the record of a section."""
+    """Its type annotation. For a section, its dataclass."""
     meaning: str
     has_default: bool = False
-    """Whether its record has a value for it where none is given."""
+    """Whether the dataclass of its section has a default for it."""
 
     @property
     def is_section(self) -> bool:

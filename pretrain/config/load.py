@@ -79,7 +79,7 @@ def read_run_config(path: Path) -> RunConfig:
     except OSError as error:
         raise ConfigError([f"{path}: cannot be read: {error.strerror}"]) from None
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigError([f"{path}: not readable as YAML: {' '.join(str(error).split())}"]) from None
+        raise ConfigError([f"{path}: not valid YAML: {' '.join(str(error).split())}"]) from None
     return to_record(values, RunConfig, where=f"{path}: ")
 
 
@@ -178,7 +178,7 @@ def _compose(root: str, words: Sequence[str], known: Known) -> dict[str, Any]:
     try:
         values = _composed(root, words, known.dirs)
     except yaml.YAMLError as error:
-        raise ConfigError([f"a file of {OPTION} is not readable as YAML: {' '.join(str(error).split())}"]) from None
+        raise ConfigError([f"a file of {OPTION} is not valid YAML: {' '.join(str(error).split())}"]) from None
     except _HYDRA_REFUSES as error:
         raise ConfigError([_refused(root, words, error, known)]) from None
     assert isinstance(values, dict)

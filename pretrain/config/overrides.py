@@ -161,7 +161,7 @@ def _faults(word: Override, known: Known, is_null: Callable[[str], bool]) -> Ite
     elif word.is_delete() and name in known.keys:
         yield Problem(name, MISSING, "a key cannot be removed", f"set another value, as in {name}=...")
     elif name not in known.keys and not known.table_of(name):
-        yield renamed_key(name, value) or Problem(name, value, "there is no such key", _instead(word, name, known))
+        yield renamed_key(name, value) or Problem(name, value, "unknown key", _instead(word, name, known))
     elif word.is_sweep_override():
         yield _several(name, value, known)
     elif word.is_add() and not (known.table_of(name) or isinstance(word.value(), dict | list) or is_null(name)):

@@ -38,7 +38,7 @@ def problems_of(error: ValidationError, record: type, where: str, typed: Mapping
         given = typed.get(key, fault["input"])
         if fault["type"] == "unexpected_keyword_argument":
             remedy = did_you_mean(key, names) or "`pretrain explain` lists all keys"
-            problem = renamed_key(key, given, where) or Problem(where + key, given, "there is no such key", remedy)
+            problem = renamed_key(key, given, where) or Problem(where + key, given, "unknown key", remedy)
         elif fault["type"] == "missing":
             problem = Problem(
                 where + key, MISSING, "a value must be given", _explained(key) if "[" in key else f"add {key}=..."

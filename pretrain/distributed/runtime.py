@@ -41,16 +41,16 @@ class Runtime:
     """Ranks on this machine."""
     device: torch.device
     group_timeout_minutes: float
-    """For every process group."""
+    """The timeout of every process group."""
     watchdog: Watchdog | None = None
     """Watches for failures of any rank; None if the caller does that."""
 
     def count_steps(self, batches: Iterable[Item], step: int) -> Iterator[Item]:
-        """Pass batches on, the first of them for the step after `step`: a failure names its step."""
+        """Yield the batches and count their steps, which failure reports name. The first step is `step` + 1."""
         return iter(batches) if self.watchdog is None else self.watchdog.count_steps(batches, step)
 
     def begin_step(self, step: int) -> None:
-        """Say which step is computed from now on: a failure names it."""
+        """Set the current step, which failure reports name."""
         if self.watchdog is not None:
             self.watchdog.begin_step(step)
 
@@ -60,7 +60,7 @@ class Runtime:
             self.watchdog.moved()
 
     def stage(self, stage: Stage) -> contextlib.AbstractContextManager[None]:
-        """Say that the main thread is in this stage as long as the context lasts: a failure names it."""
+        """Set the stage of the main thread, which failure reports name, for the duration of the context."""
         return contextlib.nullcontext() if self.watchdog is None else self.watchdog.stage(stage)
 
     @property

@@ -31,7 +31,7 @@ def zero3_partitioner(groups_for_deepspeed: Any, config: dict[str, Any]) -> Any:
 
 
 def gather_until_step(parameters: Iterable[nn.Parameter]) -> None:
-    """Gather the parameters and keep them until the optimizer's step, which frees all of them.
+    """Gather the parameters. They stay gathered until the optimizer step frees them.
 
     They are gathered in several calls: DeepSpeed gathers into a buffer and copies the parameters out of it, so a single
     call would need twice the memory.

@@ -26,7 +26,7 @@ class VendorPatch:
     changes: str
     """The vendor's attribute."""
     version: str
-    """For which it is written."""
+    """The version that it is written for."""
     where: str
     """Our file and function, or class, that does it."""
     reason: str
@@ -210,7 +210,7 @@ class NormOverride:
         optimizer.has_overflow = lambda *_, **__: not math.isfinite(self._norm)
 
     def set(self, norm: float) -> None:
-        """Before each step."""
+        """Set the norm before each step."""
         self._norm, self._is_first = norm, True
 
     def _norm_of_group(self, *_: Any, **__: Any) -> Tensor:

@@ -58,7 +58,7 @@ def continuations(config: GenerateConfig, run: Path, used: RunConfig, tokenizer:
         if checkpoint.manifest.get("tokenizer_fingerprint") != tokenizer.fingerprint:
             there = tokenizer_place(run, used.data)
             raise RunError(
-                f"{checkpoint.folder} was trained with another tokenizer than the one in {there}",
+                f"{checkpoint.folder} was not trained with the tokenizer in {there}",
                 "restore the tokenizer of the run",
             )
         return checkpoint

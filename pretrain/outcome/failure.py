@@ -79,7 +79,7 @@ class Stage(StrEnum):
     VALIDATION = "validation"
     SAVING = "saving"
     CLOSING = "closing"
-    """After the last step: the sample, the report, the trackers."""
+    """The work after the last step: the sample, the report, the trackers."""
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ def _changes(folder: Path, config: RunConfig) -> list[Change]:
     try:
         saved = flatten(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (yaml.YAMLError, AttributeError, UnicodeDecodeError):
-        raise RunError(f"{path}: not readable as a configuration", "restore it or choose another run.dir") from None
+        raise RunError(f"{path}: not a valid configuration", "restore it or choose another run.dir") from None
     return changes_between(saved, _flat(config))
 
 

@@ -40,7 +40,7 @@ class RunLength:
         return left if cut is None else min(left, self._steps_for(cut - state.tokens))
 
     def end_step(self, state: RunState) -> int:
-        """The number of the last step."""
+        """The step at which the run ends."""
         return state.step + self.steps_left(state)
 
     def end_tokens(self, state: RunState) -> int:

@@ -15,7 +15,7 @@ TRAINING = "training"
 
 @dataclass(frozen=True)
 class RunOutcome:
-    """The times of a run, and the end of its last start. Times are seconds since 1970."""
+    """When a run started, and how its last attempt ended. Times are Unix timestamps."""
 
     started: float
     """The first start of the run."""

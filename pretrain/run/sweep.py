@@ -54,13 +54,13 @@ class Sweep:
     jobs: tuple[Submitted, ...] = ()
 
     def after_job(self, job: str, members: Sequence[Member]) -> "Sweep":
-        """With one more job, and the overrides that its members have in it."""
+        """A copy with one more job, and the overrides that its members have in it."""
         now = {member.index: member for member in members}
         submitted = Submitted(job, tuple(sorted(now)), round(time.time(), 3))
         return replace(self.with_members(members), jobs=(*self.jobs, submitted))
 
     def with_members(self, members: Sequence[Member]) -> "Sweep":
-        """With some of them replaced."""
+        """A copy with some of them replaced."""
         now = {member.index: member for member in members}
         return replace(self, members=tuple(now.get(member.index, member) for member in self.members))
 
@@ -145,7 +145,7 @@ def read_sweep(folder: Path) -> Sweep:
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}", "give the folder that `pretrain submit -m` made") from None
     except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path}: not readable as a sweep", "restore it or submit the sweep again") from None
+        raise UserError(f"{path}: not a valid sweep record", "restore it or submit the sweep again") from None
 
 
 def last_outcome(run_dir: Path) -> str | None:

@@ -60,7 +60,7 @@ def describe_run(
     layout: ParallelLayout,
     peak: DevicePeak | None,
 ) -> dict[str, Any]:
-    """The description of this attempt for the run folder, wandb and the report."""
+    """Parameter counts, layout, data and peak FLOPS of this attempt, for the run folder, wandb and the report."""
     manifest, sources = dataset.manifest, [split.manifest for split in validation]
     count = count_parameters(config.model, manifest.tokenizer.vocab_size)
     return {

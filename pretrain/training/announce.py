@@ -80,8 +80,8 @@ def warn_of_repeated_data(config: RunConfig, dataset: TrainingData, end_position
     repeated = {} if limit is None else {n: e for n, e in epochs_at(dataset, end_position).items() if e > limit}
     if repeated:
         log.warning(
-            "%s: more than train.warn_epochs=%g passes over the same text; repeated text teaches less and less "
-            "(Muennighoff et al. 2023). Give more text, lower the weight in data.mixture, or shorten the run",
+            "%s: more than train.warn_epochs=%g epochs. Each repetition of the same text improves the model "
+            "less (Muennighoff et al. 2023). Add more text, lower the weight in data.mixture, or shorten the run",
             epochs_text(repeated),
             limit,
         )

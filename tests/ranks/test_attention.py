@@ -117,7 +117,7 @@ def test_training_with_each_kernel_equals_plain_torch(kernel: str) -> None:
     )
 
 
-def test_an_unsupported_kernel_is_refused_once_the_device_is_known() -> None:
+def test_an_unsupported_kernel_is_refused_on_the_device() -> None:
     with pytest.raises(
         RanksFailed, match=r"ConfigError: engine.attention=cudnn: needs a GPU\n  hint: or choose engine.att"
     ):

@@ -92,7 +92,7 @@ def trained() -> Mapping[str, Outcome]:
 @pytest.mark.parametrize("model", ["gpt", "llama"])
 @pytest.mark.parametrize(("precision", "bound"), [("bf16", 2e-3), ("fp32", 1e-4)])
 @pytest.mark.parametrize("stage", range(4))
-def test_a_step_computes_what_a_cpu_does_and_asks_the_device_for_nothing(
+def test_gpu_losses_equal_cpu_losses_without_device_syncs(
     stage: int, precision: str, bound: float, model: str, way: str
 ) -> None:
     found = trained()[f"{model} {way} {precision} {stage}"].result()
@@ -129,7 +129,7 @@ def found_courses() -> Mapping[str, Outcome]:
 
 
 @pytest.mark.parametrize("name", COURSES)
-def test_evaluation_generation_and_resume_are_those_of_a_cpu(name: str) -> None:
+def test_gpu_evaluation_generation_and_resume_match_a_cpu(name: str) -> None:
     check_course(found_courses()[name].result(), expected_course(name), COURSES[name][2])
 
 

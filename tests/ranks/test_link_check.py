@@ -55,7 +55,7 @@ def test_a_rank_whose_data_comes_out_wrong_is_named_on_all_ranks(tmp_path: Path)
 @pytest.mark.parametrize("num_nodes", range(1, 10))
 @pytest.mark.parametrize("per_node", [1, 2])
 @pytest.mark.parametrize("cyclic", [False, True])
-def test_every_rank_meets_both_neighbours_and_one_at_a_time(num_nodes: int, per_node: int, cyclic: bool) -> None:
+def test_every_rank_tests_both_links_in_separate_rounds(num_nodes: int, per_node: int, cyclic: bool) -> None:
     size = num_nodes * per_node
     places = [(r % num_nodes, r // num_nodes) if cyclic else divmod(r, per_node) for r in range(size)]
     rounds = list(rounds_of(places))
@@ -67,7 +67,7 @@ def test_every_rank_meets_both_neighbours_and_one_at_a_time(num_nodes: int, per_
     assert all(places[a][0] != places[b][0] and places[a][1] == places[b][1] for p in rounds for a, b in p)
 
 
-def test_a_rank_that_is_slow_with_both_neighbours_is_named_alone_and_a_slow_link_by_both_ends() -> None:
+def test_a_slow_rank_is_distinguished_from_a_slow_link() -> None:
     ring = [Pair((rank, (rank + 1) % 6), 1.0) for rank in range(6)]
     assert slow_ranks(ring) == []
     slow_rank = [dataclasses.replace(pair, seconds=5.0) if 2 in pair.ranks else pair for pair in ring]

@@ -285,7 +285,7 @@ def test_each_node_resumes_from_its_own_disk(tmp_path: Path, spread: str) -> Non
     assert not same([state], [earlier])
 
 
-def test_another_layout_needs_the_shared_checkpoint(tmp_path: Path) -> None:
+def test_node_local_checkpoints_cannot_change_the_layout(tmp_path: Path) -> None:
     config = run_config("gpt", *batches(2), zero_stage=1)
     run_ranks(save_on_nodes, 2, config, tmp_path, 1)
     other = run_config("gpt", *batches(1), zero_stage=1, tp=2)

@@ -28,8 +28,8 @@ def refused(
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("optim.lrr=1e-3", ["optim.lrr=1e-3", "there is no such key", "did you mean optim.lr?"]),
-        ("+modle.seq_length=8", ["modle.seq_length=8: there is no such key\n  hint: did you mean model.seq_length?"]),
+        ("optim.lrr=1e-3", ["optim.lrr=1e-3", "unknown key", "did you mean optim.lr?"]),
+        ("+modle.seq_length=8", ["modle.seq_length=8: unknown key\n  hint: did you mean model.seq_length?"]),
         ("model=gpt5", ["model=gpt5: must be the name of one of its files", "gpt3_125m"]),
         ("train.max_steps=many", ["train.max_steps=many: must be an integer"]),
         ("train.max_steps=1.5", ["train.max_steps=1.5: must be an integer"]),

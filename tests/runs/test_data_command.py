@@ -40,7 +40,7 @@ def test_convert_takes_overrides_around_its_option(capsys, tmp_path):
     words = ["data", "convert", "nowhere", str(tmp_path / "x"), "model.seq_length=32", "--to", "packed"]
     for name, wanted in (
         ("tokenizer.path=t.json", "nowhere.bin: cannot be read"),
-        ("no.key=1", "there is no such key"),
+        ("no.key=1", "unknown key"),
     ):
         with pytest.raises(SystemExit) as end:
             main([*words, name])
@@ -69,7 +69,7 @@ def test_merge_and_convert_take_local_folders_only(capsys, words, which, url, sh
     [
         (["verify", "nowhere"], "nowhere: not prepared"),
         (["inspect", "nowhere", "--samples", "0"], "'0' is not a number above 0"),
-        (["look", "nowhere"], "look: there is no such command"),
+        (["look", "nowhere"], "look: unknown command"),
         (["merge", "nowhere", "--into", "x"], "nowhere: not prepared"),
         (
             ["convert", "nowhere", "x", "--to", "megatron", "data.name=x"],

@@ -78,7 +78,7 @@ def is_live(job: str) -> bool:
 
 
 @pytest.mark.slow
-def test_a_sweep_of_three_with_one_that_fails_is_repaired_by_a_rerun(tmp_path: Path) -> None:
+def test_a_rerun_completes_a_sweep_with_a_failed_member(tmp_path: Path) -> None:
     place = Workplace(tmp_path, prepare_dataset(tmp_path))
     small = place.train_overrides("unused", "train.max_steps=2", "lr_schedule.warmup_steps=0", "cluster.max_restarts=0")
     given = [word for word in small if not word.startswith(("run.name=", "optim.lr="))]

@@ -1,4 +1,4 @@
-"""From what the ranks report to the one that failed first: a pure function, and the reports that it builds."""
+"""Find the rank that failed first in the reports of all ranks, and describe the failure."""
 
 from collections.abc import Collection, Mapping, Sequence
 
@@ -17,10 +17,10 @@ def diagnose(
     silent_seconds: Mapping[int, float] | None = None,
     kernel_kills: int = 0,
 ) -> FailureReport | None:
-    """The report on the ranks whose process ended, else on those that do not answer, else on those that keep the others
-    waiting.
+    """Report the ranks that failed first, or None if all ranks answer and wait (see `report_deadlock`).
 
-    None if all ranks answer and wait, which does not show a cause: see `report_deadlock`.
+    These are the ranks whose process ended. If all processes run, they are those that do not answer. If all answer,
+    they are those that keep the others waiting.
     """
     if ended:
         return _report_ended(processes, ended, kernel_kills)

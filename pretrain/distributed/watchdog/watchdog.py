@@ -36,11 +36,11 @@ Item = TypeVar("Item")
 log = logging.getLogger(__name__)
 
 GONE_SECONDS = 4.0
-"""After a connection broke: time until the rank that broke it is found dead, or reports its own error."""
+"""Time after a lost connection in which the rank that closed it is found dead, or reports its own error."""
 GRACE_SECONDS = 3.0
-"""From a report until a main thread that did not fail by itself is cut off."""
+"""Time from a report until a main thread that did not fail by itself is aborted."""
 DEADLINE_SECONDS = 20.0
-"""From a failure of the main thread until the process is cut off, whatever it does in the meantime."""
+"""Time from a failure of the main thread until the process is aborted, even if it is still busy."""
 START_SECONDS = 10.0
 """Without any movement, before the first step and after a request to stop."""
 LOST_SECONDS = 10.0

@@ -1,7 +1,8 @@
 """ZeRO-1 to 3 with optimizer states in the host's memory or, at ZeRO-3, on a disk (ZeRO-Infinity).
 
-With states in the host's memory `step` is the same as without: DeepSpeed's own step updates there and copies the result
-to the device. Only the gradients are elsewhere. The inner fields named here are those of deepspeed 0.19.8.
+With states in the host's memory, `step` is inherited: DeepSpeed's own step updates them on the host and copies the
+parameters to the device. Only the gradients are read differently. The private fields used here are those of
+deepspeed 0.19.8.
 """
 
 from collections.abc import Iterator

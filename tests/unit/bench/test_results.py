@@ -120,7 +120,7 @@ def test_a_file_that_is_not_a_result_is_refused(tmp_path: Path, content: str):
     [
         (["compare", "a.json"], {}, "takes two results"),
         (["compare", "a.json", "b.json"], {}, "a.json: cannot be read"),
-        (["suite=giant"], {}, "suite=giant: there is no such suite\n  hint: choose single_gpu or tiny"),
+        (["suite=giant"], {}, "suite=giant: unknown suite\n  hint: choose single_gpu or tiny"),
         (
             ["suite=tiny"],
             {"only": ["tiny,big", "t*a"]},
@@ -204,7 +204,7 @@ def until_gone(process: int, seconds: float = 20.0) -> None:
         pytest.fail(f"process {process} still runs")
 
 
-def test_a_slow_row_is_killed_with_its_children_and_the_next_runs(tmp_path, monkeypatch):
+def test_after_a_slow_row_is_killed_the_next_row_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     script = """
         case "$*" in *model=tiny_llama*) echo 'pretrain: error: no' >&2; exit 2;; esac

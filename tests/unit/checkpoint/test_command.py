@@ -268,7 +268,7 @@ def test_an_unusable_manifest_is_reported(command: Command, run: Path, change: A
 # prune
 
 
-def test_prune_keeps_newest_whole_ones_multiples_and_damaged_ones(command: Command, run: Path) -> None:
+def test_prune_keeps_the_newest_multiples_and_damaged_ones(command: Command, run: Path) -> None:
     make_run(run, 5, 7, 8, 9)
     before = names(run)
     dry = command("prune", run, "--keep-last", 2, "--keep-every", 4, "--dry-run")

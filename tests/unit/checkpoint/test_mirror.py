@@ -89,7 +89,7 @@ def test_a_large_file_goes_there_in_blocks(bucket: Bucket, tmp_path: Path, monke
     assert bucket.served.requests[WRITES] >= 8, "27 MB in two files"
 
 
-def test_incomplete_checkpoints_are_skipped(bucket: Bucket, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_fetch_skips_incomplete_checkpoints(bucket: Bucket, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     sent = [made(tmp_path / "run", step) for step in (1, 2, 3)]
     send(f"{bucket.url}/run", *sent, keep_last=3)
     bucket.put("run/step-00000002/__0_0.distcp", b"cut")
@@ -128,7 +128,7 @@ def test_mirror_copies_from_before_a_restart_stay_unused(bucket: Bucket, tmp_pat
     assert set(before) < set(bucket.files.find(f"{bucket.name}/run"))
 
 
-def test_a_damaged_mirror_copy_replaces_no_whole_one(bucket: Bucket, tmp_path: Path) -> None:
+def test_damaged_mirror_copies_do_not_count_for_keep_last(bucket: Bucket, tmp_path: Path) -> None:
     sent = [made(tmp_path / "run", step) for step in (1, 2, 3, 4)]
     send(f"{bucket.url}/run", *sent[:2])
     bucket.put("run/step-00000002/__0_0.distcp", b"cut")

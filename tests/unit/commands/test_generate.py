@@ -44,7 +44,7 @@ def test_the_output_file_is_checked_before_any_work(tmp_path: Path) -> None:
             place_for(wrong)
 
 
-def test_nothing_is_offloaded_while_text_is_made() -> None:
+def test_generation_turns_offloading_off() -> None:
     nowhere = OffloadConfig(optimizer="nvme", params="nvme", nvme_path="/a/disk/of/the/cluster")
     trained = load_run_config(["engine.zero_stage=3"])
     trained = replace(trained, engine=replace(trained.engine, offload=nowhere))

@@ -139,7 +139,7 @@ def test_all_are_checked_before_the_first_starts(place: Path, monkeypatch, capsy
 def test_a_name_of_another_grid_is_refused(monkeypatch) -> None:
     Runs(monkeypatch)
     assert train("--name", "rates", *GRID) == 0
-    with pytest.raises(UserError, match="was made by other overrides"):
+    with pytest.raises(UserError, match="was created with other overrides"):
         find_or_make("rates", ["optim.lr=1,2"])
     Path("sweeps/cluster").mkdir()
     write_sweep(Path("sweeps/cluster"), Sweep("cluster", tuple(GRID), ()).after_job("7", []))

@@ -138,7 +138,7 @@ def test_status_does_not_hold_the_run_folder(tmp_path: Path) -> None:
     assert lock_holder(folder) is None
 
 
-def test_jobs_are_found_by_their_ids_also_as_tasks_of_an_array(tmp_path: Path) -> None:
+def test_jobs_and_array_tasks_are_found_by_job_id(tmp_path: Path) -> None:
     text = "124|124|pretrain|PENDING|Priority|/home/me\n130_2|131|sweep|RUNNING|None|/a|b\ntorn\n"
     found = parse_jobs(text)
     assert set(found) == {"124", "130_2", "131"}

@@ -71,5 +71,5 @@ def test_an_unsupported_kernel_is_refused_with_a_hint(overrides: list[str], mess
     assert [str(problem) for problem in refused.value.problems] == [message]
 
 
-def test_one_that_may_serve_is_not_refused_before_the_device_is_known() -> None:
+def test_with_device_auto_a_gpu_kernel_is_not_refused_yet() -> None:
     check_run(load_run_config(["engine.attention=cudnn", "engine.device=auto"]), world_size=1)

@@ -54,6 +54,6 @@ def test_graphs_between_matrix_products_go_with_everything() -> None:
 
 
 @pytest.mark.parametrize("stage", range(3))
-def test_stages_below_three_with_pipelines_and_full_recomputation_go_with_it(stage: int) -> None:
+def test_zero_0_to_2_pipelines_and_full_recompute_are_compilable(stage: int) -> None:
     more = [f"engine.zero_stage={stage}", "parallel.pp=2", "engine.recompute.granularity=full"]
     check_run(load_run_config([LAYERS, *more]), world_size=2)

@@ -25,7 +25,7 @@ def test_every_key_has_a_meaning_and_a_type(key) -> None:
     assert key.meaning and (key.is_section or key.takes)
 
 
-def test_every_key_is_explained_with_meaning_type_default_and_choices(capsys) -> None:
+def test_explain_shows_type_default_and_choices_of_every_key(capsys) -> None:
     text = said(capsys, "explain", *BOOK.keys)
     for name, key in BOOK.keys.items():
         assert f"{name}\n" in text
@@ -43,7 +43,7 @@ def test_a_key_is_explained_by_its_field_note(capsys) -> None:
     assert "cluster.environment.NAME=value" in said(capsys, "explain", "cluster.environment.ANY")
 
 
-def test_explain_alone_lists_the_sections_and_a_section_its_keys_and_files(capsys) -> None:
+def test_explain_lists_sections_and_the_keys_and_files_of_one(capsys) -> None:
     lines = said(capsys, "explain").splitlines()
     sections = {key.name for key in BOOK.keys.values() if key.is_section and "." not in key.name}
     assert {line.split()[0] for line in lines if line} >= sections | set(BOOK.groups) | {GENERATE}
@@ -57,7 +57,7 @@ def test_explain_alone_lists_the_sections_and_a_section_its_keys_and_files(capsy
 )
 def test_a_wrong_key_is_answered_by_the_nearest(capsys, wrong: str, meant: str) -> None:
     assert said(capsys, "explain", wrong, code=2) == (
-        f"pretrain: error: {wrong}: there is no such key\n  hint: did you mean {meant}?\n"
+        f"pretrain: error: {wrong}: unknown key\n  hint: did you mean {meant}?\n"
     )
 
 
@@ -77,7 +77,7 @@ def test_the_help_of_generate_lists_its_keys(capsys) -> None:
     assert all(f"\n  {name}" in text for name in names) and "(default: 0.8)" in text
 
 
-def test_every_group_of_a_command_is_a_folder_with_the_file_by_default() -> None:
+def test_the_default_option_of_every_config_group_exists() -> None:
     for root in ("pretrain", GENERATE):
         for group, option in groups_of(root).items():
             assert option is None or option in [found.name for found in options_of(group)]
@@ -92,9 +92,9 @@ def test_without_arguments_every_command_has_a_line(capsys) -> None:
 @pytest.mark.parametrize(
     ("words", "hint"),
     [
-        (["trian"], "trian: there is no such command\n  hint: did you mean train?"),
-        (["data", "verfy"], "verfy: there is no such command\n  hint: did you mean verify?"),
-        (["xyz"], "xyz: there is no such command\n  hint: choose from prepare, data, train"),
+        (["trian"], "trian: unknown command\n  hint: did you mean train?"),
+        (["data", "verfy"], "verfy: unknown command\n  hint: did you mean verify?"),
+        (["xyz"], "xyz: unknown command\n  hint: choose from prepare, data, train"),
         (["train", "--optim.lr=3"], "--optim.lr=3: a key has no dashes before it\n  hint: write optim.lr=3"),
         (["train", "--gpus"], "unrecognized arguments: --gpus\n  hint: `pretrain train --help` lists the options"),
     ],

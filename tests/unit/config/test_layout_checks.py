@@ -271,7 +271,7 @@ def test_repeats_mean_what_they_mean_to_megatron() -> None:
 
 
 @pytest.mark.parametrize("num_layers", [2, 3, 7, 12, 80, 105])
-def test_an_even_layout_is_legal_and_counts_embedding_and_head_as_a_layer_each(num_layers: int) -> None:
+def test_an_even_layout_counts_embedding_and_head_as_layers(num_layers: int) -> None:
     for pp in range(2, num_layers + 1):
         found = chunks(pp, 1, even_layout(num_layers, pp), num_layers)
         work = [layers + embedding + head for _, layers, embedding, head in found]

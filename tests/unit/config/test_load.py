@@ -183,7 +183,7 @@ def test_bytes_that_are_not_utf8_are_refused(load: Callable[[list[str]], object]
     assert str(caught.value) == "'prompt=\\udcff': is not UTF-8 text"
 
 
-def test_records_and_files_agree_on_the_defaults_of_optional_sections() -> None:
+def test_optional_sections_default_to_their_files_in_conf() -> None:
     """`cluster` and `profile` may be left out. Then their records have the defaults of the files in conf/."""
     config = load_run_config([])
     assert config.cluster == ClusterConfig() and config.profile == ProfileConfig()

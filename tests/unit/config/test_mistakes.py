@@ -14,7 +14,7 @@ LARGEST = "is not a finite number\n  hint: the largest is about 1.8e308"
 SWEEP = "stands for several values, which only a sweep takes"
 SUBMIT = "add -m to `pretrain train` or `pretrain submit` for one run of each"
 BRACKETS = """close its brackets, and quote special characters, as in 'data.inputs=["Bücher (1).txt"]'"""
-NO_KEY = "there is no such key"
+NO_KEY = "unknown key"
 
 
 def described(key: str) -> str:
@@ -241,7 +241,7 @@ def test_neither_a_message_nor_its_hint_repeats_a_password(word: str) -> None:
     assert "host" in str(caught.value) and "hunter2" not in str(caught.value)
 
 
-def test_words_that_are_refused_elsewhere_are_shown_without_passwords() -> None:
+def test_refused_overrides_are_shown_without_passwords() -> None:
     config = load_run_config([])
     with pytest.raises(ConfigError, match=r"^data\.path=https://host/a\.jsonl: here only"):
         with_overrides(config, [f"data.path={SECRET_URL}"], ("profile.",))
@@ -251,7 +251,7 @@ def test_words_that_are_refused_elsewhere_are_shown_without_passwords() -> None:
 
 @pytest.mark.parametrize("value", ["a", "/tmp/x", "1", "a:b"])
 @pytest.mark.parametrize("sign", ["", "+", "++"])
-def test_a_variable_of_the_environment_is_set_with_and_without_a_plus(sign: str, value: str) -> None:
+def test_table_entries_are_set_with_and_without_a_plus(sign: str, value: str) -> None:
     config = load_run_config(["cluster=gpu_8x80gb", f"{sign}cluster.environment.NCCL_DEBUG={value}"])
     assert str(config.cluster.environment["NCCL_DEBUG"]) == value
     assert load_run_config([f"{sign}cluster.environment={{A: b}}"]).cluster.environment == {"A": "b"}
@@ -266,11 +266,9 @@ def test_an_option_that_does_not_exist_names_the_nearest_and_all() -> None:
 
 
 def test_keys_of_generate_are_suggested_to_generate_only() -> None:
-    with pytest.raises(ConfigError, match=r"^topk=1: there is no such key\n  hint: did you mean top_k\?$"):
+    with pytest.raises(ConfigError, match=r"^topk=1: unknown key\n  hint: did you mean top_k\?$"):
         load_generate_config(["run=x", "topk=1"])
-    with pytest.raises(
-        ConfigError, match=r"^model=tiny: there is no such key\n  hint: `pretrain generate --help` lists all"
-    ):
+    with pytest.raises(ConfigError, match=r"^model=tiny: unknown key\n  hint: `pretrain generate --help` lists all"):
         load_generate_config(["run=x", "model=tiny"])
 
 

@@ -64,7 +64,7 @@ def test_own_groups_are_appended_with_a_plus_sign(folder: Path) -> None:
         ("+recipes=small,bare", ("recipes=small,bare", "sweep")),
         ("+recipes=bare", ("recipes", "# @package _global_")),
         ("+recipes=typo", ("train.max_step=7", "did you mean train.max_steps?")),
-        ("+recipes=torn", ("recipes/torn.yaml", "not readable as YAML")),
+        ("+recipes=torn", ("recipes/torn.yaml", "not valid YAML")),
     ],
 )
 def test_a_mistake_in_own_files_names_the_remedy(folder: Path, given: str, facts: tuple[str, ...]) -> None:

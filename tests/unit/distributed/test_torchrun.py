@@ -9,7 +9,7 @@ from pretrain.cli import main
 from pretrain.distributed import torchrun
 from pretrain.exit_codes import ExitCode
 
-MISTAKE = ["pretrain: error: trian: there is no such command", "  hint: did you mean train?"]
+MISTAKE = ["pretrain: error: trian: unknown command", "  hint: did you mean train?"]
 
 
 @pytest.fixture

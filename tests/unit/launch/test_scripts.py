@@ -279,7 +279,7 @@ def test_cuda_libraries_are_fetched_only_if_needed(
     assert all(line.startswith("torch: ") for line in said.splitlines())
 
 
-def test_the_range_of_torch_is_the_project_s_own() -> None:
+def test_the_torch_requirement_is_read_from_pyproject() -> None:
     requirement = torch_build.torch_requirement(ROOT / "pyproject.toml")
     assert f'"{requirement}"' in (ROOT / "pyproject.toml").read_text()
     assert torch_build.is_installed(requirement)

@@ -61,7 +61,7 @@ def test_1f1b_holds_one_micro_batch_for_each_stage_to_come(rank: int, number: in
 
 
 @pytest.mark.parametrize(("pp", "vp"), [(8, 3), (12, 4), (2, 2)])
-def test_interleaving_holds_more_on_the_first_stage_by_the_published_factor(pp: int, vp: int) -> None:
+def test_interleaving_adds_the_published_factor_of_activations(pp: int, vp: int) -> None:
     # Korthikanti et al. 2022, section 4.2.3: 1 + (p - 1) / (p m) times as many layers.
     config = changed(parallel__pp=pp, parallel__vp=vp)
     first = all_stages(config.model, config.parallel, 512)[0]

@@ -129,7 +129,7 @@ def test_modes_change_nothing_below_the_stage_that_has_them(zero: int) -> None:
     assert one(engine(zero, "bf16"), 4, LEAST) == one(engine(zero, "bf16"), 4, MOST)
 
 
-def test_the_update_reads_its_share_in_fp32_when_the_rest_of_a_step_is_gone() -> None:
+def test_the_update_copies_its_gradients_to_fp32() -> None:
     whole = parameters_of(base())
     for zero, bytes_kept, bytes_copied in ((0, 4, 0), (1, 4 / 8, 4 / 8), (2, 4 / 8, 4 / 8), (3, 4 / 8, 4 / 8)):
         memory = one(engine(zero, "bf16"), 8)
@@ -143,7 +143,7 @@ def test_the_update_reads_its_share_in_fp32_when_the_rest_of_a_step_is_gone() ->
 
 
 @pytest.mark.parametrize("place", ["none", "cpu", "nvme"])
-def test_an_update_that_is_not_fused_holds_as_much_again_in_fp32_as_it_updates(place: str) -> None:
+def test_an_unfused_update_needs_another_fp32_copy(place: str) -> None:
     for zero in [3] if place == "nvme" else [0, 1, 2, 3] if place == "none" else [1, 2, 3]:
         fused, plain = (
             one(engine(zero, "bf16", engine__offload__optimizer=place, optim__fused=way), 4) for way in (True, False)
@@ -171,7 +171,7 @@ def test_offload_moves_the_optimizer_off_the_device(zero: int) -> None:
     assert (offloaded.gradients == 0) == (zero == 3)
 
 
-def test_a_disk_takes_the_states_and_gradients_and_the_host_keeps_buffers_and_sums() -> None:
+def test_nvme_holds_states_and_gradients_the_host_the_buffers() -> None:
     disk, kept = one(engine(3, "bf16", engine__offload__optimizer="nvme"), 4), one(engine(3, "bf16"), 4)
     assert disk.disk == kept.master_weights + kept.moments + kept.master_weights
     assert disk.host == 4 * kept.master_weights + kept.gradients, "a sub-group's worth: this model has one"
@@ -194,7 +194,7 @@ def test_nvme_takes_parameters_except_small_or_gathered_ones() -> None:
 
 
 @pytest.mark.parametrize(("tp", "pp"), [(2, 1), (1, 2), (4, 3)])
-def test_model_parallel_ranks_hold_less_and_together_at_least_the_whole(tp: int, pp: int) -> None:
+def test_model_parallelism_divides_the_model_states(tp: int, pp: int) -> None:
     whole = one(engine(1, "bf16"), 1)
     split = plan_memory(engine(1, "bf16", parallel__tp=tp, parallel__pp=pp), VOCAB, tp * pp, LEAST)
     assert len(split) == pp
@@ -237,7 +237,7 @@ def test_auto_takes_the_first_modes_that_fit(more: dict[str, Any]) -> None:
     assert choose_modes(config, VOCAB, 8, 10**12) == ORDER[0]
 
 
-def test_auto_takes_what_holds_least_where_memory_is_unknown_or_nothing_fits() -> None:
+def test_auto_modes_use_least_memory_if_it_is_unknown_or_small() -> None:
     config = engine(3, "bf16")
     assert choose_modes(config, VOCAB, 8, None) == choose_modes(config, VOCAB, 8, 1) == LEAST
 

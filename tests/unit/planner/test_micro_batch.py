@@ -41,7 +41,7 @@ def test_a_number_that_is_given_stays() -> None:
 @given(
     batch=st.integers(1, 512), dp=st.integers(1, 8), gib=st.floats(24, 200), length=st.sampled_from([512, 2048, 8192])
 )
-def test_it_is_the_largest_divisor_that_fits_and_fills_the_device(batch: int, dp: int, gib: float, length: int) -> None:
+def test_it_is_the_largest_useful_divisor_that_fits(batch: int, dp: int, gib: float, length: int) -> None:
     config = replaced(replaced(asked(), "train.global_batch_size", batch * dp), "model.seq_length", length)
     budget = int(gib * GIB)
     fitting = [

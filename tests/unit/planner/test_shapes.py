@@ -50,7 +50,7 @@ def test_all_ranks_of_one_replica_hold_the_model(model: str, tp: int, pp: int, v
     assert {name.split(".")[2] for name in whole if ".layers." in name} == {str(number) for number in range(12)}
 
 
-def test_a_tied_head_is_copied_to_the_last_of_several_stages_only() -> None:
+def test_a_tied_head_is_copied_to_the_last_stage_only() -> None:
     for pp, copies in ((1, 1), (2, 2), (4, 2)):
         config = config_of("llama_tied_qk_norm", f"parallel.pp={pp}")
         names = [[name for name, _ in stage.parameters] for stage in all_stages(config.model, config.parallel, VOCAB)]
@@ -61,7 +61,7 @@ def test_a_tied_head_is_copied_to_the_last_of_several_stages_only() -> None:
 @pytest.mark.parametrize(
     ("vocab_size", "multiple_of", "tp", "rows"), [(91, 32, 1, 96), (91, 32, 2, 64), (97, 1, 6, 17), (96, 8, 12, 8)]
 )
-def test_every_tensor_parallel_rank_holds_equal_rows_of_the_padded_vocabulary(
+def test_the_padded_vocabulary_divides_equally_among_tp_ranks(
     vocab_size: int, multiple_of: int, tp: int, rows: int
 ) -> None:
     config = config_of("llama", f"parallel.tp={tp}", f"model.vocab_multiple_of={multiple_of}")

@@ -171,7 +171,7 @@ def test_ctrl_c_ends_all_processes_without_output(tmp_path, whole, task_bytes, s
     assert not (tmp_path / "set").exists() and len(finished(tmp_path / "set")) >= num_finished
 
 
-def test_workers_import_modules_from_where_the_driver_does(tmp_path, whole):
+def test_workers_import_the_same_modules_as_the_driver(tmp_path, whole):
     other = tmp_path / "elsewhere" / "data_pipeline"
     other.mkdir(parents=True)
     (other / "__init__.py").write_text("raise RuntimeError('another data_pipeline')")

@@ -33,7 +33,7 @@ def run_config(path, tmp_path: Path, *overrides: str):
     )
 
 
-def test_remote_and_local_runs_open_equal_data(prepared, tmp_path):
+def test_a_remote_dataset_opens_and_plans_like_a_local_one(prepared, tmp_path):
     with serving(prepared.parent) as served:
         here, there = (run_config(path, tmp_path) for path in (prepared, f"{served.url}/set"))
         (local, local_held_out), (remote, remote_held_out) = open_datasets(here), open_datasets(there)

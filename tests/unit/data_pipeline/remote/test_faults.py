@@ -115,7 +115,7 @@ def test_a_server_that_never_answers_is_named(served, cache):
         remote(f"{served.url}/set", cache, timeout_seconds=0.05)
 
 
-def test_a_bad_shard_stops_the_batches(served, cache):
+def test_a_corrupt_remote_shard_raises_and_is_named(served, cache):
     served.lasting[SHARD] = faulty.flipped
     with pytest.raises(DataError, match=f"{SHARD}: its content differs"):
         take(remote(f"{served.url}/set", cache), 100)
@@ -129,7 +129,7 @@ def test_an_address_without_a_server_is_named(cache):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: m.update(file="../secret"), "'../secret' is not the name of a file beside it"),
+        (lambda m: m.update(file="../secret"), "'../secret' must be a plain file name"),
         (lambda m: m.update(sha256="../secret"), "'../secret' is not a sha256"),
     ],
 )

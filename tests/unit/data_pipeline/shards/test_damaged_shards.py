@@ -185,8 +185,8 @@ def written_anew(folder, *, index=None, **changes):
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ({"index": lambda i: np.where(i == i[0, 0], -512, i)}, "has a member at an offset where a tar cannot have one"),
-        ({"index": lambda i: i + 2}, "has a member at an offset where a tar cannot have one"),
+        ({"index": lambda i: np.where(i == i[0, 0], -512, i)}, "a member offset is not a valid tar offset"),
+        ({"index": lambda i: i + 2}, "a member offset is not a valid tar offset"),
         ({"index": lambda i: i[:-1]}, r"has \d+ members, and the shards hold \d+ samples, but the manifest says"),
         ({"index": lambda i: i.ravel()[:-1]}, r"has \d+.5 members, and the shards hold \d+ samples"),
         ({"num_samples": 10**6}, r".* hold \d+ samples, but the manifest says 1000000, 4 in each member"),
@@ -248,10 +248,10 @@ def test_a_replaced_shard_is_checked_again(written, tmp_path, monkeypatch):
     ("change", "message"),
     [
         (lambda m: m.pop("dtype"), "manifest.json: must have the keys"),
-        (lambda m: m.update(seq_length="8"), "manifest.json: seq_length is '8', must be an integer"),
+        (lambda m: m.update(seq_length="8"), "manifest.json: seq_length is '8', but must be an integer"),
         (
             lambda m: m["splits"]["train"]["shards"][1].update(bytes=1.5),
-            r"shards\[1\]: bytes is 1.5, must be an integer",
+            r"shards\[1\]: bytes is 1.5, but must be an integer",
         ),
     ],
 )

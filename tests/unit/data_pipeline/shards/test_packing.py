@@ -69,7 +69,7 @@ def test_samples_are_in_the_order_of_their_documents():
     assert firsts == sorted(firsts)
 
 
-def test_a_chunk_of_only_an_end_is_not_padding():
+def test_the_first_eod_token_of_a_sample_is_not_padding():
     samples = pack(documents_of([9, 9, 3]), 8, 1000)  # the first two are cut just before their end token
     assert num_padding_tokens(samples, END).tolist() == [0, 3, 0]
     assert samples[1, :2].tolist() == [END] * 2 and samples[1, 5:].tolist() == [END] * 3
@@ -151,7 +151,7 @@ def test_batches_mask_padding(prepared):
     assert counted == validation.record.num_tokens - validation.num_samples, "all but the first of each sample"
 
 
-def test_a_mixture_may_hold_both_kinds(prepared):
+def test_a_mixture_may_combine_both_packing_modes(prepared):
     folder, _ = prepared
     dataset = open_mixture(
         MixturePlan({"one": 1.0, "stream": 1.0}, {}, []), {name: folder / name for name in ("one", "stream")}

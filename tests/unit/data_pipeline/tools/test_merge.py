@@ -109,7 +109,7 @@ def test_incompatible_parts_are_refused_with_a_hint(parts: dict[str, Path], tmp_
 
 
 @pytest.mark.parametrize("name", ["train-00000.tar", "validation.index.npy", "tokenizer.model"])
-def test_a_damaged_part_is_named_and_leaves_no_files(parts: dict[str, Path], tmp_path: Path, name: str) -> None:
+def test_merging_a_damaged_part_names_it_and_writes_nothing(parts: dict[str, Path], tmp_path: Path, name: str) -> None:
     damaged = Path(shutil.copytree(parts["a"], tmp_path / "damaged"))
     content = bytearray((damaged / name).read_bytes())
     content[len(content) // 2] ^= 1

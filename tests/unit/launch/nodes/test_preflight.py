@@ -50,7 +50,7 @@ def test_a_node_that_does_not_come_is_named_in_the_last_line(tmp_path: Path) -> 
     assert json.loads(found.out.splitlines()[-1])["bad_nodes"] == ["node3"]
 
 
-def test_both_sides_report_a_folder_that_is_not_shared(tmp_path: Path) -> None:
+def test_both_nodes_report_a_folder_that_is_not_shared(tmp_path: Path) -> None:
     (tmp_path / "two").mkdir()
     found = preflight([tmp_path / "one", tmp_path / "two"], "--seconds", "2")
     assert found.codes == [2, 2]

@@ -133,7 +133,7 @@ def test_a_signal_before_a_rank_could_listen_is_a_stop(facts: AttemptFacts, word
     assert attempt_outcome(replace(asked, failures=crashed)).outcome == "failed"
 
 
-def test_a_too_short_time_limit_is_a_failure(facts: AttemptFacts) -> None:
+def test_a_time_limit_too_short_for_one_step_is_a_failure(facts: AttemptFacts) -> None:
     asked = replace(facts, exit_code=138, rank_0=138, stop="asked by SIGUSR1", made_steps=False, time_is_up=True)
     assert attempt_outcome(asked).outcome == "failed" and "give the job more time" in attempt_outcome(asked).cause
     assert attempt_outcome(replace(asked, made_steps=True, rank_0=75)).outcome == "stopped"

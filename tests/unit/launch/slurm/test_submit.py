@@ -78,7 +78,7 @@ def test_a_machine_without_slurm_is_reported(capsys) -> None:
         (['cluster.sbatch_flags=["--nodes=4"]'], "would contradict what was checked\n  hint: set cluster.nodes"),
         (["+cluster.environment.A-B=x"], "A-B: is not a valid name of a variable"),
         (["+cluster.environment.A=true"], "cluster.environment.A"),
-        (["cluster.node=4"], "cluster.node=4: there is no such key\n  hint: did you mean cluster.nodes?"),
+        (["cluster.node=4"], "cluster.node=4: unknown key\n  hint: did you mean cluster.nodes?"),
         (["engine.device=cuda"], "engine.device=cuda: cluster.gpus_per_node=0 asks for no GPU"),
         (["data.name=other"], "data.path=data/other: not prepared"),
         (["run.name='a\\b'"], "run.name=a\\b: must be one line of printable characters without \\"),
