@@ -39,7 +39,9 @@ class ParquetReader:
         if pyarrow.types.is_dictionary(kind):
             kind = kind.value_type
         if not any(check(kind) for check in _TEXT_KINDS):
-            raise DataError(f"{name}: column {text_key.name!r} is {kind}, must be string", f"set {text_key.setting}")
+            raise DataError(
+                f"{name}: column {text_key.name!r} is {kind}, but must be string", f"set {text_key.setting}"
+            )
 
     def documents(self) -> Iterator[Document | Unreadable]:
         """The text of each row, in order."""

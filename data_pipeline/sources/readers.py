@@ -159,7 +159,7 @@ def _parse_line(line: bytes, where: str, start: int, text_key: TextKey) -> Docum
         )
     text = record[text_key.name]
     if not isinstance(text, str):
-        return Unreadable("no_text", where, f"{text_key.name!r} is {kind_of(text)}, must be a string")
+        return Unreadable("no_text", where, f"{text_key.name!r} is {kind_of(text)}, but must be a string")
     try:
         return Document(text, where, len(text) if text.isascii() else len(text.encode()))
     except UnicodeEncodeError as error:

@@ -84,7 +84,7 @@ class TokenizerSettings:
             raise DataError(f"{path}: must be a JSON object with no other keys than {', '.join(keys)}")
         for key in ("eod", "pattern"):
             if not isinstance(stored.get(key), str | None):
-                raise DataError(f"{path}: {key} is {written(stored[key])}, must be text")
+                raise DataError(f"{path}: {key} is {written(stored[key])}, but must be text")
         special = stored.get("special_tokens", {})
         if not isinstance(special, dict) or not all(type(index) is int and index >= 0 for index in special.values()):
             raise DataError(f"{path}: special_tokens must give IDs by name", """as in {"<|endoftext|>": 50256}""")

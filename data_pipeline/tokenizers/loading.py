@@ -95,7 +95,7 @@ def parse_tokenizer(content: bytes, path: str, settings: TokenizerSettings, fing
     if fingerprint is not None and tokenizer.fingerprint != fingerprint:
         raise DataError(
             f"{path}: is not the tokenizer that the dataset's manifest names (fingerprint "
-            f"{tokenizer.fingerprint[:12]}, must be {fingerprint[:12]})",
+            f"{tokenizer.fingerprint[:12]}, but must be {fingerprint[:12]})",
             *_RESTORE,
         )
     return tokenizer

@@ -132,7 +132,7 @@ class Data:
 
     manifest: Any
     digest: str
-    described: str = "data/now"
+    description: str = "data/now"
 
     def digest_before(self, position: int) -> str:
         return f"{self.digest} before {position}"

@@ -44,8 +44,8 @@ def test_a_huge_value_of_another_key_loses_no_document(tmp_path, value):
         (f'{{"x": {DEEP}, "text": "a"}} 1', r"not a JSON object \(Extra data"),
         (f'{{"x": [{DEEP}, 01], "text": "a"}}', "not a JSON object"),
         (f"[{DEEP}]", "not a JSON object but an array"),
-        (f'{{"text": {DEEP}}}', "'text' is an array, must be a string"),
-        (f'{{"text": {HUGE}}}', "'text' is a number, must be a string"),
+        (f'{{"text": {DEEP}}}', "'text' is an array, but must be a string"),
+        (f'{{"text": {HUGE}}}', "'text' is a number, but must be a string"),
         (f'{{"body": {HUGE}}}', r"has no key 'text' \(it has \['body'\]\)"),
     ],
 )

@@ -84,7 +84,7 @@ def test_a_missing_column_lists_the_existing_ones(tmp_path: Path) -> None:
     path = write(tmp_path / "in.parquet", table(["a"]))
     with pytest.raises(DataError, match=r"has no column 'body' \(it has \['id', 'text'\]\)\n  hint: set data.text_key"):
         read(path, text_key="body")
-    with pytest.raises(DataError, match=r"column 'id' is int64, must be string"):
+    with pytest.raises(DataError, match=r"column 'id' is int64, but must be string"):
         read(path, text_key="id")
 
 

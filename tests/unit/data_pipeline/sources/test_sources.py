@@ -166,7 +166,7 @@ BAD_FILES = {
         "no_text",
         r"key.jsonl:1: has no key 'text' \(it has \['content'\]\)",
     ),
-    "null.jsonl": (jsonl(b'{"text": null}', *GOOD), "no_text", r"null.jsonl:1: 'text' is null, must be a string"),
+    "null.jsonl": (jsonl(b'{"text": null}', *GOOD), "no_text", r"null.jsonl:1: 'text' is null, but must be a string"),
 }
 
 

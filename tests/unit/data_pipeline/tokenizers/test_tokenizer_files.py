@@ -62,7 +62,7 @@ def test_files_that_are_not_tokenizers_are_refused_with_a_reason(tmp_path: Path,
     [
         ("{", "cannot be read"),
         ('{"patern": "gpt2"}', "must be a JSON object with no other keys than eod, pattern, special_tokens"),
-        ('{"pattern": 5}', "pattern is 5, must be text"),
+        ('{"pattern": 5}', "pattern is 5, but must be text"),
         ('{"pattern": "("}', r"its pattern '\(' is not a regular expression"),
         ('{"special_tokens": ["<|endoftext|>"]}', "special_tokens must give IDs by name"),
         ('{"pattern": "gpt2", "special_tokens": {"</s>": 5}}', "'</s>' has the ID 5, which another token also has"),
