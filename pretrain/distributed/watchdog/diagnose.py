@@ -17,7 +17,9 @@ def diagnose(
     silent_seconds: Mapping[int, float] | None = None,
     kernel_kills: int = 0,
 ) -> FailureReport | None:
-    """Report the ranks that failed first, or None if all ranks answer and wait (see `report_deadlock`).
+    """Report the ranks that failed first, or None if no cause shows: all ranks answer, and all or none of several wait.
+
+    If all ranks wait, see `report_deadlock`.
 
     These are the ranks whose process ended. If all processes run, they are those that do not answer. If all answer,
     they are those that keep the others waiting.

@@ -129,7 +129,7 @@ def test_modes_change_nothing_below_the_stage_that_has_them(zero: int) -> None:
     assert one(engine(zero, "bf16"), 4, LEAST) == one(engine(zero, "bf16"), 4, MOST)
 
 
-def test_the_update_copies_its_gradients_to_fp32() -> None:
+def test_the_update_needs_fp32_copies_but_no_activations() -> None:
     whole = parameters_of(base())
     for zero, bytes_kept, bytes_copied in ((0, 4, 0), (1, 4 / 8, 4 / 8), (2, 4 / 8, 4 / 8), (3, 4 / 8, 4 / 8)):
         memory = one(engine(zero, "bf16"), 8)

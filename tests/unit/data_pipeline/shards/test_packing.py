@@ -69,7 +69,7 @@ def test_samples_are_in_the_order_of_their_documents():
     assert firsts == sorted(firsts)
 
 
-def test_the_first_eod_token_of_a_sample_is_not_padding():
+def test_the_first_eod_of_a_trailing_run_is_not_padding():
     samples = pack(documents_of([9, 9, 3]), 8, 1000)  # the first two are cut just before their end token
     assert num_padding_tokens(samples, END).tolist() == [0, 3, 0]
     assert samples[1, :2].tolist() == [END] * 2 and samples[1, 5:].tolist() == [END] * 3
