@@ -2,6 +2,7 @@
 
 import gc
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -116,13 +117,23 @@ class Holding:
     """After that."""
 
 
+def settled(size: Callable[[], int]) -> int:
+    """The size once it has not changed for a while: gloo's threads free a buffer a moment after its message came."""
+    last, since = size(), 0
+    while since < 20:
+        time.sleep(0.01)
+        since = since + 1 if size() == last else 0
+        last = size()
+    return last
+
+
 def holding(here: Runtime, config: RunConfig, piece: int, planned: int) -> Holding:
     from tests.support.pretend import ledger
 
     memory.GATHER_ELEMENTS = piece
     engine = start(here, config)
     gc.collect()  # garbage of the start must not be freed later
-    at_rest = ledger.now
+    at_rest = settled(lambda: ledger.now)
     ledger.begin()
     gather_until_step(engine.stage.parameters())
     limit = time.monotonic() + 30

@@ -74,14 +74,14 @@ CASES = {
 PLACES: dict[str, Callable[[], AbstractContextManager[Any]]] = {"cpu": contextlib.nullcontext, "gpu": on_pretend_gpu}
 
 
-def import_verbs() -> None:
-    """In the process that ranks are forked from: what verbs import late."""
+def import_commands() -> None:
+    """In the process that ranks are forked from: what commands import late."""
 
 
 def train(folder: Path, words: tuple[str, ...], stop_after: int | None) -> tuple[str, list[Counter[str]]]:
     """The outcome, and how often the host waited in each step."""
     os.chdir(folder)
-    from pretrain.commands import train as verb
+    from pretrain.commands import training_run as command
     from pretrain.engine.zero import ZeroEngine
     from pretrain.tracking import report
 
@@ -102,8 +102,8 @@ def train(folder: Path, words: tuple[str, ...], stop_after: int | None) -> tuple
         def stop_on_signals() -> Iterator[Callable[[], bool]]:
             yield lambda: len(waits) >= stop_after
 
-        verb.stop_on_signals = stop_on_signals
-    return verb.train(load_run_config([*words, "engine.device=auto"])), waits
+        command.stop_on_signals = stop_on_signals
+    return command.train(load_run_config([*words, "engine.device=auto"])), waits
 
 
 def generate(folder: Path, words: tuple[str, ...]) -> str:
@@ -120,7 +120,7 @@ def verify(folder: Path) -> tuple[str, list[int]]:
     from pretrain.resume.replay import verify_resume
 
     report = verify_resume(Path("runs/run"))
-    return report.verdict.kind, [pair.step for pair in report.pairs]
+    return report.comparison.kind, [pair.step for pair in report.pairs]
 
 
 def bench(folder: Path, words: tuple[str, ...]) -> dict[str, Any] | None:
@@ -159,8 +159,8 @@ def done(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         place = folder / name
         place.mkdir()
 
-        def on_ranks(verb: Callable[..., Any], *args: Any, around: Any = around, place: Path = place) -> list[Any]:
-            return run_ranks(verb, case.ranks, place, *args, around=around, joined=False, warm=import_verbs)
+        def on_ranks(command: Callable[..., Any], *args: Any, around: Any = around, place: Path = place) -> list[Any]:
+            return run_ranks(command, case.ranks, place, *args, around=around, joined=False, warm=import_commands)
 
         starts = [on_ranks(train, words, STOPPED_AFTER), on_ranks(train, words, None)]
         found[name] = Done(
