@@ -30,7 +30,7 @@ class NearDedupConfig:
                 raise DataError(f"data.near_dedup.{key}={getattr(self, key)}: must be at least 1")
         if not 0 < self.similarity <= 1:
             raise DataError(
-                f"data.near_dedup.similarity={self.similarity}: must be above 0 and at most 1, as a share of shingles"
+                f"data.near_dedup.similarity={self.similarity}: must be above 0 and at most 1 (Jaccard similarity)"
             )
 
     @property

@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> int:
         return check()
     requirement = torch_requirement(PYPROJECT)
     if is_installed(requirement):
-        say(f"{metadata.version('torch')} is there (delete the environment to choose another build)")
+        say(f"{metadata.version('torch')} is already installed (delete the environment to choose another build)")
         return 0
     return install(requirement, os.environ)
 

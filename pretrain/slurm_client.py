@@ -53,12 +53,12 @@ def live_tasks(jobs: Sequence[str]) -> set[int]:
 
 
 def own_jobs() -> dict[str, QueuedJob]:
-    """This user's jobs by their ids, and tasks of arrays by theirs; empty if no Slurm answers."""
+    """The jobs of this user that squeue lists; empty if Slurm does not answer. See `parse_jobs` for the keys."""
     return parse_jobs(_ask("squeue", "-h", "--me", "-o", "%i|%A|%j|%T|%r|%Z"))
 
 
 def parse_jobs(text: str) -> dict[str, QueuedJob]:
-    """Lines `id|job id|name|state|reason|folder`; a task of an array is found by either id."""
+    """Parse lines `id|job id|name|state|reason|folder`. An array task has two keys: ARRAY_TASK (7_2) and its job id."""
     jobs: dict[str, QueuedJob] = {}
     for line in text.splitlines():
         fields = line.split("|", 5)
@@ -75,7 +75,7 @@ def is_running(job: str) -> bool:
 
 
 def is_alive(job: str) -> bool:
-    """Whether a job, maybe another one, has processes."""
+    """Whether a job still has processes. It may be another job than this process's own."""
     return _job_field(job, "%T") in _ALIVE
 
 

@@ -22,7 +22,7 @@ def build_step(given: object, known: Mapping[str, type[Step]], where: str) -> St
     if not isinstance(given, Mapping):
         raise DataError(f"{where}={written(given)}: must be a mapping such as {{step: pii, phone: mask}}")
     if "step" not in given:
-        raise DataError(f"{where}: has no key `step`", f"set it to one of {_listed(known)}")
+        raise DataError(f"{where}: the key `step` is missing", f"set it to one of {_listed(known)}")
     name = given["step"]
     if not isinstance(name, str) or name not in known:
         raise DataError(f"{where}.step={written(name)}: is not a step", _nearest(name, known))

@@ -53,7 +53,10 @@ PiiAction = Literal["off", "mask", "drop"]
 
 
 class Step(ABC):
-    """Subclasses are frozen dataclasses. Their fields are the settings; None switches a rule off."""
+    """Base class of cleaning steps.
+
+    Subclasses are frozen dataclasses. Their fields are the settings; None switches a rule off.
+    """
 
     name: ClassVar[str]
     version: ClassVar[int]

@@ -115,7 +115,9 @@ def _blocks(folded: bytes) -> Iterator[tuple[int, int]]:
 
 
 def _split_block(block: bytes, offset: int) -> HashedWords:
-    """The hash of a word c0 c1 c2 ... is the sum of value(ci) * BASE^i. It is computed as the difference of two
+    """Split a block into words and hash them.
+
+    The hash of a word c0 c1 c2 ... is the sum of value(ci) * BASE^i. It is computed as the difference of two
     running sums over the block, times the inverse of BASE to the power of the word's start."""
     data = np.frombuffer(b" " + block + b" ", np.uint8)
     inside = _IN_WORD.take(data)

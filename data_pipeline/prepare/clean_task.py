@@ -138,7 +138,7 @@ def num_documents(work: TaskStore, key: str) -> int:
 
 
 def signatures_of(work: TaskStore, key: str, permutations: int) -> npt.NDArray[np.uint32]:
-    """One row per document of a finished task, read from disk when accessed."""
+    """The MinHash signatures of a finished task, one row per document, memory-mapped."""
     path = work.file(key, SIGNATURES)
     if not path.stat().st_size:
         return np.empty((0, permutations), dtype=np.uint32)

@@ -90,7 +90,7 @@ def _diverged_again(attempts: Sequence[Attempt], job: str) -> bool:
 
 
 def _recent(attempts: Sequence[Attempt], job: str, window_seconds: float) -> list[Attempt]:
-    """The newest attempts of this job, up to the first longer pause."""
+    """The latest attempts of this job, oldest first, without those before a pause of more than `window_seconds`."""
     recent: list[Attempt] = []
     for attempt in reversed(attempts):
         if attempt.began is None or attempt.began.job != job or attempt.ended is None:

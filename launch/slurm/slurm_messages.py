@@ -21,7 +21,7 @@ _NODE = (
 #   srun: error: Cannot communicate with node 1.  Aborting job.
 #   srun: error: Aborting, io error and missing step on node 1
 _NODE_NUMBER = re.compile(r"srun: error: (?:Cannot communicate with|Aborting, .* on) node (?P<number>\d+)")
-# srun, of no use to people: a plugin that is not installed, and signals that every step gets.
+# srun, not useful to users: a plugin that is not installed, and signals that every step gets.
 _NOISE = re.compile(r"can not load PMIx|got SIGCONT")
 # srun names a signal as glibc's strsignal does.
 _KILLED = re.compile(r"Killed|Bus error|Segmentation fault|exit code 13[4-9]$")
@@ -77,7 +77,7 @@ def failure_in(line: str, nodes: Sequence[str], now: float) -> TaskFailure | Non
 
 
 def is_noise(line: str) -> bool:
-    """Whether a line of srun is of no use to people."""
+    """Whether this line of srun's output is noise that is not shown to users."""
     return _NOISE.search(line) is not None
 
 

@@ -94,7 +94,7 @@ def _unprintable(config: RunConfig, folder: Path) -> Iterator[Problem]:
 
 
 def _check_data(config: RunConfig) -> None:
-    """Raise DataError if a dataset is missing, unless an earlier job may make it or a container holds it."""
+    """Raise DataError if a dataset is missing. Skipped if an earlier job may write it, or the run uses a container."""
     waits = any(flag.startswith("--dependency") for flag in config.cluster.sbatch_flags)
     if waits or config.cluster.container.kind != "none":
         return

@@ -51,7 +51,9 @@ def _sweep(given: argparse.Namespace) -> None:
     folder = SWEEPS / name
     words = words_of_members(name, given.overrides)
     if folder.exists():
-        raise UserError(f"--name {name}: {folder} is there already: choose another, or continue with --rerun {folder}")
+        raise UserError(
+            f"--name {name}: {folder} already exists: choose another name, or continue with --rerun {folder}"
+        )
     members, cluster = _check_members(words)
     _submit_members(given, Sweep(name, tuple(given.overrides), tuple(members)), members, cluster)
 
@@ -78,7 +80,7 @@ def _rerun(given: argparse.Namespace) -> None:
 
 
 def _check_members(rest: dict[int, tuple[str, ...]]) -> "tuple[list[Member], ClusterConfig]":
-    """The members by index and overrides, and their cluster; raises UserError listing members that cannot run."""
+    """Check the members of a sweep; returns them and their common cluster. Raises UserError listing invalid members."""
     from launch.slurm.submission_checks import check_submission
     from pretrain.run.sweep import Member, check_members
 

@@ -65,7 +65,7 @@ def _start(order: Mapping[str, object]) -> dict[int, "subprocess.Popen[bytes]"]:
 
 
 def _obey(lines: "queue.Queue[bytes]", ranks: Mapping[int, "subprocess.Popen[bytes]"]) -> None:
-    """Do what the launcher says, until it ends or no longer sends lines."""
+    """Forward the launcher's signals to the ranks, until the launcher exits or sends no line for SILENT_SECONDS."""
     while True:
         try:
             line = lines.get(timeout=SILENT_SECONDS)

@@ -36,7 +36,7 @@ Result = Mapping[str, Any]
 def new_folder(wanted: Path | None, name: str, *, beside: Path = Path("bench")) -> Path:
     """Make the folder of a result: the wanted one, which must be new or empty, else bench/NAME with a free number.
 
-    It is made at once, so that a folder that cannot be made is reported before anything is measured.
+    It is made at once, so that a folder that cannot be created is reported before anything is measured.
     """
     if wanted is not None and wanted.exists() and (not wanted.is_dir() or any(wanted.iterdir())):
         raise RunError(f"--out {wanted}: exists, and nothing is overwritten", "choose another folder")
@@ -45,7 +45,7 @@ def new_folder(wanted: Path | None, name: str, *, beside: Path = Path("bench")) 
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RunError(f"--out {folder}: cannot be made ({error.strerror})", "choose another folder") from None
+        raise RunError(f"--out {folder}: cannot be created ({error.strerror})", "choose another folder") from None
     return folder
 
 

@@ -122,7 +122,9 @@ def parse_manifest(content: bytes, folder: Path) -> Manifest:
         raise RunError(f"{path} is damaged: {faults[0]}")
     step, named = manifest["state"]["step"], step_of(Path(folder.name.partition(".")[0]))
     if named not in (None, step):
-        raise RunError(f"{folder} holds step {step}: it was renamed, or its manifest is that of another checkpoint")
+        raise RunError(
+            f"{folder} holds step {step}: the folder was renamed, or its manifest is from another checkpoint"
+        )
     return manifest
 
 

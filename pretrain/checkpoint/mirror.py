@@ -106,8 +106,8 @@ class Mirror:
         """On one rank, before the run: check that the mirror can be written to, and fetch its newest checkpoint if that
         is newer than those in the folder.
 
-        Damaged checkpoints there are skipped; returns their faults. Raises RunError if the mirror cannot be reached,
-        OSError if the local disk cannot hold a copy.
+        Damaged checkpoints in the mirror are skipped; returns their faults. Raises RunError if the mirror cannot be
+        reached, OSError if the local disk cannot hold a copy.
         """
         with _as_run_error():
             self._write(PROBE, io.BytesIO(b"probe"), 5)

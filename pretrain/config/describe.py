@@ -127,13 +127,13 @@ def is_union(hint: Any) -> bool:
 
 
 def takes_text(hint: Any) -> bool:
-    """Whether any text is a value of it."""
+    """Whether this type accepts arbitrary strings."""
     hint, _ = without_null(hint)
     return hint is str or (is_union(hint) and str in typing.get_args(hint))
 
 
 def holds_text(record: type, key: str) -> bool:
-    """Whether any text is a value of this key, or of what it lists or maps names to."""
+    """Whether this key accepts arbitrary strings, or is a list or mapping whose values are arbitrary strings."""
     hints = {known.name: known.hint for known in keys_of(record)}
     hint, _ = without_null(hints.get(key, hints.get(key.rpartition(".")[0], Any)))
     if typing.get_origin(hint) in (tuple, dict):

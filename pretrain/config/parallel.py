@@ -101,11 +101,11 @@ def expand_layout(text: str) -> list[str]:
     """`Et*2|(t|)*2L` -> [Ett, t, t, L]; raises LayoutError for anything but E t L | ( ) *n and commas."""
     plain = re.sub(r"[,\s]", "", text)
     if re.search(r"\d{5}", plain):
-        raise LayoutError("a repeat of 10,000 or more is not understood in it")
+        raise LayoutError("repeat counts must be below 10,000")
     # Single letters first: a group may hold such repeats, as in (t*3|)*14.
     for pattern in (r"([EtL|])\*([0-9]+)", r"\(([EtL|]*)\)\*([0-9]+)"):
         plain = re.sub(pattern, lambda match: match.group(1) * int(match.group(2)), plain)
     wrong = re.search(r"[^EtL|]", plain)
     if wrong:
-        raise LayoutError(f"{wrong.group()!r} is not understood in it")
+        raise LayoutError(f"unexpected {wrong.group()!r} (the symbols are E t L | ( ) *n)")
     return plain.split("|")

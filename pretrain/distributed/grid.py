@@ -1,4 +1,4 @@
-"""Degrees to ranks: which process does what, in integers alone."""
+"""Maps parallel degrees to process groups: which ranks are in which group. Pure arithmetic, without torch."""
 
 import os
 from collections.abc import Callable

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Likely:
-    """How tokens are drawn: likely ones, with some variety."""
+    """The default sampling settings: temperature and top-k keep the text likely but varied."""
 
     temperature: float = 0.8
     top_k: int | None = 50

@@ -34,7 +34,7 @@ class RunLength:
         return RunLength(config.train, config.lr_schedule, config.optim.lr, tokens_per_step(config))
 
     def steps_left(self, state: RunState) -> int:
-        """The steps that are still to be taken."""
+        """The number of remaining steps."""
         left = self._planned_steps_left(state)
         cut = self._cut(state)
         return left if cut is None else min(left, self._steps_for(cut - state.tokens))
@@ -44,11 +44,11 @@ class RunLength:
         return state.step + self.steps_left(state)
 
     def end_tokens(self, state: RunState) -> int:
-        """The tokens trained on after the last step."""
+        """The number of tokens trained on by the end of the run."""
         return state.tokens + self.steps_left(state) * self.step_tokens
 
     def end_position(self, state: RunState) -> int:
-        """The samples taken after the last step."""
+        """The number of samples consumed by the end of the run."""
         return state.position + self.steps_left(state) * self.train.global_batch_size
 
     def planned_end_step(self, state: RunState) -> int:

@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop in order."""
+"""Signals that request a graceful stop of a run."""
 
 import contextlib
 import logging

@@ -149,7 +149,7 @@ def peak_bytes(way: Callable[[Tensor, Tensor], Tensor]) -> float:
     return max(itertools.accumulate(nbytes for _, nbytes in changes)) / (len(rows) * PADDED * 2)
 
 
-def test_in_place_needs_less_than_a_quarter_of_the_memory() -> None:
+def test_in_place_loss_needs_under_a_quarter_of_plain_memory() -> None:
     """In bf16 in_place holds the logits; plain also holds fp32 logits, softmax and gradients, each twice as large."""
     least, usual = (peak_bytes(way) for way in (lambda *given: in_place(*given, eager(8 * PADDED)), plain))
     assert 1 < least < 1.2

@@ -136,7 +136,7 @@ def trained(here: Runtime) -> tuple[Any, ...]:
     return losses, network[0].weight.device.type, network[0].weight.detach().cpu().numpy().tobytes()
 
 
-def test_values_are_the_cpus_to_the_last_bit() -> None:
+def test_values_equal_the_cpus_to_the_last_bit() -> None:
     ((losses, there, weights),) = run_ranks(trained, 1, around=on_pretend_gpu)
     ((expected, cpu, expected_weights),) = run_ranks(trained, 1)
     assert (there, cpu) == (pretend.NAME, "cpu")

@@ -182,7 +182,7 @@ def test_a_run_is_stopped_and_resumed(done: dict[str, Done]) -> None:
     assert len(done["cpu"].waits[0]) == len(done["gpu"].waits[0])
 
 
-def test_records_are_those_of_the_cpu(done: dict[str, Done]) -> None:
+def test_records_equal_the_cpus(done: dict[str, Done]) -> None:
     here, there = (done[name].folder / "runs" / "run" for name in PLACES)
     for records in (train_records, validation_records):
         expected, found = records(here), records(there)
@@ -192,7 +192,7 @@ def test_records_are_those_of_the_cpu(done: dict[str, Done]) -> None:
                 assert found[step][key] == record[key]
 
 
-def test_checkpoints_hold_the_cpus_tensors(done: dict[str, Done]) -> None:
+def test_checkpoint_tensors_equal_the_cpus(done: dict[str, Done]) -> None:
     saved = []
     for place in done.values():
         folders = sorted((place.folder / "runs" / "run" / "checkpoints").glob("step-*"))
@@ -201,11 +201,11 @@ def test_checkpoints_hold_the_cpus_tensors(done: dict[str, Done]) -> None:
     assert saved[0] == saved[1] and len(saved[0]) >= STEPS // 2
 
 
-def test_the_text_is_the_cpus(done: dict[str, Done]) -> None:
+def test_the_generated_text_equals_the_cpus(done: dict[str, Done]) -> None:
     assert done["gpu"].text == done["cpu"].text and done["gpu"].text.startswith("The")
 
 
-def test_steps_come_out_again_exactly(done: dict[str, Done]) -> None:
+def test_steps_are_reproduced_exactly(done: dict[str, Done]) -> None:
     assert done["gpu"].verified == ("exact", [5, 6])
 
 

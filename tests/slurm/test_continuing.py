@@ -149,7 +149,7 @@ def test_after_a_crash_ranks_restart_in_the_same_allocation(hurt: Hurt) -> None:
         assert (after.restart, after.nodes) == (before.restart, before.nodes)
 
 
-def test_a_killed_step_daemon_is_a_lost_node(hurt: Hurt) -> None:
+def test_a_killed_slurmstepd_counts_as_a_lost_node(hurt: Hurt) -> None:
     ended, began = hurt.attempts[2].ended, hurt.attempts[2].began
     assert ended is not None and began is not None
     assert (ended.outcome, ended.node) == ("lost", began.nodes[1])
@@ -199,7 +199,7 @@ def test_each_attempt_has_its_own_logs_by_node_and_rank(hurt: Hurt) -> None:
         assert {path.name for path in folder.glob("*-rank-*.log")} == names
 
 
-def test_a_preempted_run_saves_and_comes_back(jobs: Jobs, hurt: Hurt) -> None:
+def test_a_preempted_run_saves_and_resumes(jobs: Jobs, hurt: Hurt) -> None:
     flags = ("--nodes=2", "--ntasks-per-node=2", "--nodelist=node1,node3")
     layout = ("parallel.pp=2", "parallel.tp=2", "train.max_steps=40", "evaluation.every_steps=0")
     job = jobs.submit("preempted", *layout, flags=flags, PLANTED_SECONDS=0.4)

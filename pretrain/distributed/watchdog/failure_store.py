@@ -60,7 +60,7 @@ class FailureStore:
         return {rank: max(0.0, time.time() - then) for rank, then in self._entries("beat", ranks).items()}
 
     def leave(self, rank: int, report: FailureReport | None) -> None:
-        """Record that this rank ends: in order, or with a report on an error that is not a failure of the program."""
+        """Record that this rank ends: normally, or with a report on an error that is not a failure of the program."""
         self._set(f"left/{rank}", None if report is None else report.to_dict())
 
     def left(self, ranks: Iterable[int]) -> dict[int, FailureReport | None]:

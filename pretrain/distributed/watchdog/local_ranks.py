@@ -46,7 +46,7 @@ class LocalRanks:
         return [rank for rank in asked if rank in self._vanished or self._has_ended(rank)]
 
     def forget(self, rank: int) -> None:
-        """Stop watching a rank that ended in order."""
+        """Stop watching a rank that ended normally."""
         self._known.pop(rank, None)
         self._vanished.discard(rank)
         self._gone.add(rank)

@@ -133,7 +133,7 @@ class Watchdog:
         self._still.reset()
 
     def close(self, error: BaseException | None = None) -> None:
-        """End in order, or with an error that is not a failure of the program, which the launcher is to know first."""
+        """End normally, or with an error that is not a failure of the program; the launcher gets that error first."""
         report = None if error is None else report_left(self._process, self._stage, self._step, error)
         if report is not None:
             record.write_for_launcher(record.failure(report))

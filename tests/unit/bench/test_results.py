@@ -130,8 +130,8 @@ def test_a_file_that_is_not_a_result_is_refused(tmp_path: Path, content: str):
         (["model=tiny"], {"row_minutes": 1.0}, "add suite=NAME"),
         (["model=tiny"], {"vocab_size": 1}, "--vocab-size 1: must be at least 2"),
         (["model=tiny"], {"out": Path("taken")}, "--out taken: exists, and nothing is overwritten"),
-        (["model=tiny"], {"out": Path("taken/bench.json/out")}, "bench.json/out: cannot be made (Not a directory)"),
-        (["suite=tiny"], {"out": Path("taken/bench.json/out")}, "bench.json/out: cannot be made (Not a directory)"),
+        (["model=tiny"], {"out": Path("taken/bench.json/out")}, "bench.json/out: cannot be created (Not a directory)"),
+        (["suite=tiny"], {"out": Path("taken/bench.json/out")}, "bench.json/out: cannot be created (Not a directory)"),
         (["train.micro_batch_size=5"], {}, "train.global_batch_size=16: must be a multiple"),
     ],
 )

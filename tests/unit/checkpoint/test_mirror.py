@@ -80,7 +80,7 @@ def test_a_mirror_keeps_the_last_and_returns_the_newest(bucket: Bucket, tmp_path
     assert newest.name == "step-00000003"
 
 
-def test_a_large_file_goes_there_in_blocks(bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_file_is_uploaded_in_blocks(bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fsspec_store, "REQUEST_BYTES", 5 << 20)  # the least that S3 takes
     sent = made(tmp_path / "run", 1, size=10 << 20)
     send(f"{bucket.url}/run", sent)

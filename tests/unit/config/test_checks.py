@@ -320,7 +320,7 @@ LEGAL: list[tuple[dict[str, object], int]] = [
 
 
 @pytest.mark.parametrize(("changes", "ranks"), LEGAL)
-def test_the_border_of_each_rule_is_legal(changes: dict[str, object], ranks: int) -> None:
+def test_boundary_values_of_each_rule_are_legal(changes: dict[str, object], ranks: int) -> None:
     check_run(changed(**changes), world_size=ranks)
 
 

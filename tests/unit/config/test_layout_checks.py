@@ -151,7 +151,7 @@ LEGAL: list[tuple[dict[str, object], int]] = [
 
 
 @pytest.mark.parametrize(("changes", "ranks"), LEGAL)
-def test_the_border_of_each_rule_of_a_layout_is_legal(changes: dict, ranks: int) -> None:
+def test_boundary_values_of_each_layout_rule_are_legal(changes: dict, ranks: int) -> None:
     check_run(laid_out(**changes), world_size=ranks)
 
 
@@ -236,10 +236,10 @@ def test_chunks_hold_the_layers_in_order(pp: int, vp: int, layout: str | None, e
         (2, "Ettt|ttL", "it has 5 layers, the model 4"),
         (2, "EttttL", "it has 1 chunks, pp * vp is 2"),
         (3, "Ett||ttL", "chunk 1 of it is empty"),
-        (2, "Ex|ttttL", "'x' is not understood in it"),
-        (2, "E(t|tttL", "'(' is not understood in it"),
-        (2, "Et*|tttL", "'*' is not understood in it"),
-        (2, "Et*99999999999|L", "a repeat of 10,000 or more is not understood in it"),
+        (2, "Ex|ttttL", "unexpected 'x'"),
+        (2, "E(t|tttL", "unexpected '('"),
+        (2, "Et*|tttL", "unexpected '*'"),
+        (2, "Et*99999999999|L", "repeat counts must be below 10,000"),
         (2, "", "it has 1 chunks, pp * vp is 2"),
     ],
 )

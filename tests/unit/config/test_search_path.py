@@ -91,7 +91,7 @@ def test_folders_without_groups_and_names_taken_are_refused(folder: Path) -> Non
 
 
 @pytest.mark.parametrize("name", ["my conf", 'a,"b" \\c', "ends\\", "[x]=é'$"])
-def test_a_folder_may_have_any_name(tmp_path: Path, name: str) -> None:
+def test_a_config_dir_may_have_any_name(tmp_path: Path, name: str) -> None:
     word = as_override([tmp_path / name, tmp_path])
     assert split_overrides([word, "a=b"]) == ((tmp_path / name, tmp_path), ["a=b"])
 

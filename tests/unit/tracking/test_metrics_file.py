@@ -145,7 +145,7 @@ def test_any_value_gives_one_line_of_strict_json(tmp_path_factory, values):
 
 
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
-def test_what_is_not_finite_comes_back(tmp_path, value):
+def test_values_that_are_not_finite_are_read_back(tmp_path, value):
     sink = JsonlSink(tmp_path, 0)
     sink.log("train", 1, {"loss": value})
     (record,) = read_metrics(tmp_path)

@@ -75,7 +75,7 @@ def test_an_unused_gpu_is_not_the_device(monkeypatch, used):
     assert (describe_environment()["device"] == "a GPU") == used
 
 
-def test_the_description_comes_back_as_written(tmp_path):
+def test_the_description_is_read_back_as_written(tmp_path):
     write_description(tmp_path, {"name": "été", "parameters": {"total": 3}})
     assert json.loads((tmp_path / "description.json").read_text()) == {"name": "été", "parameters": {"total": 3}}
     assert [path.name for path in Path(tmp_path).iterdir()] == ["description.json"]

@@ -56,7 +56,7 @@ def test_a_dataset_that_is_repeated_too_often_is_named(limit: str, warns: bool, 
     assert "base" not in caplog.text
 
 
-def test_the_end_logs_what_was_reached_and_why(caplog: Any) -> None:
+def test_the_last_log_lines_have_the_totals_and_the_reason(caplog: Any) -> None:
     caplog.set_level(logging.INFO)
     state = RunState(step=30, position=324, tokens=30 * TOKENS, train_seconds=299)
     losses = {"train loss": 2.5, "validation loss": 2.75}

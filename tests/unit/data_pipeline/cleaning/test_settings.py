@@ -83,7 +83,7 @@ def test_rules_table_lists_every_rule_once_with_its_default():
 
 WRONG = [
     ("c4", "=c4: must be a mapping such as {step: pii, phone: mask}"),
-    ({"min_words": 3}, ": has no key `step` (hint: set it to one of c4, fineweb, ftfy, "),
+    ({"min_words": 3}, ": the key `step` is missing (hint: set it to one of c4, fineweb, ftfy, "),
     ({"step": "gofer_quality"}, ".step=gofer_quality: is not a step (hint: did you mean gopher_quality?)"),
     ({"step": 7}, ".step=7: is not a step (hint: choose from c4, "),
     ({"step": ["c4"]}, ".step=[c4]: is not a step (hint: "),

@@ -33,7 +33,7 @@ def test_a_document_that_overlaps_a_benchmark_is_dropped(tmp_path, caplog):
     assert warnings(caplog) == []
 
 
-def test_cleaning_cannot_hide_a_benchmark(tmp_path):
+def test_text_is_decontaminated_before_and_after_cleaning(tmp_path):
     question = [*WORDS[:8], "me@example.com", *WORDS[8:16]]
     benchmark = write_jsonl(tmp_path / "benchmark.jsonl", [" ".join(question), " ".join(WORDS)])
     masked, laid_bare = " ".join(question), "\n".join([*WORDS[:9], "A line.", *WORDS[9:]])

@@ -52,7 +52,7 @@ def test_task_size_and_workers_do_not_change_cleaned_text(
 
 
 @both_kinds
-def test_a_new_rule_version_is_noticed_under_equal_settings(corpus, whole, monkeypatch):
+def test_a_new_rule_version_is_noticed_if_settings_are_equal(corpus, whole, monkeypatch):
     (folder, inputs), (dedup, made) = corpus, whole
     monkeypatch.setattr(Pii, "version", Pii.version + 1)
     with pytest.raises(

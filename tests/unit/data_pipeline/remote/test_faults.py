@@ -164,7 +164,7 @@ def test_passwords_and_signatures_are_not_shown():
     assert join("s3://bucket/set/", "a.tar") == "s3://bucket/set/a.tar"
 
 
-def test_prepare_does_not_write_to_a_url(tmp_path):
+def test_prepare_refuses_a_url_as_output(tmp_path):
     data = data_config(tmp_path, [tmp_path])
     data = dataclasses.replace(data, path="s3://bucket/set")
     with pytest.raises(DataError, match=r"data.path=s3://bucket/set: `prepare` can only write to a disk\n  hint: give"):

@@ -18,7 +18,7 @@ JOB = SlurmJob("7", 0, ("a", "b"), (2, 2), None, 0)
 
 
 @pytest.mark.parametrize(("text", "meant"), [("1", (1,)), ("2(x3)", (2, 2, 2)), ("8(x2),4,1(x2)", (8, 8, 4, 1, 1))])
-def test_counts_of_nodes_are_read(text: str, meant: tuple[int, ...]) -> None:
+def test_task_counts_per_node_are_parsed(text: str, meant: tuple[int, ...]) -> None:
     assert counts(text) == meant
 
 
@@ -26,7 +26,7 @@ def test_counts_of_nodes_are_read(text: str, meant: tuple[int, ...]) -> None:
     ("text", "meant"),
     [("0:30", 30), ("2:00:01", 7201), ("1-00:00:00", 86400), ("UNLIMITED", None), ("INVALID", None), ("", None)],
 )
-def test_times_are_read(text: str, meant: float | None) -> None:
+def test_slurm_times_are_parsed(text: str, meant: float | None) -> None:
     assert seconds_of(text) == meant
 
 

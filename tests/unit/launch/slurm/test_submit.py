@@ -153,7 +153,7 @@ def test_members_of_a_sweep_have_their_own_runs_and_one_group(place: Path, capsy
     assert "#SBATCH --array=0,1,2,3\n" in script and "/sweeps/sizes/logs/slurm-%A_%a.log\n" in script
     assert f" -m launch.slurm.array_task {place}/sweeps/sizes) &\n" in script
     said = Said(capsys, "-m", "--no-submit", "--name", "sizes", "optim.lr=1,2")
-    assert said.code == 2 and "--name sizes: sweeps/sizes is there already" in said.err
+    assert said.code == 2 and "--name sizes: sweeps/sizes already exists" in said.err
     Said(capsys, "-m", "--no-submit", "optim.lr=1,2")
     assert "sweep-1-0" in (place / "sweeps/sweep-1/sweep.json").read_text()
 
