@@ -8,11 +8,14 @@ import types
 import typing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from data_pipeline.config_text import written
 from data_pipeline.errors import DataError, NewerFormat
 from data_pipeline.storage.atomic_write import write_durably
+
+if TYPE_CHECKING:
+    from data_pipeline.tokenizers.base import Tokenizer  # with numpy, which reading a manifest does not need
 
 MANIFEST_FILE = "manifest.json"
 FORMAT = "pretrain packed dataset"
@@ -71,6 +74,18 @@ class TokenizerRecord:
     """Hash of pieces and scores, which does not depend on where the tokenizer was trained."""
     settings_file: str
     """File with settings that the tokenizer file does not contain; empty if not needed."""
+
+    @classmethod
+    def of(cls, tokenizer: "Tokenizer", kind: str | None = None) -> "TokenizerRecord":
+        """The record of a tokenizer; `kind`: the setting that it was trained with, by default its own kind."""
+        return cls(
+            file=tokenizer.file_name,
+            kind=tokenizer.kind if kind is None else kind,
+            vocab_size=tokenizer.vocab_size,
+            eod_id=tokenizer.eod_id,
+            fingerprint=tokenizer.fingerprint,
+            settings_file=tokenizer.settings.file_name(tokenizer.file_name),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -115,10 +115,10 @@ def _sweep(intervals: list[_Interval], choose: Callable[[Sequence[_Interval]], P
     ends = sorted(range(len(intervals)), key=lambda number: intervals[number].ended)
     seconds: dict[Part, float] = {}
     running: dict[int, _Interval] = {}
-    before, begun, over = 0.0, 0, 0
+    before, started, over = 0.0, 0, 0
     while over < len(ends):
-        ending = begun == len(intervals) or intervals[ends[over]].ended <= intervals[begun].began
-        now = intervals[ends[over]].ended if ending else intervals[begun].began
+        ending = started == len(intervals) or intervals[ends[over]].ended <= intervals[started].began
+        now = intervals[ends[over]].ended if ending else intervals[started].began
         if running and now > before:
             part = choose(list(running.values()))
             seconds[part] = seconds.get(part, 0.0) + now - before
@@ -127,8 +127,8 @@ def _sweep(intervals: list[_Interval], choose: Callable[[Sequence[_Interval]], P
             del running[ends[over]]
             over += 1
         else:
-            running[begun] = intervals[begun]
-            begun += 1
+            running[started] = intervals[started]
+            started += 1
     return seconds
 
 

@@ -99,9 +99,9 @@ def _speed(name: str, train: Records) -> bytes:
     if train:
         chosen = thin(len(steps))
         # A record covers the steps since the previous one; the first record covers those from the start.
-        begun = np.concatenate([[0.0], steps[chosen]])
+        started = np.concatenate([[0.0], steps[chosen]])
         milliseconds = [1000 * part[np.concatenate([chosen[:1], chosen])] for part in parts.values()]
-        lower.stackplot(begun, milliseconds, labels=list(parts), colors=list(PART_COLOURS.values()))
+        lower.stackplot(started, milliseconds, labels=list(parts), colors=list(PART_COLOURS.values()))
         lower.legend(frameon=False, loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=4, borderaxespad=0.2)
     lower.set_ylim(bottom=0)
     _dress(lower, "ms per step")

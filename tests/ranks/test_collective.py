@@ -212,11 +212,11 @@ def test_all_ranks_stop_and_save_after_the_same_step() -> None:
 
 @pytest.mark.parametrize("disturbance", [Disturbance(rank=1, stop_at=0), Disturbance(rank=1, batches=0)])
 def test_a_stop_before_the_first_step_trains_and_saves_nothing(disturbance: Disturbance) -> None:
-    for outcome, step, events, saves in run_ranks(begun, 2, disturbance):
+    for outcome, step, events, saves in run_ranks(started, 2, disturbance):
         assert (outcome, step, events, saves) == ("stopped", 0, [], [])
 
 
-def begun(here: Runtime, disturbance: Disturbance) -> tuple[str, int, list[str], list[tuple[int, bool]]]:
+def started(here: Runtime, disturbance: Disturbance) -> tuple[str, int, list[str], list[tuple[int, bool]]]:
     loop = Watched(here, disturbance)
     state, outcome = loop.run(join(here, run_config()).control)
     return outcome, state.step, loop.events, loop.saves

@@ -46,9 +46,9 @@ def test_good_links_are_measured_and_recorded(tmp_path: Path) -> None:
 
 
 def test_a_rank_whose_data_comes_out_wrong_is_named_on_all_ranks(tmp_path: Path) -> None:
-    told = run_ranks(checked, 3, tmp_path, 1)
-    assert len(set(told)) == 1
-    assert "rank 1 (node node1)" in told[0] and "rank 0" not in told[0] and "rank 2" not in told[0]
+    reported = run_ranks(checked, 3, tmp_path, 1)
+    assert len(set(reported)) == 1
+    assert "rank 1 (node node1)" in reported[0] and "rank 0" not in reported[0] and "rank 2" not in reported[0]
     assert not (tmp_path / "link.json").exists()
 
 

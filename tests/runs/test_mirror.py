@@ -19,7 +19,7 @@ def test_a_run_resumes_from_its_mirror_and_refuses_a_bad_one(place: Workplace) -
     assert [path.name for path in mirror.iterdir()] == ["step-00000008"]
     (place.folder / "a-file").write_text("")
     url = f"file://{place.folder}/a-file/mirror"
-    told = user_error(place.train("other", f"checkpoint.mirror={url}", "data.cache.retries=0"))
-    message, hint = told.splitlines()
+    reported = user_error(place.train("other", f"checkpoint.mirror={url}", "data.cache.retries=0"))
+    message, hint = reported.splitlines()
     assert message.startswith(f"checkpoint.mirror: {url}/probe: cannot be written: ")
     assert hint.startswith("  hint: ") and "unset checkpoint.mirror" in hint

@@ -60,10 +60,10 @@ def names(folder: Path) -> list[str]:
 
 
 def test_resume_matches_uninterrupted_run(finished_run, interrupted_run):
-    whole, mended = train_records(finished_run), train_records(interrupted_run)
-    assert list(mended) == list(whole) == list(range(1, 17))
+    whole, continued = train_records(finished_run), train_records(interrupted_run)
+    assert list(continued) == list(whole) == list(range(1, 17))
     for step, record in whole.items():
-        assert {key: mended[step][key] for key in COMPUTED} == {key: record[key] for key in COMPUTED}, f"step {step}"
+        assert {key: continued[step][key] for key in COMPUTED} == {key: record[key] for key in COMPUTED}, f"step {step}"
     assert len({record["batch_hash"] for record in whole.values()}) == 16
     for step, record in validation_records(finished_run).items():
         assert validation_records(interrupted_run)[step]["loss"] == record["loss"]

@@ -138,8 +138,8 @@ class LiveJob:
     def _stand(self) -> str:
         """The state of the job, for the message of a wait that timed out."""
         lines = self.log.splitlines()
-        told = [line for line in lines if line.startswith(("==", "   ", "pretrain: "))]
-        return "\n".join([self._log.name, *lines[-15:], self.facts, f"Messages in {self._log.name}:", *told])
+        reported = [line for line in lines if line.startswith(("==", "   ", "pretrain: "))]
+        return "\n".join([self._log.name, *lines[-15:], self.facts, f"Messages in {self._log.name}:", *reported])
 
     def _processes(self) -> list[psutil.Process]:
         name = f"run.name={self.run_dir.name}"

@@ -103,8 +103,8 @@ def test_values_reported_as_equal_are_equal(tmp_path: Path, place: str, key: str
         given = result(100.0, "fp32", "2.12")
         given[place][key] = value
         (tmp_path / f"{name}.json").write_text(json.dumps(given))
-    told = compare(tmp_path / "a.json", tmp_path / "b.json")
-    assert f"  {place}.{key}" in told and "same settings" not in told
+    reported = compare(tmp_path / "a.json", tmp_path / "b.json")
+    assert f"  {place}.{key}" in reported and "same settings" not in reported
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": "something else"}', "\x00\xff"])
@@ -267,9 +267,9 @@ def test_the_saved_command_has_no_secrets(tmp_path, monkeypatch):
         "+cluster={environment: {TOKEN: hidden}}",
         "model=tiny",
     ]
-    told = public_words(words)
-    assert told[0] == "data.path=https://host/data" and told[-1] == "model=tiny"
-    assert [word.partition("=")[0] for word in told] == [word.partition("=")[0] for word in words]
+    reported = public_words(words)
+    assert reported[0] == "data.path=https://host/data" and reported[-1] == "model=tiny"
+    assert [word.partition("=")[0] for word in reported] == [word.partition("=")[0] for word in words]
     monkeypatch.setattr("sys.executable", write_program(tmp_path / "python", "exit 3"))
     table, _ = run_suite("tiny", words, BenchOptions(out=tmp_path / "out"))
     kept = []
@@ -277,7 +277,7 @@ def test_the_saved_command_has_no_secrets(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["pretrain", "bench", *words])
     given = {"warmup": None, "steps": None, "out": None, "vocab_size": None, "only": [], "row_minutes": None}
     bench_command.run(argparse.Namespace(overrides=["model=tiny"], **given))
-    assert kept == ["pretrain", "bench", *told] and "hidden" not in table + "".join(kept)
+    assert kept == ["pretrain", "bench", *reported] and "hidden" not in table + "".join(kept)
 
 
 def test_only_the_rows_that_are_named_are_measured(tmp_path, monkeypatch):

@@ -147,9 +147,12 @@ def test_a_failing_mirror_costs_a_copy_and_not_the_run(
     began = time.monotonic()
     send(f"{bucket.url}/run", sent[0], num_ranks=1, timeout_seconds=0.3, retries=1)
     assert time.monotonic() - began < SOON
-    (told,) = [record.message for record in caplog.records if "not copied" in record.message]
-    assert told.startswith(f"{sent[0]}: not copied to {bucket.url}/run: ") and "tried 2 times (hint: repair it" in told
-    assert told.endswith("; training continues")
+    (reported,) = [record.message for record in caplog.records if "not copied" in record.message]
+    assert (
+        reported.startswith(f"{sent[0]}: not copied to {bucket.url}/run: ")
+        and "tried 2 times (hint: repair it" in reported
+    )
+    assert reported.endswith("; training continues")
     assert [record.exc_info for record in caplog.records if record.name.startswith("pretrain")] == [None]
     bucket.served.lasting.clear()
     bucket.served.fault(WRITES, faulty.closes)
@@ -169,8 +172,8 @@ def test_a_mirror_that_does_not_respond_is_abandoned(
         fetched(url, tmp_path / "new", **impatient)
     send(url, made(tmp_path / "run", 1), **impatient)
     assert time.monotonic() - began < SOON
-    told = [record.message for record in caplog.records if "not copied" in record.message]
-    assert len(told) == 2 and all("no answer in time, tried 2 times" in line for line in told)
+    reported = [record.message for record in caplog.records if "not copied" in record.message]
+    assert len(reported) == 2 and all("no answer in time, tried 2 times" in line for line in reported)
 
 
 def test_rank_0_waits_for_others_while_their_files_arrive(
@@ -248,14 +251,14 @@ def test_only_older_checkpoints_of_this_mirror_are_removed(bucket: Bucket, tmp_p
 
 
 def test_an_abandoned_call_does_no_harm_later(bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    late, begun, of_others = threading.Event(), threading.Event(), threads("file-system")
+    late, started, of_others = threading.Event(), threading.Event(), threads("file-system")
     monkeypatch.setattr(call_timeout, "_idle", [])
     system = type(bucket.files)
     real = system._open
 
     def slow_once(self: Any, path: str, mode: str = "rb", **options: Any) -> Any:
-        if mode == "wb" and not begun.is_set():
-            begun.set()
+        if mode == "wb" and not started.is_set():
+            started.set()
             late.wait(20)
         return real(self, path, mode, **options)
 
@@ -263,7 +266,7 @@ def test_an_abandoned_call_does_no_harm_later(bucket: Bucket, tmp_path: Path, mo
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(system, "_open", slow_once)
         send(f"{bucket.url}/run", sent, num_ranks=1, timeout_seconds=2.0)
-        assert begun.is_set()
+        assert started.is_set()
         late.set()
         wait_for_idle(of_others)
     (newest,) = fetched(f"{bucket.url}/run", tmp_path / "new")
@@ -271,15 +274,15 @@ def test_an_abandoned_call_does_no_harm_later(bucket: Bucket, tmp_path: Path, mo
 
 
 def test_an_abandoned_call_does_not_empty_a_local_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    late, begun, of_others = threading.Event(), threading.Event(), threads("file-system")
+    late, started, of_others = threading.Event(), threading.Event(), threads("file-system")
     monkeypatch.setattr(call_timeout, "_idle", [])
 
     class Late(LocalFileSystem):
         protocol = "late"
 
         def _open(self, path: str, mode: str = "rb", **options: Any) -> Any:
-            if mode == "wb" and path.startswith(str(tmp_path / "mirror" / "step")) and not begun.is_set():
-                begun.set()
+            if mode == "wb" and path.startswith(str(tmp_path / "mirror" / "step")) and not started.is_set():
+                started.set()
                 late.wait(20)
             return super()._open(path, mode, **options)
 
@@ -291,7 +294,7 @@ def test_an_abandoned_call_does_not_empty_a_local_file(tmp_path: Path, monkeypat
     sent = made(tmp_path / "run", 1)
     (tmp_path / "mirror" / "step-00000001").mkdir(parents=True)
     send(f"late://{tmp_path}/mirror", sent, num_ranks=1, timeout_seconds=2.0)
-    assert begun.is_set()
+    assert started.is_set()
     late.set()
     wait_for_idle(of_others)
     there = tmp_path / "mirror" / "step-00000001"

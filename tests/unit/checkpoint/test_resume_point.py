@@ -32,9 +32,9 @@ def test_damaged_checkpoints_are_named_and_kept(tmp_path: Path) -> None:
         flip_a_bit(checkpoint_of(run, step) / "__0_0.distcp")
     with pytest.raises(
         RunError, match=r"(?s)step-00000004/__0_0.* is damaged.*step-00000008.*run.restart=true"
-    ) as told:
+    ) as reported:
         begins(run)
-    assert "choose another run.name" in str(told.value)
+    assert "choose another run.name" in str(reported.value)
     before, name = sorted(path.read_bytes() for path in run.rglob("*.distcp")), run_id(run)
     assert begins(run, allowed=True)
     assert sorted(path.read_bytes() for path in run.rglob("*.distcp")) == before
@@ -60,9 +60,9 @@ def test_missing_saves_are_noticed(tmp_path: Path, gone: str) -> None:
     record_save(run, 8, checkpoint_of(run, 8))
     run = run.rename(tmp_path / "moved")
     shutil.rmtree(run / gone)
-    with pytest.raises(RunError, match=r"step 8 was saved in \S+/moved/\S+-00000008 at .* is not there") as told:
+    with pytest.raises(RunError, match=r"step 8 was saved in \S+/moved/\S+-00000008 at .* is not there") as reported:
         begins(run)
-    assert (f"{run}/checkpoints is missing" in str(told.value)) == (gone == "checkpoints")
+    assert (f"{run}/checkpoints is missing" in str(reported.value)) == (gone == "checkpoints")
     assert begins(run, allowed=True) and not begins(run)
 
 

@@ -155,8 +155,8 @@ def test_only_jobs_without_a_run_are_listed_as_waiting(tmp_path: Path, monkeypat
     begin(folder, 1)
     found, waiting = all_statuses([folder])
     assert found[0].jobs == ["7 (running)"] and [job.id for job in waiting] == ["8"]
-    told = list(lines(found, waiting))
-    assert told[-1] == "job 8 next: pending (Resources), submitted in /x, no attempt of these runs yet"
+    reported = list(lines(found, waiting))
+    assert reported[-1] == "job 8 next: pending (Resources), submitted in /x, no attempt of these runs yet"
 
 
 def test_a_user_whose_number_has_no_name_may_ask(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -112,9 +112,11 @@ RULES: list[tuple[dict[str, object], int, str]] = [
 
 @pytest.mark.parametrize(("changes", "ranks", "message"), RULES, ids=[str(rule[0]) for rule in RULES])
 def test_a_broken_layout_rule_is_reported_with_a_hint(changes: dict, ranks: int, message: str) -> None:
-    told = refusal(laid_out(**changes), ranks)
-    assert told[0] == message
-    assert len(told) == 2 and told[1].startswith(("nearest legal layouts on", "no layout of this model and batch"))
+    reported = refusal(laid_out(**changes), ranks)
+    assert reported[0] == message
+    assert len(reported) == 2 and reported[1].startswith(
+        ("nearest legal layouts on", "no layout of this model and batch")
+    )
 
 
 @pytest.mark.parametrize("key", ["tp", "pp", "vp"])
@@ -124,8 +126,8 @@ def test_a_degree_below_one_is_refused(key: str, degree: int) -> None:
 
 
 def test_all_layout_faults_are_reported_at_once() -> None:
-    told = refusal(laid_out(tp=5, pp=7, engine__param_gather="per_step", model__num_query_groups=5), 36)
-    assert [", ".join(re.findall(r"([\w.]+)=", line.partition(":")[0])) for line in told[:-1]] == [
+    reported = refusal(laid_out(tp=5, pp=7, engine__param_gather="per_step", model__num_query_groups=5), 36)
+    assert [", ".join(re.findall(r"([\w.]+)=", line.partition(":")[0])) for line in reported[:-1]] == [
         "model.num_query_groups",
         "parallel.tp, parallel.pp",
         "parallel.tp",
@@ -133,7 +135,7 @@ def test_all_layout_faults_are_reported_at_once() -> None:
         "parallel.pp, parallel.vp",
         "engine.param_gather",
     ]
-    assert told[-1].startswith("nearest legal layouts on 36 ranks:")
+    assert reported[-1].startswith("nearest legal layouts on 36 ranks:")
 
 
 LEGAL: list[tuple[dict[str, object], int]] = [
@@ -167,16 +169,16 @@ def test_nearest_layouts_are_legal_and_the_nearest_comes_first() -> None:
 
 def test_what_is_printed_can_be_typed_in_again() -> None:
     overrides = ["parallel.tp=2", "parallel.pp=5", "parallel.pp_layout='Et*3|(t*2|)*3t*3L'"]
-    told = refusal(load_run_config([*WIDE, *BATCH, *overrides]), 8)
-    offered = [line.split("(")[0].split() for line in told[-1].splitlines()[1:]]
+    reported = refusal(load_run_config([*WIDE, *BATCH, *overrides]), 8)
+    offered = [line.split("(")[0].split() for line in reported[-1].splitlines()[1:]]
     assert offered
     for words in offered:
         check_run(load_run_config([*WIDE, *BATCH, *overrides, *words]), world_size=8)
 
 
 def test_a_model_or_batch_that_no_layout_fits_says_so() -> None:
-    told = refusal(laid_out(tp=5, train__global_batch_size=7), 5)
-    assert told[-1] == "no layout of this model and batch is legal on 5 ranks"
+    reported = refusal(laid_out(tp=5, train__global_batch_size=7), 5)
+    assert reported[-1] == "no layout of this model and batch is legal on 5 ranks"
 
 
 @pytest.mark.parametrize("seed", range(20))

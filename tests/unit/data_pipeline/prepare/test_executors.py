@@ -199,12 +199,12 @@ def test_an_inline_result_is_handled_before_the_next_task(tmp_path):
 
 
 def test_no_task_starts_after_an_inline_failure(tmp_path):
-    begun, sizes = [], dict.fromkeys("abc", 1)
+    started_keys, sizes = [], dict.fromkeys("abc", 1)
 
     def do(work, key):
-        begun.append(key)
+        started_keys.append(key)
         raise DataError("planted")
 
     with pytest.raises(DataError, match="planted"):
         run_tasks(InlineExecutor(), TaskStore(tmp_path), "x", dict.fromkeys(sizes, ()), do, sizes)
-    assert begun == ["a"]
+    assert started_keys == ["a"]

@@ -18,7 +18,7 @@ from tests.support import http_server as faulty
 from tests.support.corpus import make_texts, prepare_synthetic, write_jsonl
 from tests.support.http_server import serving
 from tests.unit.data_pipeline.remote.reading import INDEX, SHARD, everything, remote
-from tests.unit.data_pipeline.shards.test_damaged_shards import flip, written_anew
+from tests.unit.data_pipeline.shards.test_damaged_shards import flip, rewrite_manifest
 from tests.unit.data_pipeline.shards.test_shards import write
 
 PLACE = 650
@@ -90,7 +90,7 @@ def test_a_damaged_source_is_named_and_not_cached(folder, served, cache):
 
 def test_a_wrongly_written_shard_is_not_fetched_again(tmp_path, cache):
     write(tmp_path / "set")
-    written_anew(tmp_path / "set", index=lambda index: index ^ [0, 1])  # the hash of each member
+    rewrite_manifest(tmp_path / "set", index=lambda index: index ^ [0, 1])  # the hash of each member
     with serving(tmp_path) as served:
         dataset = remote(f"{served.url}/set", cache)
         with pytest.raises(DataError, match=r"/set/train-00000.tar: the content of member .* differs from what `prep"):

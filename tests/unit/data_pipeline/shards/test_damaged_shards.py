@@ -169,7 +169,7 @@ def test_reordered_members_are_named(written, tmp_path):
     assert len(dataset.read(np.arange(8, 12))) == 4
 
 
-def written_anew(folder, *, index=None, **changes):
+def rewrite_manifest(folder, *, index=None, **changes):
     """A consistent index and manifest that someone else may have written."""
     manifest = Manifest.load(folder)
     record = dataclasses.replace(manifest.splits["train"], **changes)
@@ -196,7 +196,7 @@ def written_anew(folder, *, index=None, **changes):
 def test_no_index_or_manifest_makes_reads_leave_a_shard(written, tmp_path, how, message):
     folder = tmp_path / "set"
     shutil.copytree(written, folder)
-    written_anew(folder, **how)
+    rewrite_manifest(folder, **how)
     with pytest.raises(
         DataError, match=f"train.index.npy: {message}.*\n  hint: prepare again with prepare.overwrite=true"
     ):

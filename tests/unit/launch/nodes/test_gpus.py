@@ -36,7 +36,7 @@ def test_good_gpus_and_cards_without_ecc_have_no_faults() -> None:
 
 
 def test_every_fault_names_its_gpu_and_what_to_do() -> None:
-    told = faults(SICK, SICK_ROWS, SICK_PROCESSES, wanted=4)
+    reported = faults(SICK, SICK_ROWS, SICK_PROCESSES, wanted=4)
     expected = [
         "3 of 4 GPUs answer (seen: 0, 1, 2)",
         f"GPU 0 (NVIDIA A100-SXM4-80GB, {A}): memory rows wait to be remapped; reset",
@@ -45,7 +45,7 @@ def test_every_fault_names_its_gpu_and_what_to_do() -> None:
         f"GPU 1 (NVIDIA A100-SXM4-80GB, {B}): 93 degrees Celsius",
         f"GPU 2 (NVIDIA A100-SXM4-80GB, {C}): memory rows could not be remapped; the GPU must be replaced",
     ]
-    assert [line[: len(start)] for line, start in zip(told, expected, strict=True)] == expected
+    assert [line[: len(start)] for line, start in zip(reported, expected, strict=True)] == expected
 
 
 def test_a_program_may_have_commas_in_its_name() -> None:

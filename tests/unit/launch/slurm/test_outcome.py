@@ -66,9 +66,9 @@ def test_a_node_that_slurm_no_longer_reaches_is_lost(facts: AttemptFacts) -> Non
     """Its rank became unresponsive, another noticed, and srun waited for the node without end."""
     unresponsive = records.failure(report(FailureKind.UNRESPONSIVE, "no sign of life"))
     killed = (TaskFailure("a", "Exited with exit code 1", 1.0, 0),)
-    told = replace(facts, exit_code=137, failures=killed, record=unresponsive)
-    assert (attempt_outcome(told).outcome, attempt_outcome(told).node) == ("failed", "b")
-    ending = attempt_outcome(replace(told, stuck=True))
+    reported = replace(facts, exit_code=137, failures=killed, record=unresponsive)
+    assert (attempt_outcome(reported).outcome, attempt_outcome(reported).node) == ("failed", "b")
+    ending = attempt_outcome(replace(reported, stuck=True))
     assert (ending.outcome, ending.node) == ("lost", "b")
     assert ending.cause == "no sign of life; srun did not end after it"
 

@@ -74,10 +74,10 @@ def test_a_controller_that_is_down_is_asked_again(
     monkeypatch.setattr(slurm_client, "run", controller)
     monkeypatch.setattr(requeueing, "RETRY_SECONDS", 0.01)
     monkeypatch.setattr(requeueing.signal, "signal", lambda *_: None)
-    told: list[str] = []
-    assert requeue(left, waiting=told.append) == answer
+    reported: list[str] = []
+    assert requeue(left, waiting=reported.append) == answer
     assert commands == [("scontrol", "requeue", "7")] * asked
-    assert told == [says[0]] * (asked > 1), "it is said once"
+    assert reported == [says[0]] * (asked > 1), "it is said once"
 
 
 def test_a_job_without_a_limit_gives_up_after_a_day(monkeypatch: pytest.MonkeyPatch) -> None:
