@@ -256,7 +256,7 @@ def test_verify_finds_a_wrong_index_whose_digest_is_right(command: Command, run:
         (lambda manifest: manifest["counters"].clear(), "is damaged: 'adam_steps' is missing"),
         (lambda manifest: manifest["layout"].update(tp=True), "is damaged: layout.tp is true"),
         (lambda manifest: manifest.update(dataset_digest=7), "is damaged: dataset_digest is 7"),
-        (lambda manifest: manifest["state"].update(step=4), "holds step 4: it was renamed"),
+        (lambda manifest: manifest["state"].update(step=4), "holds step 4: the folder was renamed"),
     ],
 )
 def test_an_unusable_manifest_is_reported(command: Command, run: Path, change: Any, words: str) -> None:
