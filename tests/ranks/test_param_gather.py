@@ -14,9 +14,9 @@ from pretrain.config.run import RunConfig
 from pretrain.distributed.runtime import Runtime
 from pretrain.engine.param_gather import gather_until_step
 from pretrain.planner import memory
+from pretrain.pretend.machine import on_pretend_gpu
 from tests.support.models import VOCAB_SIZE, batches, run_config
 from tests.support.parts import full_except
-from tests.support.pretend_machine import on_pretend_gpu
 from tests.support.ranks import run_ranks
 from tests.support.training import join, start, train
 
@@ -128,7 +128,7 @@ def settled(size: Callable[[], int]) -> int:
 
 
 def holding(here: Runtime, config: RunConfig, piece: int, planned: int) -> Holding:
-    from tests.support.pretend import ledger
+    from pretrain.pretend.device import ledger
 
     memory.GATHER_ELEMENTS = piece
     engine = start(here, config)

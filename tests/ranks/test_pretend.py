@@ -9,9 +9,9 @@ import torch.distributed as dist
 from torch import nn
 
 from pretrain.distributed.runtime import Runtime
-from tests.support import pretend
-from tests.support.pretend import ledger
-from tests.support.pretend_machine import on_pretend_gpu, without_values
+from pretrain.pretend import device as pretend
+from pretrain.pretend.device import ledger
+from pretrain.pretend.machine import on_pretend_gpu, without_values
 from tests.support.ranks import run_ranks
 
 

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from pretrain.checkpoint.on_disk import read_checkpoint
 from pretrain.config.load import load_generate_config, load_run_config
+from pretrain.pretend.device import ledger
+from pretrain.pretend.machine import on_pretend_gpu
 from tests.support.corpus import make_texts, prepare_synthetic, tokenizer_config, write_jsonl
-from tests.support.pretend import ledger
-from tests.support.pretend_machine import on_pretend_gpu
 from tests.support.ranks import run_ranks
 from tests.support.runs import DATA, SHAPE, TRAINING, train_records, validation_records
 

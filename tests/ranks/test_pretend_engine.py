@@ -16,14 +16,14 @@ from pretrain.config.run import RunConfig
 from pretrain.distributed.runtime import Runtime
 from pretrain.engine import zero as zero_module
 from pretrain.engine.nvme_offload import require_async_io
+from pretrain.pretend import device as pretend
+from pretrain.pretend.device import ledger
+from pretrain.pretend.machine import on_pretend_gpu
 from tests.ranks import test_gpu
-from tests.support import pretend
 from tests.support.courses import SAVED_AFTER, Course, check_course, run_course
 from tests.support.models import batches, run_config
 from tests.support.nvme import why_no_async_io
 from tests.support.parts import full_except
-from tests.support.pretend import ledger
-from tests.support.pretend_machine import on_pretend_gpu
 from tests.support.ranks import run_ranks
 from tests.support.training import join
 

@@ -51,8 +51,8 @@ def run_ranks(
 
     The function must be at a module's top level, because it is pickled by name; arguments and results are pickled.
     `warm` is called before, in the process that all ranks are forked from. In each rank all of this happens in the
-    context that `around` makes: `on_pretend_gpu` (pretend_machine.py), for example. `joined=False` is for functions
-    that make their own runtime, as verbs do: `function(*args)` is called before the ranks have met.
+    context that `around` makes: `on_pretend_gpu` (pretrain/pretend/machine.py), for example. `joined=False` is for
+    functions that make their own runtime, as verbs do: `function(*args)` is called before the ranks have met.
     """
     engine = run_config(timeout_minutes=timeout / 60).engine
     request = pickle.dumps(_Request(function, world_size, args, timeout, engine, warm, around, joined))
