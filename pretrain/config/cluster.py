@@ -36,6 +36,9 @@ class ClusterConfig:
     """Number of GPUs on each node. 0: run on CPUs."""
     gpu_memory_gib: float | None = None
     """Memory of one GPU in GiB, checked before submission. null: not checked."""
+    hardware: str | None = None
+    """Machine whose speed `pretrain plan` predicts the step time from: a name in conf/hardware/, such as h100, or a
+    file that `pretrain bench --record FILE` wrote. null: recognized by the name of the GPU when training starts."""
     tasks_per_node: int | None = None
     """Number of ranks on each node. null: one per GPU, or one if gpus_per_node is 0."""
     cpus_per_task: int | None = None

@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 from pretrain.cli import main
 from pretrain.config.checks import check_prepare, check_run
 from pretrain.config.cluster import ClusterConfig
+from pretrain.config.describe import groups_of
 from pretrain.config.errors import ConfigError
 from pretrain.config.load import CONF_DIR, load_generate_config, load_run_config, read_run_config, to_yaml
 from pretrain.config.run import ProfileConfig, RunConfig
 
 OPTIONS = sorted(
-    (path.parent.name, path.stem) for path in CONF_DIR.glob("*/*.yaml") if (CONF_DIR / path.parent.name).is_dir()
+    (path.parent.name, path.stem) for path in CONF_DIR.glob("*/*.yaml") if path.parent.name in groups_of("pretrain")
 )
 
 
