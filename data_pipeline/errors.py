@@ -8,10 +8,10 @@ SYSTEM_FAULTS = NO_SPACE | {errno.EIO, errno.ESTALE, errno.EROFS}
 """Faults of the system rather than of the path that was given."""
 
 
-class UserError(Exception):
-    """An error that the user can fix: `message` says which key or file, what it was, what it must be.
+class ErrorWithHints(Exception):
+    """An error whose `message` says what happened, and whose hints each say one thing to do about it.
 
-    Each hint is one thing to do about it, and is printed on its own line below the message.
+    Each hint is printed on its own line below the message.
     """
 
     def __init__(self, message: object = "", *hints: str) -> None:
@@ -28,9 +28,13 @@ class UserError(Exception):
         return in_one_line(self.message, self.hints)
 
 
+class UserError(ErrorWithHints):
+    """An error that the user can fix: `message` says which key or file, what it was, what it must be."""
+
+
 def error_line(error: BaseException) -> str:
     """Any error on one line, without the name of its type."""
-    return error.one_line if isinstance(error, UserError) else " ".join(str(error).split())
+    return error.one_line if isinstance(error, ErrorWithHints) else " ".join(str(error).split())
 
 
 def hint_lines(hints: Iterable[str]) -> list[str]:

@@ -88,7 +88,7 @@ def _code_of_error(error: Exception) -> ExitCode:
         return kind_of(error).exit_code
     if isinstance(error, TrainingDiverged):
         log.error("training diverged: %s", error)
-        leave_reason(f"training diverged: {error}")
+        leave_reason(f"training diverged: {error.one_line}")
         return ExitCode.DIVERGED
     if isinstance(error, RankFailed):
         log.error("%s", error)

@@ -180,7 +180,7 @@ def _must(*command: str, seconds: float = ANSWER_SECONDS) -> str:
     """The output of a command of a login node; raises UserError if it fails."""
     done = run(*command, seconds=seconds)
     if done.returncode == 127:
-        raise UserError(f"`{command[0]}` not found on PATH; run this on a Slurm login node")
+        raise UserError(f"`{command[0]}` not found on PATH", "run this on a Slurm login node")
     if done.returncode:
         raise UserError(f"`{' '.join(command)}` fails: {' '.join(done.stderr.split())}")
     return done.stdout

@@ -61,24 +61,24 @@ def check_nodes(
     for name, skew in _skewed(seen).items():
         way = "ahead of" if skew > 0 else "behind"
         bad.setdefault(name, []).append(
-            f"its clock is at least {abs(skew):.0f} s {way} the others'; set it, and look at its NTP service"
+            f"its clock is at least {abs(skew):.0f} s {way} the others' (hint: set it, and look at its NTP service)"
         )
     least = min(seen, key=lambda each: each.node.free_disk).node
     if least.free_disk < requirements.disk_gb * GIB:
         refusals.append(
             f"run folder: {least.free_disk / GIB:.1f} GiB are free, {requirements.disk_gb:g} are asked for "
-            "(--min-disk-gb); make room or choose another run.dir"
+            "by --min-disk-gb (hint: make room or choose another run.dir)"
         )
     if missing and len(seen) == 1 and not shared:
         mistakes.append(
             f"run folder: none of the {len(missing)} other nodes found it within {seconds:g} s, and it is on a disk "
-            f"of {seen[0].node.name}; choose a run.dir that all nodes share"
+            f"of {seen[0].node.name} (hint: choose a run.dir that all nodes share)"
         )
     elif missing:
         for name in missing:
             bad[name] = [
-                f"did not report within {seconds:g} s: it is stuck, or the run folder is not the same there; look at "
-                "its file systems and this step's output"
+                f"did not report within {seconds:g} s: it is stuck, or the run folder is not the same there "
+                "(hint: look at its file systems and this step's output)"
             ]
     return PreflightResult(mistakes, refusals, bad)
 
@@ -96,7 +96,7 @@ def _short_of(node: NodeReport, requirements: Requirements) -> Iterator[str]:
     )
     for what, free, gib, remedy in wanted:
         if free is not None and free < gib * GIB:
-            yield f"{free / GIB:.2f} GiB are free for {what}, {gib:g} are needed; {remedy}"
+            yield f"{free / GIB:.2f} GiB are free for {what}, {gib:g} are needed (hint: {remedy})"
 
 
 def _differing_versions(nodes: Sequence[NodeReport]) -> Iterator[str]:
@@ -107,7 +107,7 @@ def _differing_versions(nodes: Sequence[NodeReport]) -> Iterator[str]:
         if len(names) > 1:
             groups = sorted(names.items(), key=lambda group: -len(group[1]))
             listed = ", ".join(f"{version} on {_few(members)}" for version, members in groups)
-            yield f"{what} differs: {listed}; install the same on all nodes, or use one shared environment"
+            yield f"{what} differs: {listed} (hint: install the same on all nodes, or use one shared environment)"
 
 
 def _skewed(seen: Sequence[ReceivedReport]) -> Mapping[str, float]:

@@ -76,20 +76,20 @@ def gpu_faults(gpus: Sequence[Gpu], wanted: int) -> Iterator[str]:
     """The faults of the GPUs that this job was given, with what to do."""
     if len(gpus) < wanted:
         seen = ", ".join(str(gpu.index) for gpu in gpus) or "none"
-        yield f"{len(gpus)} of {wanted} GPUs answer (seen: {seen}); look at `nvidia-smi -L` and `dmesg | grep -i xid`"
+        yield f"{len(gpus)} of {wanted} GPUs answer (seen: {seen}; hint: see `nvidia-smi -L`, `dmesg | grep -i xid`)"
     for gpu in gpus:
         named = f"GPU {gpu.index} ({gpu.name}, {gpu.uuid})"
         if gpu.ecc_errors:
-            yield f"{named}: {gpu.ecc_errors} uncorrected memory errors; reset the GPU or reboot the node"
+            yield f"{named}: {gpu.ecc_errors} uncorrected memory errors (hint: reset the GPU or reboot the node)"
         if gpu.rows_failed:
-            yield f"{named}: memory rows could not be remapped; the GPU must be replaced"
+            yield f"{named}: memory rows could not be remapped (hint: have the GPU replaced)"
         elif gpu.rows_pending:
-            yield f"{named}: memory rows wait to be remapped; reset the GPU or reboot the node"
+            yield f"{named}: memory rows wait to be remapped (hint: reset the GPU or reboot the node)"
         if gpu.celsius is not None and gpu.celsius >= HOT_CELSIUS:
-            yield f"{named}: {gpu.celsius} degrees Celsius before the start; look at its cooling"
+            yield f"{named}: {gpu.celsius} degrees Celsius before the start (hint: look at its cooling)"
         if gpu.used_mib is not None and gpu.used_mib > OCCUPIED_MIB:
             users = ", ".join(gpu.processes) or "processes that are not shown"
-            yield f"{named}: {gpu.used_mib} MiB are used by {users}; end them"
+            yield f"{named}: {gpu.used_mib} MiB are used by {users} (hint: end them)"
 
 
 def given_gpus(gpus: Sequence[Gpu], environment: Mapping[str, str] = os.environ) -> list[Gpu]:
@@ -108,12 +108,14 @@ def look_at_gpus(wanted: int) -> list[str]:
             _ask("gpu", GPU_FIELDS), _ask("remapped-rows", ROW_FIELDS), _ask("compute-apps", PROCESS_FIELDS)
         )
     except FileNotFoundError:
-        return [f"{wanted} GPUs are asked for and there is no nvidia-smi; install the driver, or ask for no GPUs"]
+        return [
+            f"{wanted} GPUs are asked for and there is no nvidia-smi (hint: install the driver, or ask for no GPUs)"
+        ]
     except subprocess.TimeoutExpired:
-        return [f"nvidia-smi does not answer within {SMI_SECONDS} s: the driver hangs; reboot the node"]
+        return [f"nvidia-smi does not answer within {SMI_SECONDS} s: the driver hangs (hint: reboot the node)"]
     except (subprocess.CalledProcessError, ValueError) as error:
         said = getattr(error, "stdout", None) or str(error)
-        return [f"nvidia-smi failed: {' '.join(said.split())}; look at `dmesg | grep -i nvrm`"]
+        return [f"nvidia-smi failed: {' '.join(said.split())} (hint: look at `dmesg | grep -i nvrm`)"]
     return list(gpu_faults(given_gpus(gpus), wanted))
 
 

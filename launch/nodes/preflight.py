@@ -51,10 +51,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         meeting.mkdir(parents=True)
     except FileExistsError:
-        return _mistake(f"{meeting}: left by another preflight; give each one its own --token, or remove the folder")
+        return _mistake(
+            f"{meeting}: left by another preflight (hint: give each one its own --token, or remove the folder)"
+        )
     except OSError as error:
         code = ExitCode.REFUSED if error.errno in SYSTEM_FAULTS else ExitCode.MISTAKE
-        fault = f"run folder {run_dir}: {name} cannot write there: {error.strerror}; choose another run.dir"
+        fault = f"run folder {run_dir}: {name} cannot write there: {error.strerror} (hint: choose another run.dir)"
         return _mistake(fault, code)
     try:
         reports, missing = _gather(meeting, name, gpu_faults, count, given.seconds)
@@ -75,7 +77,7 @@ def _report(meeting: Path, index: int, name: str, gpu_faults: list[str], seconds
         if time.monotonic() > limit:
             return _mistake(
                 f"{name}: {meeting.parent} is not the folder that node 0 sees: its folder did not appear within "
-                f"{seconds:g} s; choose a run.dir that all nodes share, and check that it is mounted here"
+                f"{seconds:g} s (hint: choose a run.dir that all nodes share, and check that it is mounted here)"
             )
         time.sleep(POLL_SECONDS)
     node = describe_node(index, name, meeting.parent, gpu_faults, time.time())

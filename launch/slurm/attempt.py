@@ -149,7 +149,9 @@ def settle_last(run_dir: Path, job: SlurmJob) -> None:
         return
     number, began = done[-1].number, done[-1].began
     if began.job is not None and began.job != job.name and slurm_client.is_alive(began.job):
-        raise RunInUse(f"run.dir={str(run_dir)!r}: job {began.job} trains it; wait for it, or choose another run.name")
+        raise RunInUse(
+            f"run.dir={str(run_dir)!r}: job {began.job} trains it", "wait for it, or choose another run.name"
+        )
     job_end = job_end_since(began.log_start or 0) if began.job == job.name else None
     outcome = unseen_outcome(attempts.log_folder(run_dir, number), job_end)
     record_end(run_dir, number, outcome)

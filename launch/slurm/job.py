@@ -38,7 +38,8 @@ def job_of(environment: Mapping[str, str]) -> SlurmJob:
     nodes, message = slurm_client.host_names(given)
     if not nodes:
         raise UserError(
-            f"SLURM_JOB_NODELIST={given!r}: scontrol names no node ({message}); check that scontrol works on this node"
+            f"SLURM_JOB_NODELIST={given!r}: scontrol names no node ({message})",
+            "check that scontrol works on this node",
         )
     tasks = counts(environment.get("SLURM_TASKS_PER_NODE", "1"))
     cpus = int(environment["SLURM_CPUS_PER_TASK"]) if "SLURM_CPUS_PER_TASK" in environment else None

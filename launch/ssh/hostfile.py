@@ -35,13 +35,13 @@ def read_hostfile(path: Path) -> list[Host]:
             continue
         found = _LINE.fullmatch(text)
         if found is None or text.startswith("-"):
-            raise UserError(f"{path}:{number}: {text!r} is not a host; write `name slots=8`")
+            raise UserError(f"{path}:{number}: {text!r} is not a host", "write `name slots=8`")
         host = Host(found["name"], int(found["slots"] or 1))
         if any(host.name == other.name for other in hosts):
-            raise UserError(f"{path}:{number}: {host.name} comes twice; write it once, with all its slots")
+            raise UserError(f"{path}:{number}: {host.name} comes twice", "write it once, with all its slots")
         hosts.append(host)
     if not hosts:
-        raise UserError(f"{path}: it names no host; write lines `name slots=8`")
+        raise UserError(f"{path}: it names no host", "write lines `name slots=8`")
     if len(hosts) > 1 and any(host.address in ("localhost", "127.0.0.1", "::1") for host in hosts):
-        raise UserError(f"{path}: the other hosts cannot reach localhost; write this machine's name instead")
+        raise UserError(f"{path}: the other hosts cannot reach localhost", "write this machine's name instead")
     return hosts

@@ -98,12 +98,15 @@ def _shape(model: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _other_tokenizer(found: Checkpoint, tokenizer: TokenizerRecord) -> Iterator[str]:
+def _other_tokenizer(found: Checkpoint, tokenizer: TokenizerRecord) -> Iterator[Problem]:
     manifest = found.manifest
-    there = f"run.init_from: the weights in {found.folder} were trained with"
+    there = f"the weights in {found.folder} were trained with"
     data = manifest.get("config", {}).get("data", {}).get("path")
-    remedy = f"prepare this text into another data.path with tokenizer.path= that tokenizer, which is in {data}"
+    hint = f"prepare this text into another data.path with the tokenizer in {data}, which tokenizer.path must name"
+    rule = ""
     if manifest.get("vocab_size") != tokenizer.vocab_size:
-        yield f"{there} a vocabulary of {manifest.get('vocab_size')}, the data has {tokenizer.vocab_size}; {remedy}"
+        rule = f"{there} a vocabulary of {manifest.get('vocab_size')}, the data has {tokenizer.vocab_size}"
     elif (fingerprint := manifest.get("tokenizer_fingerprint")) != tokenizer.fingerprint:
-        yield f"{there} tokenizer {fingerprint}, the data with {tokenizer.fingerprint}; {remedy}"
+        rule = f"{there} tokenizer {fingerprint}, the data was prepared with {tokenizer.fingerprint}"
+    if rule:
+        yield Problem("run.init_from", str(found.folder), rule, hint)

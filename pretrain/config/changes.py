@@ -79,8 +79,8 @@ def changes_between(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[C
     ]
 
 
-def refusal(changes: Sequence[Change], accepted: Sequence[str]) -> str | None:
-    """The text of the refusal to resume with these changes, or None if the run may resume."""
+def refusal(changes: Sequence[Change], accepted: Sequence[str]) -> tuple[str, list[str]] | None:
+    """The lines that name the changes which forbid a resume, and hints; None if the run may resume."""
     shape = [change for change in changes if change.kind == "shape"]
     unsafe = [change for change in changes if change.kind == "unsafe" and change.key not in accepted]
     if not shape and not unsafe:
@@ -90,10 +90,13 @@ def refusal(changes: Sequence[Change], accepted: Sequence[str]) -> str | None:
         for change in sorted((*shape, *unsafe), key=lambda change: change.key)
     ]
     if shape:
-        remedy = "the tensors of the checkpoints do not fit this model: choose another run.name or run.dir"
+        hints = ["choose another run.name or run.dir: the tensors of the checkpoints do not fit this model"]
     else:
-        remedy = f"choose another run.name or run.dir, or continue with the new values by {to_accept(accepted, unsafe)}"
-    return f"{''.join(lines)}\n{remedy}"
+        hints = [
+            f"to continue with the new values, add {to_accept(accepted, unsafe)}",
+            "to start another run, choose another run.name or run.dir",
+        ]
+    return "".join(lines), hints
 
 
 def to_accept(accepted: Sequence[str], more: Sequence[Change]) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from data_pipeline.config_text import written
-from data_pipeline.errors import SystemRefused, UserError, hint_lines, in_one_line
+from data_pipeline.errors import ErrorWithHints, SystemRefused, UserError, hint_lines, in_one_line
 
 MISSING = object()
 
@@ -75,9 +75,9 @@ class RunInUse(RunError):
     """Another live process holds the run folder."""
 
 
-class TrainingDiverged(Exception):
-    """Training met NaN or infinite losses or gradients more often than allowed; the text says where."""
+class TrainingDiverged(ErrorWithHints):
+    """Training met NaN or infinite losses or gradients more often than allowed; the message says where."""
 
-    def __init__(self, text: str, step: int | None = None) -> None:
-        super().__init__(text)
+    def __init__(self, message: str, *hints: str, step: int | None = None) -> None:
+        super().__init__(message, *hints)
         self.step = step

@@ -129,7 +129,7 @@ def sweep_members(overrides: Sequence[str]) -> list[tuple[str, ...]]:
             try:
                 given = [f"{key}={value}" for value in override.sweep_string_iterator()]
             except _HYDRA_REFUSES:
-                mistakes.append(f"{redact_url(given[0])}: cannot be counted out; give values, as in {key}=A,B")
+                mistakes.append(f"{redact_url(given[0])}: cannot be counted out (hint: give values, as in {key}=A,B)")
         options.append(given)
     mistakes += [f"{key}: is given more than once" for key in dict.fromkeys(swept) if keys.count(key) > 1]
     if not mistakes and not swept:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pretrain.config.errors import ConfigError
+from pretrain.config.errors import ConfigError, Problem
 
 log = logging.getLogger(__name__)
 
@@ -58,9 +58,13 @@ def require_async_io() -> None:
         reason = str(error).strip().splitlines()
         raise ConfigError(
             [
-                "engine.offload with nvme: DeepSpeed's async_io cannot be compiled on this machine "
-                f"({reason[0] if reason else type(error).__name__}); install libaio's headers (libaio-dev) and a C++ "
-                "compiler, or set cpu in its place"
+                Problem(
+                    "engine.offload",
+                    "nvme",
+                    "DeepSpeed's async_io cannot be compiled on this machine "
+                    f"({reason[0] if reason else type(error).__name__})",
+                    "install libaio's headers (libaio-dev) and a C++ compiler, or set cpu in its place",
+                )
             ]
         ) from error
 

@@ -27,7 +27,8 @@ def check_same_config(folder: Path, config: RunConfig) -> None:
     """Raise RunError that lists the keys which differ from the folder's configuration and were not accepted."""
     refused = refusal(_changes(folder, config), config.run.accept_changes)
     if refused:
-        raise RunError(f"run.dir={str(folder)!r} was made by another configuration:{refused}")
+        lines, hints = refused
+        raise RunError(f"run.dir={str(folder)!r} was made by another configuration:{lines}", *hints)
 
 
 def check_not_edited(folder: Path, trained_with: RunConfig) -> None:

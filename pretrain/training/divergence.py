@@ -47,9 +47,10 @@ def refuse_divergence(
             f"step {state.step}: loss {result.loss}, gradient norm {result.grad_norm}"
             f"{_at_least_scale(result, config)}; "
             f"batch of samples {batch.position} to {batch.next_position - 1}; {state.bad_steps} bad steps so far, "
-            f"train.max_bad_steps={allowed} allowed; last good checkpoint: {last_checkpoint()}; lower optim.lr, "
-            "look at that batch, or allow more bad steps",
-            state.step,
+            f"train.max_bad_steps={allowed} allowed; last good checkpoint: {last_checkpoint()}",
+            "lower optim.lr, or look at the text of that batch",
+            f"to continue past bad steps, set train.max_bad_steps={max(state.bad_steps, allowed + 1)} or more",
+            step=state.step,
         )
 
 

@@ -55,12 +55,12 @@ def records() -> Iterator[tuple[str, OutcomeRecord | None]]:
         RunInUse("held"),
         NoSpace("full"),
         OSError(errno.ENOSPC, "full"),
-        TrainingDiverged("nan", 12),
+        TrainingDiverged("nan", step=12),
     )
     for error in errors:
         yield f"{type(error).__name__} in start-up", failed(report_of(error))
         yield f"{type(error).__name__} in step 3", failed(reports.report_error(RANKS[1], Stage.SAVING, 3, error))
-    yield "diverged", failed(reports.report_left(RANKS[1], Stage.TRAINING, 3, TrainingDiverged("nan", 12)))
+    yield "diverged", failed(reports.report_left(RANKS[1], Stage.TRAINING, 3, TrainingDiverged("nan", step=12)))
     yield "died", failed(reports.diagnose(RANKS, {}, ended=[1]))
     yield "killed by the kernel", failed(reports.diagnose(RANKS, {}, ended=[1], kernel_kills=1))
     yield "unresponsive", failed(reports.diagnose(RANKS, {0: WAITS}, silent_seconds={1: 9}))

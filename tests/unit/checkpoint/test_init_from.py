@@ -91,8 +91,8 @@ def test_learned_positions_fix_the_length(old, tmp_path):
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"vocab_size": 92}, "a vocabulary of 91, the data has 92; prepare this text"),
-        ({"fingerprint": "xyz"}, "tokenizer abc, the data with xyz; prepare this text"),
+        ({"vocab_size": 92}, "a vocabulary of 91, the data has 92\n  hint: prepare this text"),
+        ({"fingerprint": "xyz"}, "tokenizer abc, the data was prepared with xyz\n  hint: prepare this text"),
     ],
 )
 def test_another_tokenizer_is_refused_with_the_remedy(old, tmp_path, changed, words):

@@ -62,7 +62,7 @@ def test_the_step_that_diverged_is_in_the_record_for_supervisors(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(_: object) -> None:
-        raise TrainingDiverged("nan", 12)
+        raise TrainingDiverged("nan", step=12)
 
     monkeypatch.setenv(VARIABLE, str(tmp_path / "outcome.json"))
     monkeypatch.setattr(pretrain.commands.prepare, "prepare", fail)

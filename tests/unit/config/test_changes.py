@@ -71,8 +71,8 @@ def test_unsafe_changes_are_refused_with_what_to_add(tmp_path: Path) -> None:
         f"run.dir='{tmp_path}' was made by another configuration:\n"
         "  optim.lr: 0.0003 there, 0.001 now\n"
         "  train.global_batch_size: 16 there, 32 now\n"
-        "choose another run.name or run.dir, or continue with the new values by "
-        "run.accept_changes=[optim.lr,train.global_batch_size]"
+        "  hint: to continue with the new values, add run.accept_changes=[optim.lr,train.global_batch_size]\n"
+        "  hint: to start another run, choose another run.name or run.dir"
     )
     assert read_run_config(tmp_path / CONFIG_FILE).optim.lr == 3e-4 and not (tmp_path / CHANGES_FILE).exists()
     with pytest.raises(RunError, match=r"accept_changes=\[optim.lr,train.global_batch_size\]") as caught:

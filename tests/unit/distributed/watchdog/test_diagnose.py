@@ -86,7 +86,7 @@ def test_a_long_message_is_one_short_line():
         (RunInUse("held"), FailureKind.RUN_IN_USE),
         (RunRefused("full"), FailureKind.SYSTEM_REFUSED),
         (OSError(errno.ENOSPC, "full"), FailureKind.SYSTEM_REFUSED),
-        (TrainingDiverged("nan", 3), FailureKind.DIVERGED),
+        (TrainingDiverged("nan", step=3), FailureKind.DIVERGED),
     ],
 )
 def test_an_error_has_a_kind(error, kind):

@@ -36,7 +36,7 @@ def test_differing_versions_are_listed_with_their_nodes() -> None:
     seen[1] = changed(seen[1], versions={**NODE.versions, "torch": "2.12.0"})
     found = verdict(seen)
     (mistake,) = found.mistakes
-    assert mistake.startswith("torch differs: 2.13.0 on node1, node3, node4, 2.12.0 on node2; install the same")
+    assert mistake.startswith("torch differs: 2.13.0 on node1, node3, node4, 2.12.0 on node2 (hint: install the same")
     assert found.bad_nodes == {}
 
 

@@ -38,12 +38,12 @@ def test_good_gpus_and_cards_without_ecc_have_no_faults() -> None:
 def test_every_fault_names_its_gpu_and_what_to_do() -> None:
     reported = faults(SICK, SICK_ROWS, SICK_PROCESSES, wanted=4)
     expected = [
-        "3 of 4 GPUs answer (seen: 0, 1, 2)",
-        f"GPU 0 (NVIDIA A100-SXM4-80GB, {A}): memory rows wait to be remapped; reset",
-        f"GPU 0 (NVIDIA A100-SXM4-80GB, {A}): 71240 MiB are used by process 4711 (/usr/bin/python3, 71230 MiB); end",
-        f"GPU 1 (NVIDIA A100-SXM4-80GB, {B}): 3 uncorrected memory errors; reset",
+        "3 of 4 GPUs answer (seen: 0, 1, 2; hint: ",
+        f"GPU 0 (NVIDIA A100-SXM4-80GB, {A}): memory rows wait to be remapped (hint: reset",
+        f"GPU 0 (NVIDIA A100-SXM4-80GB, {A}): 71240 MiB are used by process 4711 (/usr/bin/python3, 71230 MiB) (hint",
+        f"GPU 1 (NVIDIA A100-SXM4-80GB, {B}): 3 uncorrected memory errors (hint: reset",
         f"GPU 1 (NVIDIA A100-SXM4-80GB, {B}): 93 degrees Celsius",
-        f"GPU 2 (NVIDIA A100-SXM4-80GB, {C}): memory rows could not be remapped; the GPU must be replaced",
+        f"GPU 2 (NVIDIA A100-SXM4-80GB, {C}): memory rows could not be remapped (hint: have the GPU replaced)",
     ]
     assert [line[: len(start)] for line, start in zip(reported, expected, strict=True)] == expected
 
