@@ -64,7 +64,8 @@ def load_initial(
 
 def origin_of(own: Checkpoint) -> dict[str, Any]:
     """The origin of the first weights of a run that resumes from its own checkpoint."""
-    return {"init_from": own.manifest.get("init_from")}
+    branch = {"branch_from": own.manifest["branch_from"]} if "branch_from" in own.manifest else {}
+    return {"init_from": own.manifest.get("init_from"), **branch}
 
 
 def _find(init_from: str) -> Checkpoint:

@@ -1,19 +1,19 @@
 """Which checkpoints stay when later ones are saved. A damaged one never takes the place of a whole one."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from pretrain.checkpoint.manifest import step_of
 
 
 class Retention:
-    """Keeps the newest `keep_last` whole checkpoints, and those at multiples of `keep_every` steps.
+    """Keeps the newest `keep_last` whole checkpoints, those at multiples of `keep_every` steps, and `keep_steps`.
 
     It remembers which ones this process has saved or read, so that none is read again.
     """
 
-    def __init__(self, keep_last: int, keep_every: int = 0) -> None:
-        self.keep_last, self.keep_every = keep_last, keep_every
+    def __init__(self, keep_last: int, keep_every: int = 0, keep_steps: Collection[int] = ()) -> None:
+        self.keep_last, self.keep_every, self.keep_steps = keep_last, keep_every, keep_steps
         self._known: dict[str, bool] = {}
 
     def mark(self, name: str, *, whole: bool) -> None:
@@ -37,4 +37,6 @@ class Retention:
 
     def _is_permanent(self, name: str) -> bool:
         step = step_of(Path(name))
-        return self.keep_every > 0 and step is not None and step % self.keep_every == 0
+        if step is None:
+            return False
+        return step in self.keep_steps or (self.keep_every > 0 and step % self.keep_every == 0)

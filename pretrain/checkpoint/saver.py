@@ -8,7 +8,7 @@ Syncing the files to disk, their digests and the completion of the checkpoint ru
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
@@ -44,14 +44,15 @@ class Interval(Protocol):
 class Level:
     """A store with the times of its saves."""
 
-    def __init__(self, store: CheckpointStore, interval: Interval) -> None:
-        self.store, self.interval = store, interval
+    def __init__(self, store: CheckpointStore, interval: Interval, steps: Collection[int] = ()) -> None:
+        """`steps`: single steps after which it saves too."""
+        self.store, self.interval, self.steps = store, interval, steps
         self.due_at = self._next()
         self.step = -1
         """The step of its newest save that has not failed."""
 
     def is_due_at(self, step: int) -> bool:
-        return self.interval.every_steps > 0 and step % self.interval.every_steps == 0
+        return step in self.steps or (self.interval.every_steps > 0 and step % self.interval.every_steps == 0)
 
     def is_due_now(self) -> bool:
         return time.monotonic() >= self.due_at
@@ -79,19 +80,23 @@ def build_levels(
     `node`: this rank's number on its node, and the ranks of the node. `run_id` and `check_ownership` are called on one
     rank.
     """
-    keep_last, keep_every = config.keep_last, config.keep_every
     shared = CheckpointStore(
-        run_dir, groups=groups, keep_last=keep_last, keep_every=keep_every, check_ownership=check_ownership
+        run_dir,
+        groups=groups,
+        keep_last=config.keep_last,
+        keep_every=config.keep_every,
+        keep_steps=config.keep_steps,
+        check_ownership=check_ownership,
     )
     if config.local.path is None:
-        return [Level(shared, config)]
+        return [Level(shared, config, config.keep_steps)]
     disk = Path(config.local.path)
     is_main = dist.get_rank() == 0
     name = broadcast_result("name", disk, groups.control, lambda: run_id() if is_main else "")
     folder = disk / name  # another run of the same name must not find it
     run_on_all_ranks("make room for", disk, groups.control, lambda: folder.mkdir(parents=True, exist_ok=True))
     on_node = CheckpointStore(folder, groups=groups, keep_last=config.local.keep_last, node=node)
-    return [Level(shared, config), Level(on_node, config.local)]
+    return [Level(shared, config, config.keep_steps), Level(on_node, config.local)]
 
 
 def open_mirror(config: RunConfig, shared: CheckpointStore, here: Runtime) -> tuple[Mirror | None, list[RunError]]:

@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
@@ -64,12 +64,13 @@ class CheckpointStore:
         groups: ProcessGroups,
         keep_last: int,
         keep_every: int = 0,
+        keep_steps: Collection[int] = (),
         node: tuple[int, int] | None = None,
         check_ownership: Callable[[], None] = lambda: None,
     ) -> None:
         """`check_ownership` is called before each save; it raises RunError if another run has the folder."""
         self.folder, self.layout = run_dir / "checkpoints", asdict(groups.layout)
-        self.control, self.retention = groups.control, Retention(keep_last, keep_every)
+        self.control, self.retention = groups.control, Retention(keep_last, keep_every, keep_steps)
         self.check_ownership = check_ownership
         self.rank, self.on_node = dist.get_rank(), node is not None
         self.place, self.sharing = node or (self.rank, dist.get_world_size())

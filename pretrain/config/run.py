@@ -27,6 +27,9 @@ class RunSection:
     has the same size."""
     init_from: str | None
     """Run folder or checkpoint to load initial weights from. Only the weights are loaded. null: random weights."""
+    branch_from: str | None = None
+    """Checkpoint of another run that this run continues, as in runs/NAME/checkpoints/step-00000500: its weights,
+    optimizer, position in the data and steps. Only the schedule and the length may differ. null: a run of its own."""
     restart: bool
     """Whether to start again at step 0 if every checkpoint is missing or damaged. The old records and checkpoints are
     kept beside the new ones. It has no effect while one checkpoint can be used."""
@@ -98,6 +101,8 @@ class CheckpointConfig:
     """Number of newest checkpoints to keep."""
     keep_every: int
     """Checkpoints at multiples of this step are never deleted. 0: all but the newest are deleted."""
+    keep_steps: tuple[int, ...] = ()
+    """Steps after which a checkpoint is saved that is never deleted, as in [400,800]."""
     async_: bool
     """Whether training continues while a checkpoint is written."""
     local: LocalCheckpointConfig
@@ -119,6 +124,9 @@ class TrackingConfig:
     """User or team that owns the wandb project. null: the account's default."""
     wandb_group: str | None
     """Name of a wandb group that shows several runs together. null: no group."""
+    labels: dict[str, str | int | float] = field(default_factory=dict)
+    """Names and values that describe the run, shown in the configuration of its wandb run. tracking.labels.NAME=value
+    adds one."""
     tensorboard: bool
     """Whether event files for TensorBoard are written into the run folder."""
     log_every_steps: int

@@ -21,6 +21,7 @@ _WITHOUT_EFFECT = (
     "run.name",
     "run.dir",
     "run.init_from",
+    "run.branch_from",
     "run.accept_changes",
     "run.restart",
     "run.on_config_change",

@@ -1,4 +1,4 @@
-"""The start of training: from a checkpoint of the run, the weights of another run, or random weights."""
+"""The start of training: from a checkpoint of the run or of its trunk, other weights, or random weights."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -27,7 +27,7 @@ class Start:
 
     state: RunState
     resumed: "Checkpoint | None"
-    """The checkpoint it was loaded from; None: a run that starts at step 0."""
+    """The checkpoint of this run that it was loaded from; None: its first start."""
     origin: Mapping[str, Any]
     """The origin of the first weights of the run, for the records."""
     data_changes: list[Change]
@@ -35,13 +35,15 @@ class Start:
 
 
 def load_start(trainer: "Trainer", resume_point: "ResumePoint", initial: "Checkpoint | None") -> Start:
-    """Load the tensors on all ranks: of the newest checkpoint, else the weights that `run.init_from` names.
+    """Load the tensors on all ranks: of the newest checkpoint, else of the one that the configuration names.
 
     `initial`: what `find_initial_weights` found; rank 0 has it.
     """
     from pretrain.checkpoint.init_from import load_initial, origin_of
 
     config, dataset = trainer.config, trainer.dataset
+    if resume_point.found is None and config.run.branch_from is not None:
+        return load_branch(trainer, Path(config.run.branch_from))
     if resume_point.found is None:
         origin = load_initial(
             resume_point.levels[0].store, trainer.engine, initial, initial_weights_finder(config, dataset)
@@ -54,11 +56,29 @@ def load_start(trainer: "Trainer", resume_point: "ResumePoint", initial: "Checkp
     return Start(state, newest, origin_of(newest), changes)
 
 
-def find_initial_weights(config: RunConfig, dataset: TrainingData) -> "Checkpoint | None":
-    """The checkpoint that `run.init_from` names, checked against model and tokenizer.
+def load_branch(trainer: "Trainer", trunk: Path) -> Start:
+    """Load the whole state of another run's checkpoint on all ranks; the new run begins with its next step."""
+    from pretrain.checkpoint.branch import origin_of_branch
+    from pretrain.checkpoint.store import CheckpointStore
 
-    None if the key is not set or the run has checkpoints of its own.
+    config = trainer.config
+    store = CheckpointStore(trunk.parents[1], groups=trainer.groups, keep_last=1)
+    checkpoint = store.checked(trunk.name)
+    changes = check_same_data(checkpoint.manifest, trainer.dataset, trunk, config.run.accept_changes)
+    state = store.restore(checkpoint, trainer.engine)
+    log.info("continues %s in a run of its own: step %d, sample %d", trunk, state.step, state.position)
+    return Start(state, None, origin_of_branch(checkpoint), changes)
+
+
+def find_initial_weights(config: RunConfig, dataset: TrainingData) -> "Checkpoint | None":
+    """The checkpoint that `run.init_from` or `run.branch_from` names, checked against model and tokenizer.
+
+    None if neither key is set or the run has checkpoints of its own.
     """
+    if config.run.branch_from is not None:
+        from pretrain.checkpoint.branch import find_trunk
+
+        return find_trunk(config, dataset.manifest.tokenizer)
     if config.run.init_from is None:
         return None
     from pretrain.checkpoint.init_from import find_initial

@@ -33,7 +33,7 @@ def test_every_key_is_of_the_kind_that_is_promised() -> None:
     assert unsafe == {
         *(f"optim.{field.name}" for field in dataclasses.fields(load_run_config([]).optim) if field.name != "fused"),
         *(f"lr_schedule.{field.name}" for field in dataclasses.fields(load_run_config([]).lr_schedule)),
-        *("run.seed", "run.init_from", "train.global_batch_size", "data.document_mask"),
+        *("run.seed", "run.init_from", "run.branch_from", "train.global_batch_size", "data.document_mask"),
         *("model.hidden_dropout", "model.attention_dropout", "model.init_std", "model.norm_eps", "model.rope_base"),
         "model.vocab_multiple_of",
     }
