@@ -40,16 +40,34 @@ class QueuedJob:
     """The folder in which it was submitted."""
 
 
-def submit(script: Path) -> str:
+def submit(script: Path, *flags: str) -> str:
     """Submit a batch script; returns the job's id. Raises UserError with Slurm's message if it refuses."""
     # --parsable: the id, and after a semicolon the cluster's name.
-    return _must("sbatch", "--parsable", str(script), seconds=SUBMIT_SECONDS).strip().split(";")[0]
+    return _must("sbatch", "--parsable", *flags, str(script), seconds=SUBMIT_SECONDS).strip().split(";")[0]
 
 
-def live_tasks(jobs: Sequence[str]) -> set[int]:
-    """Indexes of the tasks of these job arrays that wait or run."""
+def live_tasks(jobs: Sequence[str]) -> dict[int, str]:
+    """The tasks of these job arrays that wait or run: index of each to the id of its array."""
     lines = _must("squeue", "--me", "--array", "--noheader", "--format=%F %K").splitlines() if jobs else []
-    return {int(index) for job, index in map(str.split, lines) if job in jobs and index.isdecimal()}
+    return {int(index): job for job, index in map(str.split, lines) if job in jobs and index.isdecimal()}
+
+
+def start_after(task: str, earlier: str) -> None:
+    """Let a task that is held wait until an earlier one has ended with exit code 0, as in 7_2 after 7_0.
+
+    Raises UserError if Slurm refuses.
+    """
+    _must("scontrol", "update", f"JobId={task}", f"Dependency=afterok:{earlier}")
+
+
+def release(job: str) -> None:
+    """Let a job that was submitted with --hold start; raises UserError if Slurm refuses."""
+    _must("scontrol", "release", job)
+
+
+def cancel(job: str) -> None:
+    """Cancel a job; a job that has ended is left as it is."""
+    run("scancel", job)
 
 
 def own_jobs() -> dict[str, QueuedJob]:

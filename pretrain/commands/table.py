@@ -19,6 +19,7 @@ COMMANDS = {
     "train": "train a model, or resume its training",
     "submit": "train on a Slurm cluster: one run, or a sweep of runs",
     "plan": "check a parallel layout and its memory, without starting it",
+    "scale": "sizes x tokens as runs: plan, train, table, scaling law",
     "bench": "measure a training step: speed, MFU, memory, and what limits it",
     "status": "show runs: jobs, steps, speed, time left, how they ended",
     "checkpoint": "list, inspect, verify, compare and prune checkpoints",

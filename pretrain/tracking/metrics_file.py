@@ -85,7 +85,7 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
 
 def all_records(run_dir: Path) -> Iterator[dict[str, Any]]:
     """Like `read_metrics`, but with all records of a kind and step."""
-    return _records_in(run_dir / METRICS_FILE)
+    return records_in(run_dir / METRICS_FILE)
 
 
 def records_of_all_attempts(run_dir: Path) -> list[dict[str, Any]]:
@@ -106,7 +106,7 @@ def records_of_all_attempts(run_dir: Path) -> list[dict[str, Any]]:
             known = {(kind, step): other for (kind, step), other in known.items() if step < record["step"]}
         known[key] = record
 
-    for record in _records_in(run_dir / REPLACED_FILE):
+    for record in records_in(run_dir / REPLACED_FILE):
         if outcome is not None and record["time"] >= outcome.started:
             take(record)
     recorded = list(all_records(run_dir))
@@ -117,7 +117,8 @@ def records_of_all_attempts(run_dir: Path) -> list[dict[str, Any]]:
     return [*recorded, *(record for key, record in known.items() if key not in there)]
 
 
-def _records_in(path: Path) -> Iterator[dict[str, Any]]:
+def records_in(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of one file in its order; none without the file."""
     for line in path.read_bytes().splitlines() if path.exists() else []:
         record = _parse(line)
         if record is not None:

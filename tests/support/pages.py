@@ -18,6 +18,7 @@ PAGES = (
     "docs/checkpoints-and-resume.md",
     "docs/performance.md",
     "docs/slurm.md",
+    "docs/scaling.md",
     "docs/configuration.md",
     "docs/remote-data.md",
     "docs/multi-node-ssh.md",
