@@ -148,12 +148,10 @@ def _lengths(size: Size, tokens: TokensSpec) -> list[Length]:
 
 
 def _no_cell(budget: float, sizes: Sequence[Size], tokens: TokensSpec) -> ConfigError:
-    low, high = (
-        choose(6 * ratio * size.counted**2 for size in sizes)
-        for choose, ratio in ((min, tokens.ratios[0]), (max, tokens.ratios[1]))
-    )
-    rule = f"no size trains on {tokens.ratios[0]:g} to {tokens.ratios[1]:g} tokens for each parameter in this budget"
-    hint = f"these sizes meet budgets from {low:.2g} to {high:.2g}; change sizes or tokens.ratios"
+    low, high = tokens.ratios
+    rule = f"no size trains on {low:g} to {high:g} tokens for each parameter in this budget"
+    met = (f"{size.name} {6 * low * size.counted**2:.2g} to {6 * high * size.counted**2:.2g}" for size in sizes)
+    hint = f"change sizes or tokens.ratios; now these budgets are met: {', '.join(met)}"
     return ConfigError([Problem("tokens.budgets", budget, rule, hint)])
 
 

@@ -23,14 +23,25 @@ def is_finished(cell: Cell) -> bool:
     return outcome is not None and outcome.state == "finished"
 
 
+def train_command(cell: Cell) -> list[str]:
+    return [sys.executable, "-m", "pretrain", "train", *cell.overrides]
+
+
 class LocalRuns:
     """Trains cells, `at_once` at a time. A branch starts when its trunk has saved the checkpoint that it continues.
 
     A signal is passed on to all runs, which save and stop; then no other starts.
     """
 
-    def __init__(self, folder: Path, cells: Sequence[Cell], at_once: int, say: Callable[[str], None]) -> None:
-        self._folder, self._at_once, self._say = folder, at_once, say
+    def __init__(
+        self,
+        folder: Path,
+        cells: Sequence[Cell],
+        at_once: int,
+        say: Callable[[str], None],
+        command: Callable[[Cell], Sequence[str]] = train_command,
+    ) -> None:
+        self._folder, self._at_once, self._say, self._command = folder, at_once, say, command
         self._by_name = {cell.name: cell for cell in cells}
         self._waiting = [cell for cell in cells if not is_finished(cell)]
         self._number = len(self._waiting)
@@ -77,7 +88,7 @@ class LocalRuns:
         with log.open("ab") as stream:
             # A process group of its own: a Ctrl-C reaches it once, from here.
             self._running[cell.name] = subprocess.Popen(
-                [sys.executable, "-m", "pretrain", "train", *cell.overrides],
+                self._command(cell),
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=stream,

@@ -23,7 +23,7 @@ class PlannedCell:
     step: Forecast | None = None
     """None: no machine is named."""
     price: float | None = None
-    """Of one GPU-hour."""
+    """The price of one GPU-hour."""
 
     @property
     def gpu_hours(self) -> float | None:

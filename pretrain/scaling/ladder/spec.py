@@ -126,7 +126,7 @@ def read_spec(given: str) -> LadderSpec:
 
 
 def find_spec(given: str) -> Path:
-    """The path of a ladder file; raises RunError if there is none."""
+    """The path of a ladder file; raises RunError if it does not exist."""
     path = Path(given)
     if path.is_file():
         return path
