@@ -83,7 +83,7 @@ class AttentionCurve:
     head_dim: int
     origin: Origin
     source: str
-    tflops: dict[str, float]
+    tflops: dict[str, float] = dataclasses.field(hash=False)
     """By number of tokens of a sequence."""
 
 

@@ -1,0 +1,233 @@
+"""Seconds of one transformer layer, and of the embedding and the head, on one rank and for one micro-batch.
+
+T: tokens of a micro-batch; h: hidden size; f: feed-forward width; t: tensor-parallel size. Bytes of fused elementwise
+operations are counted in passes over memory: norms read and write (2 h, backward 3 h), residual sums 3 h and 2 h,
+the activation its input and output; rotary positions and q, k, v the heads.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+
+from pretrain.config.derived import micro_batch_size, padded_vocab_size
+from pretrain.config.run import RunConfig
+from pretrain.planner.memory import parameter_bytes
+from pretrain.planner.time.attention import Shape, fused_seconds, unfused_seconds
+from pretrain.planner.time.behaviour import Behaviour, Constants
+from pretrain.planner.time.hardware import Direction, Hardware
+from pretrain.planner.time.links import Group, Links
+from pretrain.planner.time.products import Products
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Seconds of a pass by part."""
+
+    products: float = 0.0
+    attention: float = 0.0
+    elementwise: float = 0.0
+    tensor_parallel: float = 0.0
+    data_parallel: float = 0.0
+    host: float = 0.0
+    """Seconds in which the device waits for the host."""
+
+    @property
+    def seconds(self) -> float:
+        return self.products + self.attention + self.elementwise + self.tensor_parallel + self.data_parallel + self.host
+
+    def __add__(self, other: "Parts") -> "Parts":
+        return Parts(
+            self.products + other.products,
+            self.attention + other.attention,
+            self.elementwise + other.elementwise,
+            self.tensor_parallel + other.tensor_parallel,
+            self.data_parallel + other.data_parallel,
+            self.host + other.host,
+        )
+
+    def times(self, factor: float) -> "Parts":
+        return Parts(
+            self.products * factor,
+            self.attention * factor,
+            self.elementwise * factor,
+            self.tensor_parallel * factor,
+            self.data_parallel * factor,
+            self.host * factor,
+        )
+
+
+@dataclass(frozen=True)
+class PassTimes:
+    """One layer (or table) forward, backward, and what full recomputation repeats."""
+
+    forward: Parts
+    backward: Parts
+    recompute: Parts
+
+
+@dataclass(frozen=True)
+class Rank:
+    """One rank: its configuration, its machine, and the program that runs on it."""
+
+    config: RunConfig
+    vocab_size: int
+    hardware: Hardware
+    behaviour: Behaviour
+    constants: Constants
+    products: Products
+    links: Links
+    tensor: Group
+    share: float
+    """Part of the machine that this rank has."""
+
+    @property
+    def tokens(self) -> int:
+        return micro_batch_size(self.config.train) * self.config.model.seq_length
+
+    @property
+    def bytes_per_second(self) -> float:
+        quantity = self.hardware.elementwise_gbps or self.hardware.copy_gbps
+        return quantity.value * 1e9 * self.share
+
+    @property
+    def width(self) -> int:
+        return parameter_bytes(self.config.engine)
+
+    @property
+    def has_sp(self) -> bool:
+        return self.config.parallel.sp and self.tensor.ranks > 1
+
+
+def layer_times(rank: Rank) -> PassTimes:
+    """One transformer layer, without what ZeRO-3 gathers."""
+    forward = _with_host(rank, _layer_forward(rank), collectives=2)
+    backward = _with_host(rank, _layer_backward(rank), collectives=2)
+    recompute = forward
+    if rank.behaviour.stops_early:
+        last = rank.products.seconds(rank.tokens, rank.config.model.ffn_hidden_size // rank.tensor.ranks, _hidden(rank))
+        recompute = dataclasses.replace(forward, products=max(0.0, forward.products - last))
+    return PassTimes(forward, backward, recompute)
+
+
+def head_times(rank: Rank) -> PassTimes:
+    """The last norm, the output layer and the loss."""
+    columns = padded_vocab_size(rank.config.model, rank.vocab_size, rank.tensor.ranks) // rank.tensor.ranks
+    tokens, hidden, products = rank.tokens, _hidden(rank), rank.products
+    loss = rank.behaviour.loss_bytes * rank.width / 2 * tokens * columns / rank.bytes_per_second
+    forward = Parts(
+        products=products.seconds(tokens, hidden, columns),
+        elementwise=0.4 * loss,
+        tensor_parallel=_sequence_gather(rank),
+    )
+    backward = Parts(
+        products=products.seconds(tokens, columns, hidden)
+        + products.seconds(hidden, tokens, columns, accumulate=rank.behaviour.accumulates),
+        elementwise=0.6 * loss,
+        tensor_parallel=_reduction(rank),
+    )
+    return PassTimes(forward, backward, Parts())
+
+
+def embedding_times(rank: Rank) -> PassTimes:
+    """The lookup, its gradient, and the reduction of the lookup over tensor-parallel ranks."""
+    moved = rank.width * rank.tokens * _hidden(rank) / rank.bytes_per_second
+    return PassTimes(
+        Parts(elementwise=3 * moved, tensor_parallel=_reduction(rank)), Parts(elementwise=4 * moved), Parts()
+    )
+
+
+def transfer_seconds(rank: Rank, world_size: int) -> float:
+    """The output of a stage, sent to the next one; sequence parallelism sends each rank's part only."""
+    if rank.config.parallel.pp == 1:
+        return 0.0
+    parts = rank.tensor.ranks if rank.has_sp or rank.behaviour.splits_sends else 1
+    seconds = rank.links.send(_activations(rank) / parts, world_size)
+    if parts > 1 and not rank.has_sp:
+        seconds += rank.links.gather(_activations(rank), rank.tensor)
+    return seconds
+
+
+def _hidden(rank: Rank) -> int:
+    return rank.config.model.hidden_size
+
+
+def _with_host(rank: Rank, parts: Parts, collectives: int) -> Parts:
+    behaviour, machine = rank.behaviour, rank.hardware
+    seconds = behaviour.host_layer * machine.host_layer_us.value * 1e-6
+    if rank.tensor.ranks > 1:
+        seconds += collectives * behaviour.host_collective_us * 1e-6
+    waited = max(0.0, seconds - parts.seconds) if behaviour.host_overlaps else seconds
+    return dataclasses.replace(parts, host=waited)
+
+
+def _matrices(rank: Rank) -> list[tuple[int, int]]:
+    """Depth and columns of the four products of a layer on one rank."""
+    model, tp = rank.config.model, rank.tensor.ranks
+    heads = model.num_heads * model.head_size // tp
+    keys_values = 2 * max(model.kv_heads // tp, 1) * model.head_size
+    up = model.ffn_hidden_size // tp * (2 if model.activation == "swiglu" else 1)
+    hidden = model.hidden_size
+    return [(hidden, heads + keys_values), (heads, hidden), (hidden, up), (model.ffn_hidden_size // tp, hidden)]
+
+
+def _layer_forward(rank: Rank) -> Parts:
+    products = sum(rank.products.seconds(rank.tokens, depth, columns) for depth, columns in _matrices(rank))
+    return Parts(
+        products=products,
+        attention=_attention(rank, "forward"),
+        elementwise=_elementwise(rank, "forward"),
+        tensor_parallel=2 * _reduction(rank) if not rank.has_sp else 4 * _sequence_gather(rank),
+    )
+
+
+def _layer_backward(rank: Rank) -> Parts:
+    accumulate, products = rank.behaviour.accumulates, 0.0
+    for depth, columns in _matrices(rank):
+        products += rank.products.seconds(rank.tokens, columns, depth)
+        products += rank.products.seconds(depth, rank.tokens, columns, accumulate=accumulate)
+    recompute = rank.config.engine.recompute
+    attention = _attention(rank, "backward")
+    elementwise = _elementwise(rank, "backward")
+    if recompute.granularity == "selective" and "core_attn" in recompute.modules:
+        attention += rank.behaviour.selective_recompute * _attention(rank, "forward")
+    if recompute.granularity == "selective" and "mlp" in recompute.modules:
+        products += sum(rank.products.seconds(rank.tokens, depth, columns) for depth, columns in _matrices(rank)[2:])
+        elementwise += 0.6 * _elementwise(rank, "forward")
+    # Sequence parallelism gathers the inputs of both first matrices again, behind the other product of its layer.
+    tensor = 2 * _reduction(rank) if not rank.has_sp else 4 * _sequence_gather(rank)
+    return Parts(products=products, attention=attention, elementwise=elementwise, tensor_parallel=tensor)
+
+
+def _attention(rank: Rank, direction: Direction) -> float:
+    model, tp = rank.config.model, rank.tensor.ranks
+    shape = Shape(micro_batch_size(rank.config.train), model.seq_length, max(1, model.num_heads // tp), model.head_size)
+    if rank.behaviour.attention == "unfused":
+        return unfused_seconds(rank.products, direction, shape, rank.bytes_per_second)
+    narrow = rank.constants.narrow_heads_gpu if rank.hardware.kind == "gpu" else 1.0
+    return fused_seconds(rank.hardware, rank.behaviour.attention, direction, shape, narrow, rank.share)
+
+
+def _elementwise(rank: Rank, direction: Direction) -> float:
+    model, tp = rank.config.model, rank.tensor.ranks
+    hidden, inner = model.hidden_size, model.ffn_hidden_size / tp
+    into = inner * (2 if model.activation == "swiglu" else 1)
+    heads = (model.num_heads + 2 * model.kv_heads) * model.head_size / tp
+    turned = heads if model.position == "rope" else 0.0
+    parts = tp if rank.has_sp else 1
+    if direction == "forward":
+        elements = (2 * 2 * hidden + 2 * 3 * hidden) / parts + into + inner + 2 * turned
+    else:
+        elements = (2 * 3 * hidden + 2 * 3 * hidden) / parts + 2 * into + inner + 2 * turned
+    launches = 8 * rank.hardware.launch_us.value * 1e-6
+    return rank.behaviour.elementwise * (rank.width * rank.tokens * elements / rank.bytes_per_second + launches)
+
+
+def _activations(rank: Rank) -> float:
+    return float(rank.width * rank.tokens * _hidden(rank))
+
+
+def _reduction(rank: Rank) -> float:
+    return rank.links.all_reduce(_activations(rank), rank.tensor)
+
+
+def _sequence_gather(rank: Rank) -> float:
+    return rank.links.gather(_activations(rank), rank.tensor) if rank.has_sp else 0.0
