@@ -30,7 +30,7 @@ def written(value: object) -> str:
 
 
 def _text(value: str) -> str:
-    """Without quotes where YAML reads it as the same text."""
+    """The text as YAML reads it; quoted only if YAML would read it as something else without quotes."""
     if _PLAIN.fullmatch(value) and value.isprintable() and ": " not in value and not _OTHER_KINDS.fullmatch(value):
         return value
     if value.isprintable():

@@ -5,6 +5,7 @@
 
 import ast
 import re
+import signal
 import statistics
 import sys
 from collections import Counter
@@ -140,4 +141,5 @@ def _tests() -> Iterator[tuple[str, str]]:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends the program quietly
     sys.exit(main(sys.argv[1:]))

@@ -33,7 +33,7 @@ SOLID, ALPHA = 1, 2
 
 @functools.cache
 def kinds() -> npt.NDArray[np.uint8]:
-    """For each code point, SOLID if it is not a symbol and ALPHA if it is a letter."""
+    """The class of each code point: SOLID if it is not a symbol, ALPHA if it is a letter."""
     table = np.fromiter((ALPHA * chr(code).isalpha() for code in range(0x110000)), np.uint8, 0x110000)
     table |= SOLID
     table[[ord(char) for char in SYMBOLS]] &= ~np.uint8(SOLID)

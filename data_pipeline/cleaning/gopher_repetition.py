@@ -24,11 +24,11 @@ class GopherRepetition(Step):
     max_duplicate_lines: Share | None = 0.3
     max_duplicate_line_chars: Share | None = 0.2
     max_top_ngram_chars: Mapping[int, Share] = field(default_factory=lambda: _published(0.2, 0.18, 0.16, first=2))
-    """By n: share of the characters in the most frequent n-gram of words."""
+    """n -> largest allowed share of characters in the most frequent n-gram of words."""
     max_duplicate_ngram_chars: Mapping[int, Share] = field(
         default_factory=lambda: _published(0.15, 0.14, 0.13, 0.12, 0.11, 0.1, first=5)
     )
-    """By n: share of the characters in repeated n-grams of words, each counted once."""
+    """n -> largest allowed share of characters in repeated n-grams of words, each counted once."""
 
     name = "gopher_repetition"
     version = 1

@@ -13,7 +13,7 @@ Spans = list[tuple[int, int]]
 ENDS = r"(?!_*+[^\W_])"
 """The word must end here; Markdown's _ may follow."""
 UNJOINED = r"(?!_*+-?[^\W_])"
-"""As ENDS, and no word may be joined by a hyphen. A dash may follow."""
+"""The word must end here, and a hyphen may not join another word to it. A dash may follow."""
 
 _HOST = re.compile(rf"@(?:[^\W_][\w-]{{0,62}}\.){{1,8}}[^\W\d_]{{2,24}}(?!@){UNJOINED}")
 _MAILBOX_MARKS = frozenset("._+-%'~")

@@ -45,7 +45,7 @@ _MIX = np.uint64(0x9E3779B97F4A7C15)
 def near_duplicates(
     signatures: Signatures, config: NearDedupConfig, update: Callable[[int], None] = lambda num_bytes: None
 ) -> Numbers:
-    """For each document (a row of `signatures`), the number of the document kept in its place, or its own.
+    """The number of the document that is kept in place of each document (a row of `signatures`), or its own.
 
     `update` is called with the number of signature bytes searched so far. Takes 40 bytes per document besides the
     signatures (which may be a memory map), 140 if most of them share buckets, and 8 per similar pair among those left
@@ -68,7 +68,9 @@ def exact_duplicates(
     folder: Path,
     update: Callable[[int], None] = lambda num_bytes: None,
 ) -> Numbers:
-    """For each document, the lowest number with the same 16-byte hash. The hashes come in one or several arrays.
+    """The lowest number of a document with the same 16-byte hash, for each document.
+
+    The hashes come in one or several arrays.
 
     `update` is called with the number of hash bytes read so far, then with that plus the bytes compared. Takes 9 bytes
     per document, 60 per document of one partition at a time, and temporarily 16 per document in `folder`.
@@ -122,7 +124,7 @@ class _Corpus:
         self.num_bytes = signatures.nbytes
 
     def similar(self, first: Numbers, second: Numbers) -> npt.NDArray[np.bool_]:
-        """For each pair, whether the signatures agree in the required share of numbers."""
+        """Whether the signatures of each pair agree in the required share of numbers."""
         answers = np.empty(len(first), bool)
         for at in range(0, len(first), BLOCK):
             chunk = slice(at, at + BLOCK)
@@ -178,7 +180,7 @@ def _keys(rows: Signatures) -> Hashes:
 
 
 def _lowest_similar(corpus: _Corpus, everyone: Numbers, update: Callable[[int], None]) -> Numbers:
-    """For each document, the lowest number of a similar one, kept or not, or its own if that is lower."""
+    """The lowest number among each document and those similar to it, kept or not."""
     lowest = everyone.copy()
     for band in range(corpus.bands):
         for earlier, later in corpus.candidates(band, everyone):

@@ -1,4 +1,4 @@
-"""From raw text to a packed dataset: clean, choose documents, train the tokenizer, encode, pack."""
+"""Turns raw text into a packed dataset: clean, choose documents, train the tokenizer, encode, pack."""
 
 import contextlib
 import dataclasses

@@ -24,7 +24,7 @@ class Duplicates:
     """The documents kept and the clusters found. Documents are numbered through all tasks, in order."""
 
     kept: list[npt.NDArray[np.bool_]]
-    """For each document of each task, whether it is kept."""
+    """One array for each task: whether each of its documents is kept."""
     dropped: dict[str, int]
     """Dropped documents by reason."""
     cluster_sizes: dict[int, int]

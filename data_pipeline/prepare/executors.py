@@ -32,7 +32,7 @@ MAX_SUBMITTED = 2048
 """Tasks submitted at once, enough to give a thousand workers one running and one waiting task each. A corpus may have a
 hundred thousand tasks, and every submitted task is polled."""
 MAX_TMPDIR_BYTES = 70
-"""With a longer TMPDIR, the path of the fork server's socket would exceed the limit of 107 bytes."""
+"""The longest TMPDIR with which the path of the fork server's socket stays within the limit of 107 bytes."""
 PRELOADED = ["__main__", "data_pipeline.prepare.clean_task", "data_pipeline.prepare.encode_task"]
 
 

@@ -47,8 +47,8 @@ def write_prepare_report(
 def _clusters(
     duplicates: Duplicates, work: TaskStore, keys: list[str]
 ) -> Iterator[tuple[int, list[tuple[str, str, str]]]]:
-    """For each of the largest clusters: its size, and role, source and beginning of the document kept and one
-    dropped."""
+    """The size of each of the largest clusters, with role, source and beginning of the kept document and a dropped
+    one."""
     wanted = {number for kept, last, _ in duplicates.largest for number in (kept, last)}
     found: dict[int, tuple[str, str]] = {}
     first = 0

@@ -52,7 +52,7 @@ class ScannedTask:
     given: str
     """The entry of `data.inputs` that named its files."""
     kept: npt.NDArray[np.bool_]
-    """For each of its documents, whether it is kept."""
+    """Whether each of its documents is kept."""
     num_bytes: int
     """Size of the documents that are kept."""
 
@@ -89,7 +89,7 @@ class _Counts:
         self.num_documents = self.num_cut_files = 0
         self.cuts_inside_lines: list[str] = []
         self.dropped_of: collections.defaultdict[str, Counter[str]] = collections.defaultdict(Counter)
-        """By input and reason."""
+        """Input -> reason -> number of dropped documents."""
         self.changed: Counter[str] = Counter()
         self.examples = Examples()
         for key, named_by in zip(keys, given, strict=True):

@@ -137,7 +137,7 @@ class Manifest:
     validation_share: float
     """Share of the text bytes that is held out."""
     sources: tuple[SourceRecord, ...]
-    """In the order of the inputs."""
+    """They are in the order of the inputs."""
     settings: dict[str, Any]
     """The configuration that produced it, by dotted key."""
 

@@ -37,7 +37,7 @@ class ByteReader:
         self._buffered = io.BufferedReader(_Raw(self._checked_read), CHUNK_BYTES)
 
     def read(self, size: int) -> bytes:
-        """At most `size` bytes, fewer only at the end. Allocates only what is there."""
+        """Read `size` bytes, or fewer at the end. Allocates no more than it reads."""
         content = io.BytesIO()
         while size > 0 and (block := self._buffered.read(min(size, CHUNK_BYTES))):
             size -= content.write(block)

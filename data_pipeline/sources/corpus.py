@@ -50,7 +50,7 @@ class Corpus:
         self._data = data
         self._text_key = TextKey(data.text_key, f"{section}.text_key")
         self.ignored: collections.defaultdict[str, list[str]] = collections.defaultdict(list)
-        """For each entry of the inputs, the ignored files in its folder, which are hidden or describe the data."""
+        """Entry of the inputs -> ignored files in its folder, which are hidden or describe the data."""
         if task is None:
             found = find_files(
                 data.inputs,

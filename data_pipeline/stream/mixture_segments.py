@@ -59,7 +59,7 @@ class Mixture:
         self._starts = np.array([segment.start for segment in self.segments], dtype=np.int64)
 
     def assign(self, positions: Positions) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """For each position: the number of its component, and how many samples of that component come before it."""
+        """The number of the component at each position, and how many samples of that component come before it."""
         where = np.asarray(positions, dtype=np.int64)
         assert not len(where) or (
             where.min() >= 0 and where.max() < (MAX_POSITION if self.end_position is None else self.end_position)

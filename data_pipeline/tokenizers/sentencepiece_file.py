@@ -26,7 +26,7 @@ _DEFAULTS: dict[tuple[int, int], Value] = {
         for field in (_DUMMY_PREFIX, _REMOVE_WHITESPACE, _ESCAPE_WHITESPACE)
     },
 }
-"""By message and field, for values that the model omits."""
+"""(message, field) -> the default value that holds if the model omits the field."""
 _MADE_HERE = _DEFAULTS | {
     (_NORMALIZER, _DUMMY_PREFIX): 0,
     (_NORMALIZER, _REMOVE_WHITESPACE): 0,

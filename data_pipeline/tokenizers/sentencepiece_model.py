@@ -80,7 +80,7 @@ class SentencePieceTokenizer:
 
     @functools.cached_property
     def _pieces(self) -> list[tuple[str, float, bool, bool, bool]]:
-        """For each ID: piece, score, and whether it is a control piece, the unknown piece, or a byte."""
+        """Piece and score of each ID, and whether it is a control piece, the unknown piece, or a byte."""
         ask, ids = self._processor, list(range(self.vocab_size))
         kinds = ask.is_control(ids), ask.is_unknown(ids), ask.is_byte(ids)
         return list(zip(ask.id_to_piece(ids), ask.get_score(ids), *kinds, strict=True))

@@ -27,13 +27,13 @@ class NodeReport:
     name: str
     versions: Mapping[str, str]
     free_memory: int
-    """Bytes, as all below."""
+    """Free bytes of host memory."""
     free_disk: int
-    """On the disk of the run folder."""
+    """Free bytes on the disk of the run folder."""
     free_temporary: int
-    """On the disk of the node's folder for temporary files."""
+    """Free bytes on the disk of the node's folder for temporary files."""
     free_shared_memory: int | None
-    """In /dev/shm, where ranks of one node meet; None if the node has no such folder."""
+    """Free bytes in /dev/shm, where ranks of one node exchange data; None if the node has no such folder."""
     gpu_faults: tuple[str, ...]
     time: float
 

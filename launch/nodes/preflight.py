@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _report(meeting: Path, index: int, name: str, gpu_faults: list[str], seconds: float) -> int:
-    """On nodes other than the first: put this node's report where node 0 reads it."""
+    """Put this node's report where node 0 reads it. Nodes other than node 0 call this."""
     limit = time.monotonic() + seconds
     while not meeting.is_dir():
         if time.monotonic() > limit:

@@ -60,7 +60,7 @@ class Signals:
         return signal.Signals(self._seen.pop(0)) if self._seen else None
 
     def begin_attempt(self) -> int:
-        """From here on the job's log is about a new attempt; returns its size so far."""
+        """Mark the end of the job's log as the start of a new attempt; returns the log's size in bytes."""
         self._log_start = log_bytes()
         return self._log_start
 

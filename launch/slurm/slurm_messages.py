@@ -47,7 +47,7 @@ class TaskFailure:
 
     @property
     def was_killed(self) -> bool:
-        """By a signal that a faulty node can cause."""
+        """Whether a signal that a faulty node can cause killed it."""
         return _KILLED.search(self.message) is not None
 
     @property

@@ -153,7 +153,7 @@ def _train(
 
 
 def environments(hosts: Sequence[Host], port: int, here: Mapping[str, str]) -> list[dict[int, dict[str, str]]]:
-    """For each host: rank -> its variables, as torchrun would set them."""
+    """One mapping for each host: rank -> its variables, as torchrun would set them."""
     forwarded = {name: value for name, value in here.items() if name.startswith(FORWARDED)}
     size = sum(host.slots for host in hosts)
     found, first = [], 0

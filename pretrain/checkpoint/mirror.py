@@ -103,11 +103,10 @@ class Mirror:
         return f"checkpoint.mirror={redact_url(self.url)}"
 
     def begin(self, checkpoints: Path) -> list[RunError]:
-        """On one rank, before the run: check that the mirror can be written to, and fetch its newest checkpoint if that
-        is newer than those in the folder.
+        """Check that the mirror can be written to, and fetch its newest checkpoint if the folder has none as new.
 
-        Damaged checkpoints in the mirror are skipped; returns their faults. Raises RunError if the mirror cannot be
-        reached, OSError if the local disk cannot hold a copy.
+        One rank calls this before the run. Damaged checkpoints in the mirror are skipped; returns their faults. Raises
+        RunError if the mirror cannot be reached, OSError if the local disk cannot hold a copy.
         """
         with _as_run_error():
             self._write(PROBE, io.BytesIO(b"probe"), 5)
@@ -118,7 +117,7 @@ class Mirror:
         return self.fetch_newer(checkpoints, here)[1]
 
     def restart(self) -> None:
-        """On one rank: leave the checkpoints there unchanged; later ones go into a new folder beside them."""
+        """Leave the checkpoints there unchanged; later ones go into a new folder beside them. One rank calls this."""
         with _as_run_error():
             if self._names():
                 self.restarts, self._retention = self.restarts + 1, Retention(self._retention.keep_last)

@@ -201,7 +201,7 @@ def cells_of(sweep: Sweep, codes: Mapping[int, int]) -> "list[Cell]":
 
 
 def labels_of(sweep: Sweep) -> dict[int, str]:
-    """By index: the overrides that only this member has, without secrets; also its name if two would look the same."""
+    """Index -> the overrides that only this member has, without secrets, and its name if two would look the same."""
     common = set.intersection(*(set(member.overrides) for member in sweep.members))
     # The first two are the name of the run and the group of the sweep.
     own = [as_shown([each for each in member.overrides[2:] if each not in common]) for member in sweep.members]

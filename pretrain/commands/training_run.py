@@ -176,7 +176,7 @@ def run(inputs: Inputs, check_ownership: Callable[[], None], stop_requested: Cal
 def open_records(
     trainer: "Trainer", inputs: Inputs, start: Start, description: Mapping[str, Any], sizes: ValidationSizes
 ) -> list[Sink]:
-    """On the main rank: write what this attempt is into the run folder, and open the sinks."""
+    """Describe this attempt in the run folder, and open the sinks. Only the main rank calls this."""
     config, folder, state = trainer.config, inputs.folder, start.state
     if start.resumed is not None:
         announce_new_length(folder, config, state)

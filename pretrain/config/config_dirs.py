@@ -47,7 +47,7 @@ def _escaped(text: str) -> str:
 
 
 def config_files(folder: Path) -> Iterator[Path]:
-    """At most two levels down: a large folder, given by mistake, is not searched whole."""
+    """The YAML files at most two levels down. A large folder that is given by mistake is not searched whole."""
     for pattern in ("*/*.yaml", "*/*/*.yaml"):
         for path in sorted(folder.glob(pattern)):
             if not any(part.startswith(".") for part in path.relative_to(folder).parts):

@@ -213,7 +213,7 @@ def options_of(group: str, dirs: ConfigDirs = SHIPPED) -> list[Option]:
 
 
 def _comment_at_top(path: Path) -> str:
-    """Without lines that show a command or instruct Hydra."""
+    """The comment at the top of a file, without lines that show a command or instruct Hydra."""
     lines = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         if not line.startswith("#") or line.startswith("#  "):

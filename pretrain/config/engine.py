@@ -30,10 +30,10 @@ class RecomputeConfig:
     modules: tuple[Literal["core_attn", "mlp"], ...]
     """Parts of a layer that granularity=selective recomputes."""
     method: Literal["uniform", "block"]
-    """With granularity=full. uniform: recompute all layers, in groups of num_layers. block: recompute the first
+    """Used by granularity=full. uniform: recompute all layers, in groups of num_layers. block: recompute the first
     num_layers layers of each chunk."""
     num_layers: int
-    """With granularity=full. Number of layers in a group (uniform), or recomputed in each chunk (block)."""
+    """Used by granularity=full. Number of layers in a group (uniform), or recomputed in each chunk (block)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -75,7 +75,7 @@ def _offload(engine: EngineConfig) -> Iterator[Problem]:
 
 
 def _attention(config: RunConfig) -> Iterator[Problem]:
-    """With engine.device=auto the kernel is checked later, when the device is known (engine/build.py)."""
+    """If engine.device=auto, the kernel is checked later, when the device is known (engine/build.py)."""
     model, device = config.model, config.engine.device
     if device != "auto" and model.num_heads > 0:
         yield from attention_problems(

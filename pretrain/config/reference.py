@@ -93,7 +93,7 @@ def _value_at(values: Mapping[str, Any], name: str) -> Any:
 
 @functools.cache
 def all_checks() -> Mapping[str, Sequence[str]]:
-    """For each key the rules about its own value, and the modules with rules that involve other things."""
+    """Key -> the rules about its own value, and the modules with rules that involve other things."""
     checks: dict[str, dict[str, None]] = defaultdict(dict)
     ranges = [(keys, rule) for keys, rule, _ in (*BOUNDS, *LIMITS, *DATA_BOUNDS)]
     ranges += [({"cluster": POSITIVE}, "must be greater than 0"), ({"cluster": NOT_NEGATIVE}, "must not be negative")]

@@ -27,7 +27,7 @@ class ProcessGroups:
     model_parallel: dist.ProcessGroup
     """Tensor- and pipeline-parallel peers together: the ranks that hold one copy of the model."""
     embedding: dist.ProcessGroup | None
-    """On the first and last of several stages: the two that hold a copy of a tied embedding."""
+    """The first and the last of several stages, which hold a copy of a tied embedding each; None on other stages."""
     world: dist.ProcessGroup
     control: dist.ProcessGroup
     """All ranks, on the CPU: small messages that must not wait for the GPU."""

@@ -35,7 +35,7 @@ class Stopwatch:
             self._marks.append(time.perf_counter())
 
     def seconds(self, first: int) -> float:
-        """From mark `first` to the next one. On a GPU this waits until it has reached both."""
+        """Seconds from mark `first` to the next one. On a GPU this waits until the GPU has reached both."""
         start, end = self._marks[first : first + 2]
         if isinstance(start, float) or isinstance(end, float):
             return float(end) - float(start)  # type: ignore[arg-type]

@@ -26,7 +26,7 @@ class MicroBatch:
     weights: Tensor | None
     """[b, s]: the weight of each target in the loss, 1 on average over a training step; None: all 1."""
     document_starts: Tensor | None
-    """On the host: where documents start among the b * s inputs (document_starts); None: a sample is one document."""
+    """Indices, on the host, of document starts among the b * s inputs; None: each sample is one document."""
 
 
 class ChunkHandle(nn.Module):

@@ -42,7 +42,7 @@ class Trainer:
     """The parts that every run is made of."""
 
     config: RunConfig
-    """With a number for `train.micro_batch_size`."""
+    """`train.micro_batch_size` is a number here, never `auto`."""
     dataset: TrainingData
     here: Runtime
     groups: ProcessGroups

@@ -54,7 +54,7 @@ class EarlierCuts:
     """The last step that the attempt recorded."""
 
     def cut(self, state: RunState, seconds: float) -> int:
-        """As a time limit: only these decisions."""
+        """The recorded decision for this step, in the place of a time limit's."""
         return self.cuts.get(state.step, 0)
 
 

@@ -42,7 +42,7 @@ GRACE_SECONDS = 3.0
 DEADLINE_SECONDS = 20.0
 """Time from a failure of the main thread until the process is aborted, even if it is still busy."""
 START_SECONDS = 10.0
-"""Without any movement, before the first step and after a request to stop."""
+"""Time without any movement that is allowed before the first step and after a request to stop."""
 LOST_SECONDS = 10.0
 """The store may be out of reach for this long."""
 LOG_SECONDS = 5.0
