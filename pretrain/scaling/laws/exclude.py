@@ -9,6 +9,8 @@ import numpy as np
 from data_pipeline.errors import UserError
 from pretrain.scaling.laws.points import Point, Points
 
+TARGET_RULE = "a target of the ladder"
+
 
 @dataclass(frozen=True)
 class Excluded:
@@ -53,7 +55,7 @@ def apply_rules(points: Points, rules: Rules) -> tuple[Points, tuple[Excluded, .
 def _checks(rules: Rules) -> Sequence[tuple[str, Callable[[Point], bool]]]:
     warmups = rules.at_least_warmups
     return [
-        ("a target of the ladder", lambda point: point.is_target),
+        (TARGET_RULE, lambda point: point.is_target),
         ("diverged", lambda point: point.is_diverged),
         (
             f"shorter than {warmups:g} times its warm-up",

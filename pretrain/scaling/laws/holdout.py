@@ -16,7 +16,9 @@ class Holdout:
     """Predictions of runs that were not in the fit."""
 
     left_out: str
-    """Which runs."""
+    """The runs, in words."""
+    which: str
+    """The same in short."""
     law: Law
     points: Points
     predicted: Array
@@ -39,17 +41,19 @@ def leave_out_largest_size(points: Points, over_penalty: float = 1.0) -> Holdout
     """Predict the runs of the largest N from the others; None if too few are left."""
     largest = points.parameters.max()
     is_out = np.log(largest / points.parameters) <= SAME_SIZE
-    return _predict(points, is_out, f"N = {largest:.3g}, the largest size", over_penalty)
+    return _predict(points, is_out, f"N = {largest:.3g}, the largest size", "the largest size", over_penalty)
 
 
 def leave_out_largest_compute(points: Points, over_penalty: float = 1.0) -> Holdout | None:
     """Predict the run of the most compute from the others; None if too few are left."""
     most = int(points.flops.argmax())
     is_out = np.arange(len(points)) == most
-    return _predict(points, is_out, f"{points.names[most]}, the run of the most compute", over_penalty)
+    return _predict(
+        points, is_out, f"{points.names[most]}, the run of the most compute", "the most compute", over_penalty
+    )
 
 
-def _predict(points: Points, is_out: np.ndarray, left_out: str, over_penalty: float) -> Holdout | None:
+def _predict(points: Points, is_out: np.ndarray, left_out: str, which: str, over_penalty: float) -> Holdout | None:
     kept, out = points.only(~is_out), points.only(is_out)
     if len(kept) < NUM_PARAMETERS:
         return None
@@ -57,4 +61,4 @@ def _predict(points: Points, is_out: np.ndarray, left_out: str, over_penalty: fl
         law = fit_parametric(kept, over_penalty).law
     except BadPoints:
         return None
-    return Holdout(left_out, law, out, law.loss(out.parameters, out.tokens))
+    return Holdout(left_out, which, law, out, law.loss(out.parameters, out.tokens))

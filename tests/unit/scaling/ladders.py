@@ -18,3 +18,12 @@ def ladder(
     log_loss = np.log(law.loss(n, d)) + noise * rng.standard_normal(len(n))
     log_loss += np.where(rng.random(len(n)) < undertuned, rng.uniform(0.0, 0.03, len(n)), 0.0)
     return points_of(n, d, np.exp(log_loss))
+
+
+def isoflop_ladder(budgets: int = 5, sizes: int = 7, noise: float = 0.001, seed: int = 0, law: Law = LAW) -> Points:
+    """Sizes on both sides of the best one at each of some budgets."""
+    rng = np.random.default_rng(seed)
+    flops = np.repeat(np.geomspace(1e18, 1e21, budgets), sizes)
+    n = law.best_size(flops) * np.tile(np.geomspace(0.3, 3.5, sizes), budgets)
+    d = flops / 6 / n
+    return points_of(n, d, law.loss(n, d) * np.exp(noise * rng.standard_normal(len(n))))
