@@ -1,7 +1,7 @@
 """A ladder as one job array: its missing cells checked, written as a batch script, and given to Slurm."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +15,7 @@ from pretrain.run.sweep import SWEEP_FILE, Member, Sweep, check_members, read_sw
 
 if TYPE_CHECKING:
     from pretrain.config.cluster import ClusterConfig
+    from pretrain.config.run import RunConfig
 
 HELD = ("--hold", "--kill-on-invalid-dep=yes")
 """Tasks are held until each knows which one it waits for. One whose trunk failed leaves the queue."""
@@ -33,8 +34,13 @@ class Task:
     is_finished: bool
 
 
-def submit_tasks(folder: Path, tasks: Sequence[Task], *, is_dry: bool) -> None:
-    """Submit the tasks that are neither finished nor in the queue. Raises UserError listing those that cannot work."""
+def submit_tasks(
+    folder: Path, tasks: Sequence[Task], begin: "Callable[[Sequence[RunConfig]], None]", *, is_dry: bool
+) -> None:
+    """Submit the tasks that are neither finished nor in the queue. Raises UserError listing those that cannot work.
+
+    `begin` is called with the configurations of those that will be submitted, before anything is written.
+    """
     known = (folder / SWEEP_FILE).exists()
     jobs = read_sweep(folder).jobs if known else ()
     live = slurm_client.live_tasks([each.job for each in jobs])
@@ -57,6 +63,7 @@ def submit_tasks(folder: Path, tasks: Sequence[Task], *, is_dry: bool) -> None:
         sys.stdout.write(script)
         _say(["nothing written, nothing submitted"])
         return
+    begin(list(configs.values()))
     (folder / "logs").mkdir(parents=True, exist_ok=True)
     write_sweep(folder, sweep)  # before a task can start and read it
     write_durably(folder / "job.sh", script.encode())

@@ -20,8 +20,14 @@ examples:
 def add_verb(actions: "argparse._SubParsersAction[CommandParser]") -> None:
     parser = add_action(actions, "plan", "print the runs of a ladder and what they cost", run, HELP)
     parser.add_argument("file", metavar="FILE", help="ladder file, or the name of one in conf/scaling")
+    add_name(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
     add_overrides(parser, "added to the overrides of every run")
+
+
+def add_name(parser: CommandParser) -> None:
+    help_ = "name of the ladder instead of the file's, for a variant that overrides make"
+    parser.add_argument("--name", metavar="NAME", help=help_)
 
 
 def run(given: argparse.Namespace) -> int:
@@ -30,7 +36,7 @@ def run(given: argparse.Namespace) -> int:
     from pretrain.scaling.ladder.plan import plan_cells, plan_text
     from pretrain.scaling.ladder.spec import read_spec
 
-    spec = read_spec(given.file)
+    spec = read_spec(given.file, given.name)
     cells = build_cells(spec, given.overrides)
     planned = plan_cells(spec, cells, lambda config: check(config, max(config.cluster.ranks, 1)))
     if given.json:

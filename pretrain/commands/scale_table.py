@@ -10,7 +10,8 @@ from pretrain.commands.arguments import CommandParser, add_action
 HELP = """
 Reads the records in the run folders and prints a line for each run: final validation loss, the mean of the last
 validations at the interval, bits per byte, MFU, GPU-hours, restarts, and whether training diverged. Writes table.csv,
-table.json and points.csv, which `pretrain scale fit` reads, into the ladder's folder.
+table.json and points.csv, which `pretrain scale fit` reads, into the ladder's folder, and a run with the table into the
+wandb group of the ladder, unless its runs have tracking=off.
 
 examples:
   pretrain scale table tiny
@@ -34,6 +35,7 @@ def run(given: argparse.Namespace) -> int:
 def print_table(folder: Path, *, as_json: bool) -> None:
     """Write the tables into the ladder's folder and print them; raises UserError if no run is finished yet."""
     from pretrain.scaling.ladder.folder import read_ladder
+    from pretrain.scaling.ladder.summary import send_summary
     from pretrain.scaling.ladder.table import table_of
     from pretrain.scaling.ladder.write_table import rows_as_json, table_text, write_tables
 
@@ -42,3 +44,5 @@ def print_table(folder: Path, *, as_json: bool) -> None:
     if not any(row.is_complete for row in rows):
         raise UserError(f"{folder}: no run is finished yet", f"pretrain scale status {folder}")
     sys.stdout.write(rows_as_json(rows) if as_json else table_text(rows))
+    sys.stdout.flush()
+    send_summary(folder, rows)

@@ -4,7 +4,8 @@ import dataclasses
 import logging
 import secrets
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -86,6 +87,47 @@ class WandbSink:
             # A resumed run has one such folder for each start; wandb sends them in order, as one run.
             folders = f"{shlex.quote(str(self._folder))}/offline-run-*-{self._id}"
             _logger.info("To send this run to wandb: wandb sync %s", folders)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The results of several runs, which wandb shows as one more run of their group."""
+
+    name: str
+    group: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[object]]
+    figures: Mapping[str, float | str]
+    """Single results, by name."""
+    images: Sequence[Path] = ()
+
+
+def log_summary(tracking: TrackingConfig, folder: Path, summary: Summary) -> None:
+    """Record a summary in `folder`/wandb, as a run that is the same at each call; nothing if tracking.wandb=off.
+
+    Raises RunError if wandb is online and there is no API key.
+    """
+    if tracking.wandb == "off":
+        return
+    import wandb
+
+    check_wandb_login(tracking)
+    run = wandb.init(
+        mode="online" if tracking.wandb == "online" else "offline",
+        settings=_settings(),
+        id=_run_id(folder),
+        resume="allow",
+        name=summary.name,
+        project=tracking.wandb_project,
+        entity=tracking.wandb_entity,
+        group=summary.group,
+        job_type="summary",
+        dir=str(folder),
+    )
+    run.log({"table": wandb.Table(columns=list(summary.columns), data=[list(row) for row in summary.rows])})
+    run.log({path.stem: wandb.Image(str(path)) for path in summary.images})
+    run.summary.update(dict(summary.figures))
+    run.finish()
 
 
 _HINT = "run `wandb login`, set WANDB_API_KEY, or choose tracking=wandb_offline"

@@ -109,8 +109,11 @@ class LadderSpec:
     """Price of one GPU-hour, for the planned cost."""
 
 
-def read_spec(given: str) -> LadderSpec:
-    """Read a ladder file, by its path or by its name in conf/scaling; raises UserError that names what is wrong."""
+def read_spec(given: str, name: str | None = None) -> LadderSpec:
+    """Read a ladder file, by its path or by its name in conf/scaling; raises UserError that names what is wrong.
+
+    `name`: instead of the one in the file, for a variant of the ladder.
+    """
     path = find_spec(given)
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -118,6 +121,8 @@ def read_spec(given: str) -> LadderSpec:
         raise RunError(f"{path}: cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError([f"{path}: not valid YAML: {' '.join(str(error).split())}"]) from None
+    if name is not None and isinstance(values, dict):
+        values["name"] = name
     spec = to_record(_with_numbers(values), LadderSpec, where=f"{path}: ")
     problems = list(_problems(spec, values))
     if problems:

@@ -53,6 +53,11 @@ class Row:
     def is_complete(self) -> bool:
         return self.values["state"] == "finished"
 
+    @property
+    def gpu_hours(self) -> float:
+        """Hours of all ranks together, repeated steps included."""
+        return sum(self.values[name] or 0.0 for name in ("gpu_hours", "repeated_gpu_hours"))
+
 
 def table_of(cells: Iterable[Cell]) -> list[Row]:
     """The row of each cell. It reads metrics.jsonl and the descriptions beside it, and asks no other service."""

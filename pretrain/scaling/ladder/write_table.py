@@ -49,7 +49,7 @@ def table_row(row: Row) -> list[str]:
         _rounded(values["smoothed_validation_loss"]),
         _rounded(values["bits_per_byte"]),
         "-" if values["mfu"] is None else f"{values['mfu']:.1%}",
-        "-" if values["gpu_hours"] is None else f"{values['gpu_hours'] + (values['repeated_gpu_hours'] or 0):.4f}",
+        "-" if values["gpu_hours"] is None else f"{row.gpu_hours:.4f}",
         str(values["restarts"] or "-"),
         ", ".join(flags),
     ]

@@ -1,12 +1,17 @@
 """A ladder's folder keeps the numbers of its cells, and is refused to another ladder."""
 
+import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from data_pipeline.errors import UserError
+from data_pipeline.shards.folder import LocalFolder
+from pretrain.config.load import load_run_config
 from pretrain.scaling.ladder.cells import build_cells
 from pretrain.scaling.ladder.folder import find_ladder, folder_of, joined, read_ladder, write_ladder
+from pretrain.scaling.ladder.same_data import check_same_data
 from pretrain.scaling.ladder.spec import read_spec
 from tests.unit.scaling.ladder.files import SIZES, write_file
 
@@ -50,3 +55,28 @@ def test_other_folders_are_refused(tmp_path: Path) -> None:
     (tmp_path / "ladders/small/ladder.json").write_text("{")
     with pytest.raises(UserError, match="not a valid record"):
         read_ladder(folder_of("small"))
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [("tokenizer_fingerprint", "mixed tokenizers: d1w32-0.1x has abc"), ("corpus_digest", "mixed validation sets: ")],
+)
+def test_mixed_data_is_refused(key: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = build_cells(read_spec(write_file(tmp_path)))
+    same = {"tokenizer_fingerprint": "abc", "corpus_digest": "def"}
+    for cell, facts in zip(cells, (same, {**same, key: "other"}), strict=False):
+        Path(cell.run_dir).mkdir(parents=True)
+        (Path(cell.run_dir) / "description.json").write_text(json.dumps({"data": facts}))
+    check_same_data(cells[:1], [])
+    with pytest.raises(UserError) as caught:
+        check_same_data(cells, [])
+    assert words in str(caught.value) and "d1w32-0.4x has other" in str(caught.value)
+    # The dataset that the next runs would read.
+    manifest = SimpleNamespace(
+        corpus=SimpleNamespace(digest=same["corpus_digest"]),
+        tokenizer=SimpleNamespace(fingerprint=same["tokenizer_fingerprint"]),
+    )
+    monkeypatch.setattr(LocalFolder, "manifest", lambda self: manifest)
+    check_same_data(cells[:1], [load_run_config([])])
+    with pytest.raises(UserError, match=r"the dataset in data.files has"):
+        check_same_data(cells[1:], [load_run_config([])])
