@@ -7,8 +7,8 @@ from pretrain.commands.arguments import CommandParser, run_action
 HELP = """
 A ladder file lists sizes and lengths; every combination is one run. plan prints them with their cost before anything
 runs. submit trains those that are missing, as one Slurm job array or here. status prints a line for each run. table
-collects their losses. fit fits a scaling law to them, or to any table of runs. `pretrain scale ACTION --help`
-explains each.
+collects their losses. fit fits a scaling law to them, or to any table of runs. report makes a page with
+the law, its predictions and plots. `pretrain scale ACTION --help` explains each.
 
 examples:
   pretrain scale plan tiny
@@ -17,8 +17,9 @@ examples:
   pretrain scale status tiny
   pretrain scale table tiny
   pretrain scale fit ladders/tiny
+  pretrain scale report tiny
 """
-VERBS = ("plan", "submit", "status", "table", "fit")
+VERBS = ("plan", "submit", "status", "table", "fit", "report")
 """Each is the module scale_NAME of this folder, with `add_verb(actions)`."""
 
 run = run_action

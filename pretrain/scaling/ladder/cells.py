@@ -60,6 +60,11 @@ class Cell:
         return self.tokens // self.steps * (self.steps - self.branch_step)
 
     @property
+    def trained_flops(self) -> float:
+        """The compute that this run itself takes."""
+        return 6.0 * self.counted * self.trained_tokens
+
+    @property
     def run_dir(self) -> str:
         return next(word for word in self.overrides if word.startswith("run.dir=")).removeprefix("run.dir=")
 

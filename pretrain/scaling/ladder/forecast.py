@@ -1,12 +1,12 @@
 """The planned time of a cell: seconds of a step by the planner's model of the machine."""
 
-import importlib
 from dataclasses import dataclass
-from typing import Any
 
 from pretrain.config.run import RunConfig
 from pretrain.planner.memory import choose_modes
 from pretrain.planner.plan import GIB
+from pretrain.planner.time.hardware import Hardware
+from pretrain.planner.time.step import predict_step
 
 
 @dataclass(frozen=True)
@@ -19,10 +19,9 @@ class Forecast:
     """Ends of the band that holds 80 % of measured steps."""
 
 
-def forecast(config: RunConfig, vocab_size: int, ranks: int, hardware: Any) -> Forecast:
-    """The planned step of a run on `ranks` ranks of this machine (planner.time.hardware.Hardware)."""
-    step = importlib.import_module("pretrain.planner.time.step")
+def forecast(config: RunConfig, vocab_size: int, ranks: int, hardware: Hardware) -> Forecast:
+    """The planned step of a run on `ranks` ranks of this machine."""
     memory = config.cluster.gpu_memory_gib
     modes = choose_modes(config, vocab_size, ranks, None if memory is None else int(memory * GIB))
-    time = step.predict_step(config, vocab_size, ranks, modes, hardware)
+    time = predict_step(config, vocab_size, ranks, modes, hardware)
     return Forecast(time.seconds, time.low, time.high)

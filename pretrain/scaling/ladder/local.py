@@ -43,7 +43,9 @@ class LocalRuns:
     ) -> None:
         self._folder, self._at_once, self._say, self._command = folder, at_once, say, command
         self._by_name = {cell.name: cell for cell in cells}
-        self._waiting = [cell for cell in cells if not is_finished(cell)]
+        missing = [cell for cell in cells if not is_finished(cell)]
+        # Several at a time: the longest first, so that none trains alone at the end.
+        self._waiting = missing if at_once == 1 else sorted(missing, key=lambda cell: -cell.trained_flops)
         self._number = len(self._waiting)
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         self._asked = False

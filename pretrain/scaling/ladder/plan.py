@@ -7,8 +7,9 @@ from pretrain.config.load import load_run_config
 from pretrain.config.run import RunConfig
 from pretrain.planner.micro_batch import with_micro_batch
 from pretrain.planner.plan import GIB, vocabulary
+from pretrain.planner.time.hardware import Hardware, load_hardware
 from pretrain.scaling.ladder.cells import Cell
-from pretrain.scaling.ladder.forecast import Forecast
+from pretrain.scaling.ladder.forecast import Forecast, forecast
 from pretrain.scaling.ladder.spec import LadderSpec
 from pretrain.tracking.console import short_number
 
@@ -67,25 +68,22 @@ def plan_cells(
     spec: LadderSpec, cells: Sequence[Cell], check: Callable[[RunConfig], object] = lambda config: None
 ) -> list[PlannedCell]:
     """The plan of each cell; `check` raises UserError for a run that cannot work."""
-    hardware = None
-    if spec.hardware is not None:
-        from pretrain.planner.time.hardware import load_hardware
-
-        hardware = load_hardware(spec.hardware)
+    hardware = None if spec.hardware is None else load_hardware(spec.hardware)
     return [_planned(spec, cell, check, hardware) for cell in cells]
 
 
-def _planned(spec: LadderSpec, cell: Cell, check: Callable[[RunConfig], object], hardware: object) -> PlannedCell:
-    from pretrain.scaling.ladder.forecast import forecast
-
+def _planned(
+    spec: LadderSpec, cell: Cell, check: Callable[[RunConfig], object], hardware: Hardware | None
+) -> PlannedCell:
     config = load_run_config([*cell.overrides])
     check(config)
     ranks, (vocab_size, _) = max(config.cluster.ranks, 1), vocabulary(config)
     memory = config.cluster.gpu_memory_gib
     if config.train.micro_batch_size == "auto" and memory is not None:
         config = with_micro_batch(config, vocab_size, ranks, int(memory * GIB))
-    is_timed = hardware is not None and config.train.micro_batch_size != "auto"
-    step = forecast(config, vocab_size, ranks, hardware) if is_timed else None
+    step = None
+    if hardware is not None and config.train.micro_batch_size != "auto":
+        step = forecast(config, vocab_size, ranks, hardware)
     return PlannedCell(cell, config, ranks, step, spec.price)
 
 
@@ -102,7 +100,7 @@ def plan_text(planned: Sequence[PlannedCell]) -> str:
     total = [""] * len(HEAD)
     total[0] = f"{len(planned)} runs"
     total[3] = short_number(sum(each.cell.trained_tokens for each in planned))
-    total[5] = f"{sum(6.0 * each.cell.counted * each.cell.trained_tokens for each in planned):.3g}"
+    total[5] = f"{sum(each.cell.trained_flops for each in planned):.3g}"
     total[6] = f"{sum(each.cell.steps - each.cell.branch_step for each in planned):,}"
     total[11] = _number(sum(hour for hour in hours if hour is not None)) if any(hours) else ""
     total[12] = f"{sum(cost for cost in costs if cost is not None):,.2f}" if any(costs) else ""

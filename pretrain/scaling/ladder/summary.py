@@ -7,8 +7,19 @@ from pathlib import Path
 from data_pipeline.errors import UserError
 from pretrain.config.load import load_run_config
 from pretrain.scaling.ladder.table import RESULTS, TIMES, Row
+from pretrain.scaling.ladder.targets import Prediction
+from pretrain.scaling.laws.study import Study
 
 log = logging.getLogger(__name__)
+
+
+def figures_of(study: Study, targets: Sequence[Prediction]) -> dict[str, float | str]:
+    """The fitted numbers with their 95 % intervals, and the errors of the predictions."""
+    figures: dict[str, float | str] = {"loss": study.points.loss, "points": len(study.points)}
+    for name, each in study.intervals().items():
+        figures |= {name: each.value, f"{name}_low": each.low, f"{name}_high": each.high}
+    figures |= {f"{name}_not_identified": reason for name, reason in study.not_identified.items()}
+    return figures | {f"error_{each.row.cell.name}": each.error for each in targets if each.error is not None}
 
 
 def send_summary(

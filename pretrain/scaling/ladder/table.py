@@ -35,10 +35,10 @@ RESULTS = (
 )
 TIMES = ("state", "step", "mfu", "tokens_per_second", "gpu_hours", "repeated_gpu_hours", "restarts")
 POINTS = (
-    *("name", "parameters_without_embeddings", "parameters", "tokens", "steps", "warmup_steps"),
+    *("name", "role", "parameters_without_embeddings", "parameters", "tokens", "steps", "warmup_steps"),
     *("validation_loss", "bits_per_byte", "diverged", "tokenizer", "validation_set"),
 )
-"""Columns of points.csv, which `pretrain scale fit` reads."""
+"""Columns of points.csv, which `pretrain scale fit` reads. It keeps targets out of the fit."""
 
 
 @dataclass(frozen=True)
@@ -187,9 +187,10 @@ def as_csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
 
 
 def points_csv(rows: Sequence[Row]) -> str:
-    """The points of the fit: finished cells that are not targets."""
-    kept = [{"name": row.cell.name, **row.values} for row in rows if row.is_complete and not row.cell.is_target]
-    return as_csv(kept, POINTS)
+    """The finished cells. A ladder that counts all parameters leaves out the column with fewer."""
+    kept = [{"name": row.cell.name, **row.values} for row in rows if row.is_complete]
+    counts_all = any(row.cell.counted == row.cell.parameters for row in rows)
+    return as_csv(kept, [name for name in POINTS if not (counts_all and name == "parameters_without_embeddings")])
 
 
 def _text(value: object) -> str:

@@ -56,7 +56,8 @@ def test_losses_are_those_of_the_records(cell: Cell) -> None:
     assert (row.values["train_loss"], row.values["mfu"], row.values["diverged"]) == (2.2, 0.4, False)
     assert (row.values["tokenizer"], row.values["validation_set"]) == ("abc", "def")
     header, line = points_csv([row]).splitlines()
-    assert header.split(",")[6] == "validation_loss" and line.split(",")[6] == "2.0"
+    values = dict(zip(header.split(","), line.split(","), strict=True))
+    assert (values["validation_loss"], values["role"]) == ("2.0", "fit")
 
 
 def test_a_run_that_is_not_finished_has_no_loss(cell: Cell) -> None:
