@@ -85,6 +85,8 @@ def test_five_kills_leave_the_table_as_it_is(tmp_path: Path) -> None:
     (job,) = read_sweep(folder).jobs
     branch = job_state(f"{job.job}_1", "%E")
     assert f"afterok:{job.job}_0" in branch, branch
+    status = place.command("scale", "status", file)
+    assert f"waits in the queue as {job.job}_1" in status.stdout, status.stdout
     again = place.command("scale", "submit", file, env=variables)
     assert "nothing to submit" in again.stderr, again.stderr
 

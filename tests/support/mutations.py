@@ -460,6 +460,22 @@ MUTATIONS = (
         ("tests/unit/checkpoint/test_retention.py::test_keep_last_counts_only_whole_checkpoints",),
     ),
     Mutation(
+        "trunk-pruned",
+        "the checkpoint that branches continue is deleted once newer ones are saved",
+        "pretrain/checkpoint/retention.py",
+        "return step in self.keep_steps or (",
+        "return (",
+        ("tests/unit/checkpoint/test_retention.py::test_named_steps_are_never_deleted",),
+    ),
+    Mutation(
+        "branch-of-other-settings",
+        "a run continues a checkpoint that was trained with another batch or optimizer",
+        "pretrain/checkpoint/branch.py",
+        'each.kind == "unsafe" and not each.key.startswith(FREE)',
+        "False",
+        ("tests/runs/test_branch.py::test_a_branch_ends_as_the_whole_run_bit_for_bit",),
+    ),
+    Mutation(
         "manifest-unproved",
         "a checkpoint's manifest is read without its digest",
         "pretrain/checkpoint/manifest.py",

@@ -1,4 +1,4 @@
-"""What the law of a ladder says about the runs that were not in the fit, beside what they reached."""
+"""The predictions of a ladder's law for the runs that were not in the fit, beside their measured losses."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

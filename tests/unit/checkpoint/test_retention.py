@@ -50,3 +50,11 @@ def test_the_new_save_stays_below_damaged_later_ones() -> None:
     retention.mark(name_of(6), whole=True)
     names = [name_of(step) for step in (4, 6, 8)]
     assert retention.outdated(names, name_of(6), lambda name: True) == [name_of(4)]
+
+
+def test_named_steps_are_never_deleted() -> None:
+    retention = Retention(keep_last=1, keep_steps=(4,))
+    names = [name_of(step) for step in (2, 4, 6, 8)]
+    for name in names:
+        retention.mark(name, whole=True)
+    assert retention.outdated(names, name_of(8), lambda name: True) == [name_of(2), name_of(6)]

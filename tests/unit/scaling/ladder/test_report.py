@@ -24,7 +24,7 @@ def law(cell: Cell) -> float:
 
 
 def finish(cells: Sequence[Cell]) -> None:
-    """What finished runs leave, with losses on a law."""
+    """Write the records of finished runs, with losses on a law."""
     for cell in cells:
         folder = Path(cell.run_dir)
         folder.mkdir(parents=True)
