@@ -177,8 +177,11 @@ def _cell(spec: LadderSpec, size: Size, length: Length, rated: float) -> Cell:
     """The cell of a size and a length, at the rates for `rated` tokens."""
     config, seq = size.config, size.config.model.seq_length
     rates = rates_of(spec.rates, size.counted, rated, config)
-    dp = data_parallel_size(config.parallel, max(config.cluster.ranks, 1)) or 1
-    batch = max(1, round(rates.batch_tokens / seq / dp)) * dp
+    ranks = max(config.cluster.ranks, 1)
+    is_auto = spec.layout == "auto"
+    unit = ranks if is_auto else data_parallel_size(config.parallel, ranks) or 1
+    batch = max(1, round(rates.batch_tokens / seq / unit)) * unit
+    layout = _auto_layout(spec, size, batch) if is_auto else _micro_batch(config, batch // unit)
     steps = max(1, round(length.tokens / (batch * seq)))
     name = f"{size.name}-{length.label}"
     words = [
@@ -189,7 +192,7 @@ def _cell(spec: LadderSpec, size: Size, length: Length, rated: float) -> Cell:
         "train.max_tokens=null",
         f"train.max_steps={steps}",
         f"train.global_batch_size={batch}",
-        *_micro_batch(config, batch // dp),
+        *layout,
         f"optim.lr={rates.lr:.6g}",
     ]
     labels = {"ladder": spec.name, "size": size.name, "N": size.counted, "D": steps * batch * seq}
@@ -207,6 +210,17 @@ def _cell(spec: LadderSpec, size: Size, length: Length, rated: float) -> Cell:
         budget=length.budget,
     )
     return replace(cell, overrides=tuple(words))
+
+
+def _auto_layout(spec: LadderSpec, size: Size, batch: int) -> list[str]:
+    """Overrides for the fastest layout of a step of this batch."""
+    from pretrain.planner.time.hardware import load_hardware
+    from pretrain.scaling.ladder.layouts import fastest_layout, layout_words
+
+    assert spec.hardware is not None, "a rule of the ladder file"
+    config = replace(size.config, train=replace(size.config.train, global_batch_size=batch))
+    ranks = max(config.cluster.ranks, 1)
+    return layout_words(fastest_layout(config, vocabulary(config)[0], ranks, load_hardware(spec.hardware)))
 
 
 def _micro_batch(config: RunConfig, samples: int) -> list[str]:

@@ -161,6 +161,10 @@ def _problems(spec: LadderSpec, values: Mapping[str, Any]) -> "list[Problem]":
             continue
         found += _size_problems(key, sizes)
         found += _token_problems(key, tokens)
+    if spec.layout == "auto" and spec.hardware is None:
+        found.append(
+            Problem("layout", "auto", "needs the time of each layout", "name a record of the machine: hardware")
+        )
     if spec.price is not None and not spec.price > 0:
         found.append(Problem("price", spec.price, "must be greater than 0"))
     return found

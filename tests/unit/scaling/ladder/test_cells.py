@@ -126,6 +126,7 @@ def test_targets_stay_out_of_the_fit(tmp_path: Path) -> None:
         ({"name": "a/b"}, "must be letters, digits"),
         ({"sises": {}}, "sises"),
         ({"price": -1}, "price=-1"),
+        ({"layout": "auto"}, "layout=auto: needs the time of each layout"),
         ({"sizes": {**SIZES, "head_size": 24}}, "sizes.head_size=24: does not divide the width 32"),
         ({"overrides": ["model.nosuch=1"]}, "model.nosuch=1: unknown key"),
     ],
@@ -148,3 +149,18 @@ def test_the_plan_adds_up(tmp_path: Path) -> None:
     steps = sum(each.cell.steps - each.cell.branch_step for each in planned)
     assert f"{steps:,}" in text[-1].split()
     assert CONTENT["name"] == spec.name
+
+
+def test_a_plan_with_a_machine_has_hours_and_cost(tmp_path: Path) -> None:
+    changes: dict[str, object] = {"sizes": {"models": ["llama_8b"]}, "tokens": {"multiples": [1]}, "hardware": "h100"}
+    overrides = ["engine=zero1_bf16", "cluster=gpu_8x80gb", "tokenizer.vocab_size=128256", "model.seq_length=8192"]
+    rates = {"law": "own"}
+    spec = read_spec(write_file(tmp_path, overrides=overrides, rates=rates, layout="auto", price=2.0, **changes))
+    (planned,) = plan_cells(spec, build_cells(spec))
+    parallel = planned.config.parallel
+    assert planned.ranks == 8 and parallel.tp * parallel.pp > 1  # with pure data parallelism it does not fit
+    assert planned.gpu_hours is not None and planned.cost == pytest.approx(2 * planned.gpu_hours)
+    # An H100 does between 20 and 60 % of its 989 TFLOP/s in such a run.
+    floor = planned.cell.flops / 989.4e12 / 3600
+    assert floor / 0.6 < planned.gpu_hours < floor / 0.2
+    assert "GPU-hours" in plan_text([planned])
