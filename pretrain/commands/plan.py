@@ -1,18 +1,21 @@
 """`pretrain plan`: a parallel layout checked and its memory computed, without torch and without a GPU."""
 
 import argparse
+import json
 import sys
 
+from data_pipeline.errors import UserError
 from pretrain.commands.arguments import CommandParser, add_overrides, add_ranks, positive_number
 
 HELP = """
 Checks the run on a number of ranks. Prints every broken rule, or for each pipeline stage its layers and the memory of
-its ranks, and the time that the layout spends in pipeline bubbles and communication. Needs no GPU and starts no
-process.
+its ranks, and its communication. With the name of a machine it also predicts the time of a step: by part, with tokens
+per second, MFU, and the days and cost of the whole run. Needs no GPU and starts no process.
 
 examples:
   pretrain plan --ranks 8 model=llama_8b parallel.tp=2 parallel.pp=2 engine=zero3_bf16
   pretrain plan --ranks 96 --gpu-memory 80 model=gpt3_175b parallel=gpt3_175b engine=zero1_bf16
+  pretrain plan --ranks 64 --hardware h100 --price 2.5 model=llama_8b engine=zero3_bf16 train.global_batch_size=512
 """
 
 
@@ -20,12 +23,25 @@ def add_options(parser: CommandParser) -> None:
     add_ranks(parser)
     help_ = "memory of one device; settings that are `auto` are chosen to fit in it"
     parser.add_argument("--gpu-memory", type=positive_number, metavar="GIB", help=help_)
+    help_ = "machine whose time is predicted: a name in conf/hardware/, or a file of `pretrain bench --record`"
+    parser.add_argument("--hardware", metavar="NAME", help=f"{help_}; default: cluster.hardware")
+    parser.add_argument("--price", type=positive_number, metavar="PRICE", help="price of one GPU for an hour")
+    parser.add_argument("--json", action="store_true", help="print the plan as JSON")
     add_overrides(parser)
 
 
 def run(given: argparse.Namespace) -> int:
     from pretrain.config.load import load_run_config
-    from pretrain.planner.plan import plan
+    from pretrain.planner.plan import make_plan, plan, plan_as_json
+    from pretrain.planner.plan_time import chosen_hardware
 
-    sys.stdout.write(plan(load_run_config(given.overrides), given.ranks, given.gpu_memory))
+    config = load_run_config(given.overrides)
+    hardware = chosen_hardware(config, given.hardware)
+    if given.price is not None and hardware is None:
+        raise UserError("--price needs a machine whose time is predicted", "add --hardware NAME")
+    if given.json:
+        made = make_plan(config, given.ranks, given.gpu_memory, hardware)
+        sys.stdout.write(json.dumps(plan_as_json(made, given.price), indent=2) + "\n")
+    else:
+        sys.stdout.write(plan(config, given.ranks, given.gpu_memory, hardware, given.price))
     return 0

@@ -3,9 +3,12 @@
 Nothing is started and torch is not imported: it runs on a login node.
 """
 
+import dataclasses
 import itertools
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from data_pipeline.shards.folder import LocalFolder
 from data_pipeline.shards.manifest import MANIFEST_FILE
@@ -18,7 +21,11 @@ from pretrain.config.run import RunConfig
 from pretrain.planner.costs import bubble_share, step_traffic
 from pretrain.planner.memory import HEADROOM, Modes, StageMemory, choose_modes, plan_memory
 from pretrain.planner.micro_batch import with_micro_batch
+from pretrain.planner.plan_time import run_tokens, time_lines, unknown_hardware_lines
 from pretrain.planner.shapes import StageShapes, all_stages
+from pretrain.planner.time.hardware import Hardware
+from pretrain.planner.time.result import StepTime
+from pretrain.planner.time.step import predict_step
 
 GIB = 2**30
 MAX_ROWS = 16
@@ -35,14 +42,34 @@ def check(config: RunConfig, ranks: int | None) -> str:
     return f"legal: {_layout(config, world_size)}\n"
 
 
-def plan(config: RunConfig, ranks: int | None, gpu_memory: float | None) -> str:
-    """A table of the memory and cost of each pipeline stage. `gpu_memory`: GiB of one device, or None if unknown.
+@dataclass(frozen=True)
+class Plan:
+    """A legal run on a number of ranks, with its memory, its traffic and, on a known machine, its time."""
+
+    config: RunConfig
+    """With numbers in place of `auto`."""
+    world_size: int
+    vocab_size: int
+    vocab_source: str
+    modes: Modes
+    gpu_memory: float | None
+    """GiB of one device."""
+    stages: Sequence[StageShapes]
+    memory: Sequence[StageMemory]
+    hardware: Hardware | None
+    step: StepTime | None
+
+
+def make_plan(config: RunConfig, ranks: int | None, gpu_memory: float | None, hardware: Hardware | None = None) -> Plan:
+    """The plan. `gpu_memory`: GiB of one device. None: that of `hardware`, or unknown.
 
     Raises ConfigError as `check` does.
     """
     world_size = ranks or _ranks_from_environment()
     check_run(config, world_size)
     vocab_size, source = vocabulary(config)
+    if gpu_memory is None and hardware is not None and hardware.kind == "gpu":
+        gpu_memory = hardware.memory_gib.value
     budget = None if gpu_memory is None else int(min(gpu_memory * GIB, 1 << 62))
     if budget is not None:
         config = with_micro_batch(config, vocab_size, world_size, budget)
@@ -51,20 +78,76 @@ def plan(config: RunConfig, ranks: int | None, gpu_memory: float | None) -> str:
         raise ConfigError([Problem("train.micro_batch_size", "auto", rule, "give --gpu-memory")])
     modes = choose_modes(config, vocab_size, world_size, budget)
     stages = all_stages(config.model, config.parallel, vocab_size)
-    memory = plan_memory(config, vocab_size, world_size, modes, stages)
+    return Plan(
+        config=config,
+        world_size=world_size,
+        vocab_size=vocab_size,
+        vocab_source=source,
+        modes=modes,
+        gpu_memory=gpu_memory,
+        stages=stages,
+        memory=plan_memory(config, vocab_size, world_size, modes, stages),
+        hardware=hardware,
+        step=None if hardware is None else predict_step(config, vocab_size, world_size, modes, hardware),
+    )
+
+
+def plan(
+    config: RunConfig,
+    ranks: int | None,
+    gpu_memory: float | None,
+    hardware: Hardware | None = None,
+    price: float | None = None,
+) -> str:
+    """Tables of the memory and cost of each pipeline stage, and the time of a step on a known machine.
+
+    `price`: of one device for an hour. Raises ConfigError as `check` does.
+    """
+    made = make_plan(config, ranks, gpu_memory, hardware)
+    config, world_size = made.config, made.world_size
     lines = [
         _layout(config, world_size),
-        f"vocabulary of {vocab_size:,} ({source})",
+        f"vocabulary of {made.vocab_size:,} ({made.vocab_source})",
         *_step(config, world_size),
-        *_modes(config, modes, gpu_memory),
-        *_traffic(config, vocab_size, world_size, modes),
+        *_modes(config, made.modes, made.gpu_memory),
+        *_traffic(config, made.vocab_size, world_size, made.modes),
         "",
-        *_stage_table(stages),
+        *_stage_table(made.stages),
         "",
-        *_memory_table(memory),
-        *_verdict(memory, gpu_memory),
+        *_memory_table(made.memory),
+        *_verdict(made.memory, made.gpu_memory),
     ]
+    if made.step is None or hardware is None:
+        lines += unknown_hardware_lines()
+    else:
+        lines += ["", *time_lines(made.step, hardware, run_tokens(config), price)]
     return "\n".join(lines) + "\n"
+
+
+def plan_as_json(made: Plan, price: float | None = None) -> dict[str, Any]:
+    """All figures of a plan: bytes, seconds, and what the run costs."""
+    config = made.config
+    traffic = step_traffic(config, made.vocab_size, made.world_size, made.modes)
+    peak = max(stage.peak for stage in made.memory)
+    budget = None if made.gpu_memory is None else HEADROOM * made.gpu_memory * GIB
+    return {
+        "model": config.model.name,
+        "ranks": made.world_size,
+        "vocab_size": made.vocab_size,
+        "layout": {
+            **dataclasses.asdict(config.parallel),
+            "dp": data_parallel_size(config.parallel, made.world_size),
+            "zero_stage": config.engine.zero_stage,
+            "precision": config.engine.precision,
+        },
+        "micro_batch_size": config.train.micro_batch_size,
+        "micro_batches": micro_batches(config.train, data_parallel_size(config.parallel, made.world_size) or 1),
+        "modes": dataclasses.asdict(made.modes),
+        "memory": [{**dataclasses.asdict(stage), "peak": stage.peak} for stage in made.memory],
+        "traffic": [dataclasses.asdict(stage) for stage in traffic],
+        "fits": None if budget is None else peak <= budget,
+        "time": None if made.step is None else made.step.as_json(run_tokens(config), price),
+    }
 
 
 def _ranks_from_environment() -> int:

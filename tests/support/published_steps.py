@@ -6,6 +6,7 @@ A row names the model, the layout, the device and the training program ("stack")
 import csv
 import dataclasses
 import functools
+import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -101,7 +102,7 @@ def _config(row: dict[str, str]) -> RunConfig:
         sp=number["sequence_parallel"] == 1,
         pp=pp,
         vp=vp,
-        pp_layout=None if divides else even_layout(number["layers"], pp * vp),
+        pp_layout=None if divides else _uneven_layout(number["layers"], pp * vp),
     )
     recompute = row["recompute"]
     half = -(-number["layers"] // (2 * pp * vp))
@@ -117,6 +118,21 @@ def _config(row: dict[str, str]) -> RunConfig:
         base.train, micro_batch_size=number["micro_batch"], global_batch_size=number["global_batch"]
     )
     return dataclasses.replace(base, model=model, parallel=parallel, engine=engine, train=train)
+
+
+def _uneven_layout(layers: int, chunks: int) -> str:
+    """Embedding and head count as a layer each; the last chunks take what is left over."""
+    even = even_layout(layers, chunks)
+    if even is not None:
+        return even
+    items = "E" + "t" * layers + "L"
+    each, over = divmod(len(items), chunks)
+    ends = list(itertools.accumulate(each + (number >= chunks - over) for number in range(chunks)))
+    return "|".join(items[end - size : end] for end, size in zip(ends, _sizes(ends), strict=True))
+
+
+def _sizes(ends: list[int]) -> list[int]:
+    return [end - start for start, end in zip([0, *ends], ends, strict=False)]
 
 
 _INTEGERS = (
@@ -190,5 +206,9 @@ def behaviour_of_stack(stack: str, attention: str, constants: Constants) -> Beha
     if "compile" in text or "jax" in text or "fsdp2" in text or "maxtext" in text:
         return compiled
     if "nanotron" in text:
-        return dataclasses.replace(eager, reduction="after", accumulates=True, reduced_bytes=4.0)
+        # Its norms, rotary positions and loss are fused kernels, its activations and sums are not.
+        half_fused = (1 + constants.eager_bytes) / 2
+        return dataclasses.replace(
+            eager, elementwise=half_fused, reduction="after", accumulates=True, reduced_bytes=4.0
+        )
     return eager

@@ -155,8 +155,11 @@ def _with_host(rank: Rank, parts: Parts, collectives: int) -> Parts:
     seconds = behaviour.host_layer * machine.host_layer_us.value * 1e-6
     if rank.tensor.ranks > 1:
         seconds += collectives * behaviour.host_collective_us * 1e-6
-    waited = max(0.0, seconds - parts.seconds) if behaviour.host_overlaps else seconds
-    return dataclasses.replace(parts, host=waited)
+    if not behaviour.host_overlaps:
+        return dataclasses.replace(parts, host=seconds)
+    # The longer of the two; where both are equal, some operations wait for the host and others for the device.
+    device, power = parts.seconds, rank.constants.host_overlap_power
+    return dataclasses.replace(parts, host=(device**power + seconds**power) ** (1 / power) - device)
 
 
 def _matrices(rank: Rank) -> list[tuple[int, int]]:

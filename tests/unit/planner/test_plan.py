@@ -1,5 +1,6 @@
 """The output of `pretrain plan` and `pretrain train --check`, which do not import torch."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -175,3 +176,40 @@ def test_too_many_ranks_are_refused_and_any_memory_is_allowed(capsys) -> None:
     said = Said(capsys, "plan", "model=tiny", "--ranks", str(10**18 + 9), "parallel.tp=3")
     assert said.code == 2 and f"number of ranks={10**18 + 9}: must be at most 16777216" in said.err
     assert Said(capsys, "plan", "model=tiny", "--gpu-memory", "1e308").code == 0
+
+
+def test_a_known_machine_adds_the_time_of_a_step(capsys) -> None:
+    large = ("model=gpt3_1.3b", "engine=zero1_bf16", "train.global_batch_size=512", "train.micro_batch_size=2")
+    words = ("plan", *large, "--ranks", "64", "train.max_steps=null", "train.max_tokens=26000000000")
+    said = Said(capsys, *words, "--hardware", "h100", "--price", "2.5")
+    assert said.code == 0 and not said.err
+    for text in (
+        "a step on h100: ",
+        "matrix products",
+        "stragglers",
+        "limited by ",
+        "tokens/s on each GPU; MFU ",
+        "6N",
+    ):
+        assert text in said.out
+    assert "26,000,000,000 tokens: " in said.out and " GPU-hours, cost " in said.out
+    assert "numbers of the machine: " in said.out and " guessed" in said.out
+    # The machine's memory decides what fits, unless another is given.
+    assert "of 79.1 GiB" in said.out
+    assert Said(capsys, *words, "cluster.hardware=h100", "--price", "2.5").out == said.out
+
+
+def test_a_plan_in_json_has_memory_and_time(capsys) -> None:
+    said = Said(capsys, "plan", *SMALL, "--ranks", "4", "--hardware", "cpu", "--json")
+    made = json.loads(said.out)
+    assert made["ranks"] == made["layout"]["dp"] == 4 and made["memory"][0]["peak"] > 0 and made["fits"] is None
+    assert made["time"]["seconds_step"] == pytest.approx(sum(made["time"]["seconds_by_part"].values()))
+    assert {"mfu_6n", "mfu_6n_6lhs", "mfu_6n_12lhs", "days", "device_hours", "limit"} <= set(made["time"])
+    assert json.loads(Said(capsys, "plan", *SMALL, "--json").out)["time"] is None
+
+
+def test_an_unknown_machine_is_named_in_the_hint(capsys) -> None:
+    assert "not predicted, because the machine is not known" in Said(capsys, "plan", *SMALL).out
+    wrong = Said(capsys, "plan", *SMALL, "--hardware", "h10")
+    assert wrong.code == 2 and "is not a known machine" in wrong.err and "did you mean h100" in wrong.err
+    assert "add --hardware NAME" in Said(capsys, "plan", *SMALL, "--price", "2").err
