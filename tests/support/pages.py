@@ -15,6 +15,7 @@ PAGES = (
     "docs/getting-started.md",
     "docs/data.md",
     "docs/parallelism.md",
+    "docs/planning.md",
     "docs/checkpoints-and-resume.md",
     "docs/performance.md",
     "docs/slurm.md",

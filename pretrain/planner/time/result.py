@@ -12,8 +12,11 @@ from pretrain.model.flops import token_flops
 from pretrain.planner.time.behaviour import Constants
 from pretrain.planner.time.hardware import Hardware, Origin
 
-BAND = (0.92, 1.13)
-"""Measured over predicted step times of published runs: the 10th and the 90th percentile."""
+SPREAD, SPREAD_BY_HOST = 0.065, 0.060
+"""Logarithm of measured over predicted step times of published runs: 80 % are within SPREAD if the device is busy, and
+within the sum of both if it waits for the host."""
+HOST_BOUND_SHARE = 0.05
+"""Share of a step in which the device waits for the host, from which the larger spread counts."""
 
 
 @dataclass(frozen=True)
@@ -22,9 +25,9 @@ class StepTime:
 
     seconds: float
     low: float
-    """A measured step is shorter than this in 10 % of cases,"""
+    """10 % of measured steps are expected to be shorter."""
     high: float
-    """and longer than this in 10 %."""
+    """10 % of measured steps are expected to be longer."""
     parts: Mapping[str, float]
     """Seconds by part; they add up to `seconds`."""
     limit: str
@@ -94,11 +97,12 @@ def summary(
     peak = hardware.peak_tflops.of(config.engine.precision) or hardware.peak_tflops.fp32.value
     # All ranks of a CPU's record share its cores.
     devices = world_size if hardware.kind == "gpu" else max(1.0, world_size / hardware.devices_per_node.value)
+    spread = SPREAD + SPREAD_BY_HOST * min(1.0, parts["host"] / seconds / HOST_BOUND_SHARE)
     rate = tokens / seconds / devices / (peak * 1e12)
     return StepTime(
         seconds=seconds,
-        low=seconds * BAND[0],
-        high=seconds * BAND[1],
+        low=seconds * math.exp(-spread),
+        high=seconds * math.exp(spread),
         parts=stretched,
         limit=_limit(stretched, seconds),
         ranks=world_size,
