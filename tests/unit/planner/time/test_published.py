@@ -1,4 +1,4 @@
-"""Predicted against published step times, if the folder with them is there: PRETRAIN_PLANNER_DATA or ../shared/planner."""
+"""Predicted against published step times: those in PRETRAIN_PLANNER_DATA or ../shared/planner."""
 
 import os
 from pathlib import Path
