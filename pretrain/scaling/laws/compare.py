@@ -49,11 +49,6 @@ def compare(base: Fit, variant: Points, draws: Sequence[Law] = ()) -> Comparison
     `draws`: laws of a bootstrap of the base; their spread widens the intervals.
     """
     check_points(variant, FEWEST_CELLS, "comparison")
-    if base.points.loss != variant.loss or base.points.size != variant.size:
-        columns = f"{base.points.size} and {base.points.loss}, {variant.size} and {variant.loss}"
-        raise BadPoints(
-            f"base and variant have different columns: {columns}", "name them: --size-column, --loss-column"
-        )
     cells = _cells(base, variant)
     logs = _log_multipliers(base.law, cells)
     if not np.isfinite(logs).all():

@@ -43,6 +43,8 @@ class Points:
     """The column that N is from."""
     loss: str = "loss"
     """The column that the loss is from."""
+    scales: tuple[str, str] = ("", "")
+    """Tokenizer and validation set of the losses, empty if the table does not say."""
 
     def __len__(self) -> int:
         return len(self.points)
@@ -70,7 +72,7 @@ class Points:
     def only(self, chosen: Iterable[bool] | NDArray[np.bool_]) -> "Points":
         """The points that are chosen, in their order."""
         kept = tuple(point for point, keep in zip(self.points, chosen, strict=True) if keep)
-        return Points(kept, self.size, self.loss)
+        return Points(kept, self.size, self.loss, self.scales)
 
 
 def points_of(

@@ -65,24 +65,38 @@ def points_of_rows(
     if found["tokens"] is None and found["flops"] is None:
         raise _missing("tokens", header, source)
     chosen = _where(rows, header, source, columns.where)
-    _one_scale(chosen, found, source)
+    scales = _one_scale(chosen, found, source)
     points = [_point(row, number, found, source) for number, row in chosen]
     size, loss = found["parameters"] or "", found["loss"] or ""
-    return Points(tuple(point for point in points if point is not None), size, loss)
+    return Points(tuple(point for point in points if point is not None), size, loss, scales)
+
+
+def same_scale(base: Points, variant: Points) -> None:
+    """Raise BadPoints if losses of two tables cannot be compared."""
+    if (base.size, base.loss) != (variant.size, variant.loss):
+        columns = f"{base.size} and {base.loss}, {variant.size} and {variant.loss}"
+        raise BadPoints(
+            f"base and variant have different columns: {columns}", "name them: --size-column, --loss-column"
+        )
+    for what, one, other in zip(("tokenizer", "validation set"), base.scales, variant.scales, strict=True):
+        is_comparable = what == "tokenizer" and _plain(base.loss) in BITS_PER_BYTE
+        if one and other and one != other and not is_comparable:
+            hint = _BITS_HINT if what == "tokenizer" else "evaluate both on one validation set"
+            raise BadPoints(f"base and variant differ in the {what}: {one} and {other}", hint)
 
 
 def _read(path: Path) -> tuple[list[dict[str, str]], list[str]]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
-            rows = list(reader)
+            rows, header = list(reader), list(reader.fieldnames or ())
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: not a readable CSV file: {error}") from None
-    if not reader.fieldnames or not rows:
+    if not rows:
         raise UserError(f"{path}: the table is empty", "the first line names the columns, the others are runs")
-    return rows, list(reader.fieldnames)
+    return rows, header
 
 
 def _plain(name: str) -> str:
@@ -123,18 +137,25 @@ def _where(
     return chosen
 
 
-def _one_scale(rows: Sequence[tuple[int, Mapping[str, str]]], found: Mapping[str, str | None], source: str) -> None:
-    """Losses of several tokenizers or validation sets are not on one scale."""
-    loss = found["loss"]
+def _one_scale(
+    rows: Sequence[tuple[int, Mapping[str, str]]], found: Mapping[str, str | None], source: str
+) -> tuple[str, str]:
+    """The tokenizer and the validation set of all rows; losses of several are not on one scale."""
+    loss = found["loss"] or ""
+    scales = []
     for role, what in (("tokenizer", "tokenizers"), ("validation", "validation sets")):
         column = found[role]
         values = sorted({row[column] for _, row in rows if row[column]}) if column else []
-        is_comparable = role == "tokenizer" and loss is not None and _plain(loss) in BITS_PER_BYTE
+        is_comparable = role == "tokenizer" and _plain(loss) in BITS_PER_BYTE
         if len(values) > 1 and not is_comparable:
             hints = [f"fit one of them: --where {column}={values[0]}"]
-            if role == "tokenizer":
-                hints.append("bits per byte compare across tokenizers: --loss-column bits_per_byte")
+            hints += [_BITS_HINT] if role == "tokenizer" else []
             raise BadPoints(f"{source}: the losses are of {len(values)} {what}: {', '.join(values)}", *hints)
+        scales.append(values[0] if len(values) == 1 else "")
+    return scales[0], scales[1]
+
+
+_BITS_HINT = "bits per byte compare across tokenizers: --loss-column bits_per_byte"
 
 
 def _point(row: Mapping[str, str], number: int, found: Mapping[str, str | None], source: str) -> Point | None:
