@@ -14,7 +14,9 @@ Takes training steps of the configured model, with its loader, optimizer and cli
 machine. Prints and saves (bench/MODEL/: bench.json, table.txt, plot.png, trace.json.gz) tokens/s, MFU against the
 chip's peak and against the matrix products measured in the same run, peak memory, and the parts of a step beside the
 time that they would take at the measured limits. If data.path is not prepared, it reads pseudo-random tokens. suite=
-measures several models, each in a process of its own; compare prints two results side by side.
+measures several models, each in a process of its own; compare prints two results side by side. --record measures the
+machine itself, for `pretrain plan` and cluster.hardware: products, attention, memory, the host, and under torchrun the
+links between ranks; minutes on one process.
 
 examples:
   pretrain bench model=gpt3_1.3b engine=zero0_bf16 train.micro_batch_size=8
@@ -22,6 +24,8 @@ examples:
   pretrain bench suite=single_gpu --only 'gpt3_1.3b*' --row-minutes 5
   pretrain bench suite=tiny --warmup 2 --steps 5
   pretrain bench compare bench/tiny/bench.json bench/tiny-2/bench.json
+  pretrain bench --record mine.yaml
+  torchrun --nproc-per-node 8 -m pretrain bench --record mine.yaml
 """
 
 
@@ -36,11 +40,15 @@ def add_options(parser: CommandParser) -> None:
     parser.add_argument("--only", action="append", default=[], metavar="NAME", help=help_)
     help_ = "with suite=: kill a row that takes longer, and continue with the next one"
     parser.add_argument("--row-minutes", type=positive_number, metavar="M", help=help_)
+    help_ = "measure this machine and write the record that cluster.hardware=FILE and `pretrain plan` read"
+    parser.add_argument("--record", type=Path, metavar="FILE", help=help_)
     add_overrides(parser)
 
 
 def run(given: argparse.Namespace) -> int:
     overrides = list(given.overrides)
+    if given.record is not None:
+        return _record(given, overrides)
     if overrides[:1] == ["compare"]:
         return _compare(overrides[1:])
     from pretrain.bench.measure import BenchOptions
@@ -74,6 +82,24 @@ def run(given: argparse.Namespace) -> int:
     if measured is not None:
         folder, result = measured
         sys.stdout.write(as_table(result) + f"saved in {folder}\n")
+    return 0
+
+
+def _record(given: argparse.Namespace, overrides: list[str]) -> int:
+    others = {name: getattr(given, name) for name in ("warmup", "steps", "out", "vocab_size", "only", "row_minutes")}
+    taken = [f"--{name.replace('_', '-')}" for name, value in others.items() if value not in (None, [])]
+    taken += [each for each in overrides if each == "compare" or each.startswith("suite=")]
+    if taken:
+        raise UserError(f"--record measures a machine and no model: it does not go with {', '.join(taken)}")
+    from pretrain.bench.record.record import record_machine
+    from pretrain.bench.record.summary import summary
+    from pretrain.config.load import load_run_config
+    from pretrain.config.redact import public_words
+
+    command = ["pretrain", *public_words(sys.argv[1:])]
+    record = record_machine(load_run_config(overrides), given.record, overrides, command)
+    if record is not None:
+        sys.stdout.write(summary(record) + f"saved in {given.record}\n")
     return 0
 
 

@@ -18,6 +18,7 @@ from pretrain.config.describe import CONF_DIR
 from pretrain.config.errors import MISSING, ConfigError, Problem
 from pretrain.config.nearest import did_you_mean
 from pretrain.config.records import to_record
+from pretrain.planner.time.cpu_costs import CpuCosts
 
 Origin = Literal["published", "measured", "guess"]
 Kind = Literal["gpu", "cpu"]
@@ -61,6 +62,8 @@ class Product:
     tflops: float
     accumulate: bool = False
     """Whether the result is added to an fp32 matrix, as for weight gradients."""
+    data_gradient: bool = False
+    """Whether it is the gradient of an input: the weight is then read the other way round than forward."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +146,8 @@ class Hardware:
     """GB/s between a device and the host's memory."""
     products: tuple[ProductTable, ...] = ()
     attention: tuple[AttentionCurve, ...] = ()
+    cpu: CpuCosts | None = None
+    """What only a CPU needs; null: not measured."""
 
     def quantities(self) -> Iterator[tuple[str, Quantity]]:
         """Every number by its dotted name."""
@@ -157,6 +162,8 @@ class Hardware:
             found[table.origin].append(f"products {table.precision}")
         for curve in self.attention:
             found[curve.origin].append(f"attention {curve.kernel} {curve.direction} {curve.head_dim}")
+        if self.cpu is not None:
+            found["measured"].append("cpu")
         return {origin: names for origin, names in found.items() if names}
 
 
@@ -195,7 +202,7 @@ def read_hardware(path: Path) -> Hardware:
     """The record in a file. Raises ConfigError if it cannot be read or has bad values, and names them all."""
     hint = "write one with `pretrain bench --record FILE`"
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise ConfigError([Problem(KEY, str(path), "there is no such file", hint)]) from None
     except OSError as error:
@@ -217,7 +224,9 @@ def write_hardware(hardware: Hardware, path: Path, heading: str) -> None:
     if problems := list(_problems(hardware, f"{path}: ")):
         raise ConfigError(problems)
     comment = "".join(f"# {line}\n" for line in heading.splitlines())
-    text = yaml.safe_dump(_plain(dataclasses.asdict(hardware)), sort_keys=False, width=120, allow_unicode=True)
+    # default_flow_style=None: the innermost mappings, of which a measured record has hundreds, take one line each.
+    values = _plain(dataclasses.asdict(hardware))
+    text = yaml.safe_dump(values, sort_keys=False, width=120, allow_unicode=True, default_flow_style=None)
     write_durably(path, f"{comment}{text}".encode())
 
 
@@ -271,8 +280,15 @@ def _problems(hardware: Hardware, where: str) -> Iterator[Problem | str]:
                 yield Problem(f"{name}.tflops.{length}", rate, "must be greater than 0")
         if curve.head_dim < 1:
             yield Problem(f"{name}.head_dim", curve.head_dim, "must be greater than 0")
+    yield from _cpu_problems(hardware.cpu, where)
     for pattern in hardware.device_names:
         try:
             re.compile(pattern)
         except re.error:
             yield Problem(f"{where}device_names", pattern, "is not a valid regular expression")
+
+
+def _cpu_problems(costs: CpuCosts | None, where: str) -> Iterator[Problem]:
+    for name, value in [] if costs is None else costs.numbers():
+        if not 0 <= value < math.inf:
+            yield Problem(f"{where}cpu.{name}", value, "must not be negative")
