@@ -1,4 +1,4 @@
-"""Training steps of tiny models through the product's own engine: what the host does, and what no other probe shows.
+"""Measures training steps of tiny models in the product's own engine: the time of the host, and of elementwise work.
 
 Times of models that differ in one size only are subtracted, so that what they have in common cancels.
 """
@@ -36,7 +36,7 @@ class Probe:
     layers: int = FEW_LAYERS
     micro_batches: int = 1
     samples: int = 1
-    """Of a micro-batch."""
+    """Samples in a micro-batch."""
     hidden: int = TINY_WIDTH
     inner: int = TINY_WIDTH
     heads: int = 1
@@ -162,7 +162,7 @@ def wide_probes(activation: Activation, precision: Precision) -> tuple[Probe, Pr
 def layer_cost(
     probes: Sequence[Probe], passes: Sequence[float], explained: Sequence[float], layer_host: float
 ) -> LayerCost:
-    """What is left of the wide layers when their products and attention are taken away.
+    """The elementwise work of a layer: its time without the time of its products and attention.
 
     `passes`: seconds forward and backward of the three probes; `explained`: those of one layer's products and attention
     in the second and third.

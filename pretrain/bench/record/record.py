@@ -1,7 +1,7 @@
-"""`pretrain bench --record FILE`: measures the machine, and writes what the planner reads as its hardware.
+"""`pretrain bench --record FILE`: measures the machine, and writes the record that the planner reads.
 
-One process measures what a rank alone does. Of several ranks the first starts such a process and the others wait for
-it; then all measure their links together.
+One process measures what a rank alone does. If there are several ranks, the first one starts such a process while
+the others wait, and then all measure their links together.
 """
 
 import dataclasses
@@ -109,7 +109,7 @@ def _show_nothing(_: str) -> None: ...
 
 
 def _in_own_process(overrides: Sequence[str]) -> Hardware:
-    """What one rank measures, by the same command without other ranks, with the threads that a rank has."""
+    """Run the same command on one rank, with as many threads as a rank has here; returns its record."""
     variables = {name: value for name, value in os.environ.items() if name not in OF_SEVERAL_RANKS}
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     variables.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // ranks)))

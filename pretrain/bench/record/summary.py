@@ -6,7 +6,7 @@ from pretrain.planner.time.hardware import Hardware
 
 
 def summary(record: Hardware) -> str:
-    """What was measured, and what was not."""
+    """List the main values, and which values were not measured."""
     return "\n".join(_lines(record)) + "\n"
 
 

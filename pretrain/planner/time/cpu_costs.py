@@ -1,4 +1,4 @@
-"""What a training step costs on a CPU beyond its products and attention, as `pretrain bench --record` measures it.
+"""Costs of a training step on a CPU beyond its products and attention; `pretrain bench --record` measures them.
 
 On a CPU nothing runs beside anything else: the time in Python adds to the time in kernels, ranks share the cores, and
 one rate for elementwise work would be wrong tenfold, since a GELU is computed and a sum is only moved.

@@ -147,7 +147,7 @@ class Hardware:
     products: tuple[ProductTable, ...] = ()
     attention: tuple[AttentionCurve, ...] = ()
     cpu: CpuCosts | None = None
-    """What only a CPU needs; null: not measured."""
+    """Costs that only matter on a CPU. null: not measured."""
 
     def quantities(self) -> Iterator[tuple[str, Quantity]]:
         """Every number by its dotted name."""

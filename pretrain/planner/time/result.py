@@ -98,6 +98,8 @@ def summary(
     # All ranks of a CPU's record share its cores.
     devices = world_size if hardware.kind == "gpu" else max(1.0, world_size / hardware.devices_per_node.value)
     spread = SPREAD + SPREAD_BY_HOST * min(1.0, parts["host"] / seconds / HOST_BOUND_SHARE)
+    if hardware.cpu is not None:  # its rates are those of one process
+        devices = min(world_size, max(1, hardware.cpu.cores // hardware.cpu.threads))
     rate = tokens / seconds / devices / (peak * 1e12)
     return StepTime(
         seconds=seconds,

@@ -12,6 +12,7 @@ from pretrain.config.run import RunConfig
 from pretrain.planner.memory import Modes
 from pretrain.planner.shapes import StageShapes, all_stages
 from pretrain.planner.time.behaviour import CONSTANTS, Behaviour, Constants, behaviour_of
+from pretrain.planner.time.cpu_step import cpu_parts
 from pretrain.planner.time.hardware import Hardware
 from pretrain.planner.time.layer import (
     Parts,
@@ -42,6 +43,9 @@ def predict_step(
 
     `behaviour`: the program that runs it. None: this one.
     """
+    if hardware.cpu is not None and behaviour is None:
+        parts = cpu_parts(config, vocab_size, world_size, modes, hardware)
+        return summary(config, vocab_size, world_size, hardware, parts, constants)
     behaviour = behaviour or behaviour_of(config.engine, hardware.kind, constants)
     rank = _rank(config, vocab_size, world_size, hardware, behaviour, constants)
     dp = data_parallel_size(config.parallel, world_size)

@@ -133,13 +133,24 @@ def test_a_file_that_is_not_a_result_is_refused(tmp_path: Path, content: str):
         (["model=tiny"], {"out": Path("taken/bench.json/out")}, "bench.json/out: cannot be created (Not a directory)"),
         (["suite=tiny"], {"out": Path("taken/bench.json/out")}, "bench.json/out: cannot be created (Not a directory)"),
         (["train.micro_batch_size=5"], {}, "train.global_batch_size=16: must be a multiple"),
+        (["suite=tiny"], {"record": Path("a.yaml"), "steps": 3}, "it does not go with --steps, suite=tiny"),
+        ([], {"record": Path("none/a.yaml")}, "--record none/a.yaml: there is no folder none\n  hint: make it"),
+        ([], {"record": Path("taken")}, "--record taken: must end in .yaml"),
     ],
 )
 def test_a_mistake_is_reported_in_one_line(tmp_path, monkeypatch, words, options, message):
     monkeypatch.chdir(tmp_path)
     Path("taken").mkdir()
     Path("taken/bench.json").touch()
-    given = {"warmup": None, "steps": None, "out": None, "vocab_size": None, "only": [], "row_minutes": None} | options
+    given = {
+        "warmup": None,
+        "steps": None,
+        "out": None,
+        "vocab_size": None,
+        "only": [],
+        "row_minutes": None,
+        "record": None,
+    } | options
     with pytest.raises(UserError) as caught:
         bench_command.run(argparse.Namespace(overrides=words, **given))
     assert message in str(caught.value) and "\n" not in caught.value.message
@@ -275,7 +286,15 @@ def test_the_saved_command_has_no_secrets(tmp_path, monkeypatch):
     kept = []
     monkeypatch.setattr("pretrain.bench.measure.bench", lambda config, wanted: kept.extend(wanted.command))
     monkeypatch.setattr("sys.argv", ["pretrain", "bench", *words])
-    given = {"warmup": None, "steps": None, "out": None, "vocab_size": None, "only": [], "row_minutes": None}
+    given = {
+        "warmup": None,
+        "steps": None,
+        "out": None,
+        "vocab_size": None,
+        "only": [],
+        "row_minutes": None,
+        "record": None,
+    }
     bench_command.run(argparse.Namespace(overrides=["model=tiny"], **given))
     assert kept == ["pretrain", "bench", *reported] and "hidden" not in table + "".join(kept)
 
