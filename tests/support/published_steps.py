@@ -188,6 +188,7 @@ def behaviour_of_stack(stack: str, attention: str, constants: Constants) -> Beha
         reduction="after",
         host_layer=constants.megatron_host,
         host_collective_us=constants.megatron_collective_us,
+        host_eager_softmax_us=constants.megatron_eager_softmax_us,
         host_micro_batch_us=constants.megatron_micro_batch_us,
     )
     text = stack.lower()
@@ -199,11 +200,16 @@ def behaviour_of_stack(stack: str, attention: str, constants: Constants) -> Beha
         return dataclasses.replace(megatron, reduction="overlapped", reduced_bytes=4.0)
     if "llmq" in text or "llm.c" in text or "c++" in text:
         return dataclasses.replace(
-            compiled, elementwise=1.0, host_layer=0.0, loss_bytes=8.0, optimizer_bytes=20.0, accumulates=True
+            compiled,
+            elementwise=constants.megatron_bytes,
+            host_layer=0.0,
+            loss_bytes=8.0,
+            optimizer_bytes=20.0,
+            accumulates=True,
         )
     if "composer" in text or "fsdp1 (mpt)" in text:
         return dataclasses.replace(eager, stops_early=True)
-    if "compile" in text or "jax" in text or "fsdp2" in text or "maxtext" in text:
+    if "meta" in text or "llama" in text or "compile" in text or "jax" in text or "fsdp2" in text or "maxtext" in text:
         return compiled
     if "nanotron" in text:
         # Its norms, rotary positions and loss are fused kernels, its activations and sums are not.

@@ -16,11 +16,11 @@ from pretrain.planner.time.hardware import Kind
 class Constants:
     """Numbers of the model that no source publishes. All were fitted together on published step times."""
 
-    straggling: float = 0.023
+    straggling: float = 0.01
     """Share that a step grows by with every 2^10 ranks, because all wait for the slowest."""
-    eager_bytes: float = 3.2
+    eager_bytes: float = 2.76
     """Bytes of elementwise operations, one kernel each, over those of fused ones."""
-    compiled_bytes: float = 2.0
+    compiled_bytes: float = 1.52
     """The same under torch.compile."""
     narrow_heads_gpu: float = 1.0
     """Rate of fused attention with heads of 64 columns over that with 128."""
@@ -28,15 +28,16 @@ class Constants:
     """Bytes that the optimizer moves for each parameter: gradients, masters, moments, 16-bit copies."""
     eager_loss_bytes: float = 28.0
     """Bytes for each logit of an unfused cross-entropy, forward and backward."""
-    megatron_bytes: float = 1.08
+    megatron_bytes: float = 0.74
     """The same in Megatron-LM with its fused kernels."""
-    megatron_host: float = 1.85
+    megatron_host: float = 1.86
     """Host time of a layer in Megatron-LM, over that of the machine's record."""
-    megatron_collective_us: float = 44.0
-    megatron_micro_batch_us: float = 1300.0
-    host_overlap_power: float = 4.0
+    megatron_eager_softmax_us: float = 320.0
+    megatron_collective_us: float = 16.0
+    megatron_micro_batch_us: float = 1770.0
+    host_overlap_power: float = 4.1
     """Exponent of the norm that adds the device's and the host's time of a pass. Infinite: the longer of both."""
-    overlap_slowdown: float = 0.27
+    overlap_slowdown: float = 0.25
     """Share of hidden communication that still lengthens the step, because it takes bandwidth and multiprocessors."""
 
 
@@ -67,7 +68,9 @@ class Behaviour:
     host_layer: float = 1.0
     """Time of the host for a layer, over that of the machine's record."""
     host_collective_us: float = 0.0
-    """Microseconds of the host for each collective of a layer."""
+    """Microseconds of the host that each further rank of the group adds to a collective of a layer."""
+    host_eager_softmax_us: float = 0.0
+    """Microseconds of the host for an unfused softmax, where the fused one does not take the shape."""
     host_micro_batch_us: float = 0.0
     host_overlaps: bool = True
     """Whether the host starts kernels while earlier ones run."""

@@ -153,13 +153,21 @@ def _hidden(rank: Rank) -> int:
 def _with_host(rank: Rank, parts: Parts, collectives: int) -> Parts:
     behaviour, machine = rank.behaviour, rank.hardware
     seconds = behaviour.host_layer * machine.host_layer_us.value * 1e-6
-    if rank.tensor.ranks > 1:
-        seconds += collectives * behaviour.host_collective_us * 1e-6
+    # Ranks of a group wait for the last host of the group.
+    seconds += collectives * behaviour.host_collective_us * (rank.tensor.ranks - 1) * 1e-6
+    if behaviour.attention == "unfused" and _softmax_is_eager(rank):
+        seconds += behaviour.host_eager_softmax_us * 1e-6
     if not behaviour.host_overlaps:
         return dataclasses.replace(parts, host=seconds)
     # The longer of the two; where both are equal, some operations wait for the host and others for the device.
     device, power = parts.seconds, rank.constants.host_overlap_power
     return dataclasses.replace(parts, host=(device**power + seconds**power) ** (1 / power) - device)
+
+
+def _softmax_is_eager(rank: Rank) -> bool:
+    """Whether Megatron's fused softmax does not take this shape: it needs a multiple of four score matrices."""
+    model = rank.config.model
+    return micro_batch_size(rank.config.train) * model.num_heads // rank.tensor.ranks % 4 != 0
 
 
 def _matrices(rank: Rank) -> list[tuple[int, int]]:

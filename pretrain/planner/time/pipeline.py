@@ -10,6 +10,9 @@ from dataclasses import dataclass
 SIMULATED_ROUNDS = 3
 """Micro-batches that are played, in multiples of the stages. Later ones repeat the period of the slowest stage."""
 
+LONG_PIPELINE = 32
+"""Pipelines of more stages are played for two rounds, which keeps the time of a plan short."""
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -26,11 +29,13 @@ def seconds_of(schedule: Schedule) -> float:
     """From the first forward pass to the end of the last backward pass."""
     stages, number = len(schedule.forward), schedule.micro_batches
     chunks = len(schedule.forward[0])
-    played = min(number, SIMULATED_ROUNDS * stages)
     if stages == 1:
         return number * (sum(schedule.forward[0]) + sum(schedule.backward[0]))
-    rest = number - played
-    return _play(schedule, played, chunks) + rest * max(busy_seconds(schedule))
+    rounds = SIMULATED_ROUNDS if stages <= LONG_PIPELINE else 2
+    played = min(number, rounds * stages)
+    if chunks > 1:
+        played = -(-played // stages) * stages  # the interleaved order takes them in groups
+    return _play(schedule, played, chunks) + (number - played) * max(busy_seconds(schedule))
 
 
 def busy_seconds(schedule: Schedule) -> list[float]:
