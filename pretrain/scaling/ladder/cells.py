@@ -187,7 +187,7 @@ def _cell(spec: LadderSpec, size: Size, length: Length, rated: float) -> Cell:
     words = [
         f"run.name={spec.name}-{name}",
         f"run.dir={LADDERS}/{spec.name}/runs/{name}",
-        f"tracking.wandb_group={spec.name}",
+        *([f"tracking.wandb_group={spec.name}"] if config.tracking.wandb != "off" else []),
         *size.words,
         "train.max_tokens=null",
         f"train.max_steps={steps}",
