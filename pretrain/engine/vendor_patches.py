@@ -132,9 +132,30 @@ PATCHES = (
     VendorPatch(
         "MLP's second output",
         MEGATRON,
-        "pretrain/model/gpt.py::_copy_output_bias",
+        "pretrain/model/feed_forward.py::FeedForward",
         "a parameter that is an output of a recomputed function makes the backward pass loop forever",
         "tests/ranks/test_recompute.py::test_recomputed_activations_change_no_bit",
+    ),
+    VendorPatch(
+        "MLP.forward",
+        MEGATRON,
+        "pretrain/model/feed_forward.py::FeedForward",
+        "SwiGLU keeps 5 matrices as wide as its output for the backward pass, of which 3 suffice",
+        "tests/ranks/test_saved.py::test_a_layer_keeps_only_what_backward_reads",
+    ),
+    VendorPatch(
+        "SelfAttention.forward, .get_query_key_value_tensors",
+        MEGATRON,
+        "pretrain/model/self_attention.py::SelfAttention",
+        "values are a view that keeps the whole matrix of queries, keys and values in memory",
+        "tests/ranks/test_saved.py::test_a_layer_keeps_only_what_backward_reads",
+    ),
+    VendorPatch(
+        "RotaryEmbedding.forward",
+        MEGATRON,
+        "pretrain/model/rotary.py::RotaryTables",
+        "each layer makes and keeps tables of cosines and sines of its own",
+        "tests/ranks/test_saved.py::test_a_layer_keeps_only_what_backward_reads",
     ),
     VendorPatch(
         "GPTModel.setup_embeddings_and_output_layer",

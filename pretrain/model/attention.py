@@ -1,4 +1,4 @@
-"""Causal attention by torch's scaled_dot_product_attention, as the core attention of Megatron's layers.
+"""Causal attention by torch's scaled_dot_product_attention, as the core attention of a layer.
 
 Megatron's own core attention stores the full score matrix. Shapes: s sequence, b batch, n query heads, g key/value
 heads, d head width. If attention stays within documents, Megatron's mask argument carries the document starts, on the

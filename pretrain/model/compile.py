@@ -16,13 +16,13 @@ from typing import Any, Literal
 
 import torch
 from megatron.core import utils as megatron_utils
-from megatron.core.models.common.embeddings import rope_utils
 from megatron.core.tensor_parallel import layers as megatron_layers
 from torch import Tensor, nn
 
 from pretrain.config.errors import ConfigError, Problem
 from pretrain.model.cross_entropy import compiled_passes
 from pretrain.model.gpt import Stage
+from pretrain.model.rotary import rotated
 
 CACHE = "TORCHINDUCTOR_CACHE_DIR"
 
@@ -54,14 +54,11 @@ def _compile_elementwise(stage: Stage, compiler: Callable[[Callable[..., Tensor]
     """Norms are not compiled: torch's own are single kernels."""
     config = stage.config
     activate = compiler(functools.partial(_activate, config.activation_func, config.gated_linear_unit))
-    sums = functools.partial(_sums, compiler(_add))
+    turn, sums = compiler(_rotate), functools.partial(_sums, compiler(_add))
     for layer in _layers(stage):
-        layer.mlp.forward = functools.partial(_feed_forward, layer.mlp, activate)
+        layer.mlp.activate, layer.self_attention.rotate = activate, turn
         if not config.hidden_dropout:  # dropout masks would come from the compiler's own generator
             layer.self_attn_bda = layer.mlp_bda = sums
-    # Megatron calls this kernel of Transformer Engine's if its configuration asks for fusion.
-    config.apply_rope_fusion = True
-    rope_utils.fused_apply_rotary_pos_emb = functools.partial(_rotate, compiler(rope_utils._apply_rotary_pos_emb_bshd))
 
 
 def _layers(stage: Stage) -> Iterator[Any]:
@@ -80,14 +77,6 @@ def _activate(activation: Callable[[Tensor], Tensor], gated: bool, inner: Tensor
     return activation(gate) * value
 
 
-def _feed_forward(
-    mlp: Any, activate: Callable[[Tensor, Tensor | None], Tensor], hidden: Tensor, **_: Any
-) -> tuple[Tensor, Tensor | None]:
-    """As Megatron's MLP: [s, b, h] -> [s, b, h], and the bias that the caller adds."""
-    output: tuple[Tensor, Tensor | None] = mlp.linear_fc2(activate(*mlp.linear_fc1(hidden)))
-    return output
-
-
 def _add(output: Tensor, bias: Tensor | None, residual: Tensor) -> Tensor:
     return residual + (output if bias is None else output + bias)
 
@@ -97,9 +86,9 @@ def _sums(add: Callable[..., Tensor], _training: bool, _fused: bool) -> Callable
     return lambda output_and_bias, residual, _probability: add(*output_and_bias, residual)
 
 
-def _rotate(rotate: Callable[..., Tensor], heads: Tensor, angles: Tensor, *, interleaved: bool) -> Tensor:
-    """heads [s, b, n, d], angles [s, 1 or b, 1, d] -> [s, b, n, d]."""
-    return rotate(heads, angles, rotary_interleaved=interleaved)
+def _rotate(heads: Tensor, tables: Tensor) -> Tensor:
+    """As rotary.rotate, differentiated by the compiler."""
+    return rotated(heads, tables[0], tables[1])
 
 
 def _ignore(*_: object, **__: object) -> None: ...

@@ -21,6 +21,7 @@ from pretrain.model.attention import ANY, chosen_kernels
 from pretrain.model.cross_entropy import EAGER, Passes, in_place_cross_entropy
 from pretrain.model.init import initial_value
 from pretrain.model.parameters import LocalParameter, describe, own_part, whole_shape
+from pretrain.model.rotary import RotaryTables
 from pretrain.model.specs import block_spec, transformer_config
 
 
@@ -34,8 +35,9 @@ class Chunk(GPTModel):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
-        for layer in self.decoder.layers:
-            layer.mlp.register_forward_hook(_copy_output_bias)
+        if self.position_embedding_type == "rope":
+            config = self.config
+            self.rotary_pos_emb = RotaryTables(config.kv_channels, self.rotary_base, config.pipeline_dtype)
 
     def setup_embeddings_and_output_layer(self) -> None:
         """Do nothing: both copies of a tied embedding are filled with equal values, and their gradients are summed.
@@ -66,18 +68,6 @@ class Chunk(GPTModel):
     def real_columns(self, columns: int) -> int:
         """How many of this rank's `columns` of logits are tokens rather than padding."""
         return min(max(self.real_vocab_size - self.tp_group.rank() * columns, 0), columns)
-
-
-def _copy_output_bias(
-    _module: nn.Module, _inputs: object, outputs: tuple[Tensor, Tensor | None]
-) -> tuple[Tensor, Tensor | None]:
-    """Replace the bias among the outputs of Megatron's feed-forward block by a copy.
-
-    If a recomputed function returns a parameter itself, the parameter becomes part of the function's graph, and the
-    backward pass never ends (megatron-core 0.16.1 with torch 2.13).
-    """
-    output, bias = outputs
-    return output, None if bias is None else bias.clone()
 
 
 class Stage(nn.Module):

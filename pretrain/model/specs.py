@@ -14,6 +14,8 @@ from pretrain.config.engine import EngineConfig, RecomputeConfig
 from pretrain.config.model import ModelConfig
 from pretrain.config.parallel import ParallelConfig, stage_chunks
 from pretrain.model.attention import CausalAttention, Kernels
+from pretrain.model.feed_forward import FeedForward
+from pretrain.model.self_attention import SelfAttention
 
 
 def transformer_config(model: ModelConfig, parallel: ParallelConfig, engine: EngineConfig) -> TransformerConfig:
@@ -65,14 +67,15 @@ def transformer_config(model: ModelConfig, parallel: ParallelConfig, engine: Eng
 
 
 def block_spec(model: ModelConfig, num_layers: int, kernels: Kernels) -> TransformerBlockSubmodules:
-    """Layers of Megatron's local modules with our norm and attention, and our final norm."""
+    """Layers of Megatron's local modules with our norms, attention and feed-forward block, and our final norm."""
     layer = get_gpt_layer_local_spec(normalization="RMSNorm" if model.norm == "rmsnorm" else None)
     layer.submodules.input_layernorm = Norm
     layer.submodules.pre_mlp_layernorm = Norm
+    layer.submodules.mlp = FeedForward
+    layer.submodules.self_attention.module = SelfAttention
     attention = layer.submodules.self_attention.submodules
     attention.core_attention = ModuleSpec(CausalAttention, params={"kernels": kernels})
-    if model.qk_norm:
-        attention.q_layernorm = attention.k_layernorm = Norm
+    attention.q_layernorm = attention.k_layernorm = Norm if model.qk_norm else None
     return TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=Norm)
 
 

@@ -57,8 +57,8 @@ def layer_bytes(model: ModelConfig, parallel: ParallelConfig, engine: EngineConf
     alike = width * 4 * hidden + (2 * hidden if model.hidden_dropout > 0 else 0)
     keys_values = 2 * max(model.kv_heads / tp, 1) * model.head_size
     attention = 2 * model.num_heads * model.head_size / tp + keys_values  # queries and attention's output
-    # Input of the activation and of the second matrix; SwiGLU keeps both projections and the gate's activation too.
-    inner = (4 if model.activation == "swiglu" else 2) * model.ffn_hidden_size / tp
+    # Input of the activation, which is twice as wide for SwiGLU, and of the second matrix.
+    inner = (3 if model.activation == "swiglu" else 2) * model.ffn_hidden_size / tp
     if recompute.granularity == "selective" and "mlp" in recompute.modules:
         inner = 0.0
     return alike / parts + width * (attention + inner)

@@ -46,6 +46,7 @@ RECOMPUTED = "tests/ranks/test_recompute.py::test_recomputed_activations_change_
 APART = "tests/ranks/test_documents.py::test_equals_one_process_given_each_document_alone"
 MEAN = "tests/ranks/test_loss_mask.py::test_the_mean_is_over_the_targets_that_count"
 FILLED = "tests/ranks/test_loss_mask.py::test_padding_of_interleaved_micro_batches_does_not_count"
+KEEPS = "tests/ranks/test_saved.py::test_a_layer_keeps_only_what_backward_reads"
 WAITS = "tests/ranks/test_no_waiting.py::test_no_device_sync_between_first_forward_and_last_backward"
 VIEW = "tests/unit/engine/test_device.py::test_any_view_is_pinned[one value for each row]"
 AS_ON_A_CPU = "tests/ranks/test_pretend_engine.py::test_all_values_equal_the_cpus"
@@ -371,11 +372,28 @@ MUTATIONS = (
     Mutation(
         "bias-copy",
         "the backward pass of a recomputed feed-forward block never ends",
-        "pretrain/model/gpt.py",
+        "pretrain/model/feed_forward.py",
         "None if bias is None else bias.clone()",
         "bias",
         (f"{RECOMPUTED}[one-both]",),
         seconds=40,
+    ),
+    # Memory.
+    Mutation(
+        "kept-values",
+        "a view of the values keeps the whole matrix of queries, keys and values",
+        "pretrain/model/self_attention.py",
+        "value = value.contiguous()",
+        "pass",
+        (f"{KEEPS}[llama]",),
+    ),
+    Mutation(
+        "kept-groups",
+        "copied queries are kept beside the matrix that they are copied from",
+        "pretrain/model/self_attention.py",
+        "1 in (groups, per_group)",
+        "True",
+        (f"{KEEPS}[gpt-grouped]",),
     ),
     Mutation(
         "dropout-of-replicas",

@@ -1,0 +1,56 @@
+"""Rotary position embeddings (Su et al. 2021), whose tables of cosines and sines all layers share.
+
+Shapes: s sequence, b batch, n heads, d head width. As in Llama, element i of a head turns together with element
+i + d / 2.
+"""
+
+from typing import Any
+
+import torch
+from megatron.core.models.common.embeddings import RotaryEmbedding
+from torch import Tensor
+
+
+class RotaryTables(RotaryEmbedding):
+    """Tables of one chunk, made once in the precision of the layers.
+
+    Megatron's own module hands out angles, of which each layer makes and keeps four tables.
+    """
+
+    def __init__(self, head_size: int, base: float, dtype: torch.dtype) -> None:
+        super().__init__(head_size, rotary_percent=1.0, rotary_base=base, use_cpu_initialization=True)
+        self._dtype = dtype
+        self._tables: Tensor | None = None
+
+    def forward(self, length: int, **_: Any) -> Tensor:
+        """Cosines and sines [2, s, 1, 1, d / 2] of the first `length` positions."""
+        if self._tables is None or self._tables.shape[1] < length:
+            angles = self.get_emb(length).chunk(2, -1)[0]
+            self._tables = torch.stack((angles.cos(), angles.sin())).to(self._dtype)
+        return self._tables[:, :length]
+
+
+def rotate(heads: Tensor, tables: Tensor) -> Tensor:
+    """heads [s, b, n, d], tables [2, s, 1, 1, d / 2] -> [s, b, n, d]. Nothing but the tables is kept."""
+    rotated: Tensor = _Rotation.apply(heads, tables)
+    return rotated
+
+
+def rotated(heads: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
+    """The formula, which torch differentiates: heads [s, b, n, d], tables [s, 1, 1, d / 2] -> [s, b, n, d]."""
+    first, second = heads.chunk(2, -1)
+    return torch.cat((first * cosines - second * sines, second * cosines + first * sines), -1)
+
+
+class _Rotation(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, heads: Tensor, tables: Tensor) -> Tensor:
+        ctx.save_for_backward(tables)
+        cosines, sines = tables
+        return rotated(heads, cosines, sines)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        """The gradient turns back by the same angles."""
+        cosines, sines = ctx.saved_tensors[0]
+        return rotated(gradients[0], cosines, -sines), None
