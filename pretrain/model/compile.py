@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 from megatron.core import utils as megatron_utils
 from megatron.core.tensor_parallel import layers as megatron_layers
+from megatron.core.transformer import TransformerConfig
 from torch import Tensor, nn
 
 from pretrain.config.errors import ConfigError, Problem
@@ -47,13 +48,14 @@ def compile_stage(stage: Stage, how: Literal["elementwise", "layers"], cache: Pa
         # Megatron warns about its own calls in every linear layer, which would break the graph.
         module.warnings = SimpleNamespace(warn=_ignore)
     for layer in _layers(stage):
+        layer.mlp.activate = _activation(stage.config)
         layer.compile(backend=backend, fullgraph=True)
 
 
 def _compile_elementwise(stage: Stage, compiler: Callable[[Callable[..., Tensor]], Callable[..., Tensor]]) -> None:
     """Norms are not compiled: torch's own are single kernels."""
     config = stage.config
-    activate = compiler(functools.partial(_activate, config.activation_func, config.gated_linear_unit))
+    activate = compiler(_activation(config))
     turn, sums = compiler(_rotate), functools.partial(_sums, compiler(_add))
     for layer in _layers(stage):
         layer.mlp.activate, layer.self_attention.rotate = activate, turn
@@ -65,6 +67,11 @@ def _layers(stage: Stage) -> Iterator[Any]:
     for module in stage.chunks:
         layers: nn.ModuleList = module.decoder.layers  # type: ignore[union-attr, assignment]
         yield from layers
+
+
+def _activation(config: TransformerConfig) -> Callable[[Tensor, Tensor | None], Tensor]:
+    """The formula: the compiler itself decides what to keep for the backward pass."""
+    return functools.partial(_activate, config.activation_func, config.gated_linear_unit)
 
 
 def _activate(activation: Callable[[Tensor], Tensor], gated: bool, inner: Tensor, bias: Tensor | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a layer keeps for its backward pass; and our functions compute what torch and Megatron do, to the last bit."""
+"""A layer keeps only what its backward pass reads; our functions equal those of torch and Megatron to the last bit."""
 
 import functools
 from collections.abc import Callable
