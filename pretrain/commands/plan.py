@@ -32,7 +32,8 @@ def add_options(parser: CommandParser) -> None:
 
 def run(given: argparse.Namespace) -> int:
     from pretrain.config.load import load_run_config
-    from pretrain.planner.plan import make_plan, plan, plan_as_json
+    from pretrain.planner.plan import make_plan, plan
+    from pretrain.planner.plan_json import plan_as_json
     from pretrain.planner.plan_time import chosen_hardware
 
     config = load_run_config(given.overrides)

@@ -18,7 +18,7 @@ COMMANDS = {
     "data": "inspect, verify, convert and merge prepared datasets",
     "train": "train a model, or resume its training",
     "submit": "train on a Slurm cluster: one run, or a sweep of runs",
-    "plan": "check a parallel layout and its memory, without starting it",
+    "plan": "check a parallel layout; predict its memory, time and cost, without starting it",
     "scale": "sizes x tokens as runs: plan, train, table, scaling law",
     "bench": "measure a training step: speed, MFU, memory, and what limits it",
     "status": "show runs: jobs, steps, speed, time left, how they ended",

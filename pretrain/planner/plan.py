@@ -3,12 +3,10 @@
 Nothing is started and torch is not imported: it runs on a login node.
 """
 
-import dataclasses
 import itertools
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from data_pipeline.shards.folder import LocalFolder
 from data_pipeline.shards.manifest import MANIFEST_FILE
@@ -25,6 +23,7 @@ from pretrain.planner.plan_time import run_tokens, time_lines, unknown_hardware_
 from pretrain.planner.shapes import StageShapes, all_stages
 from pretrain.planner.time.hardware import Hardware
 from pretrain.planner.time.result import StepTime
+from pretrain.planner.time.sensitivity import guesses_that_matter
 from pretrain.planner.time.step import predict_step
 
 GIB = 2**30
@@ -120,34 +119,9 @@ def plan(
     if made.step is None or hardware is None:
         lines += unknown_hardware_lines()
     else:
-        lines += ["", *time_lines(made.step, hardware, run_tokens(config), price)]
+        guesses = guesses_that_matter(config, made.vocab_size, world_size, made.modes, hardware)
+        lines += ["", *time_lines(made.step, hardware, guesses, run_tokens(config), price)]
     return "\n".join(lines) + "\n"
-
-
-def plan_as_json(made: Plan, price: float | None = None) -> dict[str, Any]:
-    """All figures of a plan: bytes, seconds, and what the run costs."""
-    config = made.config
-    traffic = step_traffic(config, made.vocab_size, made.world_size, made.modes)
-    peak = max(stage.peak for stage in made.memory)
-    budget = None if made.gpu_memory is None else HEADROOM * made.gpu_memory * GIB
-    return {
-        "model": config.model.name,
-        "ranks": made.world_size,
-        "vocab_size": made.vocab_size,
-        "layout": {
-            **dataclasses.asdict(config.parallel),
-            "dp": data_parallel_size(config.parallel, made.world_size),
-            "zero_stage": config.engine.zero_stage,
-            "precision": config.engine.precision,
-        },
-        "micro_batch_size": config.train.micro_batch_size,
-        "micro_batches": micro_batches(config.train, data_parallel_size(config.parallel, made.world_size) or 1),
-        "modes": dataclasses.asdict(made.modes),
-        "memory": [{**dataclasses.asdict(stage), "peak": stage.peak} for stage in made.memory],
-        "traffic": [dataclasses.asdict(stage) for stage in traffic],
-        "fits": None if budget is None else peak <= budget,
-        "time": None if made.step is None else made.step.as_json(run_tokens(config), price),
-    }
 
 
 def _ranks_from_environment() -> int:

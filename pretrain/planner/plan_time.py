@@ -1,14 +1,17 @@
 """The predicted time of a step in the output of `pretrain plan`."""
 
+from collections.abc import Sequence
+
 from pretrain.config.derived import tokens_per_step
 from pretrain.config.run import RunConfig
 from pretrain.planner.time.hardware import Hardware, load_hardware, preset_names
 from pretrain.planner.time.result import StepTime
+from pretrain.planner.time.sensitivity import Sensitivity
 
 SHOWN_SHARE = 0.001
 """Parts below this share of a step are not printed."""
-MAX_NAMES = 6
-"""Names of guessed numbers that are printed."""
+MAX_NAMES = 4
+"""Guessed numbers that are printed."""
 
 
 def chosen_hardware(config: RunConfig, name: str | None) -> Hardware | None:
@@ -24,7 +27,9 @@ def run_tokens(config: RunConfig) -> int:
     return (config.train.max_steps or 0) * tokens_per_step(config)
 
 
-def time_lines(step: StepTime, hardware: Hardware, tokens: int, price: float | None) -> list[str]:
+def time_lines(
+    step: StepTime, hardware: Hardware, guesses: Sequence[Sensitivity], tokens: int, price: float | None
+) -> list[str]:
     """A table of the parts of a step, then speed, length and cost of the run, and where the numbers come from."""
     device = "GPU" if hardware.kind == "gpu" else "rank"
     shares = ", ".join(f"{step.mfu[key]:.1%} by {words}" for key, words in _CONVENTIONS)
@@ -35,7 +40,7 @@ def time_lines(step: StepTime, hardware: Hardware, tokens: int, price: float | N
         f"limited by {step.limit}",
         f"{step.tokens_per_second_per_rank:,.0f} tokens/s on each {device}; MFU {shares}",
         _run_line(step, device, tokens, price),
-        *_origin_lines(step),
+        *_origin_lines(step, guesses),
     ]
     return lines
 
@@ -68,12 +73,12 @@ def _run_line(step: StepTime, device: str, tokens: int, price: float | None) -> 
     return line
 
 
-def _origin_lines(step: StepTime) -> list[str]:
+def _origin_lines(step: StepTime, guesses: Sequence[Sensitivity]) -> list[str]:
     counts = ", ".join(f"{len(names)} {_WORDS[origin]}" for origin, names in step.origins.items())
     lines = [f"numbers of the machine: {counts}"]
-    if guessed := step.origins.get("guess"):
-        more = f" and {len(guessed) - MAX_NAMES} more" if len(guessed) > MAX_NAMES else ""
-        lines.append(f"guessed: {', '.join(guessed[:MAX_NAMES])}{more}")
+    if guesses:
+        shown = ", ".join(f"{guess.name} {guess.effect:.1%}" for guess in guesses[:MAX_NAMES])
+        lines.append(f"guesses that matter most (change of a step if 10% lower): {shown}")
     return lines
 
 

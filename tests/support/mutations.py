@@ -494,6 +494,22 @@ MUTATIONS = (
         ("tests/runs/test_branch.py::test_a_branch_ends_as_the_whole_run_bit_for_bit",),
     ),
     Mutation(
+        "transfers-for-free",
+        "planned pipelines send between stages in no time",
+        "pretrain/planner/time/pipeline.py",
+        "seconds += transfer",
+        "seconds += 0.0",
+        ("tests/unit/planner/time/test_pipeline.py::test_transfers_lengthen_a_step",),
+    ),
+    Mutation(
+        "products-without-waves",
+        "a planned product fills all multiprocessors, whatever its shape",
+        "pretrain/planner/time/products.py",
+        "waves = -(-tiles * split // sms)",
+        "waves = tiles * split / sms",
+        ("tests/unit/planner/time/test_products.py::test_a_wave_more_takes_longer",),
+    ),
+    Mutation(
         "manifest-unproved",
         "a checkpoint's manifest is read without its digest",
         "pretrain/checkpoint/manifest.py",

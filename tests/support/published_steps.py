@@ -215,6 +215,8 @@ def behaviour_of_stack(stack: str, attention: str, constants: Constants) -> Beha
         # Its norms, rotary positions and loss are fused kernels, its activations and sums are not.
         half_fused = (1 + constants.eager_bytes) / 2
         return dataclasses.replace(
-            eager, elementwise=half_fused, reduction="after", accumulates=True, reduced_bytes=4.0
+            eager, elementwise=half_fused, reduction="after", gather="serial", accumulates=True, reduced_bytes=4.0
         )
+    if "deepspeed zero-2" in text:
+        return dataclasses.replace(eager, gather="serial")  # parameters are gathered after the update
     return eager

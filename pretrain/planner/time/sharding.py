@@ -56,24 +56,22 @@ class DataParallel:
             traffic += chunk.num_layers * self._layer(self.gradient_width) + self._tables(chunk, self.gradient_width)
         return self._with_traffic(parts, traffic)
 
-    def once(self, stage: StageShapes, last_backward: float) -> float:
-        """Seconds in a step for what happens once: the reduction of whole gradients, the gather of parameters."""
+    def once(self, stage: StageShapes, first_forward: float, last_backward: float) -> float:
+        """Seconds in a step for what happens once: the reduction of whole gradients, the gather of parameters.
+
+        If they are overlapped, they run behind the last backward pass, and behind the first forward pass.
+        """
         if self.group.ranks == 1:
             return 0.0
-        links, elements = self.rank.links, stage.num_parameters
+        links, elements, behaviour = self.rank.links, stage.num_parameters, self.rank.behaviour
         seconds = 0.0
         if not self._reduces_in_passes:
             num_bytes = self.gradient_width * elements
-            reduction = (
-                links.all_reduce(num_bytes, self.group) if self.zero == 0 else links.gather(num_bytes, self.group)
-            )
-            if self.rank.behaviour.reduction == "overlapped":
-                reduction = max(0.0, reduction - last_backward) + self.rank.constants.overlap_slowdown * min(
-                    reduction, last_backward
-                )
-            seconds += reduction
+            alone = links.all_reduce(num_bytes, self.group) if self.zero == 0 else links.gather(num_bytes, self.group)
+            seconds += self._behind(alone, last_backward) if behaviour.reduction == "overlapped" else alone
         if self.zero in (1, 2) or (self.zero == 3 and not self._gathers_in_passes):
-            seconds += links.gather(self.width * elements, self.group)
+            alone = links.gather(self.width * elements, self.group)
+            seconds += self._behind(alone, first_forward) if behaviour.gather == "overlapped" else alone
         return seconds
 
     def optimizer_seconds(self, stage: StageShapes) -> float:
@@ -100,9 +98,13 @@ class DataParallel:
 
     def _with_traffic(self, parts: Parts, traffic: float) -> Parts:
         if self.rank.behaviour.gather == "overlapped":
-            hidden = min(traffic, parts.seconds)
-            traffic += self.rank.constants.overlap_slowdown * hidden - hidden
+            traffic = self._behind(traffic, parts.seconds)
         return dataclasses.replace(parts, data_parallel=parts.data_parallel + traffic)
+
+    def _behind(self, traffic: float, work: float) -> float:
+        """Seconds that overlapped traffic adds: what exceeds the work, and a share of what it hides behind."""
+        hidden = min(traffic, work)
+        return traffic - hidden + self.rank.constants.overlap_slowdown * hidden
 
     def _gather(self, chunk: Chunk) -> float:
         return chunk.num_layers * self._layer(self.width) + self._tables(chunk, self.width)

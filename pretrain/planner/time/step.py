@@ -64,14 +64,15 @@ def predict_step(
     busy = busy_seconds(schedule)
     busiest = busy.index(max(busy))
     work = _sum([part for chunk in passes[busiest] for part in chunk]).times(number)
-    last_backward = min(sum(backward.seconds for _, backward in chunks) for chunks in passes)
+    first = min(sum(forward.seconds for forward, _ in chunks) for chunks in passes)
+    last = min(sum(backward.seconds for _, backward in chunks) for chunks in passes)
     parts = {
         "matrix products": work.products,
         "attention": work.attention,
         "elementwise": work.elementwise,
         "tensor parallel": work.tensor_parallel,
         "pipeline": max(0.0, in_passes - work.seconds),
-        "data parallel": work.data_parallel + max(sharding.once(stage, last_backward) for stage in stages),
+        "data parallel": work.data_parallel + max(sharding.once(stage, first, last) for stage in stages),
         "optimizer": max(sharding.optimizer_seconds(stage) for stage in stages),
         "host": work.host + hardware.host_step_us.value * 1e-6 + sharding.host_seconds,
     }

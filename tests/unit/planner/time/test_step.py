@@ -10,6 +10,7 @@ from pretrain.config.load import load_run_config
 from pretrain.planner.memory import Modes
 from pretrain.planner.time.hardware import load_hardware, preset_names
 from pretrain.planner.time.result import StepTime
+from pretrain.planner.time.sensitivity import guesses_that_matter
 from pretrain.planner.time.step import predict_step
 
 PER_STEP = Modes("per_step", "per_step")
@@ -62,6 +63,13 @@ def test_a_pipeline_costs_its_bubble() -> None:
 
 def test_a_faster_machine_is_faster() -> None:
     assert step(8, hardware="b200").seconds < step(8).seconds < step(8, hardware="a100_80").seconds
+
+
+def test_guesses_are_ranked_by_their_effect() -> None:
+    config = load_run_config(["model=gpt3_6.7b", "engine=zero1_bf16", "train.global_batch_size=512"])
+    guesses = guesses_that_matter(config, 50257, 64, PER_STEP, load_hardware("h100"))
+    assert [guess.effect for guess in guesses] == sorted((guess.effect for guess in guesses), reverse=True)
+    assert guesses[0].name == "sustained_share" and 0.03 < guesses[0].effect < 0.12
 
 
 def test_one_network_card_a_ring_is_slower() -> None:
