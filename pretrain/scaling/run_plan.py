@@ -1,18 +1,16 @@
 """From a predicted run to one that can be started: the nearest preset, a layout, and its planned time and cost."""
 
-import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from data_pipeline.errors import UserError
 from pretrain.config.checks import check_run
+from pretrain.config.derived import with_micro_batch_size
 from pretrain.config.describe import CONF_DIR
-from pretrain.config.errors import ConfigError
 from pretrain.config.load import load_run_config
 from pretrain.config.model import ModelConfig
 from pretrain.config.records import to_record
@@ -25,9 +23,8 @@ from pretrain.planner.time.hardware import Hardware
 from pretrain.planner.time.result import StepTime
 from pretrain.planner.time.step import predict_step
 from pretrain.scaling.laws.hyperparameters import HyperparameterLaw
+from pretrain.scaling.layouts import fastest_layout
 
-SIZES = (1, 2, 4, 8, 16)
-"""Tensor- and pipeline-parallel sizes that are tried."""
 FIRST_SPEED = 2e14
 """FLOP/s of a GPU from which the search for the compute of a budget starts."""
 
@@ -109,7 +106,7 @@ def plan_run(
     law: HyperparameterLaw,
     overrides: Sequence[str] = (),
 ) -> RunPlan:
-    """The fastest layout that fits; raises UserError if none does.
+    """The fastest layout that fits; raises ConfigError if none does.
 
     The batch is that of the law, rounded to a multiple of the ranks, unless the overrides have one.
     """
@@ -119,18 +116,16 @@ def plan_run(
         samples = law.batch_tokens(preset.parameters, tokens) / config.model.seq_length
         batch = max(1, round(samples / ranks)) * ranks
         config = replace(config, train=replace(config.train, global_batch_size=batch))
-    check_run(config, ranks)
     vocab_size, _ = vocabulary(config)
-    is_given = any(word.startswith(("parallel.", "parallel=")) for word in overrides)
-    shapes = [(config.parallel.tp, config.parallel.pp)] if is_given else list(itertools.product(SIZES, SIZES))
-    planned = list(_layouts(config, vocab_size, ranks, hardware, shapes))
-    if not planned:
-        raise UserError(
-            f"{preset.name} on {ranks} ranks of {hardware.name}: no layout fits in {hardware.memory_gib.value:g} GiB",
-            "give more --ranks, or other settings, such as engine=zero3_bf16 or engine.recompute.granularity=full",
-        )
-    best, step = min(planned, key=lambda pair: pair[1].seconds)
-    return RunPlan(best, preset.parameters, ranks, step, tokens)
+    check_run(with_micro_batch_size(config, 1), ranks)
+    budget = int((config.cluster.gpu_memory_gib or hardware.memory_gib.value) * GIB)
+    if any(word.startswith(("parallel.", "parallel=")) for word in overrides):
+        config = with_micro_batch(config, vocab_size, ranks, budget)
+    else:
+        config = fastest_layout(config, vocab_size, ranks, hardware)
+    modes = choose_modes(config, vocab_size, ranks, budget)
+    step = predict_step(config, vocab_size, ranks, modes, hardware)
+    return RunPlan(config, preset.parameters, ranks, step, tokens)
 
 
 @dataclass(frozen=True)
@@ -158,20 +153,3 @@ def flops_for_hours(
         planned = plan(preset, tokens)
         flops = hours * 3600 * planned.flops_per_second
         seen[preset.name] = Affordable(flops, planned)
-
-
-def _layouts(
-    config: RunConfig, vocab_size: int, ranks: int, hardware: Hardware, shapes: Sequence[tuple[int, int]]
-) -> Iterator[tuple[RunConfig, StepTime]]:
-    """Each legal layout that fits, with its time; `shapes`: tensor- and pipeline-parallel sizes."""
-    budget = int(hardware.memory_gib.value * GIB)
-    for tp, pp in shapes:
-        tried = replace(config, parallel=replace(config.parallel, tp=tp, pp=pp))
-        try:
-            check_run(tried, ranks)
-            tried = with_micro_batch(tried, vocab_size, ranks, budget)
-            check_run(tried, ranks)
-        except ConfigError:
-            continue
-        modes = choose_modes(tried, vocab_size, ranks, budget)
-        yield tried, predict_step(tried, vocab_size, ranks, modes, hardware)

@@ -215,7 +215,7 @@ def _cell(spec: LadderSpec, size: Size, length: Length, rated: float) -> Cell:
 def _auto_layout(spec: LadderSpec, size: Size, batch: int) -> list[str]:
     """Overrides for the fastest layout of a step of this batch."""
     from pretrain.planner.time.hardware import load_hardware
-    from pretrain.scaling.ladder.layouts import fastest_layout, layout_words
+    from pretrain.scaling.layouts import fastest_layout, layout_words
 
     assert spec.hardware is not None, "a rule of the ladder file"
     config = replace(size.config, train=replace(size.config.train, global_batch_size=batch))

@@ -28,7 +28,9 @@ def fastest_layout(config: RunConfig, vocab_size: int, ranks: int, hardware: Har
             best = seconds, tried
     if best is None:
         rule = f"no layout of {config.model.name} fits on {ranks} ranks of {hardware.name}"
-        raise ConfigError([Problem("layout", "auto", rule, "set cluster.nodes, engine.zero_stage or engine.recompute")])
+        raise ConfigError(
+            [Problem("layout", "auto", rule, "use more ranks, engine=zero3_bf16 or engine.recompute.granularity=full")]
+        )
     return best[1]
 
 
