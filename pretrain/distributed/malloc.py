@@ -13,8 +13,9 @@ SMALL, LARGE = 1 << 20, 32 << 20
 def large_blocks_apart() -> Iterator[None]:
     """Within the context, each block from 1 MiB on is mapped separately, so that freeing it returns its memory.
 
-    Otherwise whole tensors leave holes between the shares that are kept of them: measured up to a quarter more memory
-    at the peak. Afterwards the limit is where glibc's own adjustment ends, 32 MiB: mapping again in every step is slow.
+    Otherwise the buffers that a parameter passes through leave holes between the parameters that stay: measured up to a
+    quarter more memory at the peak. Afterwards the limit is where glibc's own adjustment ends, 32 MiB: mapping again in
+    every step is slow.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is None:

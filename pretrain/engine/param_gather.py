@@ -4,10 +4,11 @@ Written for deepspeed 0.19.8. Its hooks expect forward and backward passes in tu
 backward passes of different micro-batches, and ends with several backward passes in a row.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from pretrain.engine.nvme_offload import reserve_for_shares
 from pretrain.planner.memory import gather_pieces
@@ -16,7 +17,10 @@ GATHERED_UNTIL_STEP = "gathered until the step"
 
 
 def zero3_partitioner(groups_for_deepspeed: Any, config: dict[str, Any]) -> Any:
-    """A function that reduces a filled parameter to this rank's part, as `deepspeed.zero.Init` does."""
+    """A function that reduces a parameter to this rank's part, as `deepspeed.zero.Init` does: `build_stage` calls it.
+
+    DeepSpeed would send the whole parameter from one rank to all. Here each rank computes its own part alone.
+    """
     import deepspeed
 
     deepspeed.init_distributed(auto_mpi_discovery=False)  # without it, DeepSpeed assumes a single process
@@ -27,7 +31,29 @@ def zero3_partitioner(groups_for_deepspeed: Any, config: dict[str, Any]) -> Any:
     )
     if init.param_swapper is not None:
         reserve_for_shares(init.param_swapper, groups_for_deepspeed.get_data_parallel_world_size())
-    return lambda parameter: init._convert_to_zero_parameters([parameter])
+
+    def partition(parameter: Any, write: Callable[..., None]) -> None:
+        init._convert_to_deepspeed_param(parameter)
+        parameter.contiguous = lambda: Unwritten(parameter.dtype, write)
+        parameter.partition()
+        del parameter.contiguous
+
+    return partition
+
+
+class Unwritten:
+    """Stands for a parameter's whole values where DeepSpeed takes this rank's range out of them."""
+
+    def __init__(self, dtype: torch.dtype, write: Callable[..., None]) -> None:
+        self._dtype, self._write = dtype, write
+
+    def view(self, _: int) -> "Unwritten":
+        return self
+
+    def narrow(self, _: int, start: int, length: int) -> Tensor:
+        values = torch.empty(length, dtype=self._dtype)
+        self._write(values, start=start)
+        return values
 
 
 def gather_until_step(parameters: Iterable[nn.Parameter]) -> None:

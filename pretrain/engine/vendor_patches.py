@@ -102,6 +102,13 @@ PATCHES = (
         "tests/ranks/test_precision.py::test_16_bits_stay_close_to_fp32",
     ),
     VendorPatch(
+        "parameter .contiguous while it is partitioned; zero.Init's broadcast",
+        DEEPSPEED,
+        "pretrain/engine/param_gather.py::zero3_partitioner",
+        "each rank would need all values of a parameter, and one rank would send them to all",
+        "tests/ranks/test_param_gather.py::test_building_holds_the_share_and_one_tensors_share_twice",
+    ),
+    VendorPatch(
         "module.ds_grads_remaining",
         DEEPSPEED,
         "pretrain/engine/param_gather.py::BackwardCounts",

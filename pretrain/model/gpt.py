@@ -1,6 +1,7 @@
 """Build this rank's part of the decoder on the meta device, and fill it with layout-independent weights."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -20,7 +21,7 @@ from pretrain.distributed.malloc import large_blocks_apart
 from pretrain.model.attention import ANY, chosen_kernels
 from pretrain.model.cross_entropy import EAGER, Passes, in_place_cross_entropy
 from pretrain.model.init import initial_value
-from pretrain.model.parameters import LocalParameter, describe, own_part, whole_shape
+from pretrain.model.parameters import LocalParameter, describe, own_rows, whole_shape
 from pretrain.model.rotary import RotaryTables
 from pretrain.model.specs import block_spec, transformer_config
 
@@ -98,13 +99,14 @@ def build_stage(
     groups: ProcessGroups,
     device: torch.device,
     attention: AttentionRequest | None = None,
-    partition: Callable[[nn.Parameter], None] | None = None,
+    partition: Callable[[nn.Parameter, Callable[..., None]], None] | None = None,
 ) -> Stage:
     """This rank's chunks on `device`, in the engine's precision. Process groups must exist.
 
     `attention`: the call for which attention kernels are chosen; None: torch chooses among all kernels.
-    `partition` is called with each parameter once it is filled, before the next one is created, and may free the parts
-    that other ranks keep. So at most one whole tensor is in memory beside the parts.
+    `partition(parameter, write)` reduces each parameter, which has a shape but no values yet, to this rank's partition.
+    `write(out, start=START)` writes elements START, START + 1, ... of the flat parameter into a flat tensor. So no rank
+    ever holds a whole tensor.
     """
     tp = parallel.tp
     config = transformer_config(model, parallel, engine)
@@ -137,15 +139,18 @@ def build_stage(
                 tied = is_table and model.tie_embeddings and parallel.pp > 1
                 is_copy = tied and name == "output_layer.weight"
                 local = describe(name, parameter, first_layer=part.first, tied=tied, is_copy=is_copy, tp=tp)
-                whole = initial_value(local.name, whole_shape(local, tp), model=model, vocab_size=vocab_size, seed=seed)
-                value = own_part(local, whole, model=model, tp=tp, tp_rank=groups.tp_rank)
-                del whole
-                filled = nn.Parameter(value.to(device, config.pipeline_dtype).contiguous())
-                del value
+                value = initial_value(local.name, whole_shape(local, tp), model=model, vocab_size=vocab_size, seed=seed)
+                rows = own_rows(local, model=model, tp=tp, tp_rank=groups.tp_rank)
+                if partition is None:
+                    data = torch.empty(local.shape, dtype=config.pipeline_dtype, device=device)
+                    value.write(data.view(-1), rows)
+                else:  # the shape alone, without its memory
+                    data = torch.empty(1, dtype=config.pipeline_dtype, device=device).expand(local.shape)
+                filled = nn.Parameter(data)
                 filled.__dict__.update(parameter.__dict__)  # Megatron's marks, such as `tensor_model_parallel`
                 owner, _, leaf = name.rpartition(".")
                 setattr(chunk.get_submodule(owner), leaf, filled)
                 stage.local[filled] = local
                 if partition is not None:
-                    partition(filled)
+                    partition(filled, partial(value.write, rows=rows))
     return stage

@@ -1,37 +1,66 @@
-"""Initial weights as a pure function of the seed and the parameter name: the same in every layout.
+"""Initial weights: a function of seed, parameter name and index in the whole tensor, so equal in every layout.
 
 As in Radford et al. 2019 and Shoeybi et al. 2019: normal with `init_std`, residual projections divided by sqrt(2 L),
 biases 0, norm weights 1. Rows that pad the vocabulary are 0, and stay 0 because they never enter the loss.
 """
 
-import hashlib
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from pretrain.config.model import ModelConfig
+from pretrain.model.normals import NormalStream
+from pretrain.model.rows import Rows
 
 RESIDUAL_PROJECTIONS = ("self_attention.linear_proj.weight", "mlp.linear_fc2.weight")
 VOCABULARY_TABLES = ("word_embeddings.weight", "output_layer.weight")
+PIECE = 1 << 22
+"""Elements that are drawn in fp32 on the host before they are copied to the device in its precision."""
 
 
-def initial_value(name: str, shape: torch.Size, *, model: ModelConfig, vocab_size: int, seed: int) -> Tensor:
-    """The whole fp32 tensor `name` on the CPU."""
-    if name.endswith(".bias"):
-        return torch.zeros(shape)
-    if len(shape) == 1:
-        return torch.ones(shape)
+@dataclass(frozen=True)
+class InitialValue:
+    """The initial value of a whole tensor. Each rank computes its share of it alone."""
+
+    name: str
+    seed: int
+    std: float
+    """Standard deviation; 0: every element is `mean`."""
+    mean: float
+    end: int | None = None
+    """Index in the flat row-major tensor from which on the vocabulary is padding, and the value 0."""
+
+    def write(self, out: Tensor, rows: Rows, start: int = 0) -> None:
+        """Write the elements from `start` on of `rows` into `out` [n], of any device and precision."""
+        if not self.std:
+            out.fill_(self.mean)
+            return
+        stream = NormalStream(self.seed, self.name)
+        piece = torch.empty(min(PIECE, len(out)))
+        for at in range(0, len(out), PIECE):
+            drawn = piece[: len(out) - at]
+            self._draw(stream, drawn, rows.cut(start + at, start + at + len(drawn)))
+            out[at : at + PIECE].copy_(drawn)
+
+    def _draw(self, stream: NormalStream, out: Tensor, blocks: list[Rows]) -> None:
+        for block, part in zip(blocks, out.split([block.numel for block in blocks]), strict=True):
+            real = part.numel()
+            if self.end is not None:
+                assert block.count == 1, "vocabularies are split by rows"
+                real = min(max(self.end - block.first, 0), real)
+                part[real:] = 0
+            values = part[:real].view(block.count, -1).numpy()
+            stream.fill_rows(values, block.first, block.stride, self.std)
+
+
+def initial_value(name: str, shape: torch.Size, *, model: ModelConfig, vocab_size: int, seed: int) -> InitialValue:
+    """That of the tensor `name` of `model`, which has `shape` if it is not split."""
+    if name.endswith(".bias") or len(shape) == 1:
+        return InitialValue(name, seed, std=0.0, mean=0.0 if name.endswith(".bias") else 1.0)
     std = model.init_std
     if name.endswith(RESIDUAL_PROJECTIONS):
         std /= math.sqrt(2 * model.num_layers)
-    value = torch.zeros(shape)
-    # Padding is not drawn, because torch's last few values depend on how many are drawn.
-    drawn = value[:vocab_size] if name.endswith(VOCABULARY_TABLES) else value
-    drawn.normal_(0.0, std, generator=_generator(seed, name))
-    return value
-
-
-def _generator(seed: int, name: str) -> torch.Generator:
-    digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+    end = vocab_size * shape[1:].numel() if name.endswith(VOCABULARY_TABLES) else None
+    return InitialValue(name, seed, std, 0.0, end)

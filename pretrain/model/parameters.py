@@ -5,10 +5,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pretrain.config.model import ModelConfig
 from pretrain.model.init import VOCABULARY_TABLES
+from pretrain.model.rows import Rows
 
 WORD_EMBEDDING = "embedding.word_embeddings.weight"
 
@@ -68,14 +69,16 @@ def whole_shape(parameter: LocalParameter, tp: int) -> torch.Size:
     return torch.Size(shape)
 
 
-def own_part(parameter: LocalParameter, whole: Tensor, *, model: ModelConfig, tp: int, tp_rank: int) -> Tensor:
+def own_rows(parameter: LocalParameter, *, model: ModelConfig, tp: int, tp_rank: int) -> Rows:
     """This rank's part of the whole tensor. SwiGLU's gate and up projections are split separately."""
+    whole = whole_shape(parameter, tp)
     if parameter.split is None:
-        return whole
-    if _is_gate_and_up(parameter.name, model):
-        halves = whole.view(2, whole.shape[0] // 2, *whole.shape[1:])
-        return halves.chunk(tp, 1)[tp_rank].reshape(parameter.shape)
-    return whole.chunk(tp, parameter.split)[tp_rank]
+        return Rows(0, 1, whole.numel(), 0)
+    matrices = 2 if _is_gate_and_up(parameter.name, model) else 1
+    # Splitting a dimension leaves one piece for each index of the dimensions before it.
+    count = matrices * whole[: parameter.split].numel()
+    length = parameter.shape.numel() // count
+    return Rows(tp_rank * length, count, length, tp * length)
 
 
 def logical_parts(

@@ -13,6 +13,7 @@ from pretrain.config.load import load_run_config
 from pretrain.config.run import RunConfig
 from pretrain.distributed.runtime import Runtime
 from pretrain.engine.param_gather import gather_until_step
+from pretrain.model.init import PIECE
 from pretrain.planner import memory
 from pretrain.pretend.machine import on_pretend_gpu
 from tests.support.models import VOCAB_SIZE, batches, run_config
@@ -164,6 +165,7 @@ class Building:
 
     share: int
     largest: int
+    """This rank's part of the largest tensor."""
     peak: int
     """Above what the process held before."""
 
@@ -173,7 +175,6 @@ def building(here: Runtime, small: RunConfig, config: RunConfig) -> Building:
     from pretrain.engine.deepspeed_config import deepspeed_config
     from pretrain.engine.param_gather import zero3_partitioner
     from pretrain.model.gpt import Stage, build_stage
-    from pretrain.model.parameters import whole_shape
 
     groups = join(here, config)
     vendor = deepspeed_config(
@@ -200,9 +201,8 @@ def building(here: Runtime, small: RunConfig, config: RunConfig) -> Building:
     stage = build(config, 32768)
     peak = process_memory("VmHWM") - before
     width = 2 if config.engine.precision == "bf16" else 4
-    share = sum(parameter.ds_tensor.numel() for parameter in stage.local) * width
-    largest = max(whole_shape(local, config.parallel.tp).numel() for local in stage.local.values()) * 4
-    return Building(share, largest, peak)
+    shares = [parameter.ds_tensor.numel() * width for parameter in stage.local]
+    return Building(sum(shares), max(shares), peak)
 
 
 def process_memory(key: str) -> int:
@@ -217,11 +217,12 @@ def process_memory(key: str) -> int:
         [("fp32", 2, ()), ("bf16", 4, ("parallel.pp=2",))],
     ),
 )
-def test_building_needs_memory_for_the_shard_and_two_tensors(
+def test_building_holds_the_share_and_one_tensors_share_twice(
     precision: str, world_size: int, shape: tuple[str, ...]
 ) -> None:
     ways = ("model=tiny_llama", "engine.zero_stage=3", "engine.device=cpu", f"engine.precision={precision}", *shape)
     size = ("hidden_size=1024", "ffn_hidden_size=4096", "num_layers=6", "num_heads=8")
     large = load_run_config([*ways, *(f"model.{setting}" for setting in size)])
     for rank in run_ranks(building, world_size, load_run_config(ways), large):
-        assert rank.share <= rank.peak <= rank.share + 2 * rank.largest, rank
+        # What is drawn at a time in fp32, and as much again for the allocator and the interpreter.
+        assert rank.share <= rank.peak <= rank.share + rank.largest + 2 * 4 * PIECE, rank

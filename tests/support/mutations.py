@@ -357,9 +357,9 @@ MUTATIONS = (
         "gate-and-up",
         "SwiGLU's two projections are cut as if they were one matrix",
         PARAMETERS,
-        "if _is_gate_and_up(parameter.name, model):",
-        "if False:",
-        (f"{PARITY}[llama-zero1-tp2-m3]",),
+        "matrices = 2 if _is_gate_and_up(parameter.name, model) else 1",
+        "matrices = 1",
+        (f"{PARITY}[llama-zero1-tp2-m3]", "tests/unit/model/test_rows.py::test_parts_are_those_of_tensor_parallelism"),
     ),
     Mutation(
         "decay",

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from pretrain.config.load import load_run_config
+from pretrain.model import init
 from pretrain.model.init import initial_value
+from pretrain.model.rows import Rows
 
 MODEL = load_run_config(["model=tiny", "model.num_layers=8", "model.init_std=0.03"]).model
 VOCAB_SIZE = 1000
@@ -19,7 +21,10 @@ FC1, FC2 = "decoder.layers.3.mlp.linear_fc1.weight", "decoder.layers.3.mlp.linea
 
 
 def value(name: str, *shape: int, seed: int = 7) -> torch.Tensor:
-    return initial_value(name, torch.Size(shape), model=MODEL, vocab_size=VOCAB_SIZE, seed=seed)
+    whole = torch.empty(shape)
+    value = initial_value(name, whole.shape, model=MODEL, vocab_size=VOCAB_SIZE, seed=seed)
+    value.write(whole.view(-1), Rows(0, 1, whole.numel(), 0))
+    return whole
 
 
 @pytest.mark.parametrize("name", [EMBEDDING, POSITION, QKV, FC1, "output_layer.weight"])
@@ -65,3 +70,20 @@ def test_padding_rows_are_zero_and_change_no_other(name: str, width: int) -> Non
     plain, padded = value(name, VOCAB_SIZE, width), value(name, VOCAB_SIZE + 24, width)
     assert (padded[VOCAB_SIZE:] == 0).all() and (padded[:VOCAB_SIZE] != 0).all()
     assert torch.equal(plain, padded[:VOCAB_SIZE])
+
+
+@pytest.mark.parametrize("piece", [64, 1000, 4096])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", [EMBEDDING, QKV, PROJECTION, "decoder.final_layernorm.weight"])
+def test_a_share_holds_the_values_of_the_whole(
+    monkeypatch: pytest.MonkeyPatch, name: str, dtype: torch.dtype, piece: int
+) -> None:
+    shape = (VOCAB_SIZE + 24,) if "layernorm" in name else (VOCAB_SIZE + 24, 35)
+    whole = value(name, *shape).flatten().to(dtype)
+    monkeypatch.setattr(init, "PIECE", piece)  # the number that is drawn at a time must not show
+    part = initial_value(name, torch.Size(shape), model=MODEL, vocab_size=VOCAB_SIZE, seed=7)
+    rows, share = Rows(0, 1, len(whole), 0), -(-len(whole) // 3)
+    for start in range(0, len(whole), share):
+        out = torch.empty(min(share, len(whole) - start), dtype=dtype)
+        part.write(out, rows, start)
+        assert torch.equal(out, whole[start : start + share])
