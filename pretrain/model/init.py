@@ -5,6 +5,7 @@ biases 0, norm weights 1. Rows that pad the vocabulary are 0, and stay 0 because
 """
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -16,8 +17,8 @@ from pretrain.model.rows import Rows
 
 RESIDUAL_PROJECTIONS = ("self_attention.linear_proj.weight", "mlp.linear_fc2.weight")
 VOCABULARY_TABLES = ("word_embeddings.weight", "output_layer.weight")
-PIECE = 1 << 22
-"""Elements that are drawn in fp32 on the host before they are copied to the device in its precision."""
+PIECE = 1 << 20
+"""Elements that one thread draws in fp32 on the host, before it copies them to the device in its precision."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,20 @@ class InitialValue:
         if not self.std:
             out.fill_(self.mean)
             return
-        stream = NormalStream(self.seed, self.name)
-        piece = torch.empty(min(PIECE, len(out)))
-        for at in range(0, len(out), PIECE):
-            drawn = piece[: len(out) - at]
-            self._draw(stream, drawn, rows.cut(start + at, start + at + len(drawn)))
-            out[at : at + PIECE].copy_(drawn)
+        pieces = [(out[at : at + PIECE], rows, start + at) for at in range(0, len(out), PIECE)]
+        number = min(torch.get_num_threads(), len(pieces))
+        if number < 2:
+            for piece in pieces:
+                self._write_piece(*piece)
+            return
+        with ThreadPoolExecutor(number) as threads:
+            list(threads.map(self._write_piece, *zip(*pieces, strict=True)))
+
+    def _write_piece(self, out: Tensor, rows: Rows, start: int) -> None:
+        drawn = torch.empty(len(out))
+        blocks = rows.cut(start, start + len(out))
+        self._draw(NormalStream(self.seed, self.name), drawn, blocks)
+        out.copy_(drawn)
 
     def _draw(self, stream: NormalStream, out: Tensor, blocks: list[Rows]) -> None:
         for block, part in zip(blocks, out.split([block.numel for block in blocks]), strict=True):

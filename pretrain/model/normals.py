@@ -38,7 +38,7 @@ class NormalStream:
     def __init__(self, seed: int, name: str) -> None:
         digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=16).digest()
         self._philox = np.random.Philox(key=int.from_bytes(digest, "little"))
-        self._count = 0  # at which the generator stands
+        self._count = 0  # of the generator
         self._work = _Workspace()
 
     def fill(self, out: Floats, first: int, std: float = 1.0) -> None:

@@ -82,6 +82,7 @@ def test_a_share_holds_the_values_of_the_whole(
     whole = value(name, *shape).flatten().to(dtype)
     monkeypatch.setattr(init, "PIECE", piece)  # the number that is drawn at a time must not show
     part = initial_value(name, torch.Size(shape), model=MODEL, vocab_size=VOCAB_SIZE, seed=7)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     rows, share = Rows(0, 1, len(whole), 0), -(-len(whole) // 3)
     for start in range(0, len(whole), share):
         out = torch.empty(min(share, len(whole) - start), dtype=dtype)
