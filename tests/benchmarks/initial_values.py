@@ -95,7 +95,7 @@ def main() -> None:
     elements = sum(tensor.numel() for tensor in held)
     size = sum(tensor.numel() * tensor.element_size() for tensor in held)
     part = count_parameters(model, VOCAB_SIZE).total
-    print(f"\n{part / 1e9:.2f}e9 parameters ({given.layers} of {config.model.num_layers} layers) on {given.ranks} ranks:")
+    print(f"\n{part / 1e9:.2f}e9 parameters ({given.layers} of {config.model.num_layers} layers), {given.ranks} ranks:")
     print(f"rank 0 computes {elements / 1e9:.3f}e9 in {seconds:.1f} s ({wall:.1f} s by the clock)")
     print(f"it holds {size / 2**30:.2f} GiB; its peak is {peak / 2**30:.2f} GiB")
     share = whole.total * elements / part
