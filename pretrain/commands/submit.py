@@ -1,4 +1,4 @@
-"""`pretrain submit`: the one command that calls the package `launch`."""
+"""`pretrain submit`: like `pretrain scale submit`, it calls the package `launch`."""
 
 import argparse
 from pathlib import Path
