@@ -28,6 +28,7 @@ from pretrain.distributed.vendor_imports import megatron_imports
 from pretrain.distributed.watchdog.errors import describe_error, is_out_of_memory
 from pretrain.planner.memory import choose_modes, plan_memory
 from pretrain.planner.micro_batch import with_micro_batch
+from pretrain.planner.time.versus import beside_trace, check_hardware
 from pretrain.tracking.provenance import describe_environment
 from pretrain.tracking.speed import device_peak
 
@@ -63,6 +64,7 @@ def bench(config: RunConfig, wanted: BenchOptions) -> tuple[Path, dict[str, Any]
     """
     rank, world_size, _ = world_from_environment()
     check_run(config, world_size)
+    check_hardware(config)
     if wanted.vocab_size is not None and wanted.vocab_size < 2:
         raise ConfigError([f"--vocab-size {wanted.vocab_size}: must be at least 2: one token ends documents"])
     prepared = open_prepared(config) if wanted.vocab_size is None else None
@@ -121,8 +123,12 @@ def _measure(
         if folder is None:
             return None
     timed, profiled = steps[wanted.warmup : measured], parts[0]
+    planned = trainer.planned_step()
     ideal = ideal_seconds(config, tokenizer.vocab_size, layout, ceilings.best[1], ceilings.bandwidth)
     middle = {name: statistics.median(step[name] for step in timed) for name in ("seconds_step", "seconds_data")}
+    rows = roofline(profiled, middle["seconds_step"], middle["seconds_data"], ideal)
+    parts_found: dict[str, float] = {row.part: row.seconds for row in rows}
+    versus = None if planned is None else beside_trace(planned, middle["seconds_step"], parts_found)
     result = make_result(
         config=config,
         command=wanted.command,
@@ -139,7 +145,8 @@ def _measure(
             "of": "allocated on the GPU" if here.device.type == "cuda" else "resident for the process",
         },
         profiled=profiled,
-        rows=roofline(profiled, middle["seconds_step"], middle["seconds_data"], ideal),
+        rows=rows,
+        versus=versus,
     )
     save(folder, result, as_table(result), draw(result))
     return folder, result

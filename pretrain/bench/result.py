@@ -21,6 +21,7 @@ from pretrain.config.errors import RunError
 from pretrain.config.load import to_yaml
 from pretrain.config.run import RunConfig
 from pretrain.model.flops import TokenFlops
+from pretrain.planner.time.versus import Versus
 from pretrain.tracking.speed import DevicePeak
 
 if TYPE_CHECKING:
@@ -97,6 +98,7 @@ def make_result(
     memory: Mapping[str, Any],
     profiled: PartTimes,
     rows: Sequence[Row],
+    versus: Versus | None = None,
 ) -> dict[str, Any]:
     """All values of one measurement."""
     figures, tokens = step_figures(timed), tokens_per_step(config)
@@ -134,8 +136,10 @@ def make_result(
         "roofline": [asdict(row) for row in rows],
         "profiled_step_seconds": profiled.step_seconds,
         "limit": limit(rows),
+        "planned": versus.as_json() if versus else None,
         "notes": [
             *_notes(config, warmup, len(timed), peak, tokenizer.kind == SYNTHETIC),
+            *([versus.line] if versus else []),
             *([] if rows else ["the parts of a step are unknown: no kernels (CUPTI) or no trace that can be read"]),
         ],
     }

@@ -19,6 +19,7 @@ from pretrain.exit_codes import ExitCode
 from pretrain.model.size import checkpoint_bytes
 from pretrain.outcome import record
 from pretrain.outcome.failure import Stage
+from pretrain.planner.time.versus import check_hardware
 from pretrain.resume.tolerance import facts_now
 from pretrain.run.config_history import check_same_config, record_config
 from pretrain.run.folder import check_space, log_to_file
@@ -30,8 +31,9 @@ from pretrain.run.stop_signals import stop_on_signals
 from pretrain.run.tokenizer import check_tokenizer, keep_tokenizer
 from pretrain.tracking.metrics_file import records_of_all_attempts
 from pretrain.tracking.pace import ValidationSizes, validation_sizes
+from pretrain.tracking.plan_sink import PlanSink
 from pretrain.tracking.provenance import describe_run, write_description
-from pretrain.tracking.sinks import Sink, build_sinks
+from pretrain.tracking.sinks import Sink, Spare, build_sinks
 from pretrain.tracking.speed import device_peak
 from pretrain.tracking.wandb_sink import check_wandb_login, forget_wandb_run
 from pretrain.training.announce import announce_new_length, announce_outcome, announce_start, reason_of_end
@@ -96,6 +98,7 @@ def check_inputs(config: RunConfig, rank: int, world_size: int) -> Inputs:
     if rank > 0:
         return Inputs(config, folder, dataset, validation)
     check_wandb_login(config.tracking)
+    check_hardware(config)
     tokenizer, initial = check_tokenizer(dataset), find_initial_weights(config, dataset)
     return Inputs(config, folder, dataset, validation, tokenizer, initial)
 
@@ -185,4 +188,5 @@ def open_records(
         keep_tokenizer(folder, inputs.tokenizer)
     write_description(folder, description)
     record_start(folder, state.step)
-    return build_sinks(config, folder, state.step, trainer.length.end_step(state), description, sizes)
+    planned = Spare("the planned step time", PlanSink(trainer.planned_step, state.step))
+    return [*build_sinks(config, folder, state.step, trainer.length.end_step(state), description, sizes), planned]

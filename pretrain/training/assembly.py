@@ -11,6 +11,8 @@ from pretrain.distributed.vendor_imports import megatron_imports
 from pretrain.engine.interface import Engine, Trainable
 from pretrain.model.flops import TokenFlops, token_flops
 from pretrain.planner.micro_batch import with_micro_batch
+from pretrain.planner.time.result import StepTime
+from pretrain.planner.time.versus import planned_step
 from pretrain.run.length import RunLength
 from pretrain.run.state import RunState
 from pretrain.tracking.speed import DevicePeak, StepClock
@@ -29,7 +31,7 @@ def build_trainer(config: RunConfig, dataset: TrainingData, here: Runtime, group
     memory = smallest_memory(here.device, groups.control)
     config = with_micro_batch(config, tokenizer.vocab_size, here.world_size, memory)
     engine = build_engine(config, tokenizer.vocab_size, groups, here.device, eod_id=tokenizer.eod_id)
-    return Trainer(config, dataset, here, groups, engine)
+    return Trainer(config, dataset, here, groups, engine, memory)
 
 
 def never_evaluate(*, max_samples: int | None) -> Values:
@@ -47,6 +49,8 @@ class Trainer:
     here: Runtime
     groups: ProcessGroups
     engine: Engine
+    memory: int
+    """Bytes of memory that every rank has."""
 
     @property
     def vocab_size(self) -> int:
@@ -64,6 +68,10 @@ class Trainer:
     def samples_counted_here(self) -> bool:
         """Whether this rank counts the samples of its batch: one of the ranks that share them does."""
         return self.groups.tp_rank == self.groups.pp_rank == 0
+
+    def planned_step(self) -> StepTime | None:
+        """The planned time of a step; None if the machine is not known."""
+        return planned_step(self.config, self.vocab_size, self.here.world_size, self.memory, self.here.gpu_name)
 
     def clock(self, peak: DevicePeak | None = None) -> StepClock:
         """A speed meter; without the device's `peak` it reports no MFU."""

@@ -1,5 +1,6 @@
 """Collectives among ranks by number of ranks, and how far ranks of one machine slow each other down."""
 
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -9,12 +10,13 @@ import torch
 import torch.distributed as dist
 
 from pretrain.bench.ceilings import synchronize
+from pretrain.bench.record.timer import Timer
 from pretrain.distributed.runtime import Runtime
 from pretrain.planner.time.cpu_costs import Collective, CollectiveKind
 
 SMALL_BYTES = 1024
 LARGE_BYTES_ON_CPU, LARGE_BYTES_ON_GPU = 4 * 2**20, 256 * 2**20
-ROUNDS = 20
+ROUNDS = 40
 KINDS: tuple[CollectiveKind, ...] = ("all_reduce", "all_gather", "reduce_scatter", "send")
 CROWDED_SECONDS = 0.5
 
@@ -57,14 +59,20 @@ def measure_links(named: NamedGroup, here: Runtime) -> list[Collective]:
 
 
 def measure_crowding(here: Runtime) -> dict[str, float]:
-    """How many times longer a rank of this node takes while 1, 2, 4 ... ranks compute; all ranks call it."""
-    alone, found = 0.0, {}
+    """How many times longer a rank of this node takes while 1, 2, 4 ... ranks compute; all ranks call it.
+
+    On a CPU with one thread for each rank the time of that thread is measured, which grows as ranks share caches and
+    memory; that they take turns on the cores is counted. Other programs on the machine then matter little.
+    """
+    timer = Timer(here.device, torch.get_num_threads())
+    cores, alone, found = len(os.sched_getaffinity(0)), 0.0, {}
     for number in [1, *sizes_up_to(here.local_size)]:
         dist.barrier()
-        own = torch.tensor(_work_seconds(here) if here.rank < number else 0.0, dtype=torch.float64, device=here.device)
+        own = torch.tensor(_work_seconds(timer) if here.rank < number else 0.0, dtype=torch.float64, device=here.device)
         dist.all_reduce(own, op=dist.ReduceOp.MAX)
         alone = float(own) if number == 1 else alone
-        found[str(number)] = max(1.0, float(own) / alone)
+        turns = max(1.0, number / cores) if timer.counts_thread else 1.0
+        found[str(number)] = turns * max(1.0, float(own) / alone)
     return found
 
 
@@ -99,7 +107,7 @@ def _action(kind: CollectiveKind, num_bytes: int, named: NamedGroup, here: Runti
 
 
 def _seconds(action: Callable[[], object], named: NamedGroup, here: Runtime) -> float:
-    """The median time of one call on the slowest rank; the first calls connect."""
+    """The lower quartile of the time of one call, on the slowest rank; the first calls connect."""
     for _ in range(2):
         action()
     times = []
@@ -110,20 +118,19 @@ def _seconds(action: Callable[[], object], named: NamedGroup, here: Runtime) -> 
         action()
         synchronize(here.device)
         times.append(time.perf_counter() - began)
-    slowest = torch.tensor(statistics.median(times), dtype=torch.float64, device=here.device)
+    slowest = torch.tensor(statistics.quantiles(times)[0], dtype=torch.float64, device=here.device)
     dist.all_reduce(slowest, op=dist.ReduceOp.MAX, group=named.group)
     return float(slowest)
 
 
-def _work_seconds(here: Runtime) -> float:
+def _work_seconds(timer: Timer) -> float:
     """Seconds of some products and sums, as a layer has them, on average over half a second."""
-    left, right = torch.randn(512, 256, device=here.device), torch.randn(256, 512, device=here.device)
-    large = torch.ones(2**20, device=here.device)
-    began, rounds = time.perf_counter(), 0
-    while rounds < 3 or time.perf_counter() - began < CROWDED_SECONDS:
+    left, right = torch.randn(512, 256, device=timer.device), torch.randn(256, 512, device=timer.device)
+    large = torch.ones(2**20, device=timer.device)
+    until, began, rounds = time.perf_counter() + CROWDED_SECONDS, timer.now(), 0
+    while rounds < 3 or time.perf_counter() < until:
         for _ in range(8):
             torch.mm(left, right)
         large + large
-        synchronize(here.device)
         rounds += 1
-    return (time.perf_counter() - began) / rounds
+    return (timer.now() - began) / rounds

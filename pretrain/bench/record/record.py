@@ -55,6 +55,7 @@ def record_machine(config: RunConfig, path: Path, overrides: Sequence[str], comm
     record = _measure_alone(config, name) if world_size == 1 else _measure_together(config, name, overrides)
     if rank > 0:
         return None
+    record = rounded(record)
     from pretrain.tracking.provenance import describe_environment
 
     write_hardware(record, path, _heading(describe_environment(), command, world_size))
@@ -160,7 +161,27 @@ def _guessed(value: Any, source: str) -> Any:
 
 def _source(environment: Mapping[str, Any]) -> str:
     versions = environment["versions"]
-    return f"pretrain bench on {environment['device']}, torch {versions['torch']}, {environment['threads']} threads"
+    return f"pretrain bench on {environment['device']}, torch {versions['torch']}, {_threads(environment)}"
+
+
+def _threads(environment: Mapping[str, Any]) -> str:
+    number = environment["threads"]
+    return f"{number} thread{'s' if number > 1 else ''} a process"
+
+
+def rounded(value: Any) -> Any:
+    """The same record with numbers of five digits: more were not measured."""
+    if isinstance(value, float):
+        return float(f"{value:.5g}")
+    if isinstance(value, dict):
+        return {key: rounded(item) for key, item in value.items()}
+    if isinstance(value, tuple):
+        return tuple(map(rounded, value))
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return replace(
+            value, **{field.name: rounded(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        )
+    return value
 
 
 def _heading(environment: Mapping[str, Any], command: Sequence[str], world_size: int) -> str:
@@ -170,7 +191,7 @@ def _heading(environment: Mapping[str, Any], command: Sequence[str], world_size:
     return "\n".join(
         (
             f"A machine as measured by `{shlex.join(command)}` on {today}.",
-            f"{environment['device']}, {environment['cores']} cores, {environment['threads']} threads{of_ranks};",
+            f"{environment['device']}, {environment['cores']} cores, {_threads(environment)}{of_ranks};",
             ", ".join(f"{name} {versions[name]}" for name in ("python", "torch", "deepspeed", "megatron-core"))
             + f"; {environment['platform']}.",
             "What is not measured has another origin: only a long run on a GPU shows how far its clock falls.",

@@ -43,7 +43,12 @@ class Timer:
     def now(self) -> float:
         """This timer's clock, in seconds, once the device has done its work."""
         synchronize(self.device)
-        return time.thread_time() if self.on_cpu and self.threads == 1 else time.perf_counter()
+        return time.thread_time() if self.counts_thread else time.perf_counter()
+
+    @property
+    def counts_thread(self) -> bool:
+        """Whether the time is that of this thread only."""
+        return self.on_cpu and self.threads == 1
 
     def _timed(self, call: Callable[[], object], times: int) -> float:
         began = self.now()
