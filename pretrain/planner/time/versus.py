@@ -90,7 +90,7 @@ class Versus:
 
 
 def check_hardware(config: RunConfig) -> None:
-    """Raise ConfigError if cluster.hardware names no machine, or a file that is no record of one."""
+    """Raise ConfigError if cluster.hardware is an unknown name, or a file that cannot be read as a record."""
     if config.cluster.hardware is not None:
         load_hardware(config.cluster.hardware)
 
