@@ -18,9 +18,9 @@ class Constants:
 
     straggling: float = 0.01
     """Share that a step grows by with every 2^10 ranks, because all wait for the slowest."""
-    eager_bytes: float = 2.76
+    eager_bytes: float = 2.87
     """Bytes of elementwise operations, one kernel each, over those of fused ones."""
-    compiled_bytes: float = 1.52
+    compiled_bytes: float = 1.63
     """The same under torch.compile."""
     narrow_heads_gpu: float = 1.0
     """Rate of fused attention with heads of 64 columns over that with 128."""
@@ -28,14 +28,14 @@ class Constants:
     """Bytes that the optimizer moves for each parameter: gradients, masters, moments, 16-bit copies."""
     eager_loss_bytes: float = 28.0
     """Bytes for each logit of an unfused cross-entropy, forward and backward."""
-    megatron_bytes: float = 0.74
+    megatron_bytes: float = 0.62
     """The same in Megatron-LM with its fused kernels."""
-    megatron_host: float = 1.86
+    megatron_host: float = 1.89
     """Host time of a layer in Megatron-LM, over that of the machine's record."""
-    megatron_eager_softmax_us: float = 320.0
-    megatron_collective_us: float = 16.0
-    megatron_micro_batch_us: float = 1770.0
-    host_overlap_power: float = 4.1
+    megatron_eager_softmax_us: float = 340.0
+    megatron_collective_us: float = 13.6
+    megatron_micro_batch_us: float = 1440.0
+    host_overlap_power: float = 4.7
     """Exponent of the norm that adds the device's and the host's time of a pass. Infinite: the longer of both."""
     overlap_slowdown: float = 0.25
     """Share of hidden communication that still lengthens the step, because it takes bandwidth and multiprocessors."""
