@@ -114,9 +114,9 @@ def _config(row: dict[str, str]) -> RunConfig:
         num_layers=half if recompute == "sac" else 1,
     )
     engine = dataclasses.replace(base.engine, zero_stage=number["zero"], recompute=chosen)
-    train = dataclasses.replace(
-        base.train, micro_batch_size=number["micro_batch"], global_batch_size=number["global_batch"]
-    )
+    at_once = number["micro_batch"] * (number["gpus"] // (number["tp"] * pp))
+    whole = max(1, round(number["global_batch"] / at_once)) * at_once  # some sources round their batch
+    train = dataclasses.replace(base.train, micro_batch_size=number["micro_batch"], global_batch_size=whole)
     return dataclasses.replace(base, model=model, parallel=parallel, engine=engine, train=train)
 
 
