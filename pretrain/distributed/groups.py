@@ -24,6 +24,7 @@ class ProcessGroups:
     pp_rank: int
     tensor_parallel: dist.ProcessGroup
     data_parallel: dist.ProcessGroup
+    pipeline_parallel: dist.ProcessGroup
     model_parallel: dist.ProcessGroup
     """Tensor- and pipeline-parallel peers together: the ranks that hold one copy of the model."""
     embedding: dist.ProcessGroup | None
@@ -68,6 +69,7 @@ def build_groups(
         pp_rank=pp_rank,
         tensor_parallel=parallel_state.get_tensor_model_parallel_group(),
         data_parallel=parallel_state.get_data_parallel_group(),
+        pipeline_parallel=parallel_state.get_pipeline_model_parallel_group(),
         model_parallel=parallel_state.get_model_parallel_group(),
         embedding=parallel_state.get_embedding_group() if at_an_end else None,
         world=world,

@@ -36,7 +36,7 @@ def check(config: RunConfig, ranks: int | None) -> str:
 
     Raises ConfigError with every broken rule, and the nearest legal layouts where the layout breaks one.
     """
-    world_size = ranks or _ranks_from_environment()
+    world_size = ranks_or_environment(ranks)
     check_run(config, world_size)
     return f"legal: {_layout(config, world_size)}\n"
 
@@ -64,7 +64,7 @@ def make_plan(config: RunConfig, ranks: int | None, gpu_memory: float | None, ha
 
     Raises ConfigError as `check` does.
     """
-    world_size = ranks or _ranks_from_environment()
+    world_size = ranks_or_environment(ranks)
     check_run(config, world_size)
     vocab_size, source = vocabulary(config)
     if gpu_memory is None and hardware is not None and hardware.kind == "gpu":
@@ -124,7 +124,13 @@ def plan(
     return "\n".join(lines) + "\n"
 
 
-def _ranks_from_environment() -> int:
+def ranks_or_environment(ranks: int | None) -> int:
+    """The number of ranks to plan for: `ranks`, else as many as the launcher started.
+
+    Raises ConfigError if WORLD_SIZE is not a number.
+    """
+    if ranks is not None:
+        return ranks
     text = os.environ.get("WORLD_SIZE", "1")
     if not text.isdecimal() or int(text) < 1:
         raise ConfigError([Problem("WORLD_SIZE", text, "must be a number of ranks", "give --ranks")])

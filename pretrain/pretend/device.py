@@ -4,23 +4,25 @@ It shows without a GPU what otherwise only a GPU shows. It refuses what CUDA ref
 devices, `.numpy()`, a generator of the host, a collective of the device's ranks on tensors of the host. It writes down
 what makes the host wait, by the place that asks for it, and the bytes that live on the device, now and at most.
 
-With `compute=False` nothing is computed or allocated: numbers that the host reads are 1, and only shapes, bytes and the
-flow of control are real. Written against torch 2.13; machine.py puts it where the program looks for a GPU.
+With `compute=False` nothing is computed, and nothing large is allocated, on the host neither: numbers that the host
+reads are 1, and only shapes, bytes, collectives and the flow of control are real.
+
+Written against torch 2.13. machine.py makes the program take this device.
 """
 
 import functools
-import sys
 import weakref
-from collections import Counter
 from collections.abc import Iterable, Iterator
-from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+
+from pretrain.pretend import hollow
+from pretrain.pretend.arguments import raw_arguments, tensors_in
+from pretrain.pretend.hollow import HollowTensor
+from pretrain.pretend.ledger import Collective, ledger
 
 aten = torch.ops.aten
 NAME = "pretend"
@@ -35,7 +37,6 @@ SIZED = {
     "_unique2",
 }
 """Operations whose result is a number for the host, or has a size that only the device knows."""
-_TORCH, _HERE = Path(torch.__file__).parent, Path(__file__).parent
 
 
 @functools.cache
@@ -64,49 +65,6 @@ def _call(func: Any, *args: Any, **kwargs: Any) -> Any:
     return _perform(func, args, kwargs)
 
 
-class Ledger:
-    """A record of the device's work."""
-
-    def __init__(self) -> None:
-        self.now = self.peak = 0
-        """Bytes of all storages on the device, each counted once, whatever the number of its views."""
-        self.waits: Counter[str] = Counter()
-        """How often the host waited: `WHAT in FILE.FUNCTION` of the innermost call outside torch."""
-        self.copies: Counter[str] = Counter()
-        """Between host and device, whether the host waited or not, in the same way."""
-        self._sizes: dict[int, int] = {}
-
-    def begin(self) -> None:
-        """Count waits, copies and the peak from here on."""
-        self.peak = self.now
-        self.waits.clear()
-        self.copies.clear()
-
-    def wait(self, what: str) -> None:
-        self.waits[f"{what} in {_place()}"] += 1
-
-    def cross(self, what: str, *, waits: bool) -> None:
-        """Write a copy down."""
-        self.copies[f"{what} in {_place()}"] += 1
-        if waits:
-            self.wait(what)
-
-    def hold(self, raw: Tensor) -> None:
-        """Count the tensor's storage for as long as it lives."""
-        storage = raw.untyped_storage()
-        key, size = storage._cdata, storage.nbytes()
-        known = self._sizes.get(key)
-        if known is None:
-            weakref.finalize(storage, self._free, key).atexit = False
-        self._sizes[key] = size
-        self.now += size - (known or 0)
-        self.peak = max(self.peak, self.now)
-
-    def _free(self, key: int) -> None:
-        self.now -= self._sizes.pop(key, 0)
-
-
-ledger = Ledger()
 pinned: set[int] = set()
 """Storages on the host from which a copy to the device goes by itself."""
 host_groups: set[str] = set()
@@ -190,20 +148,26 @@ class PretendGpu(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Also what no tensor of the device takes part in comes by here: collectives are looked at."""
         if func.namespace == "c10d":
-            _check_place(func, args)
-        return func(*args, **(kwargs or {}))
+            _note_collective(func, args)
+        return _perform(func, args, kwargs or {})
+
+
+def computes() -> bool:
+    """Whether tensors on the device have values."""
+    return _computes
 
 
 def _perform(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """One operation."""
-    given = [item for item in tree_leaves((args, kwargs)) if isinstance(item, Tensor)]
+    given = [*tensors_in(args), *tensors_in(kwargs.values())]
     here = [tensor for tensor in given if isinstance(tensor, PretendTensor)]
     named = kwargs.get("device")
     lands_here = bool(here) if named is None else torch.device(named).type == NAME
-    if not here and not lands_here:
-        return func(*args, **kwargs)
-    if func.namespace == "c10d":
+    if func.namespace == "c10d" and (here or any(isinstance(tensor, HollowTensor) for tensor in given)):
         return _collective(func, args, kwargs, given)
+    if not here and not lands_here:
+        return func(*args, **kwargs) if _computes else hollow.perform(func, args, kwargs, given)
+    ledger.operations += 1
     if func is aten._local_scalar_dense.default:
         ledger.wait("item")
         return here[0].raw.item() if _computes else (1.0 if here[0].is_floating_point() else 1)
@@ -218,32 +182,41 @@ def _perform(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
             ledger.wait(func.overloadpacket.__name__)
     if lands_here and isinstance(kwargs.get("generator"), torch.Generator):
         raise RuntimeError(f"{func}: expected a generator of {NAME}, found one of the CPU")
-    if named is not None:
-        kwargs = {**kwargs, "device": torch.device("cpu" if _computes or not lands_here else "meta")}
+    on_meta = named is not None and torch.device(named).type == "meta"
+    if named is not None and not on_meta:
+        kwargs = {**kwargs, "device": torch.device("cpu" if _computes else "meta")}
     result = _on_cpu(func, args, kwargs)
-    return _wrapped(result, here) if lands_here else result
+    if lands_here:
+        return _wrapped(result, here)
+    return result if _computes or on_meta or named is None else hollow.on_host(result)
 
 
 def _on_cpu(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    args, kwargs = tree_map(lambda item: item.raw if isinstance(item, PretendTensor) else item, (args, kwargs))
+    args, kwargs = raw_arguments(args, kwargs, _raw)
     return func(*args, **kwargs)
+
+
+def _raw(tensor: Tensor) -> Tensor:
+    return tensor.raw if isinstance(tensor, PretendTensor) else tensor
 
 
 def _wrapped(result: Any, here: list[PretendTensor]) -> Any:
     """Results of the CPU as tensors on the device; what an operation changed in place is the tensor that it was."""
-    known = {id(tensor.raw): tensor for tensor in here}
+    return _wrap(result, {id(tensor.raw): tensor for tensor in here})
 
-    def wrap(item: Any) -> Any:
-        if not isinstance(item, Tensor) or isinstance(item, PretendTensor):
-            return item
-        tensor = known.get(id(item))
-        if tensor is None:
-            return PretendTensor(item)
-        if (tensor.shape, tensor.stride()) != (item.shape, item.stride()):  # turned or resized in place
-            tensor.data = PretendTensor(item)
-        return tensor
 
-    return tree_map(wrap, result)
+def _wrap(item: Any, known: dict[int, PretendTensor]) -> Any:
+    """Not a closure that calls itself: such a cycle of references would keep the tensors alive."""
+    if type(item) in (list, tuple):
+        return type(item)([_wrap(each, known) for each in item])
+    if not isinstance(item, Tensor) or isinstance(item, PretendTensor):
+        return item
+    tensor = known.get(id(item))
+    if tensor is None:
+        return PretendTensor(item)
+    if (tensor.shape, tensor.stride()) != (item.shape, item.stride()):  # turned or resized in place
+        tensor.data = PretendTensor(item)
+    return tensor
 
 
 def _moves(func: Any, args: Any, kwargs: dict[str, Any], lands_here: bool) -> Iterator[tuple[Tensor, bool]]:
@@ -269,15 +242,18 @@ def _moves(func: Any, args: Any, kwargs: dict[str, Any], lands_here: bool) -> It
 
 
 def _is_pinned(tensor: Tensor) -> bool:
-    return tensor.untyped_storage()._cdata in pinned
+    return _storage(tensor)._cdata in pinned
+
+
+def _storage(tensor: Tensor) -> torch.UntypedStorage:
+    return (tensor.raw if isinstance(tensor, HollowTensor) else tensor).untyped_storage()
 
 
 def _without_values(func: Any, args: Any, kwargs: dict[str, Any], lands_here: bool) -> Any:
     """A copy between the devices where nothing is computed: shapes alone."""
     if func is aten._to_copy.default:
-        made = torch.empty if lands_here else torch.zeros
-        raw = made(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype, device="meta" if lands_here else "cpu")
-        return PretendTensor(raw) if lands_here else raw
+        raw = torch.empty(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype, device="meta")
+        return PretendTensor(raw) if lands_here else hollow.on_host(raw)
     return args[0] if func is aten.copy_.default else None
 
 
@@ -307,31 +283,22 @@ def _collective(func: Any, args: Any, kwargs: dict[str, Any], given: list[Tensor
     return _wrapped(_on_cpu(func, args, kwargs), [tensor for tensor in given if isinstance(tensor, PretendTensor)])
 
 
-def _check_place(func: Any, args: Any) -> None:
-    """NCCL takes tensors of GPUs alone, and gloo beside it is there for those of the host."""
+def _note_collective(func: Any, args: Any) -> None:
+    """Write a collective down. NCCL takes tensors of GPUs alone, and gloo beside it is there for those of the host."""
     groups = [item for item in args if isinstance(item, torch.ScriptObject) and "ProcessGroup" in str(item._type())]
     for group in map(torch.distributed.ProcessGroup.unbox, groups):
         of_host = group.group_name in host_groups
-        for tensor in tree_leaves(args):
-            if isinstance(tensor, Tensor) and of_host == isinstance(tensor, PretendTensor):
+        for tensor in tensors_in(args):
+            if of_host == isinstance(tensor, PretendTensor):
                 raise RuntimeError(f"{func}: a group of the {'host' if of_host else 'device'}, and {tensor.device}")
+        size = max((sum(tensor.nbytes for tensor in tensors_in([arg])) for arg in args), default=0)
+        ledger.collectives.append(Collective(func.overloadpacket.__name__, group.group_name, group.size(), size))
 
 
 def _pin(tensor: Tensor, *_: Any) -> Tensor:
     """As torch does it where it sees a GPU: a copy of the same strides."""
     copy = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype).copy_(tensor)
-    storage = copy.untyped_storage()
+    storage = _storage(copy)
     pinned.add(storage._cdata)
     weakref.finalize(storage, pinned.discard, storage._cdata).atexit = False
     return copy
-
-
-def _place() -> str:
-    """The innermost call outside torch and the pretend machine."""
-    frame: FrameType | None = sys._getframe(2)
-    while frame is not None:
-        file = Path(frame.f_code.co_filename)
-        if not file.is_relative_to(_TORCH) and file.parent != _HERE:
-            return f"{file.stem}.{frame.f_code.co_name}"
-        frame = frame.f_back
-    return "torch"

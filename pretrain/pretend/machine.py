@@ -3,12 +3,13 @@
     with on_pretend_gpu():
 
 In the context `device.ledger` has bytes and waits of this rank's device. Values equal the CPU's to the last bit.
+REPLACEMENTS lists everything of the program and its vendors that is replaced for it.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
-from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -16,30 +17,42 @@ from deepspeed.accelerator import get_accelerator, set_accelerator
 from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
 
 from pretrain.distributed import runtime
+from pretrain.distributed.vendor_imports import megatron_imports
 from pretrain.pretend import device as pretend
-from pretrain.pretend.device import PretendGpu, PretendTensor, ledger
+from pretrain.pretend.device import PretendGpu, PretendTensor
+from pretrain.pretend.ledger import ledger
+
+with megatron_imports():
+    from pretrain.model import attention
 
 MEMORY = 64 * 2**30
+"""Bytes of the device, unless a caller says otherwise."""
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """An attribute that is replaced for as long as the device is there."""
+
+    owner: Any
+    name: str
+    value: Any
+    version: str
+    """The version of the vendor that it was written for."""
+    reason: str
 
 
 @contextlib.contextmanager
-def on_pretend_gpu(*, compute: bool = True) -> Iterator[PretendGpu]:
-    """Whatever device a configuration names, the program takes the pretend one."""
-    from pretrain.distributed.vendor_imports import megatron_imports
+def on_pretend_gpu(*, compute: bool = True, memory: int = MEMORY, alone: bool = False) -> Iterator[PretendGpu]:
+    """Whatever device a configuration names, the program takes the pretend one, of `memory` bytes.
 
-    with megatron_imports():
-        from pretrain.model import attention
-
-    before, device = get_accelerator(), pretend.device()
-    set_accelerator(PretendAccelerator())
-    with (
-        mock.patch.object(runtime, "choose_device", lambda wanted, local_rank: device),
-        mock.patch.object(attention, "scaled_dot_product_attention", _attention),
-        mock.patch.object(dist, "new_group", _new_group),
-        mock.patch.object(dist.distributed_c10d, "_get_object_coll_device", _device_of_objects),
-        PretendGpu(compute=compute) as gpu,
-    ):
-        yield gpu
+    `alone`: process groups of any size have this process as their only one. Collectives return at once.
+    """
+    before = get_accelerator()
+    set_accelerator(PretendAccelerator(memory))
+    with contextlib.ExitStack() as stack:
+        for item in REPLACEMENTS + (ALONE if alone else ()):
+            stack.enter_context(replaced(item.owner, item.name, item.value))
+        yield stack.enter_context(PretendGpu(compute=compute))
     set_accelerator(before)
 
 
@@ -48,12 +61,23 @@ def without_values() -> contextlib.AbstractContextManager[PretendGpu]:
     return on_pretend_gpu(compute=False)
 
 
+@contextlib.contextmanager
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Replace an attribute within the context."""
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
 class PretendAccelerator(CPU_Accelerator):
     """DeepSpeed's questions about the device (deepspeed 0.19.8), answered as for a GPU."""
 
-    def __init__(self) -> None:
+    def __init__(self, memory: int = MEMORY) -> None:
         super().__init__()
-        self._name = pretend.NAME
+        self._name, self._memory = pretend.NAME, memory
 
     def is_synchronized_device(self) -> bool:
         return False
@@ -104,10 +128,10 @@ class PretendAccelerator(CPU_Accelerator):
         return ledger.peak
 
     def total_memory(self, device_index: int | None = None) -> int:
-        return MEMORY
+        return self._memory
 
     def available_memory(self, device_index: int | None = None) -> int:
-        return MEMORY - ledger.now
+        return self._memory - ledger.now
 
 
 class PretendStream:
@@ -140,24 +164,34 @@ class PretendEvent:
         ledger.wait("synchronize")
 
 
-_sdpa = torch.nn.functional.scaled_dot_product_attention
+_sdpa: Callable[..., torch.Tensor] = torch.nn.functional.scaled_dot_product_attention
 _make_group = dist.new_group
 
 
 def _attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **options: Any) -> torch.Tensor:
-    """By the kernel that the CPU takes: torch itself would write out all scores on a device that it does not know."""
-    plain = options.get("dropout_p") == 0.0 and options.get("is_causal")
-    if isinstance(query, PretendTensor) and plain and torch.backends.cuda.flash_sdp_enabled():
+    """By the kernel that the CPU takes: torch itself would write out all scores on a device that it does not know.
+
+    Without values it stands for all kernels of a GPU that store no scores: they keep tensors of the same shapes, and
+    compute the mask of dropout again instead of keeping it.
+    """
+    plain = options.get("dropout_p") == 0.0 and torch.backends.cuda.flash_sdp_enabled()
+    stores_no_scores = plain if pretend.computes() else _may_store_no_scores()
+    if isinstance(query, PretendTensor) and options.get("is_causal") and stores_no_scores:
+        context: torch.Tensor
         context, _ = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, True)
         return context
     return _sdpa(query, key, value, **options)
 
 
+def _may_store_no_scores() -> bool:
+    cuda = torch.backends.cuda
+    return cuda.flash_sdp_enabled() or cuda.mem_efficient_sdp_enabled() or cuda.cudnn_sdp_enabled()
+
+
 def _device_of_objects(group: Any = None) -> torch.device:
     """Pickled objects go where the group's tensors are."""
     group = group or dist.group.WORLD
-    name = group.group_name
-    return torch.device("cpu") if name in pretend.host_groups else pretend.device()
+    return torch.device("cpu") if group.group_name in pretend.host_groups else pretend.device()
 
 
 def _new_group(*args: Any, **kwargs: Any) -> Any:
@@ -166,3 +200,57 @@ def _new_group(*args: Any, **kwargs: Any) -> Any:
     if kwargs.get("backend") == "gloo" and isinstance(group, dist.ProcessGroup):
         pretend.host_groups.add(group.group_name)
     return group
+
+
+def _new_group_alone(*args: Any, **kwargs: Any) -> Any:
+    group = _make_group(*args, **{**kwargs, "backend": "fake"})
+    if kwargs.get("backend") == "gloo" and isinstance(group, dist.ProcessGroup):
+        pretend.host_groups.add(group.group_name)
+    return group
+
+
+_join_group = dist.init_process_group
+
+
+def _join_alone(backend: str, **settings: Any) -> None:
+    from torch.testing._internal.distributed import fake_pg  # noqa: F401  # which registers the backend
+
+    _join_group("fake", **settings)
+
+
+TORCH = "torch 2.13"
+REPLACEMENTS = (
+    Replacement(
+        runtime,
+        "choose_device",
+        lambda wanted, local_rank: pretend.device(),
+        "this program",
+        "the device is neither a CPU nor a GPU; Megatron's GPU tensors go to it by megatron_on_cpu.redirect",
+    ),
+    Replacement(
+        attention,
+        "scaled_dot_product_attention",
+        _attention,
+        TORCH,
+        "torch chooses a kernel by the type of the device, and stores all scores on one that it does not know",
+    ),
+    Replacement(
+        dist,
+        "new_group",
+        _new_group,
+        TORCH,
+        "gloo sends for the device's groups and for the host's, which must be told apart",
+    ),
+    Replacement(
+        dist.distributed_c10d,
+        "_get_object_coll_device",
+        _device_of_objects,
+        TORCH,
+        "it asks the backend of a group for its device, which is gloo's",
+    ),
+)
+"""Beside them: PretendAccelerator, DeepSpeed's own seam for devices."""
+ALONE = (
+    Replacement(dist, "new_group", _new_group_alone, TORCH, "the other ranks of a group do not exist"),
+    Replacement(dist, "init_process_group", _join_alone, TORCH, "the other ranks do not exist"),
+)
