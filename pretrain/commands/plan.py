@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from data_pipeline.errors import UserError
 from pretrain.commands.arguments import CommandParser, add_overrides, add_ranks, positive_number
+
 if TYPE_CHECKING:
     from pretrain.config.run import RunConfig
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pretrain.engine.flat_collectives import gathers_together, replace_reduce_scatter
 from pretrain.engine.nvme_offload import reserve_for_shares
 from pretrain.planner.memory import gather_pieces
 
@@ -31,9 +32,11 @@ def zero3_partitioner(groups_for_deepspeed: Any, config: dict[str, Any]) -> Any:
     )
     if init.param_swapper is not None:
         reserve_for_shares(init.param_swapper, groups_for_deepspeed.get_data_parallel_world_size())
+    replace_reduce_scatter()
 
     def partition(parameter: Any, write: Callable[..., None]) -> None:
         init._convert_to_deepspeed_param(parameter)
+        parameter.all_gather_coalesced = gathers_together(init, parameter.all_gather_coalesced)
         parameter.contiguous = lambda: Unwritten(parameter.dtype, write)
         parameter.partition()
         del parameter.contiguous

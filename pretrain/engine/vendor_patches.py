@@ -123,6 +123,20 @@ PATCHES = (
         "tests/ranks/test_param_gather.py::test_per_step_gathering_gathers_once",
     ),
     VendorPatch(
+        "stage3.reduce_scatter_coalesced",
+        DEEPSPEED,
+        "pretrain/engine/flat_collectives.py::replace_reduce_scatter",
+        "the host starts an operation for each pair of a parameter and a data-parallel rank in every reduction",
+        "tests/ranks/test_dry_run.py::test_the_work_of_the_host_ignores_world_size",
+    ),
+    VendorPatch(
+        "parameter.all_gather_coalesced",
+        DEEPSPEED,
+        "pretrain/engine/flat_collectives.py::gathers_together",
+        "the host starts an operation for each pair of a parameter and a data-parallel rank in every gather",
+        "tests/ranks/test_dry_run.py::test_the_work_of_the_host_ignores_world_size",
+    ),
+    VendorPatch(
         "parameter swapper .reserve_partitioned_swap_space",
         DEEPSPEED,
         "pretrain/engine/nvme_offload.py::reserve_for_shares",

@@ -16,9 +16,9 @@ import torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from pretrain.config.run import RunConfig
-from pretrain.distributed import runtime
 from pretrain.distributed.grid import ParallelLayout
 from pretrain.distributed.groups import ProcessGroups, build_groups
+from pretrain.distributed.runtime import runtime
 from pretrain.distributed.vendor_imports import megatron_imports
 from pretrain.pretend.ledger import Collective, ledger
 from pretrain.pretend.machine import on_pretend_gpu, replaced
@@ -62,7 +62,7 @@ def measure(asked: Asked) -> Measured:
     config, parallel = asked.config, asked.config.parallel
     layout = ParallelLayout(asked.world_size, parallel.tp, parallel.pp)
     clock = _Clock()
-    with _alone(asked.memory), runtime.runtime(config.engine, FakeStore(), layout=layout) as here:
+    with _alone(asked.memory), runtime(config.engine, FakeStore(), layout=layout) as here:
         clock.mark("joining")
         made = _Counted(dist.new_group)
         with replaced(dist, "new_group", made):
