@@ -1,5 +1,6 @@
 """Runs of one rank of thousands, without computing: nothing of a rank's grows with their number, except what must."""
 
+import functools
 from typing import Any
 
 import pytest
