@@ -99,7 +99,7 @@ class _Gathering:
         if not accelerator.is_synchronized_device():
             if handle_dependency:
                 self._flat.record_stream(accelerator.current_stream())
-            else:  # whoever handles it frees the buffer
+            else:  # the parameter coordinator frees the buffer
                 AllGatherCoalescedHandle.data_buffer.append([self._flat])
         del self._flat, self._table
 

@@ -45,12 +45,12 @@ class DryRun:
     """As it was run: everything that was `auto` is chosen."""
     vocab_size: int
     source: str
-    """Where the size of the vocabulary is known from."""
+    """The source of the size of the vocabulary."""
     world_size: int
     modes: Modes
     stages: tuple[StageRun, ...]
     notes: tuple[str, ...]
-    """What differs from the run that the configuration describes."""
+    """Differences from the run that the configuration describes."""
     seconds_imports: float
     seconds: float
 

@@ -84,7 +84,7 @@ def memory_rows(run: StageRun) -> list[tuple[str, int, int | None]]:
 
 
 def traffic_rows(run: StageRun) -> list[tuple[str, float, int]]:
-    """What a rank receives from its data-parallel peers in a step: name, measured and planned bytes."""
+    """Name, measured and planned bytes that a rank receives from its data-parallel peers in a step."""
     received = {"all-gather": 0.0, "reduction": 0.0}
     for item in run.step.traffic:
         if item.group == "data":

@@ -239,7 +239,7 @@ REPLACEMENTS = (
         "new_group",
         _new_group,
         TORCH,
-        "gloo sends for the device's groups and for the host's, which must be told apart",
+        "gloo serves both the device's groups and the host's, and only their names differ",
     ),
     Replacement(
         dist.distributed_c10d,

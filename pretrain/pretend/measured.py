@@ -1,4 +1,4 @@
-"""What a dry run measures on one rank."""
+"""The measurements of a dry run on one rank."""
 
 from dataclasses import dataclass
 
@@ -59,7 +59,7 @@ class Measured:
     groups: tuple[tuple[str, int], ...]
     """Process groups that this rank is a member of: name and number of ranks."""
     groups_made: int
-    """How often the program asked for a process group, also those that this rank is no member of."""
+    """The number of process groups that all ranks made together."""
     traffic_start: tuple[Traffic, ...]
     steps: tuple[Step, ...]
     elements: int

@@ -15,6 +15,8 @@ FEW, MANY = 16, 16_384
 UNLIMITED = 1 << 50
 OFTEN = {"grad_reduction": "per_micro_batch", "param_gather": "per_micro_batch"}
 SELDOM = {"grad_reduction": "per_step", "param_gather": "per_step"}
+LARGER = ("model.hidden_size=512", "model.ffn_hidden_size=2048")
+"""Much larger than the padding of its parts, which grows with the number of ranks."""
 CASES: dict[str, dict[str, Any]] = {
     "zero0": {"zero_stage": 0},
     "zero1": {"zero_stage": 1},
@@ -32,7 +34,7 @@ OVER_ALL_RANKS = {"all-reduce": 2}
 def one_of(world_size: int, case: str) -> Measured:
     """Rank 0 of many that split a tiny model over 2 tensor-parallel ranks and 2 stages; each runs 4 micro-batches."""
     sizes = {"global_batch_size": world_size, "micro_batch_size": 1}
-    config = run_config("gpt", precision="bf16", tp=2, sp=True, pp=2, **sizes, **CASES[case])
+    config = run_config("gpt", *LARGER, precision="bf16", tp=2, sp=True, pp=2, **sizes, **CASES[case])
     asked = Asked(config, VOCAB_SIZE, world_size, 0, UNLIMITED, (1, 3))
     (measured,) = run_ranks(measure, 1, asked, joined=False)
     assert isinstance(measured, Measured)
