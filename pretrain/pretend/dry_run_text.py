@@ -69,8 +69,9 @@ def memory_rows(run: StageRun) -> list[tuple[str, int, int | None]]:
             ("parameters", measured.parameters, planned.parameters),
             ("master weights", measured.master_weights, planned.master_weights),
             ("Adam's moments", measured.moments, planned.moments),
-            ("gradients", measured.gradients, planned.gradients),
         ]
+        if measured.gradients:  # else they are freed after each update
+            rows.append(("gradients", measured.gradients, planned.gradients))
     return [
         *rows,
         ("while it is built", measured.peak_start, None),

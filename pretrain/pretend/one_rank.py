@@ -27,6 +27,7 @@ from pretrain.pretend.measured import Measured, Step, Traffic
 with megatron_imports():
     from pretrain.engine import build
     from pretrain.model import gpt
+    from pretrain.model.init import InitialValue
 
 KINDS = (
     ("allreduce", "all-reduce"),
@@ -107,7 +108,7 @@ def _alone(memory: int) -> Iterator[None]:
     asked = build.attention_request
     with (
         on_pretend_gpu(compute=False, memory=memory, alone=True),
-        replaced(gpt, "initial_value", lambda name, shape, **_: torch.empty(shape, device="meta")),
+        replaced(InitialValue, "write", lambda self, out, rows, start=0: None),
         replaced(build, "attention_request", lambda model, engine, _, **more: asked(model, engine, "cuda", **more)),
         replaced(build, "smallest_memory", lambda *_: memory),
     ):
