@@ -514,6 +514,22 @@ MUTATIONS = (
         ("tests/unit/planner/time/test_products.py::test_a_wave_more_takes_longer",),
     ),
     Mutation(
+        "interval-without-bias",
+        "an interval of a skewed estimate is too high or too low",
+        "pretrain/scaling/laws/bootstrap.py",
+        "shift, tail = 2 * stats.norm.ppf(below), stats.norm.ppf((1 + level) / 2)",
+        "shift, tail = 0.0, stats.norm.ppf((1 + level) / 2)",
+        ("tests/unit/scaling/test_study.py::test_the_bias_corrected_interval_of_a_shifted_sample",),
+    ),
+    Mutation(
+        "multiplier-ignores-cost",
+        "a change that makes each token dearer is credited with the compute that it costs",
+        "pretrain/scaling/laws/compare.py",
+        "spent = np.log(cells.cost * cells.parameters * cells.tokens / cells.flops)",
+        "spent = 0.0",
+        ("tests/unit/scaling/test_compare.py::test_a_variant_that_costs_more_compute_is_worth_less",),
+    ),
+    Mutation(
         "manifest-unproved",
         "a checkpoint's manifest is read without its digest",
         "pretrain/checkpoint/manifest.py",

@@ -10,7 +10,7 @@ import numpy as np
 from scipy.optimize import minimize
 
 from pretrain.scaling.laws.points import FLOPS_PER_TOKEN, Array, Points, check_points
-from pretrain.scaling.laws.surface import Surface, descend, gradient, objective
+from pretrain.scaling.laws.surface import Surface, bounds, descend, gradient, objective
 
 NUM_PARAMETERS = 5
 GRID = np.linspace(0.05, 1.5, 24)
@@ -32,7 +32,8 @@ class Law:
 
     def loss(self, parameters: Array | float, tokens: Array | float) -> Array:
         n, d = np.asarray(parameters, dtype=float), np.asarray(tokens, dtype=float)
-        return np.asarray(self.e + self.a * n**-self.alpha + self.b * d**-self.beta)
+        with np.errstate(divide="ignore", over="ignore", invalid="ignore"):  # far outside a law's range
+            return np.asarray(self.e + self.a * n**-self.alpha + self.b * d**-self.beta)
 
     @property
     def frontier_exponent(self) -> float:
@@ -122,7 +123,8 @@ def _polish(theta: Array, surface: Surface) -> tuple[Array, float]:
         value, slope = gradient(x[None], surface)
         return float(value[0]), slope[0]
 
+    limits = list(zip(*(each[0] for each in bounds(surface)), strict=True))
     options = {"ftol": 1e-15, "gtol": 1e-10, "maxiter": 500}
     start, _ = value_and_slope(theta)
-    found = minimize(value_and_slope, theta, jac=True, method="L-BFGS-B", options=options)
+    found = minimize(value_and_slope, theta, jac=True, method="L-BFGS-B", bounds=limits, options=options)
     return (np.asarray(found.x), float(found.fun)) if found.fun < start else (theta, start)

@@ -6,8 +6,10 @@ import numpy as np
 
 from pretrain.scaling.laws.bootstrap import Bootstrap, Interval, interval
 from pretrain.scaling.laws.parametric import Law
-from pretrain.scaling.laws.points import FLOPS_PER_TOKEN, Array, Points
+from pretrain.scaling.laws.points import FLOPS_PER_TOKEN, Array, BadPoints, Points
 
+LARGEST_LOG = 500.0
+"""The greatest log of a size: a law whose exponent is almost 0 has no best one."""
 FAR = 10.0
 """A prediction beyond so many times the points' range is called far."""
 
@@ -54,12 +56,17 @@ def _best_for_flops(law: Law, flops: float) -> tuple[float, float, float]:
 
 def _best_for_tokens(law: Law, tokens: float) -> tuple[float, float, float]:
     """Inverts the best D for a compute: alpha A / N^alpha = beta B / D^beta."""
-    size = (law.alpha * law.a / (law.beta * law.b) * tokens**law.beta) ** (1 / law.alpha)
+    log_size = (np.log(law.alpha * law.a / (law.beta * law.b)) + law.beta * np.log(tokens)) / law.alpha
+    size = float(np.exp(min(log_size, LARGEST_LOG)))
     return size, tokens, float(law.loss(size, tokens))
 
 
 def _prediction(refits: Bootstrap, rows: list[tuple[float, float, float]]) -> Prediction:
     """The first row is that of the fit; the others give its intervals."""
+    if not np.isfinite(rows[0]).all() or min(rows[0]) <= 0:
+        raise BadPoints(
+            "the law has no best run for this budget", "its exponents are not identified: `scale fit` says why"
+        )
     size, tokens, loss = np.array(rows).T
     flops = FLOPS_PER_TOKEN * size * tokens
     points = refits.fit.points

@@ -12,16 +12,11 @@ from pretrain.scaling.laws.bootstrap import DRAWS, Bootstrap, Interval, bootstra
 from pretrain.scaling.laws.envelope import Envelope, bootstrap_envelopes, fit_envelope
 from pretrain.scaling.laws.exclude import Excluded, Rules, apply_rules
 from pretrain.scaling.laws.holdout import Holdout, leave_out_largest_compute, leave_out_largest_size
+from pretrain.scaling.laws.identified import not_identified, wide_interval
 from pretrain.scaling.laws.isoflop import IsoFlop, bootstrap_exponents, fit_isoflop
-from pretrain.scaling.laws.parametric import NUM_PARAMETERS, Fit, fit_parametric
+from pretrain.scaling.laws.parametric import Fit, fit_parametric
 from pretrain.scaling.laws.points import BadPoints, Points
 
-WIDEST_E = 0.5
-"""E is identified if its interval is at most so wide, relative to E."""
-WIDEST_EXPONENT = 1.0
-"""The same for alpha and beta."""
-FEWEST_SPARE = 3
-"""Points beyond the number of parameters that a law needs before any of them counts as identified."""
 NAMES = ("e", "alpha", "beta", "a", "b")
 RESULTS = (*NAMES, "frontier_exponent")
 
@@ -47,7 +42,9 @@ class Study:
     missing: dict[str, str]
 
     def intervals(self) -> dict[str, Interval]:
-        return {name: self.bootstrap.interval(name) for name in RESULTS}
+        """Those of the bootstrap, or wider ones of parameters that are not identified."""
+        found = {name: self.bootstrap.interval(name) for name in RESULTS}
+        return found | {name: wide_interval(self.bootstrap, name) for name in self.not_identified}
 
 
 def study(
@@ -86,20 +83,6 @@ def _if_possible(name: str, fit: Callable[[], Result], missing: dict[str, str]) 
     except BadPoints as error:
         missing[name] = error.message
         return None
-
-
-def not_identified(refits: Bootstrap) -> dict[str, str]:
-    """Parameters that the points do not determine, with the reason."""
-    spare = len(refits.fit.points) - NUM_PARAMETERS
-    if spare < FEWEST_SPARE:
-        reason = f"{len(refits.fit.points)} points for {NUM_PARAMETERS} parameters leave {spare} to judge them by"
-        return dict.fromkeys(("e", "alpha", "beta"), reason)
-    found = {}
-    for name, widest in (("e", WIDEST_E), ("alpha", WIDEST_EXPONENT), ("beta", WIDEST_EXPONENT)):
-        each = refits.interval(name)
-        if each.high - each.low > widest * each.value:
-            found[name] = f"its interval is wider than {widest:g} times its value"
-    return found
 
 
 def facts_of(result: Study) -> dict[str, Any]:

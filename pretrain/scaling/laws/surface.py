@@ -17,7 +17,10 @@ DELTA = 1e-3
 LARGEST_EXPONENT = 3.0
 SMALLEST_EXPONENT = 1e-3
 SMALLEST_SHARE = 1e-6
-"""E is at least this share of the smallest loss, so that its logarithm stays finite."""
+"""A term is at least this share of the smallest loss, so that its logarithm stays finite."""
+LARGEST_TERM = 5.0
+"""Log of the greatest term over the greatest loss."""
+ALL = np.ones(5)
 DAMPING = (1e-3, 1e-9, 1e9)
 """Levenberg-Marquardt: at the start, least and most."""
 
@@ -74,35 +77,40 @@ def gradient(theta: Array, surface: Surface) -> tuple[Array, Array]:
     predicted, shares = terms(theta, surface.log_n, surface.log_d)
     residual = predicted - surface.log_loss
     pull = surface.weights * _sided(residual, surface) * np.clip(residual, -DELTA, DELTA)
-    return _huber(residual, surface), np.einsum("fn,kfn->fk", pull, _jacobian(shares, surface))
+    return _huber(residual, surface), np.einsum("fn,kfn->fk", pull, jacobian_of(shares, surface))
 
 
-def _jacobian(shares: Array, surface: Surface) -> Array:
+def jacobian_of(shares: Array, surface: Surface) -> Array:
     """Derivatives (5, f, n) of the log of the predicted loss."""
     return np.stack([*shares, -surface.log_n * shares[1], -surface.log_d * shares[2]])
 
 
-def bounded(theta: Array, surface: Surface) -> Array:
-    """The nearest coordinates within the bounds."""
-    floor = surface.log_loss.min(1) + np.log(SMALLEST_SHARE)
-    result = theta.copy()
-    result[:, :3] = np.clip(theta[:, :3], floor[:, None], surface.log_loss.max(1)[:, None] + 5.0)
-    result[:, 3:] = np.clip(theta[:, 3:], SMALLEST_EXPONENT, LARGEST_EXPONENT)
-    return result
+def bounds(surface: Surface) -> tuple[Array, Array]:
+    """Least and greatest coordinates, each (f or 1, 5)."""
+    lowest = surface.log_loss.min(1) + np.log(SMALLEST_SHARE)
+    highest = surface.log_loss.max(1) + LARGEST_TERM
+    exponents = np.ones((len(lowest), 2))
+    return (
+        np.column_stack([lowest, lowest, lowest, SMALLEST_EXPONENT * exponents]),
+        np.column_stack([highest, highest, highest, LARGEST_EXPONENT * exponents]),
+    )
 
 
-def descend(theta: Array, surface: Surface, steps: int = 100, tolerance: float = 1e-7) -> tuple[Array, Array]:
+def descend(
+    theta: Array, surface: Surface, steps: int = 100, tolerance: float = 1e-7, free: Array = ALL
+) -> tuple[Array, Array]:
     """Levenberg-Marquardt on all data sets together: the coordinates (f, 5) and objectives (f,) that it reaches.
 
     Each step weights a residual by the slope of its Huber loss over its size, which makes the problem one of least
-    squares. A data set is left out once its objective falls by less than `tolerance` of itself.
+    squares. A data set is left out once its objective falls by less than `tolerance` of itself. `free` (5,) is 0 for
+    coordinates that stay as they are.
     """
-    theta = bounded(theta, surface)
+    theta = np.clip(theta, *bounds(surface))
     value = objective(theta, surface)
     damping, live = np.full(len(theta), DAMPING[0]), np.arange(len(theta))
     for _ in range(steps):
         part = surface.rows(live)
-        new = bounded(theta[live] - _step(theta[live], part, damping[live]), part)
+        new = np.clip(theta[live] - _step(theta[live], part, damping[live], free), *bounds(part))
         reached = objective(new, part)
         better = reached < value[live]
         small = better & (value[live] - reached < tolerance * value[live])
@@ -115,11 +123,11 @@ def descend(theta: Array, surface: Surface, steps: int = 100, tolerance: float =
     return theta, value
 
 
-def _step(theta: Array, surface: Surface, damping: Array) -> Array:
+def _step(theta: Array, surface: Surface, damping: Array, free: Array) -> Array:
     predicted, shares = terms(theta, surface.log_n, surface.log_d)
     residual = predicted - surface.log_loss
     weight = surface.weights * _sided(residual, surface) * np.minimum(1.0, DELTA / np.maximum(np.abs(residual), 1e-300))
-    jacobian = np.moveaxis(_jacobian(shares, surface), 0, 1)  # (f, 5, n)
+    jacobian = np.moveaxis(jacobian_of(shares, surface), 0, 1) * free[:, None]  # (f, 5, n)
     weighted = jacobian * weight[:, None, :]
     normal = weighted @ jacobian.transpose(0, 2, 1)
     slope = (weighted @ residual[:, :, None])[:, :, 0]

@@ -34,6 +34,44 @@ def test_six_points_do_not_identify_e() -> None:
     assert "not identified: 6 points for 5 parameters leave 1 to judge them by" in "\n".join(study_lines(found))
 
 
+def test_the_interval_of_e_from_six_points_is_wide() -> None:
+    points = ladder()
+    found = study(points.only(np.arange(len(points)) % 5 == 0), draws=100).intervals()["e"]
+    assert found.low < LAW.e < found.high and found.high - found.low > 1
+
+
+@pytest.mark.parametrize(
+    ("sizes", "lengths", "flagged"),
+    [
+        ([1e8] * 10, np.geomspace(1e9, 1e11, 10), {"e", "alpha"}),
+        (np.geomspace(1e7, 1e9, 10), [2e10] * 10, {"e", "beta"}),
+    ],
+    ids=["one size", "one length"],
+)
+def test_a_term_that_never_changes_is_not_identified(
+    sizes: list[float], lengths: list[float], flagged: set[str]
+) -> None:
+    sizes, lengths = np.array(sizes), np.array(lengths)
+    noise = np.exp(0.001 * np.random.default_rng(3).standard_normal(10))
+    found = study(points_of(sizes, lengths, LAW.loss(sizes, lengths) * noise), draws=50)
+    assert set(found.not_identified) >= flagged
+    assert all(found.intervals()[name].low < getattr(LAW, name) < found.intervals()[name].high for name in flagged)
+
+
+def test_lengths_that_follow_from_sizes_are_seen() -> None:
+    n = np.geomspace(1e7, 1e9, 10)
+    noise = np.exp(0.001 * np.random.default_rng(3).standard_normal(10))
+    found = study(points_of(n, 20 * n, LAW.loss(n, 20 * n) * noise), draws=50)
+    assert set(found.not_identified) == {"alpha", "beta"}
+
+
+def test_losses_that_never_change_have_no_best_run() -> None:
+    n = np.geomspace(1e7, 1e9, 8)
+    found = study(points_of(n, 2e18 / n**1.1 * np.tile([1, 2], 4), np.full(8, 3.0)), draws=20)
+    assert set(found.not_identified) == {"e", "alpha", "beta"} and "envelope" in found.missing
+    study_lines(found)
+
+
 def test_a_wide_ladder_identifies_every_parameter() -> None:
     assert study(ladder(noise=0.001), draws=100).not_identified == {}
 
