@@ -35,8 +35,8 @@ def step_traffic(config: RunConfig, vocab_size: int, world_size: int, modes: Mod
 
         engine.zero_stage   gather                                           reduction
         0                   -                                                2 (an all-reduce)
-        1                   1 (the updated parameters)                       1
-        2                   1                                                1, per_micro_batch: m
+        1                   1 (the updated parameters)                       2 (deepspeed 0.19.8 all-reduces too)
+        2                   1                                                2, per_micro_batch: 2 m
         3                   1, per_micro_batch: 2 m, with full recompute 3 m 1, per_micro_batch: m
     """
     engine = config.engine
@@ -61,6 +61,5 @@ def _gathers(engine: EngineConfig, modes: Modes, number: int) -> int:
 
 
 def _reductions(engine: EngineConfig, modes: Modes, number: int) -> int:
-    if engine.zero_stage == 0:
-        return 2
-    return number if engine.zero_stage >= 2 and modes.grad_reduction == "per_micro_batch" else 1
+    times = number if engine.zero_stage >= 2 and modes.grad_reduction == "per_micro_batch" else 1
+    return times if engine.zero_stage == 3 else 2 * times  # only stage 3 reduces and scatters

@@ -7,7 +7,7 @@ from pretrain.bench.record import alone, attention, engine, links, passes, produ
 from pretrain.bench.record.record import record_machine
 from pretrain.config.load import load_run_config
 from pretrain.planner.time.hardware import Hardware, load_hardware, read_hardware
-from tests.support.pretend_machine import on_pretend_gpu
+from pretrain.pretend.machine import on_pretend_gpu
 from tests.support.ranks import run_ranks
 
 COMMAND = ("pretrain", "bench", "--record", "mine.yaml")

@@ -58,9 +58,9 @@ LEAST, MOST = Modes("per_micro_batch", "per_micro_batch"), Modes("per_step", "pe
 # 4 ranks, 8 micro-batches: tensors of the stage gathered (2 bytes an element) and reduced (4).
 TRAFFIC = [
     ({"engine__zero_stage": 0}, MOST, 0, 2),
-    ({"engine__zero_stage": 1}, MOST, 1, 1),
-    ({"engine__zero_stage": 2}, MOST, 1, 1),
-    ({"engine__zero_stage": 2}, LEAST, 1, 8),
+    ({"engine__zero_stage": 1}, MOST, 1, 2),
+    ({"engine__zero_stage": 2}, MOST, 1, 2),
+    ({"engine__zero_stage": 2}, LEAST, 1, 16),
     ({}, MOST, 1, 1),
     ({}, LEAST, 16, 8),
     ({"engine__recompute__granularity": "full"}, LEAST, 24, 8),
