@@ -74,8 +74,6 @@ class Behaviour:
     host_micro_batch_us: float = 0.0
     host_overlaps: bool = True
     """Whether the host starts kernels while earlier ones run."""
-    selective_recompute: float = 1.0
-    """Share of attention that selective recomputation repeats."""
     splits_sends: bool = True
     """Whether tensor-parallel ranks each send a part between stages."""
     nics_per_ring: float | None = None
@@ -85,6 +83,8 @@ def behaviour_of(engine: EngineConfig, kind: Kind, constants: Constants = CONSTA
     """The behaviour of this program with this engine, on a GPU or a CPU."""
     kernels: dict[str, Kernel] = {"auto": "fa2", "flash": "fa2", "cudnn": "cudnn", "efficient": "efficient"}
     attention = "cpu" if kind == "cpu" else kernels.get(engine.attention, "unfused")
+    if kind == "gpu" and engine.precision == "fp32":
+        attention = "unfused"  # the rates of fused kernels are those of 16 bits
     elementwise = {
         "none": constants.eager_bytes,
         "elementwise": (constants.eager_bytes + constants.compiled_bytes) / 2,

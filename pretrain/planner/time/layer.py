@@ -199,7 +199,7 @@ def _layer_backward(rank: Rank) -> Parts:
     attention = _attention(rank, "backward")
     elementwise = _elementwise(rank, "backward")
     if recompute.granularity == "selective" and "core_attn" in recompute.modules:
-        attention += rank.behaviour.selective_recompute * _attention(rank, "forward")
+        attention += _attention(rank, "forward")
     if recompute.granularity == "selective" and "mlp" in recompute.modules:
         products += sum(rank.products.seconds(rank.tokens, depth, columns) for depth, columns in _matrices(rank)[2:])
         elementwise += 0.6 * _elementwise(rank, "forward")

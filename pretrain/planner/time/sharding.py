@@ -92,10 +92,6 @@ class DataParallel:
         owned = rows * model.hidden_size / (self.group.ranks if self.zero >= 2 else 1)
         return self.rank.links.send(2 * 4.0 * owned, world_size)
 
-    @property
-    def host_seconds(self) -> float:
-        return 0.0
-
     def _with_traffic(self, parts: Parts, traffic: float) -> Parts:
         if self.rank.behaviour.gather == "overlapped":
             traffic = self._behind(traffic, parts.seconds)

@@ -74,7 +74,7 @@ def predict_step(
         "pipeline": max(0.0, in_passes - work.seconds),
         "data parallel": work.data_parallel + max(sharding.once(stage, first, last) for stage in stages),
         "optimizer": max(sharding.optimizer_seconds(stage) for stage in stages),
-        "host": work.host + hardware.host_step_us.value * 1e-6 + sharding.host_seconds,
+        "host": work.host + hardware.host_step_us.value * 1e-6,
     }
     if config.model.tie_embeddings and config.parallel.pp > 1:
         parts["pipeline"] += sharding.tied_seconds(stages[0], world_size)
