@@ -38,6 +38,8 @@ class Products:
     table: ProductTable | None = None
     share: float = 1.0
     """Part of the machine that one rank has."""
+    sustained: float = 1.0
+    """Rate in a long step over that of a short measurement."""
 
     def seconds(self, m: int, k: int, n: int, *, accumulate: bool = False, batch: int = 1) -> float:
         """The time of `batch` products [m, k] x [k, n]."""
@@ -94,7 +96,7 @@ def _ratios(model: Products, accumulate: bool) -> list[tuple[tuple[float, float,
     rows = [row for row in model.table.products if row.accumulate == accumulate] or list(model.table.products)
     found = []
     for row in rows:
-        measured = 2.0 * row.m * row.k * row.n / (row.tflops * 1e12 * model.share)
+        measured = 2.0 * row.m * row.k * row.n / (row.tflops * 1e12 * model.share * model.sustained)
         ratio = measured / model._by_tiles(row.m, row.k, row.n, row.accumulate, 1)
         found.append(((math.log2(row.m), math.log2(row.k), math.log2(row.n)), ratio))
     return found
@@ -116,4 +118,5 @@ def products_of(hardware: Hardware, precision: Precision, share: float) -> Produ
         width=4 if precision == "fp32" else 2,
         table=table,
         share=share,
+        sustained=hardware.sustained_share.value,
     )

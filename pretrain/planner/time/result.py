@@ -15,6 +15,8 @@ from pretrain.planner.time.hardware import Hardware, Origin
 SPREAD, SPREAD_BY_HOST = 0.05, 0.07
 """Logarithm of measured over predicted step times of published runs: 80 % are within SPREAD if the device is busy, and
 within the sum of both if it waits for the host."""
+SPREAD_ON_CPU = 0.20
+"""The same on a CPU: a guess, because other programs on the machine decide."""
 HOST_BOUND_SHARE = 0.05
 """Share of a step in which the device waits for the host, from which the larger spread counts."""
 
@@ -98,6 +100,8 @@ def summary(
     # All ranks of a CPU's record share its cores.
     devices = world_size if hardware.kind == "gpu" else max(1.0, world_size / hardware.devices_per_node.value)
     spread = SPREAD + SPREAD_BY_HOST * min(1.0, parts["host"] / seconds / HOST_BOUND_SHARE)
+    if hardware.kind == "cpu":
+        spread = SPREAD_ON_CPU
     if hardware.cpu is not None:  # its rates are those of one process
         devices = min(world_size, max(1, hardware.cpu.cores // hardware.cpu.threads))
     rate = tokens / seconds / devices / (peak * 1e12)
