@@ -44,7 +44,8 @@ def parts(world_size: int, *overrides: str, hardware: Hardware | None = None) ->
 
 def test_one_rank_sends_nothing() -> None:
     found = parts(1)
-    assert found["tensor parallel"] == found["data parallel"] == found["pipeline"] == 0
+    assert found["tensor parallel"] == found["data parallel"] == 0
+    assert abs(found["pipeline"]) < 1e-9 * sum(found.values())  # a difference of equal sums
     assert min(found[name] for name in ("matrix products", "attention", "elementwise", "optimizer", "host")) > 0
 
 
