@@ -118,8 +118,11 @@ def head_times(rank: Rank) -> PassTimes:
         elementwise=0.4 * loss,
         tensor_parallel=_sequence_gather(rank),
     )
+    # Only these two store the logits; without them the backward pass computes them again.
+    stored = rank.config.engine.cross_entropy in ("plain", "in_place")
     backward = Parts(
-        products=products.seconds(tokens, columns, hidden)
+        products=(0.0 if stored else forward.products)
+        + products.seconds(tokens, columns, hidden)
         + products.seconds(hidden, tokens, columns, accumulate=rank.behaviour.accumulates),
         elementwise=0.6 * loss,
         tensor_parallel=_reduction(rank),
