@@ -87,10 +87,12 @@ class EngineConfig:
     and the run ends."""
     link_check: bool
     """Whether the network between nodes is checked and timed before the model is built. No effect on one node."""
-    cross_entropy: Literal["plain", "in_place"]
+    cross_entropy: Literal["plain", "in_place", "chunked"]
     """plain: the loss of PyTorch and Megatron, which also stores fp32 logits. in_place: the loss is computed in fp32
     for a few rows at a time, and the backward pass overwrites the logits with their gradient, so that only logits in
-    engine.precision are stored. It is compiled if engine.compile is set."""
+    engine.precision are stored. chunked: logits are computed for a part of the vocabulary at a time, at most 128 MiB,
+    and again in the backward pass, so that they are never stored whole; the output layer computes a third more.
+    in_place and chunked are compiled if engine.compile is set."""
     attention: Literal["auto", "flash", "cudnn", "efficient", "math"]
     """PyTorch kernel for attention. auto: PyTorch chooses among the kernels that support the model and device. math:
     writes out the attention scores, and is the reference for the other kernels."""

@@ -21,7 +21,7 @@ from megatron.core.transformer import TransformerConfig
 from torch import Tensor, nn
 
 from pretrain.config.errors import ConfigError, Problem
-from pretrain.model.cross_entropy import compiled_passes
+from pretrain.model.cross_entropy import compiled_block_passes, compiled_passes
 from pretrain.model.gpt import Stage
 from pretrain.model.rotary import rotated
 
@@ -38,9 +38,9 @@ def compile_stage(stage: Stage, how: Literal["elementwise", "layers"], cache: Pa
     if os.environ.get(CACHE) in (None, default_cache_dir()):  # torch may have set it to its default already
         os.environ[CACHE] = str(cache.absolute())
     compiler = functools.partial(torch.compile, backend=backend, fullgraph=True)
-    passes = compiled_passes(compiler)
     for chunk in stage.chunks:
-        chunk.passes = passes  # type: ignore[assignment]
+        of_loss = compiled_block_passes if chunk.cross_entropy == "chunked" else compiled_passes
+        chunk.passes = of_loss(compiler)  # type: ignore[assignment]
     if how == "elementwise":
         _compile_elementwise(stage, compiler)
         return

@@ -58,6 +58,23 @@ def compiled_passes(compiler: Callable[[Callable[..., Any]], Callable[..., Any]]
     return Passes(_for_any_rows(compiler(_log_sums)), _for_any_rows(compiler(_differentiate_in_one_pass)), 2**30)
 
 
+def compiled_block_passes(compiler: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Passes:
+    """The same for any number of columns too, none of which is padding."""
+    sums, gradient = compiler(_log_sums_of_block), compiler(_differentiate_block)
+
+    def log_sums_of(rows: Tensor, _: int) -> Tensor:
+        torch._dynamo.maybe_mark_dynamic(rows, (0, 1))
+        return sums(rows)
+
+    def differentiate_rows(rows: Tensor, *given: Any) -> None:
+        torch._dynamo.maybe_mark_dynamic(rows, (0, 1))
+        for tensor in given[:-1]:
+            torch._dynamo.maybe_mark_dynamic(tensor, 0)
+        gradient(rows, *given[:-1])
+
+    return Passes(log_sums_of, differentiate_rows, 2**30)
+
+
 class _InPlaceCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -70,19 +87,11 @@ class _InPlaceCrossEntropy(torch.autograd.Function):
         passes: Passes,
     ) -> Tensor:
         rows = logits.flatten(0, -2)
-        index = labels.flatten() - first
-        inside = (index >= 0) & (index < real)
-        index = index.clamp(0, max(real - 1, 0))[:, None]
-        sums = torch.full((len(rows),), -torch.inf, dtype=torch.float32, device=rows.device)
-        for part in _parts(rows, passes.elements) if real else ():
-            sums[part] = passes.log_sums(rows[part], real)
+        index, inside = columns_of(labels.flatten(), first, real)
+        sums = log_sums(rows, real, passes)
         targets = torch.where(inside, rows.gather(1, index)[:, 0].float(), 0.0)
         if group is not None:
-            largest = sums.clone()
-            dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=group)
-            both = torch.stack([(sums - largest).exp(), targets])
-            dist.all_reduce(both, group=group)
-            sums, targets = largest + both[0].log(), both[1]
+            sums, targets = over_ranks(sums, targets, group)
         ctx.save_for_backward(logits, index, inside, sums)
         ctx.real, ctx.passes, ctx.overwritten, ctx.unshared = real, passes, False, _references_when_unshared()
         return (sums - targets).view(labels.shape)
@@ -101,9 +110,40 @@ class _InPlaceCrossEntropy(torch.autograd.Function):
             _warn_about_copy()
         of_logits = logits.detach() if ctx.overwritten else logits.detach().clone()
         rows, factors = of_logits.flatten(0, -2), gradients[0].flatten()[:, None]
-        for part in _parts(rows, ctx.passes.elements):
-            ctx.passes.differentiate(rows[part], index[part], inside[part], sums[part], factors[part], ctx.real)
+        differentiate(rows, index, inside, sums, factors, ctx.real, ctx.passes)
         return rows.view(logits.shape), None, None, None, None, None
+
+
+def columns_of(labels: Tensor, first: int, real: int) -> tuple[Tensor, Tensor]:
+    """The column [n, 1] of each label [n] among `real` columns from token `first` on, and whether it is one [n]."""
+    index = labels - first
+    inside = (index >= 0) & (index < real)
+    return index.clamp(0, max(real - 1, 0))[:, None], inside
+
+
+def log_sums(rows: Tensor, real: int, passes: Passes) -> Tensor:
+    """Logarithm of the sum of exponentials of each row [n, v], fp32 [n]."""
+    sums = torch.full((len(rows),), -torch.inf, dtype=_arithmetic(rows), device=rows.device)
+    for part in _parts(rows, passes.elements) if real else ():
+        sums[part] = passes.log_sums(rows[part], real)
+    return sums
+
+
+def over_ranks(sums: Tensor, targets: Tensor, group: dist.ProcessGroup) -> tuple[Tensor, Tensor]:
+    """The same of all columns, from `log_sums` and the target's logit [n] (or 0) of each rank's columns."""
+    largest = sums.clone()
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=group)
+    both = torch.stack([(sums - largest).exp(), targets])
+    dist.all_reduce(both, group=group)
+    return largest + both[0].log(), both[1]
+
+
+def differentiate(
+    rows: Tensor, index: Tensor, inside: Tensor, sums: Tensor, factors: Tensor, real: int, passes: Passes
+) -> None:
+    """Overwrite logits [n, v] with their gradient; see Passes."""
+    for part in _parts(rows, passes.elements):
+        passes.differentiate(rows[part], index[part], inside[part], sums[part], factors[part], real)
 
 
 def _parts(rows: Tensor, elements: int) -> Iterator[slice]:
@@ -113,13 +153,18 @@ def _parts(rows: Tensor, elements: int) -> Iterator[slice]:
 
 
 def _log_sums(rows: Tensor, real: int) -> Tensor:
-    return torch.logsumexp(rows[:, :real].float(), 1)
+    return torch.logsumexp(rows[:, :real].to(_arithmetic(rows)), 1)
+
+
+def _arithmetic(rows: Tensor) -> torch.dtype:
+    """fp32, or fp64 in tests of derivatives."""
+    return torch.promote_types(rows.dtype, torch.float32)
 
 
 def _differentiate(rows: Tensor, index: Tensor, inside: Tensor, sums: Tensor, factors: Tensor, real: int) -> None:
     if real:
-        softmax = (rows[:, :real].float() - sums[:, None]).exp_()
-        at_target = softmax.gather(1, index) - inside[:, None].float()
+        softmax = (rows[:, :real].to(_arithmetic(rows)) - sums[:, None]).exp_()
+        at_target = softmax.gather(1, index) - inside[:, None].to(softmax.dtype)
         softmax.scatter_(1, index, at_target)
         rows[:, :real] = softmax.mul_(factors)
     rows[:, real:] = 0
@@ -137,6 +182,14 @@ def _differentiate_in_one_pass(
     softmax = (rows.float() - sums[:, None]).exp()
     at_target = (columns == index) & inside[:, None]
     rows.copy_(torch.where(columns < real, (softmax - at_target.float()) * factors, 0.0))
+
+
+def _log_sums_of_block(rows: Tensor) -> Tensor:
+    return torch.logsumexp(rows.float(), 1)
+
+
+def _differentiate_block(rows: Tensor, index: Tensor, inside: Tensor, sums: Tensor, factors: Tensor) -> None:
+    _differentiate_in_one_pass(rows, index, inside, sums, factors, rows.shape[1])
 
 
 def _for_any_rows(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -20,6 +20,7 @@ from pretrain.distributed.groups import ProcessGroups
 from pretrain.distributed.malloc import large_blocks_apart
 from pretrain.model.attention import ANY, chosen_kernels
 from pretrain.model.cross_entropy import EAGER, Passes, in_place_cross_entropy
+from pretrain.model.head import OutputLayer
 from pretrain.model.init import initial_value
 from pretrain.model.parameters import LocalParameter, describe, own_rows, whole_shape
 from pretrain.model.rotary import RotaryTables
@@ -30,21 +31,41 @@ class Chunk(GPTModel):
     """GPTModel, or one pipeline chunk of it, with a loss that excludes the vocabulary's padding."""
 
     real_vocab_size: int
-    cross_entropy: Literal["plain", "in_place"]
+    cross_entropy: Literal["plain", "in_place", "chunked"]
     passes: Passes = EAGER
-    """Used by in_place."""
+    """Used by in_place and chunked."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
         if self.position_embedding_type == "rope":
             config = self.config
             self.rotary_pos_emb = RotaryTables(config.kv_channels, self.rotary_base, config.pipeline_dtype)
+        if self.post_process:
+            is_tied_here = self.pre_process and self.share_embeddings_and_output_weights
+            self.output_layer = OutputLayer(
+                self.config, self.vocab_size, skip_weight_param_allocation=is_tied_here, tp_group=self.tp_group
+            )
 
     def setup_embeddings_and_output_layer(self) -> None:
         """Do nothing: both copies of a tied embedding are filled with equal values, and their gradients are summed.
 
         Megatron copies them by a collective, which does not work before the weights exist.
         """
+
+    def _postprocess(self, hidden_states: Tensor, *given: Any, labels: Tensor | None = None, **named: Any) -> Tensor:
+        """hidden_states [s, b, h] -> on the last stage the loss of each token [b, s], or logits without labels."""
+        if not self.post_process or labels is None or self.cross_entropy != "chunked":
+            output: Tensor = super()._postprocess(hidden_states, *given, labels=labels, **named)
+            return output
+        weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
+        loss, _ = self.output_layer(
+            hidden_states,
+            weight,
+            labels=labels.transpose(0, 1).contiguous(),
+            real=self.real_columns(self.output_layer.output_size_per_partition),
+            passes=self.passes,
+        )
+        return loss.transpose(0, 1)
 
     def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
         """labels [b, s], logits [s, b, v / tp] -> loss of each token [b, s], in fp32."""
