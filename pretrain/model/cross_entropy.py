@@ -17,6 +17,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from pretrain.config.head_blocks import ROWS_ELEMENTS
+
 log = logging.getLogger(__name__)
 
 
@@ -170,8 +172,7 @@ def _differentiate(rows: Tensor, index: Tensor, inside: Tensor, sums: Tensor, fa
     rows[:, real:] = 0
 
 
-EAGER = Passes(_log_sums, _differentiate, elements=2**24)
-"""64 MiB of fp32 per call."""
+EAGER = Passes(_log_sums, _differentiate, elements=ROWS_ELEMENTS)
 
 
 def _differentiate_in_one_pass(

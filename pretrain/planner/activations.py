@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from pretrain.config.derived import micro_batch_size, padded_vocab_size
 from pretrain.config.engine import EngineConfig, RecomputeConfig
+from pretrain.config.head_blocks import ROWS_ELEMENTS, block_columns
 from pretrain.config.model import ModelConfig
 from pretrain.config.parallel import Chunk, ParallelConfig
 from pretrain.config.run import RunConfig
@@ -24,14 +25,26 @@ def activation_bytes(config: RunConfig, shapes: StageShapes, pp_rank: int, micro
     kept = sum(_chunk_bytes(model, parallel, engine, chunk.num_layers) for chunk in running)
     largest = max(chunk.num_layers for chunk in shapes.chunks)
     again = layer_bytes(model, parallel, engine) * _layers_computed_at_once(engine.recompute, largest)
-    head = 0.0
-    if shapes.has_head:
-        columns = padded_vocab_size(model, vocab_size, parallel.tp) / parallel.tp
-        width = _width(engine)
-        # Input of the last norm and of the head; the logits, and in the plain way those in fp32 and their softmax.
-        more = 4 + 4 * (width < 4) if engine.cross_entropy == "plain" else 0
-        head = width * 2 * model.hidden_size / _sequence_parts(parallel) + columns * (width + more)
-    return round(tokens * (kept + again + head))
+    head = _head_bytes(config, vocab_size) if shapes.has_head else 0.0
+    return round(tokens * (kept + again) + head)
+
+
+def _head_bytes(config: RunConfig, vocab_size: int) -> float:
+    """The last norm, the output layer and the loss of one micro-batch, at their greatest."""
+    model, parallel, engine = config.model, config.parallel, config.engine
+    tokens, width = model.seq_length * micro_batch_size(config.train), _width(engine)
+    columns = padded_vocab_size(model, vocab_size, parallel.tp) // parallel.tp
+    # Input of the last norm and of the output layer.
+    kept = tokens * width * 2 * model.hidden_size / _sequence_parts(parallel)
+    if engine.cross_entropy == "chunked":
+        # A block of logits and two fp32 copies of some of its rows; the sum of the gradients of hidden states in fp32,
+        # and a term of it; with sequence parallelism, hidden states of the whole sequence.
+        block = tokens * block_columns(tokens, columns, width)
+        of_hidden = tokens * model.hidden_size * (4 + width * (width < 4) + width * (_sequence_parts(parallel) > 1))
+        return kept + width * block + 2 * 4 * min(block, ROWS_ELEMENTS) + of_hidden
+    # The logits, and in the plain way those in fp32 and their softmax.
+    more = 4 + 4 * (width < 4) if engine.cross_entropy == "plain" else 0
+    return kept + tokens * columns * (width + more)
 
 
 def chunks_in_flight(

@@ -34,6 +34,7 @@ WAYS = {
     "plain": ("engine.attention=math",),
     "attention=auto": (),
     "cross_entropy=in_place": ("engine.cross_entropy=in_place",),
+    "cross_entropy=chunked": ("engine.cross_entropy=chunked",),
     "compile=elementwise": ("engine.compile=elementwise",),
     "compile=layers": ("engine.compile=layers",),
     "in_place, elementwise": ("engine.cross_entropy=in_place", "engine.compile=elementwise"),

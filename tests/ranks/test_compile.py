@@ -81,6 +81,7 @@ LAYOUTS |= {
         {"zero_stage": 3, "tp": 2, "pp": 2},
         ("engine.cross_entropy=in_place",),
     ),
+    "llama-zero1-chunked": (1, "llama", {"zero_stage": 1}, ("engine.cross_entropy=chunked",)),
     "llama-zero0-selective": (1, "llama", {"zero_stage": 0}, ("engine.recompute.granularity=selective",)),
 }
 

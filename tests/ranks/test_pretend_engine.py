@@ -75,7 +75,10 @@ def watched_course(here: Runtime, case: Case, folder: Path) -> tuple[Course, Wat
     return done, seen
 
 
-APART, IN_PLACE = "data.document_mask=true", "engine.cross_entropy=in_place"
+APART, IN_PLACE, CHUNKED = (
+    "data.document_mask=true",
+    *(f"engine.cross_entropy={way}" for way in ("in_place", "chunked")),
+)
 DROPOUT = ("model.hidden_dropout=0.1", "model.attention_dropout=0.1")
 IN_THE_SAME, LAYERS = "engine.grad_accum_dtype=same", "model.num_layers=4"
 OFTEN = {"grad_reduction": "per_micro_batch", "param_gather": "per_micro_batch"}
@@ -109,7 +112,7 @@ CASES = {
     "llama_tied-zero1-pp2-uniform": case(2, "llama_tied", *full("uniform"), zero_stage=1, pp=2),
     "gpt-zero2-bf16-dp2-per-step": case(2, "gpt", zero_stage=2, precision="bf16", grad_reduction="per_step"),
     "llama-zero2-fp16-selective": case(
-        1, "llama", *SELECTIVE, "engine.attention=flash", zero_stage=2, precision="fp16"
+        1, "llama", *SELECTIVE, CHUNKED, "engine.attention=flash", zero_stage=2, precision="fp16"
     ),
     "all_sorts-zero2-offload-dp2": case(2, "all_sorts", STATES_OUT, zero_stage=2),
     "gpt-zero2-pp2-vp2-block": case(2, "gpt", *full("block"), LAYERS, zero_stage=2, pp=2, vp=2),
@@ -291,7 +294,7 @@ def test_the_cases_have_every_option() -> None:
         "grad_accum_dtype": {"fp32", "same"},
         "grad_reduction": {"auto", "per_micro_batch", "per_step"},
         "param_gather": {"auto", "per_micro_batch", "per_step"},
-        "cross_entropy": {"plain", "in_place"},
+        "cross_entropy": {"plain", "in_place", "chunked"},
         "attention": {"auto", "flash", "math"},
     }.items():
         assert {getattr(engine, engine_name) for engine in engines} == options

@@ -46,6 +46,7 @@ RECOMPUTED = "tests/ranks/test_recompute.py::test_recomputed_activations_change_
 APART = "tests/ranks/test_documents.py::test_equals_one_process_given_each_document_alone"
 MEAN = "tests/ranks/test_loss_mask.py::test_the_mean_is_over_the_targets_that_count"
 FILLED = "tests/ranks/test_loss_mask.py::test_padding_of_interleaved_micro_batches_does_not_count"
+BLOCKS = "tests/ranks/test_chunked.py::test"
 KEEPS = "tests/ranks/test_saved.py::test_a_layer_keeps_only_what_backward_reads"
 WAITS = "tests/ranks/test_no_waiting.py::test_no_device_sync_between_first_forward_and_last_backward"
 VIEW = "tests/unit/engine/test_device.py::test_any_view_is_pinned[one value for each row]"
@@ -381,6 +382,23 @@ MUTATIONS = (
         "bias",
         (f"{RECOMPUTED}[one-both]",),
         seconds=40,
+    ),
+    # Blocks of the vocabulary.
+    Mutation(
+        "block-sums",
+        "a token's probabilities are those among the last block of the vocabulary",
+        "pretrain/model/chunked_cross_entropy.py",
+        "sums = torch.logaddexp(sums, log_sums(logits, logits.shape[1], passes))",
+        "sums = log_sums(logits, logits.shape[1], passes)",
+        (f"{BLOCKS}_losses_and_gradients_equal_plain[40-torch.float32]",),
+    ),
+    Mutation(
+        "block-hidden",
+        "hidden states get the gradients of one rank's columns of the vocabulary",
+        "pretrain/model/chunked_cross_entropy.py",
+        "dist.all_reduce(of_states, group=columns.group)",
+        "pass",
+        (f"{BLOCKS}_the_vocabulary_may_be_split[torch.float32-whole-2]",),
     ),
     # Memory.
     Mutation(

@@ -97,3 +97,13 @@ def test_cross_entropy_in_place_keeps_the_logits_alone() -> None:
     in_place = changed(parallel__tp=8, engine__cross_entropy="in_place")
     plain, least = (activation_bytes(each, stage, 0, 1, 1024) for each in (config, in_place))
     assert plain - least == config.model.seq_length * 1024 // 8 * 8, "in bf16: fp32 logits and their softmax"
+
+
+def test_a_chunked_cross_entropy_keeps_no_more_than_a_block_of_logits() -> None:
+    config = changed(engine__cross_entropy="chunked")
+    (stage,) = all_stages(config.model, config.parallel, 2**17)
+    (twice,) = all_stages(config.model, config.parallel, 2**18)
+    found = [activation_bytes(config, each, 0, 1, vocab) for each, vocab in ((stage, 2**17), (twice, 2**18))]
+    assert found[0] == found[1], "the vocabulary does not matter"
+    logits = 2 * config.model.seq_length * 2**18
+    assert found[0] < activation_bytes(changed(engine__cross_entropy="in_place"), twice, 0, 1, 2**18) - logits // 2
