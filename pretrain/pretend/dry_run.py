@@ -1,5 +1,6 @@
 """`pretrain plan --dry-run`: run every distinct stage of a layout without computing, and compare it with the plan."""
 
+import os
 import time
 from dataclasses import dataclass, replace
 
@@ -63,8 +64,10 @@ def dry_run(config: RunConfig, world_size: int, gpu_memory: float | None) -> Dry
     begin = time.perf_counter()
     config, vocab_size, source, modes, notes = resolved(config, world_size, gpu_memory)
     check_room()
+    # Read at the first import of torch and DeepSpeed: a GPU of this machine takes no part, and nothing looks for one.
+    os.environ |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     start = time.perf_counter()
-    from pretrain.pretend.one_rank import Asked  # torch and the vendors
+    from pretrain.pretend.one_rank import Asked
 
     seconds_imports = time.perf_counter() - start
     parallel = config.parallel

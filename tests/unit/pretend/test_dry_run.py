@@ -1,6 +1,11 @@
 """Which ranks and steps a dry run takes, how steps are extrapolated, and its mistakes in one line."""
 
+import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -68,3 +73,19 @@ def test_bytes_received_are_those_of_a_ring() -> None:
 def test_mistakes_are_refused_before_any_work(overrides: tuple[str, ...], ranks: int, message: str) -> None:
     with pytest.raises(UserError, match=message):
         resolved(load_run_config([*TINY, *overrides]), ranks, None)
+
+
+@pytest.mark.full
+def test_the_command_prints_json_alone(tmp_path: Path) -> None:
+    words = [*TINY, "parallel.tp=2", "parallel.pp=4", "engine=zero3_bf16", "tokenizer.vocab_size=512"]
+    command = [sys.executable, "-m", "pretrain", "plan", "--dry-run", "--json", "--ranks", "64", *words]
+    root = Path(__file__).resolve().parents[3]
+    done = subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(root)}, stdout=subprocess.PIPE)
+    stages = json.loads(done.stdout)["stages"]
+    assert [(stage["stage"], stage["stands_for"]) for stage in stages] == [(0, []), (1, [2]), (3, [])]
+    for stage in stages:
+        assert stage["elements"]["measured"] == stage["elements"]["planned"]
+        for part in ("parameters", "master weights", "Adam's moments"):
+            assert stage["memory"][part]["measured"] == stage["memory"][part]["planned"]
+        for received in stage["data_parallel_received"].values():
+            assert received["measured"] == pytest.approx(received["planned"], rel=0.02)
