@@ -238,6 +238,8 @@ def _head(rank: CpuRank) -> tuple[Times, Times]:
     model, tp, tokens = rank.config.model, rank.config.parallel.tp, rank.tokens
     columns = padded_vocab_size(model, rank.vocab_size, tp) // tp
     forward, backward = rank.kernels.linear(tokens, model.hidden_size, columns)
+    if rank.config.engine.cross_entropy not in ("plain", "in_place"):
+        backward += forward  # the logits were not stored
     loss = rank.loss_seconds(tokens * columns)
     sent = parameter_bytes(rank.config.engine) * tokens * model.hidden_size
     return (

@@ -122,7 +122,7 @@ def head_times(rank: Rank) -> PassTimes:
     stored = rank.config.engine.cross_entropy in ("plain", "in_place")
     backward = Parts(
         products=(0.0 if stored else forward.products)
-        + products.seconds(tokens, columns, hidden)
+        + products.seconds(tokens, columns, hidden, data_gradient=True)
         + products.seconds(hidden, tokens, columns, accumulate=rank.behaviour.accumulates),
         elementwise=0.6 * loss,
         tensor_parallel=_reduction(rank),
@@ -196,7 +196,7 @@ def _layer_forward(rank: Rank) -> Parts:
 def _layer_backward(rank: Rank) -> Parts:
     accumulate, products = rank.behaviour.accumulates, 0.0
     for depth, columns in _matrices(rank):
-        products += rank.products.seconds(rank.tokens, columns, depth)
+        products += rank.products.seconds(rank.tokens, columns, depth, data_gradient=True)
         products += rank.products.seconds(depth, rank.tokens, columns, accumulate=accumulate)
     recompute = rank.config.engine.recompute
     attention = _attention(rank, "backward")

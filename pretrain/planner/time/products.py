@@ -41,10 +41,12 @@ class Products:
     sustained: float = 1.0
     """Rate in a long step over that of a short measurement."""
 
-    def seconds(self, m: int, k: int, n: int, *, accumulate: bool = False, batch: int = 1) -> float:
+    def seconds(
+        self, m: int, k: int, n: int, *, accumulate: bool = False, data_gradient: bool = False, batch: int = 1
+    ) -> float:
         """The time of `batch` products [m, k] x [k, n]."""
         if self.table is not None and batch == 1:
-            return _from_table(self, m, k, n, accumulate)
+            return _from_table(self, m, k, n, accumulate, data_gradient)
         return self._by_tiles(m, k, n, accumulate, batch)
 
     def _by_tiles(self, m: int, k: int, n: int, accumulate: bool, batch: int) -> float:
@@ -74,10 +76,10 @@ def tile_seconds(m: int, k: int, n: int, batch: int, sms: int, flops_per_sm: flo
 
 
 @functools.lru_cache(maxsize=1 << 16)
-def _from_table(model: Products, m: int, k: int, n: int, accumulate: bool) -> float:
+def _from_table(model: Products, m: int, k: int, n: int, accumulate: bool, data_gradient: bool) -> float:
     """A measured product, or the tile model times the ratios at the nearest measured ones."""
     plain = model._by_tiles(m, k, n, accumulate, 1)
-    known = _ratios(model, accumulate)
+    known = _ratios(model, accumulate, data_gradient)
     if not known:
         return plain
     place = (math.log2(m), math.log2(k), math.log2(n))
@@ -90,10 +92,11 @@ def _from_table(model: Products, m: int, k: int, n: int, accumulate: bool) -> fl
 
 
 @functools.lru_cache(maxsize=64)
-def _ratios(model: Products, accumulate: bool) -> list[tuple[tuple[float, float, float], float]]:
+def _ratios(model: Products, accumulate: bool, data_gradient: bool) -> list[tuple[tuple[float, float, float], float]]:
     """Measured over modelled time of each measured product, with the logarithms of its shape."""
     assert model.table is not None
-    rows = [row for row in model.table.products if row.accumulate == accumulate] or list(model.table.products)
+    alike = [row for row in model.table.products if row.accumulate == accumulate] or list(model.table.products)
+    rows = [row for row in alike if row.data_gradient == data_gradient] or alike
     found = []
     for row in rows:
         measured = 2.0 * row.m * row.k * row.n / (row.tflops * 1e12 * model.share * model.sustained)

@@ -8,6 +8,7 @@ import pytest
 from pretrain.config.load import load_run_config
 from pretrain.planner.memory import Modes
 from pretrain.planner.time.cpu_costs import Collective, CpuCosts, EngineCost, LayerCost, LossCost
+from pretrain.planner.time.cpu_step import cpu_parts
 from pretrain.planner.time.hardware import Hardware, load_hardware
 from pretrain.planner.time.step import predict_step
 
@@ -100,3 +101,11 @@ def test_a_loss_that_was_not_measured_costs_as_another() -> None:
     in_place = parts(1, "engine.cross_entropy=in_place")
     plain = parts(1)
     assert in_place["elementwise"] - plain["elementwise"] == pytest.approx(1e-9 * 8 * 256 * 1024)
+
+
+def test_logits_that_are_not_stored_are_computed_again() -> None:
+    config = load_run_config([*PLAIN])
+    other: Any = "a way that stores no logits"
+    chunked = dataclasses.replace(config, engine=dataclasses.replace(config.engine, cross_entropy=other))
+    found = [cpu_parts(each, 1024, 1, MODES, machine())["matrix products"] for each in (config, chunked)]
+    assert found[1] > found[0]
