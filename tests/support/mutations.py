@@ -206,6 +206,22 @@ MUTATIONS = (
         (f"{HELD}[gpt-per_micro_batch-shape1]",),
     ),
     Mutation(
+        "slices-of-ranks",
+        "the host starts an operation for each pair of a parameter and a rank when ZeRO-3 gathers",
+        "pretrain/engine/param_gather.py",
+        "parameter.all_gather_coalesced = gathers_together(init, parameter.all_gather_coalesced)",
+        "pass",
+        ("tests/ranks/test_dry_run.py::test_the_work_of_the_host_ignores_world_size[zero3-often]",),
+    ),
+    Mutation(
+        "sum-not-mean",
+        "ZeRO-3 sums gradients over data-parallel ranks instead of averaging them",
+        "pretrain/engine/flat_collectives.py",
+        "flat.div_(ranks)",
+        "pass",
+        (f"{PARITY}[gpt_odd-zero3-dp3-m4]",),
+    ),
+    Mutation(
         "let-go",
         "parameters stay gathered after a validation",
         ZERO3,
