@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from pretrain.scaling.laws.bootstrap import bootstrap, interval
+from pretrain.scaling.laws.compare import AHEAD, compare
 from pretrain.scaling.laws.exclude import Rules, apply_rules
 from pretrain.scaling.laws.hyperparameter_fit import Sweep, fit_law, leave_one_out
 from pretrain.scaling.laws.hyperparameters import named_law
@@ -148,6 +149,28 @@ def coverage(kind: str, first: int, seeds: int, draws: int) -> None:
     print(f"  {time.perf_counter() - began:.0f} s")
 
 
+def comparisons(first: int, seeds: int, draws: int) -> None:
+    """How often the intervals of a comparison hold the true multiplier: its mean, its trend, and ahead of the runs."""
+    hits: dict[str, int] = defaultdict(int)
+    for seed in range(first, first + seeds):
+        points, law = synthetic(seed, "grid")
+        rng = np.random.default_rng(seed + 2 * OTHER_STREAM)
+        trend, multiplier = rng.uniform(-0.05, 0.05), rng.uniform(0.8, 1.6)
+        true = multiplier * (points.flops / points.flops.max()) ** trend
+        noise = np.exp(0.002 * rng.standard_normal(len(points)))
+        growth = np.sqrt(true)
+        losses = law.loss(points.parameters * growth, points.tokens * growth) * noise
+        refits = bootstrap(fit_parametric(points), draws, seed + OTHER_STREAM)
+        found = compare(refits.fit, points_of(points.parameters, points.tokens, losses), refits.laws)
+        for name, each, truth in (
+            ("mean", found.mean, float(np.exp(np.log(true).mean()))),
+            ("slope", found.slope, trend),
+            ("at 10 x compute", found.ahead, multiplier * AHEAD**trend),
+        ):
+            hits[name] += each.low <= truth <= each.high
+    print("comparison, intervals that hold the truth:", {name: f"{count / seeds:.1%}" for name, count in hits.items()})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=200)
@@ -162,6 +185,7 @@ def main() -> None:
         print(f"published data: not measured, {DATA} does not exist")
     for kind in ("grid", "uneven", "small"):
         coverage(kind, given.first_seed, given.seeds, given.draws)
+    comparisons(given.first_seed, given.seeds, given.draws // 5)
 
 
 if __name__ == "__main__":

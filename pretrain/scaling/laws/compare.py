@@ -59,11 +59,9 @@ def compare(base: Fit, variant: Points, draws: Sequence[Law] = ()) -> Comparison
         )
     others = np.array([_log_multipliers(law, cells) for law in draws]).reshape(-1, len(logs))
     others = others[np.isfinite(others).all(1)]
-    log_c = np.log(variant.flops)
-    mean = _interval(np.full((1, len(logs)), 1 / len(logs)), logs, others, np.ones((len(logs), 1)))
-    line = np.column_stack([np.ones_like(log_c), log_c - log_c.max() - np.log(AHEAD)])
-    solve = np.linalg.pinv(line)
-    ahead, slope = (_interval(solve[row : row + 1], logs, others, line) for row in (0, 1))
+    line = _Line(logs, np.log(variant.flops / variant.flops.max()), _steepness(base.law, cells), others)
+    mean = line.interval(np.full(len(logs), 1 / len(logs)))
+    slope, ahead = line.interval(line.solve[1]), line.interval(line.solve[0] + np.log(AHEAD) * line.solve[1])
     mean, ahead = (Interval(*(float(np.exp(min(value, 50.0))) for value in each)) for each in (mean, ahead))
     return Comparison(
         variant, np.exp(logs), tuple(map(bool, cells.is_paired)), mean, slope, ahead, _verdict(slope, ahead)
@@ -117,18 +115,37 @@ def _log_multipliers(law: Law, cells: _Cells) -> Array:
     return np.asarray(np.where(is_reached, low + high + spent, np.nan))
 
 
-def _interval(solve: Array, logs: Array, others: Array, columns: Array) -> Interval:
-    """A linear estimate with a t interval: scatter of the cells around their line, and spread of the base's laws."""
-    value = float((solve @ logs)[0])
-    freedom = len(logs) - columns.shape[1]
-    if freedom < 1:
-        return Interval(value, float("-inf"), float("inf"))
-    left = logs - columns @ np.linalg.pinv(columns) @ logs
-    variance = (left**2).sum() / freedom * (solve**2).sum()
-    if len(others):
-        variance += float(np.var(others @ solve[0]))
-    half = float(stats.t.ppf((1 + LEVEL) / 2, freedom) * np.sqrt(variance))
-    return Interval(value, value - half, value + half)
+def _steepness(law: Law, cells: _Cells) -> Array:
+    """How fast log loss falls with log compute at each cell, N and D growing together.
+
+    A multiplier is the noisier the flatter the law is: the noise of log loss is divided by this.
+    """
+    size, data = law.a * cells.parameters**-law.alpha, law.b * cells.tokens**-law.beta
+    fall = (law.alpha * size + law.beta * data) / 2 / law.loss(cells.parameters, cells.tokens)
+    return np.asarray(fall / np.where(cells.is_paired, np.sqrt(2.0), 1.0))
+
+
+class _Line:
+    """A weighted straight line through log multipliers, over log compute."""
+
+    def __init__(self, logs: Array, log_c: Array, steepness: Array, others: Array) -> None:
+        self.logs, self.others, self.weights = logs, others, steepness**2
+        columns = np.column_stack([np.ones_like(log_c), log_c])
+        root = steepness[:, None]
+        self.solve = np.linalg.pinv(columns * root) * steepness
+        """Rows that give the line's value at the largest compute, and its slope."""
+        self.freedom = len(logs) - columns.shape[1]
+        left = logs - columns @ self.solve @ logs
+        self.noise = float((self.weights * left**2).sum() / max(1, self.freedom))
+
+    def interval(self, row: Array) -> Interval:
+        """A linear estimate with a t interval: scatter of the cells about the line, and spread of the base's laws."""
+        value = float(row @ self.logs)
+        variance = self.noise * float((row**2 / self.weights).sum())
+        if len(self.others):
+            variance += float(np.var(self.others @ row))
+        half = float(stats.t.ppf((1 + LEVEL) / 2, self.freedom) * np.sqrt(variance))
+        return Interval(value, value - half, value + half)
 
 
 def _verdict(slope: Interval, ahead: Interval) -> Verdict:
