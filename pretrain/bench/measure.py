@@ -26,8 +26,8 @@ from pretrain.distributed.grid import ParallelLayout, world_from_environment
 from pretrain.distributed.join import joined_ranks, layout_of
 from pretrain.distributed.vendor_imports import megatron_imports
 from pretrain.distributed.watchdog.errors import describe_error, is_out_of_memory
+from pretrain.planner.choice import machine_of, sized
 from pretrain.planner.memory import choose_modes, plan_memory
-from pretrain.planner.micro_batch import with_micro_batch
 from pretrain.planner.time.versus import beside_trace, check_hardware
 from pretrain.tracking.provenance import describe_environment
 from pretrain.tracking.speed import device_peak
@@ -99,7 +99,7 @@ def _measure(
         tokenizer = dataset.manifest.tokenizer
         memory = smallest_memory(here.device, groups.control)
         check_memory(config, tokenizer.vocab_size, layout, memory)
-        config = with_micro_batch(config, tokenizer.vocab_size, here.world_size, memory)
+        config = sized(config, tokenizer.vocab_size, here.world_size, memory, machine_of(config))
         peak = device_peak(config.tracking.peak_tflops, here.gpu_name, config.engine.precision)
         # Before the model is built: later there may be no room for a large product.
         ceilings = measure_ceilings(config, tokenizer.vocab_size, here.device)

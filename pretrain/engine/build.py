@@ -15,7 +15,8 @@ from pretrain.config.run import RunConfig
 from pretrain.distributed.groups import DeepSpeedGroups, ProcessGroups
 from pretrain.distributed.vendor_imports import megatron_imports
 from pretrain.engine.interface import Engine
-from pretrain.planner.memory import Modes, choose_modes, partitions_in_memory, plan_memory
+from pretrain.planner.choice import machine_of, modes_of
+from pretrain.planner.memory import Modes, partitions_in_memory, plan_memory
 from pretrain.planner.shapes import all_stages
 
 with megatron_imports():
@@ -46,7 +47,8 @@ def build_engine(
     if problems := list(attention_problems(config.engine, request)):
         raise ConfigError(problems)
     import_deepspeed(device)
-    modes = choose_modes(config, vocab_size, groups.layout.world_size, smallest_memory(device, groups.control))
+    memory = smallest_memory(device, groups.control)
+    modes = modes_of(config, vocab_size, groups.layout.world_size, memory, machine_of(config))
     if shards_parameters:
         log.info("ZeRO-3: gradients reduced %s, parameters gathered %s", modes.grad_reduction, modes.param_gather)
     vendor_config = deepspeed_config(

@@ -125,13 +125,18 @@ def choose_modes(config: RunConfig, vocab_size: int, world_size: int, budget_byt
     """
     engine = config.engine
     stages = all_stages(config.model, config.parallel, vocab_size)
-    options = [Modes(reduction, gather) for gather in _gathers(engine) for reduction in _reductions(engine)]
+    options = mode_options(engine)
     if budget_bytes is not None:
         for modes in options:
             peak = max(stage.peak for stage in plan_memory(config, vocab_size, world_size, modes, stages))
             if peak <= HEADROOM * budget_bytes:
                 return modes
     return options[-1]
+
+
+def mode_options(engine: EngineConfig) -> list[Modes]:
+    """The modes that `auto` chooses among, least traffic first; those that are set stay as they are."""
+    return [Modes(reduction, gather) for gather in _gathers(engine) for reduction in _reductions(engine)]
 
 
 def gradient_bytes(engine: EngineConfig) -> int:

@@ -16,9 +16,9 @@ from pretrain.config.checks import check_run
 from pretrain.config.derived import data_parallel_size, micro_batches
 from pretrain.config.errors import ConfigError, Problem
 from pretrain.config.run import RunConfig
+from pretrain.planner.choice import modes_of, sized
 from pretrain.planner.costs import bubble_share, step_traffic
-from pretrain.planner.memory import HEADROOM, Modes, StageMemory, choose_modes, plan_memory
-from pretrain.planner.micro_batch import with_micro_batch
+from pretrain.planner.memory import HEADROOM, Modes, StageMemory, plan_memory
 from pretrain.planner.plan_time import run_tokens, time_lines, unknown_hardware_lines
 from pretrain.planner.shapes import StageShapes, all_stages
 from pretrain.planner.time.hardware import Hardware
@@ -71,11 +71,11 @@ def make_plan(config: RunConfig, ranks: int | None, gpu_memory: float | None, ha
         gpu_memory = hardware.memory_gib.value
     budget = None if gpu_memory is None else int(min(gpu_memory * GIB, 1 << 62))
     if budget is not None:
-        config = with_micro_batch(config, vocab_size, world_size, budget)
+        config = sized(config, vocab_size, world_size, budget, hardware)
     elif config.train.micro_batch_size == "auto":
         rule = "is found for a device whose memory is known"
         raise ConfigError([Problem("train.micro_batch_size", "auto", rule, "give --gpu-memory")])
-    modes = choose_modes(config, vocab_size, world_size, budget)
+    modes = modes_of(config, vocab_size, world_size, budget, hardware)
     stages = all_stages(config.model, config.parallel, vocab_size)
     return Plan(
         config=config,

@@ -7,6 +7,7 @@ tensor-parallel ranks hold the same shapes.
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from pretrain.config.derived import padded_vocab_size
 from pretrain.config.model import ModelConfig
@@ -33,11 +34,11 @@ class StageShapes:
     def num_layers(self) -> int:
         return sum(chunk.num_layers for chunk in self.chunks)
 
-    @property
+    @cached_property
     def num_parameters(self) -> int:
         return sum(math.prod(shape) for _, shape in self.parameters)
 
-    @property
+    @cached_property
     def sizes(self) -> list[int]:
         """Elements of each parameter."""
         return [math.prod(shape) for _, shape in self.parameters]

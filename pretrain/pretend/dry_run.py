@@ -10,9 +10,9 @@ from pretrain.config.derived import micro_batches
 from pretrain.config.errors import ConfigError, Problem
 from pretrain.config.run import RunConfig
 from pretrain.distributed.grid import ParallelLayout
+from pretrain.planner.choice import machine_of, modes_of, sized
 from pretrain.planner.costs import StageTraffic, step_traffic
-from pretrain.planner.memory import Modes, StageMemory, choose_modes, plan_memory
-from pretrain.planner.micro_batch import with_micro_batch
+from pretrain.planner.memory import Modes, StageMemory, plan_memory
 from pretrain.planner.plan import vocabulary
 from pretrain.planner.shapes import all_stages
 from pretrain.pretend.measured import Measured, Step, extrapolated
@@ -136,14 +136,14 @@ def resolved(
     vocab_size, source = vocabulary(config)
     budget = None if gpu_memory is None else int(min(gpu_memory * GIB, UNLIMITED))
     if budget is not None:
-        config = with_micro_batch(config, vocab_size, world_size, budget)
+        config = sized(config, vocab_size, world_size, budget, machine_of(config))
     elif config.train.micro_batch_size == "auto":
         rule = "is found for a device whose memory is known"
         raise ConfigError([Problem("train.micro_batch_size", "auto", rule, "give --gpu-memory")])
     request = attention_request(config.model, config.engine, "cuda", documents=config.data.document_mask)
     if problems := list(attention_problems(config.engine, request)):
         raise ConfigError(problems)
-    modes = choose_modes(config, vocab_size, world_size, budget)
+    modes = modes_of(config, vocab_size, world_size, budget, machine_of(config))
     if config.engine.compile != "none":
         notes.append("engine.compile is left out: memory and traffic are those of the eager model")
     if config.data.document_mask:

@@ -10,7 +10,7 @@ from pretrain.distributed.runtime import Runtime
 from pretrain.distributed.vendor_imports import megatron_imports
 from pretrain.engine.interface import Engine, Trainable
 from pretrain.model.flops import TokenFlops, token_flops
-from pretrain.planner.micro_batch import with_micro_batch
+from pretrain.planner.choice import machine_of, sized
 from pretrain.planner.time.result import StepTime
 from pretrain.planner.time.versus import planned_step
 from pretrain.run.length import RunLength
@@ -29,7 +29,7 @@ def build_trainer(config: RunConfig, dataset: TrainingData, here: Runtime, group
 
     tokenizer = dataset.manifest.tokenizer
     memory = smallest_memory(here.device, groups.control)
-    config = with_micro_batch(config, tokenizer.vocab_size, here.world_size, memory)
+    config = sized(config, tokenizer.vocab_size, here.world_size, memory, machine_of(config))
     engine = build_engine(config, tokenizer.vocab_size, groups, here.device, eod_id=tokenizer.eod_id)
     return Trainer(config, dataset, here, groups, engine, memory)
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pretrain.config.run import RunConfig
-from pretrain.planner.memory import choose_modes
+from pretrain.planner.choice import machine_of, modes_of
 from pretrain.planner.time.hardware import hardware_of_device, load_hardware
 from pretrain.planner.time.result import StepTime
 from pretrain.planner.time.step import predict_step
@@ -104,7 +104,8 @@ def planned_step(
     known = load_hardware(named) if named is not None else device_name and hardware_of_device(device_name)
     if not known:
         return None
-    return predict_step(config, vocab_size, world_size, choose_modes(config, vocab_size, world_size, memory), known)
+    modes = modes_of(config, vocab_size, world_size, memory, machine_of(config))
+    return predict_step(config, vocab_size, world_size, modes, known)
 
 
 def beside_run(planned: StepTime, measured: Mapping[str, float]) -> Versus:
