@@ -43,7 +43,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Search:
-    """What was found, best first."""
+    """The result of a search."""
 
     candidates: list[Candidate]
     illegal: int

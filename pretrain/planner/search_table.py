@@ -1,4 +1,4 @@
-"""What `pretrain plan --search` prints."""
+"""The table and the JSON of `pretrain plan --search`."""
 
 import dataclasses
 from collections.abc import Sequence
