@@ -97,7 +97,7 @@ def search(config: RunConfig, vocab_size: int, world_size: int, hardware: Hardwa
 
 
 def layout_of(config: RunConfig) -> tuple[object, ...]:
-    """What makes two settings the same split of the model over ranks."""
+    """The split of the model over ranks. Settings that differ in other things have equal ones."""
     parallel = config.parallel
     return parallel.tp, parallel.sp and parallel.tp > 1, parallel.pp, parallel.vp, parallel.pp_layout
 
