@@ -37,11 +37,11 @@ def _head_bytes(config: RunConfig, vocab_size: int) -> float:
     # Input of the last norm and of the output layer.
     kept = tokens * width * 2 * model.hidden_size / _sequence_parts(parallel)
     if engine.cross_entropy == "chunked":
-        # A block of logits and two fp32 copies of some of its rows; the sum of the gradients of hidden states in fp32,
-        # and a term of it; with sequence parallelism, hidden states of the whole sequence.
+        # A block of logits and fp32 copies of some of its rows, two of 16-bit ones; the sum of the gradients of hidden
+        # states in fp32, and a term of it; with sequence parallelism, hidden states of the whole sequence.
         block = tokens * block_columns(tokens, columns, width)
         of_hidden = tokens * model.hidden_size * (4 + width * (width < 4) + width * (_sequence_parts(parallel) > 1))
-        return kept + width * block + 2 * 4 * min(block, ROWS_ELEMENTS) + of_hidden
+        return kept + width * block + 4 * (1 + (width < 4)) * min(block, ROWS_ELEMENTS) + of_hidden
     # The logits, and in the plain way those in fp32 and their softmax.
     more = 4 + 4 * (width < 4) if engine.cross_entropy == "plain" else 0
     return kept + tokens * columns * (width + more)
