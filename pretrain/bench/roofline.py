@@ -9,7 +9,7 @@ from pretrain.config.run import RunConfig
 from pretrain.distributed.grid import ParallelLayout
 from pretrain.model.flops import token_flops
 from pretrain.model.size import count_parameters
-from pretrain.planner.memory import gradient_bytes, parameter_bytes
+from pretrain.planner.states import gradient_bytes, parameter_bytes
 
 _PARTS: tuple[Part, ...] = (
     "matrix products",

@@ -16,8 +16,9 @@ from pretrain.distributed.groups import DeepSpeedGroups, ProcessGroups
 from pretrain.distributed.vendor_imports import megatron_imports
 from pretrain.engine.interface import Engine
 from pretrain.planner.choice import machine_of, modes_of
-from pretrain.planner.memory import Modes, partitions_in_memory, plan_memory
+from pretrain.planner.memory import Modes, plan_memory
 from pretrain.planner.shapes import all_stages
+from pretrain.planner.states import partitions_in_memory
 
 with megatron_imports():
     from pretrain.engine.deepspeed_config import deepspeed_config

@@ -6,7 +6,7 @@ from typing import Any
 from pretrain.config.engine import EngineConfig, OffloadConfig
 from pretrain.engine.nvme_offload import BUFFERS, NvmeScratch
 from pretrain.engine.optimizer.families import family_of
-from pretrain.planner.memory import REDUCE_BUCKET_ELEMENTS
+from pretrain.planner.passes.gradients import REDUCE_BUCKET_ELEMENTS
 
 
 def deepspeed_config(

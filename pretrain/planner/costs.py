@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pretrain.config.derived import data_parallel_size, micro_batches
 from pretrain.config.engine import EngineConfig
 from pretrain.config.run import RunConfig
-from pretrain.planner.memory import Modes, gradient_bytes, parameter_bytes
+from pretrain.planner.memory import Modes
 from pretrain.planner.shapes import all_stages
+from pretrain.planner.states import gradient_bytes, parameter_bytes
 
 
 @dataclass(frozen=True)

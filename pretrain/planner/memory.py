@@ -1,59 +1,39 @@
-"""Bytes that a rank holds, by ZeRO stage and mode, as plain arithmetic on the configuration.
+"""Bytes that a rank holds, by moment of a step: a count of what is allocated and freed, from the configuration alone.
 
-N: parameters of this rank's stage (its tensor-parallel part, vocabulary padding and a tied copy included); d:
-data-parallel size; b: bytes of the precision (4 in fp32, 2 in bf16 and fp16); g: bytes of a gradient sum (4, or b with
-engine.grad_accum_dtype=same). Kept for the whole run, as deepspeed 0.19.8 keeps it:
+states.py has what stays for the whole run. On top of it a step holds, in the names used there:
 
-    engine.zero_stage     0, fp32   0, 16 bits   1        2        3
-    parameters            4 N       2 N          b N      b N      b N/d
-    master weights        -         4 N          4 N/d    4 N/d    4 N/d     in fp32 too, except at stage 0
-    Adam's two moments    8 N       8 N          8 N/d    8 N/d    8 N/d
-    gradients             g N       g N          g N      g N/d    g N/d     at stage 3 between the steps too
+    gather      param_gather=per_step (ZeRO 3): the stage's parameters, b N, gathered piece by piece, until the update
+    passes      forward and backward passes as passes/ counts them, in the order of the pipeline's schedule:
+                activations, each operation's own needs, gradients until they are reduced, gathered layers
+    reduction   ZeRO 1, and grad_reduction=per_step: the whole gradient, g N, and the bucket that is reduced
+    update      this rank's gradients, and their copy in fp32: of one optimizer group, at ZeRO 3 of 1e9 elements; with
+                optim.fused=false AdamW itself makes a tensor of as much
 
-and, on top of it, while the micro-batches of a step run:
-
-    grad_reduction=per_step          2      + g N - g N/d           the whole gradient: this rank keeps its share of it
-                                     3      + g N                   the whole gradient, beside this rank's share
-    param_gather=per_step            3      + b N                   all parameters, gathered once; while that is done
-                                                                    b 50 million beside them, later activations
-    param_gather=per_micro_batch     3      + b (2 layers + the larger table)
-    a bucket for the reduction       1-3    + g 50 million          at stage 3 between the steps too
-    activations                             an estimate: activations.py
-
-The update comes when those are gone, and at stage 1 with the gradients cut to g N/d; it copies its share of them in
-fp32, 4 N/d (of one optimizer group at a time, at stage 3 of 1e9 elements). With optim.fused=false AdamW itself makes a
-tensor of as much.
-
-N/d is rounded up: at stage 3 for each parameter, at stages 1 and 2 for each optimizer group, to an even number; there
-the gradients of a parameter that crosses the border of two partitions may be whole on both sides (less than two
-parameters for each group, not counted). engine.offload moves the optimizer's states, with this rank's share of the
-gradients at stage 3 and (unless 16-bit gradients are summed in fp32) 2, or the shares of the parameters, to the host's
-memory; with nvme to a disk: the optimizer's states through buffers of one sub-group in the host's memory, the
-parameters, except partitions under a MiB, through one of a sub-group too and as many partitions as are gathered at one
-time.
+All of it are bytes of tensors. What the allocator rounds up and cannot reuse, the CUDA context, NCCL's buffers and
+workspaces of kernels come on top: HEADROOM leaves room for them. `engine.compile=layers` saves activations by an amount
+that is not known here: the plan is that of the eager layer.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from pretrain.config.derived import data_parallel_size, micro_batches
+from pretrain.config.derived import data_parallel_size, micro_batches, padded_vocab_size
 from pretrain.config.engine import EngineConfig
+from pretrain.config.parallel import Chunk
 from pretrain.config.run import RunConfig
-from pretrain.planner.activations import activation_bytes
-from pretrain.planner.shapes import EMBEDDING, HEAD, POSITIONS, StageShapes, all_stages, layer_size, layer_tensors
+from pretrain.planner.passes.chunk import Passes, chunk_passes
+from pretrain.planner.passes.ends import Tables
+from pretrain.planner.passes.gradients import REDUCE_BUCKET_ELEMENTS, BucketedGradients, Gradients, reduction_peak
+from pretrain.planner.passes.layer import sizes_of
+from pretrain.planner.passes.schedule import run_step
+from pretrain.planner.shapes import StageShapes, all_stages
+from pretrain.planner.states import UPDATE_ELEMENTS, gradient_bytes, group_shares, parameter_bytes, states_of
 
-REDUCE_BUCKET_ELEMENTS = 50_000_000
-"""Gradients are reduced in buckets of this size."""
 GATHER_ELEMENTS = 50_000_000
 """A stage whose parameters are kept for a step is gathered in pieces of this size."""
 WHOLE_REDUCE_ELEMENTS = 500_000_000
 """Stage 0 reduces through a copy of this size at most (deepspeed 0.19.8)."""
-UPDATE_ELEMENTS = 1_000_000_000
-"""Stage 3 updates sub-groups of this size (deepspeed 0.19.8)."""
-SWAPPED_BYTES = 2**20
-"""Smaller partitions of parameters do not go to the disk (deepspeed 0.19.8)."""
 HEADROOM = 0.9
 """Share of the memory that a plan may fill: the allocator's gaps, the libraries and the kernels take some too."""
 
@@ -70,7 +50,7 @@ class Modes:
 
 @dataclass(frozen=True)
 class StageMemory:
-    """Bytes on the device of each rank of a pipeline stage, data-parallel rank 0's where they differ by padding."""
+    """Bytes on the device of each rank of a pipeline stage, those of the fullest data-parallel rank."""
 
     parameters: int
     """Kept between steps: whole below ZeRO 3, this rank's share there."""
@@ -82,17 +62,23 @@ class StageMemory:
     full_gradients: int
     """ZeRO 2 and 3, per_step: what the whole gradient takes beyond that, until it is reduced."""
     gathered: int
-    """ZeRO-3: the most bytes of gathered parameters at one time, beside the partitions."""
+    """ZeRO 3, per_step: the gathered parameters, beside the partitions."""
     gather_buffer: int
-    """ZeRO 3, per_step: beside them while they are gathered, before there are activations."""
+    """ZeRO 3, per_step: beside them while they are gathered."""
     buffers: int
-    """Buffers for reductions."""
+    """Buffers that stay: sequence parallelism's, the bucket of ZeRO 3, offload's."""
     activations: int
-    """Estimated bytes of activations."""
+    """The most that forward passes leave for backward passes."""
+    in_gather: int
+    """All bytes at the most while parameters are gathered for the step; 0: that does not happen."""
+    in_forward: int
+    """All bytes at the most in a forward pass."""
+    in_backward: int
+    """The same in a backward pass, and so on."""
+    in_reduction: int
     in_update: int
-    """Gradients in the update that follows, with the copies in fp32 that it reads."""
     stays_between_steps: int
-    """Bytes of all these between two steps."""
+    """Bytes between two steps."""
     host: int
     """Bytes that this rank offloads to host memory."""
     disk: int
@@ -100,10 +86,8 @@ class StageMemory:
 
     @property
     def peak(self) -> int:
-        """The most bytes at one time: while the micro-batches run, or in the update after them."""
-        kept = self.parameters + self.master_weights + self.moments + self.buffers
-        step = self.gathered + max(self.full_gradients + self.activations, self.gather_buffer)
-        return kept + max(self.gradients + step, self.in_update)
+        """The most bytes at one time."""
+        return max(self.in_gather, self.in_forward, self.in_backward, self.in_reduction, self.in_update)
 
 
 def plan_memory(
@@ -114,7 +98,7 @@ def plan_memory(
     dp = data_parallel_size(config.parallel, world_size)
     assert dp is not None
     number = micro_batches(config.train, dp) or 1
-    return [_stage(config, shapes, rank, dp, number, modes, vocab_size) for rank, shapes in enumerate(stages)]
+    return [_Stage(config, shapes, dp, modes, vocab_size).memory(rank, number) for rank, shapes in enumerate(stages)]
 
 
 def choose_modes(config: RunConfig, vocab_size: int, world_size: int, budget_bytes: int | None) -> Modes:
@@ -124,9 +108,9 @@ def choose_modes(config: RunConfig, vocab_size: int, world_size: int, budget_byt
     and where nothing fits, the modes that hold least are taken. All ranks must be given one budget.
     """
     engine = config.engine
-    stages = all_stages(config.model, config.parallel, vocab_size)
     options = mode_options(engine)
-    if budget_bytes is not None:
+    if budget_bytes is not None and len(options) > 1:
+        stages = all_stages(config.model, config.parallel, vocab_size)
         for modes in options:
             peak = max(stage.peak for stage in plan_memory(config, vocab_size, world_size, modes, stages))
             if peak <= HEADROOM * budget_bytes:
@@ -137,118 +121,6 @@ def choose_modes(config: RunConfig, vocab_size: int, world_size: int, budget_byt
 def mode_options(engine: EngineConfig) -> list[Modes]:
     """The modes that `auto` chooses among, least traffic first; those that are set stay as they are."""
     return [Modes(reduction, gather) for gather in _gathers(engine) for reduction in _reductions(engine)]
-
-
-def gradient_bytes(engine: EngineConfig) -> int:
-    """Bytes of one element of a gradient sum."""
-    return 4 if engine.grad_accum_dtype == "fp32" else parameter_bytes(engine)
-
-
-def parameter_bytes(engine: EngineConfig) -> int:
-    """Bytes of one element of a parameter."""
-    return 4 if engine.precision == "fp32" else 2
-
-
-def shares(shapes: StageShapes, zero_stage: int, dp: int, *, tied_apart: bool) -> list[int]:
-    """Elements that one data-parallel rank keeps of what is split: of each parameter (ZeRO 3) or optimizer group."""
-    if zero_stage == 3:
-        return [-(-size // dp) for size in shapes.sizes]
-    groups: dict[tuple[bool, bool], int] = {}
-    for (name, shape), size in zip(shapes.parameters, shapes.sizes, strict=True):
-        is_decayed = len(shape) > 1 and name != POSITIONS
-        key = is_decayed, tied_apart and name == EMBEDDING
-        groups[key] = groups.get(key, 0) + size
-    return [2 * -(-size // (2 * dp)) for size in groups.values()]
-
-
-def partitions_in_memory(config: RunConfig, shapes: StageShapes, dp: int) -> tuple[int, int]:
-    """With parameters on a disk: the number of partitions of one rank in memory, and the elements of the largest.
-
-    They are those of what is gathered (`_gathered_elements`), and both tables where a stage has both.
-    """
-    sizes = [-(-math.prod(shape) // dp) for _, shape in shapes.parameters]
-    swapped = [size for size in sizes if size * parameter_bytes(config.engine) >= SWAPPED_BYTES]
-    layers = 2 * layer_tensors(config.model, config.parallel.tp)
-    return min(layers + 3, max(len(swapped), 1)), max(swapped, default=1)
-
-
-def _stage(
-    config: RunConfig, shapes: StageShapes, rank: int, dp: int, number: int, modes: Modes, vocab_size: int
-) -> StageMemory:
-    engine, zero = config.engine, config.engine.zero_stage
-    parameter, gradient, whole = parameter_bytes(engine), gradient_bytes(engine), shapes.num_parameters
-    tied_apart = config.model.tie_embeddings and config.parallel.pp > 1
-    parts = shares(shapes, zero, dp, tied_apart=tied_apart) if zero else [whole]
-    share = sum(parts)
-    has_masters = zero > 0 or engine.precision != "fp32"
-
-    parameters = parameter * {0: whole, 3: share}.get(zero, share * dp)
-    masters, moments = 4 * share * has_masters, 8 * share
-    gradients = gradient * (share if zero >= 2 else whole)
-    copies = 4 * (min(share, UPDATE_ELEMENTS) if zero == 3 else max(parts))
-    scratch = 0 if config.optim.fused else copies
-    if zero == 0:
-        buffers = gradient * min(WHOLE_REDUCE_ELEMENTS, whole) * (dp > 1)
-        in_update = gradients if gradient == 4 else gradients + copies
-    else:
-        buffers = gradient * REDUCE_BUCKET_ELEMENTS
-        in_update = copies + (gradient * share if zero == 1 else gradients)
-    in_update += scratch
-
-    full_gradients = 0
-    if modes.grad_reduction == "per_step" and zero >= 2:
-        full_gradients = gradient * (whole if zero == 3 else max(whole - share, 0))
-
-    host = disk = 0
-    if engine.offload.optimizer == "nvme":
-        # DeepSpeed's buffers for one sub-group: masters, moments, gradients; and the sums.
-        host += 4 * 4 * min(share, UPDATE_ELEMENTS) + gradient * share + scratch
-        disk += masters + moments + 4 * share
-        masters = moments = in_update = gradients = 0
-    elif engine.offload.optimizer == "cpu":
-        host += scratch + ((4 + gradient) * share if zero >= 2 else 4 * share)  # what Adam reads, and the sums
-        host += masters + moments
-        masters = moments = in_update = 0
-        # Stage 2 sums 16-bit gradients in fp32 on the device all the same (deepspeed 0.19.8).
-        if not (zero == 1 or (zero == 2 and gradient > parameter)):
-            full_gradients += gradients if zero == 2 and full_gradients else 0
-            gradients = 0
-    if engine.offload.params == "nvme":
-        kept, elements = partitions_in_memory(config, shapes, dp)
-        small = parameter * sum(size for size in parts if parameter * size < SWAPPED_BYTES)
-        host += small + parameter * (kept * elements + min(share, UPDATE_ELEMENTS))
-        disk += parameters - small
-        parameters = 0
-    elif engine.offload.params == "cpu":
-        host += parameters
-        parameters = 0
-    return StageMemory(
-        parameters=parameters,
-        master_weights=masters,
-        moments=moments,
-        gradients=gradients,
-        full_gradients=full_gradients,
-        gathered=parameter * _gathered_elements(config, shapes, modes) if zero == 3 else 0,
-        gather_buffer=parameter * _gather_buffer(shapes, dp) if zero == 3 and modes.param_gather == "per_step" else 0,
-        buffers=buffers,
-        activations=activation_bytes(config, shapes, rank, number, vocab_size),
-        in_update=in_update,
-        stays_between_steps=parameters + masters + moments + (gradients + buffers if zero == 3 else 0),
-        host=host,
-        disk=disk,
-    )
-
-
-def _gathered_elements(config: RunConfig, shapes: StageShapes, modes: Modes) -> int:
-    if modes.param_gather == "per_step":
-        return shapes.num_parameters
-    tables = [
-        size
-        for (name, _), size in zip(shapes.parameters, shapes.sizes, strict=True)
-        if name in (EMBEDDING, POSITIONS, HEAD)
-    ]
-    # A layer and the one that comes next, and the embedding (or the head, which is never there at the same time).
-    return min(shapes.num_layers, 2) * layer_size(config.model, config.parallel.tp) + max(tables, default=0)
 
 
 def gather_pieces(sizes: Sequence[int]) -> list[slice]:
@@ -262,10 +134,127 @@ def gather_pieces(sizes: Sequence[int]) -> list[slice]:
     return [*pieces, slice(first, len(sizes))]
 
 
+class _Stage:
+    """A stage under one pair of modes."""
+
+    def __init__(self, config: RunConfig, shapes: StageShapes, dp: int, modes: Modes, vocab_size: int) -> None:
+        self.config, self.shapes, self.dp, self.vocab_size = config, shapes, dp, vocab_size
+        engine = config.engine
+        self.zero, self.parameter, self.gradient = engine.zero_stage, parameter_bytes(engine), gradient_bytes(engine)
+        self.contiguous = self.gradient == self.parameter
+        """Whether gradients are copied into the bucket of a reduction, which then has its own memory."""
+        self.parts = group_shares(config, shapes, dp)
+        self.share, self.whole = sum(self.parts), shapes.num_parameters
+        self.sizes, self.states = sizes_of(config), states_of(config, shapes, dp)
+        self.per_step = self.zero < 2 or modes.grad_reduction == "per_step"
+        self.keeps_gathered = self.zero == 3 and dp > 1 and modes.param_gather == "per_step"
+        self.gathers = self.zero == 3 and dp > 1 and not self.keeps_gathered
+        self.offloads = engine.offload.optimizer != "none"
+        self.bucket = self.gradient * REDUCE_BUCKET_ELEMENTS if self.contiguous and self.zero else 0
+        if self.offloads and self.zero == 1:
+            self.bucket = self.parameter * REDUCE_BUCKET_ELEMENTS
+
+    def memory(self, rank: int, micro_batches: int) -> StageMemory:
+        states, sizes, chunks = self.states, self.sizes, self.shapes.chunks
+        buffers = (sizes.whole if sizes.parts > 1 else 0) + (self.bucket if self.zero == 3 else 0)
+        if self.offloads and self.zero < 3:
+            buffers += self.parameter * max(self.shapes.sizes)  # through which gradients go to the host
+        stays = states.parameters + states.master_weights + states.moments + buffers
+        stays += states.gradients if self.zero == 3 else 0
+        gathered = self.parameter * self.whole if self.keeps_gathered else 0
+        gather_buffer = self.parameter * _gather_buffer(self.shapes, self.dp) if self.keeps_gathered else 0
+        tokens = micro_batches * sizes.samples * (self.config.model.seq_length + 1) * 8
+        # Between stages: tensors on their way, and the last input of each chunk, which stays with its gradient.
+        starts, ends = sum(not chunk.embedding for chunk in chunks), sum(not chunk.head for chunk in chunks)
+        inputs = 2 * sizes.hidden * starts
+        base = stays + gathered + tokens
+        running = run_step([self._passes(chunk) for chunk in chunks], self.config.parallel, rank, micro_batches)
+        in_transit = sizes.hidden * (starts + ends)
+        return StageMemory(
+            parameters=states.parameters,
+            master_weights=states.master_weights,
+            moments=states.moments,
+            gradients=states.gradients,
+            full_gradients=self._full_gradients(),
+            gathered=gathered,
+            gather_buffer=gather_buffer,
+            buffers=buffers,
+            activations=running.activations,
+            in_gather=base + inputs + gather_buffer if self.keeps_gathered else 0,
+            in_forward=base + in_transit + running.forward,
+            in_backward=base + in_transit + running.backward,
+            in_reduction=base + inputs + running.after + self._reduction(),
+            in_update=stays + inputs + tokens + self._update(),
+            stays_between_steps=stays + inputs,
+            host=states.host,
+            disk=states.disk,
+        )
+
+    def _passes(self, chunk: Chunk) -> Passes:
+        columns = padded_vocab_size(self.config.model, self.vocab_size, self.config.parallel.tp)
+        columns //= self.config.parallel.tp
+        engine = self.config.engine
+        tables = Tables(
+            columns=columns,
+            real=min(columns, self.vocab_size),
+            cross_entropy=engine.cross_entropy,
+            compiled=engine.compile != "none",
+            shared=self.config.model.tie_embeddings and chunk.embedding and chunk.head,
+        )
+        return chunk_passes(self.sizes, tables, engine.recompute, chunk, self._gradients)
+
+    def _gradients(self, later: bool) -> Gradients:
+        if self.per_step:
+            bucket = self.bucket if self.zero == 1 and not later else 0
+            return Gradients(self.parameter, self.gradient, self.gathers, bucket, later)
+        has_sums = self.zero == 2 and (self.contiguous or not later)
+        return BucketedGradients(
+            self.parameter,
+            self.gradient,
+            self.gathers,
+            self.bucket if self.zero == 2 else 0,
+            later,
+            contiguous=self.contiguous,
+            own=self.share if self.zero == 2 and not self.contiguous else 0,
+            own_sums=self.gradient * self.share if has_sums else 0,
+        )
+
+    def _full_gradients(self) -> int:
+        if self.zero < 2 or not self.per_step:
+            return 0
+        return self.gradient * (max(self.whole - self.share, 0) if self.zero == 2 else self.whole)
+
+    def _reduction(self) -> int:
+        """Beside the whole gradient."""
+        if self.zero == 0:
+            return self.gradient * min(WHOLE_REDUCE_ELEMENTS, self.whole) if self.dp > 1 else 0
+        if not self.per_step or (self.contiguous and self.zero == 3):
+            return 0
+        if self.contiguous:  # gradients move into the bucket, and this rank's part out of it
+            beyond = self.gradient * max(self.share - REDUCE_BUCKET_ELEMENTS, 0)
+            return beyond + (self.bucket if self.zero == 2 else 0)
+        # Optimizer group by optimizer group: matrices, then vectors.
+        both = list(zip(self.shapes.parameters, self.shapes.sizes, strict=True))
+        ordered = [size for is_vector in (False, True) for (_, shape), size in both if (len(shape) < 2) == is_vector]
+        flat = self.gradient * reduction_peak(ordered, REDUCE_BUCKET_ELEMENTS)
+        return flat + (self.gradient * self.share if self.zero == 2 else 0)
+
+    def _update(self) -> int:
+        """Gradients, their copies in fp32, and what AdamW makes."""
+        if self.offloads:
+            return 0
+        copies = 4 * (min(self.share, UPDATE_ELEMENTS) if self.zero == 3 else max(self.parts))
+        scratch = 0 if self.config.optim.fused else copies
+        if self.zero == 0:
+            return self.states.gradients + (copies if self.gradient < 4 else 0) + scratch
+        if self.zero == 3:
+            return copies + scratch
+        # ZeRO 2 sums 16-bit gradients in fp32 in one piece, which is not copied.
+        return self.gradient * self.share + (copies if self.zero == 1 or self.contiguous else 0) + scratch
+
+
 def _gather_buffer(shapes: StageShapes, dp: int) -> int:
-    """Elements of the largest buffer; one parameter alone is gathered in its own place, one rank gathers nothing."""
-    if dp == 1:
-        return 0
+    """Elements of the largest buffer; one parameter alone is gathered in its own place."""
     pieces = [shapes.sizes[piece] for piece in gather_pieces(shapes.sizes)]
     return max((sum(-(-size // dp) * dp for size in sizes) for sizes in pieces if len(sizes) > 1), default=0)
 

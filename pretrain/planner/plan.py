@@ -19,6 +19,7 @@ from pretrain.config.run import RunConfig
 from pretrain.planner.choice import modes_of, sized
 from pretrain.planner.costs import bubble_share, step_traffic
 from pretrain.planner.memory import HEADROOM, Modes, StageMemory, plan_memory
+from pretrain.planner.memory_tables import MOMENTS, PARTS, columns, hints
 from pretrain.planner.plan_time import run_tokens, time_lines, unknown_hardware_lines
 from pretrain.planner.shapes import StageShapes, all_stages
 from pretrain.planner.time.hardware import Hardware
@@ -114,6 +115,7 @@ def plan(
         *_stage_table(made.stages),
         "",
         *_memory_table(made.memory),
+        *hints(config, made.memory, world_size),
         *_verdict(made.memory, made.gpu_memory),
     ]
     if made.step is None or hardware is None:
@@ -206,29 +208,10 @@ def _stage_table(stages: Sequence[StageShapes]) -> list[str]:
 
 
 def _memory_table(memory: Sequence[StageMemory]) -> list[str]:
-    columns = [
-        ("params", [stage.parameters for stage in memory]),
-        ("gathered", [stage.gathered for stage in memory]),
-        ("in gather", [stage.gather_buffer for stage in memory]),
-        ("grads", [stage.gradients for stage in memory]),
-        ("whole grads", [stage.full_gradients for stage in memory]),
-        ("masters", [stage.master_weights for stage in memory]),
-        ("moments", [stage.moments for stage in memory]),
-        ("buffers", [stage.buffers for stage in memory]),
-        ("activations", [stage.activations for stage in memory]),
-        ("in update", [stage.in_update for stage in memory]),
-        ("peak", [stage.peak for stage in memory]),
-        ("between steps", [stage.stays_between_steps for stage in memory]),
-        ("host", [stage.host for stage in memory]),
-        ("disk", [stage.disk for stage in memory]),
-    ]
-    shown = [(name, values) for name, values in columns if any(values)]
     unit, size = _unit(max(stage.peak for stage in memory))
-    rows = [[str(rank), *(f"{values[rank] / size:.1f}" for _, values in shown)] for rank in range(len(memory))]
-    return [
-        f"{unit} on each rank in a step (activations: an estimate):",
-        *_table(["stage", *(name for name, _ in shown)], rows),
-    ]
+    parts, moments = (_table(*columns(memory, shown, size)) for shown in (PARTS, MOMENTS))
+    lines = [f"{unit} on each rank, by part:", *parts, "", f"{unit} on each rank at most, by moment of a step:"]
+    return [*lines, *moments]
 
 
 def _verdict(memory: Sequence[StageMemory], gpu_memory: float | None) -> list[str]:

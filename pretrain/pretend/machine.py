@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator, set_accelerator
 from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
+from torch.nn import functional
 
 from pretrain.distributed import runtime
 from pretrain.distributed.vendor_imports import megatron_imports
@@ -183,6 +184,35 @@ def _attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **op
     return _sdpa(query, key, value, **options)
 
 
+_rms: Callable[..., torch.Tensor] = functional.rms_norm
+
+
+def _rms_norm(
+    hidden: torch.Tensor, shape: list[int], weight: torch.Tensor | None = None, eps: float | None = None
+) -> torch.Tensor:
+    """Torch writes out the formula on a device that it does not know, and keeps copies in fp32.
+
+    Without values it is CUDA's kernel, which keeps its input and one number for each row.
+    """
+    if pretend.computes() or weight is None or not isinstance(hidden, PretendTensor):
+        return _rms(hidden, shape, weight, eps)
+    normed: torch.Tensor = _FusedRmsNorm.apply(hidden, weight)
+    return normed
+
+
+class _FusedRmsNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        statistics = torch.empty((*hidden.shape[:-1], 1), dtype=torch.float32, device=hidden.device)
+        ctx.save_for_backward(hidden, weight, statistics)
+        return torch.empty_like(hidden)
+
+    @staticmethod
+    def backward(ctx: Any, *_: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        hidden, weight, _statistics = ctx.saved_tensors
+        return torch.empty_like(hidden), torch.empty_like(weight)
+
+
 def _may_store_no_scores() -> bool:
     cuda = torch.backends.cuda
     return cuda.flash_sdp_enabled() or cuda.mem_efficient_sdp_enabled() or cuda.cudnn_sdp_enabled()
@@ -220,6 +250,13 @@ def _join_alone(backend: str, **settings: Any) -> None:
 
 TORCH = "torch 2.13"
 REPLACEMENTS = (
+    Replacement(
+        functional,
+        "rms_norm",
+        _rms_norm,
+        TORCH,
+        "the formula that torch writes out keeps more memory than the kernel of a GPU",
+    ),
     Replacement(
         runtime,
         "choose_device",

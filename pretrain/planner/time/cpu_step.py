@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pretrain.config.derived import data_parallel_size, micro_batch_size, micro_batches, padded_vocab_size
 from pretrain.config.parallel import Chunk
 from pretrain.config.run import RunConfig
-from pretrain.planner.memory import Modes, gradient_bytes, parameter_bytes
+from pretrain.planner.memory import Modes
 from pretrain.planner.shapes import StageShapes, all_stages
+from pretrain.planner.states import gradient_bytes, parameter_bytes
 from pretrain.planner.time.cpu_costs import Collective, CollectiveKind, CpuCosts, EngineCost, LayerCost
 from pretrain.planner.time.cpu_kernels import CpuKernels, KernelTimes
 from pretrain.planner.time.hardware import Hardware

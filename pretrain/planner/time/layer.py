@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from pretrain.config.derived import micro_batch_size, padded_vocab_size
 from pretrain.config.run import RunConfig
-from pretrain.planner.memory import parameter_bytes
+from pretrain.planner.states import parameter_bytes
 from pretrain.planner.time.attention import Shape, fused_seconds, unfused_seconds
 from pretrain.planner.time.behaviour import Behaviour, Constants
 from pretrain.planner.time.hardware import Direction, Hardware

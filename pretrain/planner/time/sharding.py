@@ -6,8 +6,9 @@ from functools import cached_property
 
 from pretrain.config.derived import padded_vocab_size
 from pretrain.config.parallel import Chunk
-from pretrain.planner.memory import Modes, gradient_bytes, parameter_bytes
+from pretrain.planner.memory import Modes
 from pretrain.planner.shapes import StageShapes, layer_size, layer_tensors
+from pretrain.planner.states import gradient_bytes, parameter_bytes
 from pretrain.planner.time.layer import Parts, Rank
 from pretrain.planner.time.links import Group
 

@@ -1,0 +1,321 @@
+"""One transformer layer's forward pass on the tape: Megatron's layer with our norms, attention and SwiGLU.
+
+Eager, as megatron-core 0.16.1 runs it on torch 2.13. All attention kernels but `math` keep the context and one fp32
+number for each query and head; `math` is not planned here.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pretrain.config.derived import micro_batch_size
+from pretrain.config.model import ModelConfig
+from pretrain.config.run import RunConfig
+from pretrain.planner.passes.gradients import Gradients
+from pretrain.planner.passes.recompute import recomputed_of
+from pretrain.planner.passes.tape import Storage, Tape, Tensor
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes of one micro-batch's tensors on one rank, and what decides which there are."""
+
+    model: ModelConfig
+    width: int
+    """Bytes of an element."""
+    tokens: int
+    samples: int
+    tp: int
+    parts: int
+    """Into which sequence parallelism cuts what tensor-parallel ranks would all hold."""
+    documents: bool
+    recomputed: frozenset[str]
+    """Parts of a layer that selective recomputation names."""
+
+    def of(self, columns: int) -> int:
+        """A matrix with this many columns for all tokens."""
+        return self.tokens * columns * self.width
+
+    @property
+    def hidden(self) -> int:
+        """Hidden states between the matrices."""
+        return self.of(self.model.hidden_size) // self.parts
+
+    @property
+    def whole(self) -> int:
+        return self.of(self.model.hidden_size)
+
+    @property
+    def norm(self) -> int:
+        """Statistics of a norm of hidden states."""
+        return self.tokens // self.parts * (8 if self.model.norm == "layernorm" else 4)
+
+
+def sizes_of(config: RunConfig) -> Sizes:
+    parallel, recompute = config.parallel, config.engine.recompute
+    samples = micro_batch_size(config.train)
+    return Sizes(
+        model=config.model,
+        width=4 if config.engine.precision == "fp32" else 2,
+        tokens=samples * config.model.seq_length,
+        samples=samples,
+        tp=parallel.tp,
+        parts=parallel.tp if parallel.sp else 1,
+        documents=config.data.document_mask,
+        recomputed=frozenset(recompute.modules if recompute.granularity == "selective" else ()),
+    )
+
+
+def layer(tape: Tape, sizes: Sizes, gradients: Gradients, hidden: Tensor) -> Tensor:
+    """Takes the input over from the caller."""
+    normed = norm(tape, sizes, hidden)
+    context = _attention(tape, sizes, gradients, normed)
+    rows = sizes.model.num_heads * sizes.model.head_size // sizes.tp * sizes.model.hidden_size
+    middle = _sum(tape, sizes, linear_to_hidden(tape, sizes, gradients, context, rows), hidden)
+    tape.free(normed)
+    hidden_after = _feed_forward(tape, sizes, gradients, middle)
+    tape.free(hidden)
+    return hidden_after
+
+
+def norm(tape: Tape, sizes: Sizes, hidden: Tensor) -> Tensor:
+    return tape.op([hidden], hidden.size, keeps=[hidden], kept_bytes=sizes.norm)
+
+
+def linear(
+    tape: Tape,
+    sizes: Sizes,
+    gradients: Gradients,
+    hidden: Tensor,
+    columns: int,
+    *,
+    bias: bool = False,
+    weight: int | None = None,
+) -> Tensor:
+    """A matrix cut by columns: with sequence parallelism it gathers its input into Megatron's own buffer."""
+    elements = weight or columns * sizes.model.hidden_size
+    gradients.gather(tape.meter, elements, several=bias)
+    result = tape.new(sizes.of(columns))
+    if bias:
+        tape.meter.add(result.size, -result.size)
+    gradients.release(tape.meter, elements)
+    if not tape.records:
+        return result
+    tape.hold(hidden)
+
+    def backward(given: list[Storage]) -> None:
+        meter = tape.meter
+        gradients.gather(meter, elements, several=bias)
+        of_hidden = tape.new(sizes.whole)
+        if sizes.parts > 1:
+            part = tape.new(sizes.hidden)
+            gradients.product(meter, elements)
+            tape.free(of_hidden)
+            of_hidden = part
+        else:
+            gradients.product(meter, elements)
+        tape.drop(given[0])
+        gradients.convert(meter, elements)
+        tape.free(hidden)
+        gradients.arrive(meter, elements)
+        gradients.release(meter, elements)
+        tape.give(hidden, of_hidden.storage)
+
+    tape.record((result,), backward)
+    return result
+
+
+def linear_to_hidden(tape: Tape, sizes: Sizes, gradients: Gradients, inner: Tensor, elements: int) -> Tensor:
+    """A matrix cut by rows, and the sum over tensor-parallel ranks. Takes the input over."""
+    gradients.gather(tape.meter, elements)
+    result = tape.new(sizes.whole)
+    gradients.release(tape.meter, elements)
+    if tape.records:
+        tape.hold(inner)
+
+        def backward(given: list[Storage]) -> None:
+            meter = tape.meter
+            gathered = tape.new(sizes.whole).storage if sizes.parts > 1 else given[0]
+            if sizes.parts > 1:
+                tape.drop(given[0])
+            gradients.gather(meter, elements)
+            of_inner = tape.new(inner.size).storage
+            gradients.product(meter, elements)
+            tape.drop(gathered)
+            gradients.convert(meter, elements)
+            tape.free(inner)
+            gradients.arrive(meter, elements)
+            gradients.release(meter, elements)
+            tape.give(inner, of_inner)
+
+    tape.free(inner)
+    if sizes.parts > 1:
+        scattered = tape.new(sizes.hidden)
+        tape.free(result)
+        result = scattered
+    if tape.records:
+        tape.record((result,), backward)
+    return result
+
+
+def _attention(tape: Tape, sizes: Sizes, gradients: Gradients, normed: Tensor) -> Tensor:
+    scores = sizes.tokens * sizes.model.num_heads // sizes.tp * 4
+    heads = _heads(tape, sizes, gradients, normed)
+    if sizes.documents and sizes.samples > 1:
+        heads = [_copied(tape, part) for part in heads]
+    if "core_attn" in sizes.recomputed:
+        context = recomputed_of(tape, heads, lambda inner, given: _core(inner, sizes, given, scores))
+    else:
+        context = _core(tape, sizes, heads, scores)
+    tape.free(*heads)
+    return context
+
+
+def _heads(tape: Tape, sizes: Sizes, gradients: Gradients, normed: Tensor) -> list[Tensor]:
+    """Queries, keys and values: views of one product, or copies where views would keep it in memory for nothing."""
+    model = sizes.model
+    groups = max(model.kv_heads // sizes.tp, 1)
+    queries, keys = sizes.of(model.num_heads * model.head_size // sizes.tp), sizes.of(groups * model.head_size)
+    columns = (queries + 2 * keys) // sizes.of(1)
+    mixed = linear(tape, sizes, gradients, normed, columns, bias=model.bias)
+    query, key, value = tape.split(mixed, [queries, keys, keys])
+    tape.free(mixed)
+    are_kept = model.qk_norm or model.position != "rope"
+    are_views = 1 in (groups, queries // keys)
+    if not are_views:
+        query = _copied(tape, query)
+    if not (are_kept and are_views):
+        value = _copied(tape, value)
+        if are_kept:
+            key = _copied(tape, key)
+    if model.qk_norm:
+        query, key = (_head_norm(tape, sizes, part) for part in (query, key))
+    if model.position == "rope":
+        query, key = (_rotated(tape, part) for part in (query, key))
+    return [query, key, value]
+
+
+def _core(tape: Tape, sizes: Sizes, inputs: Sequence[Tensor], scores: int) -> Tensor:
+    context = tape.new(inputs[0].size)
+    tape.meter.add(scores)
+    joined = tape.new(context.size) if sizes.documents else context
+    if not tape.records:
+        tape.meter.add(-scores)
+        if sizes.documents:
+            tape.free(context)
+        return joined
+    for tensor in inputs:
+        tape.hold(tensor)
+    if not sizes.documents:
+        tape.hold(context)
+
+    def backward(given: list[Storage]) -> None:
+        made = [tape.new(tensor.size).storage for tensor in inputs]
+        tape.drop(given[0])
+        tape.free(*inputs, context)
+        tape.meter.add(-scores)
+        for tensor, gradient in zip(inputs, made, strict=True):
+            if sizes.documents:  # of each document, and joined
+                whole = tape.new(tensor.size).storage
+                tape.drop(gradient)
+                gradient = whole
+            tape.give(tensor, gradient)
+
+    tape.record((joined,), backward)
+    return joined
+
+
+def _copied(tape: Tape, tensor: Tensor) -> Tensor:
+    """A copy whose gradient is the tensor's. Takes the tensor over."""
+    return _freed(tape, tape.add(tensor), tensor)
+
+
+def _head_norm(tape: Tape, sizes: Sizes, heads: Tensor) -> Tensor:
+    statistics = heads.size // (sizes.width * sizes.model.head_size) * (8 if sizes.model.norm == "layernorm" else 4)
+    return _freed(tape, tape.op([heads], heads.size, keeps=[heads], kept_bytes=statistics), heads)
+
+
+def _rotated(tape: Tape, heads: Tensor) -> Tensor:
+    """Each half of the heads is a sum of two products; the halves are joined. The gradient turns back in this way."""
+    half = heads.size // 2
+
+    def turn() -> Tensor:
+        for _ in range(2):
+            tape.meter.add(half, half, half, -half, -half)
+        turned = tape.new(heads.size)
+        tape.meter.add(-half, -half)
+        return turned
+
+    result = turn()
+
+    def backward(given: list[Storage]) -> None:
+        made = turn().storage
+        tape.drop(given[0])
+        tape.give(heads, made)
+
+    tape.record((result,), backward)
+    return _freed(tape, result, heads)
+
+
+def _feed_forward(tape: Tape, sizes: Sizes, gradients: Gradients, middle: Tensor) -> Tensor:
+    normed = norm(tape, sizes, middle)
+    if "mlp" in sizes.recomputed:
+        output = recomputed_of(tape, (normed,), lambda inner, given: _mlp(inner, sizes, gradients, given[0]))
+    else:
+        output = _mlp(tape, sizes, gradients, normed)
+    result = _sum(tape, sizes, output, middle)
+    tape.free(normed, middle)
+    return result
+
+
+def _mlp(tape: Tape, sizes: Sizes, gradients: Gradients, normed: Tensor) -> Tensor:
+    model = sizes.model
+    width = model.ffn_hidden_size // sizes.tp
+    gated = model.activation == "swiglu"
+    inner = linear(tape, sizes, gradients, normed, (2 if gated else 1) * width)
+    if model.bias:
+        inner = _freed(tape, tape.add(inner), inner)
+    active = _gated(tape, inner) if gated else tape.op([inner], inner.size, keeps=[inner])
+    tape.free(inner)
+    return linear_to_hidden(tape, sizes, gradients, active, width * model.hidden_size)
+
+
+def _gated(tape: Tape, inner: Tensor) -> Tensor:
+    """SwiGLU, which keeps its input alone."""
+    half = inner.size // 2
+    result = tape.new(half)
+    if tape.records:
+        tape.hold(inner)
+
+        def backward(given: list[Storage]) -> None:
+            made = tape.new(inner.size).storage
+            tape.meter.add(half, -half)
+            tape.drop(given[0])
+            tape.free(inner)
+            tape.give(inner, made)
+
+        tape.record((result,), backward)
+    return result
+
+
+def _sum(tape: Tape, sizes: Sizes, output: Tensor, residual: Tensor) -> Tensor:
+    """Bias, dropout and the sum with the block's input. Takes the output over."""
+    if sizes.model.bias:
+        output_and_bias = tape.add(output)
+        total = _dropped(tape, sizes, output_and_bias, residual)
+        tape.free(output_and_bias)
+    else:
+        total = _dropped(tape, sizes, output, residual)
+    tape.free(output)
+    return total
+
+
+def _dropped(tape: Tape, sizes: Sizes, output: Tensor, residual: Tensor) -> Tensor:
+    if sizes.model.hidden_dropout == 0.0:
+        return tape.add(residual, output)
+    dropped = tape.op([output], output.size, kept_bytes=output.size // sizes.width)  # its mask
+    return _freed(tape, tape.add(residual, dropped), dropped)
+
+
+def _freed(tape: Tape, result: Tensor, *used: Tensor) -> Tensor:
+    tape.free(*used)
+    return result
