@@ -40,7 +40,7 @@ class NearDedupConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class MixturePhase:
-    """Weights of the mixture from some point of training on, for example for annealing."""
+    """Mixture weights that apply from some point of training on, for example for annealing."""
 
     after_tokens: int
     """Number of training tokens before this phase."""

@@ -49,7 +49,7 @@ def in_one_line(message: str, hints: Iterable[str]) -> str:
 
 
 class DataError(UserError):
-    """Text, a tokenizer or a prepared dataset that cannot be used as it is."""
+    """Text, a tokenizer or a prepared dataset that cannot be used."""
 
 
 class NewerFormat(DataError):

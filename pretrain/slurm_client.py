@@ -98,12 +98,12 @@ def is_alive(job: str) -> bool:
 
 
 def seconds_left(job: str) -> float | None:
-    """Time until the job's limit; None: it has none."""
+    """Seconds until the job's time limit; None if it has none."""
     return seconds_of(_job_field(job, "%L"))
 
 
 def seconds_of(text: str) -> float | None:
-    """Slurm's D-HH:MM:SS in seconds; None: no limit."""
+    """Slurm's D-HH:MM:SS in seconds; None for any other text, such as UNLIMITED."""
     match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", text.strip())
     if match is None:
         return None
@@ -146,12 +146,12 @@ def usable_nodes(job: str) -> set[str]:
 
 
 def excluded_nodes(job: str) -> list[str] | None:
-    """The nodes that the job's owner or an earlier attempt excluded; None: no answer."""
+    """The nodes that the job's owner or an earlier attempt excluded; None if Slurm does not answer."""
     return _node_field(job, "%x")
 
 
 def required_nodes(job: str) -> list[str] | None:
-    """The nodes that the job asked for by name; None: no answer."""
+    """The nodes that the job requested by name; None if Slurm does not answer."""
     return _node_field(job, "%n")
 
 
@@ -165,7 +165,7 @@ class Refusal:
 
 
 def requeue(job: str) -> Refusal | None:
-    """Queue a job again; None: done."""
+    """Requeue a job; returns None if Slurm did it."""
     done = run("scontrol", "requeue", job)
     if done.returncode == 0:
         return None

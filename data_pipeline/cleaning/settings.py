@@ -43,7 +43,7 @@ def build_step(given: object, known: Mapping[str, type[Step]], where: str) -> St
     except PackageNotInstalled as error:
         package = error.args[0]
         raise DataError(
-            f"{where}: step {name} needs the package {package}, which is not installed", f"pip install '{EXTRA}'"
+            f"{where}: step {name} needs the {package} package, which is not installed", f"pip install '{EXTRA}'"
         ) from None
 
 

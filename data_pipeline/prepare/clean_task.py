@@ -34,7 +34,7 @@ EXCERPT_CHARS = 1000
 BATCH_BYTES = 1 << 20
 SECONDS_BETWEEN_REPORTS = 2.0
 FORMAT = 9
-"""Version of these files, and of everything besides the settings that decides their content."""
+"""Version of these files, and of everything else that determines their content, besides the settings."""
 
 
 Example = tuple[int, str, str]
@@ -43,7 +43,7 @@ Example = tuple[int, str, str]
 
 @dataclasses.dataclass(frozen=True)
 class CleanConfig:
-    """Everything that decides the result of a cleaning task, besides its input."""
+    """Everything that determines the result of a cleaning task, besides its input."""
 
     data: DataConfig
     document_bytes: int
@@ -51,7 +51,7 @@ class CleanConfig:
     """File with a `HeldOutNgrams`: documents that contain one of them are dropped."""
 
     def digest(self) -> str:
-        """Identifies everything that decides the result for a given text."""
+        """Identifies everything that determines the result for a given text."""
         data = self.data
         held_out = HeldOutNgrams.load(self.held_out_ngrams).digest if self.held_out_ngrams else None
         near = dataclasses.asdict(data.near_dedup) if data.dedup == "near" else None
@@ -198,7 +198,7 @@ def _unpack(decompressor: zstandard.ZstdDecompressor, frame: bytes, sizes: list[
 
 
 class _Cleaning:
-    """Applies the steps and counts the results."""
+    """Applies the cleaning steps to documents and counts the results."""
 
     def __init__(self, config: CleanConfig) -> None:
         self._cleaner = Cleaner(config.data.steps)

@@ -83,5 +83,5 @@ def _require(package: str) -> Any:
         return importlib.import_module(package)
     except ImportError:
         raise DataError(
-            f"prepare.executor: needs the package {package}, which is not installed", "pip install 'pretrain[cluster]'"
+            f"prepare.executor: needs the {package} package, which is not installed", "pip install 'pretrain[cluster]'"
         ) from None

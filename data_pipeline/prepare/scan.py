@@ -220,7 +220,7 @@ def _warn_about_inputs_without_documents(tasks: list[ScannedTask], dropped: Mapp
             without_documents.pop(task.given, None)
     for given, reasons in without_documents.items():
         logger.warning(
-            "data.inputs: %s adds no document to the dataset (dropped: %s); check that it is the right file, and "
+            "data.inputs: no document of %s was kept (dropped: %s); check that it is the right file, and check "
             "data.text_key",
             given,
             _sorted(reasons + Counter(dedup=copies[given])) or "none",

@@ -73,7 +73,7 @@ class Selector:
         self._sample_purpose = f"tokenizer {seed}"
         self._sample = LowestKeys(sample_bytes, count_copies=False)
         self._undecided: dict[int, tuple[int, int]] = {}
-        """Documents that may be held out to reach the minimum size. By split key: the sample key and the size."""
+        """The sample key and size, by split key, of documents that may be held out to reach the minimum size."""
         self._digest = hashlib.sha256()
         self.num_documents = 0
         self.num_bytes = 0
@@ -111,7 +111,7 @@ class Selector:
         return Split(self._fraction_key, self._fraction_bytes, wanted)
 
     def sampled_keys(self) -> set[int]:
-        """Keys of the documents that `sample` needs, none of them held out."""
+        """Keys of the documents that `sample` needs. They exclude held-out documents."""
         threshold = self.split().threshold
         chosen = LowestKeys(self._sample_bytes, count_copies=False)
         for key, num_bytes in self._sample.sizes():
@@ -125,9 +125,9 @@ class Selector:
         return hash_key(content, self._sample_purpose)
 
     def sample(self, documents: Iterable[str]) -> list[str]:
-        """The texts that train the tokenizer: `sample_bytes` of them, or all if there are fewer. None is held out.
+        """The texts for training the tokenizer: `sample_bytes` bytes, or all if there are fewer.
 
-        `documents` must include those with the sampled keys, in any order.
+        They exclude held-out documents. `documents` must include all documents with the sampled keys, in any order.
         """
         wanted = self.sampled_keys()
         found: dict[int, bytes] = {}

@@ -181,7 +181,7 @@ class Manifest:
                 "upgrade pretrain",
             )
         if version != VERSION:
-            raise DataError(f"{path}: has format version {written(version)}, this program reads {VERSION}", _HINT)
+            raise DataError(f"{path}: has format version {written(version)}, but this program reads {VERSION}", _HINT)
         body = stored.get("manifest")
         if stored.get("checksum") != _hash(body):
             raise DataError(f"{path}: was changed after it was written (its checksum does not match)", _HINT)

@@ -33,7 +33,7 @@ class ParquetReader:
             )
         if (count := names.count(text_key.name)) > 1:
             raise DataError(
-                f"{name}: has {count} columns {text_key.name!r}", "rename all but one", f"set {text_key.setting}"
+                f"{name}: has {count} columns named {text_key.name!r}", "rename all but one", f"set {text_key.setting}"
             )
         kind = self._file.schema_arrow.field(text_key.name).type
         if pyarrow.types.is_dictionary(kind):

@@ -4,14 +4,14 @@ import sysconfig
 from pathlib import Path
 
 INPUT = "stdlib:"
-_OF_OTHERS = frozenset({"site-packages", "dist-packages", "__pycache__"})
+_NOT_LIBRARY = frozenset({"site-packages", "dist-packages", "__pycache__"})
 
 
 def stdlib_folder() -> Path:
-    """The folder of the standard library, also when running in a virtual environment."""
+    """The folder of the standard library, even in a virtual environment."""
     return Path(sysconfig.get_paths()["stdlib"])
 
 
 def is_excluded(folder: Path) -> bool:
-    """Whether a subfolder does not belong to the library."""
-    return folder.name in _OF_OTHERS
+    """Whether a subfolder is not part of the library: it holds installed packages or compiled files."""
+    return folder.name in _NOT_LIBRARY

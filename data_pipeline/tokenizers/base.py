@@ -48,7 +48,7 @@ class Tokenizer(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Hash of everything that decides the IDs. Two files that encode equally may differ but have the same
+        """Hash of everything that determines the IDs. Different files that encode equally may have the same
         fingerprint."""
 
     def encode(self, text: str) -> list[int]:
@@ -58,7 +58,7 @@ class Tokenizer(Protocol):
         """The IDs of each text. The result does not depend on the number of threads."""
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of IDs. Special tokens give nothing, and bytes that are not UTF-8 give U+FFFD."""
+        """Decode IDs. Special tokens are left out, and invalid UTF-8 becomes U+FFFD."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ def reject_surrogates(text: str) -> None:
 
 def missing_package(name: str, package: str) -> MissingPackage:
     return MissingPackage(
-        f"{name}: needs the package {package}, which is not installed", "pip install 'pretrain[tokenizers]'"
+        f"{name}: needs the {package} package, which is not installed", "pip install 'pretrain[tokenizers]'"
     )
 
 

@@ -39,7 +39,7 @@ class HuggingFaceTokenizer:
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(self._record))
         except Exception as error:
-            raise DataError(f"{name}: is not a tokenizer.json that the package tokenizers can read ({error})") from None
+            raise DataError(f"{name}: is not a tokenizer.json that the tokenizers package can read ({error})") from None
         self._tokenizer.encode_special_tokens = True  # special tokens written in the text are encoded as text
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
         self.vocab_size: int = max(vocabulary.values(), default=-1) + 1
@@ -62,7 +62,7 @@ class HuggingFaceTokenizer:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of everything that decides the IDs, normalized over versions of the file format."""
+        """Hash of everything that determines the IDs. It is the same for every version of the file format."""
         model = {key: value for key, value in self._record["model"].items() if value is not None and value is not False}
         if "merges" in model:  # older files write a merge as one string with a space
             model["merges"] = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
@@ -86,7 +86,7 @@ class HuggingFaceTokenizer:
         return in_threads(self._encode, texts, num_threads)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of IDs. Special tokens give nothing, and bytes that are not UTF-8 give U+FFFD."""
+        """Decode IDs. Special tokens are left out, and invalid UTF-8 becomes U+FFFD."""
         kept = [int(index) for index in ids if int(index) not in self._reserved]
         return self._tokenizer.decode(kept, skip_special_tokens=True)
 

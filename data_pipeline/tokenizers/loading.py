@@ -53,7 +53,7 @@ class TokenizerFiles:
         return cls.read(folder / names[0]) if names else None
 
     def load(self, fingerprint: str | None = None, eod: str | None = None) -> Tokenizer:
-        """The tokenizer. Raises DataError if the file is invalid or its fingerprint is not the given one."""
+        """The tokenizer. Raises DataError if the file is invalid or has another fingerprint."""
         beside = self.place.removesuffix(self.name) + settings_path(Path(self.name)).name
         settings = TokenizerSettings.parse(self.settings, beside) if self.settings else TokenizerSettings()
         if eod is not None:
@@ -83,7 +83,7 @@ def load_tokenizer(path: Path, fingerprint: str | None = None, *, eod: str | Non
 
 
 def parse_tokenizer(content: bytes, path: str, settings: TokenizerSettings, fingerprint: str | None) -> Tokenizer:
-    """Like `load_tokenizer`, for a file's content that was read from `path`, and its settings."""
+    """Like `load_tokenizer`, but the file at `path` and its settings have already been read."""
     try:
         tokenizer = _recognise(content)(content, path, settings)
     except MissingPackage:

@@ -62,12 +62,12 @@ class SentencePieceTokenizer:
         self._compiled: NumbaBpe | None = None
 
     def expect(self, num_chars: int) -> None:
-        """Announce about how much text will be encoded. This does not affect the IDs."""
+        """Set about how many characters will be encoded. For many, numba is used; the IDs stay the same."""
         self._expected_chars = num_chars
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Hash of everything that decides IDs and text, leaving out what all models made here share. Files with
+        """Hash of everything that determines IDs and text, without what all models made here share. Files with
         equal fingerprints may differ in other settings."""
         digest = hashlib.sha256(struct.pack("<ii", self.vocab_size, self.eod_id))
         for piece, score, *kind in self._pieces:
@@ -156,7 +156,7 @@ class SentencePieceTokenizer:
         return min(scores) < 0 and all(score == int(score) for score in scores)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of IDs. End-of-document pieces give nothing, and bytes that are not UTF-8 give U+FFFD."""
+        """Decode IDs. End-of-document pieces are left out, and invalid UTF-8 becomes U+FFFD."""
         text: str = self._processor.decode([int(index) for index in ids])
         return text
 

@@ -66,7 +66,7 @@ class TiktokenTokenizer:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of everything that decides the IDs: pattern, tokens, ranks, end-of-document token."""
+        """Hash of everything that determines the IDs: pattern, tokens, ranks, end-of-document token."""
         pattern = str(self.settings.pattern).encode()
         digest = hashlib.sha256(struct.pack("<iii", self.vocab_size, self.eod_id, len(pattern)) + pattern)
         for index, token in sorted(self._tokens.items()):
@@ -83,7 +83,7 @@ class TiktokenTokenizer:
         return in_threads(self._encode, texts, num_threads)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of IDs. Special tokens give nothing, and bytes that are not UTF-8 give U+FFFD."""
+        """Decode IDs. Special tokens are left out, and invalid UTF-8 becomes U+FFFD."""
         return b"".join(self._tokens.get(int(index), b"") for index in ids).decode(errors="replace")
 
     def _encode(self, text: str) -> Ids:
@@ -139,7 +139,5 @@ def _read_ranks(content: bytes, name: str) -> dict[bytes, int]:
         raise DataError(f"{name}: two tokens have the same rank")
     missing = [byte for byte in range(256) if bytes([byte]) not in ranks]
     if missing:
-        raise DataError(
-            f"{name}: has no token for the byte {missing[0]}; it is truncated, or not a byte-level vocabulary"
-        )
+        raise DataError(f"{name}: has no token for byte {missing[0]}; it is truncated or not a byte-level vocabulary")
     return ranks

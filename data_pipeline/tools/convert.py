@@ -37,7 +37,7 @@ class _Survey:
     num_bytes: int
     num_empty: int
     num_needless_ends: int
-    """Documents with end-of-document tokens that end nothing, which `_text_tokens` removes."""
+    """Documents with redundant end-of-document tokens, which `_text_tokens` removes."""
 
 
 def to_packed(
@@ -50,7 +50,7 @@ def to_packed(
     """
     if tokenizer_config.path is None:
         raise DataError(
-            "tokenizer.path=null: the tokenizer that made these tokens is needed", "set tokenizer.path to its file"
+            "tokenizer.path=null: must be the tokenizer that made these tokens", "set tokenizer.path to its file"
         )
     source = IndexedDataset(prefix)
     with stage_new(target) as staged:
@@ -179,14 +179,14 @@ def _survey(source: IndexedDataset, tokenizer: Tokenizer, data: DataConfig) -> _
             update(done)
     if num_ended < source.num_documents:
         logger.info(
-            "%d of %d documents do not end with an end-of-document token; one is added",
+            "%d of %d documents do not end with an end-of-document token, so one is added to each",
             source.num_documents - num_ended,
             source.num_documents,
         )
     if num_needless_ends:
         logger.info(
-            "%d of %d documents have end-of-document tokens at their beginning or after another one; these end "
-            "nothing and are removed",
+            "%d of %d documents have end-of-document tokens at their beginning or after another one; these are "
+            "redundant and are removed",
             num_needless_ends,
             source.num_documents,
         )
@@ -219,15 +219,15 @@ def _check_range(source: IndexedDataset, number: int, tokens: Tokens, tokenizer:
     if len(wrong):
         raise DataError(
             f"{source.bin_path}: document {number} has the token {wrong[0]}, but the tokenizer has only "
-            f"{tokenizer.vocab_size}",
+            f"{tokenizer.vocab_size} tokens",
             "set tokenizer.path to the tokenizer that made these tokens",
         )
 
 
 def _text_tokens(tokens: Tokens, eod_id: int) -> Tokens:
-    """A document without its end-of-document token, and without such tokens that end nothing.
+    """A document without its end-of-document token, and without redundant ones.
 
-    Those at the beginning or after another one would be empty documents, which look like padding in a padded sample.
+    One at the beginning or after another would be an empty document, which looks like padding in a padded sample.
     """
     is_end = tokens == eod_id
     ends_nothing = is_end & np.append(True, is_end)[:-1]

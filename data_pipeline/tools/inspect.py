@@ -164,7 +164,7 @@ def _token_faults(folder: DatasetFolder, manifest: Manifest, split: Split, advan
                 highest = int(tokens[above[0]].max())
                 faults.append(
                     f"{folder}: {split} sample {number} has the token {highest}, but the tokenizer has only "
-                    f"{manifest.tokenizer.vocab_size}"
+                    f"{manifest.tokenizer.vocab_size} tokens"
                 )
                 break
             advance(tokens.nbytes)

@@ -68,13 +68,13 @@ class IndexedDataset:
 
     def _read_header(self, head: bytes, idx_bytes: int) -> tuple[np.dtype[Any], int, int]:
         if len(head) < HEADER.size or not head.startswith(MAGIC):
-            raise DataError(f"{self.idx_path}: is not the index of a Megatron-LM dataset, according to its first bytes")
+            raise DataError(f"{self.idx_path}: is not a Megatron-LM index: it begins with other bytes")
         _, version, code, num_sequences, num_bounds = HEADER.unpack(head)
         if version != VERSION:
-            raise DataError(f"{self.idx_path}: has format version {version}, this program reads {VERSION}")
+            raise DataError(f"{self.idx_path}: has format version {version}, but this program reads {VERSION}")
         if code not in TYPES:
-            kind = FLOATS.get(code, f"of code {code}")
-            raise DataError(f"{self.idx_path}: its numbers are {kind}; tokens must be whole numbers")
+            kind = FLOATS.get(code, f"of unknown type {code}")
+            raise DataError(f"{self.idx_path}: its tokens are {kind}, but must be integers")
         expected = HEADER.size + 12 * num_sequences + 8 * num_bounds
         if idx_bytes == expected + num_sequences and num_sequences:
             raise DataError(

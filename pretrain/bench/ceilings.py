@@ -14,7 +14,7 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _SQUARES_ON_GPU, _SQUARES = (2048, 4096, 8192), (256, 512, 1024)
 _COPIED_BYTES_ON_GPU, _COPIED_BYTES = 2**30, 2**28
 SECONDS = 0.2
-"""Seconds for each product, after a first one. The best rate counts: it is from before the device slows down."""
+"""Seconds for each product, after a warmup call. The best rate counts: the device may slow down later."""
 
 Shape = tuple[int, int, int]
 """Rows, depth and columns of a product."""
@@ -31,12 +31,12 @@ class Ceilings:
 
     @property
     def best(self) -> tuple[str, float]:
-        """The product of the highest rate."""
+        """The shape with the highest rate, and that rate."""
         return max(self.products.items(), key=lambda item: item[1])
 
 
 def measure_ceilings(config: RunConfig, vocab_size: int, device: torch.device) -> Ceilings:
-    """Products in the run's precision, square ones and those of the model, and a copy of a large buffer."""
+    """Measure the products of `product_shapes` in the run's precision, and the copy of a large buffer."""
     on_gpu, dtype = device.type == "cuda", _DTYPES[config.engine.precision]
     shapes = product_shapes(config, vocab_size, on_gpu=on_gpu)
     products = {" x ".join(map(str, shape)): _product_rate(shape, dtype, device) for shape in shapes}
@@ -44,7 +44,7 @@ def measure_ceilings(config: RunConfig, vocab_size: int, device: torch.device) -
 
 
 def product_shapes(config: RunConfig, vocab_size: int, *, on_gpu: bool) -> Sequence[Shape]:
-    """The square sizes to try on a GPU, or on another device."""
+    """The matrix products to measure: squares, which are larger on a GPU, and the model's."""
     model, tp = config.model, config.parallel.tp
     rows, hidden, ffn = (
         micro_batch_size(config.train) * model.seq_length,

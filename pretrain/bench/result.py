@@ -178,5 +178,5 @@ def load(path: Path) -> dict[str, Any]:
     if not isinstance(result, dict) or result.get("format") != FORMAT:
         raise RunError(f"{file}: is not a result of `pretrain bench`", "give a bench.json or its folder")
     if result.get("version") != VERSION:
-        raise RunError(f"{file}: has format version {written(result.get('version'))}, this program reads {VERSION}")
+        raise RunError(f"{file}: has format version {written(result.get('version'))}, but this program reads {VERSION}")
     return result

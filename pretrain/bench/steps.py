@@ -60,7 +60,7 @@ def start_peak(device: torch.device) -> None:
 
 
 def peak_over_ranks(own: float, groups: ProcessGroups) -> float:
-    """The largest value of all ranks."""
+    """The maximum over all ranks."""
     most = torch.tensor(own, dtype=torch.float64)
     dist.all_reduce(most, op=dist.ReduceOp.MAX, group=groups.control)
     return float(most)

@@ -1,4 +1,4 @@
-"""Several models in turn, each in its own process, so that a failure of one does not affect the others."""
+"""Benchmarks several models, one after another, each in its own process: if one fails, the others still run."""
 
 import contextlib
 import fnmatch
@@ -25,10 +25,10 @@ from pretrain.distributed.grid import world_from_environment
 
 @dataclass(frozen=True)
 class Suite:
-    """A suite: models, or one model in several ways, the cheapest first, all on pseudo-random tokens."""
+    """Models, or variants of one model, to benchmark on pseudo-random tokens, the cheapest first."""
 
     models: Mapping[str, Sequence[str]]
-    """Name in the table -> overrides."""
+    """The overrides of each row of the table, by its name."""
     vocab_size: int
 
 
@@ -40,7 +40,7 @@ def _on_one_gpu(model: str, micro_batch: int) -> tuple[str, ...]:
 # `pretrain plan --gpu-memory 139` says that these micro-batches fit in one H200; none has been measured against others.
 _MICRO_BATCHES = {"gpt3_125m": 16, "gpt3_350m": 16, "gpt3_1.3b": 8, "gpt3_2.7b": 4, "gpt3_6.7b": 1}
 _WIDER_HEADS = ("gpt3_125m", "gpt3_350m", "gpt3_2.7b")
-"""The others have heads of 128 columns by themselves."""
+"""The other models have a head dimension of 128 anyway."""
 
 _WAYS = {"": ("engine.cross_entropy=plain",), "-fast": ("engine.cross_entropy=in_place", "engine.compile=layers")}
 # The first of these is the reference for the others.
@@ -56,7 +56,7 @@ _MORE_WAYS = {
 
 
 def _single_gpu() -> Mapping[str, Sequence[str]]:
-    """Each model by the plain and by the fast ways, the latter also with wider heads; one of them by more."""
+    """Every model plain and fast, some also fast with wider heads, and one of them in more ways."""
     wanted = {}
     for model, size in _MICRO_BATCHES.items():
         for way, overrides in (_WAYS | (_MORE_WAYS if model == "gpt3_1.3b" else {})).items():

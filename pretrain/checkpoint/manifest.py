@@ -112,7 +112,9 @@ def parse_manifest(content: bytes, folder: Path) -> Manifest:
         stored = json.loads(content)
         version = stored["format_version"]
         if not _is(version, int) or version not in READERS:
-            raise RunError(f"{folder} has format version {version}, this program reads versions up to {FORMAT_VERSION}")
+            raise RunError(
+                f"{folder} has format version {version}, but this program reads versions up to {FORMAT_VERSION}"
+            )
         manifest = READERS[version](stored, content)
         faults = list(_faults(manifest))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -124,10 +124,10 @@ def read_chunk(folder: Path, tensor: StoredTensor, chunk: StoredChunk) -> Tensor
     except OSError as error:
         raise unreadable(path, error) from None
     except Exception as error:  # torch raises unrelated errors for bytes that are not a tensor
-        raise RunError(f"{where} are not a stored tensor: {_first_sentence(error)}") from None
+        raise RunError(f"{where} do not hold a tensor: {_first_sentence(error)}") from None
     plain = isinstance(values, Tensor) and values.layout == torch.strided
     if not plain or (tuple(values.shape), str(values.dtype)) != (chunk.sizes, f"torch.{tensor.dtype}"):
-        raise RunError(f"{where} are not a {tensor.dtype} tensor of shape {list(chunk.sizes)}")
+        raise RunError(f"{where} do not hold a {tensor.dtype} tensor of shape {list(chunk.sizes)}")
     return values
 
 

@@ -111,7 +111,7 @@ def _fetch(given: argparse.Namespace) -> int:
 
     folder = _folder(given)
     if not isinstance(folder, RemoteFolder):
-        raise DataError(f"{folder}: is a local folder already", "fetch takes a URL")
+        raise DataError(f"{folder}: is a local folder, so there is nothing to fetch", "fetch takes a URL")
     sys.stdout.write(f"{fetch_all(folder)}\n")
     return 0
 

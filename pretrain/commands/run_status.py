@@ -69,7 +69,9 @@ def find_runs(folder: Path) -> list[Path]:
 def status_of(run_dir: Path, jobs: Mapping[str, QueuedJob], now: float) -> Status:
     """Read one run; raises RunError if the folder is not the folder of a run."""
     if not any((run_dir / name).exists() for name in (CONFIG_FILE, ATTEMPTS_FILE, METRICS_FILE)):
-        raise RunError(f"{run_dir}: not the folder of a run: it has no {CONFIG_FILE}", "name one such as runs/NAME")
+        raise RunError(
+            f"{run_dir}: not the folder of a run: it has no {CONFIG_FILE}", "give a run folder, such as runs/NAME"
+        )
     attempts, held_by = read_attempts(run_dir), lock_holder(run_dir)
     records = latest_records(run_dir, "train", PACE_RECORDS)
     last = records[-1] if records else {}

@@ -49,7 +49,7 @@ def cluster_problems(cluster: ClusterConfig) -> Iterator[Problem]:
     yield from _container(cluster)
     for name, value in cluster.environment.items():
         if not _VARIABLE.fullmatch(name):
-            yield Problem("cluster.environment", name, "is not a valid name of a variable", "use letters, digits and _")
+            yield Problem("cluster.environment", name, "is not a valid variable name", "use letters, digits and _")
         elif not is_printable(str(value)):
             yield Problem(f"cluster.environment.{name}", value, _ONE_LINE)
     for module in cluster.modules:
@@ -146,7 +146,9 @@ def _container(cluster: ClusterConfig) -> Iterator[Problem]:
     for mount in container.mounts:
         if not _MOUNT.fullmatch(mount) or not is_printable(mount):
             rule = "must be HOST:INSIDE or HOST:INSIDE:FLAGS, INSIDE beginning with /"
-            yield Problem("cluster.container.mounts", mount, rule, "give one mount an entry, as in [/data:/data:ro]")
+            yield Problem(
+                "cluster.container.mounts", mount, rule, "give each mount its own entry, as in [/data:/data:ro]"
+            )
 
 
 def _flag(flag: str) -> Iterator[Problem]:

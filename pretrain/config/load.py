@@ -140,13 +140,13 @@ def sweep_members(overrides: Sequence[str]) -> list[tuple[str, ...]]:
 
 
 def default_values(root: str, conf_dir: Path = CONF_DIR) -> dict[str, Any]:
-    """The values of conf/ROOT.yaml without overrides, with references such as ${model.name} as they are written."""
+    """The values of conf/ROOT.yaml without overrides, with interpolations such as ${model.name} unresolved."""
     values: dict[str, Any] = _composed(root, [], ConfigDirs(conf_dir), resolve=False)
     return values
 
 
 def to_yaml(config: RunConfig | GenerateConfig) -> str:
-    """The configuration as YAML that `read_run_config` takes back, unchanged except for secrets, which are left out."""
+    """The configuration as YAML, which `read_run_config` reads back. Only secrets are left out."""
     values = without_secrets(json.loads(json.dumps(dataclasses.asdict(config))))
     return yaml.safe_dump(with_renamed_keys(values, yaml_key), sort_keys=False, allow_unicode=True)
 
@@ -223,13 +223,13 @@ def _with_package_hint(problem: Problem | str, known: Known) -> Problem | str:
 
 
 def _refuse_torn(overrides: Sequence[str]) -> None:
-    """A file's name may be of any bytes, the text of a configuration not."""
+    """A file name may contain any bytes, but a configuration must be text."""
     if torn := [override for override in overrides if not is_text(override)]:
         raise ConfigError([f"{redact_url(override)!a}: is not UTF-8 text" for override in torn])
 
 
 def _hydra_message(error: Exception) -> str:
-    """Hydra's own words without its search path, pointers to its manual, names of Python's classes and passwords."""
+    """Hydra's own message, but without passwords, class names, links to its manual, and its search path."""
     text = str(error).split("\nConfig search path")[0].split("\nSee https")[0].split("\n    full_key")[0]
     text = re.sub(r"^\w+ raised while resolving interpolation: ", "", text)
     return redact_url(re.sub(r"\s*\n\s*", " ", text).strip().strip('"'))

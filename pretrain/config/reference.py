@@ -93,7 +93,7 @@ def _value_at(values: Mapping[str, Any], name: str) -> Any:
 
 @functools.cache
 def all_checks() -> Mapping[str, Sequence[str]]:
-    """Key -> the rules about its own value, and the modules with rules that involve other things."""
+    """For each key: the rules for its own value, and the modules with other rules that involve it."""
     checks: dict[str, dict[str, None]] = defaultdict(dict)
     ranges = [(keys, rule) for keys, rule, _ in (*BOUNDS, *LIMITS, *DATA_BOUNDS)]
     ranges += [({"cluster": POSITIVE}, "must be greater than 0"), ({"cluster": NOT_NEGATIVE}, "must not be negative")]
@@ -114,7 +114,7 @@ def all_checks() -> Mapping[str, Sequence[str]]:
 
 
 def _keys_in_problems(tree: ast.Module) -> Iterator[str]:
-    """Patterns of the keys that the errors of a module are about."""
+    """Regular expressions for the keys that a module's errors name."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and node.args and re.search(r"Problem$|Error$", _name_of(node.func)):
             first = node.args[0]
@@ -123,7 +123,7 @@ def _keys_in_problems(tree: ast.Module) -> Iterator[str]:
 
 
 def _keys_named(tree: ast.Module) -> Iterator[str]:
-    """Keys that a module of checks names anywhere, for example in a table of rules."""
+    """Regular expressions for the keys that a module of checks names anywhere, such as in a table of rules."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and re.fullmatch(r"[a-z_.]+", node.value):
             yield re.escape(node.value)
@@ -134,7 +134,7 @@ def _name_of(function: ast.expr) -> str:
 
 
 def _patterns(text: ast.expr) -> Iterator[str]:
-    """`data.path`, `data.path=...` and `engine.offload.{name}` as patterns of whole keys."""
+    """Regular expressions for the keys that begin a text: `data.path`, `data.path=...` or `engine.offload.{name}`."""
     if isinstance(text, ast.Constant) and isinstance(text.value, str):
         parts = [text.value]
     elif isinstance(text, ast.JoinedStr):

@@ -226,23 +226,24 @@ def import_deepspeed(device: torch.device) -> Any:
 
 
 def replace_step(optimizer: Any, step: Callable[..., None]) -> Callable[..., Any]:
-    """Let DeepSpeed's engine call `step`; returns the optimizer's own."""
+    """Make DeepSpeed's engine call `step`; returns the optimizer's own method."""
     own: Callable[..., Any] = optimizer.step
     optimizer.step = step
     return own
 
 
 def replace_finalize(optimizer: Any, finalize: Callable[..., None]) -> Callable[..., Any]:
-    """Let DeepSpeed's engine call `finalize` after the last backward pass; returns the optimizer's own."""
+    """Make DeepSpeed's engine call `finalize` after the last backward pass; returns the optimizer's own method."""
     own: Callable[..., Any] = optimizer.finalize_gradient_accumulation_boundary
     optimizer.finalize_gradient_accumulation_boundary = finalize
     return own
 
 
 class NormOverride:
-    """DeepSpeed combines the norms of its parameter groups: it gets our norm for the first one, and 0 for the others.
+    """Makes DeepSpeed use our gradient norm. It combines the norms of its parameter groups: ours for the first, else 0.
 
-    The check for overflows uses our norm too. DeepSpeed would read all gradients again and synchronize with the device.
+    The overflow check uses our norm too. Otherwise DeepSpeed would read all gradients again and synchronize with the
+    device.
     """
 
     def __init__(self, optimizer: Any, method: str) -> None:

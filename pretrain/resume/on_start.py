@@ -155,7 +155,7 @@ def _compare_batch(
         )
     else:
         log.warning(
-            "RESUME NOT VERIFIED: the batch of step %d has hash %s, recorded was %s: the data or its order has changed",
+            "RESUME NOT VERIFIED: the batch of step %d has hash %s, but %s is recorded: the data or its order changed",
             record["step"],
             found,
             record["batch_hash"],

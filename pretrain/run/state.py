@@ -20,7 +20,7 @@ class RunState:
     overflow_steps: int = 0
     """Steps left out while fp16's loss scale was too high; a lower one follows."""
     skipped_samples: int = 0
-    """The number of those samples that did not count because their shard is bad."""
+    """The number of those samples that were skipped because their shard is bad."""
     train_seconds: float = 0.0
     """Time spent in training so far, over all attempts."""
     batch_changes: tuple[tuple[int, int], ...] = ()

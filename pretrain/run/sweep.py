@@ -54,19 +54,19 @@ class Sweep:
     jobs: tuple[Submitted, ...] = ()
 
     def after_job(self, job: str, members: Sequence[Member]) -> "Sweep":
-        """A copy with one more job, and the overrides that its members have in it."""
+        """A copy with this job added, and with its members replaced by `members`."""
         now = {member.index: member for member in members}
         submitted = Submitted(job, tuple(sorted(now)), round(time.time(), 3))
         return replace(self.with_members(members), jobs=(*self.jobs, submitted))
 
     def with_members(self, members: Sequence[Member]) -> "Sweep":
-        """A copy with some of them replaced."""
+        """A copy in which `members` replace those of the same index."""
         now = {member.index: member for member in members}
         return replace(self, members=tuple(now.get(member.index, member) for member in self.members))
 
 
 def words_of_members(name: str, overrides: Sequence[str]) -> dict[int, tuple[str, ...]]:
-    """The overrides of every combination, each with the name of its run and the group of the sweep, by index.
+    """The overrides of every combination, by index. They include the run's name and the sweep's group.
 
     Raises UserError if nothing is swept, or the name cannot be used.
     """
@@ -102,7 +102,7 @@ def free_name() -> str:
 def check_members(
     words: Mapping[int, tuple[str, ...]], check: "Callable[[RunConfig], object]", refusal: str
 ) -> "dict[int, RunConfig]":
-    """The configurations by index; raises UserError, which begins with `refusal`, with every member that cannot run."""
+    """The configurations by index. The UserError begins with `refusal` and lists every member that cannot run."""
     from pretrain.config.load import load_run_config
 
     configs: dict[int, RunConfig] = {}

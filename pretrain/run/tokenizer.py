@@ -1,4 +1,4 @@
-"""The tokenizer of a run: checked at the start and kept in the run folder, which is then complete without the data."""
+"""Checks a run's tokenizer at the start and copies it into the run folder, so that sampling needs no dataset."""
 
 import logging
 from pathlib import Path
@@ -34,7 +34,7 @@ def check_tokenizer(dataset: TrainingData) -> TokenizerFiles | None:
 
 
 def keep_tokenizer(run: Path, files: TokenizerFiles) -> None:
-    """Copy the files into the run folder, replacing others."""
+    """Copy the files into the run folder, replacing any that are there."""
     files.write(run / TOKENIZER_FOLDER)
 
 
@@ -45,7 +45,7 @@ def tokenizer_place(run: Path, data: DataConfig) -> str:
 
 
 def tokenizer_of(run: Path, data: DataConfig) -> Tokenizer:
-    """The tokenizer in the run folder; without one, that of the data."""
+    """The tokenizer in the run folder, or else that of the dataset."""
     kept = run / TOKENIZER_FOLDER
     if kept.is_dir():
         files = TokenizerFiles.only_one_in(kept)

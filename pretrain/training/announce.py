@@ -97,10 +97,10 @@ def reason_of_end(length: RunLength, outcome: str, state: RunState) -> str:
 def announce_outcome(
     config: RunConfig, dataset: TrainingData, state: RunState, outcome: str, losses: Mapping[str, float]
 ) -> None:
-    """Log what a finished or stopped run has reached, and how many samples did not count."""
+    """Log what a finished or stopped run has reached, and how many samples were skipped."""
     if state.skipped_samples:
         log.warning(
-            "%s of %s samples did not count: the log names their shards (data.on_bad_shard=skip)",
+            "%s of %s samples were skipped: their shards, which the log names, are bad (data.on_bad_shard=skip)",
             f"{state.skipped_samples:,}",
             f"{state.position:,}",
         )

@@ -93,7 +93,7 @@ def empty_the_manifest(folder: Path) -> str:
 
 def come_from_the_future(folder: Path) -> str:
     change_manifest(folder, lambda manifest: manifest.update(format_version=99))
-    return "step-00000002 has format version 99, this program reads versions up to 2"
+    return "step-00000002 has format version 99, but this program reads versions up to 2"
 
 
 def edit_the_manifest(folder: Path) -> str:

@@ -54,7 +54,7 @@ LAYOUTS = [
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-def test_equals_one_process_given_each_document_alone(layout: Layout) -> None:
+def test_every_layout_matches_training_each_document_alone(layout: Layout) -> None:
     """Llama's positions are rotary. They restart per document in the reference but not in the model: both are equal."""
     assert_parity(layout)
 

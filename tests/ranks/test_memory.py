@@ -39,7 +39,7 @@ def held(here: Runtime, config: RunConfig) -> OptimizerMemory:
     [("gpt", 4, {"pp": 2}), ("llama", 4, {"tp": 2}), ("gpt_odd", 3, {})],
     ids=["pp2-dp2", "tp2-dp2", "dp3"],
 )
-def test_an_engine_holds_what_the_plan_says(
+def test_planned_model_states_match_the_engine(
     model: str, world_size: int, shape: dict[str, int], zero: int, precision: str
 ) -> None:
     dp = world_size // (shape.get("tp", 1) * shape.get("pp", 1))

@@ -50,7 +50,7 @@ def test_skipped_samples_are_counted_over_ranks_and_stops(place):
     assert done.returncode == 0 and "step 4, sample 32" in done.stderr, done.stderr
     check_record(run, wanted, counts)
 
-    assert f"{counts[-1]} of {8 * STEPS} samples did not count" in done.stderr
+    assert f"{counts[-1]} of {8 * STEPS} samples were skipped" in done.stderr
     log = (run / "logs" / "rank-00000.log").read_text()
     assert log.count(f"{BAD}: missing (No such file or directory); its") == 2, "once in each attempt"
     assert [batch.digest == other.digest for batch, other in zip(wanted, whole, strict=True)] == [

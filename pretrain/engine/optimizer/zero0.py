@@ -60,7 +60,7 @@ class Zero0(DeepSpeedOptimizer):
             self.optimizer._update_scale(self.optimizer.overflow)
 
     def _update(self, norm: float) -> None:
-        """`norm`: that of the gradients without the loss scale."""
+        """`norm`: the norm of the unscaled gradients."""
         updated = [pair for pair in self._masters_and_parameters() if pair[1].grad is not None]
         gradients = [parameter.grad.float() for _, parameter in updated]  # type: ignore[union-attr]
         clip = self.settings.clip_grad_norm
@@ -83,7 +83,7 @@ class Zero0(DeepSpeedOptimizer):
 
     @property
     def _has_masters(self) -> bool:
-        """In 16 bits. In fp32 the parameters are their own master weights."""
+        """Whether there are separate fp32 master weights: not if the parameters are fp32."""
         return hasattr(self.optimizer, "fp32_groups")
 
     def _masters_and_parameters(self) -> list[tuple[Tensor, nn.Parameter]]:

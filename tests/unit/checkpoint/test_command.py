@@ -76,7 +76,7 @@ def test_list_shows_folders_layouts_and_the_next_resume(command: Command, run: P
     assert said["1.deleting"].endswith("left over: unfinished deletion")
 
 
-def test_list_finds_a_flipped_bit_by_digests_only(command: Command, run: Path) -> None:
+def test_list_finds_a_flipped_bit_only_with_digests(command: Command, run: Path) -> None:
     flip_a_bit(checkpoint_of(run, 4) / "__0_0.distcp")
     by_size, by_digest = (json.loads(command("list", run, "--json", *more)[1]) for more in ((), ("--digests",)))
     assert [row["step"] for row in by_size if row["next_resume"]] == [4]
@@ -206,7 +206,7 @@ def test_inspect_json_has_every_tensor_and_may_skip_values(command: Command, run
     code, out, _ = command("inspect", checkpoint_of(run, 2), "--no-values", "--json")
     assert code == 0 and "norm" not in json.loads(out)["tensors"][0]
     code, _, err = command("inspect", checkpoint_of(run, 2))
-    assert code == 2 and "__0_0.distcp: bytes" in err and "are not a stored tensor" in err
+    assert code == 2 and "__0_0.distcp: bytes" in err and "do not hold a tensor" in err
 
 
 # verify
@@ -243,7 +243,7 @@ def test_verify_finds_a_wrong_index_whose_digest_is_right(command: Command, run:
     [
         (
             lambda manifest: manifest.update(format_version=3),
-            "has format version 3, this program reads versions up to 2",
+            "has format version 3, but this program reads versions up to 2",
         ),
         (lambda manifest: manifest["files"].update({"../../x": manifest["files"]["tensors.json"]}), "is damaged"),
         (lambda manifest: manifest["files"].update(x={"bytes": "9", "sha256": ""}), "is damaged"),

@@ -104,12 +104,12 @@ def saved(value: object) -> bytes:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (lambda marker: pickle.dumps(Hostile(marker)), "are not a stored tensor"),
-        (lambda marker: saved(Hostile(marker)), "are not a stored tensor"),
-        (lambda marker: b"noise" * 100, "are not a stored tensor"),
-        (lambda marker: saved({"a": torch.ones(3)}), "are not a float32 tensor of shape"),
-        (lambda marker: saved(torch.ones(4)), "are not a float32 tensor of shape"),
-        (lambda marker: saved(torch.ones(3, dtype=torch.float64)), "are not a float32 tensor of shape"),
+        (lambda marker: pickle.dumps(Hostile(marker)), "do not hold a tensor"),
+        (lambda marker: saved(Hostile(marker)), "do not hold a tensor"),
+        (lambda marker: b"noise" * 100, "do not hold a tensor"),
+        (lambda marker: saved({"a": torch.ones(3)}), "do not hold a float32 tensor of shape"),
+        (lambda marker: saved(torch.ones(4)), "do not hold a float32 tensor of shape"),
+        (lambda marker: saved(torch.ones(3, dtype=torch.float64)), "do not hold a float32 tensor of shape"),
     ],
 )
 def test_bytes_that_are_not_a_tensor_are_never_executed(tmp_path: Path, content, words: str) -> None:

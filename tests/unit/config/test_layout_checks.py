@@ -176,7 +176,7 @@ def test_what_is_printed_can_be_typed_in_again() -> None:
         check_run(load_run_config([*WIDE, *BATCH, *overrides, *words]), world_size=8)
 
 
-def test_a_model_or_batch_that_no_layout_fits_says_so() -> None:
+def test_if_no_layout_fits_the_error_says_so() -> None:
     reported = refusal(laid_out(tp=5, train__global_batch_size=7), 5)
     assert reported[-1] == "no layout of this model and batch is legal on 5 ranks"
 

@@ -31,12 +31,12 @@ def steps_of_all_forward_all_backward(pp: int, micro_batches: int) -> int:
 
 
 @pytest.mark.parametrize(("pp", "number"), [(1, 3), (2, 1), (2, 4), (4, 4), (4, 16), (8, 3)])
-def test_the_bubble_is_the_share_of_ticks_in_which_a_stage_waits(pp: int, number: int) -> None:
+def test_the_bubble_is_the_share_of_idle_ticks(pp: int, number: int) -> None:
     ticks = steps_of_all_forward_all_backward(pp, number)
     assert bubble_share(pp, 1, number) == pytest.approx((ticks - 2 * number) / ticks)
 
 
-def test_chunks_divide_the_waiting() -> None:
+def test_more_chunks_shrink_the_bubble() -> None:
     assert bubble_share(4, 2, 8) == bubble_share(4, 1, 16) == pytest.approx(3 / 19)
     assert bubble_share(1, 1, 1) == 0
 

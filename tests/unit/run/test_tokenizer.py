@@ -73,11 +73,11 @@ def test_a_damaged_tokenizer_is_refused_before_the_run(datasets, tmp_path, kind,
 
 def test_without_its_package_a_tokenizer_is_kept_unchecked(datasets, tmp_path, monkeypatch, caplog):
     def missing(*arguments):
-        raise MissingPackage("tokenizer.json: needs the package tokenizers")
+        raise MissingPackage("tokenizer.json: needs the tokenizers package")
 
     monkeypatch.setattr(TokenizerFiles, "load", missing)
     keep_tokenizer(tmp_path, check_tokenizer(PackedDataset.open(datasets["huggingface"], "train")))
-    assert "unchecked" in caplog.text and "needs the package tokenizers" in caplog.text
+    assert "unchecked" in caplog.text and "needs the tokenizers package" in caplog.text
     assert (tmp_path / "tokenizer" / "tokenizer.json").read_text() == byte_level_bpe()
 
 

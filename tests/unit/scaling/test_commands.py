@@ -74,7 +74,7 @@ def test_the_folder_of_a_ladder_is_its_points(capsys: pytest.CaptureFixture[str]
     assert "30 points of 6 sizes" in said(capsys, "fit", str(tmp_path), "--draws", "20")
 
 
-def test_predict_names_the_preset_and_how_far_it_is(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_predict_names_the_nearest_preset_and_warns_if_far(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     path = write(ladder(), tmp_path / "points.csv")
     text = said(capsys, "predict", path, "--flops", "5e23", "--draws", "20")
     assert "nearest preset: model=llama_70b" in text and "warning: this is far beyond the points" in text

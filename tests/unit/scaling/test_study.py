@@ -109,7 +109,7 @@ def test_the_envelope_holds_what_no_cheaper_run_beats() -> None:
     assert list(on_envelope(points)) == [True, True, False, True]
 
 
-def test_the_law_of_the_envelope() -> None:
+def test_the_envelope_fit_recovers_the_law() -> None:
     flops = np.geomspace(1e18, 1e22, 12)
     points = points_of(flops / 6, np.ones(12), 1.5 + 900 * flops**-0.15)
     law = fit_envelope(points).law

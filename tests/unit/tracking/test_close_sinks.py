@@ -17,7 +17,7 @@ def test_a_sink_that_does_not_close_is_named_and_abandoned(caplog: pytest.LogCap
         answer.set()
 
 
-def test_sinks_that_end_in_time_are_waited_for_and_no_longer(caplog: pytest.LogCaptureFixture) -> None:
+def test_sinks_that_close_in_time_cause_no_warning(caplog: pytest.LogCaptureFixture) -> None:
     closed = threading.Event()
     close_within(60, {"report": closed.set})
     assert closed.is_set() and not caplog.text

@@ -85,7 +85,7 @@ def test_the_validation_after_the_last_step_has_its_time() -> None:
     assert ends(10_000) == pytest.approx(300 - 75, abs=9)
 
 
-def test_a_machine_that_gets_busy_shortens_the_run_gradually() -> None:
+def test_a_machine_that_slows_down_shortens_the_run_gradually() -> None:
     run = trained(lambda step: 0.2 if step < 500 else 1.0, fresh())
     assert 300 * 0.97 <= run.seconds <= 300 * 1.1 and len(run.cuts) > 1
     ends = [r["cut_tokens"] for r in run.records if r["kind"] == "length"]

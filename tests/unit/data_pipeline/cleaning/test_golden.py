@@ -29,13 +29,13 @@ def rule_of(cleaned):
 
 
 @pytest.mark.parametrize("step", NAMES)
-def test_decisions_equal_datatroves_given_the_same_words(step):
+def test_decisions_match_datatrove_given_the_same_words(step):
     for number, document in enumerate(DOCUMENTS):
         expected = our_rule(step, document["decisions"].get(step))
         assert rule_of(decide(step, document)) == expected, (number, document["kind"], document["text"])
 
 
-def test_text_left_by_c4_rules_equals_datatroves():
+def test_text_left_by_c4_rules_matches_datatrove():
     kept = [document for document in DOCUMENTS if "c4" in document]
     assert len(kept) > 50
     for document in kept:
@@ -48,7 +48,7 @@ def test_golden_documents_exercise_every_rule_both_ways(step):
     assert reasons == {None, *(rule.name for rule in STEPS[step].rules if not rule.changes)}
 
 
-def test_decisions_on_real_text_nearly_always_equal_datatroves():
+def test_decisions_on_real_text_nearly_always_match_datatrove():
     pairs = [
         (rule_of(decide(step, document)) is None, step not in document["shipped"])
         for document in DOCUMENTS
@@ -59,6 +59,6 @@ def test_decisions_on_real_text_nearly_always_equal_datatroves():
     assert sum(ours == theirs for ours, theirs in pairs) / len(pairs) > 0.985
 
 
-def test_character_classes_equal_datatroves():
+def test_character_classes_match_datatrove():
     assert digest("".join(sorted(TERMINAL))) == GOLDEN["terminal"]
     assert digest("".join(sorted(SYMBOLS))) == GOLDEN["symbols"]

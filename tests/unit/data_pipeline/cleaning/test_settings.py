@@ -153,7 +153,7 @@ def test_settings_are_accepted_as_yaml_or_json_parse_them():
     assert as_yaml.digest == as_json.digest
 
 
-def test_the_digest_covers_exactly_what_decides():
+def test_the_digest_changes_exactly_with_the_effective_steps():
     steps = [{"step": "length"}, {"step": "pii"}]
     assert Cleaner(steps).digest == Cleaner([{"step": "length", "min_chars": 1}, {"step": "pii"}]).digest
     others = [[], steps[:1], steps[::-1], [*steps, steps[0]], [{"step": "length", "min_chars": 2}, steps[1]]]

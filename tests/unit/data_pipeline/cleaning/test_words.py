@@ -30,7 +30,7 @@ def test_each_nonspace_character_is_in_exactly_one_word(text):
         ("你好，世界。", ["你好", "，", "世界", "。"]),
     ],
 )
-def test_words_are_split_like_english_tokenizers_do(text, words):
+def test_words_are_split_as_by_english_tokenizers(text, words):
     assert split_words(text) == words
 
 

@@ -279,5 +279,5 @@ def test_an_input_without_documents_is_named_in_a_warning(tmp_path, caplog, line
     inputs = [write_jsonl(tmp_path / "a.jsonl", TEXTS), write_jsonl(tmp_path / "b.jsonl", lines)]
     manifest = prepare_synthetic(tmp_path / "set", inputs, dedup="exact")
     [reported] = [record.message for record in caplog.records if record.levelname == "WARNING"]
-    assert re.match(rf"data.inputs: {inputs[1]} adds no document to the dataset \(dropped: {left_out}\);", reported)
+    assert re.match(rf"data.inputs: no document of {inputs[1]} was kept \(dropped: {left_out}\);", reported)
     assert [source.documents for source in manifest.sources] == [len(TEXTS), 0]

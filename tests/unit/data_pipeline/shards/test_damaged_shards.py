@@ -60,7 +60,10 @@ FAULTS_SEEN_WHEN_OPENED = {
         lambda f: (f / "manifest.json").write_text("[]"),
         r"manifest.json: is not the manifest of" + AGAIN,
     ),
-    "older format": (edit_json(lambda m: m.update(version=1)), r"has format version 1, this program reads 2" + AGAIN),
+    "older format": (
+        edit_json(lambda m: m.update(version=1)),
+        r"has format version 1, but this program reads 2" + AGAIN,
+    ),
     "newer format": (
         edit_json(lambda m: m.update(version=99)),
         r"manifest.json: was written by a newer version of pretrain .*99.*\n  hint: upgrade pretrain$",

@@ -93,7 +93,8 @@ def test_duplicate_columns_are_refused(tmp_path: Path) -> None:
     content = pyarrow.Table.from_arrays(columns, names=["text", "body", "text"])
     path = write(tmp_path / "in.parquet", content)
     with pytest.raises(
-        DataError, match=r"in\.parquet: has 2 columns 'text'\n  hint: rename all but one\n  hint: set data.text_key"
+        DataError,
+        match=r"in\.parquet: has 2 columns named 'text'\n  hint: rename all but one\n  hint: set data.text_key",
     ):
         read(path)
     assert [document.text for document in read(path, text_key="body")[1]] == ["b"]

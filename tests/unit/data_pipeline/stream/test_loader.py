@@ -123,7 +123,7 @@ def test_waiting_samples_are_copied_and_stay_equal(datasets, monkeypatch):
     assert len(copied) == len(set(copied)) >= 2, "each once"
 
 
-def test_batches_hold_what_the_dataset_holds(datasets):
+def test_batches_contain_the_samples_in_shuffled_order(datasets):
     dataset = datasets(97)
     for number, (batch,) in enumerate(take(dataset, 20, seed=3)):
         rows = shuffled_indices(np.arange(12 * number, 12 * number + 12), 97, 3)

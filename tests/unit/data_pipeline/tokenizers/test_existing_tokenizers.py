@@ -248,7 +248,7 @@ def test_a_missing_package_is_named_with_its_extra(files: dict[str, Path], kind:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (
-        f"needs the package {package}, which is not installed\n  hint: pip install 'pretrain[tokenizers]'"
+        f"needs the {package} package, which is not installed\n  hint: pip install 'pretrain[tokenizers]'"
         in done.stderr
     )
 

@@ -41,7 +41,7 @@ def test_long_runs_of_blanks_are_split_for_tiktoken(tmp_path: Path) -> None:
             b'{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": ["a b"]}}',
             r"is not a tokenizer.json .*out of vocabul",
         ),
-        (b"IQ== 0\nIg== 1\n", r"has no token for the byte 0; it is truncated"),
+        (b"IQ== 0\nIg== 1\n", r"has no token for byte 0; it is truncated"),
         (b"IQ== 0\nIg==\n", r"line 2: is not a base64 token and its rank: 'Ig=='"),
         (b"IQ== 0\n\xff\x00\x80\n", r"line 2: is not a base64 token and its rank: it is not even text"),
         (b"IQ== 0\nI!== 1\n", r"line 2: is not a base64 token"),

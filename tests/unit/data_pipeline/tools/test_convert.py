@@ -203,11 +203,15 @@ FAULTS: list[tuple[str, Callable[[Path, Path], None], str]] = [
         r"t.bin: has \d+ bytes, but t.idx describes \d+; the two files do not belong",
     ),
     ("a cut .idx", lambda b, i: cut(i), r"t.idx: has \d+ bytes, but its header says \d+; it is truncated"),
-    ("a header alone", lambda b, i: i.write_bytes(i.read_bytes()[:20]), r"t.idx: is not the index of a Megatron"),
-    ("other magic", lambda b, i: rewrite(i, 0, b"TNTIDX"), r"t.idx: is not the index .*, according to its first bytes"),
-    ("another version", lambda b, i: rewrite(i, 9, b"\2"), r"t.idx: has format version 2, this program reads 1"),
-    ("floats", lambda b, i: rewrite(i, 17, b"\7"), r"t.idx: its numbers are float32; tokens must be whole"),
-    ("no type", lambda b, i: rewrite(i, 17, b"\x63"), r"t.idx: its numbers are of code 99"),
+    ("a header alone", lambda b, i: i.write_bytes(i.read_bytes()[:20]), r"t.idx: is not a Megatron-LM index"),
+    (
+        "other magic",
+        lambda b, i: rewrite(i, 0, b"TNTIDX"),
+        r"t.idx: is not a Megatron-LM index: it begins with other bytes",
+    ),
+    ("another version", lambda b, i: rewrite(i, 9, b"\2"), r"t.idx: has format version 2, but this program reads 1"),
+    ("floats", lambda b, i: rewrite(i, 17, b"\7"), r"t.idx: its tokens are float32, but must be integers"),
+    ("no type", lambda b, i: rewrite(i, 17, b"\x63"), r"t.idx: its tokens are of unknown type 99"),
     ("wrong counts", lambda b, i: rewrite(i, 18, b"\xff" * 8), r"t.idx: has \d+ bytes, but its header says \d{20}"),
     ("a negative size", lambda b, i: rewrite(i, 34, b"\xff" * 4), r"t.idx: has a negative size or offset"),
     (
@@ -263,7 +267,7 @@ def test_nothing_is_overwritten(pair: Path, prepared: Path, tmp_path: Path) -> N
         to_packed(pair, tmp_path / "mine", prepared / "tokenizer.model")
     with pytest.raises(DataError, match=r"mine: exists already"):
         convert.to_megatron(prepared, tmp_path / "mine")
-    with pytest.raises(DataError, match=r"tokenizer.path=null: the tokenizer that made these tokens is needed"):
+    with pytest.raises(DataError, match=r"tokenizer.path=null: must be the tokenizer that made these tokens"):
         convert.to_packed(pair, tmp_path / "x", data_config(tmp_path, []), tokenizer_config(), seq_length=16)
     with pytest.raises(
         DataError, match=r"the validation split has \d+ tokens, too few for one sample of model.seq_len"

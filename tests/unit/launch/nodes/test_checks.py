@@ -57,7 +57,7 @@ def test_a_node_that_lacks_something_is_bad_and_no_other(values: dict[str, objec
     assert not found.mistakes
 
 
-def test_a_full_disk_is_neither_a_mistake_nor_a_bad_node() -> None:
+def test_a_full_disk_is_a_refusal_and_not_a_bad_node() -> None:
     found = verdict([changed(each, free_disk=GIB) for each in nodes(2)])
     assert "1.0 GiB are free, 2 are asked for" in found.refusals[0]
     assert not found.mistakes and not found.bad_nodes

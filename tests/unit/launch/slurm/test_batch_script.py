@@ -194,7 +194,7 @@ def test_whatever_passes_the_checks_is_one_word_of_its_line(setting: str, text: 
     )
 
 
-def test_flags_of_no_harm_pass() -> None:
+def test_harmless_sbatch_flags_are_accepted() -> None:
     flags = ("--exclusive", "--nice=10", "--constraint=[a|b]&c", "--mail-type=FAIL", "--mem-per-gpu=4G", "--time-min=1")
     assert not list(cluster_problems(ClusterConfig(sbatch_flags=flags)))
 

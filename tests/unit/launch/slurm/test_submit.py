@@ -76,7 +76,7 @@ def test_a_machine_without_slurm_is_reported(capsys) -> None:
         (["cluster.container.image=x"], "cluster.container.kind=none: there is an image"),
         (["cluster.container.kind=pyxis"], "cluster.container.image=null: kind=pyxis needs one"),
         (['cluster.sbatch_flags=["--nodes=4"]'], "would contradict what was checked\n  hint: set cluster.nodes"),
-        (["+cluster.environment.A-B=x"], "A-B: is not a valid name of a variable"),
+        (["+cluster.environment.A-B=x"], "A-B: is not a valid variable name"),
         (["+cluster.environment.A=true"], "cluster.environment.A"),
         (["cluster.node=4"], "cluster.node=4: unknown key\n  hint: did you mean cluster.nodes?"),
         (["engine.device=cuda"], "engine.device=cuda: cluster.gpus_per_node=0 asks for no GPU"),

@@ -23,7 +23,7 @@ COSTS = CpuCosts("here", 1, 2, (), (), (), 1.0, 1.0, {})
         ({"1": 1.0, "2": 1.1, "4": 2.4}, 8, 4.8),
     ],
 )
-def test_ranks_beyond_the_cores_share_them(crowding: dict[str, float], ranks: int, factor: float) -> None:
+def test_more_ranks_than_cores_slow_each_other_down(crowding: dict[str, float], ranks: int, factor: float) -> None:
     assert dataclasses.replace(COSTS, crowding=crowding).slowdown(ranks) == pytest.approx(factor)
 
 
