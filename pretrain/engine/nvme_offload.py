@@ -41,6 +41,7 @@ class NvmeScratch:
 def require_async_io() -> None:
     """Compile DeepSpeed's async_io unless this machine has it already; raises ConfigError if that fails."""
     from deepspeed.ops.op_builder import AsyncIOBuilder
+    from deepspeed.ops.op_builder.pin_memory import PinMemoryBuilder
     from torch.utils.cpp_extension import _get_build_directory
 
     builder = AsyncIOBuilder()
@@ -50,7 +51,8 @@ def require_async_io() -> None:
             # One process at a time, even if nothing is left to compile: torch's own lock stays behind when a process is
             # killed, and all later processes would wait forever. The system releases this lock.
             fcntl.flock(lock, fcntl.LOCK_EX)
-            (folder / "lock").unlink(missing_ok=True)
+            for name in (PinMemoryBuilder.NAME, builder.name):  # async_io loads the other one too
+                (folder.with_name(name) / "lock").unlink(missing_ok=True)
             if not (folder / f"{builder.name}.so").exists():
                 log.info("compiling DeepSpeed's async_io, once on this machine; this takes minutes")
             builder.load(verbose=False)

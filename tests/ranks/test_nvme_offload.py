@@ -49,6 +49,20 @@ def trained(here: Runtime, config: RunConfig) -> tuple[list[float], dict[str, np
     return [value for r in results for value in (r.loss, r.grad_norm)], whole_state(engine), sum(files)
 
 
+def test_locks_of_killed_compilers_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    locks = [tmp_path / name / "lock" for name in ("async_io", "pin_memory")]
+    for lock in locks:
+        lock.parent.mkdir()
+        lock.touch()
+    found: list[bool] = []
+    monkeypatch.setattr(AsyncIOBuilder, "load", lambda _, verbose: found.extend(lock.exists() for lock in locks))
+    require_async_io()
+    assert found == [False, False]
+
+
 @needs_async_io
 @pytest.mark.parametrize(("model", "shape", "world_size", "overrides"), full_except(LAYOUTS, LAYOUTS[:1]))
 def test_states_on_a_disk_train_as_in_host_memory(
