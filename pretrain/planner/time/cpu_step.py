@@ -136,7 +136,10 @@ def cpu_parts(
     # All ranks' work on the cores there are: the mean over stages, each slowed down by all the others.
     crowded = number * sum(each.times(costs.slowdown(world_size)).seconds for each in work) / len(work)
     busiest = max(range(len(work)), key=lambda stage: busy_seconds(schedule)[stage])
-    slower = costs.slowdown(world_size if crowded > path else at_once)
+    total = max(path, crowded)
+    # What the busiest stage waits for, other stages or a core, is what its own work leaves of the whole.
+    left = total / number - work[busiest].tensor_parallel
+    slower = min(costs.slowdown(world_size), left / work[busiest].computed)
     shown = work[busiest].times(number * slower, number)
     after = max(_after_passes(rank, stage) for stage in stages)
     update = max(_update(rank, stage) for stage in stages) * costs.slowdown(world_size)
@@ -145,7 +148,7 @@ def cpu_parts(
         "attention": shown.attention,
         "elementwise": shown.elementwise,
         "tensor parallel": shown.tensor_parallel,
-        "pipeline": max(path, crowded) - shown.seconds,
+        "pipeline": max(0.0, total - shown.seconds),
         "data parallel": after,
         "optimizer": update,
         "host": shown.host + 1e-6 * rank.engine_cost.step_us * costs.slowdown(world_size),

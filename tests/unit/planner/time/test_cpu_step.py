@@ -82,6 +82,13 @@ def test_more_stages_than_cores_work_in_turns() -> None:
     assert four["all"] > 0.4 * one["all"], "two cores do the work of four stages"
 
 
+@pytest.mark.parametrize("how", ["parallel.pp=4", "parallel.pp=2 parallel.tp=2", "parallel.tp=4", "parallel.pp=2"])
+def test_no_part_of_a_crowded_step_is_negative(how: str) -> None:
+    for crowding in ({}, {"1": 1.0, "2": 1.1, "4": 2.6}):
+        found = parts(4, *how.split(), "model.num_layers=4", hardware=machine(crowding=crowding))
+        assert min(found.values()) >= 0
+
+
 def test_zero_3_adds_its_hooks_to_every_micro_batch() -> None:
     assert parts(1, "engine.zero_stage=3")["host"] - parts(1)["host"] == pytest.approx(4 * 2 * 2000e-6)
 
