@@ -145,7 +145,7 @@ def _alone(case: Case) -> Iterator[None]:
     os.environ.update({name: str(value) for name, value in place.items()})
     with (
         mock.patch.object(InitialValue, "write", lambda self, out, rows, start=0: None),
-        mock.patch.object(build, "choose_modes", lambda *_: case.modes),
+        mock.patch.object(build, "modes_of", lambda *_: case.modes),
         mock.patch.object(build, "smallest_memory", lambda *_: 1 << 60),
     ):
         dist.init_process_group("fake", store=FakeStore(), rank=case.rank, world_size=case.world_size)
