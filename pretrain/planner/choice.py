@@ -69,7 +69,7 @@ def sized(
         tried = with_micro_batch_size(config, size)
         fitting = fitting_modes(tried, vocab_size, world_size, budget_bytes, stages)
         if not fitting:
-            break  # a larger micro-batch takes no less
+            continue  # a single micro-batch adds to no gradients: it may take less than several smaller ones
         for modes, _ in fitting:
             seconds = rounded_seconds(predict_step(tried, vocab_size, world_size, modes, hardware))
             if best is None or seconds < best[0]:

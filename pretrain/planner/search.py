@@ -144,10 +144,12 @@ def _try_sizes(
 ) -> None:
     """Add a candidate for each micro-batch: the one that recomputes least of those that fit.
 
-    What does not fit with one micro-batch does not fit with a larger one either: activations grow with it.
+    What does not fit with one micro-batch does not fit with a larger one either: activations grow with it. Except a
+    single one in a step: it adds to no gradients of an earlier one.
     `stages` is filled once for all settings of a layout.
     """
     options = _recomputations(config.engine.recompute)
+    dp = data_parallel_size(config.parallel, world_size) or 1
     for size in micro_batch_sizes(config, world_size) or [1]:
         fits = False
         for recompute in _recomputations(config.engine.recompute):
@@ -160,7 +162,8 @@ def _try_sizes(
                 found.slower += 1
                 continue
             stages[:] = stages or all_stages(config.model, config.parallel, vocab_size)
-            modes = fitting_modes(tried, vocab_size, world_size, budget_bytes, stages) if recompute in options else []
+            is_tried = recompute in options or size * dp == config.train.global_batch_size
+            modes = fitting_modes(tried, vocab_size, world_size, budget_bytes, stages) if is_tried else []
             if modes:
                 found.candidates.append(_fastest(tried, vocab_size, world_size, hardware, modes))
                 fits = True
