@@ -150,6 +150,8 @@ class _Stage:
         self.keeps_gathered = self.zero == 3 and dp > 1 and modes.param_gather == "per_step"
         self.gathers = self.zero == 3 and dp > 1 and not self.keeps_gathered
         self.offloads = engine.offload.optimizer != "none"
+        self.keeps_sums = self.offloads and self.zero == 2 and not self.contiguous
+        """Whether offload leaves this rank's sums in fp32 on the device, from the first reduction to the update."""
         self.bucket = self.gradient * REDUCE_BUCKET_ELEMENTS if self.contiguous and self.zero else 0
         if self.offloads and self.zero == 1:
             self.bucket = self.parameter * REDUCE_BUCKET_ELEMENTS
@@ -182,7 +184,7 @@ class _Stage:
             activations=running.activations,
             in_gather=base + inputs + gather_buffer if self.keeps_gathered else 0,
             in_forward=base + in_transit + running.forward,
-            in_backward=base + in_transit + running.backward,
+            in_backward=base + in_transit + running.backward + self._sum_on_its_way(),
             in_reduction=base + inputs + running.after + self._reduction(),
             in_update=stays + inputs + tokens + self._update(),
             stays_between_steps=stays + inputs,
@@ -200,6 +202,7 @@ class _Stage:
             cross_entropy=engine.cross_entropy,
             compiled=engine.compile != "none",
             shared=self.config.model.tie_embeddings and chunk.embedding and chunk.head,
+            copied=self.config.model.tie_embeddings and chunk.head and not chunk.embedding,
         )
         return chunk_passes(self.sizes, tables, engine.recompute, chunk, self._gradients)
 
@@ -219,6 +222,12 @@ class _Stage:
             own_sums=self.gradient * self.share if has_sums else 0,
         )
 
+    def _sum_on_its_way(self) -> int:
+        """Offload adds to the sums of earlier micro-batches by way of a copy on the device."""
+        if not self.offloads or self.per_step:
+            return 0
+        return 4 * max(self.parts) if self.zero == 3 else self.gradient * self.share * self.keeps_sums
+
     def _full_gradients(self) -> int:
         if self.zero < 2 or not self.per_step:
             return 0
@@ -237,12 +246,12 @@ class _Stage:
         both = list(zip(self.shapes.parameters, self.shapes.sizes, strict=True))
         ordered = [size for is_vector in (False, True) for (_, shape), size in both if (len(shape) < 2) == is_vector]
         flat = self.gradient * reduction_peak(ordered, REDUCE_BUCKET_ELEMENTS)
-        return flat + (self.gradient * self.share if self.zero == 2 else 0)
+        return flat + (self.gradient * self.share * (1 + self.keeps_sums) if self.zero == 2 else 0)
 
     def _update(self) -> int:
         """Gradients, their copies in fp32, and what AdamW makes."""
         if self.offloads:
-            return 0
+            return self.gradient * self.share if self.keeps_sums else 0
         copies = 4 * (min(self.share, UPDATE_ELEMENTS) if self.zero == 3 else max(self.parts))
         scratch = 0 if self.config.optim.fused else copies
         if self.zero == 0:

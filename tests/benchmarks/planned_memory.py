@@ -1,4 +1,4 @@
-"""Errors of planned peaks by family: against the pretend GPU, and against published peaks where they are at hand.
+"""Errors of planned peaks against those measured on the pretend GPU, by family.
 
     python -m tests.benchmarks.planned_memory
 

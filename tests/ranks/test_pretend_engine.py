@@ -212,6 +212,7 @@ WAITS = (
     Wait("synchronize in stage_1_and_2._wait_for_offload_copies", STEPS, ANY, offloads(1, 2)),
     Wait("copy from host in zero1_2.refresh_parameters", ("restore",), 2, offloads(1, 2)),
     Wait("copy from host in partition_parameters.<listcomp>", STEPS, ANY, offloads(3)),
+    Wait("copy from host in flat_collectives.<listcomp>", STEPS, ANY, offloads(3)),
     Wait("copy from host in partition_parameters._all_gather_sequential", (*FORWARD_ONLY, "forward"), ANY, offloads(3)),
 )
 """All allowed waits. Between a step's first forward and last backward pass only ZeRO-3 waits, for parameters."""

@@ -21,6 +21,8 @@ class Tables:
     compiled: bool
     shared: bool
     """Whether embedding and head are one parameter of this rank."""
+    copied: bool = False
+    """Whether the head is the last stage's copy of a tied table, which stays gathered until the backward pass ends."""
     head_gradient: int = 0
     """Bytes of the head's gradient while it waits for the embedding's, which is added to it."""
 
@@ -84,7 +86,9 @@ def _table(meter: Meter, gradients: Gradients, elements: int) -> None:
 
 def head(tape: Tape, sizes: Sizes, tables: Tables, gradients: Gradients, hidden: Tensor) -> Tensor:
     """The loss of each token. Takes the hidden states over."""
-    tape.record((hidden,), lambda given: _first_arrival(tape, gradients, hidden, given[0]))
+    table = tables.columns * sizes.model.hidden_size
+    kept = table if tables.copied else 0
+    tape.record((hidden,), lambda given: _first_arrival(tape, gradients, hidden, given[0], kept))
     normed = norm(tape, sizes, hidden)
     tape.free(hidden)
     waiting = _Waiting(tables, gradients) if tables.shared else gradients
@@ -97,7 +101,6 @@ def head(tape: Tape, sizes: Sizes, tables: Tables, gradients: Gradients, hidden:
         loss = (_plain if tables.cross_entropy == "plain" else _in_place)(tape, sizes, tables, logits)
     if not tables.shared:
         return loss
-    table = tables.columns * sizes.model.hidden_size
     gradients.release(tape.meter, table)
     result = Tensor(loss.storage, loss.size)
 
@@ -109,9 +112,11 @@ def head(tape: Tape, sizes: Sizes, tables: Tables, gradients: Gradients, hidden:
     return result
 
 
-def _first_arrival(tape: Tape, gradients: Gradients, hidden: Tensor, given: Storage) -> None:
-    """The gradient of the final norm's weight is the first that arrives."""
+def _first_arrival(tape: Tape, gradients: Gradients, hidden: Tensor, given: Storage, kept: int) -> None:
+    """The gradient of the final norm's weight is the first that arrives. `kept`: elements that stay gathered."""
     gradients.allocate_bucket(tape.meter)
+    gradients.gather(tape.meter, kept)
+    gradients.release_at_end(kept)
     hidden.gradient = given
 
 
