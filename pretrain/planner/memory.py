@@ -37,6 +37,9 @@ WHOLE_REDUCE_ELEMENTS = 500_000_000
 HEADROOM = 0.9
 """Share of the memory that a plan may fill: the allocator's gaps, the libraries and the kernels take some too."""
 
+Counted = dict[tuple[int, bool, bool, int], Passes]
+"""Passes by what tells chunks of one plan apart: layers, embedding, head, elements of this rank's share."""
+
 Mode = Literal["per_micro_batch", "per_step"]
 
 
@@ -98,7 +101,11 @@ def plan_memory(
     dp = data_parallel_size(config.parallel, world_size)
     assert dp is not None
     number = micro_batches(config.train, dp) or 1
-    return [_Stage(config, shapes, dp, modes, vocab_size).memory(rank, number) for rank, shapes in enumerate(stages)]
+    counted: Counted = {}
+    return [
+        _Stage(config, shapes, dp, modes, vocab_size, counted).memory(rank, number)
+        for rank, shapes in enumerate(stages)
+    ]
 
 
 def choose_modes(config: RunConfig, vocab_size: int, world_size: int, budget_bytes: int | None) -> Modes:
@@ -137,8 +144,12 @@ def gather_pieces(sizes: Sequence[int]) -> list[slice]:
 class _Stage:
     """A stage under one pair of modes."""
 
-    def __init__(self, config: RunConfig, shapes: StageShapes, dp: int, modes: Modes, vocab_size: int) -> None:
+    def __init__(
+        self, config: RunConfig, shapes: StageShapes, dp: int, modes: Modes, vocab_size: int, counted: Counted
+    ) -> None:
         self.config, self.shapes, self.dp, self.vocab_size = config, shapes, dp, vocab_size
+        self.counted = counted
+        """Shared by the stages of a plan: most of them have equal chunks."""
         engine = config.engine
         self.zero, self.parameter, self.gradient = engine.zero_stage, parameter_bytes(engine), gradient_bytes(engine)
         self.contiguous = self.gradient == self.parameter
@@ -193,6 +204,12 @@ class _Stage:
         )
 
     def _passes(self, chunk: Chunk) -> Passes:
+        key = chunk.num_layers, chunk.embedding, chunk.head, self.share
+        if key not in self.counted:
+            self.counted[key] = self._count(chunk)
+        return self.counted[key]
+
+    def _count(self, chunk: Chunk) -> Passes:
         columns = padded_vocab_size(self.config.model, self.vocab_size, self.config.parallel.tp)
         columns //= self.config.parallel.tp
         engine = self.config.engine
