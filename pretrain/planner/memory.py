@@ -38,7 +38,7 @@ HEADROOM = 0.9
 """Share of the memory that a plan may fill: the allocator's gaps, the libraries and the kernels take some too."""
 
 Counted = dict[tuple[int, bool, bool, int], Passes]
-"""Passes by what tells chunks of one plan apart: layers, embedding, head, elements of this rank's share."""
+"""(layers, embedding, head, elements of this rank's share) of a chunk -> its passes."""
 
 Mode = Literal["per_micro_batch", "per_step"]
 
