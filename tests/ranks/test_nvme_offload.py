@@ -175,6 +175,6 @@ def without_compiler_tools(here: Runtime, config: RunConfig) -> None:
 def test_a_failed_compilation_of_async_io_has_a_hint(tmp_path: Path) -> None:
     config = config_of("gpt", {}, 1, *ON_DISK, f"engine.offload.nvme_path={tmp_path}")
     with pytest.raises(
-        RanksFailed, match=r"async_io cannot be compiled .*\(Unable to JIT load the async_io op\); install"
+        RanksFailed, match=r"async_io cannot be compiled .*\(Unable to JIT load the async_io op\)\s+hint: install"
     ):
         run_ranks(without_compiler_tools, 1, dataclasses.replace(config))
