@@ -224,5 +224,6 @@ def test_building_holds_the_share_and_one_tensors_share_twice(
     size = ("hidden_size=1024", "ffn_hidden_size=4096", "num_layers=6", "num_heads=8")
     large = load_run_config([*ways, *(f"model.{setting}" for setting in size)])
     for rank in run_ranks(building, world_size, load_run_config(ways), large):
-        # The process reuses memory that it freed before, so it may grow by less than the share. What is drawn at a time in fp32, and what the allocator and the interpreter take.
+        # The process reuses memory that it freed before, so it may grow by less than the share.
+        # Above it: what is drawn at a time in fp32, and what the allocator and the interpreter take.
         assert rank.share / 2 <= rank.peak <= rank.share + rank.largest + 4 * PIECE + 16 * 2**20, rank
