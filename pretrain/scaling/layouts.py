@@ -7,8 +7,7 @@ from pretrain.config.checks import check_run
 from pretrain.config.derived import with_micro_batch_size
 from pretrain.config.errors import ConfigError, Problem
 from pretrain.config.run import RunConfig
-from pretrain.planner.memory import choose_modes
-from pretrain.planner.micro_batch import with_micro_batch
+from pretrain.planner.choice import machine_of, modes_of, sized
 from pretrain.planner.plan import GIB
 from pretrain.planner.time.hardware import Hardware
 from pretrain.planner.time.step import predict_step
@@ -20,9 +19,10 @@ def fastest_layout(config: RunConfig, vocab_size: int, ranks: int, hardware: Har
     Raises ConfigError if no layout fits in the memory of the machine.
     """
     budget = int((config.cluster.gpu_memory_gib or hardware.memory_gib.value) * GIB)
+    known = machine_of(config)  # by which `train` chooses
     best: tuple[float, RunConfig] | None = None
-    for tried in _legal(config, vocab_size, ranks, budget):
-        modes = choose_modes(tried, vocab_size, ranks, budget)
+    for tried in _legal(config, vocab_size, ranks, budget, known):
+        modes = modes_of(tried, vocab_size, ranks, budget, known)
         seconds = predict_step(tried, vocab_size, ranks, modes, hardware).seconds
         if best is None or seconds < best[0]:
             best = seconds, tried
@@ -41,8 +41,8 @@ def layout_words(config: RunConfig) -> list[str]:
     return [*sizes, f"train.micro_batch_size={config.train.micro_batch_size}"]
 
 
-def _legal(config: RunConfig, vocab_size: int, ranks: int, budget: int) -> Iterator[RunConfig]:
-    """Layouts in powers of two that are legal, each with the largest micro-batch that fits."""
+def _legal(config: RunConfig, vocab_size: int, ranks: int, budget: int, known: Hardware | None) -> Iterator[RunConfig]:
+    """Layouts in powers of two that are legal, each with the micro-batch that `train` would choose."""
     sizes = [1 << power for power in range(ranks.bit_length()) if ranks % (1 << power) == 0]
     for tp in sizes:
         for pp in sizes:
@@ -50,6 +50,6 @@ def _legal(config: RunConfig, vocab_size: int, ranks: int, budget: int) -> Itera
             tried = replace(config, parallel=parallel, train=replace(config.train, micro_batch_size="auto"))
             try:
                 check_run(with_micro_batch_size(tried, 1), ranks)
-                yield with_micro_batch(tried, vocab_size, ranks, budget)
+                yield sized(tried, vocab_size, ranks, budget, known)
             except ConfigError:
                 continue

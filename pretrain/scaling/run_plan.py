@@ -16,8 +16,7 @@ from pretrain.config.model import ModelConfig
 from pretrain.config.records import to_record
 from pretrain.config.run import RunConfig
 from pretrain.model.size import count_parameters
-from pretrain.planner.memory import choose_modes
-from pretrain.planner.micro_batch import with_micro_batch
+from pretrain.planner.choice import machine_of, modes_of, sized
 from pretrain.planner.plan import GIB, vocabulary
 from pretrain.planner.time.hardware import Hardware
 from pretrain.planner.time.result import StepTime
@@ -120,10 +119,10 @@ def plan_run(
     check_run(with_micro_batch_size(config, 1), ranks)
     budget = int((config.cluster.gpu_memory_gib or hardware.memory_gib.value) * GIB)
     if any(word.startswith(("parallel.", "parallel=")) for word in overrides):
-        config = with_micro_batch(config, vocab_size, ranks, budget)
+        config = sized(config, vocab_size, ranks, budget, machine_of(config))
     else:
         config = fastest_layout(config, vocab_size, ranks, hardware)
-    modes = choose_modes(config, vocab_size, ranks, budget)
+    modes = modes_of(config, vocab_size, ranks, budget, machine_of(config))
     step = predict_step(config, vocab_size, ranks, modes, hardware)
     return RunPlan(config, preset.parameters, ranks, step, tokens)
 

@@ -1,5 +1,6 @@
 """ZeRO-3: how much of a stage's parameters is gathered, how often, and how much memory building needs."""
 
+import ctypes
 import gc
 import time
 from collections.abc import Callable
@@ -196,6 +197,7 @@ def building(here: Runtime, small: RunConfig, config: RunConfig) -> Building:
 
     build(small, 256)  # the first one imports modules and touches memory that is not the model's
     gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # memory that was freed before would be used again, and not be seen as growth
     Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
     before = process_memory("VmHWM")
     stage = build(config, 32768)
@@ -224,6 +226,5 @@ def test_building_holds_the_share_and_one_tensors_share_twice(
     size = ("hidden_size=1024", "ffn_hidden_size=4096", "num_layers=6", "num_heads=8")
     large = load_run_config([*ways, *(f"model.{setting}" for setting in size)])
     for rank in run_ranks(building, world_size, load_run_config(ways), large):
-        # The process reuses memory that it freed before, so it may grow by less than the share.
-        # Above it: what is drawn at a time in fp32, and what the allocator and the interpreter take.
-        assert rank.share / 2 <= rank.peak <= rank.share + rank.largest + 4 * PIECE + 16 * 2**20, rank
+        # What is drawn at a time in fp32, and what the allocator and the interpreter take.
+        assert rank.share <= rank.peak <= rank.share + rank.largest + 4 * PIECE + 16 * 2**20, rank

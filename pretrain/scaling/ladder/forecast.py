@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from pretrain.config.run import RunConfig
-from pretrain.planner.memory import choose_modes
+from pretrain.planner.choice import machine_of, modes_of
 from pretrain.planner.plan import GIB
 from pretrain.planner.time.hardware import Hardware
 from pretrain.planner.time.step import predict_step
@@ -22,6 +22,7 @@ class Forecast:
 def forecast(config: RunConfig, vocab_size: int, ranks: int, hardware: Hardware) -> Forecast:
     """The planned step of a run on `ranks` ranks of this machine."""
     memory = config.cluster.gpu_memory_gib
-    modes = choose_modes(config, vocab_size, ranks, None if memory is None else int(memory * GIB))
+    budget = None if memory is None else int(memory * GIB)
+    modes = modes_of(config, vocab_size, ranks, budget, machine_of(config))
     time = predict_step(config, vocab_size, ranks, modes, hardware)
     return Forecast(time.seconds, time.low, time.high)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from pretrain.config.load import load_run_config
 from pretrain.config.run import RunConfig
-from pretrain.planner.micro_batch import with_micro_batch
+from pretrain.planner.choice import machine_of, sized
 from pretrain.planner.plan import GIB, vocabulary
 from pretrain.planner.time.hardware import Hardware, load_hardware
 from pretrain.scaling.ladder.cells import Cell
@@ -80,7 +80,7 @@ def _planned(
     ranks, (vocab_size, _) = max(config.cluster.ranks, 1), vocabulary(config)
     memory = config.cluster.gpu_memory_gib
     if config.train.micro_batch_size == "auto" and memory is not None:
-        config = with_micro_batch(config, vocab_size, ranks, int(memory * GIB))
+        config = sized(config, vocab_size, ranks, int(memory * GIB), machine_of(config))
     step = None
     if hardware is not None and config.train.micro_batch_size != "auto":
         step = forecast(config, vocab_size, ranks, hardware)

@@ -32,6 +32,16 @@ from pretrain.model.flops import TokenFlops
 from pretrain.model.size import count_parameters
 from tests.support.runs import ROOT
 
+NO_OPTIONS = {
+    "warmup": None,
+    "steps": None,
+    "out": None,
+    "vocab_size": None,
+    "only": [],
+    "row_minutes": None,
+    "record": None,
+}
+
 
 def test_median_p95_and_split_of_the_steps():
     steps = [
@@ -142,15 +152,7 @@ def test_a_mistake_is_reported_in_one_line(tmp_path, monkeypatch, words, options
     monkeypatch.chdir(tmp_path)
     Path("taken").mkdir()
     Path("taken/bench.json").touch()
-    given = {
-        "warmup": None,
-        "steps": None,
-        "out": None,
-        "vocab_size": None,
-        "only": [],
-        "row_minutes": None,
-        "record": None,
-    } | options
+    given = NO_OPTIONS | options
     with pytest.raises(UserError) as caught:
         bench_command.run(argparse.Namespace(overrides=words, **given))
     assert message in str(caught.value) and "\n" not in caught.value.message
@@ -286,16 +288,7 @@ def test_the_saved_command_has_no_secrets(tmp_path, monkeypatch):
     kept = []
     monkeypatch.setattr("pretrain.bench.measure.bench", lambda config, wanted: kept.extend(wanted.command))
     monkeypatch.setattr("sys.argv", ["pretrain", "bench", *words])
-    given = {
-        "warmup": None,
-        "steps": None,
-        "out": None,
-        "vocab_size": None,
-        "only": [],
-        "row_minutes": None,
-        "record": None,
-    }
-    bench_command.run(argparse.Namespace(overrides=["model=tiny"], **given))
+    bench_command.run(argparse.Namespace(overrides=["model=tiny"], **NO_OPTIONS))
     assert kept == ["pretrain", "bench", *reported] and "hidden" not in table + "".join(kept)
 
 

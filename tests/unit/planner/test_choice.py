@@ -6,7 +6,7 @@ from pretrain.config.errors import ConfigError
 from pretrain.config.load import load_run_config
 from pretrain.config.run import RunConfig
 from pretrain.planner.choice import fitting_modes, machine_of, micro_batch_sizes, modes_of, rounded_seconds, sized
-from pretrain.planner.memory import choose_modes
+from pretrain.planner.memory import HEADROOM, choose_modes
 from pretrain.planner.micro_batch import with_micro_batch
 from pretrain.planner.shapes import all_stages
 from pretrain.planner.time.hardware import load_hardware
@@ -52,6 +52,20 @@ def test_a_number_stays_and_nothing_that_fits_is_an_error() -> None:
     assert modes_of(config, VOCAB, 8, GIB, H100) == choose_modes(config, VOCAB, 8, GIB)
     with pytest.raises(ConfigError, match="one sample at once"):
         sized(config_of(), VOCAB, 8, GIB, H100)
+
+
+def test_a_size_that_fits_is_found_above_one_that_does_not() -> None:
+    """A single micro-batch in a step needs no sum of gradients beside them."""
+    small = ("model.num_layers=4", "engine.zero_stage=1", "parallel.tp=2", "train.global_batch_size=4")
+    config = config_of(*small)
+    peaks = []
+    for size in (1, 2):
+        tried = load_run_config([*WORDS, *small, f"train.micro_batch_size={size}"])
+        stages = all_stages(tried.model, tried.parallel, VOCAB)
+        peaks.append(min(peak for _, peak in fitting_modes(tried, VOCAB, 4, None, stages)))
+    assert peaks[1] < peaks[0]
+    budget = int((peaks[0] + peaks[1]) / 2 / HEADROOM)
+    assert sized(config, VOCAB, 4, budget, H100).train.micro_batch_size == 2
 
 
 def test_cluster_hardware_names_the_machine() -> None:
