@@ -81,7 +81,7 @@ def _top_chars(words: Words, hashes: Hashes, ordered: Hashes, n: int) -> int:
 
 
 def _places(hashes: Hashes, wanted: Hashes) -> npt.NDArray[np.intp]:
-    """Positions of these hashes, and a few other positions."""
+    """Positions in `hashes` of the `wanted` ones, and a few others: only leading bits are compared."""
     bits = (16 * len(hashes)).bit_length()
     shift = np.uint64(64 - bits)
     marked = np.zeros(1 << bits, bool)

@@ -68,12 +68,14 @@ def exact_duplicates(
     folder: Path,
     update: Callable[[int], None] = lambda num_bytes: None,
 ) -> Numbers:
-    """The lowest number of a document with the same 16-byte hash, for each document.
+    """For each document, the lowest document number with the same 16-byte hash.
 
     The hashes come in one or several arrays.
 
-    `update` is called with the number of hash bytes read so far, then with that plus the bytes compared. Takes 9 bytes
-    per document, 60 per document of one partition at a time, and temporarily 16 per document in `folder`.
+    `update` is called with the number of hash bytes read so far, then with that plus the bytes compared.
+
+    Memory: 9 bytes per document, and 60 per document of one partition at a time. Disk, in `folder`, for a while: 16
+    per document.
     """
     firsts = np.empty(num_documents, np.int64)
     shares = np.empty(num_documents, np.uint8)

@@ -41,5 +41,5 @@ def mixture_problems(data: DataConfig, seq_length: int) -> Iterator[Problem]:
     after = [phase.after_tokens for phase in data.mixture_later]
     begins = [0, *(-(-tokens // max(1, seq_length)) for tokens in after)]
     if any(later <= earlier for earlier, later in itertools.pairwise(begins)):
-        rule = "after_tokens must grow from phase to phase, from above 0"
-        yield Problem("data.mixture_later", after, f"{rule}, each into a later sample of {seq_length} tokens")
+        rule = f"no two may begin at the same sample of {seq_length} tokens"
+        yield Problem("data.mixture_later", after, f"after_tokens must be above 0 and grow from phase to phase; {rule}")

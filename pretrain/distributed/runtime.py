@@ -154,7 +154,7 @@ def _local_size() -> int:
 
 
 def _quiet_vendors() -> None:
-    """Warnings about the vendors' own calls, which a user can do nothing about (torch 2.13 on deepspeed 0.19.8)."""
+    """Silence warnings about the vendors' own calls: a user cannot act on them (torch 2.13, deepspeed 0.19.8)."""
     for message in _VENDOR_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
 

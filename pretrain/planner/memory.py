@@ -45,7 +45,7 @@ Mode = Literal["per_micro_batch", "per_step"]
 
 @dataclass(frozen=True)
 class Modes:
-    """`engine.grad_reduction` and `engine.param_gather` without `auto`: at every ZeRO stage, what it does."""
+    """`engine.grad_reduction` and `engine.param_gather` with `auto` resolved: what is done at the run's ZeRO stage."""
 
     grad_reduction: Mode
     param_gather: Mode

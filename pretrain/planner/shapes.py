@@ -53,7 +53,7 @@ class StageShapes:
 
 
 def all_stages(model: ModelConfig, parallel: ParallelConfig, vocab_size: int) -> list[StageShapes]:
-    """Every pipeline stage; the layout must be legal."""
+    """The shapes of every pipeline stage. The layout must be legal."""
     chunks = stage_chunks(parallel, model.num_layers)
     return [_stage(model, parallel, chunks[rank :: parallel.pp], vocab_size) for rank in range(parallel.pp)]
 

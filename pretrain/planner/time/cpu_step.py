@@ -28,7 +28,7 @@ SMALL_COLLECTIVES = 3
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of a pass by part."""
+    """Seconds of a pass, broken down by kind of work."""
 
     products: float = 0.0
     attention: float = 0.0

@@ -84,7 +84,7 @@ class Versus:
         return f"{line}; most off is {worst.part}: planned {_ms(worst.planned)}, measured {_ms(worst.measured)}"
 
     def as_json(self) -> dict[str, object]:
-        """All figures."""
+        """All planned and measured figures, as a JSON object."""
         parts = [{"part": row.part, "planned": row.planned, "measured": row.measured} for row in self.rows]
         return {**self.planned.as_json(), "measured_seconds_step": self.seconds, "ratio": self.ratio, "compared": parts}
 

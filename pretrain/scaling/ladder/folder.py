@@ -26,7 +26,9 @@ def find_ladder(given: str) -> Path:
             return folder
     path = Path(given)
     if path.is_dir():
-        raise RunError(f"{path}: not the folder of a ladder: it has no {LADDER_FILE}", "name one such as ladders/NAME")
+        raise RunError(
+            f"{path}: not the folder of a ladder: it has no {LADDER_FILE}", "give a ladder folder, such as ladders/NAME"
+        )
     from pretrain.scaling.ladder.spec import read_spec
 
     name = read_spec(given).name

@@ -45,7 +45,7 @@ class SizesSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class TokensSpec:
-    """Lengths of training, for every size: multiples of 20 tokens for each parameter, or FLOP budgets."""
+    """Training lengths of every size: multiples of 20 tokens per parameter, or FLOP budgets."""
 
     multiples: tuple[float, ...] = ()
     """1 is 20 tokens for each parameter (Hoffmann et al. 2022)."""

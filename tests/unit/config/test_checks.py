@@ -207,8 +207,8 @@ RULES: list[tuple[dict[str, object], int, str]] = [
             ),
         },
         1,
-        "data.mixture_later=[5,5]: after_tokens must grow from phase to phase, from above 0, each into a later sample "
-        "of 256 tokens",
+        "data.mixture_later=[5,5]: after_tokens must be above 0 and grow from phase to phase; no two may begin "
+        "at the same sample of 256 tokens",
     ),
     (
         {
@@ -219,8 +219,8 @@ RULES: list[tuple[dict[str, object], int, str]] = [
             ),
         },
         1,
-        "data.mixture_later=[513,768]: after_tokens must grow from phase to phase, from above 0, each into a later "
-        "sample of 256 tokens",
+        "data.mixture_later=[513,768]: after_tokens must be above 0 and grow from phase to phase; no two may begin "
+        "at the same sample of 256 tokens",
     ),
     (
         {"data__mixture": {"web": 1e308, "code": 1e308}},

@@ -79,7 +79,7 @@ def test_finished_tasks_are_handled_in_order_while_others_run(tmp_path):
     assert "b" in given[0][1] and given[-1][1] == []
 
 
-def test_workers_start_before_earlier_results_are_handled(tmp_path):
+def test_workers_start_before_finished_tasks_are_handled(tmp_path):
     work, started = TaskStore(tmp_path), threading.Event()
     for key in "ab":
         work.finish(key, {}, ())

@@ -131,7 +131,7 @@ def test_files_that_are_not_tokenizers_are_named(tmp_path):
         load_tokenizer(tmp_path / "good.model", fingerprint="0" * 64)
 
 
-def test_other_models_are_not_split_if_that_changes_ids(tmp_path):
+def test_models_not_trained_here_are_not_split_if_ids_change(tmp_path):
     texts = make_texts(30, seed=4)
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(texts), model_prefix=str(tmp_path / "m"), vocab_size=300, minloglevel=3
