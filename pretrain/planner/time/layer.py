@@ -20,7 +20,7 @@ from pretrain.planner.time.products import Products
 
 @dataclass(frozen=True)
 class Parts:
-    """Seconds of a pass by part."""
+    """Seconds of a pass, broken down by kind of work."""
 
     products: float = 0.0
     attention: float = 0.0
