@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import os
 import secrets
 import shlex
 from collections.abc import Mapping, Sequence
@@ -72,7 +73,9 @@ class WandbSink:
             raise RunError(f"tracking.wandb=online: {error}", _HINT) from None
         except wandb.errors.CommError as error:
             _logger.warning("wandb cannot be reached and records offline: %s", error)
-            wandb.teardown()  # the service holds the id for the start that failed
+            # The service holds the id for the start that failed. One that another process started goes on: leave it.
+            wandb.teardown()
+            os.environ.pop(wandb.env.SERVICE, None)
             self._mode = "offline"
             self._run = wandb.init(mode=self._mode, settings=_settings(), **arguments)
 

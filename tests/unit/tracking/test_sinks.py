@@ -182,6 +182,17 @@ def test_online_without_a_network_records_offline(tmp_path):
     assert len(list((tmp_path / "wandb").glob("offline-run-*"))) == 1
 
 
+def test_the_service_of_another_process_does_not_keep_the_id(tmp_path):
+    (tmp_path / "child").mkdir()
+    start = "import sys, wandb; run = wandb.init(mode='offline', dir=sys.argv[1], settings={'silent': True}); "
+    command = f"[sys.executable, '-c', {OFFLINE_SCRIPT!r}, sys.argv[1] + '/child']"
+    child = f"import subprocess; done = subprocess.run({command})"
+    run_script(
+        f"{start}{child}; run.finish(); sys.exit(done.returncode)", tmp_path, WANDB_BASE_URL="http://127.0.0.1:9"
+    )
+    assert len(list((tmp_path / "child" / "wandb").glob("offline-run-*"))) == 1
+
+
 def test_wandb_online_without_a_key_is_refused_early(tmp_path):
     script = (
         "import sys; from pretrain.config.load import load_run_config; "
