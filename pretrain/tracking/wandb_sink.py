@@ -75,7 +75,7 @@ class WandbSink:
             _logger.warning("wandb cannot be reached and records offline: %s", error)
             # The service holds the id for the start that failed. One that another process started goes on: leave it.
             wandb.teardown()
-            os.environ.pop(wandb.env.SERVICE, None)
+            os.environ.pop("WANDB_SERVICE", None)
             self._mode = "offline"
             self._run = wandb.init(mode=self._mode, settings=_settings(), **arguments)
 
