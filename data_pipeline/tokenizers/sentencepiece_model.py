@@ -7,7 +7,7 @@ import logging
 import re
 import struct
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,27 @@ BULK_CHARS = 1 << 24
 this much is encoded and the amount to come is unknown."""
 # Pieces never have a space after another character, so text can be split there without changing the IDs.
 SAFE_CUT = re.compile(r"(?<=[^ ])(?= )")
+
+
+class Piece(NamedTuple):
+    """An entry of the vocabulary."""
+
+    name: str
+    """As the model spells it: spaces are U+2581."""
+    score: float
+    is_control: bool
+    is_unknown: bool
+    is_byte: bool
+
+    @property
+    def is_of_text(self) -> bool:
+        """Whether it stands for its own text."""
+        return not (self.is_control or self.is_unknown or self.is_byte)
+
+    @property
+    def text(self) -> str:
+        """Its text, or its name if it stands for none."""
+        return self.name.replace(SPACE_MARK, " ") if self.is_of_text else self.name
 
 
 class SentencePieceTokenizer:
@@ -53,7 +74,7 @@ class SentencePieceTokenizer:
         """Follows each document. By default it is SentencePiece's end-of-sentence piece."""
         self._mark_ids = self._byte_ids(SPACE_MARK)
         self._segments = self._cuts_safely()
-        self._remembers = bool(self._mark_ids) and self._segments and self._is_bpe()
+        self._remembers = bool(self._mark_ids) and self._segments and self.is_bpe
         self._num_chars = 0
         """Characters encoded so far."""
         self._expected_chars = 0
@@ -70,20 +91,27 @@ class SentencePieceTokenizer:
         """Hash of everything that determines IDs and text, without what all models made here share. Files with
         equal fingerprints may differ in other settings."""
         digest = hashlib.sha256(struct.pack("<ii", self.vocab_size, self.eod_id))
-        for piece, score, *kind in self._pieces:
+        for piece, score, *kind in self.pieces:
             raw = piece.encode()
             digest.update(struct.pack("<If???", len(raw), score, *kind) + raw)
         model: bytes = self._processor.serialized_model_proto()
-        for message, number, value in differences_from_ours(model, BPE if self._is_bpe() else UNIGRAM):
+        for message, number, value in differences_from_ours(model, BPE if self.is_bpe else UNIGRAM):
             digest.update(f"{message} {number} {value!r}\n".encode())
         return digest.hexdigest()
 
+    @property
+    def is_made_here(self) -> bool:
+        """Whether it has the settings of `train_tokenizer`'s models, with which every text comes back."""
+        model: bytes = self._processor.serialized_model_proto()
+        same = not differences_from_ours(model, BPE if self.is_bpe else UNIGRAM)
+        return same and self._segments and bool(self._mark_ids)
+
     @functools.cached_property
-    def _pieces(self) -> list[tuple[str, float, bool, bool, bool]]:
-        """Piece and score of each ID, and whether it is a control piece, the unknown piece, or a byte."""
+    def pieces(self) -> list[Piece]:
+        """The vocabulary, in the order of the IDs."""
         ask, ids = self._processor, list(range(self.vocab_size))
         kinds = ask.is_control(ids), ask.is_unknown(ids), ask.is_byte(ids)
-        return list(zip(ask.id_to_piece(ids), ask.get_score(ids), *kinds, strict=True))
+        return [Piece(*values) for values in zip(ask.id_to_piece(ids), ask.get_score(ids), *kinds, strict=True)]
 
     def encode(self, text: str) -> list[int]:
         """The IDs of a text, with nothing added before or after it."""
@@ -144,15 +172,12 @@ class SentencePieceTokenizer:
     def _pieces_of_text(self) -> list[tuple[int, str, float]]:
         """IDs, pieces (with spaces in place of their marks) and scores of all pieces that text can become, except
         bytes."""
-        return [
-            (index, piece.replace(SPACE_MARK, " "), score)
-            for index, (piece, score, *never_of_text) in enumerate(self._pieces)
-            if not any(never_of_text)
-        ]
+        return [(index, piece.text, piece.score) for index, piece in enumerate(self.pieces) if piece.is_of_text]
 
-    def _is_bpe(self) -> bool:
+    @property
+    def is_bpe(self) -> bool:
         """BPE pieces have their ranks as scores; unigram pieces have logarithms."""
-        scores = [score for _, score, *_ in self._pieces]
+        scores = [score for _, score, *_ in self.pieces]
         return min(scores) < 0 and all(score == int(score) for score in scores)
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -163,7 +188,7 @@ class SentencePieceTokenizer:
     def _find_eod(self, name: str) -> int:
         found: int = self._processor.eos_id()
         if self.settings.eod is not None:
-            control = {piece: index for index, (piece, _, is_control, *_) in enumerate(self._pieces) if is_control}
+            control = {piece: index for index, (piece, _, is_control, *_) in enumerate(self.pieces) if is_control}
             return control[find_eod(name, control, self.settings.eod, "give one of them as tokenizer.eod")]
         if found < 0:
             raise DataError(f"{name}: has no end-of-sentence piece to end documents with", "train it with eos_id >= 0")
@@ -194,7 +219,7 @@ class SentencePieceTokenizer:
 
     def _cuts_safely(self) -> bool:
         """Whether encoding both sides of a SAFE_CUT gives the IDs of the whole. Models made elsewhere may differ."""
-        if any(SPACE_MARK in piece.lstrip(SPACE_MARK) for piece, *_ in self._pieces):
+        if any(SPACE_MARK in piece.lstrip(SPACE_MARK) for piece, *_ in self.pieces):
             return False
         # It is reproduced only if the model does not normalize, and its sides differ from the whole if a space is added
         # before each text.
