@@ -97,10 +97,11 @@ def _config_dirs(words: Sequence[str]) -> ConfigDirs:
 
 
 def _known(command: str) -> tuple[Sequence[Key], dict[str, str | None]]:
-    from pretrain.config.run import GenerateConfig, RunConfig
+    from pretrain.config.commands import COMMAND_RECORDS
+    from pretrain.config.run import RunConfig
 
-    if command == "generate":
-        return keys_of(GenerateConfig), groups_of("generate")
+    if command in COMMAND_RECORDS:
+        return keys_of(COMMAND_RECORDS[command]), groups_of(command)
     return keys_of(RunConfig), groups_of("pretrain")
 
 

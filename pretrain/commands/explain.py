@@ -13,14 +13,13 @@ import yaml
 from data_pipeline.config_text import written
 from data_pipeline.errors import UserError
 from pretrain.commands.arguments import CommandParser, add_config_dir
+from pretrain.config.commands import COMMAND_RECORDS
 from pretrain.config.config_dirs import ConfigDirs
 from pretrain.config.describe import CONF_DIR, SHIPPED, Key, choices, groups_of, keys_of, options_of
 from pretrain.config.nearest import did_you_mean
 from pretrain.config.search_path import check_folders
 
 WIDTH = 100
-GENERATE = "generate"
-"""The command with keys of its own, which are explained as generate.KEY."""
 
 HELP = """
 Without a key it lists the sections. For a section it lists the keys, and the files that can be chosen for it.
@@ -50,7 +49,7 @@ class Book:
     """All keys of the configuration, with their default values."""
 
     keys: Mapping[str, Key]
-    """Those of `generate` with its name before theirs."""
+    """Those of a command with its name before theirs."""
     values: Mapping[str, Any]
     groups: Mapping[str, str | None]
     dirs: ConfigDirs = SHIPPED
@@ -71,11 +70,12 @@ class Book:
 def book_of_keys(config_dirs: Sequence[Path] = ()) -> Book:
     """The keys, and the files of groups also in the user's folders."""
     from pretrain.config.load import default_values
-    from pretrain.config.run import GenerateConfig, RunConfig
+    from pretrain.config.run import RunConfig
 
     keys = {key.name: key for key in keys_of(RunConfig)}
-    keys |= {key.name: key for key in keys_of(GenerateConfig, f"{GENERATE}.")}
-    values = {**default_values("pretrain"), GENERATE: default_values(GENERATE)}
+    for command, record in COMMAND_RECORDS.items():
+        keys |= {key.name: key for key in keys_of(record, f"{command}.")}
+    values = default_values("pretrain") | {command: default_values(command) for command in COMMAND_RECORDS}
     dirs = ConfigDirs(CONF_DIR, tuple(folder.absolute() for folder in config_dirs))
     check_folders(dirs)
     return Book(keys, values, dict.fromkeys(dirs.own_groups()) | groups_of("pretrain"), dirs)
@@ -85,7 +85,7 @@ def contents(book: Book) -> str:
     """The sections, a line for each."""
     sections = {key.name: key.meaning for key in book.keys.values() if key.is_section and "." not in key.name}
     sections |= {group: "Overlays of several sections." for group in book.groups if group not in sections}
-    sections[GENERATE] = "The keys of `pretrain generate`."
+    sections |= {command: f"The keys of `pretrain {command}`." for command in COMMAND_RECORDS}
     width = max(map(len, sections))
     lines = [f"{name:{width}}  {_cut(meaning, WIDTH - width - 2)}" for name, meaning in sections.items()]
     return "\n".join([*lines, "", "`pretrain explain SECTION` lists its keys, `pretrain explain KEY` describes one."])
@@ -93,7 +93,7 @@ def contents(book: Book) -> str:
 
 def explained(name: str, book: Book) -> str:
     """A key, or a section with its keys and files; raises UserError for a name that is neither."""
-    if name in book.groups or name == GENERATE or (name in book.keys and book.keys[name].is_section):
+    if name in book.groups or name in COMMAND_RECORDS or (name in book.keys and book.keys[name].is_section):
         return "\n".join(_section(name, book))
     # A name below a table, such as cluster.environment.NAME, is explained by the table.
     known = next((part for part in (name, name.rpartition(".")[0]) if part in book.keys), None)
@@ -153,13 +153,11 @@ def _commented(values: Mapping[str, Any], book: Book, prefix: str) -> Iterator[s
             yield textwrap.indent(text, indent).rstrip("\n")
 
 
-def keys_of_generate() -> str:
-    """The keys of `generate` for its help; those of its layout by the section's name."""
-    from pretrain.config.run import GenerateConfig
-
-    values = yaml.safe_load((CONF_DIR / f"{GENERATE}.yaml").read_text(encoding="utf-8"))
+def keys_of_command(command: str) -> str:
+    """The keys of a command for its help; those of its layout by the section's name."""
+    values = yaml.safe_load((CONF_DIR / f"{command}.yaml").read_text(encoding="utf-8"))
     lines = ["keys:"]
-    for key in keys_of(GenerateConfig):
+    for key in keys_of(COMMAND_RECORDS[command]):
         if "." in key.name:
             continue
         default = "" if key.is_section else f" (default: {written(values[key.name])})"
@@ -168,7 +166,7 @@ def keys_of_generate() -> str:
         lines += [f"  {key.name}{default}", *_wrapped(key.meaning, "      ")]
         if options := choices(key.hint):
             lines.append(f"      one of {', '.join(map(str, options))}")
-    return "\n".join([*lines, "", "`pretrain explain generate.KEY` describes one, with its type."])
+    return "\n".join([*lines, "", f"`pretrain explain {command}.KEY` describes one, with its type."])
 
 
 def _cut(text: str, width: int) -> str:

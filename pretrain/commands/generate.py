@@ -14,10 +14,10 @@ examples:
 
 
 def add_options(parser: CommandParser) -> None:
-    from pretrain.commands.explain import keys_of_generate
+    from pretrain.commands.explain import keys_of_command
 
     add_overrides(parser)
-    parser.more_help = keys_of_generate
+    parser.more_help = lambda: keys_of_command("generate")
 
 
 def run(given: argparse.Namespace) -> int:

@@ -24,6 +24,7 @@ COMMANDS = {
     "status": "show runs: jobs, steps, speed, time left, how they ended",
     "checkpoint": "list, inspect, verify, compare and prune checkpoints",
     "generate": "continue a prompt with a trained model",
+    "export": "write a trained model for transformers and other programs",
     "verify-resume": "recompute recorded steps from a checkpoint and compare",
     "show-config": "print the whole configuration that overrides give",
     "explain": "describe keys of the configuration: meaning, type, default",

@@ -8,7 +8,7 @@ import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import yaml
 from hydra import compose, initialize_config_dir
@@ -19,6 +19,7 @@ from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseExceptio
 
 from data_pipeline.config_text import written
 from data_pipeline.storage.urls import redact_url
+from pretrain.config.commands import ExportConfig, GenerateConfig
 from pretrain.config.config_dirs import OPTION, ConfigDirs
 from pretrain.config.describe import CONF_DIR, record_keys, yaml_key
 from pretrain.config.errors import MISSING, ConfigError, Problem
@@ -26,7 +27,7 @@ from pretrain.config.overrides import Known, for_hydra, known_of, parse, typed_v
 from pretrain.config.records import flatten, is_text, one_for_each_key, to_record, with_renamed_keys
 from pretrain.config.redact import without_secrets
 from pretrain.config.refusals import refusal
-from pretrain.config.run import GenerateConfig, RunConfig
+from pretrain.config.run import RunConfig
 from pretrain.config.search_path import PACKAGE_LINE, check_folders, split_overrides
 from pretrain.config.unused import without_effect
 
@@ -51,21 +52,35 @@ def load_run_config(overrides: Sequence[str], conf_dir: Path = CONF_DIR) -> RunC
 
 
 def load_generate_config(overrides: Sequence[str], conf_dir: Path = CONF_DIR) -> GenerateConfig:
-    """The configuration of `generate`; `prompt=` and `checkpoint=` are taken literally, without Hydra's grammar."""
+    """The configuration of `generate`; see `load_command_config`."""
+    return load_command_config("generate", GenerateConfig, overrides, conf_dir)
+
+
+def load_export_config(overrides: Sequence[str], conf_dir: Path = CONF_DIR) -> ExportConfig:
+    """The configuration of `export`; see `load_command_config`."""
+    return load_command_config("export", ExportConfig, overrides, conf_dir)
+
+
+def load_command_config(
+    command: str, kind: type[Record], overrides: Sequence[str], conf_dir: Path = CONF_DIR
+) -> Record:
+    """The configuration of a command; `prompt=` and `checkpoint=` are taken literally, without Hydra's grammar."""
     # A prompt is text, often code: brackets, commas and quotes in it must not be parsed. `checkpoint` is also a group
     # of conf/, for `train`, and Hydra would look for a file in it.
     plain: dict[str, Any] = {}
     others: list[str] = []
+    literal = {"prompt", "checkpoint"} & {field.name for field in dataclasses.fields(cast(Any, kind))}
     _refuse_torn(overrides)
     dirs, words = _dirs_of(overrides, conf_dir)
     for override in words:
         key, separator, value = override.partition("=")
-        if separator and key in ("prompt", "checkpoint"):
+        if separator and key in literal:
             plain[key] = value
         else:
             others.append(override)
-    record = _loaded("generate", GenerateConfig, others, dirs)
-    return dataclasses.replace(record, **plain)
+    record: Any = _loaded(command, kind, others, dirs)
+    changed: Record = dataclasses.replace(record, **plain)
+    return changed
 
 
 def read_run_config(path: Path) -> RunConfig:
@@ -145,7 +160,7 @@ def default_values(root: str, conf_dir: Path = CONF_DIR) -> dict[str, Any]:
     return values
 
 
-def to_yaml(config: RunConfig | GenerateConfig) -> str:
+def to_yaml(config: RunConfig | GenerateConfig | ExportConfig) -> str:
     """The configuration as YAML, which `read_run_config` reads back. Only secrets are left out."""
     values = without_secrets(json.loads(json.dumps(dataclasses.asdict(config))))
     return yaml.safe_dump(with_renamed_keys(values, yaml_key), sort_keys=False, allow_unicode=True)

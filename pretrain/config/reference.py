@@ -15,10 +15,11 @@ from typing import Any
 from data_pipeline.config_text import written
 from pretrain.config.bounds import BOUNDS, DATA_BOUNDS, LIMITS
 from pretrain.config.cluster_checks import NOT_NEGATIVE, POSITIVE
+from pretrain.config.commands import COMMAND_RECORDS
 from pretrain.config.config_dirs import ConfigDirs
 from pretrain.config.describe import CONF_DIR, Key, groups_of, keys_of, options_of
 from pretrain.config.load import default_values
-from pretrain.config.run import GenerateConfig, RunConfig
+from pretrain.config.run import RunConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "configuration.md"
@@ -34,7 +35,7 @@ Every key of the configuration. Set one on the command line as `KEY=VALUE`, for 
 The type of every value is checked when the configuration is read (`pretrain/config/load.py`). The column *Checked*
 lists the other rules, and the modules that check the key together with other keys or with the machine.
 """
-GENERATE_HEAD = "## Keys of `pretrain generate`\n\nThese are the keys of that command only. They have no section."
+COMMAND_HEAD = "## Keys of `pretrain {}`\n\nThese are the keys of that command only. They have no section."
 TABLE = ("| Key | Type | Default | Meaning | Checked |", "|---|---|---|---|---|")
 
 
@@ -52,8 +53,9 @@ def page() -> str:
     for group in groups:
         if group not in values:
             blocks.append(f"## `{group}`\n\nFiles that set keys of several sections.\n\n{_files(group, groups[group])}")
-    keys = [key for key in keys_of(GenerateConfig) if not key.name.startswith("parallel.")]
-    blocks += [GENERATE_HEAD, _table(keys, default_values("generate"), {})]
+    for command, record in COMMAND_RECORDS.items():
+        keys = [key for key in keys_of(record) if not key.name.startswith("parallel.")]
+        blocks += [COMMAND_HEAD.format(command), _table(keys, default_values(command), {})]
     return "\n\n".join(blocks) + "\n"
 
 

@@ -162,33 +162,3 @@ class RunConfig:
     tracking: TrackingConfig
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     profile: ProfileConfig = field(default_factory=ProfileConfig)
-
-
-@dataclass(frozen=True, kw_only=True)
-class GenerateConfig:
-    """The configuration of `generate`."""
-
-    run: str
-    """Run folder whose checkpoint continues the prompt."""
-    checkpoint: str
-    """`latest`, or the name of a checkpoint such as step-00000500."""
-    prompt: str
-    """Text to continue."""
-    max_new_tokens: int
-    """Largest number of new tokens. Generation stops earlier at an end-of-document token."""
-    temperature: float
-    """Sampling temperature. 0: always the most likely token."""
-    top_k: int | None
-    """Sample from the k most likely tokens. null: from all tokens."""
-    top_p: float | None
-    """Sample from the most likely tokens whose probabilities add up to this. null: from all tokens."""
-    num_samples: int
-    """Number of continuations to generate."""
-    parallel: ParallelConfig
-    """Split of the model over the ranks that generate. It may differ from the one used in training."""
-    seed: int
-    """Seed for sampling tokens."""
-    output: str | None
-    """File that the text is written to as well. null: only print the text."""
-    device: Literal["auto", "cpu", "cuda"]
-    """Device to run on. auto: a GPU if PyTorch finds one, else the CPU."""

@@ -1,28 +1,22 @@
 """`pretrain generate`: text from a checkpoint."""
 
-import dataclasses
+import functools
 import logging
 import math
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from data_pipeline.storage.atomic_write import write_durably
 from data_pipeline.tokenizers.base import Tokenizer
+from pretrain.checkpoint.trained_model import find_fitting_checkpoint, trained_engine, without_training
 from pretrain.config.bounds import SEED_RULE, is_seed
-from pretrain.config.derived import data_parallel_size
-from pretrain.config.engine import OffloadConfig
+from pretrain.config.commands import GenerateConfig
 from pretrain.config.errors import ConfigError, Problem, RunError
-from pretrain.config.layout_checks import layout_problems
 from pretrain.config.load import read_run_config
-from pretrain.config.run import GenerateConfig, RunConfig
+from pretrain.config.run import RunConfig
 from pretrain.distributed.grid import world_from_environment
-from pretrain.distributed.join import joined_ranks
-from pretrain.run.tokenizer import tokenizer_of, tokenizer_place
-
-if TYPE_CHECKING:
-    from pretrain.checkpoint.on_disk import Checkpoint
+from pretrain.run.tokenizer import tokenizer_of
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +29,7 @@ def generate(config: GenerateConfig) -> None:
     trained = read_run_config(run / "config.yaml")
     tokenizer = tokenizer_of(run, trained.data)
     rank, world_size, _ = world_from_environment()
-    used = for_generation(trained, config, world_size)
+    used = without_training(trained, config.parallel, config.device, world_size)
     texts = list(continuations(config, run, used, tokenizer))
     if rank:
         return
@@ -53,36 +47,17 @@ def generate(config: GenerateConfig) -> None:
 def continuations(config: GenerateConfig, run: Path, used: RunConfig, tokenizer: Tokenizer) -> list[str]:
     """The prompt continued `num_samples` times; each text begins with the prompt."""
 
-    def find() -> "Checkpoint":
-        checkpoint = find_checkpoint(run / "checkpoints", config.checkpoint)
-        if checkpoint.manifest.get("tokenizer_fingerprint") != tokenizer.fingerprint:
-            there = tokenizer_place(run, used.data)
-            raise RunError(
-                f"{checkpoint.folder} was not trained with the tokenizer in {there}",
-                "restore the tokenizer of the run",
-            )
-        return checkpoint
-
-    rank, _, _ = world_from_environment()
-    found = find() if rank == 0 else None  # one for all ranks: a live run saves others meanwhile
     # An empty prompt begins a new document, which in training follows the end of another.
     prompt = list(tokenizer.encode(config.prompt)) or [tokenizer.eod_id]
     if lost := lost_beginning(len(prompt), config.max_new_tokens, used.model.seq_length):
         log.warning(lost)
 
-    with joined_ranks(used, seed=config.seed) as (here, groups):
+    find = functools.partial(find_fitting_checkpoint, run, config.checkpoint, used, tokenizer)
+    with trained_engine(run, used, tokenizer, find, seed=config.seed) as (engine, _):
         import torch
 
-        from pretrain.checkpoint.store import CheckpointStore
-        from pretrain.distributed.vendor_imports import megatron_imports
         from pretrain.generation.sampling import continue_tokens
 
-        with megatron_imports():
-            from pretrain.engine.build import build_engine
-
-        store = CheckpointStore(run, groups=groups, keep_last=1)
-        engine = build_engine(used, tokenizer.vocab_size, groups, here.device, eod_id=tokenizer.eod_id)
-        store.restore_weights(engine, found, find)
         generator = torch.Generator().manual_seed(config.seed)
         return [
             config.prompt
@@ -117,46 +92,6 @@ def text_after(prompt: list[int], tokens: list[int], tokenizer: Tokenizer) -> st
     """The text of tokens that follow a prompt. Decoded alone, some tokenizers would drop their leading space."""
     before, whole = tokenizer.decode(prompt), tokenizer.decode(prompt + tokens)
     return whole.removeprefix(before) if whole.startswith(before) else tokenizer.decode(tokens)
-
-
-def for_generation(trained: RunConfig, config: GenerateConfig, world_size: int) -> RunConfig:
-    """The run's configuration with the parallel layout of `config`, whatever layout it was trained with.
-
-    Raises ConfigError if that layout does not fit.
-    """
-    dp = data_parallel_size(config.parallel, world_size) or 1
-    used = dataclasses.replace(
-        trained,
-        parallel=config.parallel,
-        # No update is made, the device may differ, and compile would make a graph for each length.
-        engine=dataclasses.replace(
-            trained.engine,
-            zero_stage=0,
-            offload=OffloadConfig(optimizer="none", params="none", nvme_path=None),
-            device=config.device,
-            attention="auto",
-            compile="none",
-        ),
-        train=dataclasses.replace(trained.train, micro_batch_size=1, global_batch_size=dp * max(1, config.parallel.pp)),
-    )
-    problems = list(layout_problems(used, world_size))
-    if problems:
-        raise ConfigError(problems)
-    return used
-
-
-def find_checkpoint(folder: Path, name: str) -> "Checkpoint":
-    """The checkpoint called `name` or, for `latest`, the newest whole one."""
-    from pretrain.checkpoint.on_disk import newest_whole, read_checkpoint
-
-    names = sorted(path.name for path in folder.glob("step-*") if path.suffix == "")
-    if name != "latest" and name not in names:
-        there = f"there are {', '.join(names)}" if names else "the folder has no checkpoint yet"
-        raise RunError(f"checkpoint={name}: no such checkpoint in {folder}", there)
-    checkpoint = newest_whole(folder) if name == "latest" else read_checkpoint(folder / name)
-    if checkpoint is None:
-        raise RunError(f"{folder}: no whole checkpoint yet", "train first, or wait for the first save")
-    return checkpoint
 
 
 def check(config: GenerateConfig) -> None:

@@ -6,8 +6,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from pretrain.config.commands import GenerateConfig
 from pretrain.config.errors import RunError
-from pretrain.config.run import GenerateConfig
 
 
 class Choice(Protocol):

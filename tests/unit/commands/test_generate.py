@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from pretrain.checkpoint.trained_model import without_training
 from pretrain.config.engine import OffloadConfig
 from pretrain.config.errors import ConfigError
 from pretrain.config.load import load_generate_config, load_run_config
-from pretrain.generation.generate import check, for_generation, lost_beginning, place_for
+from pretrain.generation.generate import check, lost_beginning, place_for
 
 
 @pytest.mark.parametrize(
@@ -48,7 +49,8 @@ def test_generation_turns_offloading_off() -> None:
     nowhere = OffloadConfig(optimizer="nvme", params="nvme", nvme_path="/a/disk/of/the/cluster")
     trained = load_run_config(["engine.zero_stage=3"])
     trained = replace(trained, engine=replace(trained.engine, offload=nowhere))
-    used = for_generation(trained, load_generate_config(["run=x"]), world_size=1)
+    config = load_generate_config(["run=x"])
+    used = without_training(trained, config.parallel, config.device, world_size=1)
     assert (used.engine.offload.optimizer, used.engine.offload.params) == ("none", "none")
 
 

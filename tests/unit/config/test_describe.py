@@ -3,11 +3,12 @@
 import pytest
 
 from pretrain.cli import main
-from pretrain.commands.explain import GENERATE, book_of_keys
+from pretrain.commands.explain import book_of_keys
 from pretrain.commands.table import COMMANDS
+from pretrain.config.commands import COMMAND_RECORDS
 from pretrain.config.describe import CONF_DIR, choices, groups_of, keys_of, options_of
 from pretrain.config.load import load_run_config, read_run_config
-from pretrain.config.run import GenerateConfig, RunConfig
+from pretrain.config.run import RunConfig
 
 BOOK = book_of_keys()
 
@@ -20,9 +21,9 @@ def said(capsys: pytest.CaptureFixture[str], *words: str, code: int = 0) -> str:
     return captured.err if code else captured.out
 
 
-@pytest.mark.parametrize("key", [*keys_of(RunConfig), *keys_of(GenerateConfig)], ids=lambda key: key.name)
-def test_every_key_has_a_meaning_and_a_type(key) -> None:
-    assert key.meaning and (key.is_section or key.takes)
+@pytest.mark.parametrize("record", [RunConfig, *COMMAND_RECORDS.values()])
+def test_every_key_has_a_meaning_and_a_type(record) -> None:
+    assert all(key.meaning and (key.is_section or key.takes) for key in keys_of(record))
 
 
 def test_explain_shows_type_default_and_choices_of_every_key(capsys) -> None:
@@ -46,7 +47,7 @@ def test_a_key_is_explained_by_its_field_note(capsys) -> None:
 def test_explain_lists_sections_and_the_keys_and_files_of_one(capsys) -> None:
     lines = said(capsys, "explain").splitlines()
     sections = {key.name for key in BOOK.keys.values() if key.is_section and "." not in key.name}
-    assert {line.split()[0] for line in lines if line} >= sections | set(BOOK.groups) | {GENERATE}
+    assert {line.split()[0] for line in lines if line} >= sections | set(BOOK.groups) | COMMAND_RECORDS.keys()
     text = said(capsys, "explain", "model")
     assert all(f"      {option.name} " in text for option in options_of("model"))
     assert all(f"\n{name}\n" in text for name in BOOK.keys if name.startswith("model."))
@@ -71,14 +72,15 @@ def test_a_described_configuration_reads_back_the_same(capsys, tmp_path) -> None
     assert text.count("; default: ") == sum(not key.is_section for key in keys_of(RunConfig))
 
 
-def test_the_help_of_generate_lists_its_keys(capsys) -> None:
-    text = said(capsys, "generate", "--help")
-    names = [key.name for key in keys_of(GenerateConfig) if "." not in key.name]
-    assert all(f"\n  {name}" in text for name in names) and "(default: 0.8)" in text
+@pytest.mark.parametrize("command", COMMAND_RECORDS)
+def test_the_help_of_a_command_lists_its_keys(command, capsys) -> None:
+    text = said(capsys, command, "--help")
+    names = [key.name for key in keys_of(COMMAND_RECORDS[command]) if "." not in key.name]
+    assert all(f"\n  {name}" in text for name in names) and "(default: latest)" in text
 
 
 def test_the_default_option_of_every_config_group_exists() -> None:
-    for root in ("pretrain", GENERATE):
+    for root in ("pretrain", *COMMAND_RECORDS):
         for group, option in groups_of(root).items():
             assert option is None or option in [found.name for found in options_of(group)]
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from pretrain.config.commands import GenerateConfig
 from pretrain.config.errors import RunError
 from pretrain.config.parallel import ParallelConfig
-from pretrain.config.run import GenerateConfig
 from pretrain.generation.sampling import choose, continue_tokens
 
 LOGITS = torch.log(torch.tensor([0.5, 0.1, 0.3, 0.06, 0.04]))

@@ -1,0 +1,64 @@
+"""The configurations of commands that work on a finished run. They have no sections but that of the layout."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from pretrain.config.parallel import ParallelConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateConfig:
+    """The configuration of `generate`."""
+
+    run: str
+    """Run folder whose checkpoint continues the prompt."""
+    checkpoint: str
+    """`latest`, or the name of a checkpoint such as step-00000500."""
+    prompt: str
+    """Text to continue."""
+    max_new_tokens: int
+    """Largest number of new tokens. Generation stops earlier at an end-of-document token."""
+    temperature: float
+    """Sampling temperature. 0: always the most likely token."""
+    top_k: int | None
+    """Sample from the k most likely tokens. null: from all tokens."""
+    top_p: float | None
+    """Sample from the most likely tokens whose probabilities add up to this. null: from all tokens."""
+    num_samples: int
+    """Number of continuations to generate."""
+    parallel: ParallelConfig
+    """Split of the model over the ranks that generate. It may differ from the one used in training."""
+    seed: int
+    """Seed for sampling tokens."""
+    output: str | None
+    """File that the text is written to as well. null: only print the text."""
+    device: Literal["auto", "cpu", "cuda"]
+    """Device to run on. auto: a GPU if PyTorch finds one, else the CPU."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """The configuration of `export`."""
+
+    run: str
+    """Run folder whose checkpoint is exported."""
+    into: str
+    """Folder to make. It must not exist."""
+    checkpoint: str
+    """`latest`, or the name of a checkpoint such as step-00000500."""
+    dtype: Literal["float32", "bfloat16", "float16"]
+    """Type of the exported weights. A checkpoint keeps them as float32."""
+    shard_bytes: int
+    """Largest size of a weight file, unless one tensor is larger."""
+    workers: int
+    """Number of weight files that are written at the same time. Each needs memory for its largest tensor."""
+    tokenizer: bool
+    """Whether to write the tokenizer. false: only the weights and the model's configuration."""
+    check: bool
+    """Whether to compare the logits of the exported files with those of the run. It needs memory for both models, and
+    the extra `export`."""
+
+
+COMMAND_RECORDS: Mapping[str, type] = {"generate": GenerateConfig, "export": ExportConfig}
+"""By command, as conf/COMMAND.yaml has the default values."""
