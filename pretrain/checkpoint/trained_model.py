@@ -86,7 +86,7 @@ def trained_engine(
     `find` is called again if a live run deletes that checkpoint meanwhile.
     """
     rank, _, _ = world_from_environment()
-    found = find() if rank == 0 else None  # before the ranks meet: a mistake is told at once
+    found = find() if rank == 0 else None  # before the ranks meet, so that a mistake is reported at once
     with joined_ranks(used, seed=seed) as (here, groups):
         from pretrain.checkpoint.store import CheckpointStore
         from pretrain.distributed.vendor_imports import megatron_imports

@@ -50,7 +50,7 @@ def config_json(model: ModelConfig, *, vocab_size: int, end_token: int, dtype: s
         "model_type": architecture.model_type,
         "vocab_size": vocab_size,
         "tie_word_embeddings": model.tie_embeddings,
-        # A document never begins with a token of its own, so there is none to add to a text.
+        # In training, no token precedes a document. So readers must add none to a text.
         "bos_token_id": None,
         "eos_token_id": end_token,
         "pad_token_id": end_token,

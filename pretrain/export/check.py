@@ -31,7 +31,7 @@ class Check:
 
     tokens: int
     largest_difference: float
-    """Of two logits, in units of the standard deviation of the run's logits if that is above 1."""
+    """The largest difference of two logits, relative to the standard deviation of the run's logits if it is above 1."""
     same_argmax: float
     """Share of the positions at which both predict the same token."""
     loss_difference: float

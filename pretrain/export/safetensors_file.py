@@ -1,7 +1,7 @@
 """Files in the safetensors format, written one tensor at a time.
 
 A file is the length of a JSON header (8 bytes, little-endian), the header with the type, shape and place of each
-tensor, and the values. The header follows from shapes alone, so that no more than one tensor need be in memory; the
+tensor, and the values. The header follows from shapes alone, so that one tensor in memory is enough; the
 library's own writer takes a whole file at once.
 """
 

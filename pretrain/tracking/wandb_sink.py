@@ -73,7 +73,7 @@ class WandbSink:
             raise RunError(f"tracking.wandb=online: {error}", _HINT) from None
         except wandb.errors.CommError as error:
             _logger.warning("wandb cannot be reached and records offline: %s", error)
-            # The service holds the id for the start that failed. One that another process started goes on: leave it.
+            # The service holds the id for the start that failed. A service that another process started continues, so it is not used again.
             wandb.teardown()
             os.environ.pop("WANDB_SERVICE", None)
             self._mode = "offline"

@@ -1,3 +1,6 @@
+import os
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -37,3 +40,15 @@ def plain_run(shared: Workplace) -> Path:
     done = shared.train("plain", "model=tiny_llama", "model.num_query_groups=1")
     assert done.returncode == 0, done.stderr
     return shared.run_dir("plain")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own, 200 KiB large."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(folder)]
+    if os.geteuid() or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("only root may mount a small file system, and not everywhere")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)

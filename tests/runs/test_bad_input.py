@@ -1,7 +1,6 @@
 """A mistake gives one clear message and exit code 2, and leaves nothing behind."""
 
 import json
-import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -169,18 +168,6 @@ def test_a_run_folder_made_by_another_configuration_is_refused(shared, finished_
     assert "hint: to continue with the new values, add run.accept_changes=" in message
     assert "[data.document_mask,model.hidden_dropout,optim.lr]" in message
     assert {name: (finished_run / name).stat().st_mtime_ns for name in files_below(finished_run)} == before
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of its own, 200 KiB large."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(folder)]
-    if os.geteuid() or subprocess.run(command, capture_output=True).returncode:
-        pytest.skip("only root may mount a small file system, and not everywhere")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
 
 
 def test_prepare_on_a_full_disk_keeps_nothing(place, small_disk, tmp_path):

@@ -184,7 +184,7 @@ def test_online_without_a_network_records_offline(tmp_path):
 
 def test_the_service_of_another_process_does_not_keep_the_id(tmp_path):
     (tmp_path / "child").mkdir()
-    start = "import sys, wandb; run = wandb.init(mode='offline', dir=sys.argv[1], settings={'silent': True}); "
+    start = "import sys, wandb; run = wandb.init(mode='offline', dir=sys.argv[1]); "
     command = f"[sys.executable, '-c', {OFFLINE_SCRIPT!r}, sys.argv[1] + '/child']"
     child = f"import subprocess; done = subprocess.run({command})"
     run_script(
