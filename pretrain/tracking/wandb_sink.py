@@ -73,7 +73,8 @@ class WandbSink:
             raise RunError(f"tracking.wandb=online: {error}", _HINT) from None
         except wandb.errors.CommError as error:
             _logger.warning("wandb cannot be reached and records offline: %s", error)
-            # The service holds the id for the start that failed. A service that another process started continues, so it is not used again.
+            # The service holds the id for the start that failed. If another process started it, teardown leaves it
+            # running, so it must not be used again.
             wandb.teardown()
             os.environ.pop("WANDB_SERVICE", None)
             self._mode = "offline"
