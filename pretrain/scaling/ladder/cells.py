@@ -118,13 +118,12 @@ def _of_grid(
 def _size_words(spec: LadderSpec, sizes: SizesSpec) -> Iterator[tuple[str, tuple[str, ...]]]:
     for model in sizes.models:
         yield model, (f"model={model}",)
-    for layers in sizes.layers:
-        assert sizes.width_per_layer is not None
-        width = layers * sizes.width_per_layer
+    widths = sizes.widths or tuple(layers * (sizes.width_per_layer or 0) for layers in sizes.layers)
+    for layers, width in zip(sizes.layers, widths, strict=True):
         head = sizes.head_size or 0
         if head and width % head:
-            rule = f"does not divide the width {width} = {layers} layers x {sizes.width_per_layer}"
-            raise ConfigError([Problem("sizes.head_size", head, rule, "choose a divisor of sizes.width_per_layer")])
+            rule = f"does not divide the width {width} of {layers} layers"
+            raise ConfigError([Problem("sizes.head_size", head, rule, "choose a divisor of the widths")])
         ffn = -(-round(width * sizes.ffn_ratio) // sizes.ffn_multiple_of) * sizes.ffn_multiple_of
         shape = [f"model.num_layers={layers}", f"model.hidden_size={width}", f"model.ffn_hidden_size={ffn}"]
         heads = [f"model.num_heads={width // head}", "model.num_query_groups=null"] if head else []
@@ -144,6 +143,8 @@ def _lengths(size: Size, tokens: TokensSpec) -> list[Length]:
     """The lengths of the cells of a size, the shortest first."""
     if tokens.multiples:
         return [Length(f"{m:g}x", m * TOKENS_PER_PARAMETER * size.counted) for m in sorted(tokens.multiples)]
+    if tokens.lengths:
+        return [Length(f"{count / 1e6:g}M", count) for count in sorted(tokens.lengths)]
     low, high = tokens.ratios
     of_budgets = [
         Length(f"{budget:.3g}".replace("+", ""), budget / (6 * size.counted), budget)

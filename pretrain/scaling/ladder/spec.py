@@ -35,6 +35,8 @@ class SizesSpec:
     """Depths of models that are otherwise the one in `overrides`."""
     width_per_layer: int | None = None
     """Width of such a model: its depth times this."""
+    widths: tuple[int, ...] = ()
+    """Instead of width_per_layer: the width of each of `layers`, as in layers [2,2,4], widths [64,96,128]."""
     head_size: int | None = None
     """Columns of a head: the width divided by it is the number of heads. null: that of the model in `overrides`."""
     ffn_ratio: float = 4.0
@@ -45,12 +47,14 @@ class SizesSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class TokensSpec:
-    """Training lengths of every size: multiples of 20 tokens per parameter, or FLOP budgets."""
+    """Training lengths of every size: multiples of 20 tokens per parameter, FLOP budgets, or numbers of tokens."""
 
     multiples: tuple[float, ...] = ()
     """1 is 20 tokens for each parameter (Hoffmann et al. 2022)."""
     budgets: tuple[float, ...] = ()
     """Floating-point operations C; a size trains on D = C / 6N tokens."""
+    lengths: tuple[float, ...] = ()
+    """Numbers of tokens."""
     ratios: tuple[float, float] = (2.0, 400.0)
     """Smallest and largest number of tokens for each parameter in a budget. Other cells are left out."""
     trunk: bool = False
@@ -175,10 +179,16 @@ def _size_problems(key: str, sizes: SizesSpec) -> list[Problem]:
         given = (list(sizes.models), list(sizes.layers))
         keys = f"{key}sizes.models, {key}sizes.layers"
         return [Problem(keys, given, "give one of them", "models: presets; layers: depths, with width_per_layer")]
-    if sizes.layers and not sizes.width_per_layer:
-        return [Problem(f"{key}sizes.width_per_layer", sizes.width_per_layer, "is needed with sizes.layers")]
-    wrong = [number for number in sizes.layers if number < 1]
-    found = [Problem(f"{key}sizes.layers", wrong, "must be greater than 0")] if wrong else []
+    if sizes.layers and not (sizes.width_per_layer or sizes.widths):
+        rule = "is needed with sizes.layers, or sizes.widths"
+        return [Problem(f"{key}sizes.width_per_layer", sizes.width_per_layer, rule)]
+    if sizes.widths and (sizes.width_per_layer or len(sizes.widths) != len(sizes.layers)):
+        rule = "must be the width of each of sizes.layers, without sizes.width_per_layer"
+        return [Problem(f"{key}sizes.widths", list(sizes.widths), rule)]
+    found = []
+    for name in ("layers", "widths"):
+        if wrong := [number for number in getattr(sizes, name) if number < 1]:
+            found.append(Problem(f"{key}sizes.{name}", wrong, "must be greater than 0"))
     for name in ("head_size", "ffn_ratio", "ffn_multiple_of", "width_per_layer"):
         value = getattr(sizes, name)
         if value is not None and not value > 0:
@@ -187,11 +197,12 @@ def _size_problems(key: str, sizes: SizesSpec) -> list[Problem]:
 
 
 def _token_problems(key: str, tokens: TokensSpec) -> list[Problem]:
-    if bool(tokens.multiples) == bool(tokens.budgets):
-        given = (list(tokens.multiples), list(tokens.budgets))
-        keys = f"{key}tokens.multiples, {key}tokens.budgets"
-        return [Problem(keys, given, "give one of them", "multiples of 20 N, or FLOP budgets")]
-    wrong = [number for number in (*tokens.multiples, *tokens.budgets) if not number > 0]
+    ways = (tokens.multiples, tokens.budgets, tokens.lengths)
+    if sum(map(bool, ways)) != 1:
+        keys = f"{key}tokens.multiples, {key}tokens.budgets, {key}tokens.lengths"
+        hint = "multiples of 20 N, FLOP budgets, or numbers of tokens"
+        return [Problem(keys, tuple(map(list, ways)), "give one of them", hint)]
+    wrong = [number for way in ways for number in way if not number > 0]
     found = [Problem(f"{key}tokens", wrong, "lengths must be greater than 0")] if wrong else []
     if not 0 < tokens.ratios[0] < tokens.ratios[1]:
         rule = "must be a smallest and a largest number of tokens for each parameter"

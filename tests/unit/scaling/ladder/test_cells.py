@@ -43,6 +43,13 @@ def test_every_size_trains_for_every_length(tmp_path: Path) -> None:
         assert config.tracking.labels == labels
 
 
+def test_widths_and_lengths_are_given_one_by_one(tmp_path: Path) -> None:
+    sizes = {"layers": [2, 2], "widths": [32, 48], "head_size": 16}
+    cells = cells_of(tmp_path, sizes=sizes, tokens={"lengths": [25_600, 51_200]})
+    assert [cell.name for cell in cells] == ["d2w32-0.0256M", "d2w32-0.0512M", "d2w48-0.0256M", "d2w48-0.0512M"]
+    assert [cell.tokens for cell in cells] == [25_600, 51_200] * 2
+
+
 def test_n_counts_embeddings_on_request(tmp_path: Path) -> None:
     cell = cells_of(tmp_path, count="all")[0]
     assert cell.counted == cell.parameters > cell.parameters_without_embeddings
@@ -119,8 +126,10 @@ def test_targets_stay_out_of_the_fit(tmp_path: Path) -> None:
     ("changes", "words"),
     [
         ({"sizes": {"layers": [1]}}, "sizes.width_per_layer=null: is needed with sizes.layers"),
+        ({"sizes": {"layers": [1, 2], "widths": [32]}}, "sizes.widths=[32]: must be the width of each of sizes.layers"),
+        ({"sizes": {**SIZES, "widths": [32, 32]}}, "sizes.widths=[32,32]: must be the width of each of sizes.layers"),
         ({"sizes": {"layers": [1], "models": ["tiny"]}}, "give one of them"),
-        ({"tokens": {}}, "tokens.multiples=[], tokens.budgets=[]: give one of them"),
+        ({"tokens": {}}, "tokens.multiples=[], tokens.budgets=[], tokens.lengths=[]: give one of them"),
         ({"tokens": {"multiples": [-1]}}, "lengths must be greater than 0"),
         ({"tokens": {"multiples": [1], "ratios": [9, 3]}}, "must be a smallest and a largest number"),
         ({"name": "a/b"}, "must be letters, digits"),
