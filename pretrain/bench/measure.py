@@ -31,6 +31,7 @@ from pretrain.planner.memory import choose_modes, plan_memory
 from pretrain.planner.time.versus import beside_trace, check_hardware
 from pretrain.tracking.provenance import describe_environment
 from pretrain.tracking.speed import device_peak
+from pretrain.training.data import vocab_size_of
 
 if TYPE_CHECKING:
     from torch.profiler import profile
@@ -96,13 +97,13 @@ def _measure(
         place = _place_of_all(folder, groups)
         config = replace(config, run=replace(config.run, dir=str(place)))  # for files that the engine leaves
         dataset = prepared or _synthetic(config, wanted.vocab_size or VOCAB_SIZE, place / "data", groups)
-        tokenizer = dataset.manifest.tokenizer
         memory = smallest_memory(here.device, groups.control)
-        check_memory(config, tokenizer.vocab_size, layout, memory)
-        config = sized(config, tokenizer.vocab_size, here.world_size, memory, machine_of(config))
+        vocab_size = vocab_size_of(config, dataset)
+        check_memory(config, vocab_size, layout, memory)
+        config = sized(config, vocab_size, here.world_size, memory, machine_of(config))
         peak = device_peak(config.tracking.peak_tflops, here.gpu_name, config.engine.precision)
         # Before the model is built: later there may be no room for a large product.
-        ceilings = measure_ceilings(config, tokenizer.vocab_size, here.device)
+        ceilings = measure_ceilings(config, vocab_size, here.device)
         start_peak(here.device)
         trainer = build_trainer(config, dataset, here, groups)
         log.info(
@@ -124,7 +125,7 @@ def _measure(
             return None
     timed, profiled = steps[wanted.warmup : measured], parts[0]
     planned = trainer.planned_step()
-    ideal = ideal_seconds(config, tokenizer.vocab_size, layout, ceilings.best[1], ceilings.bandwidth)
+    ideal = ideal_seconds(config, vocab_size, layout, ceilings.best[1], ceilings.bandwidth)
     middle = {name: statistics.median(step[name] for step in timed) for name in ("seconds_step", "seconds_data")}
     rows = roofline(profiled, middle["seconds_step"], middle["seconds_data"], ideal)
     parts_found: dict[str, float] = {row.part: row.seconds for row in rows}

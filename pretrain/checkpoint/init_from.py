@@ -8,15 +8,19 @@ from typing import Any
 
 from data_pipeline.config_text import written
 from data_pipeline.shards.manifest import TokenizerRecord
+from pretrain.checkpoint.foreign import ForeignCheckpoint, open_foreign
 from pretrain.checkpoint.manifest import MANIFEST
 from pretrain.checkpoint.on_disk import Checkpoint, complete_ones, newest_whole, read_checkpoint
 from pretrain.checkpoint.store import CheckpointStore
+from pretrain.config.derived import model_vocab_size
 from pretrain.config.errors import ConfigError, Problem
 from pretrain.config.model import ModelConfig
 from pretrain.engine.interface import Engine
+from pretrain.huggingface.folder import is_foreign
 
-_FREE = ("name", "rope_base", "hidden_dropout", "attention_dropout", "init_std", "vocab_multiple_of")
-"""Model keys that may differ in the new run; also `seq_length` without learned positions."""
+_FREE = ("name", "rope_base", "hidden_dropout", "attention_dropout", "init_std", "vocab_multiple_of", "vocab_size")
+"""Model keys that may differ in the new run; also `seq_length` without learned positions. The size of the vocabulary
+is compared with that of the checkpoint."""
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +42,7 @@ def find_fitting(init_from: str, model: ModelConfig, tokenizer: TokenizerRecord)
     Raises UserError if there is no such checkpoint, or it has another model or tokenizer.
     """
     found = _find(init_from)
-    problems: list[Problem | str] = [*_other_shape(found, model), *_other_tokenizer(found, tokenizer)]
+    problems: list[Problem | str] = [*_other_shape(found, model), *_other_tokenizer(found, model, tokenizer)]
     if problems:
         raise ConfigError(problems)
     return found
@@ -72,6 +76,8 @@ def _find(init_from: str) -> Checkpoint:
     path = Path(init_from)
     if not path.is_dir():
         raise ConfigError([Problem("run.init_from", init_from, "no such folder", "give a run folder or a checkpoint")])
+    if is_foreign(path):
+        return open_foreign(path)
     named = (path / MANIFEST).exists()
     found = read_checkpoint(path, digests=False) if named else newest_whole(path / "checkpoints", digests=False)
     if found is None:
@@ -82,7 +88,9 @@ def _find(init_from: str) -> Checkpoint:
 
 def _other_shape(found: Checkpoint, model: ModelConfig) -> Iterator[Problem]:
     there, here = _shape(found.manifest.get("config", {}).get("model", {})), _shape(asdict(model))
-    free = _FREE if model.position == "learned" else (*_FREE, "seq_length")
+    free = {*_FREE} if model.position == "learned" else {*_FREE, "seq_length"}
+    if isinstance(found, ForeignCheckpoint):
+        free -= {"rope_base"}  # a preset may have the shape of the model, but not its base
     for key in here:
         if key not in free and there.get(key) != here[key]:
             rule = f"the weights in {found.folder} are of a model with {key}={written(there.get(key))}"
@@ -99,15 +107,20 @@ def _shape(model: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _other_tokenizer(found: Checkpoint, tokenizer: TokenizerRecord) -> Iterator[Problem]:
+def _other_tokenizer(found: Checkpoint, model: ModelConfig, tokenizer: TokenizerRecord) -> Iterator[Problem]:
     manifest = found.manifest
     there = f"the weights in {found.folder} were trained with"
-    data = manifest.get("config", {}).get("data", {}).get("path")
+    data = manifest.get("config", {}).get("data", {}).get("path") or found.folder
     hint = f"prepare this text into another data.path with the tokenizer in {data}, which tokenizer.path must name"
-    rule = ""
-    if manifest.get("vocab_size") != tokenizer.vocab_size:
-        rule = f"{there} a vocabulary of {manifest.get('vocab_size')}, the data has {tokenizer.vocab_size}"
-    elif (fingerprint := manifest.get("tokenizer_fingerprint")) != tokenizer.fingerprint:
+    size, fingerprint = manifest.get("vocab_size"), manifest.get("tokenizer_fingerprint")
+    same_size = size == model_vocab_size(model, tokenizer.vocab_size)
+    same_tokenizer = fingerprint == tokenizer.fingerprint
+    if not same_size and same_tokenizer:
+        rule = f"the weights in {found.folder} are of {size} tokens, the tokenizer has {tokenizer.vocab_size}"
+        yield Problem("model.vocab_size", model.vocab_size, rule, f"set model.vocab_size={size}")
+    elif not same_size:
+        rule = f"{there} a vocabulary of {size}, the data has {tokenizer.vocab_size}"
+        yield Problem("run.init_from", str(found.folder), rule, hint)
+    elif not same_tokenizer:
         rule = f"{there} tokenizer {fingerprint}, the data was prepared with {tokenizer.fingerprint}"
-    if rule:
         yield Problem("run.init_from", str(found.folder), rule, hint)

@@ -5,11 +5,14 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pretrain.checkpoint.index import index_faults, read_index
-from pretrain.checkpoint.manifest import file_faults, read_manifest, step_of
+from pretrain.checkpoint.manifest import MANIFEST, digest_of, file_faults, read_manifest, step_of
 from pretrain.config.errors import RunError
+
+if TYPE_CHECKING:
+    from torch.distributed.checkpoint import StorageReader
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +27,19 @@ class Checkpoint:
     @property
     def step(self) -> int:
         return int(self.manifest["state"]["step"])
+
+    @property
+    def digest(self) -> str:
+        """The SHA-256 of its manifest file."""
+        return str(digest_of(self.folder / MANIFEST)["sha256"])
+
+    def reader(self) -> "StorageReader":
+        """What torch.distributed.checkpoint reads its tensors with."""
+        from pretrain.checkpoint.files import JsonIndexReader
+
+        reader = JsonIndexReader(self.folder)
+        assert reader.tensors is not None  # read now: a missing index is then one plain error
+        return reader
 
 
 def complete_ones(folder: Path) -> list[Path]:

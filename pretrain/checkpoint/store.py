@@ -21,11 +21,12 @@ from typing import Any
 import torch.distributed as dist
 from safetensors.torch import load_file
 from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint import StorageReader
 from torch.distributed.checkpoint.api import CheckpointException
 
 from data_pipeline.storage.atomic_write import sync_folder, write_durably
 from pretrain.checkpoint.collective import all_gather_results, all_true, broadcast_result, run_on_all_ranks
-from pretrain.checkpoint.files import JsonIndexReader, files_of_ranks, merge_indices, write_tensors
+from pretrain.checkpoint.files import files_of_ranks, merge_indices, write_tensors
 from pretrain.checkpoint.index import read_index
 from pretrain.checkpoint.manifest import (
     MANIFEST,
@@ -206,11 +207,10 @@ class CheckpointStore:
 
     def _load(self, checkpoint: Checkpoint, state_dict: dict[str, Any]) -> str:
         """Fill the tensors; returns the digest of the manifest."""
-        reader, manifest = JsonIndexReader(checkpoint.folder), checkpoint.folder / MANIFEST
-        digest = broadcast_result(
-            "read", self.folder, self.control, lambda: reader.tensors and digest_of(manifest)["sha256"]
-        )
-        dcp.load(state_dict, storage_reader=reader, process_group=self.control)
+        readers: list[StorageReader] = []
+        run_on_all_ranks("read", self.folder, self.control, lambda: readers.append(checkpoint.reader()))
+        digest = broadcast_result("read", self.folder, self.control, lambda: checkpoint.digest)
+        dcp.load(state_dict, storage_reader=readers[0], process_group=self.control)
         return str(digest)
 
     @contextlib.contextmanager

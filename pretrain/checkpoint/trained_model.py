@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from data_pipeline.tokenizers.base import Tokenizer
-from pretrain.config.derived import data_parallel_size
+from pretrain.config.derived import data_parallel_size, model_vocab_size
 from pretrain.config.engine import OffloadConfig
 from pretrain.config.errors import ConfigError, RunError
 from pretrain.config.layout_checks import layout_problems
@@ -95,6 +95,7 @@ def trained_engine(
             from pretrain.engine.build import build_engine
 
         store = CheckpointStore(run, groups=groups, keep_last=1)
-        engine = build_engine(used, tokenizer.vocab_size, groups, here.device, eod_id=tokenizer.eod_id)
+        vocab_size = model_vocab_size(used.model, tokenizer.vocab_size)
+        engine = build_engine(used, vocab_size, groups, here.device, eod_id=tokenizer.eod_id)
         store.restore_weights(engine, found, find)
         yield engine, here

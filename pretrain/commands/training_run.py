@@ -37,7 +37,7 @@ from pretrain.tracking.sinks import Sink, Spare, build_sinks
 from pretrain.tracking.speed import device_peak
 from pretrain.tracking.wandb_sink import check_wandb_login, forget_wandb_run
 from pretrain.training.announce import announce_new_length, announce_outcome, announce_start, reason_of_end
-from pretrain.training.data import check_enough_data, open_datasets
+from pretrain.training.data import check_enough_data, open_datasets, vocab_size_of
 from pretrain.training.run_sinks import RunSinks
 from pretrain.training.start import Start, find_initial_weights, load_start
 from pretrain.training.time_limit import EarlierCuts, earlier_cuts, time_limit_of
@@ -94,7 +94,7 @@ def check_inputs(config: RunConfig, rank: int, world_size: int) -> Inputs:
         check_length(config, RunState())
         check_enough_data(config, dataset, RunState())
     check_same_config(folder, config)
-    check_space(folder, checkpoint_bytes(config.model, dataset.manifest.tokenizer.vocab_size))
+    check_space(folder, checkpoint_bytes(config.model, vocab_size_of(config, dataset)))
     if rank > 0:
         return Inputs(config, folder, dataset, validation)
     check_wandb_login(config.tracking)

@@ -48,6 +48,11 @@ def tokens_per_step(config: RunConfig) -> int:
     return config.train.global_batch_size * config.model.seq_length
 
 
+def model_vocab_size(model: ModelConfig, tokenizer_size: int) -> int:
+    """Number of tokens that the model predicts: at least those of the tokenizer."""
+    return model.vocab_size or tokenizer_size
+
+
 def padded_vocab_size(model: ModelConfig, vocab_size: int, tp: int) -> int:
     """Number of rows of the embedding. Every tensor-parallel rank holds the same number."""
     multiple = model.vocab_multiple_of * tp

@@ -48,6 +48,9 @@ class ModelConfig:
     """Standard deviation of initial weights. Residual projections use init_std / sqrt(2 num_layers), as in GPT-2."""
     vocab_multiple_of: int
     """The vocabulary is padded to a multiple of this times parallel.tp. Padding never enters the loss."""
+    vocab_size: int | None = None
+    """Number of tokens that the model predicts, if it is larger than the tokenizer's, as in some imported models. null:
+    the tokenizer's."""
 
     @property
     def kv_heads(self) -> int:

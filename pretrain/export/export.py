@@ -21,9 +21,9 @@ from pretrain.config.errors import ConfigError, Problem, RunError
 from pretrain.config.load import read_run_config
 from pretrain.config.parallel import ParallelConfig
 from pretrain.config.run import RunConfig
-from pretrain.export.architectures import architecture_of, config_json
 from pretrain.export.card import CURVE, model_card
-from pretrain.export.weights import units
+from pretrain.huggingface.architectures import architecture_of, config_json
+from pretrain.huggingface.weights import units
 from pretrain.run.tokenizer import TOKENIZER_FOLDER, tokenizer_of
 
 if TYPE_CHECKING:
@@ -102,7 +102,8 @@ def _fill(folder: Path, config: ExportConfig, run: Path, trained: RunConfig) -> 
                 path.unlink()
             checkpoint = find()
     end_token = tokenizer.eod_id
-    described = config_json(trained.model, vocab_size=tokenizer.vocab_size, end_token=end_token, dtype=config.dtype)
+    vocab_size = int(checkpoint.manifest["vocab_size"])
+    described = config_json(trained.model, vocab_size=vocab_size, end_token=end_token, dtype=config.dtype)
     _write_json(folder / "config.json", described)
     generation = {"eos_token_id": end_token, "pad_token_id": end_token}
     _write_json(folder / "generation_config.json", generation)

@@ -9,8 +9,8 @@ from pathlib import Path
 from data_pipeline.storage.atomic_write import write_durably
 from pretrain.checkpoint.whole_tensors import StoredWeights
 from pretrain.config.errors import RunError
-from pretrain.export.safetensors_file import Dtype, Entry, SafetensorsWriter, entry
-from pretrain.export.weights import Unit
+from pretrain.huggingface.safetensors_file import Dtype, Entry, SafetensorsWriter, entry
+from pretrain.huggingface.weights import Unit
 
 INDEX = "model.safetensors.index.json"
 

@@ -140,7 +140,9 @@ def ranks_or_environment(ranks: int | None) -> int:
 
 
 def vocabulary(config: RunConfig) -> tuple[int, str]:
-    """Its size and where that is known from: of the prepared dataset, if there is one."""
+    """Its size and where that is known from: of the model, or of the prepared dataset, if there is one."""
+    if config.model.vocab_size is not None:
+        return config.model.vocab_size, "model.vocab_size"
     folder = next(iter(dataset_folders(config.data).values()))
     if not isinstance(folder, LocalFolder) or (folder.path / MANIFEST_FILE).exists():
         return folder.manifest().tokenizer.vocab_size, f"of the dataset in {folder}"

@@ -15,7 +15,7 @@ from data_pipeline.shards.manifest import Manifest
 from data_pipeline.shards.reader import PackedDataset
 from data_pipeline.storage.atomic_write import write_durably
 from data_pipeline.stream.mixture import TrainingData
-from pretrain.config.derived import micro_batches
+from pretrain.config.derived import micro_batches, model_vocab_size
 from pretrain.config.redact import without_secrets
 from pretrain.config.run import RunConfig
 from pretrain.distributed.grid import ParallelLayout
@@ -62,7 +62,7 @@ def describe_run(
 ) -> dict[str, Any]:
     """Parameter counts, layout, data and peak FLOPS of this attempt, for the run folder, wandb and the report."""
     manifest, sources = dataset.manifest, [split.manifest for split in validation]
-    count = count_parameters(config.model, manifest.tokenizer.vocab_size)
+    count = count_parameters(config.model, model_vocab_size(config.model, manifest.tokenizer.vocab_size))
     return {
         "parameters": {**asdict(count), "total": count.total},
         "layout": {
@@ -92,11 +92,12 @@ def describe_run(
 
 def describe_checkpoint(config: RunConfig, manifest: Manifest) -> dict[str, Any]:
     """The description that a checkpoint holds besides its tensors."""
+    vocab_size = model_vocab_size(config.model, manifest.tokenizer.vocab_size)
     return {
         "config": without_secrets(asdict(config)),
         "environment": describe_environment(),
-        "parameters": count_parameters(config.model, manifest.tokenizer.vocab_size).total,
-        "vocab_size": manifest.tokenizer.vocab_size,
+        "parameters": count_parameters(config.model, vocab_size).total,
+        "vocab_size": vocab_size,
         "tokenizer_fingerprint": manifest.tokenizer.fingerprint,
     }
 

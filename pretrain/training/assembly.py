@@ -16,7 +16,7 @@ from pretrain.planner.time.versus import planned_step
 from pretrain.run.length import RunLength
 from pretrain.run.state import RunState
 from pretrain.tracking.speed import DevicePeak, StepClock
-from pretrain.training.data import batches_from
+from pretrain.training.data import batches_from, vocab_size_of
 from pretrain.training.loop import Checkpoints, Evaluator, NeverSave, Recorder, Values, run_loop
 from pretrain.training.profiling import StepProfiler
 from pretrain.training.time_limit import NO_LIMIT, TimeLimit
@@ -29,8 +29,9 @@ def build_trainer(config: RunConfig, dataset: TrainingData, here: Runtime, group
 
     tokenizer = dataset.manifest.tokenizer
     memory = smallest_memory(here.device, groups.control)
-    config = sized(config, tokenizer.vocab_size, here.world_size, memory, machine_of(config))
-    engine = build_engine(config, tokenizer.vocab_size, groups, here.device, eod_id=tokenizer.eod_id)
+    vocab_size = vocab_size_of(config, dataset)
+    config = sized(config, vocab_size, here.world_size, memory, machine_of(config))
+    engine = build_engine(config, vocab_size, groups, here.device, eod_id=tokenizer.eod_id)
     return Trainer(config, dataset, here, groups, engine, memory)
 
 
@@ -54,7 +55,7 @@ class Trainer:
 
     @property
     def vocab_size(self) -> int:
-        return self.dataset.manifest.tokenizer.vocab_size
+        return vocab_size_of(self.config, self.dataset)
 
     @property
     def length(self) -> RunLength:

@@ -9,6 +9,7 @@ from data_pipeline.stream.dataset_locations import dataset_folders
 from data_pipeline.stream.mixture import MixedDataset, MixturePlan, TrainingData, open_mixture
 from data_pipeline.stream.shard_prefetch import check_cache_holds
 from pretrain.config.changes import Change, to_accept
+from pretrain.config.derived import model_vocab_size
 from pretrain.config.errors import ConfigError, Problem, RunError
 from pretrain.config.run import RunConfig
 from pretrain.run.length import RunLength
@@ -36,9 +37,18 @@ def open_datasets(config: RunConfig) -> tuple[TrainingData, dict[str, PackedData
         rule = f"the dataset in data.path={str(next(iter(folders.values())))!r} was packed for {packed} tokens"
         remedy = f"set model.seq_length={packed}, or prepare again with model.seq_length={wanted} and another data.path"
         raise ConfigError([Problem("model.seq_length", wanted, rule, remedy)])
+    known = dataset.manifest.tokenizer.vocab_size
+    if vocab_size_of(config, dataset) < known:
+        rule = f"must be at least the tokenizer's {known}"
+        raise ConfigError([Problem("model.vocab_size", config.model.vocab_size, rule, "null: the tokenizer's")])
     validation = {name: PackedDataset.open(folder, "validation") for name, folder in folders.items()}
     check_cache_holds([*dataset.parts, *validation.values()])
     return dataset, validation
+
+
+def vocab_size_of(config: RunConfig, dataset: TrainingData) -> int:
+    """The number of tokens that the model predicts."""
+    return model_vocab_size(config.model, dataset.manifest.tokenizer.vocab_size)
 
 
 def check_enough_data(config: RunConfig, dataset: TrainingData, state: RunState) -> None:
@@ -98,7 +108,8 @@ def check_same_data(
         if change.before != change.now
     ]
     refused = [change for change in changes if change.key not in accepted]
-    before, now = saved.get("vocab_size"), tokenizer.vocab_size
+    of_model = saved.get("config", {}).get("model", {}).get("vocab_size")
+    before, now = saved.get("vocab_size"), of_model or tokenizer.vocab_size
     if before == now and not refused:
         return changes
     names = {"tokenizer": "tokenizer fingerprint", "data": "dataset digest"}

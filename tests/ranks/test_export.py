@@ -1,35 +1,16 @@
 """An exported folder computes what the run's engine computes, whatever layout wrote the checkpoint."""
 
 import hashlib
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from pretrain.checkpoint.whole_tensors import StoredWeights
-from pretrain.config.run import RunConfig
-from pretrain.export.architectures import config_json
 from pretrain.export.check import LARGEST_DIFFERENCE, difference, logits_of_folder
-from pretrain.export.export import _write_json
-from pretrain.export.weight_files import plan_files, write_files
-from pretrain.export.weights import units
-from pretrain.run.state import RunState
-from tests.support.models import VOCAB_SIZE, batch_of, batches, run_config
-from tests.support.randomised import randomise
+from tests.support.exporting import FAMILIES, saved, write_folder
+from tests.support.models import batch_of, batches, run_config
 from tests.support.ranks import run_ranks
-from tests.support.saving import store_of
-from tests.support.training import start
 
-STARCODER = ("model.norm=layernorm", "model.activation=gelu", "model.bias=true", "model.num_query_groups=2")
-FAMILIES = {
-    "gpt": ("gpt",),
-    "gpt_untied": ("gpt", "model.tie_embeddings=false"),
-    "llama": ("llama", "model.num_query_groups=2"),
-    "llama_bias": ("llama_tied", "model.bias=true", "model.head_dim=12"),
-    "qwen3": ("llama_qk",),
-    "starcoder2": ("llama", *STARCODER),
-}
 FOUR_LAYERS = ("llama", "model.num_layers=4", "model.num_query_groups=2", "model.num_heads=4")
 LAYOUTS = [
     (4, {"tp": 2, "zero_stage": 3}),
@@ -40,30 +21,13 @@ LAYOUTS = [
 ]
 
 
-def saved(here: Any, config: RunConfig, folder: Path, tokens: torch.Tensor | None = None) -> torch.Tensor | None:
-    """Save random weights; returns the logits of `tokens`."""
-    engine = start(here, config)
-    randomise(engine)
-    store_of(engine, folder).save(engine, RunState(step=1), {})
-    return None if tokens is None else engine.logits(tokens)
-
-
-def write_folder(folder: Path, checkpoint: Path, config: RunConfig, shard_bytes: int = 1 << 30) -> dict[str, str]:
-    folder.mkdir()
-    files = plan_files(list(units(config.model, VOCAB_SIZE)), "float32", shard_bytes)
-    weights = StoredWeights(checkpoint)
-    digests = write_files(folder, weights, files, "float32", workers=2, show=lambda done: None)
-    _write_json(folder / "config.json", config_json(config.model, vocab_size=VOCAB_SIZE, end_token=2, dtype="float32"))
-    return digests
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 def test_transformers_computes_the_same_logits(family, tmp_path):
     pytest.importorskip("transformers", reason="needs the extra `export`")
     config = run_config(*FAMILIES[family], "model.num_heads=4", "model.seq_length=64")
     tokens = torch.from_numpy(batch_of(0, 8, config)[:, :-1])
     (ours,) = run_ranks(saved, 1, config, tmp_path, tokens)
-    write_folder(tmp_path / "out", tmp_path / "checkpoints" / "step-00000001", config, shard_bytes=20_000)
+    write_folder(tmp_path / "out", tmp_path, config, shard_bytes=20_000)
     found = difference(ours, logits_of_folder(tmp_path / "out", tokens), tokens)
     assert 0.5 < float(ours.std()) < 3
     assert (found.tokens, found.same_argmax) == (512, 1.0)
@@ -76,7 +40,7 @@ def test_every_layout_gives_the_same_bytes(world_size, layout, tmp_path):
         config = run_config(*FOUR_LAYERS, *batches(1), **chosen)
         folder = tmp_path / f"{world}-{len(chosen)}"
         run_ranks(saved, world, config, folder)
-        return write_folder(folder / "out", folder / "checkpoints" / "step-00000001", config, shard_bytes=30_000)
+        return write_folder(folder / "out", folder, config, shard_bytes=30_000)
 
     one, other = digests(1), digests(world_size, **layout)
     assert len(one) > 3
@@ -86,5 +50,5 @@ def test_every_layout_gives_the_same_bytes(world_size, layout, tmp_path):
 def test_the_digests_are_of_the_files(tmp_path):
     config = run_config()
     run_ranks(saved, 1, config, tmp_path)
-    for name, digest in write_folder(tmp_path / "out", tmp_path / "checkpoints" / "step-00000001", config).items():
+    for name, digest in write_folder(tmp_path / "out", tmp_path, config).items():
         assert hashlib.sha256((tmp_path / "out" / name).read_bytes()).hexdigest() == digest

@@ -5,7 +5,15 @@ from typing import Any
 
 from pretrain.config.errors import ConfigError, Problem
 from pretrain.config.model import ModelConfig
-from pretrain.export.architectures import ARCHITECTURES, GPT2, LLAMA, QWEN3, STARCODER2, Architecture, architecture_of
+from pretrain.huggingface.architectures import (
+    ARCHITECTURES,
+    GPT2,
+    LLAMA,
+    QWEN3,
+    STARCODER2,
+    Architecture,
+    architecture_of,
+)
 
 
 def model_of(config: Mapping[str, Any], name: str) -> ModelConfig:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pretrain.config.model import ModelConfig
-from pretrain.export.architectures import GPT2, LLAMA, QWEN3, architecture_of
+from pretrain.huggingface.architectures import GPT2, LLAMA, QWEN3, architecture_of
 
 Shape = tuple[int, ...]
 

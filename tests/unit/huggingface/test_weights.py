@@ -9,9 +9,9 @@ import torch
 
 from pretrain.config.errors import ConfigError
 from pretrain.config.load import load_run_config
-from pretrain.export.architectures import ARCHITECTURES, architecture_of, config_json
-from pretrain.export.foreign_config import model_of
-from pretrain.export.weights import units
+from pretrain.huggingface.architectures import ARCHITECTURES, architecture_of, config_json
+from pretrain.huggingface.foreign_config import model_of
+from pretrain.huggingface.weights import units
 from pretrain.model.size import count_parameters
 
 PRESETS = sorted(path.stem for path in Path(__file__).parents[3].joinpath("conf/model").glob("*.yaml"))
