@@ -34,7 +34,7 @@ class Checkpoint:
         return str(digest_of(self.folder / MANIFEST)["sha256"])
 
     def reader(self) -> "StorageReader":
-        """What torch.distributed.checkpoint reads its tensors with."""
+        """A reader of its tensors for torch.distributed.checkpoint."""
         from pretrain.checkpoint.files import JsonIndexReader
 
         reader = JsonIndexReader(self.folder)

@@ -25,6 +25,7 @@ COMMANDS = {
     "checkpoint": "list, inspect, verify, compare and prune checkpoints",
     "generate": "continue a prompt with a trained model",
     "export": "write a trained model for transformers and other programs",
+    "import": "make a run of a model of transformers",
     "verify-resume": "recompute recorded steps from a checkpoint and compare",
     "show-config": "print the whole configuration that overrides give",
     "explain": "describe keys of the configuration: meaning, type, default",

@@ -65,7 +65,8 @@ BOUNDS: tuple[Bound, ...] = (
 LIMITS: tuple[Bound, ...] = (
     (
         {
-            "model": "hidden_size num_heads num_query_groups head_dim ffn_hidden_size seq_length vocab_multiple_of",
+            "model": "hidden_size num_heads num_query_groups head_dim ffn_hidden_size seq_length vocab_multiple_of "
+            "vocab_size",
             "train": "global_batch_size micro_batch_size",
             "parallel": "tp pp vp",
         },

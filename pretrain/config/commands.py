@@ -60,5 +60,19 @@ class ExportConfig:
     the extra `export`."""
 
 
-COMMAND_RECORDS: Mapping[str, type] = {"generate": GenerateConfig, "export": ExportConfig}
+@dataclass(frozen=True, kw_only=True)
+class ImportConfig:
+    """The configuration of `import`."""
+
+    folder: str
+    """Hugging Face folder: config.json, safetensors and the tokenizer."""
+    run: str
+    """Run folder to make. It must not exist."""
+    tokenizer: str | None
+    """Tokenizer file to use instead of that in the folder: a tokenizer.json or a SentencePiece .model."""
+    eod: str | None
+    """Special token that ends a document. null: the one that config.json names, or one with a usual name."""
+
+
+COMMAND_RECORDS: Mapping[str, type] = {"generate": GenerateConfig, "export": ExportConfig, "import": ImportConfig}
 """By command, as conf/COMMAND.yaml has the default values."""

@@ -19,7 +19,7 @@ from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseExceptio
 
 from data_pipeline.config_text import written
 from data_pipeline.storage.urls import redact_url
-from pretrain.config.commands import ExportConfig, GenerateConfig
+from pretrain.config.commands import ExportConfig, GenerateConfig, ImportConfig
 from pretrain.config.config_dirs import OPTION, ConfigDirs
 from pretrain.config.describe import CONF_DIR, record_keys, yaml_key
 from pretrain.config.errors import MISSING, ConfigError, Problem
@@ -59,6 +59,11 @@ def load_generate_config(overrides: Sequence[str], conf_dir: Path = CONF_DIR) ->
 def load_export_config(overrides: Sequence[str], conf_dir: Path = CONF_DIR) -> ExportConfig:
     """The configuration of `export`; see `load_command_config`."""
     return load_command_config("export", ExportConfig, overrides, conf_dir)
+
+
+def load_import_config(overrides: Sequence[str], conf_dir: Path = CONF_DIR) -> ImportConfig:
+    """The configuration of `import`; see `load_command_config`."""
+    return load_command_config("import", ImportConfig, overrides, conf_dir)
 
 
 def load_command_config(

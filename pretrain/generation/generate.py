@@ -56,7 +56,7 @@ def continuations(config: GenerateConfig, run: Path, used: RunConfig, tokenizer:
     with trained_engine(run, used, tokenizer, find, seed=config.seed) as (engine, _):
         import torch
 
-        from pretrain.generation.sampling import continue_tokens
+        from pretrain.generation.sampling import continue_tokens, known_logits
 
         generator = torch.Generator().manual_seed(config.seed)
         return [
@@ -64,7 +64,7 @@ def continuations(config: GenerateConfig, run: Path, used: RunConfig, tokenizer:
             + text_after(
                 prompt,
                 continue_tokens(
-                    engine.logits,
+                    known_logits(engine, tokenizer.vocab_size),
                     prompt,
                     config=config,
                     max_context=used.model.seq_length,

@@ -15,7 +15,7 @@ from data_pipeline.shards.reader import PackedDataset
 from data_pipeline.storage.atomic_write import write_durably
 from pretrain.config.run import RunConfig
 from pretrain.engine.interface import Engine
-from pretrain.generation.sampling import choose
+from pretrain.generation.sampling import choose, known_logits
 from pretrain.run.tokenizer import tokenizer_of
 from pretrain.tracking.report import SAMPLE_FILE
 
@@ -52,7 +52,7 @@ def write_sample(
     prompt = validation.read(np.zeros(1, dtype=np.int64))[0][:PROMPT_TOKENS].tolist()
     end_token = validation.manifest.tokenizer.eod_id
     tokens = continue_in_time(
-        engine.logits,
+        known_logits(engine, validation.manifest.tokenizer.vocab_size),
         prompt,
         max_context=config.model.seq_length,
         end_token=end_token,

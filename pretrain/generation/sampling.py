@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pretrain.config.commands import GenerateConfig
 from pretrain.config.errors import RunError
+from pretrain.engine.interface import Engine
 
 
 class Choice(Protocol):
@@ -19,6 +20,11 @@ class Choice(Protocol):
     def top_k(self) -> int | None: ...
     @property
     def top_p(self) -> float | None: ...
+
+
+def known_logits(engine: Engine, vocab_size: int) -> Callable[[Tensor], Tensor]:
+    """The engine's logits of the tokens that the tokenizer has; a model may predict more (model.vocab_size)."""
+    return lambda tokens: engine.logits(tokens)[..., :vocab_size]
 
 
 def continue_tokens(

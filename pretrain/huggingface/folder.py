@@ -22,7 +22,7 @@ from pretrain.huggingface.weights import Unit, units
 
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 _BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
-"""Endings of tensors that older versions of transformers wrote and that are no weights."""
+"""Endings of tensors that older versions of transformers wrote beside the weights."""
 
 
 class ForeignWeights:
