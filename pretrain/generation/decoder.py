@@ -1,0 +1,252 @@
+"""A decoder on one device that keeps the keys and values of earlier tokens (the KV cache).
+
+It computes what the engine computes, from the weights of a checkpoint, without process groups. Each new token costs one
+pass over its own position, instead of one over the whole text.
+
+Shapes: b rows, t new tokens, n query heads, g key/value heads, d head width, h hidden size.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from pretrain.config.model import ModelConfig
+
+EMBEDDING, POSITIONS = "embedding.word_embeddings.weight", "embedding.position_embeddings.weight"
+HEAD = "output_layer.weight"
+
+
+@dataclass
+class Cache:
+    """The keys and values of some texts, one row each."""
+
+    keys: list[Tensor]
+    """Of each layer: [b, g, capacity, d]."""
+    values: list[Tensor]
+    lengths: list[int]
+    """Tokens of each row so far; what is behind them is not read."""
+    starts: list[int]
+    """Where the last document of each row starts; only followed if attention stays within documents."""
+    ended: list[bool]
+    """Whether the last token of each row ended its document."""
+    capacity: int
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A matrix [out, in] and its bias."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        return functional.linear(hidden, self.weight, self.bias)
+
+
+@dataclass(frozen=True)
+class Norm:
+    """LayerNorm if it has a bias, else RMSNorm."""
+
+    weight: Tensor
+    bias: Tensor | None
+    eps: float
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        size = self.weight.shape
+        if self.bias is None:
+            return functional.rms_norm(hidden, size, self.weight, self.eps)
+        return functional.layer_norm(hidden, size, self.weight, self.bias, self.eps)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One transformer layer."""
+
+    attention_norm: Norm
+    qkv: Linear
+    query_norm: Norm | None
+    key_norm: Norm | None
+    projection: Linear
+    ffn_norm: Norm
+    inner: Linear
+    """SwiGLU: the gate's rows, then those of the other matrix."""
+    outer: Linear
+
+
+class Decoder:
+    """The model of a checkpoint. `weights` are by their names in the whole model, and may be of any floating type."""
+
+    def __init__(self, model: ModelConfig, weights: Mapping[str, Tensor], *, document_end: int | None = None) -> None:
+        """`document_end`: the token after which attention starts anew (data.document_mask); None: it never does."""
+        self.model, self.document_end = model, document_end
+        self._weights = weights
+        self.embedding, self.positions = weights[EMBEDDING], weights.get(POSITIONS)
+        self.head = weights[EMBEDDING if model.tie_embeddings else HEAD]
+        self.layers = [self._layer(f"decoder.layers.{number}") for number in range(model.num_layers)]
+        self.final_norm = self._norm("decoder.final_layernorm")
+        self._tables = self._rotary_tables() if model.position == "rope" else None
+        self._weights = {}  # the gate's matrix exists once, in the fused one
+
+    @property
+    def device(self) -> torch.device:
+        return self.embedding.device
+
+    def new_cache(self, rows: int, capacity: int | None = None) -> Cache:
+        """An empty cache of `rows` texts with at most `capacity` tokens each; None: the context of the model."""
+        model, size = self.model, capacity or self.model.seq_length
+        shape = (rows, model.kv_heads, size, model.head_size)
+        keys, values = ([self.embedding.new_zeros(shape) for _ in self.layers] for _ in range(2))
+        return Cache(keys, values, [0] * rows, [0] * rows, [False] * rows, size)
+
+    @torch.no_grad()
+    def extend(self, tokens: Sequence[Sequence[int]], cache: Cache) -> Tensor:
+        """Append tokens to each row (at least one); returns the fp32 logits [b, vocabulary] after the last of each.
+
+        Raises ValueError if a row has no room for them.
+        """
+        counts = [len(row) for row in tokens]
+        longest = max(counts)
+        if min(counts) < 1 or any(a + b > cache.capacity for a, b in zip(cache.lengths, counts, strict=True)):
+            raise ValueError(f"rows of {cache.lengths} tokens cannot get {counts} more in {cache.capacity}")
+        padded = torch.tensor([[*row, *[0] * (longest - len(row))] for row in tokens], device=self.device)
+        starts = torch.tensor(cache.lengths, device=self.device)[:, None]
+        places = (starts + torch.arange(longest, device=self.device)).clamp_(max=cache.capacity - 1)
+        end = min(max(cache.lengths) + longest, cache.capacity)
+        even = len(set(cache.lengths)) == 1 and cache.lengths[0] + longest <= cache.capacity
+        of_documents = self._document_starts(padded, places, counts, cache)
+        mask = self._mask(places, of_documents, cache, end)
+        hidden = functional.embedding(padded, self.embedding)
+        if self.positions is not None:
+            hidden = hidden + functional.embedding(places - of_documents, self.positions)
+        tables = None if self._tables is None else self._tables[:, places][:, :, None]  # [2, b, 1, t, d / 2]
+        for number, layer in enumerate(self.layers):
+            query, key, value = self._heads(layer, layer.attention_norm(hidden), tables)
+            keys, values = cache.keys[number], cache.values[number]
+            if even:
+                first = cache.lengths[0]
+                keys[:, :, first : first + longest], values[:, :, first : first + longest] = key, value
+            else:
+                rows = torch.arange(len(counts), device=self.device)[:, None]
+                real = torch.arange(longest, device=self.device) < torch.tensor(counts, device=self.device)[:, None]
+                index = rows.expand_as(places)[real], places[real]
+                keys.transpose(1, 2)[index], values.transpose(1, 2)[index] = (
+                    key.transpose(1, 2)[real],
+                    value.transpose(1, 2)[real],
+                )
+            context = _attend(query, keys[:, :, :end], values[:, :, :end], mask)
+            hidden = hidden + layer.projection(context)
+            hidden = hidden + layer.outer(self._activate(layer.inner(layer.ffn_norm(hidden))))
+        cache.lengths = [a + b for a, b in zip(cache.lengths, counts, strict=True)]
+        last = hidden[torch.arange(len(counts)), torch.tensor(counts) - 1]
+        return functional.linear(self.final_norm(last), self.head).float()
+
+    def restart(self, cache: Cache, row: int, tokens: Sequence[int]) -> Tensor:
+        """Replace the text of one row; returns the logits [vocabulary] after it."""
+        own = self.new_cache(1, cache.capacity)
+        logits = self.extend([tokens], own)
+        for whole, single in zip((*cache.keys, *cache.values), (*own.keys, *own.values), strict=True):
+            whole[row] = single[0]
+        cache.lengths[row], cache.starts[row], cache.ended[row] = own.lengths[0], own.starts[0], own.ended[0]
+        return logits[0]
+
+    def _document_starts(self, tokens: Tensor, places: Tensor, counts: Sequence[int], cache: Cache) -> Tensor:
+        """The place [b, t] at which the document of each new token starts; 0 if attention never starts anew.
+
+        Repeated end tokens belong to the document that the first of them ends, as in training.
+        """
+        if self.document_end is None:
+            return torch.zeros_like(places)
+        ends = tokens == self.document_end
+        before = torch.cat((torch.tensor(cache.ended, device=self.device)[:, None], ends[:, :-1]), 1)
+        starts = torch.tensor(cache.starts, device=self.device)[:, None].expand_as(places)
+        found = torch.where(before & ~ends, places, starts).cummax(1).values
+        rows, last = torch.arange(len(counts)), torch.tensor(counts) - 1
+        cache.starts, cache.ended = found[rows, last].tolist(), ends[rows, last].tolist()
+        return found
+
+    def _mask(self, places: Tensor, starts: Tensor, cache: Cache, end: int) -> "Tensor | bool | None":
+        """Which keys each query sees [b, 1, t, end]; True: those up to its own place; None: all."""
+        if self.document_end is None and len(set(cache.lengths)) == 1:
+            if places.shape[1] == 1:
+                return None
+            if cache.lengths[0] == 0:
+                return True
+        keys = torch.arange(end, device=self.device)
+        return ((keys <= places[:, :, None]) & (keys >= starts[:, :, None]))[:, None]
+
+    def _heads(self, layer: Layer, hidden: Tensor, tables: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [b, n, t, d], keys and values [b, g, t, d]."""
+        model = self.model
+        per_group = model.num_heads // model.kv_heads
+        mixed = layer.qkv(hidden).unflatten(-1, (model.kv_heads, per_group + 2, model.head_size))
+        query, key, value = mixed.split([per_group, 1, 1], 3)
+        query, key, value = (part.flatten(2, 3).transpose(1, 2) for part in (query, key, value))
+        if layer.query_norm is not None and layer.key_norm is not None:
+            query, key = layer.query_norm(query), layer.key_norm(key)
+        if tables is not None:
+            query, key = _rotated(query, tables), _rotated(key, tables)
+        return query, key, value
+
+    def _activate(self, inner: Tensor) -> Tensor:
+        if self.model.activation == "gelu":
+            return functional.gelu(inner, approximate="tanh")
+        gate, up = inner.chunk(2, -1)
+        return functional.silu(gate).mul_(up)
+
+    def _rotary_tables(self) -> Tensor:
+        """Cosines and sines [2, s, d / 2] of all positions."""
+        half = torch.arange(0, self.model.head_size, 2, dtype=torch.float32)
+        frequencies = 1.0 / self.model.rope_base ** (half / self.model.head_size)
+        angles = torch.outer(torch.arange(self.model.seq_length, dtype=torch.float32), frequencies)
+        return torch.stack((angles.cos(), angles.sin())).to(self.device, self.embedding.dtype)
+
+    def _layer(self, name: str) -> Layer:
+        ffn, attention = f"{name}.mlp", f"{name}.self_attention"
+        is_normed = self.model.qk_norm
+        return Layer(
+            attention_norm=self._norm(f"{name}.input_layernorm"),
+            qkv=self._linear(f"{attention}.linear_qkv"),
+            query_norm=self._norm(f"{attention}.q_layernorm") if is_normed else None,
+            key_norm=self._norm(f"{attention}.k_layernorm") if is_normed else None,
+            projection=self._linear(f"{attention}.linear_proj"),
+            ffn_norm=self._norm(f"{name}.pre_mlp_layernorm"),
+            inner=self._inner(f"{ffn}.linear_fc1"),
+            outer=self._linear(f"{ffn}.linear_fc2"),
+        )
+
+    def _inner(self, name: str) -> Linear:
+        if self.model.activation != "swiglu":
+            return self._linear(name)
+        gate, up = self._linear(f"{name}.gate"), self._linear(f"{name}.up")
+        bias = None if gate.bias is None or up.bias is None else torch.cat((gate.bias, up.bias))
+        return Linear(torch.cat((gate.weight, up.weight)), bias)
+
+    def _linear(self, name: str) -> Linear:
+        return Linear(self._weights[f"{name}.weight"], self._weights.get(f"{name}.bias"))
+
+    def _norm(self, name: str) -> Norm:
+        return Norm(self._weights[f"{name}.weight"], self._weights.get(f"{name}.bias"), self.model.norm_eps)
+
+
+def _rotated(heads: Tensor, tables: Tensor) -> Tensor:
+    """heads [b, n, t, d], tables [2, b, 1, t, d / 2]; as in pretrain/model/rotary.py."""
+    cosines, sines = tables
+    first, second = heads.chunk(2, -1)
+    return torch.cat((first * cosines - second * sines, second * cosines + first * sines), -1)
+
+
+def _attend(query: Tensor, keys: Tensor, values: Tensor, mask: "Tensor | bool | None") -> Tensor:
+    """[b, n, t, d] over [b, g, end, d] -> [b, t, n * d].
+
+    A single query sees all keys: with is_causal torch would let it see the first alone.
+    """
+    grouped = keys.shape[1] != query.shape[1]
+    if mask is True:
+        context = functional.scaled_dot_product_attention(query, keys, values, is_causal=True, enable_gqa=grouped)
+    else:
+        seen = mask if isinstance(mask, Tensor) else None
+        context = functional.scaled_dot_product_attention(query, keys, values, attn_mask=seen, enable_gqa=grouped)
+    return context.transpose(1, 2).flatten(2)
