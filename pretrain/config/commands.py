@@ -17,6 +17,8 @@ class GenerateConfig:
     """`latest`, or the name of a checkpoint such as step-00000500."""
     prompt: str
     """Text to continue."""
+    prompts: str | None
+    """File of texts to continue instead: .jsonl has an object with `prompt` on each line, other files a text."""
     max_new_tokens: int
     """Largest number of new tokens. Generation stops earlier at an end-of-document token."""
     temperature: float
@@ -26,11 +28,21 @@ class GenerateConfig:
     top_p: float | None
     """Sample from the most likely tokens whose probabilities add up to this. null: from all tokens."""
     num_samples: int
-    """Number of continuations to generate."""
+    """Number of continuations of each prompt."""
+    batch_size: int
+    """Number of continuations that are computed together."""
+    stop: tuple[str, ...]
+    """Texts at which a continuation ends. They are not part of it."""
+    logprobs: int | None
+    """Number of likeliest tokens whose log-probabilities are given at each token; needs format=json. null: none."""
+    format: Literal["text", "json"]
+    """json: an object on a line for each continuation, with prompt, text, tokens and the reason of its end."""
+    stream: bool
+    """Whether to print text as soon as it is certain. Only for a single continuation with format=text."""
     parallel: ParallelConfig
     """Split of the model over the ranks that generate. It may differ from the one used in training."""
     seed: int
-    """Seed for sampling tokens."""
+    """Seed for sampling tokens. Continuation i, counted from 0, has seed + i, so that it is the same alone."""
     output: str | None
     """File that the text is written to as well. null: only print the text."""
     device: Literal["auto", "cpu", "cuda"]

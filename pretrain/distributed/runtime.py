@@ -84,6 +84,12 @@ def choose_device(wanted: str, local_rank: int) -> torch.device:
     return torch.device("cuda", local_rank) if use_gpu else torch.device("cpu")
 
 
+def use_threads(config: EngineConfig, device: torch.device) -> None:
+    """Let this process use its share of the cores: `engine.cpu_threads`, or those that its launcher left it."""
+    if device.type == "cpu":
+        torch.set_num_threads(config.cpu_threads or _threads_per_process())
+
+
 @contextlib.contextmanager
 def runtime(
     config: EngineConfig,
@@ -107,7 +113,7 @@ def runtime(
     else:
         # DeepSpeed asks the environment, and its probing of accelerators takes a second.
         os.environ["DS_ACCELERATOR"] = "cpu"
-        torch.set_num_threads(config.cpu_threads or _threads_per_process())
+        use_threads(config, device)
     on_gpu = device.type == "cuda"
     # gloo raises in the ranks that wait, NCCL ends their processes without an error message: the watchdog acts after
     # the one and before the other.

@@ -24,12 +24,12 @@ class Cache:
     """The keys and values of some texts, one row each."""
 
     keys: list[Tensor]
-    """Of each layer: [b, g, capacity, d]."""
+    """The keys of each layer [b, g, capacity, d]."""
     values: list[Tensor]
     lengths: list[int]
     """Tokens of each row so far; what is behind them is not read."""
     starts: list[int]
-    """Where the last document of each row starts; only followed if attention stays within documents."""
+    """The place where the last document of each row starts, if attention stays within documents."""
     ended: list[bool]
     """Whether the last token of each row ended its document."""
     capacity: int
@@ -80,7 +80,7 @@ class Decoder:
     """The model of a checkpoint. `weights` are by their names in the whole model, and may be of any floating type."""
 
     def __init__(self, model: ModelConfig, weights: Mapping[str, Tensor], *, document_end: int | None = None) -> None:
-        """`document_end`: the token after which attention starts anew (data.document_mask); None: it never does."""
+        """`document_end`: the token that ends a document, if attention stays within documents (data.document_mask)."""
         self.model, self.document_end = model, document_end
         self._weights = weights
         self.embedding, self.positions = weights[EMBEDDING], weights.get(POSITIONS)
@@ -153,7 +153,7 @@ class Decoder:
         return logits[0]
 
     def _document_starts(self, tokens: Tensor, places: Tensor, counts: Sequence[int], cache: Cache) -> Tensor:
-        """The place [b, t] at which the document of each new token starts; 0 if attention never starts anew.
+        """The place [b, t] at which the document of each new token starts; 0 if attention crosses documents.
 
         Repeated end tokens belong to the document that the first of them ends, as in training.
         """

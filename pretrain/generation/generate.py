@@ -1,11 +1,15 @@
 """`pretrain generate`: text from a checkpoint."""
 
+import contextlib
 import functools
+import json
 import logging
 import math
 import os
 import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 from data_pipeline.storage.atomic_write import write_durably
 from data_pipeline.tokenizers.base import Tokenizer
@@ -18,24 +22,35 @@ from pretrain.config.run import RunConfig
 from pretrain.distributed.grid import world_from_environment
 from pretrain.run.tokenizer import tokenizer_of
 
+if TYPE_CHECKING:
+    from pretrain.checkpoint.on_disk import Checkpoint
+    from pretrain.generation.continuing import Continuation
+    from pretrain.generation.decoder import Decoder
+    from pretrain.generation.stepper import Stepper
+
+Item = TypeVar("Item")
+RULE = "\n" + "-" * 40 + "\n"
+"""Between the texts."""
+
 log = logging.getLogger(__name__)
 
 
 def generate(config: GenerateConfig) -> None:
-    """Print continuations of the prompt; raises UserError if run, checkpoint or tokenizer cannot be used."""
+    """Print continuations of the prompts; raises UserError if run, checkpoint, tokenizer or file cannot be used."""
     check(config)
     output = place_for(config.output)
     run = Path(config.run)
     trained = read_run_config(run / "config.yaml")
+    prompts = [config.prompt] if config.prompts is None else read_prompts(Path(config.prompts))
     tokenizer = tokenizer_of(run, trained.data)
     rank, world_size, _ = world_from_environment()
     used = without_training(trained, config.parallel, config.device, world_size)
-    texts = list(continuations(config, run, used, tokenizer))
+    texts = list(continuations(config, run, used, tokenizer, prompts))
     if rank:
         return
-    rule = "\n" + "-" * 40 + "\n"
-    text = rule.join(texts)
-    sys.stdout.write(text + "\n")
+    text = "\n".join(texts) if config.format == "json" else RULE.join(texts)
+    if not config.stream:
+        sys.stdout.write(text + "\n")
     if output is not None:
         try:
             write_durably(output, f"{text}\n".encode())
@@ -44,37 +59,141 @@ def generate(config: GenerateConfig) -> None:
         log.info("written to %s", config.output)
 
 
-def continuations(config: GenerateConfig, run: Path, used: RunConfig, tokenizer: Tokenizer) -> list[str]:
-    """The prompt continued `num_samples` times; each text begins with the prompt."""
+def continuations(
+    config: GenerateConfig, run: Path, used: RunConfig, tokenizer: Tokenizer, prompts: Sequence[str]
+) -> list[str]:
+    """Each prompt continued `num_samples` times: texts that begin with the prompt, or JSON."""
+    from pretrain.generation.continuing import Continuation, continue_all
+    from pretrain.generation.growing_text import GrowingText
 
-    # An empty prompt begins a new document, which in training follows the end of another.
-    prompt = list(tokenizer.encode(config.prompt)) or [tokenizer.eod_id]
-    if lost := lost_beginning(len(prompt), config.max_new_tokens, used.model.seq_length):
+    wanted = []
+    for number, text in enumerate(text for text in prompts for _ in range(config.num_samples)):
+        # An empty prompt begins a new document, which in training follows the end of another.
+        tokens = list(tokenizer.encode(text)) or [tokenizer.eod_id]
+        growing = GrowingText(tokenizer.decode, tokens, config.stop)
+        wanted.append((text, Continuation(tokens, config.seed + number, growing)))
+    longest = max(len(each.prompt) for _, each in wanted)
+    if lost := lost_beginning(longest, config.max_new_tokens, used.model.seq_length):
         log.warning(lost)
 
-    find = functools.partial(find_fitting_checkpoint, run, config.checkpoint, used, tokenizer)
-    with trained_engine(run, used, tokenizer, find, seed=config.seed) as (engine, _):
-        import torch
+    def show(number: int, text: str) -> None:
+        sys.stdout.write(text)
+        sys.stdout.flush()
 
-        from pretrain.generation.sampling import continue_tokens, known_logits
-
-        generator = torch.Generator().manual_seed(config.seed)
-        return [
-            config.prompt
-            + text_after(
-                prompt,
-                continue_tokens(
-                    known_logits(engine, tokenizer.vocab_size),
-                    prompt,
-                    config=config,
-                    max_context=used.model.seq_length,
-                    end_token=tokenizer.eod_id,
-                    generator=generator,
-                ),
-                tokenizer,
+    shown = show if config.stream and world_from_environment()[0] == 0 else lambda number, text: None
+    if config.stream:
+        shown(0, wanted[0][0])
+    with stepper_of(config, run, used, tokenizer) as stepper:
+        for batch in _batches(wanted, config.batch_size):
+            continue_all(
+                stepper,
+                [each for _, each in batch],
+                config,
+                max_new_tokens=config.max_new_tokens,
+                end_token=tokenizer.eod_id,
+                log_probabilities=config.logprobs,
+                show=shown,
             )
-            for _ in range(config.num_samples)
+    if config.stream:
+        shown(0, "\n")
+    if config.format == "json":
+        return [json.dumps(_described(text, each, tokenizer), ensure_ascii=False) for text, each in wanted]
+    return [text + each.text for text, each in wanted]
+
+
+@contextlib.contextmanager
+def stepper_of(config: GenerateConfig, run: Path, used: RunConfig, tokenizer: Tokenizer) -> Iterator["Stepper"]:
+    """On one device a decoder with a cache; on several ranks the engine, which computes each whole text again."""
+    from pretrain.generation.stepper import CachedTexts, WholeTexts
+
+    find = functools.partial(find_fitting_checkpoint, run, config.checkpoint, used, tokenizer)
+    _, world_size, _ = world_from_environment()
+    if world_size == 1:
+        yield CachedTexts(decoder_of(used, find, tokenizer), tokenizer.vocab_size)
+        return
+    with trained_engine(run, used, tokenizer, find, seed=config.seed) as (engine, _):
+        from pretrain.generation.sampling import known_logits
+
+        yield WholeTexts(known_logits(engine, tokenizer.vocab_size), used.model.seq_length)
+
+
+def decoder_of(used: RunConfig, find: Callable[[], "Checkpoint"], tokenizer: Tokenizer) -> "Decoder":
+    """The checkpoint's model on the device of this process, in the precision of the run.
+
+    No process group is needed. `find` is called again if a live run deletes the checkpoint meanwhile.
+    """
+    import torch
+
+    from pretrain.checkpoint.whole_tensors import StoredWeights
+    from pretrain.distributed.runtime import choose_device, use_threads
+    from pretrain.generation.decoder import Decoder
+
+    device = choose_device(used.engine.device, 0)
+    use_threads(used.engine, device)
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[used.engine.precision]
+    while True:
+        checkpoint = find()
+        try:
+            stored = StoredWeights(checkpoint.folder)
+            weights = {name: stored.read(name).to(device, dtype) for name in stored.shapes}
+        except (RunError, OSError):
+            if checkpoint.folder.exists():
+                raise
+            continue
+        break
+    document_end = tokenizer.eod_id if used.data.document_mask else None
+    return Decoder(used.model, weights, document_end=document_end)
+
+
+def _described(prompt: str, made: "Continuation", tokenizer: Tokenizer) -> dict[str, object]:
+    described: dict[str, object] = {
+        "prompt": prompt,
+        "text": made.text,
+        "tokens": [each.token for each in made.chosen],
+        "reason": made.reason,
+        "seed": made.seed,
+    }
+    if any(each.likeliest for each in made.chosen):
+        described["logprobs"] = [
+            {
+                "token": tokenizer.decode([each.token]),
+                "logprob": each.log_probability,
+                "likeliest": [[tokenizer.decode([token]), value] for token, value in each.likeliest],
+            }
+            for each in made.chosen
         ]
+    return described
+
+
+def _batches(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
+    for first in range(0, len(items), size):
+        yield items[first : first + size]
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The prompts of a file: a text on each line, or a JSON object with `prompt`; raises UserError with file:line."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise ConfigError([Problem("prompts", str(path), f"cannot be read: {error.strerror}")]) from None
+    except UnicodeDecodeError as error:
+        raise ConfigError([Problem("prompts", str(path), f"is not UTF-8 text: byte {error.start}")]) from None
+    if path.suffix == ".jsonl":
+        lines = [_prompt_of(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
+    if not lines:
+        raise ConfigError([Problem("prompts", str(path), "has no prompt")])
+    return lines
+
+
+def _prompt_of(line: str, place: str) -> str:
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise ConfigError([f"{place}: is not valid JSON: {error}"]) from None
+    prompt = record.get("prompt") if isinstance(record, dict) else None
+    if not isinstance(prompt, str):
+        raise ConfigError([f'{place}: must be an object with a text, as in {{"prompt": "Once"}}'])
+    return prompt
 
 
 def lost_beginning(prompt_tokens: int, new_tokens: int, seq_length: int) -> str:
@@ -84,22 +203,27 @@ def lost_beginning(prompt_tokens: int, new_tokens: int, seq_length: int) -> str:
         return f"the prompt has {prompt_tokens:,} tokens and {sees}: its first {lost:,} are not read"
     if prompt_tokens + new_tokens - 1 > seq_length:
         kept = seq_length - prompt_tokens
-        return f"{sees}: after {kept:,} new tokens it no longer sees the beginning of the prompt"
+        return f"{sees}: after {kept:,} new tokens it sees only the last {seq_length // 2:,} and what follows them"
     return ""
-
-
-def text_after(prompt: list[int], tokens: list[int], tokenizer: Tokenizer) -> str:
-    """The text of tokens that follow a prompt. Decoded alone, some tokenizers would drop their leading space."""
-    before, whole = tokenizer.decode(prompt), tokenizer.decode(prompt + tokens)
-    return whole.removeprefix(before) if whole.startswith(before) else tokenizer.decode(tokens)
 
 
 def check(config: GenerateConfig) -> None:
     problems = []
     if config.max_new_tokens < 1:
         problems.append(Problem("max_new_tokens", config.max_new_tokens, "must be at least 1"))
-    if config.num_samples < 1:
-        problems.append(Problem("num_samples", config.num_samples, "must be at least 1"))
+    for name in ("num_samples", "batch_size"):
+        if (number := getattr(config, name)) < 1:
+            problems.append(Problem(name, number, "must be at least 1"))
+    if config.logprobs is not None and config.logprobs < 0:
+        problems.append(Problem("logprobs", config.logprobs, "must be at least 0, or null"))
+    if config.logprobs is not None and config.format != "json":
+        problems.append(Problem("logprobs", config.logprobs, "needs format=json"))
+    if any(not text for text in config.stop):
+        problems.append(Problem("stop", list(config.stop), "an empty text would end every continuation"))
+    if config.stream and (config.num_samples > 1 or config.prompts is not None or config.format != "text"):
+        problems.append(Problem("stream", True, "is for one prompt, num_samples=1 and format=text"))
+    if config.prompts is not None and config.prompt:
+        problems.append(Problem("prompt, prompts", (config.prompt, config.prompts), "give one of them"))
     if not 0 <= config.temperature < math.inf:
         problems.append(Problem("temperature", config.temperature, "must be 0 or a finite number above it"))
     if config.top_k is not None and config.top_k < 1:

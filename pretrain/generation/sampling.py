@@ -6,7 +6,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from pretrain.config.commands import GenerateConfig
 from pretrain.config.errors import RunError
 from pretrain.engine.interface import Engine
 
@@ -25,30 +24,6 @@ class Choice(Protocol):
 def known_logits(engine: Engine, vocab_size: int) -> Callable[[Tensor], Tensor]:
     """The engine's logits of the tokens that the tokenizer has; a model may predict more (model.vocab_size)."""
     return lambda tokens: engine.logits(tokens)[..., :vocab_size]
-
-
-def continue_tokens(
-    logits_of: Callable[[Tensor], Tensor],
-    prompt: list[int],
-    *,
-    config: GenerateConfig,
-    max_context: int,
-    end_token: int,
-    generator: torch.Generator,
-) -> list[int]:
-    """Up to `max_new_tokens` tokens that follow `prompt`; ends before `end_token`.
-
-    `logits_of` maps tokens [1, s] to logits [1, s, v]. The model sees the last `max_context` tokens; every step
-    computes the whole context again, so time grows with the square of the length.
-    """
-    tokens = list(prompt)
-    for _ in range(config.max_new_tokens):
-        context = torch.tensor([tokens[-max_context:]])
-        token = choose(logits_of(context)[0, -1].cpu(), config, generator)
-        if token == end_token:
-            break
-        tokens.append(token)
-    return tokens[len(prompt) :]
 
 
 def choose(logits: Tensor, config: Choice, generator: torch.Generator) -> int:

@@ -19,7 +19,9 @@ from pretrain.distributed.groups import ProcessGroups
 from pretrain.distributed.runtime import Runtime
 from pretrain.engine.build import build_engine
 from pretrain.engine.interface import Engine
-from pretrain.generation.sampling import continue_tokens
+from pretrain.generation.continuing import Continuation, continue_all
+from pretrain.generation.growing_text import GrowingText
+from pretrain.generation.stepper import WholeTexts
 from pretrain.run.state import RunState
 from tests.support.models import EOD_ID, VOCAB_SIZE
 from tests.support.training import LR, own_batch
@@ -83,14 +85,11 @@ def run_course(
     prompt = own_batch(here, config, 98)[0, :5].tolist() if groups.layout.dp == 1 else [5, 6, 7, 8]
     with watch("generation"):
         logits = engine.logits(torch.tensor([prompt]))
-        tokens = continue_tokens(
-            engine.logits,
-            prompt,
-            config=load_generate_config(["run=x", "temperature=0", "max_new_tokens=4"]),
-            max_context=config.model.seq_length,
-            end_token=EOD_ID,
-            generator=torch.Generator(),
-        )
+        made = Continuation(prompt, 0, GrowingText(str, prompt))
+        greedy = load_generate_config(["run=x", "temperature=0"])
+        stepper = WholeTexts(engine.logits, config.model.seq_length)
+        continue_all(stepper, [made], greedy, max_new_tokens=4, end_token=EOD_ID)
+        tokens = [each.token for each in made.chosen]
     del engine
     engine, newest = built(), store.newest()
     assert newest is not None

@@ -9,7 +9,7 @@ from pretrain.checkpoint.trained_model import without_training
 from pretrain.config.engine import OffloadConfig
 from pretrain.config.errors import ConfigError
 from pretrain.config.load import load_generate_config, load_run_config
-from pretrain.generation.generate import check, lost_beginning, place_for
+from pretrain.generation.generate import check, lost_beginning, place_for, read_prompts
 
 
 @pytest.mark.parametrize(
@@ -20,6 +20,9 @@ from pretrain.generation.generate import check, lost_beginning, place_for
         ("temperature=-1", "temperature=-1.0: must be 0 or a finite number above it"),
         (f"seed={2**63}", f"seed={2**63}: must be from {-(2**62)} to {2**62}"),
         ("prompt=a\udcffb", "'prompt=a\\udcffb': is not UTF-8 text"),
+        ("batch_size=0", "batch_size=0: must be at least 1"),
+        ("logprobs=2", "logprobs=2: needs format=json"),
+        ("stop=['']", "stop=['']: an empty text would end every continuation"),
         ("parallel.tp=0", "parallel.tp=0: must be greater than 0"),
         ("parallel.pp=-1", "parallel.pp=-1: must be greater than 0"),
     ],
@@ -29,6 +32,30 @@ def test_a_setting_out_of_range_is_named_by_its_key(override: str, words: str) -
     with pytest.raises(ConfigError) as caught:
         check(load_generate_config(["run=x", override]))
     assert str(caught.value) == words
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.jsonl", '{"prompt": "x"}\n{"prompt": 3}\n', 'a.jsonl:2: must be an object with a text, as in {"prompt"'),
+        ("a.jsonl", '{"prompt": "x"}\n\n{\n', "a.jsonl:3: is not valid JSON"),
+        ("a.txt", "", "has no prompt"),
+        ("a.txt", b"\xff", "is not UTF-8 text"),
+    ],
+)
+def test_a_wrong_file_of_prompts_is_named_with_its_line(name, content, words, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ConfigError) as caught:
+        read_prompts(path)
+    assert words in str(caught.value)
+
+
+def test_prompts_are_lines_or_records(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one\ntwo words\n")
+    (tmp_path / "a.jsonl").write_text('{"prompt": "one\\nline", "more": 1}\n\n{"prompt": ""}\n')
+    assert read_prompts(tmp_path / "a.txt") == ["one", "two words"]
+    assert read_prompts(tmp_path / "a.jsonl") == ["one\nline", ""]
 
 
 QUOTES = "''"
@@ -70,12 +97,12 @@ def test_generation_turns_offloading_off() -> None:
         (
             64,
             2,
-            "the model sees 64 tokens at once (model.seq_length): after 0 new tokens it no longer sees the beginning",
+            "the model sees 64 tokens at once (model.seq_length): after 0 new tokens it sees only the last 32",
         ),
         (
             60,
             6,
-            "the model sees 64 tokens at once (model.seq_length): after 4 new tokens it no longer sees the beginning",
+            "the model sees 64 tokens at once (model.seq_length): after 4 new tokens it sees only the last 32",
         ),
     ],
 )

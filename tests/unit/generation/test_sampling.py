@@ -1,37 +1,25 @@
 """How the next token is chosen."""
 
 from collections import Counter
-from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from pretrain.config.commands import GenerateConfig
 from pretrain.config.errors import RunError
-from pretrain.config.parallel import ParallelConfig
-from pretrain.generation.sampling import choose, continue_tokens
+from pretrain.config.load import load_generate_config
+from pretrain.generation.sampling import choose
 
 LOGITS = torch.log(torch.tensor([0.5, 0.1, 0.3, 0.06, 0.04]))
 
 
+PLAIN = load_generate_config(["run=x", "temperature=1", "top_p=null"])
+
+
 def config(**changes: Any) -> GenerateConfig:
-    values: dict[str, Any] = {
-        "run": "",
-        "checkpoint": "latest",
-        "prompt": "",
-        "max_new_tokens": 8,
-        "temperature": 1.0,
-        "top_k": None,
-        "top_p": None,
-        "num_samples": 1,
-        "seed": 0,
-        "output": None,
-        "device": "cpu",
-        "parallel": ParallelConfig(tp=1, sp=False, pp=1, vp=1, pp_layout=None),
-    }
-    return GenerateConfig(**{**values, **changes})
+    return replace(PLAIN, **changes)
 
 
 def shares(num_draws: int = 2000, **changes: Any) -> dict[int, float]:
@@ -94,41 +82,3 @@ def test_the_same_seed_draws_the_same_tokens() -> None:
         return [choose(LOGITS, config(), generator) for _ in range(30)]
 
     assert draw(3) == draw(3) != draw(4)
-
-
-def successor(vocab_size: int, seen: list[list[int]]) -> Callable[[Tensor], Tensor]:
-    """A model that is sure of the next number, and notes what it saw."""
-
-    def logits_of(tokens: Tensor) -> Tensor:
-        seen.append(tokens[0].tolist())
-        return torch.nn.functional.one_hot((tokens + 1) % vocab_size, vocab_size).float() * 100
-
-    return logits_of
-
-
-def continued(prompt: list[int], end_token: int, max_context: int = 100, **changes: Any) -> tuple[list[int], Any]:
-    seen: list[list[int]] = []
-    tokens = continue_tokens(
-        successor(10, seen),
-        prompt,
-        config=config(temperature=0.0, **changes),
-        max_context=max_context,
-        end_token=end_token,
-        generator=torch.Generator(),
-    )
-    return tokens, seen
-
-
-def test_only_new_tokens_are_returned_and_not_too_many() -> None:
-    assert continued([1, 2], end_token=99, max_new_tokens=3)[0] == [3, 4, 5]
-
-
-def test_it_ends_before_the_end_token() -> None:
-    assert continued([1, 2], end_token=5)[0] == [3, 4]
-    assert continued([1, 4], end_token=5)[0] == []
-
-
-def test_the_model_sees_no_more_than_its_context() -> None:
-    tokens, seen = continued([1, 2, 3], end_token=99, max_context=4, max_new_tokens=4)
-    assert tokens == [4, 5, 6, 7]
-    assert seen == [[1, 2, 3], [1, 2, 3, 4], [2, 3, 4, 5], [3, 4, 5, 6]]

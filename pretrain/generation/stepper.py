@@ -1,0 +1,135 @@
+"""The logits after some texts, one token at a time: from a cache, or from each whole text again.
+
+A model sees `max_context` tokens at once. When a text has filled its window, the window moves on by half of it, and
+what is left in it is read again as if it began there. Both ways do the same, so that they write the same text.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from pretrain.generation.decoder import Cache, Decoder
+
+
+class Stepper(Protocol):
+    """Texts that grow together, one row each."""
+
+    def start(self, texts: Sequence[Sequence[int]]) -> Tensor:
+        """Begin with these texts (at least a token each); returns the fp32 logits [b, v] after each, on the host."""
+        ...
+
+    def step(self, tokens: Sequence[int]) -> Tensor:
+        """Add one token to each text; returns the logits [b, v] after them."""
+        ...
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Keep these rows only, in this order."""
+        ...
+
+
+class Windows:
+    """The part of each text that the model sees."""
+
+    def __init__(self, texts: Sequence[Sequence[int]], max_context: int) -> None:
+        self.max_context = max_context
+        self.texts = [list(text) for text in texts]
+        self.starts = [max(0, len(text) - max_context) for text in texts]
+
+    def add(self, tokens: Sequence[int]) -> list[int]:
+        """Add one token to each text; returns the rows whose window moved."""
+        moved = []
+        for row, token in enumerate(tokens):
+            if len(self.texts[row]) - self.starts[row] == self.max_context:
+                self.starts[row] = len(self.texts[row]) - self.max_context // 2
+                moved.append(row)
+            self.texts[row].append(token)
+        return moved
+
+    def seen(self, row: int) -> list[int]:
+        return self.texts[row][self.starts[row] :]
+
+    def keep(self, rows: Sequence[int]) -> None:
+        self.texts, self.starts = [self.texts[row] for row in rows], [self.starts[row] for row in rows]
+
+
+class WholeTexts:
+    """Computes each whole text again: for engines in any layout. Time grows with the square of the length."""
+
+    def __init__(self, logits_of: Callable[[Tensor], Tensor], max_context: int) -> None:
+        """`logits_of` maps tokens [1, s] to logits [1, s, v]."""
+        self._logits_of, self._max_context = logits_of, max_context
+
+    def start(self, texts: Sequence[Sequence[int]]) -> Tensor:
+        self._windows = Windows(texts, self._max_context)
+        return self._logits()
+
+    def step(self, tokens: Sequence[int]) -> Tensor:
+        self._windows.add(tokens)
+        return self._logits()
+
+    def keep(self, rows: Sequence[int]) -> None:
+        self._windows.keep(rows)
+
+    def _logits(self) -> Tensor:
+        seen = (self._windows.seen(row) for row in range(len(self._windows.texts)))
+        return torch.stack([self._logits_of(torch.tensor([text]))[0, -1].float().cpu() for text in seen])
+
+
+class CachedTexts:
+    """Computes only the new token of each text."""
+
+    def __init__(self, decoder: Decoder, vocab_size: int) -> None:
+        """`vocab_size`: tokens that the tokenizer has; the model may predict more."""
+        self._decoder, self._vocab_size = decoder, vocab_size
+
+    def start(self, texts: Sequence[Sequence[int]]) -> Tensor:
+        self._windows = Windows(texts, self._decoder.model.seq_length)
+        self._cache = self._decoder.new_cache(len(texts))
+        return self._known(self._decoder.extend([self._windows.seen(row) for row in range(len(texts))], self._cache))
+
+    def step(self, tokens: Sequence[int]) -> Tensor:
+        moved = self._windows.add(tokens)
+        others = [row for row in range(len(tokens)) if row not in moved]
+        if not moved:
+            return self._known(self._decoder.extend([[token] for token in tokens], self._cache))
+        logits: dict[int, Tensor] = {}
+        if others:
+            part = selected(self._cache, others)
+            found = self._decoder.extend([[tokens[row]] for row in others], part)
+            replace_rows(self._cache, others, part)
+            logits |= dict(zip(others, found, strict=True))
+        for row in moved:
+            logits[row] = self._decoder.restart(self._cache, row, self._windows.seen(row))
+        return self._known(torch.stack([logits[row] for row in range(len(tokens))]))
+
+    def keep(self, rows: Sequence[int]) -> None:
+        self._windows.keep(rows)
+        self._cache = selected(self._cache, rows)
+
+    def _known(self, logits: Tensor) -> Tensor:
+        return logits[:, : self._vocab_size].cpu()
+
+
+def selected(cache: Cache, rows: Sequence[int]) -> Cache:
+    """A cache of these rows alone."""
+    index = list(rows)
+    return Cache(
+        keys=[layer[index] for layer in cache.keys],
+        values=[layer[index] for layer in cache.values],
+        lengths=[cache.lengths[row] for row in index],
+        starts=[cache.starts[row] for row in index],
+        ended=[cache.ended[row] for row in index],
+        capacity=cache.capacity,
+    )
+
+
+def replace_rows(cache: Cache, rows: Sequence[int], part: Cache) -> None:
+    """Put the rows of `part` in place of `rows`."""
+    index = list(rows)
+    for whole, own in zip((*cache.keys, *cache.values), (*part.keys, *part.values), strict=True):
+        whole[index] = own
+    for place, row in enumerate(index):
+        cache.lengths[row], cache.starts[row] = part.lengths[place], part.starts[place]
+        cache.ended[row] = part.ended[place]
