@@ -140,7 +140,7 @@ class Decoder:
             hidden = hidden + layer.projection(context)
             hidden = hidden + layer.outer(self._activate(layer.inner(layer.ffn_norm(hidden))))
         cache.lengths = [a + b for a, b in zip(cache.lengths, counts, strict=True)]
-        last = hidden[torch.arange(len(counts)), torch.tensor(counts) - 1]
+        last = hidden[self._last_places(counts)]
         return functional.linear(self.final_norm(last), self.head).float()
 
     def restart(self, cache: Cache, row: int, tokens: Sequence[int]) -> Tensor:
@@ -163,9 +163,13 @@ class Decoder:
         before = torch.cat((torch.tensor(cache.ended, device=self.device)[:, None], ends[:, :-1]), 1)
         starts = torch.tensor(cache.starts, device=self.device)[:, None].expand_as(places)
         found = torch.where(before & ~ends, places, starts).cummax(1).values
-        rows, last = torch.arange(len(counts)), torch.tensor(counts) - 1
-        cache.starts, cache.ended = found[rows, last].tolist(), ends[rows, last].tolist()
+        last = self._last_places(counts)
+        cache.starts, cache.ended = found[last].tolist(), ends[last].tolist()
         return found
+
+    def _last_places(self, counts: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Indices of the last new token of each row in a tensor [b, t, ...]."""
+        return torch.arange(len(counts), device=self.device), torch.tensor(counts, device=self.device) - 1
 
     def _mask(self, places: Tensor, starts: Tensor, cache: Cache, end: int) -> "Tensor | bool | None":
         """Which keys each query sees [b, 1, t, end]; True: those up to its own place; None: all."""

@@ -19,7 +19,8 @@ from pretrain.config.commands import GenerateConfig
 from pretrain.config.errors import ConfigError, Problem, RunError
 from pretrain.config.load import read_run_config
 from pretrain.config.run import RunConfig
-from pretrain.distributed.grid import world_from_environment
+from pretrain.distributed.environment import set_variables
+from pretrain.distributed.grid import ParallelLayout, world_from_environment
 from pretrain.run.tokenizer import tokenizer_of
 
 if TYPE_CHECKING:
@@ -122,6 +123,7 @@ def decoder_of(used: RunConfig, find: Callable[[], "Checkpoint"], tokenizer: Tok
 
     No process group is needed. `find` is called again if a live run deletes the checkpoint meanwhile.
     """
+    set_variables(ParallelLayout(1))
     import torch
 
     from pretrain.checkpoint.whole_tensors import StoredWeights

@@ -1,5 +1,6 @@
 """Text from a trained model."""
 
+import json
 import shutil
 
 import pytest
@@ -53,3 +54,30 @@ def test_a_checkpoint_that_is_not_there_is_named(shared, finished_run, place):
     shutil.copy(finished_run / "config.yaml", place.run_dir("new"))
     message = user_error(place.generate("run=runs/new"))
     assert message == "runs/new/checkpoints: no whole checkpoint yet\n  hint: train first, or wait for the first save"
+
+
+def test_prompts_of_a_file_are_continued_together(shared, finished_run, tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "the"}\n{"prompt": "a long prompt of several words"}\n')
+    words = (f"run={finished_run}", "max_new_tokens=6", "format=json")
+    done = shared.generate(*words, f"prompts={path}", "num_samples=2", "seed=3", "logprobs=1")
+    assert done.returncode == 0, done.stderr
+    records = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [record["prompt"] for record in records] == ["the", "the", *["a long prompt of several words"] * 2]
+    assert [record["seed"] for record in records] == [3, 4, 5, 6]
+    alone = shared.generate(*words, "prompt=a long prompt of several words", "seed=6")
+    assert json.loads(alone.stdout)["tokens"] == records[3]["tokens"]
+    assert len(records[0]["logprobs"]) == len(records[0]["tokens"])
+
+
+def test_a_stream_is_the_text(shared, finished_run):
+    words = (f"run={finished_run}", "prompt=the", "max_new_tokens=40", "seed=5")
+    assert shared.generate(*words, "stream=true").stdout == shared.generate(*words).stdout
+
+
+def test_ranks_write_the_text_of_one_process(shared, finished_run):
+    words = (f"run={finished_run}", "prompt=the", "max_new_tokens=8", "temperature=0", "num_samples=2")
+    alone = shared.generate(*words)
+    split = shared.generate(*words, "parallel.tp=2", num_ranks=2)
+    assert split.returncode == 0, split.stderr
+    assert split.stdout == alone.stdout

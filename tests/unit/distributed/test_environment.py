@@ -43,8 +43,8 @@ def begin_training(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
 
 
 def begin_generating(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    tokenizer: Any = SimpleNamespace(encode=lambda text: [5], eod_id=2)
-    generate.continuations(load_generate_config(["run=x"]), folder, CONFIG, tokenizer)
+    tokenizer: Any = SimpleNamespace(encode=lambda text: [5], decode=str, eod_id=2, vocab_size=91)
+    generate.continuations(load_generate_config(["run=x"]), folder, CONFIG, tokenizer, [""])
 
 
 def begin_measuring(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
