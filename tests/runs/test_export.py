@@ -1,12 +1,16 @@
 """`pretrain export`: a complete folder that transformers loads, or one error and nothing."""
 
 import json
+import os
+import re
 import shutil
+import subprocess
+import sys
 
 import pytest
 
 from pretrain.config.commands import ExportConfig
-from tests.support.runs import user_error
+from tests.support.runs import ROOT, user_error
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +33,17 @@ def test_transformers_loads_the_folder_alone(exported, plain_run):
     model = transformers.AutoModelForCausalLM.from_pretrained(exported)
     inputs = theirs(["the", "the old man"], return_tensors="pt", padding=True, padding_side="left")
     assert model.generate(**inputs, max_new_tokens=4, do_sample=False).shape[0] == 2
+
+
+def test_an_export_can_be_fine_tuned_as_a_classifier(exported):
+    pytest.importorskip("transformers", reason="needs the extra `export`")
+    command = [sys.executable, ROOT / "docs/examples/classify.py", exported]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    accuracy, base = map(float, re.findall(r"(?:others|rate) ([0-9.]+[0-9])", done.stdout))
+    assert base == 0.5
+    assert accuracy > base + 0.15
 
 
 def test_the_record_has_the_differences_of_logits(exported):

@@ -3,33 +3,10 @@
 `python -m tests.mutations` tries them.
 """
 
-from dataclasses import dataclass
+from tests.support.exchange_mutations import EXCHANGE
+from tests.support.mutation import TEST_SECONDS, Mutation
 
-TEST_SECONDS = 120
-
-
-@dataclass(frozen=True)
-class Mutation:
-    """A text in a file that is replaced by another."""
-
-    name: str
-    breaks: str
-    """The consequence, in one sentence."""
-    file: str
-    old: str
-    """Found exactly once in the file."""
-    new: str
-    tests: tuple[str, ...]
-    """Ids as in pytest. Each test must fail."""
-    seconds: int = TEST_SECONDS
-    """Timeout of each test: short if the mutation causes a deadlock."""
-
-    def applied_to(self, text: str) -> str:
-        """Raises ValueError if the list no longer matches the code."""
-        if text.count(self.old) != 1:
-            raise ValueError(f"{self.name}: {self.old!r} is {text.count(self.old)} times in {self.file}, not once")
-        return text.replace(self.old, self.new)
-
+__all__ = ["MUTATIONS", "TEST_SECONDS", "Mutation"]
 
 PARITY = "tests/ranks/test_parity.py::test_equals_one_process_of_plain_torch"
 SLOW = "tests/ranks/test_saver.py::test_a_slow_save_holds_the_step_it_started_at"
@@ -61,6 +38,7 @@ GROUPS, SPECS = "pretrain/distributed/groups.py", "pretrain/model/specs.py"
 DEEPSPEED, PARAMETERS = "pretrain/engine/deepspeed_config.py", "pretrain/model/parameters.py"
 
 MUTATIONS = (
+    *EXCHANGE,
     # Gradients that several ranks have parts of.
     Mutation(
         "tied-sum",

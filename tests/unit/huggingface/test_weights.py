@@ -75,6 +75,15 @@ def test_config_json_describes_the_model(shape):
     assert dataclasses.replace(read, **{key: same[key] for key in same}) == dataclasses.replace(model, **same)
 
 
+@pytest.mark.parametrize("shape", ["llama", "qwen3", "starcoder2"])
+def test_both_places_have_the_rotary_base(shape):
+    """transformers 5 reads one, earlier versions and most other readers the other."""
+    model = dataclasses.replace(SHAPES[shape], rope_base=5e5)
+    config = config_json(model, vocab_size=VOCAB, end_token=0, dtype="float32")
+    assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == 5e5
+    assert config["dtype"] == config["torch_dtype"] == "float32"
+
+
 def test_each_combination_has_a_class_or_a_refusal():
     """The refusal names each field that differs, with the value that the nearest class has."""
     found = set()
