@@ -61,9 +61,8 @@ def main(folder: str) -> None:
             int((model(**inputs).logits.argmax(-1) == labels).sum()) for inputs, labels in batches(held_out, tokenizer)
         )
     base = max(sum(label == kind for _, label in held_out) for kind in (0, 1)) / len(held_out)
-    print(
-        f"{len(training)} examples; accuracy on {len(held_out)} others {right / len(held_out):.2f}, base rate {base:.2f}"
-    )
+    accuracy = right / len(held_out)
+    print(f"{len(training)} examples; accuracy on {len(held_out)} others {accuracy:.2f}, base rate {base:.2f}")
 
 
 if __name__ == "__main__":
