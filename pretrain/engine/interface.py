@@ -65,6 +65,13 @@ class Engine(Trainable, Protocol):
         """Next-token logits [b, s, vocabulary] in fp32 of tokens [b, s]. Pass the same tokens on every rank."""
         ...
 
+    def score(self, tokens: Tensor) -> Tensor:
+        """Log-probability in nats of each next token of tokens [b, s + 1], and 1 where no token is likelier: [2, b, s].
+
+        Pass the same tokens on every rank of a replica. Logits are not gathered.
+        """
+        ...
+
     def state_shards(self, *, weights_only: bool = False) -> Iterator[StateShard]:
         """Master weights (`weight/...`) and Adam moments (`exp_avg/...`, `exp_avg_sq/...`), all fp32."""
         ...

@@ -25,6 +25,7 @@ from pretrain.engine.optimizer.families import family_of
 from pretrain.engine.optimizer.interface import OptimizerSettings, ShardedOptimizer
 from pretrain.engine.schedule import MicroBatch, chunk_handles, document_starts, run_logits, run_schedule
 from pretrain.engine.shards import copies_of, logical_shards
+from pretrain.engine.token_scores import token_scores
 from pretrain.engine.vendor_patches import import_deepspeed
 from pretrain.model.gpt import Stage
 from pretrain.model.parameters import logical_parts
@@ -125,14 +126,39 @@ class ZeroEngine:
 
     @torch.no_grad()
     def logits(self, tokens: Tensor) -> Tensor:
+        own, padded = self._own_logits(tokens)
+        return self._gather_logits(own, padded.shape)[:, : tokens.shape[1], : self.vocab_size]
+
+    @torch.no_grad()
+    def score(self, tokens: Tensor) -> Tensor:
+        layout, length = self.groups.layout, tokens.shape[1] - 1
+        own, _ = self._own_logits(tokens[:, :-1])
+        scores = torch.zeros(2, tokens.shape[0], length, device=self.device)
+        if own is not None:
+            found = token_scores(
+                own[:, :length],
+                to_device(tokens[:, 1:].contiguous(), self.device),
+                first=self.groups.tp_rank * own.shape[-1],
+                real=self.vocab_size,
+                group=self.groups.tensor_parallel if layout.tp > 1 else None,
+            )
+            if self.groups.tp_rank == 0:
+                scores = found
+        if layout.tp * layout.pp > 1:
+            dist.all_reduce(scores, group=self.groups.model_parallel)
+        return scores
+
+    def _own_logits(self, tokens: Tensor) -> tuple[Tensor | None, Tensor]:
+        """This rank's logits [b, s, v / tp], on the last stage; and the tokens, padded as sequence parallelism needs.
+
+        It divides the sequence into equal parts. Earlier tokens do not see the padding at its end.
+        """
         self.engine.eval()
-        length = tokens.shape[1]
-        # Sequence parallelism divides the sequence into equal parts. Earlier tokens do not see the padding at its end.
         parts = self.groups.layout.tp if self.stage.config.sequence_parallel else 1
-        padded = functional.pad(tokens, (0, -length % parts))
-        own = run_logits(self.handles, self._micro_batch(padded, padded, None))  # [b, s, v / tp]
+        padded = functional.pad(tokens, (0, -tokens.shape[1] % parts))
+        own = run_logits(self.handles, self._micro_batch(padded, padded, None))
         self.optimizer.release_gathered()
-        return self._gather_logits(own, padded.shape)[:, :length, : self.vocab_size]
+        return own, padded
 
     def before_next_update(self, wait: Callable[[], None]) -> None:
         self._readers.append(wait)
