@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -19,8 +20,21 @@ from pretrain.run.tokenizer import tokenizer_place
 
 if TYPE_CHECKING:
     from pretrain.checkpoint.on_disk import Checkpoint
+    from pretrain.checkpoint.store import CheckpointStore
+    from pretrain.distributed.groups import ProcessGroups
     from pretrain.distributed.runtime import Runtime
     from pretrain.engine.interface import Engine
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """An engine with the weights of a checkpoint, on the ranks that hold it."""
+
+    engine: "Engine"
+    here: "Runtime"
+    groups: "ProcessGroups"
+    store: "CheckpointStore"
+    """It can load the weights of other checkpoints of the run."""
 
 
 def without_training(
@@ -80,7 +94,7 @@ def find_fitting_checkpoint(run: Path, name: str, config: RunConfig, tokenizer: 
 @contextlib.contextmanager
 def trained_engine(
     run: Path, used: RunConfig, tokenizer: Tokenizer, find: Callable[[], "Checkpoint"], *, seed: int
-) -> Iterator[tuple["Engine", "Runtime"]]:
+) -> Iterator["TrainedModel"]:
     """An engine on all ranks with the weights of the checkpoint that `find` gives on rank 0.
 
     `find` is called again if a live run deletes that checkpoint meanwhile.
@@ -98,4 +112,4 @@ def trained_engine(
         vocab_size = model_vocab_size(used.model, tokenizer.vocab_size)
         engine = build_engine(used, vocab_size, groups, here.device, eod_id=tokenizer.eod_id)
         store.restore_weights(engine, found, find)
-        yield engine, here
+        yield TrainedModel(engine, here, groups, store)

@@ -24,6 +24,7 @@ COMMANDS = {
     "status": "show runs: jobs, steps, speed, time left, how they ended",
     "checkpoint": "list, inspect, verify, compare and prune checkpoints",
     "generate": "continue a prompt with a trained model",
+    "evaluate": "score checkpoints on tasks: accuracy, bits per byte",
     "export": "write a trained model for transformers and other programs",
     "import": "make a run of a model of transformers",
     "verify-resume": "recompute recorded steps from a checkpoint and compare",

@@ -86,5 +86,28 @@ class ImportConfig:
     """Special token that ends a document. null: the one that config.json names, or one with a usual name."""
 
 
-COMMAND_RECORDS: Mapping[str, type] = {"generate": GenerateConfig, "export": ExportConfig, "import": ImportConfig}
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """The configuration of `evaluate`."""
+
+    run: str
+    """Run folder whose checkpoints are evaluated."""
+    checkpoint: str
+    """`latest`, `all`, or the name of a checkpoint such as step-00000500."""
+    tasks: tuple[str, ...]
+    """Files of tasks: each line an object with context, choices and answer, or with text."""
+    batch_size: int
+    """Number of continuations that a rank scores together."""
+    parallel: ParallelConfig
+    """Split of the model over the ranks. It may differ from the one used in training."""
+    device: Literal["auto", "cpu", "cuda"]
+    """Device to run on. auto: a GPU if PyTorch finds one, else the CPU."""
+
+
+COMMAND_RECORDS: Mapping[str, type] = {
+    "generate": GenerateConfig,
+    "evaluate": EvaluateConfig,
+    "export": ExportConfig,
+    "import": ImportConfig,
+}
 """By command, as conf/COMMAND.yaml has the default values."""

@@ -19,7 +19,7 @@ from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseExceptio
 
 from data_pipeline.config_text import written
 from data_pipeline.storage.urls import redact_url
-from pretrain.config.commands import ExportConfig, GenerateConfig, ImportConfig
+from pretrain.config.commands import EvaluateConfig, ExportConfig, GenerateConfig, ImportConfig
 from pretrain.config.config_dirs import OPTION, ConfigDirs
 from pretrain.config.describe import CONF_DIR, record_keys, yaml_key
 from pretrain.config.errors import MISSING, ConfigError, Problem
@@ -64,6 +64,11 @@ def load_export_config(overrides: Sequence[str], conf_dir: Path = CONF_DIR) -> E
 def load_import_config(overrides: Sequence[str], conf_dir: Path = CONF_DIR) -> ImportConfig:
     """The configuration of `import`; see `load_command_config`."""
     return load_command_config("import", ImportConfig, overrides, conf_dir)
+
+
+def load_evaluate_config(overrides: Sequence[str], conf_dir: Path = CONF_DIR) -> EvaluateConfig:
+    """The configuration of `evaluate`; see `load_command_config`."""
+    return load_command_config("evaluate", EvaluateConfig, overrides, conf_dir)
 
 
 def load_command_config(

@@ -53,8 +53,8 @@ def require_transformers() -> None:
 def compare(run: Path, used: RunConfig, tokenizer: Tokenizer, find: Callable[[], "Checkpoint"], folder: Path) -> Check:
     """Compute both on the same text. The exported weights are read as float32 whatever their type is."""
     tokens = _tokens(tokenizer, min(used.model.seq_length, MAX_TOKENS))
-    with trained_engine(run, used, tokenizer, find, seed=0) as (engine, here):
-        ours = engine.logits(tokens.to(here.device)).cpu()
+    with trained_engine(run, used, tokenizer, find, seed=0) as model:
+        ours = model.engine.logits(tokens).cpu()
     theirs = logits_of_folder(folder, tokens)
     return difference(ours, theirs, tokens)
 

@@ -112,10 +112,10 @@ def stepper_of(config: GenerateConfig, run: Path, used: RunConfig, tokenizer: To
     if world_size == 1:
         yield CachedTexts(decoder_of(used, find, tokenizer), tokenizer.vocab_size)
         return
-    with trained_engine(run, used, tokenizer, find, seed=config.seed) as (engine, _):
+    with trained_engine(run, used, tokenizer, find, seed=config.seed) as model:
         from pretrain.generation.sampling import known_logits
 
-        yield WholeTexts(known_logits(engine, tokenizer.vocab_size), used.model.seq_length)
+        yield WholeTexts(known_logits(model.engine, tokenizer.vocab_size), used.model.seq_length)
 
 
 def decoder_of(used: RunConfig, find: Callable[[], "Checkpoint"], tokenizer: Tokenizer) -> "Decoder":

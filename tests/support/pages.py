@@ -20,6 +20,7 @@ PAGES = (
     "docs/performance.md",
     "docs/slurm.md",
     "docs/scaling.md",
+    "docs/evaluation.md",
     "docs/generation.md",
     "docs/export.md",
     "docs/configuration.md",

@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 300
 """No command of these tests may take longer; on an idle machine the slowest takes a tenth of it."""
 
-WARM = ("train", "export", "import", "generate", "verify-resume", "bench")
+WARM = ("train", "evaluate", "export", "import", "generate", "verify-resume", "bench")
 """Commands that import torch."""
 
 DATA = (

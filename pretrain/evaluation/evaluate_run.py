@@ -1,0 +1,121 @@
+"""`pretrain evaluate`: the figures of tasks for the checkpoints of a run, at any layout."""
+
+import functools
+import json
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from data_pipeline.storage.atomic_write import write_durably
+from data_pipeline.tokenizers.base import Tokenizer
+from pretrain.checkpoint.trained_model import TrainedModel, find_fitting_checkpoint, trained_engine, without_training
+from pretrain.config.commands import EvaluateConfig
+from pretrain.config.errors import ConfigError, Problem, RunError
+from pretrain.config.load import read_run_config
+from pretrain.distributed.grid import world_from_environment
+from pretrain.evaluation.tasks import Task, read_task
+from pretrain.run.tokenizer import tokenizer_of
+
+RESULTS = "evaluation.json"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Result:
+    """The figures of one task for one checkpoint."""
+
+    checkpoint: str
+    task: str
+    items: int
+    figures: dict[str, tuple[float, float]]
+    """Value and standard error by name."""
+    seconds: float
+
+
+def evaluate_run(config: EvaluateConfig) -> list[Result]:
+    """All results; rank 0 also writes them into the run folder. Raises UserError before any work for what is wrong."""
+    check_settings(config)
+    tasks = [read_task(Path(path)) for path in config.tasks]
+    names = [task.name for task in tasks]
+    if doubled := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError([Problem("tasks", doubled, "are the names of several files", "rename one")])
+    run = Path(config.run)
+    trained = read_run_config(run / "config.yaml")
+    tokenizer = tokenizer_of(run, trained.data)
+    rank, world_size, _ = world_from_environment()
+    used = without_training(trained, config.parallel, config.device, world_size)
+    wanted = _checkpoints(run, config.checkpoint)
+    finders = [functools.partial(find_fitting_checkpoint, run, name, trained, tokenizer) for name in wanted]
+    results = []
+    with trained_engine(run, used, tokenizer, finders[0], seed=0) as model:
+        for number, find in enumerate(finders):
+            checkpoint, _ = model.store.restore_weights(model.engine, find() if rank == 0 else None, find)
+            log.info("%s (%d of %d)", checkpoint.folder.name, number + 1, len(finders))
+            for task in tasks:
+                results.append(_result(model, task, tokenizer, used.model.seq_length, config, checkpoint.folder.name))
+    if rank == 0:
+        described = [asdict(result) for result in results]
+        write_durably(run / RESULTS, (json.dumps(described, indent=1) + "\n").encode())
+    return results
+
+
+def check_settings(config: EvaluateConfig) -> None:
+    problems = []
+    if not config.tasks:
+        problems.append(
+            Problem("tasks", [], "names no file", "give files of questions or texts, as in tasks=[a.jsonl]")
+        )
+    if config.batch_size < 1:
+        problems.append(Problem("batch_size", config.batch_size, "must be at least 1"))
+    if problems:
+        raise ConfigError(problems)
+
+
+def _checkpoints(run: Path, wanted: str) -> list[str]:
+    if wanted != "all":
+        return [wanted]
+    from pretrain.checkpoint.on_disk import complete_ones
+
+    names = [path.name for path in complete_ones(run / "checkpoints")]
+    if not names:
+        raise RunError(f"{run / 'checkpoints'}: no whole checkpoint yet", "train first, or wait for the first save")
+    return names
+
+
+def _result(
+    model: TrainedModel, task: Task, tokenizer: Tokenizer, seq_length: int, config: EvaluateConfig, checkpoint: str
+) -> Result:
+    from pretrain.evaluation.figures import figures_of
+    from pretrain.evaluation.scoring import score
+    from pretrain.evaluation.tasks import requests_of
+
+    started, groups = time.perf_counter(), model.groups
+    requests = requests_of(task, tokenizer, seq_length)
+    scored = score(
+        model.engine,
+        requests,
+        seq_length=seq_length,
+        batch_size=config.batch_size,
+        rank=groups.dp_rank,
+        size=groups.layout.dp,
+        control=groups.control,
+        contributes=groups.tp_rank == groups.pp_rank == 0,
+    )
+    found = figures_of(task, scored, tokenizer, seq_length)
+    seconds = time.perf_counter() - started
+    shown = ", ".join(f"{name} {each.value:.4f}" for name, each in found.items())
+    log.info("%s: %s, %.1f s", task.name, shown, seconds)
+    figures = {name: (each.value, each.error) for name, each in found.items()}
+    return Result(checkpoint, task.name, len(task.questions) or len(task.texts), figures, seconds)
+
+
+def lines_of(results: Sequence[Result]) -> list[list[str]]:
+    """The rows of a table: checkpoint, task, items, figure, value with its standard error."""
+    return [
+        [each.checkpoint, each.task, f"{each.items:,}", name, f"{value:.4f}", f"{error:.4f}"]
+        for each in results
+        for name, (value, error) in each.figures.items()
+    ]

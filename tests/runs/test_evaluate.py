@@ -1,0 +1,54 @@
+"""`pretrain evaluate` scores the checkpoints of a run on tasks."""
+
+import json
+
+import pytest
+
+from tests.support.runs import user_error
+
+QUESTIONS = [
+    {"context": "the", "choices": [" old man", " zq", " xx"], "answer": 0},
+    {"context": " ", "choices": ["a", "\u65e5"], "answer": 0},
+    {"context": "word " * 60, "choices": ["one", "two"], "answer": 1},
+]
+
+
+@pytest.fixture
+def tasks(tmp_path):
+    (tmp_path / "questions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in QUESTIONS))
+    (tmp_path / "texts.jsonl").write_text(json.dumps({"text": "the old man and the sea " * 9}) + "\n")
+    return f"tasks=['{tmp_path}/questions.jsonl','{tmp_path}/texts.jsonl']"
+
+
+def test_all_checkpoints_have_all_figures(shared, plain_run, tasks):
+    done = shared.command("evaluate", f"run={plain_run}", tasks, "checkpoint=all", "device=cpu")
+    assert done.returncode == 0, done.stderr
+    results = json.loads((plain_run / "evaluation.json").read_text())
+    assert [(each["checkpoint"][-2:], each["task"]) for each in results] == [
+        (step, task) for step in ("08", "12", "16") for task in ("questions", "texts")
+    ]
+    assert len(done.stdout.splitlines()) == 1 + 3 * (4 + 1)
+    texts = [each["figures"]["bits_per_byte"][0] for each in results if each["task"] == "texts"]
+    assert texts[0] > texts[-1] > 0  # it learned
+
+
+def test_ranks_find_the_figures_of_one_process(shared, plain_run, tasks):
+    def figures(*words, **options):
+        done = shared.command("evaluate", f"run={plain_run}", tasks, "device=cpu", *words, **options)
+        assert done.returncode == 0, done.stderr
+        results = json.loads((plain_run / "evaluation.json").read_text())
+        return [value for each in results for value, _ in each["figures"].values()]
+
+    assert figures("parallel.tp=2", num_ranks=2) == pytest.approx(figures("batch_size=2"), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["run=runs/x"], "tasks=[]: names no file"),
+        (["run=runs/x", "tasks=[a]", "batch_size=0"], "batch_size=0: must be at least 1"),
+        (["run=runs/x", "tasks=[a.jsonl]"], "tasks=a.jsonl: cannot be read: No such file or directory"),
+    ],
+)
+def test_evaluate_refuses_what_it_cannot_use(place, overrides, words):
+    assert words in user_error(place.command("evaluate", *overrides))
