@@ -38,7 +38,7 @@ class Scored:
     """The result of a request."""
 
     log_probability: float
-    """Of the continuation given the context, in nats."""
+    """The log-probability of the continuation after the context, in nats."""
     is_greedy: bool
     """Whether every token of it is the likeliest at its place."""
 
