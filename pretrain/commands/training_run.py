@@ -15,6 +15,7 @@ from pretrain.config.run import RunConfig
 from pretrain.distributed.environment import set_variables
 from pretrain.distributed.grid import world_from_environment
 from pretrain.distributed.join import joined_ranks, layout_of
+from pretrain.evaluation.tasks import read_tasks
 from pretrain.exit_codes import ExitCode
 from pretrain.model.size import checkpoint_bytes
 from pretrain.outcome import record
@@ -94,6 +95,7 @@ def check_inputs(config: RunConfig, rank: int, world_size: int) -> Inputs:
         check_length(config, RunState())
         check_enough_data(config, dataset, RunState())
     check_same_config(folder, config)
+    read_tasks(config.evaluation.tasks, "evaluation.tasks")
     check_space(folder, checkpoint_bytes(config.model, vocab_size_of(config, dataset)))
     if rank > 0:
         return Inputs(config, folder, dataset, validation)
@@ -120,7 +122,7 @@ def run(inputs: Inputs, check_ownership: Callable[[], None], stop_requested: Cal
         from pretrain.training.assembly import build_trainer
         from pretrain.training.profiling import profiler_of
         from pretrain.training.saving import build_saver
-        from pretrain.training.validation import build_evaluator
+        from pretrain.training.validation import build_evaluator, build_task_scorer
 
         check_links(inputs.config.engine.link_check, here, groups.control, folder)
         trainer = build_trainer(inputs.config, dataset, here, groups)
@@ -150,12 +152,13 @@ def run(inputs: Inputs, check_ownership: Callable[[], None], stop_requested: Cal
             sinks.open(open_records(trainer, inputs, start, description, sizes))
         closing.push(sinks.end)
         closing.callback(proof.close)
+        tasks = build_task_scorer(trainer, read_tasks(config.evaluation.tasks, "evaluation.tasks"))
         saver = build_saver(trainer, folder, resume_point, start.origin)
         state, sinks.outcome = trainer.train(
             start.state,
             clock=trainer.clock(peak),
             record=proof.watching(sinks.record),
-            evaluate=build_evaluator(trainer, validation, sinks.show_validation, stop_requested),
+            evaluate=build_evaluator(trainer, validation, sinks.show_validation, stop_requested, tasks),
             checkpoints=saver,
             stop_requested=stop_requested,
             profiler=profiler_of(config.profile.steps, folder, here.rank),

@@ -73,6 +73,8 @@ class EvaluationConfig:
     """Number of samples used for the validation at the end of training. null: all."""
     micro_batch_size: int | None
     """Number of samples that one rank evaluates at once. null: train.micro_batch_size."""
+    tasks: tuple[str, ...] = ()
+    """Files of tasks that each validation scores too, as `pretrain evaluate` does: questions with choices, or texts."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from pretrain.config.commands import EvaluateConfig
 from pretrain.config.errors import ConfigError, Problem, RunError
 from pretrain.config.load import read_run_config
 from pretrain.distributed.grid import world_from_environment
-from pretrain.evaluation.tasks import Task, read_task
+from pretrain.evaluation.tasks import Task, read_tasks
 from pretrain.run.tokenizer import tokenizer_of
 
 RESULTS = "evaluation.json"
@@ -38,10 +38,7 @@ class Result:
 def evaluate_run(config: EvaluateConfig) -> list[Result]:
     """All results; rank 0 also writes them into the run folder. Raises UserError before any work for what is wrong."""
     check_settings(config)
-    tasks = [read_task(Path(path)) for path in config.tasks]
-    names = [task.name for task in tasks]
-    if doubled := sorted({name for name in names if names.count(name) > 1}):
-        raise ConfigError([Problem("tasks", doubled, "are the names of several files", "rename one")])
+    tasks = read_tasks(config.tasks)
     run = Path(config.run)
     trained = read_run_config(run / "config.yaml")
     tokenizer = tokenizer_of(run, trained.data)
@@ -88,23 +85,11 @@ def _checkpoints(run: Path, wanted: str) -> list[str]:
 def _result(
     model: TrainedModel, task: Task, tokenizer: Tokenizer, seq_length: int, config: EvaluateConfig, checkpoint: str
 ) -> Result:
-    from pretrain.evaluation.figures import figures_of
-    from pretrain.evaluation.scoring import score
-    from pretrain.evaluation.tasks import requests_of
+    from pretrain.evaluation.task_scorer import TaskScorer
 
-    started, groups = time.perf_counter(), model.groups
-    requests = requests_of(task, tokenizer, seq_length)
-    scored = score(
-        model.engine,
-        requests,
-        seq_length=seq_length,
-        batch_size=config.batch_size,
-        rank=groups.dp_rank,
-        size=groups.layout.dp,
-        control=groups.control,
-        contributes=groups.tp_rank == groups.pp_rank == 0,
-    )
-    found = figures_of(task, scored, tokenizer, seq_length)
+    started = time.perf_counter()
+    scorer = TaskScorer([task], tokenizer, seq_length=seq_length, batch_size=config.batch_size, groups=model.groups)
+    found = scorer.figures(model.engine)[task.name]
     seconds = time.perf_counter() - started
     shown = ", ".join(f"{name} {each.value:.4f}" for name, each in found.items())
     log.info("%s: %s, %.1f s", task.name, shown, seconds)

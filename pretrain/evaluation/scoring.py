@@ -5,7 +5,7 @@ Data-parallel
 ranks share them. Only sums leave the ranks.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -53,12 +53,14 @@ def score(
     size: int,
     control: dist.ProcessGroup | None,
     contributes: bool = True,
-    show: Callable[[int, int], None] = lambda done, total: None,
+    one_shape: bool = False,
 ) -> list[Scored]:
     """Score the requests, in their order, on all ranks together; every rank gets all results.
 
     `rank` of `size` data-parallel ranks; `contributes`: on one rank of each replica. `control` sums over all ranks;
-    None: there is one. Raises ValueError for an empty context, or a continuation longer than the model sees.
+    None: there is one. `one_shape`: every batch is filled up to `batch_size` rows of `seq_length` tokens.
+
+    Raises ValueError for an empty context, or a continuation longer than the model sees.
     """
     if any(not request.context or not request.continuation for request in requests):
         raise ValueError("a request needs at least a token before the continuation, and one in it")
@@ -71,18 +73,19 @@ def score(
     for number in range(rounds):
         place = number * size + rank
         own = batches[place] if place < len(batches) else batches[-1]
-        sums = _sums(engine.score(_padded([fitted[i] for i in own])).cpu(), [fitted[i] for i in own])
+        filled = [*own, *[own[0]] * (batch_size - len(own) if one_shape else 0)]
+        tokens = _padded([fitted[i] for i in filled], seq_length + 1 if one_shape else 0)
+        sums = _sums(engine.score(tokens).cpu(), [fitted[i] for i in own])
         if contributes and place < len(batches):
             found[own] = sums
-        show(min((number + 1) * size * batch_size, len(requests)), len(requests))
     if control is not None:
         dist.all_reduce(found, group=control)
     return [Scored(total, bool(greedy)) for total, greedy in found.tolist()]
 
 
-def _padded(requests: Sequence[Request]) -> Tensor:
+def _padded(requests: Sequence[Request], at_least: int) -> Tensor:
     rows = [[*request.context, *request.continuation] for request in requests]
-    longest = max(map(len, rows))
+    longest = max(at_least, *map(len, rows))
     return torch.tensor([[*row, *[row[-1]] * (longest - len(row))] for row in rows])
 
 

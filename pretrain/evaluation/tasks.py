@@ -32,21 +32,30 @@ class Task:
     texts: tuple[str, ...] = ()
 
 
-def read_task(path: Path) -> Task:
+def read_tasks(paths: Sequence[str], key: str = "tasks") -> list[Task]:
+    """The tasks of these files; raises ConfigError with file:line, or with the key if two have one name."""
+    tasks = [read_task(Path(path), key) for path in paths]
+    names = [task.name for task in tasks]
+    if doubled := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError([Problem(key, doubled, "are the names of several files", "rename one")])
+    return tasks
+
+
+def read_task(path: Path, key: str = "tasks") -> Task:
     """The task of a file, named after it; raises ConfigError with file:line."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
-        raise ConfigError([Problem("tasks", str(path), f"cannot be read: {error.strerror}")]) from None
+        raise ConfigError([Problem(key, str(path), f"cannot be read: {error.strerror}")]) from None
     except UnicodeDecodeError as error:
-        raise ConfigError([Problem("tasks", str(path), f"is not UTF-8 text: byte {error.start}")]) from None
+        raise ConfigError([Problem(key, str(path), f"is not UTF-8 text: byte {error.start}")]) from None
     items = [_item(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
     questions = tuple(item for item in items if isinstance(item, Question))
     texts = tuple(item for item in items if isinstance(item, str))
     if not items:
-        raise ConfigError([Problem("tasks", str(path), "has no line")])
+        raise ConfigError([Problem(key, str(path), "has no line")])
     if questions and texts:
-        raise ConfigError([Problem("tasks", str(path), "has questions and texts", "give each a file of its own")])
+        raise ConfigError([Problem(key, str(path), "has questions and texts", "give each a file of its own")])
     return Task(path.stem, questions, texts)
 
 

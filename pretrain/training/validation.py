@@ -1,11 +1,15 @@
 """The evaluator of a run: the loss on the validation splits, left off if a rank is asked to stop."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from data_pipeline.shards.reader import PackedDataset
 from pretrain.config.derived import evaluation_batch_size
 from pretrain.evaluation.perplexity import evaluate
+from pretrain.evaluation.task_scorer import TaskScorer
+from pretrain.evaluation.tasks import Task
 from pretrain.outcome.failure import Stage
+from pretrain.run.tokenizer import tokenizer_of
 from pretrain.training.assembly import Trainer
 from pretrain.training.loop import Evaluator, begin_agreement
 
@@ -15,8 +19,9 @@ def build_evaluator(
     validation: Mapping[str, PackedDataset],
     show: Callable[[int, int], None],
     stop_requested: Callable[[], bool],
+    tasks: TaskScorer | None = None,
 ) -> Evaluator:
-    """An evaluator of these splits; `show` is called with the samples done and the samples in all."""
+    """An evaluator of these splits and tasks; `show` is called with the samples done and the samples in all."""
     config, groups = trainer.config, trainer.groups
 
     def ask_stop() -> Callable[[], bool]:
@@ -25,7 +30,7 @@ def build_evaluator(
 
     def validate(*, max_samples: int | None) -> dict[str, float] | None:
         with trainer.here.stage(Stage.VALIDATION):
-            return evaluate(
+            values = evaluate(
                 trainer.engine,
                 validation,
                 # As many micro-batches at once as there are pipeline stages, so that every stage has work.
@@ -36,5 +41,21 @@ def build_evaluator(
                 ask_stop=ask_stop,
                 max_samples=max_samples,
             )
+            return values if values is None or tasks is None else values | tasks.values(trainer.engine)
 
     return validate
+
+
+def build_task_scorer(trainer: Trainer, tasks: Sequence[Task]) -> TaskScorer | None:
+    """The scorer of `evaluation.tasks`; None if it is empty."""
+    if not tasks:
+        return None
+    config = trainer.config
+    return TaskScorer(
+        tasks,
+        tokenizer_of(Path(config.run.dir), config.data),
+        seq_length=config.model.seq_length,
+        batch_size=evaluation_batch_size(config),
+        groups=trainer.groups,
+        one_shape=config.engine.compile != "none",
+    )

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.support.runs import user_error
+from tests.support.runs import user_error, validation_records
 
 QUESTIONS = [
     {"context": "the", "choices": [" old man", " zq", " xx"], "answer": 0},
@@ -52,3 +52,23 @@ def test_ranks_find_the_figures_of_one_process(shared, plain_run, tasks):
 )
 def test_evaluate_refuses_what_it_cannot_use(place, overrides, words):
     assert words in user_error(place.command("evaluate", *overrides))
+
+
+def test_validations_score_tasks_too(place, tasks):
+    words = ("model=tiny_llama", "model.num_query_groups=1", "train.max_steps=8", f"evaluation.{tasks}")
+    done = place.train("with-tasks", *words)
+    assert done.returncode == 0, done.stderr
+    (found,) = validation_records(place.run_dir("with-tasks")).values()
+    assert 0 < found["task/texts/bits_per_byte"] < 20
+    assert 0 <= found["task/questions/accuracy"] <= 1
+    assert found["seconds_tasks"] > 0
+    place.command("evaluate", "run=runs/with-tasks", tasks, "device=cpu")
+    results = json.loads((place.run_dir("with-tasks") / "evaluation.json").read_text())
+    assert results[1]["figures"]["bits_per_byte"][0] == pytest.approx(found["task/texts/bits_per_byte"], abs=1e-5)
+
+
+def test_a_wrong_task_is_refused_before_training(place, tmp_path):
+    (tmp_path / "bad.jsonl").write_text('{"context": "a"}\n')
+    message = user_error(place.train("x", f"evaluation.tasks=['{tmp_path}/bad.jsonl']"))
+    assert "bad.jsonl:1: must be" in message
+    assert not place.run_dir("x").exists()

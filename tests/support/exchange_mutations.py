@@ -62,11 +62,11 @@ EXCHANGE = (
     ),
     Mutation(
         "export-tied-flag",
-        "an untied output layer is said to be tied",
+        "a tied output layer is said to have weights of its own, which readers then draw at random",
         CONFIG,
         '"tie_word_embeddings": model.tie_embeddings,',
-        '"tie_word_embeddings": True,',
-        (f"{SAME}[gpt_untied]",),
+        '"tie_word_embeddings": False,',
+        (f"{SAME}[gpt]",),
     ),
     Mutation(
         "import-heads-by-kind",
