@@ -4,7 +4,7 @@
 
 The model has few, large layers, so that its largest tensor is a good part of it; each tensor is stored in two parts.
 Printed: bytes of the largest tensor, the peak of memory above that of a process that has imported torch, and the time
-beside that of `cp` of the same number of bytes.
+beside that of copying the same files to disk.
 """
 
 import argparse
@@ -40,9 +40,9 @@ def main() -> None:
         files = sorted((folder / "out").glob("*.safetensors"))
         started = time.perf_counter()
         for file in files:
-            shutil.copyfile(file, folder / "copy")
-        subprocess.run(["sync", str(folder / "copy")], check=True)
-        print(f"cp of the same bytes: {time.perf_counter() - started:.1f} s")
+            shutil.copyfile(file, folder / file.name)
+            subprocess.run(["sync", str(folder / file.name)], check=True)
+        print(f"cp and sync of the same bytes: {time.perf_counter() - started:.1f} s")
 
 
 def make_checkpoint(folder: Path, size: float) -> None:
