@@ -21,9 +21,10 @@ export {PIPE}
 
 
 def run(command: str) -> str:
-    """The last lines: `command` runs beside this shell, whose exit code is that of the command.
+    """The last lines, which run `command` as a child of this shell and end with the command's exit code.
 
-    The shell does not block in `wait`: a signal that comes just before it blocks has its trap run only afterwards.
+    The shell polls instead of blocking in `wait`, because the trap of a signal that arrives just before `wait` would
+    run only after the command has ended.
     """
     return f"""\
 (trap '' {_NAMES}; exec {command}) &

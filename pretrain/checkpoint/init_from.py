@@ -22,6 +22,8 @@ _FREE = ("name", "rope_base", "hidden_dropout", "attention_dropout", "init_std",
 """Model keys that may differ in the new run; also `seq_length` without learned positions. The size of the vocabulary
 is compared with that of the checkpoint."""
 
+_GIVE = "give a run folder, a checkpoint or a Hugging Face folder"
+
 log = logging.getLogger(__name__)
 
 
@@ -75,14 +77,14 @@ def origin_of(own: Checkpoint) -> dict[str, Any]:
 def _find(init_from: str) -> Checkpoint:
     path = Path(init_from)
     if not path.is_dir():
-        raise ConfigError([Problem("run.init_from", init_from, "no such folder", "give a run folder or a checkpoint")])
+        raise ConfigError([Problem("run.init_from", init_from, "no such folder", _GIVE)])
     if is_foreign(path):
         return open_foreign(path)
     named = (path / MANIFEST).exists()
     found = read_checkpoint(path, digests=False) if named else newest_whole(path / "checkpoints", digests=False)
     if found is None:
         rule = "holds no whole checkpoint"
-        raise ConfigError([Problem("run.init_from", init_from, rule, "give a run folder or a checkpoint")])
+        raise ConfigError([Problem("run.init_from", init_from, rule, _GIVE)])
     return found
 
 

@@ -26,7 +26,8 @@ class RunSection:
     [optim.lr,train.global_batch_size]. `data` allows other data. `tokenizer` allows another tokenizer whose vocabulary
     has the same size."""
     init_from: str | None
-    """Run folder or checkpoint to load initial weights from. Only the weights are loaded. null: random weights."""
+    """Run folder, checkpoint or Hugging Face folder to load initial weights from. Only the weights are loaded. null:
+    random weights."""
     branch_from: str | None = None
     """Checkpoint of another run that this run continues, as in runs/NAME/checkpoints/step-00000500: its weights,
     optimizer, position in the data and steps. Only the schedule and the length may differ. null: a run of its own."""

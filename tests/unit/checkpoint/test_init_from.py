@@ -101,7 +101,9 @@ def test_another_tokenizer_is_refused_with_the_remedy(old, tmp_path, changed, wo
 
 
 def test_without_a_checkpoint_init_from_is_an_error(old, tmp_path):
-    with pytest.raises(UserError, match="no such folder\n  hint: give a run folder or a checkpoint"):
+    with pytest.raises(
+        UserError, match="no such folder\n  hint: give a run folder, a checkpoint or a Hugging Face folder"
+    ):
         found(tmp_path / "nowhere", tmp_path / "new")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="holds no whole checkpoint"):
