@@ -117,7 +117,7 @@ def _other_tokenizer(found: Checkpoint, model: ModelConfig, tokenizer: Tokenizer
     size, fingerprint = manifest.get("vocab_size"), manifest.get("tokenizer_fingerprint")
     same_size = size == model_vocab_size(model, tokenizer.vocab_size)
     same_tokenizer = fingerprint == tokenizer.fingerprint
-    if not same_size and same_tokenizer:
+    if same_tokenizer and isinstance(size, int) and size > model_vocab_size(model, tokenizer.vocab_size):
         rule = f"the weights in {found.folder} are of {size} tokens, the tokenizer has {tokenizer.vocab_size}"
         yield Problem("model.vocab_size", model.vocab_size, rule, f"set model.vocab_size={size}")
     elif not same_size:
