@@ -27,7 +27,7 @@ def test_parameters_by_hand() -> None:
     assert checkpoint_bytes(MODEL, VOCAB_SIZE) == 12 * count.total
 
 
-def test_operations_by_hand() -> None:
+def test_flops_equal_those_counted_by_hand() -> None:
     flops = token_flops(MODEL, VOCAB_SIZE)
     # The input embedding is a look-up, the output layer a product, tied or not.
     assert flops.six_n == 6 * (3 * LAYER + 8 + 400)
