@@ -95,7 +95,10 @@ class EvaluateConfig:
     checkpoint: str
     """`latest`, `all`, or the name of a checkpoint such as step-00000500."""
     tasks: tuple[str, ...]
-    """Files of tasks: each line an object with context, choices and answer, or with text."""
+    """Files of tasks: each line an object with context, choices and answer, or with text. `lm_eval:NAME` is a task of
+    lm-evaluation-harness, which needs the extra `eval`."""
+    lm_eval_path: str | None
+    """Folder with task files of your own for lm-evaluation-harness; only these are then known. null: its own tasks."""
     batch_size: int
     """Number of continuations that a rank scores together."""
     parallel: ParallelConfig

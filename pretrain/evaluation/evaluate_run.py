@@ -1,6 +1,7 @@
 """`pretrain evaluate`: the figures of tasks for the checkpoints of a run, at any layout."""
 
 import functools
+import importlib.util
 import json
 import logging
 import time
@@ -14,11 +15,14 @@ from pretrain.checkpoint.trained_model import TrainedModel, find_fitting_checkpo
 from pretrain.config.commands import EvaluateConfig
 from pretrain.config.errors import ConfigError, Problem, RunError
 from pretrain.config.load import read_run_config
+from pretrain.config.run import RunConfig
 from pretrain.distributed.grid import world_from_environment
 from pretrain.evaluation.tasks import Task, read_tasks
 from pretrain.run.tokenizer import tokenizer_of
 
 RESULTS = "evaluation.json"
+HARNESS = "lm_eval:"
+"""Before the name of a task of lm-evaluation-harness."""
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +42,10 @@ class Result:
 def evaluate_run(config: EvaluateConfig) -> list[Result]:
     """All results; rank 0 also writes them into the run folder. Raises UserError before any work for what is wrong."""
     check_settings(config)
-    tasks = read_tasks(config.tasks)
+    tasks = read_tasks([path for path in config.tasks if not path.startswith(HARNESS)])
+    harness = [path.removeprefix(HARNESS) for path in config.tasks if path.startswith(HARNESS)]
+    if harness:
+        _require_harness()
     run = Path(config.run)
     trained = read_run_config(run / "config.yaml")
     tokenizer = tokenizer_of(run, trained.data)
@@ -53,6 +60,8 @@ def evaluate_run(config: EvaluateConfig) -> list[Result]:
             log.info("%s (%d of %d)", checkpoint.folder.name, number + 1, len(finders))
             for task in tasks:
                 results.append(_result(model, task, tokenizer, used.model.seq_length, config, checkpoint.folder.name))
+            if harness:
+                results += _harness_results(model, harness, tokenizer, used, config, checkpoint.folder.name)
     if rank == 0:
         described = [asdict(result) for result in results]
         write_durably(run / RESULTS, (json.dumps(described, indent=1) + "\n").encode())
@@ -95,6 +104,31 @@ def _result(
     log.info("%s: %s, %.1f s", task.name, shown, seconds)
     figures = {name: (each.value, each.error) for name, each in found.items()}
     return Result(checkpoint, task.name, len(task.questions) or len(task.texts), figures, seconds)
+
+
+def _harness_results(
+    model: TrainedModel,
+    names: Sequence[str],
+    tokenizer: Tokenizer,
+    used: RunConfig,
+    config: EvaluateConfig,
+    checkpoint: str,
+) -> list[Result]:
+    from pretrain.evaluation.lm_eval_model import RunModel, harness_figures
+
+    started = time.perf_counter()
+    own = RunModel(model, tokenizer, seq_length=used.model.seq_length, batch_size=config.batch_size)
+    found = harness_figures(own, names, Path(config.lm_eval_path) if config.lm_eval_path else None)
+    seconds = (time.perf_counter() - started) / len(found)
+    return [Result(checkpoint, HARNESS + name, items, figures, seconds) for name, (items, figures) in found.items()]
+
+
+def _require_harness() -> None:
+    if importlib.util.find_spec("lm_eval") is None:
+        raise RunError(
+            f"tasks of {HARNESS.removesuffix(':')} need lm-evaluation-harness, which is not installed",
+            "pip install 'pretrain[eval]'",
+        )
 
 
 def lines_of(results: Sequence[Result]) -> list[list[str]]:

@@ -104,6 +104,9 @@ class WarmParent:
 
 VENDORS = ("bokeh.models", "matplotlib.figure", "torch._dynamo", "torch.utils.tensorboard")
 
+OPTIONAL = ("pretrain.evaluation.lm_eval_model",)
+"""Modules that need an extra, and are imported only by what uses it."""
+
 
 def warm_up() -> None:
     """Import all that a run imports."""
@@ -112,7 +115,7 @@ def warm_up() -> None:
     with megatron_imports():
         importlib.import_module("megatron.core.models.gpt.gpt_layer_specs")
     for module in pkgutil.walk_packages(pretrain.__path__, "pretrain."):
-        if not module.name.endswith("__main__"):
+        if not module.name.endswith("__main__") and module.name not in OPTIONAL:
             importlib.import_module(module.name)
     gc.collect()
     gc.freeze()  # a collection in a fork would copy all that the imports left behind

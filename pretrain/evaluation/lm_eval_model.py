@@ -1,0 +1,113 @@
+"""A run's model for lm-evaluation-harness (the extra `eval`), at any layout.
+
+The harness makes the requests and the figures. All ranks run it with the same requests, and score them together.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lm_eval import simple_evaluate
+from lm_eval.api.model import TemplateLM
+from lm_eval.tasks import TaskManager
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+from data_pipeline.tokenizers.base import Tokenizer
+from pretrain.checkpoint.trained_model import TrainedModel
+from pretrain.config.errors import ConfigError, Problem, RunError
+from pretrain.evaluation.scoring import Request, score
+
+
+class RunModel(TemplateLM):
+    """Scores with the engine. A context without tokens is the end of a document, as at the start of a text."""
+
+    def __init__(self, model: TrainedModel, tokenizer: Tokenizer, *, seq_length: int, batch_size: int) -> None:
+        super().__init__()
+        self._model, self._tokenizer = model, tokenizer
+        self._seq_length, self._batch_size = seq_length, batch_size
+
+    @property
+    def eot_token_id(self) -> int:
+        return self._tokenizer.eod_id
+
+    @property
+    def tokenizer_name(self) -> str:
+        return self._tokenizer.fingerprint
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+        """The token IDs of a text; nothing is ever added."""
+        return list(self._tokenizer.encode(string))
+
+    def _loglikelihood_tokens(self, requests: Sequence[Any], **_: Any) -> list[tuple[float, bool]]:
+        given = [
+            Request(tuple(context) or (self.eot_token_id,), tuple(continuation))
+            for _, context, continuation in requests
+        ]
+        return [(each.log_probability, each.is_greedy) for each in self._scored(given)]
+
+    def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
+        """The log-probability of each whole text, in windows as the harness makes them."""
+        windows, counts = [], []
+        for request in requests:
+            (text,) = request.args
+            rolling = get_rolling_token_windows(
+                token_list=self.tok_encode(text),
+                prefix_token=self.eot_token_id,
+                max_seq_len=self._seq_length,
+                context_len=1,
+            )
+            own = [Request(tuple(context), tuple(rest)) for context, rest in map(make_disjoint_window, rolling)]
+            windows += own
+            counts.append(len(own))
+        values = iter(self._scored(windows))
+        return [sum(next(values).log_probability for _ in range(count)) for count in counts]
+
+    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
+        """Tasks that generate text are not scored."""
+        raise RunError("tasks that generate text are not supported", "choose tasks that score choices or texts")
+
+    def _scored(self, requests: Sequence[Request]) -> Any:
+        groups = self._model.groups
+        return score(
+            self._model.engine,
+            requests,
+            seq_length=self._seq_length,
+            batch_size=self._batch_size,
+            rank=groups.dp_rank,
+            size=groups.layout.dp,
+            control=groups.control,
+            contributes=groups.tp_rank == groups.pp_rank == 0,
+        )
+
+
+def harness_figures(
+    model: RunModel, names: Sequence[str], folder: Path | None
+) -> dict[str, tuple[int, dict[str, tuple[float, float]]]]:
+    """Items and figures with standard errors of each task. `folder`: task files of your own; None: the harness's.
+
+    Nothing is fetched while HF_HUB_OFFLINE is set. Raises ConfigError for an unknown task.
+    """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    manager = TaskManager(include_path=str(folder) if folder else None, include_defaults=folder is None)
+    unknown = [name for name in names if name not in manager.all_tasks]
+    if unknown:
+        hint = f"there are {', '.join(sorted(manager.all_tasks)[:20])}"
+        raise ConfigError([Problem("tasks", f"lm_eval:{unknown[0]}", "the harness has no such task", hint)])
+    found = simple_evaluate(model, tasks=list(names), task_manager=manager, bootstrap_iters=0, log_samples=False)
+    results: dict[str, tuple[int, dict[str, tuple[float, float]]]] = {}
+    for name in names:
+        values = found["results"][name]
+        figures = {
+            key.partition(",")[0]: (float(value), _error(values, key))
+            for key, value in values.items()
+            if isinstance(value, float | int) and "_stderr" not in key and "," in key
+        }
+        results[name] = int(found["n-samples"][name]["effective"]), figures
+    return results
+
+
+def _error(values: dict[str, Any], key: str) -> float:
+    name, _, rest = key.partition(",")
+    error = values.get(f"{name}_stderr,{rest}")
+    return float(error) if isinstance(error, float | int) else float("nan")
