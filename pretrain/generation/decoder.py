@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pretrain.config.model import ModelConfig
+from pretrain.model.text_rows import LayerCache, TextRows, last_places
 
 EMBEDDING, POSITIONS = "embedding.word_embeddings.weight", "embedding.position_embeddings.weight"
 HEAD = "output_layer.weight"
@@ -23,16 +24,18 @@ HEAD = "output_layer.weight"
 class Cache:
     """The keys and values of some texts, one row each."""
 
-    keys: list[Tensor]
-    """The keys of each layer [b, g, capacity, d]."""
-    values: list[Tensor]
-    lengths: list[int]
-    """Tokens of each row so far; what is behind them is not read."""
-    starts: list[int]
-    """The place where the last document of each row starts, if attention stays within documents."""
-    ended: list[bool]
-    """Whether the last token of each row ended its document."""
-    capacity: int
+    rows: TextRows
+    layers: list[LayerCache]
+
+    def selected(self, rows: Sequence[int]) -> "Cache":
+        """A cache of these rows alone."""
+        return Cache(self.rows.selected(rows), [layer.selected(rows) for layer in self.layers])
+
+    def replace(self, rows: Sequence[int], part: "Cache") -> None:
+        """Put the rows of `part` in place of `rows`."""
+        self.rows.replace(rows, part.rows)
+        for layer, own in zip(self.layers, part.layers, strict=True):
+            layer.replace(rows, own)
 
 
 @dataclass(frozen=True)
@@ -98,8 +101,8 @@ class Decoder:
         """An empty cache of `rows` texts with at most `capacity` tokens each; None: the context of the model."""
         model, size = self.model, capacity or self.model.seq_length
         shape = (rows, model.kv_heads, size, model.head_size)
-        keys, values = ([self.embedding.new_zeros(shape) for _ in self.layers] for _ in range(2))
-        return Cache(keys, values, [0] * rows, [0] * rows, [False] * rows, size)
+        layers = [LayerCache(self.embedding.new_zeros(shape), self.embedding.new_zeros(shape)) for _ in self.layers]
+        return Cache(TextRows(rows, size, self.document_end, self.device), layers)
 
     @torch.no_grad()
     def extend(self, tokens: Sequence[Sequence[int]], cache: Cache) -> Tensor:
@@ -107,79 +110,25 @@ class Decoder:
 
         Raises ValueError if a row has no room for them.
         """
-        counts = [len(row) for row in tokens]
-        longest = max(counts)
-        if min(counts) < 1 or any(a + b > cache.capacity for a, b in zip(cache.lengths, counts, strict=True)):
-            raise ValueError(f"rows of {cache.lengths} tokens cannot get {counts} more in {cache.capacity}")
-        padded = torch.tensor([[*row, *[0] * (longest - len(row))] for row in tokens], device=self.device)
-        starts = torch.tensor(cache.lengths, device=self.device)[:, None]
-        places = (starts + torch.arange(longest, device=self.device)).clamp_(max=cache.capacity - 1)
-        end = min(max(cache.lengths) + longest, cache.capacity)
-        even = len(set(cache.lengths)) == 1 and cache.lengths[0] + longest <= cache.capacity
-        of_documents = self._document_starts(padded, places, counts, cache)
-        mask = self._mask(places, of_documents, cache, end)
-        hidden = functional.embedding(padded, self.embedding)
+        placed = cache.rows.add(tokens)
+        hidden = functional.embedding(placed.tokens, self.embedding)
         if self.positions is not None:
-            hidden = hidden + functional.embedding(places - of_documents, self.positions)
-        tables = None if self._tables is None else self._tables[:, places][:, :, None]  # [2, b, 1, t, d / 2]
-        for number, layer in enumerate(self.layers):
+            hidden = hidden + functional.embedding(placed.positions, self.positions)
+        tables = None if self._tables is None else self._tables[:, placed.places][:, :, None]  # [2, b, 1, t, d / 2]
+        for layer, kept in zip(self.layers, cache.layers, strict=True):
             query, key, value = self._heads(layer, layer.attention_norm(hidden), tables)
-            keys, values = cache.keys[number], cache.values[number]
-            if even:
-                first = cache.lengths[0]
-                keys[:, :, first : first + longest], values[:, :, first : first + longest] = key, value
-            else:
-                rows = torch.arange(len(counts), device=self.device)[:, None]
-                real = torch.arange(longest, device=self.device) < torch.tensor(counts, device=self.device)[:, None]
-                index = rows.expand_as(places)[real], places[real]
-                keys.transpose(1, 2)[index], values.transpose(1, 2)[index] = (
-                    key.transpose(1, 2)[real],
-                    value.transpose(1, 2)[real],
-                )
-            context = _attend(query, keys[:, :, :end], values[:, :, :end], mask)
+            context = kept.attend(query, key, value, placed).transpose(1, 2).flatten(2)
             hidden = hidden + layer.projection(context)
             hidden = hidden + layer.outer(self._activate(layer.inner(layer.ffn_norm(hidden))))
-        cache.lengths = [a + b for a, b in zip(cache.lengths, counts, strict=True)]
-        last = hidden[self._last_places(counts)]
+        last = hidden[last_places(placed.counts, self.device)]
         return functional.linear(self.final_norm(last), self.head).float()
 
     def restart(self, cache: Cache, row: int, tokens: Sequence[int]) -> Tensor:
         """Replace the text of one row; returns the logits [vocabulary] after it."""
-        own = self.new_cache(1, cache.capacity)
+        own = self.new_cache(1, cache.rows.capacity)
         logits = self.extend([tokens], own)
-        for whole, single in zip((*cache.keys, *cache.values), (*own.keys, *own.values), strict=True):
-            whole[row] = single[0]
-        cache.lengths[row], cache.starts[row], cache.ended[row] = own.lengths[0], own.starts[0], own.ended[0]
+        cache.replace([row], own)
         return logits[0]
-
-    def _document_starts(self, tokens: Tensor, places: Tensor, counts: Sequence[int], cache: Cache) -> Tensor:
-        """The place [b, t] at which the document of each new token starts; 0 if attention crosses documents.
-
-        Repeated end tokens belong to the document that the first of them ends, as in training.
-        """
-        if self.document_end is None:
-            return torch.zeros_like(places)
-        ends = tokens == self.document_end
-        before = torch.cat((torch.tensor(cache.ended, device=self.device)[:, None], ends[:, :-1]), 1)
-        starts = torch.tensor(cache.starts, device=self.device)[:, None].expand_as(places)
-        found = torch.where(before & ~ends, places, starts).cummax(1).values
-        last = self._last_places(counts)
-        cache.starts, cache.ended = found[last].tolist(), ends[last].tolist()
-        return found
-
-    def _last_places(self, counts: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Indices of the last new token of each row in a tensor [b, t, ...]."""
-        return torch.arange(len(counts), device=self.device), torch.tensor(counts, device=self.device) - 1
-
-    def _mask(self, places: Tensor, starts: Tensor, cache: Cache, end: int) -> "Tensor | bool | None":
-        """Which keys each query sees [b, 1, t, end]; True: those up to its own place; None: all."""
-        if self.document_end is None and len(set(cache.lengths)) == 1:
-            if places.shape[1] == 1:
-                return None
-            if cache.lengths[0] == 0:
-                return True
-        keys = torch.arange(end, device=self.device)
-        return ((keys <= places[:, :, None]) & (keys >= starts[:, :, None]))[:, None]
 
     def _heads(self, layer: Layer, hidden: Tensor, tables: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [b, n, t, d], keys and values [b, g, t, d]."""
@@ -240,17 +189,3 @@ def _rotated(heads: Tensor, tables: Tensor) -> Tensor:
     cosines, sines = tables
     first, second = heads.chunk(2, -1)
     return torch.cat((first * cosines - second * sines, second * cosines + first * sines), -1)
-
-
-def _attend(query: Tensor, keys: Tensor, values: Tensor, mask: "Tensor | bool | None") -> Tensor:
-    """[b, n, t, d] over [b, g, end, d] -> [b, t, n * d].
-
-    A single query sees all keys: with is_causal torch would let it see the first alone.
-    """
-    grouped = keys.shape[1] != query.shape[1]
-    if mask is True:
-        context = functional.scaled_dot_product_attention(query, keys, values, is_causal=True, enable_gqa=grouped)
-    else:
-        seen = mask if isinstance(mask, Tensor) else None
-        context = functional.scaled_dot_product_attention(query, keys, values, attn_mask=seen, enable_gqa=grouped)
-    return context.transpose(1, 2).flatten(2)

@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from pretrain.generation.decoder import Cache, Decoder
+from pretrain.generation.decoder import Decoder
 
 
 class Stepper(Protocol):
@@ -96,9 +96,9 @@ class CachedTexts:
             return self._known(self._decoder.extend([[token] for token in tokens], self._cache))
         logits: dict[int, Tensor] = {}
         if others:
-            part = selected(self._cache, others)
+            part = self._cache.selected(others)
             found = self._decoder.extend([[tokens[row]] for row in others], part)
-            replace_rows(self._cache, others, part)
+            self._cache.replace(others, part)
             logits |= dict(zip(others, found, strict=True))
         for row in moved:
             logits[row] = self._decoder.restart(self._cache, row, self._windows.seen(row))
@@ -106,30 +106,7 @@ class CachedTexts:
 
     def keep(self, rows: Sequence[int]) -> None:
         self._windows.keep(rows)
-        self._cache = selected(self._cache, rows)
+        self._cache = self._cache.selected(rows)
 
     def _known(self, logits: Tensor) -> Tensor:
         return logits[:, : self._vocab_size].cpu()
-
-
-def selected(cache: Cache, rows: Sequence[int]) -> Cache:
-    """A cache of these rows alone."""
-    index = list(rows)
-    return Cache(
-        keys=[layer[index] for layer in cache.keys],
-        values=[layer[index] for layer in cache.values],
-        lengths=[cache.lengths[row] for row in index],
-        starts=[cache.starts[row] for row in index],
-        ended=[cache.ended[row] for row in index],
-        capacity=cache.capacity,
-    )
-
-
-def replace_rows(cache: Cache, rows: Sequence[int], part: Cache) -> None:
-    """Put the rows of `part` in place of `rows`."""
-    index = list(rows)
-    for whole, own in zip((*cache.keys, *cache.values), (*part.keys, *part.values), strict=True):
-        whole[index] = own
-    for place, row in enumerate(index):
-        cache.lengths[row], cache.starts[row] = part.lengths[place], part.starts[place]
-        cache.ended[row] = part.ended[place]
