@@ -1,10 +1,13 @@
 """The protocol between an engine and its callers: the training loop, the evaluator and the checkpoint."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from pretrain.engine.text_cache import EngineCache
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,17 @@ class Engine(Trainable, Protocol):
 
     def logits(self, tokens: Tensor) -> Tensor:
         """Next-token logits [b, s, vocabulary] in fp32 of tokens [b, s]. Pass the same tokens on every rank."""
+        ...
+
+    def new_cache(self, rows: int) -> "EngineCache":
+        """An empty cache of so many texts, each as long as the model's context."""
+        ...
+
+    def extend(self, tokens: Sequence[Sequence[int]], cache: "EngineCache") -> Tensor:
+        """Append tokens to each text (at least one); fp32 logits [b, vocabulary] after the last of each, on every rank.
+
+        Raises ValueError if a text has no room for them.
+        """
         ...
 
     def score(self, tokens: Tensor) -> Tensor:

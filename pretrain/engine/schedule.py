@@ -27,6 +27,8 @@ class MicroBatch:
     """[b, s]: the weight of each target in the loss, 1 on average over a training step; None: all 1."""
     document_starts: Tensor | None
     """Indices, on the host, of document starts among the b * s inputs; None: each sample is one document."""
+    positions: Tensor | None = None
+    """[b, s]: positions of the inputs, if they do not start at 0."""
 
 
 class ChunkHandle(nn.Module):
@@ -53,9 +55,9 @@ class ChunkHandle(nn.Module):
         inputs, labels = tokens[:, :-1], tokens[:, 1:]
         return self.call(inputs, self._positions(inputs), document_starts, labels=labels)
 
-    def logits(self, tokens: Tensor, document_starts: Tensor | None) -> Tensor:
+    def logits(self, tokens: Tensor, document_starts: Tensor | None, positions: Tensor | None = None) -> Tensor:
         """tokens [b, s] -> on the last stage logits [b, s, v / tp], on the others hidden states."""
-        return self.call(tokens, self._positions(tokens), document_starts)
+        return self.call(tokens, self._positions(tokens) if positions is None else positions, document_starts)
 
     def _positions(self, tokens: Tensor) -> Tensor:
         """Every stage has the tokens, so positions are not sent between stages."""
@@ -148,7 +150,8 @@ def _forward_step(batches: Iterator[MicroBatch], handle: ChunkHandle) -> tuple[T
 
 def _logits_step(batches: Iterator[MicroBatch], handle: ChunkHandle) -> tuple[Tensor, Callable[..., Tensor]]:
     batch = next(batches)
-    return handle.logits(batch.tokens, batch.document_starts), lambda logits, non_loss_data: logits
+    logits = handle.logits(batch.tokens, batch.document_starts, batch.positions)
+    return logits, lambda logits, non_loss_data: logits
 
 
 def _reduce_loss(weights: Tensor | None, losses: Tensor) -> tuple[Tensor, Tensor]:

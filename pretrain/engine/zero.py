@@ -4,7 +4,7 @@ Everything that depends on the ZeRO stage is behind `ShardedOptimizer` (optimize
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,10 +25,12 @@ from pretrain.engine.optimizer.families import family_of
 from pretrain.engine.optimizer.interface import OptimizerSettings, ShardedOptimizer
 from pretrain.engine.schedule import MicroBatch, chunk_handles, document_starts, run_logits, run_schedule
 from pretrain.engine.shards import copies_of, logical_shards
+from pretrain.engine.text_cache import EngineCache, new_cache, reading
 from pretrain.engine.token_scores import token_scores
 from pretrain.engine.vendor_patches import import_deepspeed
 from pretrain.model.gpt import Stage
 from pretrain.model.parameters import logical_parts
+from pretrain.model.text_rows import last_places
 from pretrain.optim.param_groups import decay_groups
 
 
@@ -147,6 +149,23 @@ class ZeroEngine:
         if layout.tp * layout.pp > 1:
             dist.all_reduce(scores, group=self.groups.model_parallel)
         return scores
+
+    def new_cache(self, rows: int) -> EngineCache:
+        return new_cache(rows, self.model.seq_length, self.eod_id, self.device)
+
+    @torch.no_grad()
+    def extend(self, tokens: Sequence[Sequence[int]], cache: EngineCache) -> Tensor:
+        self.engine.eval()
+        parts = self.groups.layout.tp if self.stage.config.sequence_parallel else 1
+        placed = cache.rows.add(tokens, multiple_of=parts)
+        batch = MicroBatch(placed.tokens, None, None, placed.positions)
+        with reading(self.stage, cache, placed):
+            own = run_logits(self.handles, batch)
+        self.optimizer.release_gathered()
+        if own is not None:
+            own = own[last_places(placed.counts, self.device)][:, None]
+        shape = torch.Size((len(placed.counts), 1))
+        return self._gather_logits(own, shape)[:, 0, : self.vocab_size]
 
     def _own_logits(self, tokens: Tensor) -> tuple[Tensor | None, Tensor]:
         """This rank's logits [b, s, v / tp], on the last stage; and the tokens, padded as sequence parallelism needs.

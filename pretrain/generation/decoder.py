@@ -123,13 +123,6 @@ class Decoder:
         last = hidden[last_places(placed.counts, self.device)]
         return functional.linear(self.final_norm(last), self.head).float()
 
-    def restart(self, cache: Cache, row: int, tokens: Sequence[int]) -> Tensor:
-        """Replace the text of one row; returns the logits [vocabulary] after it."""
-        own = self.new_cache(1, cache.rows.capacity)
-        logits = self.extend([tokens], own)
-        cache.replace([row], own)
-        return logits[0]
-
     def _heads(self, layer: Layer, hidden: Tensor, tables: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [b, n, t, d], keys and values [b, g, t, d]."""
         model = self.model

@@ -104,18 +104,16 @@ def continuations(
 
 @contextlib.contextmanager
 def stepper_of(config: GenerateConfig, run: Path, used: RunConfig, tokenizer: Tokenizer) -> Iterator["Stepper"]:
-    """On one device a decoder with a cache; on several ranks the engine, which computes each whole text again."""
-    from pretrain.generation.stepper import CachedTexts, WholeTexts
+    """On one device a decoder, which needs no process group; on several ranks the engine. Both have a cache."""
+    from pretrain.generation.stepper import CachedTexts
 
     find = functools.partial(find_fitting_checkpoint, run, config.checkpoint, used, tokenizer)
     _, world_size, _ = world_from_environment()
     if world_size == 1:
-        yield CachedTexts(decoder_of(used, find, tokenizer), tokenizer.vocab_size)
+        yield CachedTexts(decoder_of(used, find, tokenizer), tokenizer.vocab_size, used.model.seq_length)
         return
     with trained_engine(run, used, tokenizer, find, seed=config.seed) as model:
-        from pretrain.generation.sampling import known_logits
-
-        yield WholeTexts(known_logits(model.engine, tokenizer.vocab_size), used.model.seq_length)
+        yield CachedTexts(model.engine, tokenizer.vocab_size, used.model.seq_length)
 
 
 def decoder_of(used: RunConfig, find: Callable[[], "Checkpoint"], tokenizer: Tokenizer) -> "Decoder":

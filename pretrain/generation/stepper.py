@@ -5,12 +5,10 @@ what is left in it is read again as if it began there. Both ways do the same, so
 """
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
-
-from pretrain.generation.decoder import Decoder
 
 
 class Stepper(Protocol):
@@ -77,31 +75,54 @@ class WholeTexts:
         return torch.stack([self._logits_of(torch.tensor([text]))[0, -1].float().cpu() for text in seen])
 
 
+class GrowingCache(Protocol):
+    """The keys and values of some texts."""
+
+    def selected(self, rows: Sequence[int]) -> Self:
+        """A cache of these rows alone."""
+        ...
+
+    def replace(self, rows: Sequence[int], part: Self) -> None:
+        """Put the rows of `part` in place of `rows`."""
+        ...
+
+
+class Extending(Protocol):
+    """A model with a cache: a decoder, or an engine on all its ranks."""
+
+    def new_cache(self, rows: int) -> Any: ...
+
+    def extend(self, tokens: Sequence[Sequence[int]], cache: Any) -> Tensor: ...
+
+
 class CachedTexts:
     """Computes only the new token of each text."""
 
-    def __init__(self, decoder: Decoder, vocab_size: int) -> None:
+    def __init__(self, model: Extending, vocab_size: int, max_context: int) -> None:
         """`vocab_size`: tokens that the tokenizer has; the model may predict more."""
-        self._decoder, self._vocab_size = decoder, vocab_size
+        self._model, self._vocab_size, self._max_context = model, vocab_size, max_context
 
     def start(self, texts: Sequence[Sequence[int]]) -> Tensor:
-        self._windows = Windows(texts, self._decoder.model.seq_length)
-        self._cache = self._decoder.new_cache(len(texts))
-        return self._known(self._decoder.extend([self._windows.seen(row) for row in range(len(texts))], self._cache))
+        self._windows = Windows(texts, self._max_context)
+        self._cache: GrowingCache = self._model.new_cache(len(texts))
+        return self._known(self._model.extend([self._windows.seen(row) for row in range(len(texts))], self._cache))
 
     def step(self, tokens: Sequence[int]) -> Tensor:
         moved = self._windows.add(tokens)
         others = [row for row in range(len(tokens)) if row not in moved]
         if not moved:
-            return self._known(self._decoder.extend([[token] for token in tokens], self._cache))
+            return self._known(self._model.extend([[token] for token in tokens], self._cache))
         logits: dict[int, Tensor] = {}
         if others:
             part = self._cache.selected(others)
-            found = self._decoder.extend([[tokens[row]] for row in others], part)
+            found = self._model.extend([[tokens[row]] for row in others], part)
             self._cache.replace(others, part)
             logits |= dict(zip(others, found, strict=True))
-        for row in moved:
-            logits[row] = self._decoder.restart(self._cache, row, self._windows.seen(row))
+        if moved:
+            part = self._model.new_cache(len(moved))
+            found = self._model.extend([self._windows.seen(row) for row in moved], part)
+            self._cache.replace(moved, part)
+            logits |= dict(zip(moved, found, strict=True))
         return self._known(torch.stack([logits[row] for row in range(len(tokens))]))
 
     def keep(self, rows: Sequence[int]) -> None:

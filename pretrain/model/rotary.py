@@ -21,13 +21,24 @@ class RotaryTables(RotaryEmbedding):
         super().__init__(head_size, rotary_percent=1.0, rotary_base=base, use_cpu_initialization=True)
         self._dtype = dtype
         self._tables: Tensor | None = None
+        self.places: Tensor | None = None
+        """Places [b, s] of the tokens that come next, in texts with a cache; None: each row starts at 0."""
 
     def forward(self, length: int, **_: Any) -> Tensor:
-        """Cosines and sines [2, s, 1, 1, d / 2] of the first `length` positions."""
+        """Cosines and sines [2, s, 1, 1, d / 2] of the first `length` positions, or [2, s, b, 1, d / 2] of `places`."""
+        if self.places is not None:
+            return self._whole(self._longest)[:, self.places.T, 0]
+        return self._whole(length)[:, :length]
+
+    def at(self, places: Tensor | None, longest: int = 0) -> None:
+        """Give the tables of these places, which are below `longest`, until this is called with None."""
+        self.places, self._longest = places, longest
+
+    def _whole(self, length: int) -> Tensor:
         if self._tables is None or self._tables.shape[1] < length:
             angles = self.get_emb(length).chunk(2, -1)[0]
             self._tables = torch.stack((angles.cos(), angles.sin())).to(self._dtype)
-        return self._tables[:, :length]
+        return self._tables
 
 
 def rotate(heads: Tensor, tables: Tensor) -> Tensor:

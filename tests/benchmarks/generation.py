@@ -51,10 +51,10 @@ def main() -> None:
     for length in (256, 1024):
         model, new = decoder(length), length - 4
         slow = tokens_per_second(WholeTexts(whole(model), length), 1, new)
-        single = tokens_per_second(CachedTexts(model, VOCAB), 1, new)
+        single = tokens_per_second(CachedTexts(model, VOCAB, length), 1, new)
         print(f"to {length} tokens: whole texts {slow:.0f} tokens/s, cache {single:.0f}, ratio {single / slow:.1f}")
         for rows in (8, 32):
-            many = tokens_per_second(CachedTexts(model, VOCAB), rows, new)
+            many = tokens_per_second(CachedTexts(model, VOCAB, length), rows, new)
             print(f"  batch {rows}: {many:.0f} tokens/s, {many / single:.1f} times batch 1")
 
 

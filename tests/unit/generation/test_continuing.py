@@ -105,11 +105,11 @@ def test_a_batch_with_a_cache_writes_what_single_whole_texts_do(family: str, tem
     def whole(tokens: Tensor) -> Tensor:
         return decoder.extend(tokens.tolist(), decoder.new_cache(1))[:, None]
 
-    together = drawn(CachedTexts(decoder, VOCAB), PROMPTS, choice)
+    together = drawn(CachedTexts(decoder, VOCAB, 16), PROMPTS, choice)
     assert together == drawn(WholeTexts(whole, 16), PROMPTS, choice)
     for number, prompt in enumerate(PROMPTS):
         (made,) = made_from([prompt], seed=7 + number)
-        continue_all(CachedTexts(decoder, VOCAB), [made], choice, max_new_tokens=40, end_token=5)
+        continue_all(CachedTexts(decoder, VOCAB, 16), [made], choice, max_new_tokens=40, end_token=5)
         assert tokens_of(made) == together[number]
 
 
@@ -117,7 +117,7 @@ def test_log_probabilities_are_those_of_the_model() -> None:
     decoder = tiny_decoder("model=tiny_llama")
     (made,) = made_from([[8, 9]])
     options = {"max_new_tokens": 3, "end_token": 5, "log_probabilities": 2}
-    continue_all(CachedTexts(decoder, VOCAB), [made], replace(GREEDY, temperature=2.0, top_k=5), **options)
+    continue_all(CachedTexts(decoder, VOCAB, 16), [made], replace(GREEDY, temperature=2.0, top_k=5), **options)
     text = [8, 9, *tokens_of(made)]
     for place, chosen in enumerate(made.chosen, 2):
         values = decoder.extend([text[:place]], decoder.new_cache(1))[0].double().log_softmax(0)
@@ -128,7 +128,7 @@ def test_log_probabilities_are_those_of_the_model() -> None:
 
 def test_what_a_tokenizer_lacks_is_never_drawn() -> None:
     decoder = tiny_decoder("model=tiny_llama")
-    assert max(token for row in drawn(CachedTexts(decoder, 20), [[8, 9]] * 4, GREEDY) for token in row) < 20
+    assert max(token for row in drawn(CachedTexts(decoder, 20, 16), [[8, 9]] * 4, GREEDY) for token in row) < 20
 
 
 @pytest.fixture(scope="module")
