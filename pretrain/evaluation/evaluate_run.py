@@ -17,10 +17,11 @@ from pretrain.config.errors import ConfigError, Problem, RunError
 from pretrain.config.load import read_run_config
 from pretrain.config.run import RunConfig
 from pretrain.distributed.grid import world_from_environment
+from pretrain.evaluation.plot import draw_figures
 from pretrain.evaluation.tasks import Task, read_tasks
 from pretrain.run.tokenizer import tokenizer_of
 
-RESULTS = "evaluation.json"
+RESULTS, PLOT = "evaluation.json", "evaluation.png"
 HARNESS = "lm_eval:"
 """Before the name of a task of lm-evaluation-harness."""
 
@@ -65,6 +66,8 @@ def evaluate_run(config: EvaluateConfig) -> list[Result]:
     if rank == 0:
         described = [asdict(result) for result in results]
         write_durably(run / RESULTS, (json.dumps(described, indent=1) + "\n").encode())
+        if len(finders) > 1:
+            write_durably(run / PLOT, draw_figures(trained.run.name, curves_of(results)))
     return results
 
 
@@ -129,6 +132,16 @@ def _require_harness() -> None:
             f"tasks of {HARNESS.removesuffix(':')} need lm-evaluation-harness, which is not installed",
             "pip install 'pretrain[eval]'",
         )
+
+
+def curves_of(results: Sequence[Result]) -> dict[str, dict[str, list[tuple[int, float, float]]]]:
+    """Step, value and standard error of each checkpoint, by figure and task."""
+    curves: dict[str, dict[str, list[tuple[int, float, float]]]] = {}
+    for each in results:
+        step = int(each.checkpoint.rpartition("-")[2])
+        for figure, (value, error) in each.figures.items():
+            curves.setdefault(figure, {}).setdefault(each.task, []).append((step, value, error))
+    return curves
 
 
 def lines_of(results: Sequence[Result]) -> list[list[str]]:

@@ -28,6 +28,7 @@ def test_all_checkpoints_have_all_figures(shared, plain_run, tasks):
         (step, task) for step in ("08", "12", "16") for task in ("questions", "texts")
     ]
     assert len(done.stdout.splitlines()) == 1 + 3 * (4 + 1)
+    assert (plain_run / "evaluation.png").read_bytes().startswith(b"\x89PNG")
     texts = [each["figures"]["bits_per_byte"][0] for each in results if each["task"] == "texts"]
     assert texts[0] > texts[-1] > 0  # it learned
 
