@@ -11,13 +11,14 @@ from tests.support.exporting import FAMILIES, saved, write_folder
 from tests.support.models import batch_of, batches, run_config
 from tests.support.ranks import run_ranks
 
-FOUR_LAYERS = ("llama", "model.num_layers=4", "model.num_query_groups=2", "model.num_heads=4")
+EIGHT_LAYERS = ("llama", "model.num_layers=8", "model.num_query_groups=2", "model.num_heads=4")
 LAYOUTS = [
     (4, {"tp": 2, "zero_stage": 3}),
     (2, {"pp": 2, "vp": 2, "zero_stage": 1}),
     pytest.param(8, {"tp": 2, "pp": 2, "zero_stage": 3, "sp": True}, marks=pytest.mark.full),
     pytest.param(2, {"tp": 2, "zero_stage": 0}, marks=pytest.mark.full),
-    pytest.param(4, {"pp": 4, "zero_stage": 2}, marks=pytest.mark.full),
+    pytest.param(4, {"pp": 4, "vp": 2, "zero_stage": 2}, marks=pytest.mark.full),
+    pytest.param(4, {"tp": 4}, marks=pytest.mark.full),
 ]
 
 
@@ -37,7 +38,7 @@ def test_transformers_computes_the_same_logits(family, tmp_path):
 @pytest.mark.parametrize(("world_size", "layout"), LAYOUTS)
 def test_every_layout_gives_the_same_bytes(world_size, layout, tmp_path):
     def digests(world: int, **chosen: Any) -> dict[str, str]:
-        config = run_config(*FOUR_LAYERS, *batches(1), **chosen)
+        config = run_config(*EIGHT_LAYERS, *batches(1), **chosen)
         folder = tmp_path / f"{world}-{len(chosen)}"
         run_ranks(saved, world, config, folder)
         return write_folder(folder / "out", folder, config, shard_bytes=30_000)
