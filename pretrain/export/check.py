@@ -101,6 +101,12 @@ def difference(ours: "Tensor", theirs: "Tensor", tokens: "Tensor") -> Check:
     )
 
 
+def sample_texts() -> list[str]:
+    """Texts that every machine has: the paragraphs of some modules of Python."""
+    sources = (inspect.getsource(module) for module in (argparse, inspect))
+    return [text for source in sources for text in source.split("\n\n") if text]
+
+
 def _tokens(tokenizer: Tokenizer, length: int) -> "Tensor":
     """Text that every machine has: the source of a module of Python. There is no end of a document in it."""
     import torch

@@ -122,7 +122,7 @@ def _fill(folder: Path, config: ExportConfig, run: Path, trained: RunConfig) -> 
         "checkpoint": {"step": checkpoint.step, "manifest_sha256": digest},
         "dtype": config.dtype,
         "files": files,
-        "tokenizer": note,
+        "tokenizer": note and {"ids": note, **_compared_ids(config, run, trained, folder)},
         "versions": dict(_versions()),
         "check": _checked(config, run, trained, checkpoint, folder) if config.check else None,
     }
@@ -165,6 +165,20 @@ def _checked(
     )
     refuse_difference(found, config.dtype)
     return dataclasses.asdict(found)
+
+
+def _compared_ids(config: ExportConfig, run: Path, trained: RunConfig, folder: Path) -> dict[str, int]:
+    """How many of some texts have other IDs in the exported tokenizer; nothing with check=false."""
+    if not config.check:
+        return {}
+    from pretrain.export.check import sample_texts
+    from pretrain.export.tokenizer_json import different_ids
+
+    texts = sample_texts()
+    others, lost = different_ids(tokenizer_of(run, trained.data), folder, texts)
+    if lost:
+        raise RunError(f"the exported tokenizer does not give back {lost} of {len(texts)} texts")
+    return {"texts": len(texts), "with_other_ids": others}
 
 
 def _tokenizer_files(run: Path, trained: RunConfig) -> TokenizerFiles:

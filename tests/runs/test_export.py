@@ -55,6 +55,7 @@ def test_the_record_has_the_differences_of_logits(exported):
     weights = [path.name for path in exported.glob("model-*.safetensors")]
     assert sorted(weights) == sorted(record["files"]) and len(weights) > 2
     assert record["checkpoint"]["step"] == 16
+    assert record["tokenizer"]["with_other_ids"] == 0 and record["tokenizer"]["texts"] > 500
 
 
 def test_the_card_says_what_a_reader_must_know(exported):
