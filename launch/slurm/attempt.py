@@ -41,8 +41,10 @@ def run_attempt(overrides: Sequence[str], job: SlurmJob, run_dir: Path, signals:
     except OSError as error:
         if error.errno in SYSTEM_FAULTS:
             raise
-        remedy = "make room or choose another run.dir"
-        raise UserError(f"run.dir={str(run_dir)!r}: {folder} cannot be created ({error.strerror}); {remedy}") from None
+        raise UserError(
+            f"run.dir={str(run_dir)!r}: {folder} cannot be created ({error.strerror})",
+            "make room, or choose another run.dir",
+        ) from None
     attempts.began(
         run_dir,
         number,

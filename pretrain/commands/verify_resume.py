@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pretrain.commands.arguments import CommandParser, add_overrides, positive
+from pretrain.config.changes import REPLAYED_WITH
 
 if TYPE_CHECKING:
     from pretrain.resume.compare import StepPair
     from pretrain.resume.replay import ReplayReport
 
 DIVERGED = 1
-OVERRIDES = ("parallel.", "engine.", "train.micro_batch_size", "data.path", "data.cache.")
-"""The keys that may differ from the run; `pretrain.resume.replay` checks them."""
 
 HELP = """
 Repeats in memory the steps that were recorded after the newest checkpoint that has some. The run folder is only read,
@@ -39,7 +38,7 @@ def add_options(parser: CommandParser) -> None:
     parser.add_argument("--checkpoint", type=positive, metavar="STEP", help=help_)
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     add_overrides(parser, config_dir=False)
-    parser.override_prefixes = OVERRIDES
+    parser.override_prefixes = REPLAYED_WITH
 
 
 def run(given: argparse.Namespace) -> int:

@@ -75,7 +75,9 @@ def attention_request(
 def attention_problems(engine: EngineConfig, request: AttentionRequest) -> Iterator[Problem]:
     """The problem of a chosen kernel that does not support the request."""
     if engine.attention != "auto" and (reason := unsupported_reason(engine.attention, request)) is not None:
-        yield Problem("engine.attention", engine.attention, reason, f"or choose {_either(request)}")
+        rule, _, remedy = reason.partition("; ")
+        choice = f"choose {_either(request)}"
+        yield Problem("engine.attention", engine.attention, rule, f"{remedy}, or {choice}" if remedy else choice)
 
 
 def _either(request: AttentionRequest) -> str:

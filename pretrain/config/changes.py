@@ -49,6 +49,9 @@ DATA = frozenset({"data", "tokenizer"})
 NOT_OF_THE_RUN = frozenset({"run.accept_changes", "run.restart"})
 """Keys that apply to one start and are not a property of the run."""
 
+REPLAYED_WITH = ("parallel.", "engine.", "train.micro_batch_size", "data.path", "data.cache.")
+"""Keys that may differ from the run when `pretrain verify-resume` repeats its steps."""
+
 Kind = Literal["safe", "unsafe", "shape"]
 
 

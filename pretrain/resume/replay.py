@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_pipeline.stream.mixture import TrainingData
+from pretrain.config.changes import REPLAYED_WITH
 from pretrain.config.checks import check_run
 from pretrain.config.errors import RunError
 from pretrain.config.load import read_run_config, run_config_of, with_overrides
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 
 DEFAULT_STEPS = 10
 """Steps to recompute, at most, without `--steps`."""
-OVERRIDABLE = ("parallel.", "engine.", "train.micro_batch_size", "data.path", "data.cache.")
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ def verify_resume(
     Raises UserError if there is nothing to recompute or it cannot be recomputed here.
     """
     rank, world_size, _ = world_from_environment()
-    used = with_overrides(read_run_config(run / CONFIG_FILE), overrides, OVERRIDABLE)
+    used = with_overrides(read_run_config(run / CONFIG_FILE), overrides, REPLAYED_WITH)
     check_settings(run)
     check_run(used, world_size)
     dataset, _ = open_datasets(used)

@@ -8,11 +8,9 @@ from pathlib import Path
 import pytest
 
 from pretrain.cli import main
-from pretrain.commands import verify_resume
 from pretrain.commands.candidates import candidates, split_line
 from pretrain.commands.completion import BASH, ZSH
 from pretrain.commands.table import COMMANDS
-from pretrain.resume.replay import OVERRIDABLE
 from tests.support.runs import environment
 
 
@@ -62,10 +60,6 @@ def test_files_of_own_folders_complete(tmp_path: Path) -> None:
     before = f"pretrain train --config-dir '{tmp_path}/my conf'"
     assert texts(f"{before} model=m") == ["model=mine", "model=mt_nlg_530b"]
     assert texts(f"{before} +") == ["+recipes="] and texts(f"{before} +recipes=") == ["+recipes=small"]
-
-
-def test_verify_resume_completes_the_keys_that_it_takes() -> None:
-    assert verify_resume.OVERRIDES == OVERRIDABLE
 
 
 def test_completion_imports_neither_torch_nor_hydra() -> None:

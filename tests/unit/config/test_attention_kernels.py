@@ -50,17 +50,17 @@ def test_calls_are_those_of_the_model() -> None:
     [
         (
             ["engine.attention=cudnn", "engine.device=cpu"],
-            "engine.attention=cudnn: needs a GPU\n  hint: or choose engine.attention=auto or engine.attention=flash or "
+            "engine.attention=cudnn: needs a GPU\n  hint: choose engine.attention=auto or engine.attention=flash or "
             "engine.attention=math",
         ),
         (
             ["engine.attention=flash", "engine.device=cpu", "model.attention_dropout=0.1"],
-            "engine.attention=flash: has no dropout on a CPU; set model.attention_dropout=0\n  hint: or choose "
+            "engine.attention=flash: has no dropout on a CPU\n  hint: set model.attention_dropout=0, or choose "
             "engine.attention=auto or engine.attention=math",
         ),
         (
             ["engine.attention=flash", "engine.device=cuda"],
-            "engine.attention=flash: takes 16 bits only on a GPU; set engine.precision=bf16\n  hint: or choose "
+            "engine.attention=flash: takes 16 bits only on a GPU\n  hint: set engine.precision=bf16, or choose "
             "engine.attention=auto or engine.attention=efficient or engine.attention=math",
         ),
     ],

@@ -6,10 +6,11 @@ from dataclasses import asdict
 
 import pytest
 
+from pretrain.config.changes import REPLAYED_WITH
 from pretrain.config.errors import ConfigError, RunError
 from pretrain.config.load import to_yaml, with_overrides
 from pretrain.resume.on_start import ResumeProof
-from pretrain.resume.replay import OVERRIDABLE, check_settings, plan_replay
+from pretrain.resume.replay import check_settings, plan_replay
 from pretrain.resume.tolerance import Tolerance
 from pretrain.run.config_history import record_config
 from pretrain.tracking.metrics_file import METRICS_FILE
@@ -131,7 +132,7 @@ def test_nothing_to_replay_is_an_error(tmp_path, made, asked, words):
 
 
 def test_layout_and_engine_may_differ():
-    changed = with_overrides(OLD, ["parallel.tp=2", "engine.zero_stage=3", "data.path='a b'"], OVERRIDABLE)
+    changed = with_overrides(OLD, ["parallel.tp=2", "engine.zero_stage=3", "data.path='a b'"], REPLAYED_WITH)
     assert (changed.parallel.tp, changed.engine.zero_stage, changed.data.path) == (2, 3, "a b")
     assert changed.optim == OLD.optim
 
@@ -148,7 +149,7 @@ def test_layout_and_engine_may_differ():
 )
 def test_other_keys_and_wrong_values_are_refused(override, words):
     with pytest.raises(ConfigError, match=words):
-        with_overrides(OLD, [override], OVERRIDABLE)
+        with_overrides(OLD, [override], REPLAYED_WITH)
 
 
 # What a resumed run says by itself
