@@ -16,7 +16,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from data_pipeline.tokenizers.base import Tokenizer
 from pretrain.checkpoint.trained_model import TrainedModel
 from pretrain.config.errors import ConfigError, Problem, RunError
-from pretrain.evaluation.scoring import Request, score
+from pretrain.evaluation.scoring import Request, Scored, score_together
 
 
 class RunModel(TemplateLM):
@@ -67,17 +67,13 @@ class RunModel(TemplateLM):
         """Tasks that generate text are not scored."""
         raise RunError("tasks that generate text are not supported", "choose tasks that score choices or texts")
 
-    def _scored(self, requests: Sequence[Request]) -> Any:
-        groups = self._model.groups
-        return score(
+    def _scored(self, requests: Sequence[Request]) -> list[Scored]:
+        return score_together(
             self._model.engine,
             requests,
+            self._model.groups,
             seq_length=self._seq_length,
             batch_size=self._batch_size,
-            rank=groups.dp_rank,
-            size=groups.layout.dp,
-            control=groups.control,
-            contributes=groups.tp_rank == groups.pp_rank == 0,
         )
 
 

@@ -7,12 +7,16 @@ ranks share them. Only sums leave the ranks.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from pretrain.engine.interface import Engine
+
+if TYPE_CHECKING:
+    from pretrain.distributed.groups import ProcessGroups
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,29 @@ def score(
     if control is not None:
         dist.all_reduce(found, group=control)
     return [Scored(total, bool(greedy)) for total, greedy in found.tolist()]
+
+
+def score_together(
+    engine: Engine,
+    requests: Sequence[Request],
+    groups: "ProcessGroups",
+    *,
+    seq_length: int,
+    batch_size: int,
+    one_shape: bool = False,
+) -> list[Scored]:
+    """`score` on all ranks of these groups."""
+    return score(
+        engine,
+        requests,
+        seq_length=seq_length,
+        batch_size=batch_size,
+        rank=groups.dp_rank,
+        size=groups.layout.dp,
+        control=groups.control,
+        contributes=groups.tp_rank == groups.pp_rank == 0,
+        one_shape=one_shape,
+    )
 
 
 def _padded(requests: Sequence[Request], at_least: int) -> Tensor:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from data_pipeline.tokenizers.base import Tokenizer
 from pretrain.engine.interface import Engine
 from pretrain.evaluation.figures import Figure, figures_of
-from pretrain.evaluation.scoring import score
+from pretrain.evaluation.scoring import score_together
 from pretrain.evaluation.tasks import Task, requests_of
 
 if TYPE_CHECKING:
@@ -47,16 +47,12 @@ class TaskScorer:
         return {**values, "seconds_tasks": time.perf_counter() - started} if values else {}
 
     def _of(self, engine: Engine, task: Task) -> dict[str, Figure]:
-        groups = self._groups
-        scored = score(
+        scored = score_together(
             engine,
             self._requests[task.name],
+            self._groups,
             seq_length=self._seq_length,
             batch_size=self._batch_size,
-            rank=groups.dp_rank,
-            size=groups.layout.dp,
-            control=groups.control,
-            contributes=groups.tp_rank == groups.pp_rank == 0,
             one_shape=self._one_shape,
         )
         return figures_of(task, scored, self._tokenizer, self._seq_length)

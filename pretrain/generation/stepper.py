@@ -1,10 +1,10 @@
-"""The logits after some texts, one token at a time: from a cache, or from each whole text again.
+"""The logits after some texts, one token at a time, from a cache.
 
 A model sees `max_context` tokens at once. When a text has filled its window, the window moves on by half of it, and
-what is left in it is read again as if it began there. Both ways do the same, so that they write the same text.
+what is left in it is read again as if it began there.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol, Self
 
 import torch
@@ -50,29 +50,6 @@ class Windows:
 
     def keep(self, rows: Sequence[int]) -> None:
         self.texts, self.starts = [self.texts[row] for row in rows], [self.starts[row] for row in rows]
-
-
-class WholeTexts:
-    """Computes each whole text again: for engines in any layout. Time grows with the square of the length."""
-
-    def __init__(self, logits_of: Callable[[Tensor], Tensor], max_context: int) -> None:
-        """`logits_of` maps tokens [1, s] to logits [1, s, v]."""
-        self._logits_of, self._max_context = logits_of, max_context
-
-    def start(self, texts: Sequence[Sequence[int]]) -> Tensor:
-        self._windows = Windows(texts, self._max_context)
-        return self._logits()
-
-    def step(self, tokens: Sequence[int]) -> Tensor:
-        self._windows.add(tokens)
-        return self._logits()
-
-    def keep(self, rows: Sequence[int]) -> None:
-        self._windows.keep(rows)
-
-    def _logits(self) -> Tensor:
-        seen = (self._windows.seen(row) for row in range(len(self._windows.texts)))
-        return torch.stack([self._logits_of(torch.tensor([text]))[0, -1].float().cpu() for text in seen])
 
 
 class GrowingCache(Protocol):

@@ -15,8 +15,9 @@ from pretrain.config.load import load_generate_config, load_run_config
 from pretrain.generation.continuing import Continuation, continue_all
 from pretrain.generation.decoder import Decoder
 from pretrain.generation.growing_text import GrowingText
-from pretrain.generation.stepper import CachedTexts, Stepper, WholeTexts
+from pretrain.generation.stepper import CachedTexts, Stepper
 from pretrain.huggingface.weights import units
+from tests.support.whole_texts import WholeTexts
 
 VOCAB = 2048
 GREEDY = load_generate_config(["run=x", "temperature=0"])

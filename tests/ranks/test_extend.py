@@ -9,11 +9,12 @@ from pretrain.config.load import load_generate_config
 from pretrain.config.run import RunConfig
 from pretrain.generation.continuing import Continuation, continue_all
 from pretrain.generation.growing_text import GrowingText
-from pretrain.generation.stepper import CachedTexts, WholeTexts
+from pretrain.generation.stepper import CachedTexts
 from tests.support.models import EOD_ID, VOCAB_SIZE, batches, run_config
 from tests.support.randomised import randomise
 from tests.support.ranks import run_ranks
 from tests.support.training import start
+from tests.support.whole_texts import WholeTexts
 
 LAYERS = ("model.num_layers=4", "model.num_heads=4")
 MODELS = {"gpt": ("gpt", *LAYERS), "llama": ("llama", *LAYERS, "model.num_query_groups=2")}

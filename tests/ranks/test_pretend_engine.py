@@ -184,7 +184,7 @@ WAITS = (
     Wait(
         "copy from host in rotary_pos_embedding.get_emb", (*STEPS[::2], "forward and backward"), 2, has_rotary_positions
     ),
-    Wait("copy to host in stepper.<listcomp>", ("generation",), 4),  # the logits of each new token
+    Wait("copy to host in whole_texts.<listcomp>", ("generation",), 4),  # the logits of each new token
     Wait("copy to host in files._with_storage_of_its_own", ("save",), ANY),
     Wait("item in adam.<genexpr>", ("save",), ANY),  # how many updates Adam has made
     Wait("copy from host in store._load", ("restore",), ANY),

@@ -21,10 +21,10 @@ from pretrain.engine.build import build_engine
 from pretrain.engine.interface import Engine
 from pretrain.generation.continuing import Continuation, continue_all
 from pretrain.generation.growing_text import GrowingText
-from pretrain.generation.stepper import WholeTexts
 from pretrain.run.state import RunState
 from tests.support.models import EOD_ID, VOCAB_SIZE
 from tests.support.training import LR, own_batch
+from tests.support.whole_texts import WholeTexts
 
 Watch = Callable[[str], AbstractContextManager[Any]]
 """Around each part of a course, by its name."""

@@ -17,10 +17,11 @@ from pretrain.config.load import load_generate_config, load_run_config
 from pretrain.generation.continuing import Continuation, continue_all
 from pretrain.generation.decoder import Decoder
 from pretrain.generation.growing_text import GrowingText
-from pretrain.generation.stepper import CachedTexts, WholeTexts
+from pretrain.generation.stepper import CachedTexts
 from pretrain.huggingface.weights import units
 from tests.support.corpus import make_texts
 from tests.support.randomised import random_weight
+from tests.support.whole_texts import WholeTexts
 
 GREEDY = load_generate_config(["run=x", "temperature=0"])
 VOCAB = 61
