@@ -4,8 +4,9 @@ import functools
 import importlib.util
 import json
 import logging
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -64,7 +65,7 @@ def evaluate_run(config: EvaluateConfig) -> list[Result]:
             if harness:
                 results += _harness_results(model, harness, tokenizer, used, config, checkpoint.folder.name)
     if rank == 0:
-        described = [asdict(result) for result in results]
+        described = [asdict(result) | {"figures": _for_json(result.figures)} for result in results]
         write_durably(run / RESULTS, (json.dumps(described, indent=1) + "\n").encode())
         if len(finders) > 1:
             write_durably(run / PLOT, draw_figures(trained.run.name, curves_of(results)))
@@ -132,6 +133,11 @@ def _require_harness() -> None:
             f"tasks of {HARNESS.removesuffix(':')} need lm-evaluation-harness, which is not installed",
             "pip install 'pretrain[eval]'",
         )
+
+
+def _for_json(figures: Mapping[str, tuple[float, float]]) -> dict[str, list[float | None]]:
+    """Value and standard error by name; null instead of NaN, which JSON does not have."""
+    return {name: [None if math.isnan(each) else each for each in pair] for name, pair in figures.items()}
 
 
 def curves_of(results: Sequence[Result]) -> dict[str, dict[str, list[tuple[int, float, float]]]]:

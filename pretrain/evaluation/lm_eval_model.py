@@ -90,7 +90,7 @@ def harness_figures(
     if unknown:
         hint = f"there are {', '.join(sorted(manager.all_tasks)[:20])}"
         raise ConfigError([Problem("tasks", f"lm_eval:{unknown[0]}", "the harness has no such task", hint)])
-    found = simple_evaluate(model, tasks=list(names), task_manager=manager, bootstrap_iters=0, log_samples=False)
+    found = simple_evaluate(model, tasks=list(names), task_manager=manager, bootstrap_iters=100, log_samples=False)
     results: dict[str, tuple[int, dict[str, tuple[float, float]]]] = {}
     for name in names:
         values = found["results"][name]

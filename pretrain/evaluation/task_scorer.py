@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from data_pipeline.tokenizers.base import Tokenizer
+from pretrain.config.errors import ConfigError, Problem
 from pretrain.engine.interface import Engine
 from pretrain.evaluation.figures import Figure, figures_of
 from pretrain.evaluation.scoring import score_together
@@ -27,10 +28,18 @@ class TaskScorer:
         groups: "ProcessGroups",
         one_shape: bool = False,
     ) -> None:
-        """`one_shape`: all batches have the same shape, so that a compiled model is compiled once."""
+        """`one_shape`: all batches have the same shape, so that a compiled model is compiled once.
+
+        Raises ConfigError if a choice is longer than the model sees.
+        """
         self._tasks, self._tokenizer, self._groups = tasks, tokenizer, groups
         self._seq_length, self._batch_size, self._one_shape = seq_length, batch_size, one_shape
         self._requests = {task.name: requests_of(task, tokenizer, seq_length) for task in tasks}
+        for name, requests in self._requests.items():
+            longest = max(len(request.continuation) for request in requests)
+            if longest > seq_length:
+                rule = f"has a choice of {longest} tokens, and the model sees {seq_length} at once (model.seq_length)"
+                raise ConfigError([Problem("tasks", name, rule, "leave the question out")])
 
     def figures(self, engine: Engine) -> dict[str, dict[str, Figure]]:
         """The figures of each task by name."""

@@ -44,7 +44,7 @@ def read_tasks(paths: Sequence[str], key: str = "tasks") -> list[Task]:
 def read_task(path: Path, key: str = "tasks") -> Task:
     """The task of a file, named after it; raises ConfigError with file:line."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # not splitlines: JSON may hold U+2028
     except OSError as error:
         raise ConfigError([Problem(key, str(path), f"cannot be read: {error.strerror}")]) from None
     except UnicodeDecodeError as error:

@@ -173,14 +173,14 @@ def _batches(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
 def read_prompts(path: Path) -> list[str]:
     """The prompts of a file: a text on each line, or a JSON object with `prompt`; raises UserError with file:line."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except OSError as error:
         raise ConfigError([Problem("prompts", str(path), f"cannot be read: {error.strerror}")]) from None
     except UnicodeDecodeError as error:
         raise ConfigError([Problem("prompts", str(path), f"is not UTF-8 text: byte {error.start}")]) from None
     if path.suffix == ".jsonl":
         lines = [_prompt_of(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
-    if not lines:
+    if lines in ([], [""]):
         raise ConfigError([Problem("prompts", str(path), "has no prompt")])
     return lines
 

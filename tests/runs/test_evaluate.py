@@ -29,6 +29,7 @@ def test_all_checkpoints_have_all_figures(shared, plain_run, tasks):
     ]
     assert len(done.stdout.splitlines()) == 1 + 3 * (4 + 1)
     assert (plain_run / "evaluation.png").read_bytes().startswith(b"\x89PNG")
+    assert "NaN" not in (plain_run / "evaluation.json").read_text()
     texts = [each["figures"]["bits_per_byte"][0] for each in results if each["task"] == "texts"]
     assert texts[0] > texts[-1] > 0  # it learned
 
@@ -66,6 +67,15 @@ def test_validations_score_tasks_too(place, tasks):
     place.command("evaluate", "run=runs/with-tasks", tasks, "device=cpu")
     results = json.loads((place.run_dir("with-tasks") / "evaluation.json").read_text())
     assert results[1]["figures"]["bits_per_byte"][0] == pytest.approx(found["task/texts/bits_per_byte"], abs=1e-5)
+
+
+def test_a_choice_longer_than_the_context_is_refused(place, plain_run, tmp_path):
+    line = {"context": "a", "choices": ["b", "word " * 80], "answer": 0}
+    (tmp_path / "long.jsonl").write_text(json.dumps(line) + "\n")
+    message = user_error(
+        place.command("evaluate", f"run={plain_run}", f"tasks=['{tmp_path}/long.jsonl']", "device=cpu")
+    )
+    assert "tasks=long: has a choice of" in message and "the model sees 32 at once" in message
 
 
 def test_a_wrong_task_is_refused_before_training(place, tmp_path):

@@ -58,6 +58,11 @@ def test_a_file_without_lines_is_refused(tmp_path):
         read_task(tmp_path / "nowhere.jsonl")
 
 
+def test_line_separators_of_unicode_stay_in_a_line(tmp_path):
+    line = json.dumps({"text": "a\u2028b\u0085c"}, ensure_ascii=False) + "\n"
+    assert read_task(written(tmp_path, line, {"text": "d"})).texts == ("a\u2028b\u0085c", "d")
+
+
 def test_continuations_are_tokens_of_the_whole_text(tokenizer):
     for context, continuation in (("the old man", " went"), ("the old man ", "went"), ("a", "b"), ("x  ", "  y")):
         request = request_of(context, continuation, tokenizer)
