@@ -119,7 +119,7 @@ def test_training_with_each_kernel_equals_plain_torch(kernel: str) -> None:
 
 def test_an_unsupported_kernel_is_refused_on_the_device() -> None:
     with pytest.raises(
-        RanksFailed, match=r"ConfigError: engine.attention=cudnn: needs a GPU\n  hint: or choose engine.att"
+        RanksFailed, match=r"ConfigError: engine.attention=cudnn: needs a GPU\n  hint: choose engine.att"
     ):
         run_ranks(begin, 1)
 
