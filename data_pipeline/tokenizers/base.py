@@ -65,8 +65,8 @@ class Tokenizer(Protocol):
 class TokenizerSettings:
     """Settings that a tokenizer's file does not contain, stored beside it as `NAME.settings.json`."""
 
-    eod: str | None = None
-    """The special token that ends a document. None: the first of the usual names."""
+    eod: str | int | None = None
+    """The special token that ends a document, by name or ID; its name in files. None: the first of the usual names."""
     pattern: str | None = None
     """The pre-tokenization pattern: a regular expression or the name of a known encoding (tiktoken files)."""
     special_tokens: Mapping[str, int] = field(default_factory=dict)
@@ -104,10 +104,15 @@ def settings_path(tokenizer: Path) -> Path:
     return tokenizer.with_name(f"{tokenizer.stem}.settings.json")
 
 
-def find_eod(name: str, ids: Mapping[str, int], wanted: str | None, remedy: str) -> str:
-    """The token that ends documents: `wanted`, or the first of the usual names. `ids` holds all candidates."""
-    candidates = EOD_NAMES if wanted is None else (wanted,)
-    found = next((token for token in candidates if token in ids), None)
+def find_eod(name: str, ids: Mapping[str, int], wanted: str | int | None, remedy: str) -> str:
+    """The token that ends documents: `wanted`, a name or an ID, or the first of the usual names.
+
+    `ids` holds all candidates.
+    """
+    if isinstance(wanted, int):
+        found = next((token for token, index in ids.items() if index == wanted), None)
+    else:
+        found = next((token for token in ([wanted] if wanted else EOD_NAMES) if token in ids), None)
     if found is None:
         listed = ", ".join([*list(ids)[:MAX_LISTED_TOKENS], *(["..."] if len(ids) > MAX_LISTED_TOKENS else [])])
         fault = "has no special token with a usual name to end documents with"

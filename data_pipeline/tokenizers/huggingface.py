@@ -46,9 +46,7 @@ class HuggingFaceTokenizer:
         special = {token["content"]: int(token["id"]) for token in self._record["added_tokens"]}
         wanted = (settings or TokenizerSettings()).eod
         # In some files the token is only in the vocabulary.
-        plain = {
-            token: vocabulary[token] for token in (*EOD_NAMES, wanted) if token is not None and token in vocabulary
-        }
+        plain = {token: index for token, index in vocabulary.items() if token in EOD_NAMES or wanted in (token, index)}
         eod = find_eod(name, special | plain, wanted, "name one as tokenizer.eod")
         self.settings = TokenizerSettings(eod=eod)
         self.eod_id: int = vocabulary[eod]

@@ -52,8 +52,11 @@ class TokenizerFiles:
         names = [kind.file_name for kind in KINDS if (folder / kind.file_name).exists()]
         return cls.read(folder / names[0]) if names else None
 
-    def load(self, fingerprint: str | None = None, eod: str | None = None) -> Tokenizer:
-        """The tokenizer. Raises DataError if the file is invalid or has another fingerprint."""
+    def load(self, fingerprint: str | None = None, eod: str | int | None = None) -> Tokenizer:
+        """The tokenizer. `eod` is the name or ID of the token that ends documents.
+
+        Raises DataError if the file is invalid or has another fingerprint.
+        """
         beside = self.place.removesuffix(self.name) + settings_path(Path(self.name)).name
         settings = TokenizerSettings.parse(self.settings, beside) if self.settings else TokenizerSettings()
         if eod is not None:
@@ -73,11 +76,11 @@ class TokenizerFiles:
                 other.unlink()
 
 
-def load_tokenizer(path: Path, fingerprint: str | None = None, *, eod: str | None = None) -> Tokenizer:
+def load_tokenizer(path: Path, fingerprint: str | None = None, *, eod: str | int | None = None) -> Tokenizer:
     """Load a SentencePiece .model, a Hugging Face tokenizer.json or a tiktoken file.
 
-    `eod` names the token that ends documents. Raises DataError if the file is invalid or its fingerprint is not the
-    given one.
+    `eod` is the name or ID of the token that ends documents. Raises DataError if the file is invalid or its fingerprint
+    is not the given one.
     """
     return TokenizerFiles.read(path).load(fingerprint, eod)
 

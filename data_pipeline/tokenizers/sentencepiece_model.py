@@ -1,5 +1,6 @@
 """SentencePiece models: text to token IDs and back without loss, also where SentencePiece itself loses text."""
 
+import dataclasses
 import functools
 import hashlib
 import importlib.util
@@ -69,8 +70,7 @@ class SentencePieceTokenizer:
                 f"{name}: is not a SentencePiece model (nor a Hugging Face tokenizer.json or a tiktoken file), or is "
                 "truncated"
             )
-        self.settings = settings or TokenizerSettings()
-        self.eod_id: int = self._find_eod(name)
+        self.settings, self.eod_id = self._find_eod(name, settings or TokenizerSettings())
         """Follows each document. By default it is SentencePiece's end-of-sentence piece."""
         self._mark_ids = self._byte_ids(SPACE_MARK)
         self._segments = self._cuts_safely()
@@ -185,14 +185,18 @@ class SentencePieceTokenizer:
         text: str = self._processor.decode([int(index) for index in ids])
         return text
 
-    def _find_eod(self, name: str) -> int:
-        found: int = self._processor.eos_id()
-        if self.settings.eod is not None:
+    def _find_eod(self, name: str, settings: TokenizerSettings) -> tuple[TokenizerSettings, int]:
+        """The settings with the name of the piece if it is not the usual one, and its ID."""
+        usual: int = self._processor.eos_id()
+        if settings.eod is not None:
+            if settings.eod == usual:
+                return dataclasses.replace(settings, eod=None), usual
             control = {piece: index for index, (piece, _, is_control, *_) in enumerate(self.pieces) if is_control}
-            return control[find_eod(name, control, self.settings.eod, "give one of them as tokenizer.eod")]
-        if found < 0:
+            eod = find_eod(name, control, settings.eod, "give one of them as tokenizer.eod")
+            return dataclasses.replace(settings, eod=eod), control[eod]
+        if usual < 0:
             raise DataError(f"{name}: has no end-of-sentence piece to end documents with", "train it with eos_id >= 0")
-        return found
+        return settings, usual
 
     def _plan(self, text: str, parts: list[str]) -> list[int | None]:
         """Append the parts of one text to `parts`. Returns their indices in order, with None for each U+2581 between

@@ -39,7 +39,7 @@ def open_foreign(folder: Path) -> ForeignCheckpoint:
     """The folder as a checkpoint; raises UserError that names the key, file or tensor if it cannot be read."""
     weights = ForeignWeights(folder)
     tokenizer = tokenizer_files_of(folder)
-    fingerprint = tokenizer.load().fingerprint if tokenizer else None
+    fingerprint = tokenizer.load(eod=weights.end_token).fingerprint if tokenizer else None
     manifest: dict[str, Any] = {
         "state": {"step": 0},
         "config": {"model": asdict(weights.model)},

@@ -47,6 +47,8 @@ def find_fitting(init_from: str, model: ModelConfig, tokenizer: TokenizerRecord)
     problems: list[Problem | str] = [*_other_shape(found, model), *_other_tokenizer(found, model, tokenizer)]
     if problems:
         raise ConfigError(problems)
+    if (base := found.manifest["config"]["model"].get("rope_base", model.rope_base)) != model.rope_base:
+        log.warning("model.rope_base=%g: the weights in %s were trained with %g", model.rope_base, found.folder, base)
     return found
 
 
@@ -116,7 +118,9 @@ def _other_tokenizer(found: Checkpoint, model: ModelConfig, tokenizer: Tokenizer
     hint = f"prepare this text into another data.path with the tokenizer in {data}, which tokenizer.path must name"
     size, fingerprint = manifest.get("vocab_size"), manifest.get("tokenizer_fingerprint")
     same_size = size == model_vocab_size(model, tokenizer.vocab_size)
-    same_tokenizer = fingerprint == tokenizer.fingerprint
+    if fingerprint is None:
+        log.warning("%s has no tokenizer: whether its IDs are those of the data is not known", found.folder)
+    same_tokenizer = fingerprint in (None, tokenizer.fingerprint)
     if same_tokenizer and isinstance(size, int) and size > model_vocab_size(model, tokenizer.vocab_size):
         rule = f"the weights in {found.folder} are of {size} tokens, the tokenizer has {tokenizer.vocab_size}"
         yield Problem("model.vocab_size", model.vocab_size, rule, f"set model.vocab_size={size}")

@@ -37,7 +37,7 @@ def import_folder(config: ImportConfig) -> Path:
     if not folder.is_dir():
         raise ConfigError([Problem("folder", config.folder, "no such folder", "give a folder with a config.json")])
     weights = ForeignWeights(folder)
-    files = _tokenizer_files(config, folder)
+    files = _tokenizer_files(config, weights)
     tokenizer = files.load()
     if tokenizer.vocab_size > weights.vocab_size:
         rule = f"has {tokenizer.vocab_size} tokens, and the model predicts only {weights.vocab_size}"
@@ -66,13 +66,13 @@ def _refuse_existing(config: ImportConfig) -> None:
         raise ConfigError([Problem("run", config.run, "exists already", "name a new folder, or remove this one")])
 
 
-def _tokenizer_files(config: ImportConfig, folder: Path) -> TokenizerFiles:
+def _tokenizer_files(config: ImportConfig, weights: "ForeignWeights") -> TokenizerFiles:
     from pretrain.checkpoint.foreign import tokenizer_files_of
 
-    found = TokenizerFiles.read(Path(config.tokenizer)) if config.tokenizer else tokenizer_files_of(folder)
+    found = TokenizerFiles.read(Path(config.tokenizer)) if config.tokenizer else tokenizer_files_of(weights.folder)
     if found is None:
-        raise RunError(f"{folder}: has no tokenizer.json and no tokenizer.model", "name the file as tokenizer")
-    tokenizer = found.load(eod=config.eod)
+        raise RunError(f"{weights.folder}: has no tokenizer.json and no tokenizer.model", "name the file as tokenizer")
+    tokenizer = found.load(eod=weights.end_token if config.eod is None else config.eod)
     return dataclasses.replace(found, name=tokenizer.file_name, settings=tokenizer.settings.to_json())
 
 

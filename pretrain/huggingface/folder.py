@@ -17,10 +17,12 @@ from torch import Tensor
 from pretrain.config.errors import ConfigError, RunError
 from pretrain.config.model import ModelConfig
 from pretrain.huggingface.architectures import GPT2, architecture_of
-from pretrain.huggingface.foreign_config import model_of
+from pretrain.huggingface.foreign_config import end_token_of, model_of, vocab_size_of
 from pretrain.huggingface.weights import Unit, units
 
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+_FIRST_BYTES = 4096
+"""Bytes of each tensor that enter the digest."""
 _BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
 """Endings of tensors that older versions of transformers wrote beside the weights."""
 
@@ -36,11 +38,10 @@ class ForeignWeights:
         config = read_json(folder / CONFIG)
         try:
             self.model: ModelConfig = model_of(config, name=folder.resolve().name)
-            self.vocab_size = int(config["vocab_size"])
+            self.vocab_size = vocab_size_of(config)
+            self.end_token = end_token_of(config)
         except ConfigError as error:
             raise ConfigError([f"{folder / CONFIG}: {problem}" for problem in error.problems]) from None
-        except (KeyError, TypeError, ValueError) as error:
-            raise RunError(f"{folder / CONFIG}: has no valid {error}") from None
         self._files = _files_of_tensors(folder)
         self._prefix = _missing_prefix(self.model, self._files)
         self._check()
@@ -64,12 +65,21 @@ class ForeignWeights:
         return self._held[1][unit.ours.index(name)]
 
     def digest(self) -> str:
-        """SHA-256 of the configuration, and of the names, shapes and places of all tensors; values are not read."""
+        """SHA-256 of the configuration, of the names and shapes of all tensors, and of the first values of each.
+
+        It differs for models of one shape, as a fine-tuned one and its base, and reads little of their files.
+        """
         found = hashlib.sha256((self.folder / CONFIG).read_bytes())
         for file in sorted(set(self._files.values())):
             with (self.folder / file).open("rb") as stream:
-                length = int.from_bytes(stream.read(8), "little")
-                found.update(stream.read(length))
+                header = stream.read(int.from_bytes(stream.read(8), "little"))
+                found.update(header)
+                begin = stream.tell()
+                for name, entry in sorted(json.loads(header).items()):
+                    if name != "__metadata__":
+                        first, end = entry["data_offsets"]
+                        stream.seek(begin + first)
+                        found.update(stream.read(min(end - first, _FIRST_BYTES)))
         return found.hexdigest()
 
     @cached_property
@@ -87,20 +97,13 @@ class ForeignWeights:
         return tensor.to(torch.float32)
 
     def _check(self) -> None:
-        wanted = {
-            name.removeprefix(self._prefix): shape
-            for unit in self.units
-            for name, shape in zip(unit.theirs, unit.their_shapes, strict=True)
-        }
         found = dict(self._stored_shapes())
-        for name in wanted:
-            if name not in found:
-                raise RunError(f"{self.folder}: has no tensor {name}", "is a weight file missing?")
-            if found[name] != wanted[name]:
-                raise RunError(
-                    f"{self.folder / self._files[name]}: {name} is {list(found[name])}, {CONFIG} describes "
-                    f"{list(wanted[name])}"
-                )
+        wanted: set[str] = set()
+        for unit in units(self.model, self.vocab_size):  # one after another: a wrong number of layers may be huge
+            for name, shape in zip(unit.theirs, unit.their_shapes, strict=True):
+                stored = name.removeprefix(self._prefix)
+                self._check_tensor(stored, shape, found)
+                wanted.add(stored)
         tied = ("lm_head.weight",) if self.model.tie_embeddings else ()
         others = [name for name in found if name not in wanted and name not in tied and not name.endswith(_BUFFERS)]
         if others:
@@ -109,12 +112,22 @@ class ForeignWeights:
                 "a model with other layers than its class cannot be read",
             )
 
+    def _check_tensor(self, name: str, shape: tuple[int, ...], found: Mapping[str, tuple[int, ...]]) -> None:
+        if name not in found:
+            raise RunError(f"{self.folder}: has no tensor {name}", "is a weight file missing?")
+        if found[name] != shape:
+            raise RunError(
+                f"{self.folder / self._files[name]}: {name} is {list(found[name])}, {CONFIG} describes {list(shape)}"
+            )
+
     def _stored_shapes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
         for file in sorted(set(self._files.values())):
             path = self.folder / file
             try:
                 with safe_open(path, framework="pt") as opened:
                     for name in opened.keys():  # noqa: SIM118  # not a dict
+                        if self._files.get(name) != file:
+                            raise RunError(f"{self.folder / INDEX}: does not name {file} as the file of {name}")
                         yield name, tuple(opened.get_slice(name).get_shape())
             except FileNotFoundError:
                 raise RunError(f"{path}: no such file, which {INDEX} names") from None

@@ -56,6 +56,13 @@ def test_initial_weights_are_checked_if_own_ones_are_damaged(old, tmp_path):
         initial_weights_finder(config, dataset)()
 
 
+def test_another_rotary_base_is_taken_with_a_warning(old, tmp_path, caplog):
+    found(old, tmp_path / "new")
+    assert caplog.text == ""
+    found(old, tmp_path / "new", "model.rope_base=500000")
+    assert "model.rope_base=500000: the weights in" in caplog.text
+
+
 def test_keys_that_keep_the_weights_valid_may_change(old, tmp_path):
     changes = ("model.hidden_dropout=0.3", "model.seq_length=32", "model.rope_base=500000", "model.vocab_multiple_of=8")
     heads = OLD.model.num_heads

@@ -1,6 +1,7 @@
 """A folder that is not whole, or of a model that is computed otherwise, is refused before any weight is read."""
 
 import json
+import math
 import pickle
 from pathlib import Path
 
@@ -126,12 +127,64 @@ def test_an_index_cannot_name_files_elsewhere(tmp_path):
         ({"intermediate_size": 8}, "gate_proj.weight is"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "rope_scaling.rope_type=llama3"),
         ({"architectures": ["MambaForCausalLM"]}, "architectures=['MambaForCausalLM']: must be one of"),
-        ({"vocab_size": "many"}, "has no valid invalid literal"),
+        ({"vocab_size": "many"}, "vocab_size=many: must be a whole number of at least 1"),
+        ({"num_attention_heads": 0}, "num_attention_heads=0: must be a whole number"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling.rope_type=linear: must be 'default'"),
+        ({"rope_parameters": {"type": "linear", "factor": 2.0}}, "rope_parameters.rope_type=linear"),
+        ({"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, "must be one set of parameters"),
+        ({"rope_scaling": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor=0.5: must be 1"),
+        ({"rope_parameters": "linear"}, "rope_parameters=linear: must be an object"),
+        ({"num_hidden_layers": 10**12}, "has no tensor model.layers.2."),
+        ({"eos_token_id": "</s>"}, "eos_token_id=</s>: must be an ID"),
     ],
 )
 def test_another_model_than_described_is_refused(change, words, tmp_path):
     write(tmp_path, **change)
     assert words.replace("['", "[").replace("']", "]") in refusal(tmp_path).replace("['", "[").replace("']", "]")
+
+
+WRONG = (None, True, 0, -1, 1.5, 10**400, math.nan, "x", [], [1], {}, {"a": {}})
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_any_wrong_value_is_read_or_refused_by_key(shape, tmp_path):
+    write(tmp_path, shape)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for key in (*config, "rope_scaling", "partial_rotary_factor", "layer_types"):
+        for value in WRONG:
+            (tmp_path / "config.json").write_text(json.dumps(config | {key: value}))
+            try:
+                ForeignWeights(tmp_path)
+            except UserError as error:
+                assert key in str(error) or "describes" in str(error) or "tensor" in str(error), (key, value)
+
+
+def test_rope_scaling_stands_for_all_rope_parameters(tmp_path):
+    write(tmp_path, rope_theta=7.0, rope_parameters={"rope_theta": 8.0}, rope_scaling={"rope_theta": 9.0})
+    assert ForeignWeights(tmp_path).model.rope_base == 9.0
+
+
+@pytest.mark.parametrize(("given", "found"), [(7, 7), ([8, 9], 8), (None, None), ([], None)])
+def test_the_first_end_token_ends_documents(given, found, tmp_path):
+    write(tmp_path, eos_token_id=given)
+    assert ForeignWeights(tmp_path).end_token == found
+
+
+def test_an_index_must_name_the_file_of_each_tensor(tmp_path):
+    write(tmp_path, files=2)
+    whole = json.loads((tmp_path / INDEX).read_text())["weight_map"]
+    name, *others = whole
+    for places in ({other: whole[other] for other in others}, whole | {name: whole[others[0]]}):
+        (tmp_path / INDEX).write_text(json.dumps({"weight_map": places}))
+        assert f"{INDEX}: does not name {whole[name]} as the file of {name}" in refusal(tmp_path)
+
+
+def test_models_of_one_shape_have_other_digests(tmp_path):
+    write(tmp_path / "a")
+    write(tmp_path / "b", files=2)
+    one, two = ForeignWeights(tmp_path / "a").digest(), ForeignWeights(tmp_path / "b").digest()
+    save(tmp_path / "a", {name: tensor + 1 for name, tensor in tensors_of(tmp_path / "a").items()}, 1)
+    assert len({one, two, ForeignWeights(tmp_path / "a").digest()}) == 3
 
 
 @pytest.mark.parametrize("key", ["hidden_size", "num_attention_heads", "vocab_size"])
