@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Environment and checks.
-#   bash launch/test.sh            static checks and tests: about 10 minutes on two cores
+#   bash launch/test.sh            static checks and tests: about 15 minutes on two cores
 #   bash launch/test.sh --quick    static checks and unit tests: about 2 minutes
 #   bash launch/test.sh --all      static checks and all tests, Slurm included
 #   bash launch/test.sh -k loader  other arguments go to pytest, and nothing else runs
