@@ -28,7 +28,8 @@ def run(given: argparse.Namespace) -> int:
     from pretrain.bench.table import columns
     from pretrain.config.load import load_evaluate_config
     from pretrain.distributed.grid import world_from_environment
-    from pretrain.evaluation.evaluate_run import evaluate_run, lines_of
+    from pretrain.evaluation.evaluate_run import evaluate_run
+    from pretrain.evaluation.results import lines_of
 
     results = evaluate_run(load_evaluate_config(given.overrides))
     if world_from_environment()[0] == 0:

@@ -2,73 +2,68 @@
 
 import functools
 import importlib.util
-import json
 import logging
-import math
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from data_pipeline.storage.atomic_write import write_durably
 from data_pipeline.tokenizers.base import Tokenizer
 from pretrain.checkpoint.trained_model import TrainedModel, find_fitting_checkpoint, trained_engine, without_training
 from pretrain.config.commands import EvaluateConfig
 from pretrain.config.errors import ConfigError, Problem, RunError
 from pretrain.config.load import read_run_config
-from pretrain.config.run import RunConfig
 from pretrain.distributed.grid import world_from_environment
-from pretrain.evaluation.plot import draw_figures
+from pretrain.evaluation.results import Result, ResultsFile
 from pretrain.evaluation.tasks import Task, read_tasks
 from pretrain.run.tokenizer import tokenizer_of
 
-RESULTS, PLOT = "evaluation.json", "evaluation.png"
+if TYPE_CHECKING:
+    from pretrain.checkpoint.on_disk import Checkpoint
+    from pretrain.evaluation.lm_eval_tasks import HarnessTasks
+    from pretrain.evaluation.requests import Asked
+
+Find = Callable[[str], "Checkpoint"]
+Evaluation = Callable[[TrainedModel, str], list[Result]]
+"""Scores the model; gets the name of the checkpoint."""
+
 HARNESS = "lm_eval:"
 """Before the name of a task of lm-evaluation-harness."""
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Result:
-    """The figures of one task for one checkpoint."""
-
-    checkpoint: str
-    task: str
-    items: int
-    figures: dict[str, tuple[float, float]]
-    """Value and standard error by name."""
-    seconds: float
-
-
 def evaluate_run(config: EvaluateConfig) -> list[Result]:
-    """All results; rank 0 also writes them into the run folder. Raises UserError before any work for what is wrong."""
+    """The new results; rank 0 also writes them into the run folder, each as soon as it is known.
+
+    Raises UserError before any work for what is wrong.
+    """
     check_settings(config)
     tasks = read_tasks([path for path in config.tasks if not path.startswith(HARNESS)])
-    harness = [path.removeprefix(HARNESS) for path in config.tasks if path.startswith(HARNESS)]
-    if harness:
-        _require_harness()
+    harness = _harness([path.removeprefix(HARNESS) for path in config.tasks if path.startswith(HARNESS)], config)
     run = Path(config.run)
     trained = read_run_config(run / "config.yaml")
     tokenizer = tokenizer_of(run, trained.data)
     rank, world_size, _ = world_from_environment()
     used = without_training(trained, config.parallel, config.device, world_size)
-    wanted = _checkpoints(run, config.checkpoint)
-    finders = [functools.partial(find_fitting_checkpoint, run, name, trained, tokenizer) for name in wanted]
+    names = _checkpoints(run, config.checkpoint)
+    file = ResultsFile(run, trained.run.name) if rank == 0 else None
+    evaluations = _evaluations(config, tasks, harness, tokenizer, used.model.seq_length)
+    find = functools.partial(find_fitting_checkpoint, run, config=trained, tokenizer=tokenizer)
+    first = names[0] if len(names) == 1 else "latest"  # a live run deletes old ones
     results = []
-    with trained_engine(run, used, tokenizer, finders[0], seed=0) as model:
-        for number, find in enumerate(finders):
-            checkpoint, _ = model.store.restore_weights(model.engine, find() if rank == 0 else None, find)
-            log.info("%s (%d of %d)", checkpoint.folder.name, number + 1, len(finders))
-            for task in tasks:
-                results.append(_result(model, task, tokenizer, used.model.seq_length, config, checkpoint.folder.name))
-            if harness:
-                results += _harness_results(model, harness, tokenizer, used, config, checkpoint.folder.name)
-    if rank == 0:
-        described = [asdict(result) | {"figures": _for_json(result.figures)} for result in results]
-        write_durably(run / RESULTS, (json.dumps(described, indent=1) + "\n").encode())
-        if len(finders) > 1:
-            write_durably(run / PLOT, draw_figures(trained.run.name, curves_of(results)))
+    with trained_engine(run, used, tokenizer, functools.partial(find, first), seed=0) as model:
+        for number, name in enumerate(names):
+            checkpoint = _restored(model, name, find)
+            if checkpoint is None:
+                log.warning("%s is left out: a live run has deleted it", name)
+                continue
+            log.info("%s (%d of %d)", checkpoint.folder.name, number + 1, len(names))
+            for evaluation in evaluations:
+                found = list(evaluation(model, checkpoint.folder.name))
+                results += found
+                if file is not None:
+                    file.add(found)
     return results
 
 
@@ -84,6 +79,20 @@ def check_settings(config: EvaluateConfig) -> None:
         raise ConfigError(problems)
 
 
+def _harness(names: Sequence[str], config: EvaluateConfig) -> "HarnessTasks | None":
+    """The tasks of lm-evaluation-harness, loaded; None if there are none."""
+    if not names:
+        return None
+    if importlib.util.find_spec("lm_eval") is None:
+        raise RunError(
+            f"tasks of {HARNESS.removesuffix(':')} need lm-evaluation-harness, which is not installed",
+            "pip install 'pretrain[eval]'",
+        )
+    from pretrain.evaluation.lm_eval_tasks import load_tasks
+
+    return load_tasks(names, Path(config.lm_eval_path) if config.lm_eval_path else None)
+
+
 def _checkpoints(run: Path, wanted: str) -> list[str]:
     if wanted != "all":
         return [wanted]
@@ -95,65 +104,67 @@ def _checkpoints(run: Path, wanted: str) -> list[str]:
     return names
 
 
-def _result(
-    model: TrainedModel, task: Task, tokenizer: Tokenizer, seq_length: int, config: EvaluateConfig, checkpoint: str
-) -> Result:
+def _restored(model: TrainedModel, name: str, find: "Find") -> "Checkpoint | None":
+    """Load the weights of a checkpoint; None if it has been deleted."""
+    from pretrain.checkpoint.collective import broadcast_result
+
+    folder = model.store.folder
+    try:
+        return model.store.restore_weights(model.engine, None, functools.partial(find, name))[0]
+    except RunError:
+        is_gone = name != "latest" and not (folder / name).exists()
+        if not broadcast_result("find", folder, model.groups.control, lambda: is_gone):
+            raise
+        return None
+
+
+def _evaluations(
+    config: EvaluateConfig,
+    tasks: Sequence[Task],
+    harness: "HarnessTasks | None",
+    tokenizer: Tokenizer,
+    seq_length: int,
+) -> list["Evaluation"]:
+    """What is done with each checkpoint, in order; raises ConfigError for a choice longer than the model sees."""
+    from pretrain.evaluation.requests import asked_of
+
+    asked = [asked_of(task, tokenizer, seq_length) for task in tasks]
+    wanted: list[Evaluation] = [
+        functools.partial(_own, each, task, config, seq_length) for each, task in zip(asked, tasks, strict=True)
+    ]
+    if harness is not None:
+        wanted.append(functools.partial(_of_harness, harness, tokenizer, config, seq_length))
+    return wanted
+
+
+def _own(
+    asked: "Asked", task: Task, config: EvaluateConfig, seq_length: int, model: TrainedModel, checkpoint: str
+) -> list[Result]:
+    from pretrain.evaluation.scoring import scoring_together
     from pretrain.evaluation.task_scorer import TaskScorer
 
     started = time.perf_counter()
-    scorer = TaskScorer([task], tokenizer, seq_length=seq_length, batch_size=config.batch_size, groups=model.groups)
-    found = scorer.figures(model.engine)[task.name]
+    how = scoring_together(model.groups, seq_length=seq_length, batch_size=config.batch_size)
+    found = TaskScorer([asked], how).figures(model.engine, asked)
     seconds = time.perf_counter() - started
-    shown = ", ".join(f"{name} {each.value:.4f}" for name, each in found.items())
-    log.info("%s: %s, %.1f s", task.name, shown, seconds)
+    log.info(
+        "%s: %s, %.1f s", task.name, ", ".join(f"{name} {each.value:.4f}" for name, each in found.items()), seconds
+    )
     figures = {name: (each.value, each.error) for name, each in found.items()}
-    return Result(checkpoint, task.name, len(task.questions) or len(task.texts), figures, seconds)
+    return [Result(checkpoint, task.name, len(asked.counts), figures, seconds, task.digest)]
 
 
-def _harness_results(
-    model: TrainedModel,
-    names: Sequence[str],
+def _of_harness(
+    tasks: "HarnessTasks",
     tokenizer: Tokenizer,
-    used: RunConfig,
     config: EvaluateConfig,
+    seq_length: int,
+    model: TrainedModel,
     checkpoint: str,
 ) -> list[Result]:
-    from pretrain.evaluation.lm_eval_model import RunModel, harness_figures
+    from pretrain.evaluation.lm_eval_model import RunModel
 
     started = time.perf_counter()
-    own = RunModel(model, tokenizer, seq_length=used.model.seq_length, batch_size=config.batch_size)
-    found = harness_figures(own, names, Path(config.lm_eval_path) if config.lm_eval_path else None)
-    seconds = (time.perf_counter() - started) / len(found)
+    found = tasks.figures(RunModel(model, tokenizer, seq_length=seq_length, batch_size=config.batch_size))
+    seconds = (time.perf_counter() - started) / max(1, len(found))
     return [Result(checkpoint, HARNESS + name, items, figures, seconds) for name, (items, figures) in found.items()]
-
-
-def _require_harness() -> None:
-    if importlib.util.find_spec("lm_eval") is None:
-        raise RunError(
-            f"tasks of {HARNESS.removesuffix(':')} need lm-evaluation-harness, which is not installed",
-            "pip install 'pretrain[eval]'",
-        )
-
-
-def _for_json(figures: Mapping[str, tuple[float, float]]) -> dict[str, list[float | None]]:
-    """Value and standard error by name; null instead of NaN, which JSON does not have."""
-    return {name: [None if math.isnan(each) else each for each in pair] for name, pair in figures.items()}
-
-
-def curves_of(results: Sequence[Result]) -> dict[str, dict[str, list[tuple[int, float, float]]]]:
-    """Step, value and standard error of each checkpoint, by figure and task."""
-    curves: dict[str, dict[str, list[tuple[int, float, float]]]] = {}
-    for each in results:
-        step = int(each.checkpoint.rpartition("-")[2])
-        for figure, (value, error) in each.figures.items():
-            curves.setdefault(figure, {}).setdefault(each.task, []).append((step, value, error))
-    return curves
-
-
-def lines_of(results: Sequence[Result]) -> list[list[str]]:
-    """The rows of a table: checkpoint, task, items, figure, value with its standard error."""
-    return [
-        [each.checkpoint, each.task, f"{each.items:,}", name, f"{value:.4f}", f"{error:.4f}"]
-        for each in results
-        for name, (value, error) in each.figures.items()
-    ]

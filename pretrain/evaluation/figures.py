@@ -10,9 +10,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from data_pipeline.tokenizers.base import Tokenizer
+from pretrain.evaluation.requests import Asked
 from pretrain.evaluation.scoring import Scored
-from pretrain.evaluation.tasks import Task, number_of_windows, size_in_bytes
+
+RANKINGS = ("accuracy", "accuracy_per_byte", "accuracy_unconditional")
 
 
 @dataclass(frozen=True)
@@ -23,37 +24,35 @@ class Figure:
     error: float
 
 
-def figures_of(task: Task, scored: Sequence[Scored], tokenizer: Tokenizer, seq_length: int) -> dict[str, Figure]:
-    """The figures by name. `scored`: the results of `requests_of(task, ...)`."""
-    if task.texts:
-        return {"bits_per_byte": _of_texts(task.texts, scored, tokenizer, seq_length)}
-    right: dict[str, list[float]] = {"accuracy": [], "accuracy_per_byte": [], "accuracy_unconditional": []}
-    bits, place = [], 0
-    for question in task.questions:
-        count = len(question.choices)
-        given = [each.log_probability for each in scored[place : place + count]]
-        alone = [each.log_probability for each in scored[place + count : place + 2 * count]]
-        place += 2 * count
-        sizes = [size_in_bytes([choice]) for choice in question.choices]
-        chosen = {
-            "accuracy": given,
-            "accuracy_per_byte": [value / size for value, size in zip(given, sizes, strict=True)],
-            "accuracy_unconditional": [value - own for value, own in zip(given, alone, strict=True)],
-        }
-        for name, values in chosen.items():
-            right[name].append(float(max(range(count), key=values.__getitem__) == question.answer))
-        bits.append((-given[question.answer] / math.log(2), sizes[question.answer]))
-    return {**{name: _mean(values) for name, values in right.items()}, "bits_per_byte": _ratio(bits)}
+def unscored(scored: Sequence[Scored]) -> int:
+    """Number of results that are NaN or infinite: of a model that diverged, or that overflows in 16 bits."""
+    return sum(not math.isfinite(each.log_probability) for each in scored)
 
 
-def _of_texts(texts: Sequence[str], scored: Sequence[Scored], tokenizer: Tokenizer, seq_length: int) -> Figure:
-    pairs, place = [], 0
-    for text in texts:
-        count = number_of_windows(text, tokenizer, seq_length)
-        total = sum(each.log_probability for each in scored[place : place + count])
-        place += count
-        pairs.append((-total / math.log(2), size_in_bytes([text])))
-    return _ratio(pairs)
+def figures_of(asked: Asked, scored: Sequence[Scored]) -> dict[str, Figure]:
+    """The figures by name. `scored`: the finite results of the requests."""
+    right: dict[str, list[float]] = {name: [] for name in RANKINGS}
+    bits: list[tuple[float, int]] = []
+    place = 0
+    for item, total in enumerate(asked.counts):
+        values = [each.log_probability for each in scored[place : place + total]]
+        sizes = [request.num_bytes for request in asked.requests[place : place + total]]
+        place += total
+        if asked.answers is None:
+            bits.append((-sum(values) / math.log(2), sum(sizes)))
+            continue
+        count, answer = total // 2, asked.answers[item]
+        given, alone = values[:count], values[count:]
+        ranked = (
+            given,
+            [value / size for value, size in zip(given, sizes[:count], strict=True)],
+            [value - own for value, own in zip(given, alone, strict=True)],
+        )
+        for name, chosen in zip(RANKINGS, ranked, strict=True):
+            right[name].append(float(max(range(count), key=chosen.__getitem__) == answer))
+        bits.append((-given[answer] / math.log(2), sizes[answer]))
+    means = {} if asked.answers is None else {name: _mean(values) for name, values in right.items()}
+    return {**means, "bits_per_byte": _ratio(bits)}
 
 
 def _mean(values: Sequence[float]) -> Figure:

@@ -3,20 +3,17 @@
 The harness makes the requests and the figures. All ranks run it with the same requests, and score them together.
 """
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from lm_eval import simple_evaluate
 from lm_eval.api.model import TemplateLM
-from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from data_pipeline.tokenizers.base import Tokenizer
 from pretrain.checkpoint.trained_model import TrainedModel
-from pretrain.config.errors import ConfigError, Problem, RunError
-from pretrain.evaluation.scoring import Request, Scored, score_together
+from pretrain.config.errors import RunError
+from pretrain.evaluation.figures import unscored
+from pretrain.evaluation.scoring import Request, Scored, score, scoring_together
 
 
 class RunModel(TemplateLM):
@@ -68,42 +65,9 @@ class RunModel(TemplateLM):
         raise RunError("tasks that generate text are not supported", "choose tasks that score choices or texts")
 
     def _scored(self, requests: Sequence[Request]) -> list[Scored]:
-        return score_together(
-            self._model.engine,
-            requests,
-            self._model.groups,
-            seq_length=self._seq_length,
-            batch_size=self._batch_size,
-        )
-
-
-def harness_figures(
-    model: RunModel, names: Sequence[str], folder: Path | None
-) -> dict[str, tuple[int, dict[str, tuple[float, float]]]]:
-    """Items and figures with standard errors of each task. `folder`: task files of your own; None: the harness's.
-
-    Nothing is fetched while HF_HUB_OFFLINE is set. Raises ConfigError for an unknown task.
-    """
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    manager = TaskManager(include_path=str(folder) if folder else None, include_defaults=folder is None)
-    unknown = [name for name in names if name not in manager.all_tasks]
-    if unknown:
-        hint = f"there are {', '.join(sorted(manager.all_tasks)[:20])}"
-        raise ConfigError([Problem("tasks", f"lm_eval:{unknown[0]}", "the harness has no such task", hint)])
-    found = simple_evaluate(model, tasks=list(names), task_manager=manager, bootstrap_iters=100, log_samples=False)
-    results: dict[str, tuple[int, dict[str, tuple[float, float]]]] = {}
-    for name in names:
-        values = found["results"][name]
-        figures = {
-            key.partition(",")[0]: (float(value), _error(values, key))
-            for key, value in values.items()
-            if isinstance(value, float | int) and "_stderr" not in key and "," in key
-        }
-        results[name] = int(found["n-samples"][name]["effective"]), figures
-    return results
-
-
-def _error(values: dict[str, Any], key: str) -> float:
-    name, _, rest = key.partition(",")
-    error = values.get(f"{name}_stderr,{rest}")
-    return float(error) if isinstance(error, float | int) else float("nan")
+        how = scoring_together(self._model.groups, seq_length=self._seq_length, batch_size=self._batch_size)
+        found = score(self._model.engine, requests, how)
+        assert found is not None, "nobody asked to stop"
+        if count := unscored(found):
+            raise RunError(f"{count:,} of {len(found):,} scores are NaN or infinite", "the model's weights diverged")
+        return found

@@ -1,11 +1,11 @@
 """Log-probabilities of continuations: the primitive of all tasks, at any layout.
 
-Requests are sorted by length, packed into batches and padded on the right, which earlier tokens do not see.
-Data-parallel
-ranks share them. Only sums leave the ranks.
+Equal requests are scored once. Requests are sorted by length, packed into batches of about as many tokens as
+`batch_size` whole samples, and padded on the right, which earlier tokens do not see. Data-parallel ranks share the
+batches. Only sums leave the ranks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,9 @@ from pretrain.engine.interface import Engine
 if TYPE_CHECKING:
     from pretrain.distributed.groups import ProcessGroups
 
+AskStop = Callable[[], Callable[[], bool]]
+"""Called on all ranks before a batch; its answer, the same on all of them, is read after the batch."""
+
 
 @dataclass(frozen=True)
 class Request:
@@ -25,6 +28,8 @@ class Request:
 
     context: tuple[int, ...]
     continuation: tuple[int, ...]
+    num_bytes: int = 0
+    """Size of the continuation's text."""
 
     def within(self, length: int) -> "Request":
         """The request as a model of `length` tokens sees it: without the beginning of a context that is too long.
@@ -34,7 +39,12 @@ class Request:
         if len(self.continuation) > length:
             raise ValueError(f"a continuation of {len(self.continuation)} tokens, the model sees {length} at once")
         # The last token is only predicted.
-        return Request(self.context[-(length + 1 - len(self.continuation)) :], self.continuation)
+        context = self.context[-(length + 1 - len(self.continuation)) :]
+        return self if len(context) == len(self.context) else Request(context, self.continuation, self.num_bytes)
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        return self.context + self.continuation
 
 
 @dataclass(frozen=True)
@@ -47,59 +57,28 @@ class Scored:
     """Whether every token of it is the likeliest at its place."""
 
 
-def score(
-    engine: Engine,
-    requests: Sequence[Request],
-    *,
-    seq_length: int,
-    batch_size: int,
-    rank: int,
-    size: int,
-    control: dist.ProcessGroup | None,
-    contributes: bool = True,
-    one_shape: bool = False,
-) -> list[Scored]:
-    """Score the requests, in their order, on all ranks together; every rank gets all results.
+@dataclass(frozen=True)
+class Scoring:
+    """How requests are scored, and by whom."""
 
-    `rank` of `size` data-parallel ranks; `contributes`: on one rank of each replica. `control` sums over all ranks;
-    None: there is one. `one_shape`: every batch is filled up to `batch_size` rows of `seq_length` tokens.
-
-    Raises ValueError for an empty context, or a continuation longer than the model sees.
-    """
-    if any(not request.context or not request.continuation for request in requests):
-        raise ValueError("a request needs at least a token before the continuation, and one in it")
-    fitted = [request.within(seq_length) for request in requests]
-    order = sorted(range(len(fitted)), key=lambda i: -len(fitted[i].context) - len(fitted[i].continuation))
-    batches = [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
-    # Equal numbers on all data-parallel ranks: at ZeRO-3 they gather parameters together.
-    rounds = -(-len(batches) // size)
-    found = torch.zeros(len(requests), 2, dtype=torch.float64)
-    for number in range(rounds):
-        place = number * size + rank
-        own = batches[place] if place < len(batches) else batches[-1]
-        filled = [*own, *[own[0]] * (batch_size - len(own) if one_shape else 0)]
-        tokens = _padded([fitted[i] for i in filled], seq_length + 1 if one_shape else 0)
-        sums = _sums(engine.score(tokens).cpu(), [fitted[i] for i in own])
-        if contributes and place < len(batches):
-            found[own] = sums
-    if control is not None:
-        dist.all_reduce(found, group=control)
-    return [Scored(total, bool(greedy)) for total, greedy in found.tolist()]
+    seq_length: int
+    batch_size: int
+    """Texts of `seq_length` tokens that a rank takes at once, or more that are shorter."""
+    rank: int = 0
+    """This data-parallel rank, of `size`."""
+    size: int = 1
+    control: dist.ProcessGroup | None = None
+    """All ranks; None: there is one."""
+    contributes: bool = True
+    """True on one rank of each replica."""
+    one_shape: bool = False
+    """Every batch is filled up to `batch_size` rows of `seq_length` tokens, so that a compiled model is compiled
+    once."""
 
 
-def score_together(
-    engine: Engine,
-    requests: Sequence[Request],
-    groups: "ProcessGroups",
-    *,
-    seq_length: int,
-    batch_size: int,
-    one_shape: bool = False,
-) -> list[Scored]:
-    """`score` on all ranks of these groups."""
-    return score(
-        engine,
-        requests,
+def scoring_together(groups: "ProcessGroups", *, seq_length: int, batch_size: int, one_shape: bool = False) -> Scoring:
+    """Scoring by all ranks of these groups."""
+    return Scoring(
         seq_length=seq_length,
         batch_size=batch_size,
         rank=groups.dp_rank,
@@ -110,17 +89,59 @@ def score_together(
     )
 
 
-def _padded(requests: Sequence[Request], at_least: int) -> Tensor:
-    rows = [[*request.context, *request.continuation] for request in requests]
-    longest = max(at_least, *map(len, rows))
-    return torch.tensor([[*row, *[row[-1]] * (longest - len(row))] for row in rows])
+def score(
+    engine: Engine, requests: Sequence[Request], how: Scoring, ask_stop: AskStop = lambda: lambda: False
+) -> list[Scored] | None:
+    """Score the requests, in their order, on all ranks together; every rank gets all results.
+
+    None: `ask_stop` said so. Raises ValueError for an empty context, or a continuation longer than the model sees.
+    """
+    if any(not request.context or not request.continuation for request in requests):
+        raise ValueError("a request needs at least a token before the continuation, and one in it")
+    fitted = [request.within(how.seq_length) for request in requests]
+    places: dict[tuple[tuple[int, ...], tuple[int, ...]], int] = {}
+    index = [places.setdefault((each.context, each.continuation), len(places)) for each in fitted]
+    unique = [Request(*texts) for texts in places]
+    found = torch.zeros(len(unique), 2, dtype=torch.float64)
+    batches = _batches(unique, how)
+    # Equal numbers on all data-parallel ranks: at ZeRO-3 they gather parameters together.
+    for first in range(0, len(batches), how.size):
+        is_to_stop = ask_stop()
+        place = first + how.rank
+        own = batches[min(place, len(batches) - 1)]
+        sums = _scored_alone(engine, [unique[i] for i in own], how)
+        if how.contributes and place < len(batches):
+            found[own] = sums
+        if is_to_stop() and first + how.size < len(batches):
+            return None
+    if how.control is not None:
+        dist.all_reduce(found, group=how.control)
+    return [Scored(total, bool(greedy)) for total, greedy in found[index].tolist()]
 
 
-def _sums(scores: Tensor, requests: Sequence[Request]) -> Tensor:
-    """scores [2, b, s] -> [b, 2]: log-probability of each continuation, and whether all of it is greedy."""
-    rows = []
-    for row, request in enumerate(requests):
-        end = len(request.context) + len(request.continuation) - 1
-        own = scores[:, row, len(request.context) - 1 : end].double()
-        rows.append(torch.stack((own[0].sum(), own[1].min())))
-    return torch.stack(rows)
+def _batches(requests: Sequence[Request], how: Scoring) -> list[list[int]]:
+    """The indices of the requests, longest first, in batches."""
+    order = sorted(range(len(requests)), key=lambda i: -len(requests[i].tokens))
+    batches, first = [], 0
+    while first < len(order):
+        fitting = how.batch_size * how.seq_length // (len(requests[order[first]].tokens) - 1)
+        rows = how.batch_size if how.one_shape else max(how.batch_size, fitting)
+        batches.append(order[first : first + rows])
+        first += rows
+    return batches
+
+
+def _scored_alone(engine: Engine, requests: Sequence[Request], how: Scoring) -> Tensor:
+    """[b, 2]: log-probability of each continuation, and whether all of it is greedy."""
+    filled = [*requests, *[requests[0]] * (how.batch_size - len(requests) if how.one_shape else 0)]
+    rows = [request.tokens for request in filled]
+    longest = max(how.seq_length + 1 if how.one_shape else 0, *map(len, rows))
+    tokens = torch.tensor([[*row, *[row[-1]] * (longest - len(row))] for row in rows])
+    scores = engine.score(tokens).cpu()
+    return torch.stack([_sums(scores[:, i], len(each.context) - 1, each) for i, each in enumerate(requests)])
+
+
+def _sums(scores: Tensor, first: int, request: Request) -> Tensor:
+    """scores [2, s] of a row, whose continuation starts at target `first` -> [2]."""
+    own = scores[:, first : first + len(request.continuation)].double()
+    return torch.stack((own[0].sum(), own[1].min()))

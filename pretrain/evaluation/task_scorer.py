@@ -1,67 +1,53 @@
 """Tasks, made into requests once, and scored with an engine as often as wanted."""
 
+import logging
+import math
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from data_pipeline.tokenizers.base import Tokenizer
-from pretrain.config.errors import ConfigError, Problem
+from pretrain.config.errors import RunError
 from pretrain.engine.interface import Engine
-from pretrain.evaluation.figures import Figure, figures_of
-from pretrain.evaluation.scoring import score_together
-from pretrain.evaluation.tasks import Task, requests_of
+from pretrain.evaluation.figures import Figure, figures_of, unscored
+from pretrain.evaluation.requests import Asked
+from pretrain.evaluation.scoring import AskStop, Scoring, score
 
-if TYPE_CHECKING:
-    from pretrain.distributed.groups import ProcessGroups
+log = logging.getLogger(__name__)
 
 
 class TaskScorer:
     """Scores tasks on all ranks together."""
 
-    def __init__(
-        self,
-        tasks: Sequence[Task],
-        tokenizer: Tokenizer,
-        *,
-        seq_length: int,
-        batch_size: int,
-        groups: "ProcessGroups",
-        one_shape: bool = False,
-    ) -> None:
-        """`one_shape`: all batches have the same shape, so that a compiled model is compiled once.
+    def __init__(self, asked: Sequence[Asked], how: Scoring) -> None:
+        self._asked, self._how = asked, how
 
-        Raises ConfigError if a choice is longer than the model sees.
+    def figures(self, engine: Engine, asked: Asked) -> dict[str, Figure]:
+        """The figures of a task by name; raises RunError if a score is NaN or infinite."""
+        scored = score(engine, asked.requests, self._how)
+        assert scored is not None, "nobody asked to stop"
+        if count := unscored(scored):
+            raise RunError(
+                f"{asked.name}: {count:,} of {len(scored):,} scores are NaN or infinite",
+                "the model's weights diverged, or engine.precision overflows",
+            )
+        return figures_of(asked, scored)
+
+    def values(self, engine: Engine, ask_stop: AskStop) -> dict[str, float] | None:
+        """The figures of all tasks as records have them, and the seconds that they took; None: asked to stop.
+
+        A task with scores that are NaN or infinite has their number only.
         """
-        self._tasks, self._tokenizer, self._groups = tasks, tokenizer, groups
-        self._seq_length, self._batch_size, self._one_shape = seq_length, batch_size, one_shape
-        self._requests = {task.name: requests_of(task, tokenizer, seq_length) for task in tasks}
-        for name, requests in self._requests.items():
-            longest = max(len(request.continuation) for request in requests)
-            if longest > seq_length:
-                rule = f"has a choice of {longest} tokens, and the model sees {seq_length} at once (model.seq_length)"
-                raise ConfigError([Problem("tasks", name, rule, "leave the question out")])
-
-    def figures(self, engine: Engine) -> dict[str, dict[str, Figure]]:
-        """The figures of each task by name."""
-        return {task.name: self._of(engine, task) for task in self._tasks}
-
-    def values(self, engine: Engine) -> dict[str, float]:
-        """The figures as records have them, and the seconds that they took."""
         started = time.perf_counter()
-        values = {
-            f"task/{task}/{name}": figure.value
-            for task, figures in self.figures(engine).items()
-            for name, figure in figures.items()
-        }
+        values: dict[str, float] = {}
+        for asked in self._asked:
+            scored = score(engine, asked.requests, self._how, ask_stop)
+            if scored is None:
+                return None
+            if count := unscored(scored):
+                log.warning("task %s: %d of %d scores are NaN or infinite", asked.name, count, len(scored))
+                values[f"task/{asked.name}/unscored"] = count
+                continue
+            for name, figure in figures_of(asked, scored).items():
+                values[f"task/{asked.name}/{name}"] = figure.value
+                if not math.isnan(figure.error):
+                    values[f"task/{asked.name}/{name}_error"] = figure.error
         return {**values, "seconds_tasks": time.perf_counter() - started} if values else {}
-
-    def _of(self, engine: Engine, task: Task) -> dict[str, Figure]:
-        scored = score_together(
-            engine,
-            self._requests[task.name],
-            self._groups,
-            seq_length=self._seq_length,
-            batch_size=self._batch_size,
-            one_shape=self._one_shape,
-        )
-        return figures_of(task, scored, self._tokenizer, self._seq_length)

@@ -3,15 +3,14 @@
 A line is {"context": ..., "choices": [...], "answer": index} or {"text": ...}. A file has one kind.
 """
 
+import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.tokenizers.base import Tokenizer
 from pretrain.config.errors import ConfigError, Problem
-from pretrain.evaluation.scoring import Request
 
 
 @dataclass(frozen=True)
@@ -30,6 +29,10 @@ class Task:
     name: str
     questions: tuple[Question, ...] = ()
     texts: tuple[str, ...] = ()
+    digest: str = ""
+    """SHA-256 of the file, or of what stands for it."""
+    places: tuple[str, ...] = ()
+    """file:line of each question or text."""
 
 
 def read_tasks(paths: Sequence[str], key: str = "tasks") -> list[Task]:
@@ -44,19 +47,21 @@ def read_tasks(paths: Sequence[str], key: str = "tasks") -> list[Task]:
 def read_task(path: Path, key: str = "tasks") -> Task:
     """The task of a file, named after it; raises ConfigError with file:line."""
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # not splitlines: JSON may hold U+2028
+        content = path.read_bytes()
+        lines = content.decode().split("\n")  # not splitlines: JSON may hold U+2028
     except OSError as error:
         raise ConfigError([Problem(key, str(path), f"cannot be read: {error.strerror}")]) from None
     except UnicodeDecodeError as error:
         raise ConfigError([Problem(key, str(path), f"is not UTF-8 text: byte {error.start}")]) from None
-    items = [_item(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
+    places = [f"{path}:{number}" for number, line in enumerate(lines, 1) if line.strip()]
+    items = [_item(line, place) for line, place in zip(filter(str.strip, lines), places, strict=True)]
     questions = tuple(item for item in items if isinstance(item, Question))
     texts = tuple(item for item in items if isinstance(item, str))
     if not items:
         raise ConfigError([Problem(key, str(path), "has no line")])
     if questions and texts:
         raise ConfigError([Problem(key, str(path), "has questions and texts", "give each a file of its own")])
-    return Task(path.stem, questions, texts)
+    return Task(path.stem, questions, texts, hashlib.sha256(content).hexdigest(), tuple(places))
 
 
 def _item(line: str, place: str) -> "Question | str":
@@ -64,6 +69,7 @@ def _item(line: str, place: str) -> "Question | str":
         record: Any = json.loads(line)
     except ValueError as error:
         raise ConfigError([f"{place}: is not valid JSON: {error}"]) from None
+    _check_characters(record, place)
     if isinstance(record, dict) and isinstance(record.get("text"), str) and record["text"]:
         return str(record["text"])
     if isinstance(record, dict) and _is_question(record):
@@ -86,41 +92,7 @@ def _is_question(record: dict[str, Any]) -> bool:
     return len(choices) > 1 and 0 <= answer < len(choices)
 
 
-def requests_of(task: Task, tokenizer: Tokenizer, seq_length: int) -> list[Request]:
-    """The requests of a task in order: of a question each choice after the context, then each choice alone."""
-    requests: list[Request] = []
-    for question in task.questions:
-        requests += [request_of(question.context, choice, tokenizer) for choice in question.choices]
-        requests += [request_of("", choice, tokenizer) for choice in question.choices]
-    for text in task.texts:
-        requests += windows_of(text, tokenizer, seq_length)
-    return requests
-
-
-def request_of(context: str, continuation: str, tokenizer: Tokenizer) -> Request:
-    """The continuation after the context, as tokens of the whole text.
-
-    Spaces at the end of the context belong to the continuation: tokens begin with their space. An empty context is the
-    end of the document before.
-    """
-    stripped = context.rstrip(" ")
-    whole = list(tokenizer.encode(context + continuation))
-    before = list(tokenizer.encode(stripped))
-    if len(whole) <= len(before):  # the continuation became part of the last token before it
-        before = before[: len(whole) - 1]
-    return Request(tuple(before) or (tokenizer.eod_id,), tuple(whole[len(before) :]))
-
-
-def windows_of(text: str, tokenizer: Tokenizer, seq_length: int) -> Iterator[Request]:
-    """A text in pieces that a model sees at once. Each token is predicted once, the first after an end of document."""
-    ids = [tokenizer.eod_id, *tokenizer.encode(text)]
-    for first in range(1, len(ids), seq_length):
-        yield Request((ids[first - 1],), tuple(ids[first : first + seq_length]))
-
-
-def number_of_windows(text: str, tokenizer: Tokenizer, seq_length: int) -> int:
-    return -(-len(tokenizer.encode(text)) // seq_length)
-
-
-def size_in_bytes(texts: Sequence[str]) -> int:
-    return sum(len(text.encode()) for text in texts)
+def _check_characters(record: Any, place: str) -> None:
+    """Raises ConfigError for half of a surrogate pair, which JSON can name although no text has it."""
+    if any(0xD800 <= ord(character) < 0xE000 for character in json.dumps(record, ensure_ascii=False)):
+        raise ConfigError([f"{place}: has half of a surrogate pair, which is no character"])

@@ -6,6 +6,8 @@ from pathlib import Path
 from data_pipeline.shards.reader import PackedDataset
 from pretrain.config.derived import evaluation_batch_size
 from pretrain.evaluation.perplexity import evaluate
+from pretrain.evaluation.requests import asked_of
+from pretrain.evaluation.scoring import scoring_together
 from pretrain.evaluation.task_scorer import TaskScorer
 from pretrain.evaluation.tasks import Task
 from pretrain.outcome.failure import Stage
@@ -41,7 +43,10 @@ def build_evaluator(
                 ask_stop=ask_stop,
                 max_samples=max_samples,
             )
-            return values if values is None or tasks is None else values | tasks.values(trainer.engine)
+            if values is None or tasks is None:
+                return values
+            of_tasks = tasks.values(trainer.engine, ask_stop)
+            return None if of_tasks is None else values | of_tasks
 
     return validate
 
@@ -51,11 +56,11 @@ def build_task_scorer(trainer: Trainer, tasks: Sequence[Task]) -> TaskScorer | N
     if not tasks:
         return None
     config = trainer.config
-    return TaskScorer(
-        tasks,
-        tokenizer_of(Path(config.run.dir), config.data),
-        seq_length=config.model.seq_length,
+    tokenizer, seq_length = tokenizer_of(Path(config.run.dir), config.data), config.model.seq_length
+    how = scoring_together(
+        trainer.groups,
+        seq_length=seq_length,
         batch_size=evaluation_batch_size(config),
-        groups=trainer.groups,
         one_shape=config.engine.compile != "none",
     )
+    return TaskScorer([asked_of(task, tokenizer, seq_length) for task in tasks], how)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pretrain.config.run import RunConfig
-from pretrain.evaluation.scoring import Request, Scored, score
+from pretrain.evaluation.scoring import Request, Scored, Scoring, score, scoring_together
 from tests.support.models import VOCAB_SIZE, batches, run_config
 from tests.support.randomised import randomise
 from tests.support.ranks import run_ranks
@@ -22,17 +22,10 @@ REQUESTS = [
 def scored(here: Any, config: RunConfig, batch_size: int) -> list[Scored]:
     engine = start(here, config)
     randomise(engine)
-    groups = engine.groups
-    return score(
-        engine,
-        REQUESTS,
-        seq_length=config.model.seq_length,
-        batch_size=batch_size,
-        rank=groups.dp_rank,
-        size=groups.layout.dp,
-        control=groups.control,
-        contributes=groups.tp_rank == groups.pp_rank == 0,
-    )
+    how = scoring_together(engine.groups, seq_length=config.model.seq_length, batch_size=batch_size)
+    found = score(engine, REQUESTS, how)
+    assert found is not None
+    return found
 
 
 def by_logits(here: Any, config: RunConfig) -> list[Scored]:
@@ -77,8 +70,9 @@ def likeliest(here: Any, config: RunConfig) -> tuple[int, list[Scored]]:
     engine = start(here, config)
     randomise(engine)
     best = int(engine.logits(torch.tensor([[5, 6]]))[0, -1].argmax())
-    options = {"seq_length": 16, "batch_size": 2, "rank": 0, "size": 1, "control": None}
-    return best, score(engine, [Request((5, 6), (token,)) for token in range(VOCAB_SIZE)], **options)
+    found = score(engine, [Request((5, 6), (token,)) for token in range(VOCAB_SIZE)], Scoring(16, 2))
+    assert found is not None
+    return best, found
 
 
 def test_only_the_likeliest_token_is_greedy():

@@ -21,6 +21,7 @@ def tasks(tmp_path):
 
 
 def test_all_checkpoints_have_all_figures(shared, plain_run, tasks):
+    (plain_run / "evaluation.json").unlink(missing_ok=True)  # it keeps the results of other tests
     done = shared.command("evaluate", f"run={plain_run}", tasks, "checkpoint=all", "device=cpu")
     assert done.returncode == 0, done.stderr
     results = json.loads((plain_run / "evaluation.json").read_text())
@@ -36,6 +37,7 @@ def test_all_checkpoints_have_all_figures(shared, plain_run, tasks):
 
 def test_ranks_find_the_figures_of_one_process(shared, plain_run, tasks):
     def figures(*words, **options):
+        (plain_run / "evaluation.json").unlink(missing_ok=True)
         done = shared.command("evaluate", f"run={plain_run}", tasks, "device=cpu", *words, **options)
         assert done.returncode == 0, done.stderr
         results = json.loads((plain_run / "evaluation.json").read_text())
@@ -75,7 +77,7 @@ def test_a_choice_longer_than_the_context_is_refused(place, plain_run, tmp_path)
     message = user_error(
         place.command("evaluate", f"run={plain_run}", f"tasks=['{tmp_path}/long.jsonl']", "device=cpu")
     )
-    assert "tasks=long: has a choice of" in message and "the model sees 32 at once" in message
+    assert "long.jsonl:1: a choice has" in message and "the model sees 32 at once" in message
 
 
 def test_a_wrong_task_is_refused_before_training(place, tmp_path):

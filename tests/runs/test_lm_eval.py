@@ -29,6 +29,22 @@ doc_to_text: ""
 doc_to_target: "{{{{text}}}}"
 metric_list: [{{metric: bits_per_byte}}, {{metric: word_perplexity}}]
 """
+GROUP = """
+group: local_group
+task: [local_choices, local_texts]
+aggregate_metric_list: [{metric: acc, weight_by_size: true}]
+"""
+GENERATED = """
+task: local_answers
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {folder}/answers.jsonl}}}}
+output_type: generate_until
+test_split: test
+doc_to_text: "{{{{context}}}}"
+doc_to_target: "{{{{answer}}}}"
+generation_kwargs: {{until: ["a"], max_gen_toks: 8, do_sample: false}}
+metric_list: [{{metric: exact_match}}]
+"""
 
 
 @pytest.fixture
@@ -47,6 +63,7 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks/choices.yaml").write_text(CHOICES.format(folder=tmp_path))
     (tmp_path / "tasks/texts.yaml").write_text(TEXTS.format(folder=tmp_path))
+    (tmp_path / "tasks/group.yaml").write_text(GROUP)
     return tmp_path
 
 
@@ -77,9 +94,29 @@ def test_a_run_has_the_figures_of_its_export(shared, plain_run, folder):
     assert ours["lm_eval:local_choices"]["items"] == 40
 
 
-def test_an_unknown_task_is_named_with_those_there_are(shared, plain_run, folder):
-    words = ("tasks=[lm_eval:nothing]", f"lm_eval_path={folder}/tasks", "device=cpu")
+def test_a_group_has_its_mean_and_its_tasks(shared, plain_run, folder):
+    words = ("tasks=[lm_eval:local_group]", f"lm_eval_path={folder}/tasks", "device=cpu")
     done = shared.command("evaluate", f"run={plain_run}", *words)
+    assert done.returncode == 0, done.stderr
+    ours = {each["task"]: each for each in json.loads((plain_run / "evaluation.json").read_text())}
+    group, choices = ours["lm_eval:local_group"], ours["lm_eval:local_choices"]
+    assert group["figures"]["acc"][0] == choices["figures"]["acc"][0]
+    assert (group["items"], choices["items"]) == (42, 40)
+    assert "lm_eval:local_texts" in ours
+
+
+@pytest.mark.parametrize(
+    ("task", "words"),
+    [
+        ("nothing", ["the harness has no such task", "local_choices, local_group, local_texts"]),
+        ("local_broken", ["the harness cannot load it"]),
+    ],
+)
+def test_a_task_that_cannot_run_is_refused_before_any_work(shared, folder, task, words):
+    (folder / "tasks/broken.yaml").write_text(TEXTS.replace("local_texts", "local_broken").format(folder="/nowhere"))
+    # The run does not exist: the tasks are looked at first.
+    options = (f"tasks=[lm_eval:{task}]", f"lm_eval_path={folder}/tasks", "device=cpu")
+    done = shared.command("evaluate", "run=runs/nowhere", *options)
     assert done.returncode == 2
-    assert "tasks=lm_eval:nothing: the harness has no such task" in done.stderr
-    assert "local_choices, local_texts" in done.stderr
+    assert f"tasks=lm_eval:{task}: " in done.stderr
+    assert all(each in done.stderr for each in words), done.stderr

@@ -104,7 +104,7 @@ class WarmParent:
 
 VENDORS = ("bokeh.models", "matplotlib.figure", "torch._dynamo", "torch.utils.tensorboard")
 
-OPTIONAL = ("pretrain.evaluation.lm_eval_model",)
+OPTIONAL = ("pretrain.evaluation.lm_eval_model", "pretrain.evaluation.lm_eval_tasks")
 """Modules that need an extra, and are imported only by what uses it."""
 
 

@@ -39,6 +39,7 @@ def test_a_setting_out_of_range_is_named_by_its_key(override: str, words: str) -
     [
         ("a.jsonl", '{"prompt": "x"}\n{"prompt": 3}\n', 'a.jsonl:2: must be an object with a text, as in {"prompt"'),
         ("a.jsonl", '{"prompt": "x"}\n\n{\n', "a.jsonl:3: is not valid JSON"),
+        ("a.jsonl", '{"prompt": "\\ud800"}\n', "a.jsonl:1: has half of a surrogate pair"),
         ("a.txt", "", "has no prompt"),
         ("a.txt", b"\xff", "is not UTF-8 text"),
     ],
