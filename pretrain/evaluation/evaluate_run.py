@@ -80,7 +80,7 @@ def check_settings(config: EvaluateConfig) -> None:
 
 
 def _harness(names: Sequence[str], config: EvaluateConfig) -> "HarnessTasks | None":
-    """The tasks of lm-evaluation-harness, loaded; None if there are none."""
+    """Load the tasks of lm-evaluation-harness; None if `names` is empty."""
     if not names:
         return None
     if importlib.util.find_spec("lm_eval") is None:
@@ -125,7 +125,7 @@ def _evaluations(
     tokenizer: Tokenizer,
     seq_length: int,
 ) -> list["Evaluation"]:
-    """What is done with each checkpoint, in order; raises ConfigError for a choice longer than the model sees."""
+    """The evaluations of each checkpoint, in order; raises ConfigError for a choice longer than the model sees."""
     from pretrain.evaluation.requests import asked_of
 
     asked = [asked_of(task, tokenizer, seq_length) for task in tasks]

@@ -67,7 +67,7 @@ class RunModel(TemplateLM):
     def _scored(self, requests: Sequence[Request]) -> list[Scored]:
         how = scoring_together(self._model.groups, seq_length=self._seq_length, batch_size=self._batch_size)
         found = score(self._model.engine, requests, how)
-        assert found is not None, "nobody asked to stop"
+        assert found is not None, "only a caller with ask_stop gets None"
         if count := unscored(found):
             raise RunError(f"{count:,} of {len(found):,} scores are NaN or infinite", "the model's weights diverged")
         return found

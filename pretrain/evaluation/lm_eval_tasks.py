@@ -22,7 +22,7 @@ class HarnessTasks:
 
     manager: TaskManager
     loaded: Mapping[str, Mapping[str, Any]]
-    """What the harness makes of each name: its tasks, groups, and members of each group."""
+    """The tasks, the groups, and the members of each group, by the name that was asked for."""
 
     def figures(self, model: LM) -> dict[str, tuple[int, Figures]]:
         """Items and figures of each task, on the first rank of each host; empty on the others.

@@ -25,8 +25,8 @@ class Asked:
     name: str
     requests: tuple[Request, ...]
     counts: tuple[int, ...]
-    """Requests of each item. Of a question: each choice after the context, then each choice alone. Of a text: its
-    windows."""
+    """Number of requests of each item. A question has each choice after the context, then each choice alone; a text has
+    its windows."""
     answers: tuple[int, ...] | None
     """Index of the right choice of each question; None: the items are texts."""
 

@@ -59,7 +59,7 @@ class Scored:
 
 @dataclass(frozen=True)
 class Scoring:
-    """How requests are scored, and by whom."""
+    """The sizes of batches, and the ranks that share them."""
 
     seq_length: int
     batch_size: int

@@ -23,7 +23,7 @@ class TaskScorer:
     def figures(self, engine: Engine, asked: Asked) -> dict[str, Figure]:
         """The figures of a task by name; raises RunError if a score is NaN or infinite."""
         scored = score(engine, asked.requests, self._how)
-        assert scored is not None, "nobody asked to stop"
+        assert scored is not None, "only a caller with ask_stop gets None"
         if count := unscored(scored):
             raise RunError(
                 f"{asked.name}: {count:,} of {len(scored):,} scores are NaN or infinite",

@@ -95,4 +95,4 @@ def _is_question(record: dict[str, Any]) -> bool:
 def _check_characters(record: Any, place: str) -> None:
     """Raises ConfigError for half of a surrogate pair, which JSON can name although no text has it."""
     if any(0xD800 <= ord(character) < 0xE000 for character in json.dumps(record, ensure_ascii=False)):
-        raise ConfigError([f"{place}: has half of a surrogate pair, which is no character"])
+        raise ConfigError([f"{place}: has half of a surrogate pair"])

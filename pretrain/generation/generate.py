@@ -194,7 +194,7 @@ def _prompt_of(line: str, place: str) -> str:
     if not isinstance(prompt, str):
         raise ConfigError([f'{place}: must be an object with a text, as in {{"prompt": "Once"}}'])
     if any(0xD800 <= ord(character) < 0xE000 for character in prompt):
-        raise ConfigError([f"{place}: has half of a surrogate pair, which is no character"])
+        raise ConfigError([f"{place}: has half of a surrogate pair"])
     return prompt
 
 

@@ -122,7 +122,7 @@ def test_choices_alone_have_the_text_of_the_choices_given(tokenizer):
     assert all(request.context == (tokenizer.eod_id,) for request in requests[2:])
 
 
-def test_a_long_context_is_cut_alike_for_all_choices(tokenizer):
+def test_all_choices_see_an_equal_part_of_a_long_context(tokenizer):
     long = " and the old man went to see the sea"
     first, second = given("the house " * 30, (" a", long), tokenizer, 60)
     assert first.context == second.context
