@@ -14,13 +14,13 @@ from pretrain.checkpoint.on_disk import Checkpoint, complete_ones, newest_whole,
 from pretrain.checkpoint.store import CheckpointStore
 from pretrain.config.derived import model_vocab_size
 from pretrain.config.errors import ConfigError, Problem
-from pretrain.config.model import ModelConfig
+from pretrain.config.model import ModelConfig, RopeScaling
 from pretrain.engine.interface import Engine
 from pretrain.huggingface.folder import is_foreign
 
-_FREE = ("name", "rope_base", "hidden_dropout", "attention_dropout", "init_std", "vocab_multiple_of", "vocab_size")
-"""Model keys that may differ in the new run; also `seq_length` without learned positions. The size of the vocabulary
-is compared with that of the checkpoint."""
+_FREE = ("name", "rope_base", "rope_scaling", "hidden_dropout", "attention_dropout", "init_std", "vocab_multiple_of")
+"""Model keys that may differ in the new run; also `seq_length` without learned positions, and `vocab_size`, because the
+size of the vocabulary is compared with that of the checkpoint."""
 
 _GIVE = "give a run folder, a checkpoint or a Hugging Face folder"
 
@@ -47,8 +47,8 @@ def find_fitting(init_from: str, model: ModelConfig, tokenizer: TokenizerRecord)
     problems: list[Problem | str] = [*_other_shape(found, model), *_other_tokenizer(found, model, tokenizer)]
     if problems:
         raise ConfigError(problems)
-    if (base := found.manifest["config"]["model"].get("rope_base", model.rope_base)) != model.rope_base:
-        log.warning("model.rope_base=%g: the weights in %s were trained with %g", model.rope_base, found.folder, base)
+    for now, before in _other_positions(found.manifest["config"]["model"], model):
+        log.warning("%s: the weights in %s were trained with %s", now, found.folder, before)
     return found
 
 
@@ -90,11 +90,27 @@ def _find(init_from: str) -> Checkpoint:
     return found
 
 
+def _other_positions(there: Mapping[str, Any], model: ModelConfig) -> Iterator[tuple[str, str]]:
+    """The settings of positions that differ from those of the weights: as they are now, and as they were."""
+    if model.position != "rope":
+        return
+    base, length = (there.get(name, getattr(model, name)) for name in ("rope_base", "seq_length"))
+    scaling = there.get("rope_scaling") or asdict(RopeScaling())
+    if base != model.rope_base:
+        yield f"model.rope_base={model.rope_base:g}", f"{base:g}"
+    if scaling != asdict(model.rope_scaling):
+        yield f"model.rope_scaling={written(asdict(model.rope_scaling))}", written(scaling)
+    elif model.seq_length > length and base == model.rope_base:
+        hint = "the same frequencies; model.rope_scaling or a larger model.rope_base helps them"
+        yield f"model.seq_length={model.seq_length}", f"{length} tokens and {hint}"
+
+
 def _other_shape(found: Checkpoint, model: ModelConfig) -> Iterator[Problem]:
     there, here = _shape(found.manifest.get("config", {}).get("model", {})), _shape(asdict(model))
-    free = {*_FREE} if model.position == "learned" else {*_FREE, "seq_length"}
+    free = {*_FREE, "vocab_size"} if model.position == "learned" else {*_FREE, "vocab_size", "seq_length"}
     if isinstance(found, ForeignCheckpoint):
-        free -= {"rope_base"}  # a preset may have the shape of the model, but not its base
+        # A preset may have the shape of the model, but not its frequencies. A scaling that is given was meant.
+        free -= {"rope_base"} if model.rope_scaling.kind != "none" else {"rope_base", "rope_scaling"}
     for key in here:
         if key not in free and there.get(key) != here[key]:
             rule = f"the weights in {found.folder} are of a model with {key}={written(there.get(key))}"

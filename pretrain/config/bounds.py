@@ -23,6 +23,7 @@ _POSITIVE = {
         "num_layers hidden_size num_heads num_query_groups head_dim ffn_hidden_size seq_length vocab_multiple_of "
         "norm_eps rope_base"
     ),
+    "model.rope_scaling": ("original_length low_freq_factor high_freq_factor beta_fast beta_slow attention_factor"),
     "train": "global_batch_size micro_batch_size max_steps max_tokens max_minutes warn_epochs",
     "optim": "lr eps",
     "evaluation": "max_samples final_max_samples micro_batch_size",
@@ -59,6 +60,7 @@ BOUNDS: tuple[Bound, ...] = (
     (_POSITIVE, "must be greater than 0", lambda value: value > 0),
     (_NOT_NEGATIVE, "must not be negative", lambda value: value >= 0),
     ({"run": "seed"}, SEED_RULE, is_seed),
+    ({"model.rope_scaling": "factor"}, "must be at least 1", lambda value: value >= 1),
     (_SHARE, "must be between 0 and 1", lambda value: 0 <= value <= 1),
     (_BELOW_ONE, "must be at least 0 and less than 1", lambda value: 0 <= value < 1),
 )

@@ -88,6 +88,25 @@ def check_model(model: ModelConfig) -> Iterator[Problem]:
         yield Problem(
             "model.head_dim", model.head_size, "must be even, because rotary embeddings rotate pairs of dimensions"
         )
+    yield from _rope_scaling(model)
+
+
+def _rope_scaling(model: ModelConfig) -> Iterator[Problem]:
+    scaling, section = model.rope_scaling, "model.rope_scaling"
+    if scaling.kind == "none":
+        return
+    if model.position != "rope":
+        yield Problem(f"{section}.kind", scaling.kind, "needs model.position=rope", f"set {section}.kind=none")
+    if scaling.original_length is None:
+        rule = f"{section}.kind={scaling.kind} needs the context length before the scaling"
+        yield Problem(
+            f"{section}.original_length", None, rule, "give the seq_length that the weights were trained with"
+        )
+    pairs = {"llama3": ("low_freq_factor", "high_freq_factor"), "yarn": ("beta_slow", "beta_fast")}
+    low, high = pairs[scaling.kind]
+    below, above = getattr(scaling, low), getattr(scaling, high)
+    if below >= above:
+        yield Problem(f"{section}.{low}", below, f"must be less than {section}.{high}={above:g}")
 
 
 def _members(config: RunConfig) -> Iterator[Problem]:

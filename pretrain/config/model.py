@@ -5,6 +5,28 @@ from typing import Literal
 
 
 @dataclass(frozen=True, kw_only=True)
+class RopeScaling:
+    """Slower rotary frequencies, with which a model continues at a longer context than it was trained with."""
+
+    kind: Literal["none", "llama3", "yarn"] = "none"
+    """Formula. llama3: that of Llama 3.1. yarn: Peng et al. 2023. none: unscaled frequencies."""
+    factor: float = 1.0
+    """By how much the slow frequencies are divided: new context length / old one."""
+    original_length: int | None = None
+    """Context length of the training before the scaling."""
+    low_freq_factor: float = 1.0
+    """llama3: frequencies with fewer turns than this in original_length are divided by factor."""
+    high_freq_factor: float = 4.0
+    """llama3: frequencies with more turns than this in original_length do not change."""
+    beta_fast: float = 32.0
+    """yarn: frequencies with more turns than this in original_length do not change."""
+    beta_slow: float = 1.0
+    """yarn: frequencies with fewer turns than this in original_length are divided by factor."""
+    attention_factor: float | None = None
+    """yarn: factor of all cosines and sines. null: 0.1 ln(factor) + 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """Shape of a decoder-only transformer, in the style of GPT-3 or Llama."""
 
@@ -51,6 +73,8 @@ class ModelConfig:
     vocab_size: int | None = None
     """Number of tokens that the model predicts, if it is larger than the tokenizer's, as in some imported models. null:
     the tokenizer's."""
+
+    rope_scaling: RopeScaling = RopeScaling()
 
     @property
     def kv_heads(self) -> int:

@@ -19,6 +19,10 @@ def rules(config: RunConfig) -> Iterator[tuple[str, bool, str]]:
     parallel, schedule, tokenizer = config.parallel, config.lr_schedule.name, config.tokenizer
     yield "parallel.sp", parallel.sp and parallel.tp == 1, "it needs parallel.tp above 1"
     yield "model.rope_base", config.model.position != "rope", "it needs model.position=rope"
+    kind = config.model.rope_scaling.kind
+    for name, kinds in _OF_SCALING.items():
+        needs = " or ".join(f"model.rope_scaling.kind={each}" for each in kinds)
+        yield f"model.rope_scaling.{name}", kind not in kinds, f"it needs {needs}"
     yield "engine.loss_scale", engine.precision != "fp16", "it needs engine.precision=fp16"
     yield "engine.recompute.modules", recompute.granularity != "selective", "it needs granularity=selective"
     for name in ("method", "num_layers"):
@@ -37,3 +41,15 @@ def rules(config: RunConfig) -> Iterator[tuple[str, bool, str]]:
     yield "prepare.dask_scheduler", config.prepare.executor != "dask", "it needs prepare.executor=dask"
     for name in ("project", "entity", "group"):
         yield f"tracking.wandb_{name}", config.tracking.wandb == "off", "tracking.wandb is off"
+
+
+_OF_SCALING = {
+    "factor": ("llama3", "yarn"),
+    "original_length": ("llama3", "yarn"),
+    "low_freq_factor": ("llama3",),
+    "high_freq_factor": ("llama3",),
+    "beta_fast": ("yarn",),
+    "beta_slow": ("yarn",),
+    "attention_factor": ("yarn",),
+}
+"""The kinds of scaling that use each of its keys."""

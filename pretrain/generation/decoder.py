@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pretrain.config.model import ModelConfig
+from pretrain.model.frequencies import rotary_frequencies, rotary_tables
 from pretrain.model.text_rows import LayerCache, TextRows, last_places
 
 EMBEDDING, POSITIONS = "embedding.word_embeddings.weight", "embedding.position_embeddings.weight"
@@ -144,10 +145,9 @@ class Decoder:
 
     def _rotary_tables(self) -> Tensor:
         """Cosines and sines [2, s, d / 2] of all positions."""
-        half = torch.arange(0, self.model.head_size, 2, dtype=torch.float32)
-        frequencies = 1.0 / self.model.rope_base ** (half / self.model.head_size)
-        angles = torch.outer(torch.arange(self.model.seq_length, dtype=torch.float32), frequencies)
-        return torch.stack((angles.cos(), angles.sin())).to(self.device, self.embedding.dtype)
+        model = self.model
+        tables = rotary_tables(rotary_frequencies(model), model.seq_length, model.rope_scaling)
+        return tables.to(self.device, self.embedding.dtype)
 
     def _layer(self, name: str) -> Layer:
         ffn, attention = f"{name}.mlp", f"{name}.self_attention"

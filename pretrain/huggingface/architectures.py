@@ -71,6 +71,9 @@ def _differences(model: ModelConfig, known: Architecture) -> list[Problem]:
         for field, needed in known.fields.items()
         if (value := getattr(model, field)) != needed
     ]
+    if model.rope_scaling.kind != "none":
+        rule = "no config.json is written for scaled frequencies"
+        found.append(Problem("model.rope_scaling.kind", model.rope_scaling.kind, rule))
     if model.kv_heads != model.num_heads and not known.grouped_queries:
         rule = f"no Hugging Face class computes this model: {known.name} has as many as query heads"
         found.append(Problem("model.num_query_groups", model.num_query_groups, rule, hint))

@@ -35,11 +35,10 @@ class Chunk(GPTModel):
     passes: Passes = EAGER
     """Used by in_place and chunked."""
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, model: ModelConfig, **settings: Any) -> None:
         super().__init__(**settings)
         if self.position_embedding_type == "rope":
-            config = self.config
-            self.rotary_pos_emb = RotaryTables(config.kv_channels, self.rotary_base, config.pipeline_dtype)
+            self.rotary_pos_emb = RotaryTables(model, self.config.pipeline_dtype)
         if self.post_process:
             is_tied_here = self.pre_process and self.share_embeddings_and_output_weights
             self.output_layer = OutputLayer(
@@ -138,6 +137,7 @@ def build_stage(
     for i, part in enumerate(own):
         with torch.device("meta"):
             chunk = Chunk(
+                model,
                 config=config,
                 transformer_layer_spec=block_spec(model, part.num_layers, kernels),
                 vocab_size=padded_vocab_size(model, vocab_size, tp),
@@ -147,7 +147,6 @@ def build_stage(
                 parallel_output=True,
                 share_embeddings_and_output_weights=model.tie_embeddings,
                 position_embedding_type="learned_absolute" if model.position == "learned" else "rope",
-                rotary_base=model.rope_base,
                 vp_stage=i if parallel.vp > 1 else None,
             )
         chunk.real_vocab_size, chunk.cross_entropy = vocab_size, engine.cross_entropy

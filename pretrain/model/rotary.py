@@ -10,6 +10,9 @@ import torch
 from megatron.core.models.common.embeddings import RotaryEmbedding
 from torch import Tensor
 
+from pretrain.config.model import ModelConfig
+from pretrain.model.frequencies import rotary_frequencies, rotary_tables
+
 
 class RotaryTables(RotaryEmbedding):
     """Tables of one chunk, made once in the precision of the layers.
@@ -17,9 +20,10 @@ class RotaryTables(RotaryEmbedding):
     Megatron's own module hands out angles, of which each layer makes and keeps four tables.
     """
 
-    def __init__(self, head_size: int, base: float, dtype: torch.dtype) -> None:
-        super().__init__(head_size, rotary_percent=1.0, rotary_base=base, use_cpu_initialization=True)
-        self._dtype = dtype
+    def __init__(self, model: ModelConfig, dtype: torch.dtype) -> None:
+        super().__init__(model.head_size, rotary_percent=1.0, use_cpu_initialization=True)
+        self.inv_freq = rotary_frequencies(model)
+        self._scaling, self._dtype = model.rope_scaling, dtype
         self._tables: Tensor | None = None
         self.places: Tensor | None = None
         """Places [b, s] of the tokens that come next, in texts with a cache; None: each row starts at 0."""
@@ -36,8 +40,9 @@ class RotaryTables(RotaryEmbedding):
 
     def _whole(self, length: int) -> Tensor:
         if self._tables is None or self._tables.shape[1] < length:
-            angles = self.get_emb(length).chunk(2, -1)[0]
-            self._tables = torch.stack((angles.cos(), angles.sin())).to(self._dtype)
+            frequencies = self.inv_freq.to(torch.cuda.current_device())
+            tables = rotary_tables(frequencies, length, self._scaling)
+            self._tables = tables[:, :, None, None].to(self._dtype)
         return self._tables
 
 

@@ -16,7 +16,13 @@ from tests.support.ranks import run_ranks
 from tests.support.saving import store_of
 from tests.support.training import start
 
-MODELS = {**FAMILIES, "layernorm_qk": ("all_sorts", "model.qk_norm=true"), "odd": ("gpt_odd",)}
+YARN = ("model.rope_scaling.kind=yarn", "model.rope_scaling.factor=4", "model.rope_scaling.original_length=30")
+MODELS = {
+    **FAMILIES,
+    "layernorm_qk": ("all_sorts", "model.qk_norm=true"),
+    "odd": ("gpt_odd",),
+    "yarn": ("llama", *YARN),
+}
 LARGEST = 1e-5
 LENGTHS = (3, 9, 1, 6)
 

@@ -24,6 +24,7 @@ from pretrain.model.specs import transformer_config
 from pretrain.optim.param_groups import decay_groups
 from tests.support.models import VOCAB_SIZE, batch_of, run_config
 from tests.support.ranks import run_ranks
+from tests.support.rope import reference_amplitude, reference_frequencies
 from tests.support.training import plain_stage, start
 
 # Parameters
@@ -230,9 +231,10 @@ def _attention(x: Tensor, weights: dict[str, Tensor], name: str, model: ModelCon
 def _rotate(x: Tensor, model: ModelConfig) -> Tensor:
     """Su et al. 2021, with the pairs half a head apart as in Llama."""
     half = x.shape[-1] // 2
-    angles = torch.outer(torch.arange(x.shape[-2]), model.rope_base ** (-torch.arange(half) / half))
+    angles = torch.outer(torch.arange(x.shape[-2]), torch.tensor(reference_frequencies(model)))
     a, b = x[..., :half], x[..., half:]
-    return torch.cat([a * angles.cos() - b * angles.sin(), b * angles.cos() + a * angles.sin()], -1)
+    turned = torch.cat([a * angles.cos() - b * angles.sin(), b * angles.cos() + a * angles.sin()], -1)
+    return turned * reference_amplitude(model)
 
 
 @dataclass(frozen=True)
@@ -258,10 +260,21 @@ def outputs(here: Runtime, config: RunConfig) -> Outputs:
     return Outputs(logits.numpy(), expected.numpy(), losses.numpy())
 
 
+LLAMA3, YARN = (
+    (
+        "model.rope_base=100.0",
+        f"model.rope_scaling.kind={kind}",
+        "model.rope_scaling.factor=4",
+        "model.rope_scaling.original_length=30",
+    )
+    for kind in ("llama3", "yarn")
+)
 ARCHITECTURES = {
     # A large epsilon and a small base have a visible effect.
     "gpt": run_config("gpt", "model.norm_eps=0.1"),
     "llama": run_config("llama", "model.norm_eps=0.1", "model.rope_base=100.0"),
+    "llama3": run_config("llama", *LLAMA3),
+    "yarn": run_config("llama", *YARN),
     "llama_tied": run_config("llama_tied", "model.num_query_groups=1"),
     "wide_heads": run_config("gpt", "model.head_dim=12", "model.num_query_groups=2"),
     "qk_norm": run_config("llama", "model.qk_norm=true", "model.norm_eps=0.1"),

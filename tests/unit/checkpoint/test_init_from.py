@@ -63,6 +63,21 @@ def test_another_rotary_base_is_taken_with_a_warning(old, tmp_path, caplog):
     assert "model.rope_base=500000: the weights in" in caplog.text
 
 
+SCALED = ("model.rope_scaling.kind=yarn", "model.rope_scaling.factor=2", "model.rope_scaling.original_length=16")
+
+
+def test_a_longer_context_is_taken_with_a_warning(old, tmp_path, caplog):
+    found(old, tmp_path / "new", "model.seq_length=32", *SCALED)
+    assert "model.rope_scaling={kind: yarn, factor: 2.0, original_length: 16," in caplog.text
+    caplog.clear()
+    found(old, tmp_path / "new", "model.seq_length=32")
+    assert "model.seq_length=32: the weights in" in caplog.text
+    assert "16 tokens and the same frequencies" in caplog.text
+    caplog.clear()
+    found(old, tmp_path / "new", "model.seq_length=8")
+    assert caplog.text == ""
+
+
 def test_keys_that_keep_the_weights_valid_may_change(old, tmp_path):
     changes = ("model.hidden_dropout=0.3", "model.seq_length=32", "model.rope_base=500000", "model.vocab_multiple_of=8")
     heads = OLD.model.num_heads

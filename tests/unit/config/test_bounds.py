@@ -11,6 +11,7 @@ POSITIVE = {
         "num_layers hidden_size num_heads num_query_groups head_dim ffn_hidden_size seq_length vocab_multiple_of "
         "norm_eps rope_base"
     ),
+    "model.rope_scaling": "original_length low_freq_factor high_freq_factor beta_fast beta_slow attention_factor",
     "train": "global_batch_size micro_batch_size max_steps max_minutes warn_epochs",
     "optim": "lr eps",
     "evaluation": "max_samples final_max_samples micro_batch_size",

@@ -11,6 +11,7 @@ from data_pipeline.config_text import written
 from pretrain.config.checks import check_prepare, check_run
 from pretrain.config.errors import ConfigError
 from pretrain.config.load import load_run_config
+from pretrain.config.model import RopeScaling
 from pretrain.config.run import RunConfig
 
 
@@ -50,6 +51,25 @@ RULES: list[tuple[dict[str, object], int, str]] = [
         {"model__position": "rope", "model__head_dim": 15},
         1,
         "model.head_dim=15: must be even, because rotary embeddings rotate pairs of dimensions",
+    ),
+    (
+        {"model__rope_scaling": RopeScaling(kind="yarn", original_length=8)},
+        1,
+        "model.rope_scaling.kind=yarn: needs model.position=rope\n  hint: set model.rope_scaling.kind=none",
+    ),
+    (
+        {"model__position": "rope", "model__rope_scaling": RopeScaling(kind="yarn", factor=2.0)},
+        1,
+        "model.rope_scaling.original_length=null: model.rope_scaling.kind=yarn needs the context length before "
+        "the scaling\n  hint: give the seq_length that the weights were trained with",
+    ),
+    (
+        {
+            "model__position": "rope",
+            "model__rope_scaling": RopeScaling(kind="llama3", original_length=8, low_freq_factor=5.0),
+        },
+        1,
+        "model.rope_scaling.low_freq_factor=5.0: must be less than model.rope_scaling.high_freq_factor=4",
     ),
     (
         {"train__global_batch_size": 20},

@@ -50,7 +50,8 @@ def test_explain_lists_sections_and_the_keys_and_files_of_one(capsys) -> None:
     assert {line.split()[0] for line in lines if line} >= sections | set(BOOK.groups) | COMMAND_RECORDS.keys()
     text = said(capsys, "explain", "model")
     assert all(f"      {option.name} " in text for option in options_of("model"))
-    assert all(f"\n{name}\n" in text for name in BOOK.keys if name.startswith("model."))
+    own = [key for key in BOOK.keys.values() if key.name.startswith("model.") and key.name.count(".") == 1]
+    assert all(f"\n{key.name}{':' if key.is_section else chr(10)}" in text for key in own)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,10 @@ from pretrain.config.unused import rules
 UNUSED = [
     (["parallel.sp=true"], "parallel.sp=true has no effect: it needs parallel.tp above 1"),
     (["model.rope_base=5e5"], "model.rope_base=5e5 has no effect: it needs model.position=rope"),
+    (
+        ["model=tiny_llama", "model.rope_scaling.factor=4"],
+        "model.rope_scaling.factor=4 has no effect: it needs model.rope_scaling.kind=llama3 or model.rope_scaling.kind",
+    ),
     (["engine.loss_scale.window=9"], "engine.loss_scale.window=9 has no effect: it needs engine.precision=fp16"),
     (
         ["engine.recompute.modules=[mlp]"],
