@@ -20,8 +20,8 @@ from torch import Tensor
 Dtype = Literal["float32", "bfloat16", "float16"]
 CODES: Mapping[Dtype, str] = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 _WIDTHS: Mapping[Dtype, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
-AT_ONCE = 16 << 20
-"""Elements converted and written at once."""
+AT_ONCE = 1 << 18
+"""Elements converted, digested and written at once. They stay in the cache of a core: 16 Mi are 2.6 times slower."""
 
 
 @dataclass(frozen=True)
