@@ -3,7 +3,7 @@
 import contextlib
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,6 @@ from pretrain.config.run import RunConfig
 from pretrain.distributed.environment import set_variables
 from pretrain.distributed.grid import world_from_environment
 from pretrain.distributed.join import joined_ranks, layout_of
-from pretrain.evaluation.tasks import read_tasks
 from pretrain.exit_codes import ExitCode
 from pretrain.model.size import checkpoint_bytes
 from pretrain.outcome import record
@@ -41,6 +40,7 @@ from pretrain.training.announce import announce_new_length, announce_outcome, an
 from pretrain.training.data import check_enough_data, open_datasets, vocab_size_of
 from pretrain.training.run_sinks import RunSinks
 from pretrain.training.start import Start, find_initial_weights, load_start
+from pretrain.training.tasks import RunTasks, open_tasks
 from pretrain.training.time_limit import EarlierCuts, earlier_cuts, time_limit_of
 
 if TYPE_CHECKING:
@@ -63,6 +63,8 @@ class Inputs:
     validation: Mapping[str, PackedDataset]
     tokenizer: TokenizerFiles | None = None
     """The files to keep in the run folder; rank 0 has them."""
+    tasks: RunTasks = field(default_factory=RunTasks)
+    """The requests that each validation makes of the model, besides the loss."""
     initial: "Checkpoint | None" = None
     """The checkpoint that run.init_from names; rank 0 has it."""
 
@@ -95,14 +97,14 @@ def check_inputs(config: RunConfig, rank: int, world_size: int) -> Inputs:
         check_length(config, RunState())
         check_enough_data(config, dataset, RunState())
     check_same_config(folder, config)
-    read_tasks(config.evaluation.tasks, "evaluation.tasks")
+    tasks = open_tasks(config, dataset, validation)
     check_space(folder, checkpoint_bytes(config.model, vocab_size_of(config, dataset)))
     if rank > 0:
-        return Inputs(config, folder, dataset, validation)
+        return Inputs(config, folder, dataset, validation, tasks=tasks)
     check_wandb_login(config.tracking)
     check_hardware(config)
     tokenizer, initial = check_tokenizer(dataset), find_initial_weights(config, dataset)
-    return Inputs(config, folder, dataset, validation, tokenizer, initial)
+    return Inputs(config, folder, dataset, validation, tokenizer, tasks, initial)
 
 
 def run(inputs: Inputs, check_ownership: Callable[[], None], stop_requested: Callable[[], bool]) -> str:
@@ -152,7 +154,7 @@ def run(inputs: Inputs, check_ownership: Callable[[], None], stop_requested: Cal
             sinks.open(open_records(trainer, inputs, start, description, sizes))
         closing.push(sinks.end)
         closing.callback(proof.close)
-        tasks = build_task_scorer(trainer, read_tasks(config.evaluation.tasks, "evaluation.tasks"))
+        tasks = build_task_scorer(trainer, inputs.tasks.asked)
         saver = build_saver(trainer, folder, resume_point, start.origin)
         state, sinks.outcome = trainer.train(
             start.state,
@@ -189,6 +191,7 @@ def open_records(
     record_config(folder, config, state.step, start.data_changes)
     if inputs.tokenizer is not None:
         keep_tokenizer(folder, inputs.tokenizer)
+    inputs.tasks.keep(folder)
     write_description(folder, description)
     record_start(folder, state.step)
     planned = Spare("the planned step time", PlanSink(trainer.planned_step, state.step))

@@ -26,7 +26,7 @@ _POSITIVE = {
     "model.rope_scaling": ("original_length low_freq_factor high_freq_factor beta_fast beta_slow attention_factor"),
     "train": "global_batch_size micro_batch_size max_steps max_tokens max_minutes warn_epochs",
     "optim": "lr eps",
-    "evaluation": "max_samples final_max_samples micro_batch_size",
+    "evaluation": "max_samples final_max_samples micro_batch_size domain_bytes",
     "checkpoint": "keep_last",
     "checkpoint.local": "keep_last",
     "tracking": "log_every_steps peak_tflops",
@@ -40,7 +40,7 @@ _NOT_NEGATIVE = {
     "train": "max_bad_steps",
     "optim": "weight_decay clip_grad_norm",
     "lr_schedule": "warmup_steps warmup_tokens",
-    "evaluation": "every_steps",
+    "evaluation": "every_steps next_lines",
     "checkpoint": "every_steps every_minutes keep_every",
     "checkpoint.local": "every_steps every_minutes",
 }

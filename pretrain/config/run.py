@@ -76,6 +76,14 @@ class EvaluationConfig:
     """Number of samples that one rank evaluates at once. null: train.micro_batch_size."""
     tasks: tuple[str, ...] = ()
     """Files of tasks that each validation scores too, as `pretrain evaluate` does: questions with choices, or texts."""
+    next_lines: int = 0
+    """Number of questions of a task that is made from the validation split: which of four lines comes next? They are
+    written to next_line.jsonl in the run folder. 0: no such task."""
+    domains: dict[str, str] = field(default_factory=dict)
+    """Names and files of held-out texts whose bits per byte each validation measures. A file is of any format that
+    `prepare` reads. evaluation.domains.NAME=FILE adds one."""
+    domain_bytes: int = 250_000
+    """Size of the text of each domain that is read, from its start."""
 
 
 @dataclass(frozen=True, kw_only=True)

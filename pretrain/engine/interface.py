@@ -68,14 +68,22 @@ class Engine(Trainable, Protocol):
         """Next-token logits [b, s, vocabulary] in fp32 of tokens [b, s]. Pass the same tokens on every rank."""
         ...
 
-    def new_cache(self, rows: int) -> "EngineCache":
-        """An empty cache of so many texts, each as long as the model's context."""
+    def new_cache(self, rows: int, capacity: int | None = None) -> "EngineCache":
+        """An empty cache of so many texts of up to `capacity` tokens; None: the model's context."""
         ...
 
     def extend(self, tokens: Sequence[Sequence[int]], cache: "EngineCache") -> Tensor:
         """Append tokens to each text (at least one); fp32 logits [b, vocabulary] after the last of each, on every rank.
 
         Raises ValueError if a text has no room for them.
+        """
+        ...
+
+    def score_next(self, tokens: Sequence[Sequence[int]], cache: "EngineCache") -> Tensor:
+        """Append all tokens but the last of each row (at least two) to its text; scores of its second to last token.
+
+        The result [2, b, s] is that of `score`, padded at the end of shorter rows. Raises ValueError if a text has no
+        room for them.
         """
         ...
 

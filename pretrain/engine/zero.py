@@ -30,7 +30,7 @@ from pretrain.engine.token_scores import token_scores
 from pretrain.engine.vendor_patches import import_deepspeed
 from pretrain.model.gpt import Stage
 from pretrain.model.parameters import logical_parts
-from pretrain.model.text_rows import last_places
+from pretrain.model.text_rows import Placed, last_places
 from pretrain.optim.param_groups import decay_groups
 
 
@@ -133,13 +133,34 @@ class ZeroEngine:
 
     @torch.no_grad()
     def score(self, tokens: Tensor) -> Tensor:
-        layout, length = self.groups.layout, tokens.shape[1] - 1
         own, _ = self._own_logits(tokens[:, :-1])
-        scores = torch.zeros(2, tokens.shape[0], length, device=self.device)
+        return self._scores(own, tokens[:, 1:])
+
+    @torch.no_grad()
+    def score_next(self, tokens: Sequence[Sequence[int]], cache: EngineCache) -> Tensor:
+        own, _ = self._extended([row[:-1] for row in tokens], cache)
+        longest = max(map(len, tokens))
+        return self._scores(own, torch.tensor([[*row[1:], *[row[-1]] * (longest - len(row))] for row in tokens]))
+
+    def _extended(self, tokens: Sequence[Sequence[int]], cache: EngineCache) -> tuple[Tensor | None, Placed]:
+        """Append tokens to the texts; returns this rank's logits after each of them, on the last stage."""
+        self.engine.eval()
+        parts = self.groups.layout.tp if self.stage.config.sequence_parallel else 1
+        placed = cache.rows.add(tokens, multiple_of=parts)
+        batch = MicroBatch(placed.tokens, None, None, placed.positions)
+        with reading(self.stage, cache, placed):
+            own = run_logits(self.handles, batch)
+        self.optimizer.release_gathered()
+        return own, placed
+
+    def _scores(self, own: Tensor | None, targets: Tensor) -> Tensor:
+        """Scores [2, b, s] of targets [b, s] by this rank's logits [b, >= s, v / tp], on every rank of the replica."""
+        layout, (rows, length) = self.groups.layout, targets.shape
+        scores = torch.zeros(2, rows, length, device=self.device)
         if own is not None:
             found = token_scores(
                 own[:, :length],
-                to_device(tokens[:, 1:].contiguous(), self.device),
+                to_device(targets.contiguous(), self.device),
                 first=self.groups.tp_rank * own.shape[-1],
                 real=self.vocab_size,
                 group=self.groups.tensor_parallel if layout.tp > 1 else None,
@@ -150,18 +171,12 @@ class ZeroEngine:
             dist.all_reduce(scores, group=self.groups.model_parallel)
         return scores
 
-    def new_cache(self, rows: int) -> EngineCache:
-        return new_cache(rows, self.model.seq_length, self.eod_id, self.device)
+    def new_cache(self, rows: int, capacity: int | None = None) -> EngineCache:
+        return new_cache(rows, capacity or self.model.seq_length, self.eod_id, self.device)
 
     @torch.no_grad()
     def extend(self, tokens: Sequence[Sequence[int]], cache: EngineCache) -> Tensor:
-        self.engine.eval()
-        parts = self.groups.layout.tp if self.stage.config.sequence_parallel else 1
-        placed = cache.rows.add(tokens, multiple_of=parts)
-        batch = MicroBatch(placed.tokens, None, None, placed.positions)
-        with reading(self.stage, cache, placed):
-            own = run_logits(self.handles, batch)
-        self.optimizer.release_gathered()
+        own, placed = self._extended(tokens, cache)
         if own is not None:
             own = own[last_places(placed.counts, self.device)][:, None]
         shape = torch.Size((len(placed.counts), 1))

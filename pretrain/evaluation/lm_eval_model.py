@@ -13,7 +13,8 @@ from data_pipeline.tokenizers.base import Tokenizer
 from pretrain.checkpoint.trained_model import TrainedModel
 from pretrain.config.errors import RunError
 from pretrain.evaluation.figures import unscored
-from pretrain.evaluation.scoring import Request, Scored, score, scoring_together
+from pretrain.evaluation.requests import Request
+from pretrain.evaluation.scoring import Scored, score, scoring_together
 
 
 class RunModel(TemplateLM):

@@ -8,14 +8,39 @@ belong to the choices.
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from data_pipeline.tokenizers.base import Tokenizer
 from pretrain.config.errors import ConfigError
-from pretrain.evaluation.scoring import Request
 from pretrain.evaluation.tasks import Question, Task
 
 UNFINISHED = 4
 """Tokens at the end of a context that may be bytes of one character."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """A continuation and the tokens before it, at least one of each."""
+
+    context: tuple[int, ...]
+    continuation: tuple[int, ...]
+    num_bytes: int = 0
+    """Size of the continuation's text."""
+
+    def within(self, length: int) -> "Request":
+        """The request as a model of `length` tokens sees it: without the beginning of a context that is too long.
+
+        Raises ValueError if the continuation alone is too long.
+        """
+        if len(self.continuation) > length:
+            raise ValueError(f"a continuation of {len(self.continuation)} tokens, the model sees {length} at once")
+        # The last token is only predicted.
+        context = self.context[-(length + 1 - len(self.continuation)) :]
+        return self if len(context) == len(self.context) else Request(context, self.continuation, self.num_bytes)
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        return self.context + self.continuation
 
 
 @dataclass(frozen=True)
@@ -29,9 +54,11 @@ class Asked:
     its windows."""
     answers: tuple[int, ...] | None
     """Index of the right choice of each question; None: the items are texts."""
+    kind: Literal["task", "domain"] = "task"
+    """The first word of the figures' names in records."""
 
 
-def asked_of(task: Task, tokenizer: Tokenizer, seq_length: int) -> Asked:
+def asked_of(task: Task, tokenizer: Tokenizer, seq_length: int, kind: Literal["task", "domain"] = "task") -> Asked:
     """The requests of a task; raises ConfigError with file:line for a choice longer than the model sees."""
     items = [choice_requests(question, tokenizer, seq_length) for question in task.questions]
     items += [list(windows_of(text, tokenizer, seq_length)) for text in task.texts]
@@ -44,7 +71,7 @@ def asked_of(task: Task, tokenizer: Tokenizer, seq_length: int) -> Asked:
             rule = f"a choice has {max(lengths)} tokens, and the model sees {seq_length} at once (model.seq_length)"
             raise ConfigError([f"{place}: {rule}"])
     answers = tuple(question.answer for question in task.questions) if task.questions else None
-    return Asked(task.name, tuple(itertools.chain(*items)), tuple(map(len, items)), answers)
+    return Asked(task.name, tuple(itertools.chain(*items)), tuple(map(len, items)), answers, kind)
 
 
 def choice_requests(question: Question, tokenizer: Tokenizer, seq_length: int) -> list[Request]:

@@ -1,8 +1,8 @@
 """Log-probabilities of continuations: the primitive of all tasks, at any layout.
 
 Equal requests are scored once. Requests are sorted by length, packed into batches of about as many tokens as
-`batch_size` whole samples, and padded on the right, which earlier tokens do not see. Data-parallel ranks share the
-batches. Only sums leave the ranks.
+`batch_size` whole samples, and padded on the right, which earlier tokens do not see. A context of several requests is
+read once, into a KV cache. Data-parallel ranks share the batches. Only sums leave the ranks.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,37 +14,20 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pretrain.engine.interface import Engine
+from pretrain.evaluation.requests import Request
 
 if TYPE_CHECKING:
     from pretrain.distributed.groups import ProcessGroups
 
+SHARED = 16
+"""Tokens of the shortest context that is worth a cache."""
+PARTS = 3
+"""Continuations after cached contexts are scored in so many parts by length, so that little is padded."""
+CACHED = 8
+"""Largest number of tokens in caches, in multiples of a batch's."""
+
 AskStop = Callable[[], Callable[[], bool]]
 """Called on all ranks before a batch; its answer, the same on all of them, is read after the batch."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """A continuation and the tokens before it, at least one of each."""
-
-    context: tuple[int, ...]
-    continuation: tuple[int, ...]
-    num_bytes: int = 0
-    """Size of the continuation's text."""
-
-    def within(self, length: int) -> "Request":
-        """The request as a model of `length` tokens sees it: without the beginning of a context that is too long.
-
-        Raises ValueError if the continuation alone is too long.
-        """
-        if len(self.continuation) > length:
-            raise ValueError(f"a continuation of {len(self.continuation)} tokens, the model sees {length} at once")
-        # The last token is only predicted.
-        context = self.context[-(length + 1 - len(self.continuation)) :]
-        return self if len(context) == len(self.context) else Request(context, self.continuation, self.num_bytes)
-
-    @property
-    def tokens(self) -> tuple[int, ...]:
-        return self.context + self.continuation
 
 
 @dataclass(frozen=True)
@@ -103,25 +86,58 @@ def score(
     index = [places.setdefault((each.context, each.continuation), len(places)) for each in fitted]
     unique = [Request(*texts) for texts in places]
     found = torch.zeros(len(unique), 2, dtype=torch.float64)
-    batches = _batches(unique, how)
-    # Equal numbers on all data-parallel ranks: at ZeRO-3 they gather parameters together.
-    for first in range(0, len(batches), how.size):
+    families, others = ([], list(range(len(unique)))) if how.one_shape else _families(unique)
+    alone = [(_scored_alone, own) for own in _batches(unique, others, how)]
+    together = [(_scored_together, own) for own in _family_batches(unique, families, how)]
+    # Of each kind equal numbers on all data-parallel ranks: at ZeRO-3 they gather parameters together.
+    rounds = [kind[first : first + how.size] for kind in (alone, together) for first in range(0, len(kind), how.size)]
+    for number, batches in enumerate(rounds):
         is_to_stop = ask_stop()
-        place = first + how.rank
-        own = batches[min(place, len(batches) - 1)]
-        sums = _scored_alone(engine, [unique[i] for i in own], how)
-        if how.contributes and place < len(batches):
+        scored, own = batches[min(how.rank, len(batches) - 1)]
+        sums = scored(engine, [unique[i] for i in own], how)
+        if how.contributes and how.rank < len(batches):
             found[own] = sums
-        if is_to_stop() and first + how.size < len(batches):
+        if is_to_stop() and number + 1 < len(rounds):
             return None
     if how.control is not None:
         dist.all_reduce(found, group=how.control)
     return [Scored(total, bool(greedy)) for total, greedy in found[index].tolist()]
 
 
-def _batches(requests: Sequence[Request], how: Scoring) -> list[list[int]]:
-    """The indices of the requests, longest first, in batches."""
-    order = sorted(range(len(requests)), key=lambda i: -len(requests[i].tokens))
+def _families(requests: Sequence[Request]) -> tuple[list[list[int]], list[int]]:
+    """Indices of the requests that share a long context, by context; and of all others."""
+    by_context: dict[tuple[int, ...], list[int]] = {}
+    for i, request in enumerate(requests):
+        by_context.setdefault(request.context, []).append(i)
+    families, others = [], []
+    for context, members in by_context.items():
+        if len(members) > 1 and len(context) >= SHARED:
+            families.append(members)
+        else:
+            others += members
+    return families, others
+
+
+def _family_batches(requests: Sequence[Request], families: Sequence[list[int]], how: Scoring) -> list[list[int]]:
+    """The families in batches: those with the longest contexts first, each batch as large as memory allows."""
+    order = sorted(families, key=lambda family: -len(requests[family[0]].context))
+    batches: list[list[int]] = []
+    largest = how.batch_size * how.seq_length
+    contexts = cached = 0
+    for family in order:
+        own = len(requests[family[0]].context)
+        longest = max(len(requests[i].tokens) for i in family)
+        contexts, cached = contexts + own, cached + len(family) * longest
+        if not batches or contexts > largest or cached > CACHED * largest:
+            batches.append([])
+            contexts, cached = own, len(family) * longest
+        batches[-1] += family
+    return batches
+
+
+def _batches(requests: Sequence[Request], chosen: Sequence[int], how: Scoring) -> list[list[int]]:
+    """The chosen indices of requests, longest first, in batches."""
+    order = sorted(chosen, key=lambda i: -len(requests[i].tokens))
     batches, first = [], 0
     while first < len(order):
         fitting = how.batch_size * how.seq_length // (len(requests[order[first]].tokens) - 1)
@@ -139,6 +155,23 @@ def _scored_alone(engine: Engine, requests: Sequence[Request], how: Scoring) -> 
     tokens = torch.tensor([[*row, *[row[-1]] * (longest - len(row))] for row in rows])
     scores = engine.score(tokens).cpu()
     return torch.stack([_sums(scores[:, i], len(each.context) - 1, each) for i, each in enumerate(requests)])
+
+
+def _scored_together(engine: Engine, requests: Sequence[Request], how: Scoring) -> Tensor:
+    """Like `_scored_alone`, of requests of which those with one context follow each other: it is read once."""
+    contexts = list(dict.fromkeys(request.context for request in requests))
+    place = {context: row for row, context in enumerate(contexts)}
+    cache = engine.new_cache(len(contexts), max(len(request.tokens) for request in requests))
+    engine.extend([context[:-1] for context in contexts], cache)
+    order = sorted(range(len(requests)), key=lambda i: -len(requests[i].continuation))
+    sums = torch.zeros(len(requests), 2, dtype=torch.float64)
+    for number in range(PARTS):  # on all ranks as many
+        own = order[len(order) * number // PARTS : len(order) * (number + 1) // PARTS] or order[-1:]
+        # The last token of the context predicts the first one of the continuation.
+        rows = [(requests[i].context[-1], *requests[i].continuation) for i in own]
+        scores = engine.score_next(rows, cache.selected([place[requests[i].context] for i in own])).cpu()
+        sums[own] = torch.stack([_sums(scores[:, row], 0, requests[i]) for row, i in enumerate(own)])
+    return sums
 
 
 def _sums(scores: Tensor, first: int, request: Request) -> Tensor:

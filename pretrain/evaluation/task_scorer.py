@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from pretrain.config.errors import RunError
 from pretrain.engine.interface import Engine
@@ -32,22 +32,31 @@ class TaskScorer:
         return figures_of(asked, scored)
 
     def values(self, engine: Engine, ask_stop: AskStop) -> dict[str, float] | None:
-        """The figures of all tasks as records have them, and the seconds that they took; None: asked to stop.
+        """The figures of all tasks and domains as records have them, and the seconds of each kind; None: asked to stop.
 
         A task with scores that are NaN or infinite has their number only.
         """
-        started = time.perf_counter()
         values: dict[str, float] = {}
         for asked in self._asked:
+            started, name = time.perf_counter(), f"{asked.kind}/{asked.name}"
             scored = score(engine, asked.requests, self._how, ask_stop)
             if scored is None:
                 return None
             if count := unscored(scored):
-                log.warning("task %s: %d of %d scores are NaN or infinite", asked.name, count, len(scored))
-                values[f"task/{asked.name}/unscored"] = count
-                continue
-            for name, figure in figures_of(asked, scored).items():
-                values[f"task/{asked.name}/{name}"] = figure.value
-                if not math.isnan(figure.error):
-                    values[f"task/{asked.name}/{name}_error"] = figure.error
-        return {**values, "seconds_tasks": time.perf_counter() - started} if values else {}
+                log.warning("%s %s: %d of %d scores are NaN or infinite", asked.kind, asked.name, count, len(scored))
+                values[f"{name}/unscored"] = count
+            else:
+                values |= _of_record(name, figures_of(asked, scored))
+            seconds = f"seconds_{asked.kind}s"
+            values[seconds] = values.get(seconds, 0.0) + time.perf_counter() - started
+        return values
+
+
+def _of_record(name: str, figures: Mapping[str, Figure]) -> dict[str, float]:
+    """The figures, each with its standard error if it is known."""
+    values: dict[str, float] = {}
+    for each, figure in figures.items():
+        values[f"{name}/{each}"] = figure.value
+        if not math.isnan(figure.error):
+            values[f"{name}/{each}_error"] = figure.error
+    return values

@@ -38,10 +38,14 @@ class Task:
 def read_tasks(paths: Sequence[str], key: str = "tasks") -> list[Task]:
     """The tasks of these files; raises ConfigError with file:line, or with the key if two have one name."""
     tasks = [read_task(Path(path), key) for path in paths]
-    names = [task.name for task in tasks]
-    if doubled := sorted({name for name in names if names.count(name) > 1}):
-        raise ConfigError([Problem(key, doubled, "are the names of several files", "rename one")])
+    refuse_doubled([task.name for task in tasks], key)
     return tasks
+
+
+def refuse_doubled(names: Sequence[str], key: str) -> None:
+    """Raises ConfigError if two tasks have one name."""
+    if doubled := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError([Problem(key, doubled, "are the names of several tasks", "rename a file")])
 
 
 def read_task(path: Path, key: str = "tasks") -> Task:

@@ -11,6 +11,7 @@ from typing import TextIO
 
 from pretrain.tracking.metrics_file import Kind, Values
 from pretrain.tracking.pace import Progress, ValidationProgress, ValidationSizes
+from pretrain.tracking.task_values import tasks_line
 
 _logger = logging.getLogger(__name__)
 _CLEAR = "\r\x1b[K"
@@ -39,7 +40,8 @@ class PlainConsole:
             self._progress.total_steps = int(values["end_step"])
         elif kind == "validation":
             self._progress.validated(values)
-            _logger.info("%s", validation_line(step, values))
+            for line in validation_lines(step, values):
+                _logger.info("%s", line)
         else:
             _logger.info("%s", "  ".join(self._fields(step, values)))
 
@@ -85,7 +87,7 @@ class LiveConsole:
         elif kind == "validation":
             self._progress.validated(values)
             self._line = self._step_line
-            self.print_above(validation_line(step, values) + "\n")
+            self.print_above("".join(line + "\n" for line in validation_lines(step, values)))
         else:
             self._line = self._step_line = "  ".join(self._fields(step, values))
             self._draw()
@@ -149,6 +151,12 @@ def _handlers_on_terminal(stream: TextIO) -> Iterator[logging.StreamHandler]:
             if isinstance(handler, logging.StreamHandler) and handler.stream is stream:
                 yield handler
         logger = logger.parent
+
+
+def validation_lines(step: int, values: Values) -> list[str]:
+    """A validation result in one line, and another one if it has tasks or domains."""
+    of_tasks = tasks_line(values)
+    return [validation_line(step, values), *([f"tasks at step {step}: {of_tasks}"] if of_tasks else [])]
 
 
 def validation_line(step: int, values: Values) -> str:

@@ -19,6 +19,7 @@ from pretrain.tracking.series import (
     validation_curves,
     values_of,
 )
+from pretrain.tracking.task_values import ACCURACY, BITS, task_curves
 
 if TYPE_CHECKING:
     from bokeh.plotting import figure as Figure
@@ -57,7 +58,7 @@ class Line:
 
 
 def run_charts(records: Records) -> Charts | None:
-    """Loss, learning rate, gradient norm, speed and the parts of a step, over steps; they zoom together.
+    """Loss, learning rate, gradient norm, speed, the parts of a step, and tasks, over steps; they zoom together.
 
     None: there are no records yet.
     """
@@ -90,6 +91,8 @@ def run_charts(records: Records) -> Charts | None:
         ),
         _chart("Tokens per second", _lines(train, "tokens_per_second", "tokens per second"), "0.00a"),
         _parts_chart(train),
+        _chart("Accuracy of tasks", _task_lines(records, ACCURACY), "0.000"),
+        _chart("Bits per byte of tasks and domains", _task_lines(records, BITS), "0.000"),
     ]
     charts[3].yaxis.formatter = _short_numbers()
     return _embedded(charts, last_step=max((record["step"] for record in records), default=1))
@@ -120,6 +123,13 @@ def _lines(train: Records, key: str, label: str, is_noisy: bool = False) -> Iter
         columns["recorded"] = values[chosen]
         yield Line("each record", columns | {"value": values[chosen]}, LIGHT, width=0.8, hover="none")
     yield Line(label, columns | {"value": line[chosen]}, ACCENT)
+
+
+def _task_lines(records: Records, figure: str) -> Iterator[Line]:
+    """A line for each task or domain that has this figure."""
+    for number, (name, points) in enumerate(task_curves(of_kind(records, "validation"), figure).items()):
+        steps, values = np.array(points, dtype=np.float64).T
+        yield Line(name, {"step": steps, "value": values}, COLOURS[number % len(COLOURS)], hover="near")
 
 
 def _chart(

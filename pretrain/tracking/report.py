@@ -17,6 +17,7 @@ from pretrain.tracking.curves import draw_curves
 from pretrain.tracking.interactive import TARGET, run_charts
 from pretrain.tracking.metrics_file import Kind, Values, read_metrics
 from pretrain.tracking.provenance import DESCRIPTION_FILE
+from pretrain.tracking.task_values import task_rows
 
 CONFIG_FILE = "config.yaml"
 REPORT_FILE = "report.html"
@@ -67,6 +68,7 @@ def write_report(run_dir: Path) -> None:
     images = draw_curves(name, records)
     for file, image in images.items():
         write_durably(run_dir / file, image)
+    validations = [record for record in records if record["kind"] == "validation"]
     page = render_page(
         _PAGE,
         name=name,
@@ -79,7 +81,8 @@ def write_report(run_dir: Path) -> None:
         charts=run_charts(records),
         images=[(file, data_url(image)) for file, image in images.items()],
         sample=_sample(run_dir),
-        validations=[_validation_row(record) for record in records if record["kind"] == "validation"][-10:],
+        validations=[_validation_row(record) for record in validations[-10:]],
+        tasks=task_rows(validations[-1]) if validations else [],
         details=[(key, figure_text(value)) for key, value in flatten(description).items()],
         config=config,
     )
@@ -202,6 +205,11 @@ _PAGE = """\
 {% if validations %}
 <section><h2>Last validations</h2>
 {{ parts.table(["step", "loss", "perplexity", "bits per byte", "samples", "time"], validations) }}
+</section>
+{% endif %}
+{% if tasks %}
+<section><h2>Tasks and domains in the last validation</h2>
+{{ parts.table(["name", "figure", "value", "standard error"], tasks) }}
 </section>
 {% endif %}
 {% if details %}

@@ -1,17 +1,14 @@
 """The evaluator of a run: the loss on the validation splits, left off if a rank is asked to stop."""
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 from data_pipeline.shards.reader import PackedDataset
 from pretrain.config.derived import evaluation_batch_size
 from pretrain.evaluation.perplexity import evaluate
-from pretrain.evaluation.requests import asked_of
+from pretrain.evaluation.requests import Asked
 from pretrain.evaluation.scoring import scoring_together
 from pretrain.evaluation.task_scorer import TaskScorer
-from pretrain.evaluation.tasks import Task
 from pretrain.outcome.failure import Stage
-from pretrain.run.tokenizer import tokenizer_of
 from pretrain.training.assembly import Trainer
 from pretrain.training.loop import Evaluator, begin_agreement
 
@@ -51,16 +48,15 @@ def build_evaluator(
     return validate
 
 
-def build_task_scorer(trainer: Trainer, tasks: Sequence[Task]) -> TaskScorer | None:
-    """The scorer of `evaluation.tasks`; None if it is empty."""
-    if not tasks:
+def build_task_scorer(trainer: Trainer, asked: Sequence[Asked]) -> TaskScorer | None:
+    """The scorer of a run's tasks and domains; None without any."""
+    if not asked:
         return None
     config = trainer.config
-    tokenizer, seq_length = tokenizer_of(Path(config.run.dir), config.data), config.model.seq_length
     how = scoring_together(
         trainer.groups,
-        seq_length=seq_length,
+        seq_length=config.model.seq_length,
         batch_size=evaluation_batch_size(config),
         one_shape=config.engine.compile != "none",
     )
-    return TaskScorer([asked_of(task, tokenizer, seq_length) for task in tasks], how)
+    return TaskScorer(asked, how)

@@ -1,12 +1,14 @@
 """Scores of continuations are those of the whole logits, at every layout and batch size."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
 from pretrain.config.run import RunConfig
-from pretrain.evaluation.scoring import Request, Scored, Scoring, score, scoring_together
+from pretrain.evaluation.requests import Request
+from pretrain.evaluation.scoring import Scored, Scoring, score, scoring_together
 from tests.support.models import VOCAB_SIZE, batches, run_config
 from tests.support.randomised import randomise
 from tests.support.ranks import run_ranks
@@ -17,22 +19,28 @@ REQUESTS = [
     Request(tuple(range(5, 5 + context)), tuple(range(40, 40 + length)))
     for context, length in ((1, 1), (3, 2), (9, 7), (2, 9), (5, 1), (16, 1), (30, 3), (1, 16), (4, 4))
 ]
+QUESTIONS = [
+    Request(tuple(range(first, first + context)), tuple(range(60, 60 + length)))
+    for first, context in ((5, 16), (7, 20), (5, 24), (20, 16))
+    for length in (1, 5, 2, 8)
+]
+"""Contexts of several continuations, which are read once; 40 tokens are seen at once."""
 
 
-def scored(here: Any, config: RunConfig, batch_size: int) -> list[Scored]:
+def scored(here: Any, config: RunConfig, batch_size: int, requests: list[Request]) -> list[Scored]:
     engine = start(here, config)
     randomise(engine)
     how = scoring_together(engine.groups, seq_length=config.model.seq_length, batch_size=batch_size)
-    found = score(engine, REQUESTS, how)
+    found = score(engine, requests, how)
     assert found is not None
     return found
 
 
-def by_logits(here: Any, config: RunConfig) -> list[Scored]:
+def by_logits(here: Any, config: RunConfig, requests: list[Request]) -> list[Scored]:
     engine = start(here, config)
     randomise(engine)
     results = []
-    for request in REQUESTS:
+    for request in requests:
         text = [*request.context, *request.continuation]
         text = text[-(config.model.seq_length + 1) :]
         logits = engine.logits(torch.tensor([text[:-1]]))[0][-len(request.continuation) :].double()
@@ -44,26 +52,65 @@ def by_logits(here: Any, config: RunConfig) -> list[Scored]:
 
 @pytest.fixture(scope="module")
 def expected() -> list[Scored]:
-    return run_ranks(by_logits, 1, run_config(*MODEL))[0]
+    return run_ranks(by_logits, 1, run_config(*MODEL), REQUESTS)[0]
 
 
-@pytest.mark.parametrize(
-    ("world_size", "dp", "layout", "batch_size"),
-    [
-        (1, 1, {}, 1),
-        (1, 1, {}, 4),
-        (4, 2, {"tp": 2, "sp": True, "zero_stage": 3}, 3),
-        (2, 1, {"pp": 2, "vp": 2}, 4),
-        pytest.param(8, 2, {"tp": 2, "pp": 2, "zero_stage": 1}, 2, marks=pytest.mark.full),
-        pytest.param(3, 3, {"zero_stage": 3}, 2, marks=pytest.mark.full),
-    ],
-)
+LAYOUTS = [
+    (1, 1, {}, 1),
+    (1, 1, {}, 4),
+    (4, 2, {"tp": 2, "sp": True, "zero_stage": 3}, 3),
+    (2, 1, {"pp": 2, "vp": 2}, 4),
+    pytest.param(8, 2, {"tp": 2, "pp": 2, "zero_stage": 1}, 2, marks=pytest.mark.full),
+    pytest.param(3, 3, {"zero_stage": 3}, 2, marks=pytest.mark.full),
+]
+
+
+@pytest.mark.parametrize(("world_size", "dp", "layout", "batch_size"), LAYOUTS)
 def test_scores_do_not_depend_on_layout_or_batch(world_size, dp, layout, batch_size, expected):
     config = run_config(*MODEL, *batches(dp), **layout)
-    for found in run_ranks(scored, world_size, config, batch_size):
-        for one, other in zip(found, expected, strict=True):
-            assert one.log_probability == pytest.approx(other.log_probability, abs=1e-4)
-            assert one.is_greedy == other.is_greedy
+    for found in run_ranks(scored, world_size, config, batch_size, REQUESTS):
+        assert_close(found, expected)
+
+
+@pytest.mark.parametrize(("world_size", "dp", "layout", "batch_size"), LAYOUTS[1:])
+def test_a_shared_context_is_read_once_with_equal_scores(world_size, dp, layout, batch_size, shared):
+    config = run_config(*MODEL, "model.seq_length=40", *batches(dp), **layout)
+    for found, calls in run_ranks(counted, world_size, config, batch_size, QUESTIONS):
+        assert_close(found, shared)
+        assert calls["score"] == 0 and calls["extend"] >= 1
+
+
+@pytest.fixture(scope="module")
+def shared() -> list[Scored]:
+    return run_ranks(by_logits, 1, run_config(*MODEL, "model.seq_length=40"), QUESTIONS)[0]
+
+
+def counted(
+    here: Any, config: RunConfig, batch_size: int, requests: list[Request]
+) -> tuple[list[Scored], dict[str, int]]:
+    engine: Any = start(here, config)
+    randomise(engine)
+    calls = {"score": 0, "extend": 0}
+    for name in calls:
+        setattr(engine, name, counting(getattr(engine, name), calls, name))
+    how = scoring_together(engine.groups, seq_length=config.model.seq_length, batch_size=batch_size)
+    found = score(engine, requests, how)
+    assert found is not None
+    return found, calls
+
+
+def counting(call: Callable[..., Any], calls: dict[str, int], name: str) -> Callable[..., Any]:
+    def counted_call(*args: Any) -> Any:
+        calls[name] += 1
+        return call(*args)
+
+    return counted_call
+
+
+def assert_close(found: list[Scored], expected: list[Scored]) -> None:
+    for one, other in zip(found, expected, strict=True):
+        assert one.log_probability == pytest.approx(other.log_probability, abs=1e-4)
+        assert one.is_greedy == other.is_greedy
 
 
 def likeliest(here: Any, config: RunConfig) -> tuple[int, list[Scored]]:

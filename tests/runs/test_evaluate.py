@@ -58,14 +58,22 @@ def test_evaluate_refuses_what_it_cannot_use(place, overrides, words):
     assert words in user_error(place.command("evaluate", *overrides))
 
 
-def test_validations_score_tasks_too(place, tasks):
-    words = ("model=tiny_llama", "model.num_query_groups=1", "train.max_steps=8", f"evaluation.{tasks}")
+def test_validations_score_tasks_and_domains(place, tasks, tmp_path):
+    (tmp_path / "sea.txt").write_text("the old man and the sea\n" * 30)
+    (tmp_path / "noise.txt").write_text("zq xx 99 kk\n" * 30)
+    words = (
+        *("model=tiny_llama", "model.num_query_groups=1", "train.max_steps=8", f"evaluation.{tasks}"),
+        *(f"evaluation.domains.{name}={tmp_path}/{name}.txt" for name in ("sea", "noise")),
+    )
     done = place.train("with-tasks", *words)
     assert done.returncode == 0, done.stderr
     (found,) = validation_records(place.run_dir("with-tasks")).values()
     assert 0 < found["task/texts/bits_per_byte"] < 20
     assert 0 <= found["task/questions/accuracy"] <= 1
-    assert found["seconds_tasks"] > 0
+    assert found["task/questions/bits_per_byte_error"] > 0
+    assert found["seconds_tasks"] > 0 and found["seconds_domains"] > 0
+    assert 0 < found["domain/sea/bits_per_byte"] < found["domain/noise/bits_per_byte"]
+    assert "tasks at step 8: questions accuracy" in done.stderr
     place.command("evaluate", "run=runs/with-tasks", tasks, "device=cpu")
     results = json.loads((place.run_dir("with-tasks") / "evaluation.json").read_text())
     assert results[1]["figures"]["bits_per_byte"][0] == pytest.approx(found["task/texts/bits_per_byte"], abs=1e-5)

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from pretrain.config.errors import RunError
-from pretrain.evaluation.requests import Asked
-from pretrain.evaluation.scoring import Request, Scoring, score
+from pretrain.evaluation.requests import Asked, Request
+from pretrain.evaluation.scoring import Scoring, score
 from pretrain.evaluation.task_scorer import TaskScorer
 
 
@@ -60,7 +60,7 @@ def test_one_shape_fills_every_batch():
 
 
 def test_ranks_share_the_batches_in_equal_numbers():
-    requests = [Request(tuple(range(14)), (i,)) for i in range(5)]
+    requests = [Request((*range(13), 20 + i), (i,)) for i in range(5)]
     parts = [done(requests, rank=rank, size=2) for rank in (0, 1)]
     assert [len(engine.shapes) for engine, _ in parts] == [2, 2]
     both = [one + other for (one, _), (other, _) in zip(parts[0][1], parts[1][1], strict=True)]

@@ -13,8 +13,8 @@ from data_pipeline.tokenizers.sentencepiece_model import SentencePieceTokenizer
 from data_pipeline.tokenizers.training import train_tokenizer
 from pretrain.config.errors import ConfigError
 from pretrain.evaluation.figures import figures_of
-from pretrain.evaluation.requests import asked_of, choice_requests
-from pretrain.evaluation.scoring import Request, Scored
+from pretrain.evaluation.requests import Request, asked_of, choice_requests
+from pretrain.evaluation.scoring import Scored
 from pretrain.evaluation.tasks import Question, Task, read_task
 from tests.support.corpus import make_texts
 
