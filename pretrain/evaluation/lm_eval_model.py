@@ -12,6 +12,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from data_pipeline.tokenizers.base import Tokenizer
 from pretrain.checkpoint.trained_model import TrainedModel
 from pretrain.config.errors import RunError
+from pretrain.evaluation.answers import wish_of, write_answers
 from pretrain.evaluation.figures import unscored
 from pretrain.evaluation.requests import Request
 from pretrain.evaluation.scoring import Scored, score, scoring_together
@@ -62,8 +63,16 @@ class RunModel(TemplateLM):
         return [sum(next(values).log_probability for _ in range(count)) for count in counts]
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """Tasks that generate text are not scored."""
-        raise RunError("tasks that generate text are not supported", "choose tasks that score choices or texts")
+        """The answers up to their stop texts, written with the KV cache."""
+        prompts = [(text, *wish_of(settings)) for text, settings in (request.args for request in requests)]
+        return write_answers(
+            self._model.engine,
+            prompts,
+            self._tokenizer,
+            self._model.groups,
+            seq_length=self._seq_length,
+            batch_size=self._batch_size,
+        )
 
     def _scored(self, requests: Sequence[Request]) -> list[Scored]:
         how = scoring_together(self._model.groups, seq_length=self._seq_length, batch_size=self._batch_size)
