@@ -1,4 +1,4 @@
-"""What the settings of a task that generates text ask for."""
+"""The settings of a task that generates text, read as the harness reads them."""
 
 import pytest
 
