@@ -101,6 +101,9 @@ class EvaluateConfig:
     """Folder with task files of your own for lm-evaluation-harness; only these are then known. null: its own tasks."""
     batch_size: int
     """Number of continuations that a rank scores together."""
+    contamination: bool
+    """Whether to look for the items of the task files in the training text, by the rule of data.decontaminate. It reads
+    the whole text once."""
     parallel: ParallelConfig
     """Split of the model over the ranks. It may differ from the one used in training."""
     device: Literal["auto", "cpu", "cuda"]

@@ -14,11 +14,13 @@ from pretrain.config.commands import EvaluateConfig
 from pretrain.config.errors import ConfigError, Problem, RunError
 from pretrain.config.load import read_run_config
 from pretrain.distributed.grid import world_from_environment
+from pretrain.evaluation.contamination import by_task, contaminated_items, training_splits
 from pretrain.evaluation.results import Result, ResultsFile
 from pretrain.evaluation.tasks import Task, read_tasks
 from pretrain.run.tokenizer import tokenizer_of
 
 if TYPE_CHECKING:
+    from data_pipeline.shards.reader import PackedDataset
     from pretrain.checkpoint.on_disk import Checkpoint
     from pretrain.evaluation.lm_eval_tasks import HarnessTasks
     from pretrain.evaluation.requests import Asked
@@ -29,6 +31,8 @@ Evaluation = Callable[[TrainedModel, str], list[Result]]
 
 HARNESS = "lm_eval:"
 """Before the name of a task of lm-evaluation-harness."""
+SHOWN = 10
+"""Contaminated items of a task that the log names; the results have all."""
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +52,7 @@ def evaluate_run(config: EvaluateConfig) -> list[Result]:
     used = without_training(trained, config.parallel, config.device, world_size)
     names = _checkpoints(run, config.checkpoint)
     file = ResultsFile(run, trained.run.name) if rank == 0 else None
+    splits = training_splits(trained.data) if config.contamination and rank == 0 else []
     evaluations = _evaluations(config, tasks, harness, tokenizer, used.model.seq_length)
     find = functools.partial(find_fitting_checkpoint, run, config=trained, tokenizer=tokenizer)
     first = names[0] if len(names) == 1 else "latest"  # a live run deletes old ones
@@ -64,7 +69,22 @@ def evaluate_run(config: EvaluateConfig) -> list[Result]:
                 results += found
                 if file is not None:
                     file.add(found)
+    if file is not None and splits:
+        _look_for_items(tasks, splits, tokenizer, trained.data.decontaminate.ngram, file)
     return results
+
+
+def _look_for_items(
+    tasks: Sequence[Task], splits: "Sequence[PackedDataset]", tokenizer: Tokenizer, ngram: int, file: ResultsFile
+) -> None:
+    """Name the items that the training text contains, in the log and in the results."""
+    found = by_task(contaminated_items(tasks, splits, tokenizer, ngram))
+    for task in tasks:
+        items, number = found.get(task.name, []), len(task.questions or task.texts)
+        log.info("%s: %d of %d items are in the training text", task.name, len(items), number)
+        for item in items[:SHOWN]:
+            log.info("  %s", item)
+    file.mark({(task.name, task.digest): tuple(found.get(task.name, ())) for task in tasks})
 
 
 def check_settings(config: EvaluateConfig) -> None:

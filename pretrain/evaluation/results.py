@@ -1,5 +1,6 @@
 """The results of `pretrain evaluate` in a run folder, and how they are shown."""
 
+import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,8 @@ class Result:
     seconds: float
     digest: str = ""
     """SHA-256 of the task file; empty for a task of lm-evaluation-harness."""
+    contaminated: tuple[str, ...] | None = None
+    """file:line and words of the items that the training text contains; None: they were not looked for."""
 
 
 class ResultsFile:
@@ -50,10 +53,21 @@ class ResultsFile:
             if (each.checkpoint, each.task) not in new and digests.get(each.task, each.digest) == each.digest
         ]
         self.kept = sorted([*kept, *results], key=lambda each: each.checkpoint)
-        described = [asdict(each) | {"figures": _for_json(each.figures)} for each in self.kept]
-        write_durably(self._run / RESULTS, (json.dumps(described, indent=1, allow_nan=False) + "\n").encode())
+        self._write()
         if len({each.checkpoint for each in self.kept}) > 1:
             write_durably(self._run / PLOT, draw_figures(self._name, curves_of(self.kept)))
+
+    def mark(self, contaminated: Mapping[tuple[str, str], tuple[str, ...]]) -> None:
+        """Put the contaminated items into the results of these tasks, which are named with their digests."""
+        self.kept = [
+            dataclasses.replace(each, contaminated=contaminated.get((each.task, each.digest), each.contaminated))
+            for each in self.kept
+        ]
+        self._write()
+
+    def _write(self) -> None:
+        described = [asdict(each) | {"figures": _for_json(each.figures)} for each in self.kept]
+        write_durably(self._run / RESULTS, (json.dumps(described, indent=1, allow_nan=False) + "\n").encode())
 
 
 def _read(path: Path) -> list[Result]:
@@ -74,8 +88,16 @@ def _result(record: Mapping[str, Any]) -> Result:
     if any(len(pair) != 2 for pair in figures.values()):
         raise ValueError("a figure is a value and its standard error")
     pairs: Any = figures
-    names = str(record["checkpoint"]), str(record["task"])
-    return Result(*names, int(record["items"]), pairs, float(record["seconds"]), str(record.get("digest", "")))
+    listed = record.get("contaminated")
+    return Result(
+        checkpoint=str(record["checkpoint"]),
+        task=str(record["task"]),
+        items=int(record["items"]),
+        figures=pairs,
+        seconds=float(record["seconds"]),
+        digest=str(record.get("digest", "")),
+        contaminated=None if listed is None else tuple(map(str, listed)),
+    )
 
 
 def _for_json(figures: Mapping[str, tuple[float, float]]) -> dict[str, list[float | None]]:

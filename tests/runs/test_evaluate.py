@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from tests.support.corpus import make_texts
 from tests.support.runs import user_error, validation_records
 
 QUESTIONS = [
@@ -56,6 +57,24 @@ def test_ranks_find_the_figures_of_one_process(shared, plain_run, tasks):
 )
 def test_evaluate_refuses_what_it_cannot_use(place, overrides, words):
     assert words in user_error(place.command("evaluate", *overrides))
+
+
+def test_items_of_the_training_text_are_named(shared, plain_run, tmp_path):
+    seen, new = (
+        make_texts(12),
+        "zebra xylophone quartz jumps over violet foxes beside nine dwarves under moonlight",
+    )
+    lines = [{"text": new}, *({"text": text} for text in seen)]
+    (tmp_path / "known.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    words = (f"tasks=['{tmp_path}/known.jsonl']", "contamination=true", "device=cpu")
+    done = shared.command("evaluate", f"run={plain_run}", *words)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((plain_run / "evaluation.json").read_text())
+    (named,) = [each["contaminated"] for each in results if each["task"] == "known"]
+    places = [int(item.split(": ")[0].rpartition(":")[2]) for item in named]
+    assert places == sorted(places) and len(places) >= 6  # the others are held out
+    assert 1 not in places
+    assert f"known: {len(places)} of 13 items are in the training text" in done.stderr
 
 
 def test_validations_score_tasks_and_domains(place, tasks, tmp_path):
