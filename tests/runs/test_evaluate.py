@@ -1,10 +1,12 @@
 """`pretrain evaluate` scores the checkpoints of a run on tasks."""
 
 import json
+from typing import Any
 
 import pytest
 
 from tests.support.corpus import make_texts
+from tests.support.ranks import run_ranks
 from tests.support.runs import user_error, validation_records
 
 QUESTIONS = [
@@ -57,6 +59,19 @@ def test_ranks_find_the_figures_of_one_process(shared, plain_run, tasks):
 )
 def test_evaluate_refuses_what_it_cannot_use(place, overrides, words):
     assert words in user_error(place.command("evaluate", *overrides))
+
+
+def test_a_checkpoint_that_a_live_run_deletes_is_left_out(plain_run, tasks):
+    for results in run_ranks(evaluated_with_a_gone_one, 2, str(plain_run), tasks, joined=False):
+        assert {result.checkpoint for result in results} == {"step-00000016"}
+
+
+def evaluated_with_a_gone_one(run: str, tasks: str) -> Any:
+    from pretrain.config.load import load_evaluate_config
+    from pretrain.evaluation import evaluate_run as module
+
+    module._checkpoints = lambda run, wanted: ["step-00000001", "step-00000016"]  # the first was there at the start
+    return module.evaluate_run(load_evaluate_config([f"run={run}", tasks, "device=cpu", "parallel.tp=2"]))
 
 
 def test_items_of_the_training_text_are_named(shared, plain_run, tmp_path):

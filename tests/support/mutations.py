@@ -3,6 +3,7 @@
 `python -m tests.mutations` tries them.
 """
 
+from tests.support.evaluation_mutations import EVALUATION
 from tests.support.exchange_mutations import EXCHANGE
 from tests.support.mutation import TEST_SECONDS, Mutation
 
@@ -39,6 +40,7 @@ DEEPSPEED, PARAMETERS = "pretrain/engine/deepspeed_config.py", "pretrain/model/p
 
 MUTATIONS = (
     *EXCHANGE,
+    *EVALUATION,
     # Gradients that several ranks have parts of.
     Mutation(
         "tied-sum",

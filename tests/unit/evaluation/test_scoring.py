@@ -37,9 +37,9 @@ def done(requests: list[Request], **how: Any) -> tuple[Sums, list[tuple[float, b
 
 
 def test_results_have_the_order_of_the_requests():
-    requests = [Request((1,), (3, 5)), Request((1, 2, 3), (4,)), Request((9,), (7, 7, 7))]
+    requests = [Request((1,), (3, 5)), Request((1, 2, 3), (4,)), Request((9,), (7, 7, 7)), Request((9,), (7, 8))]
     _, found = done(requests)
-    assert found == [(-8.0, True), (-4.0, False), (-21.0, True)]
+    assert found == [(-8.0, True), (-4.0, False), (-21.0, True), (-15.0, False)]
 
 
 def test_equal_requests_are_scored_once():

@@ -170,6 +170,7 @@ def test_figures_of_questions(tokenizer):
 
 def test_ways_of_ranking_differ(tokenizer):
     task = Task("t", (Question("c", ("aa", "bbbb"), 1),))
+    # Raw, the first is likelier; per byte and beyond the choice alone, the second.
     found = figures_of(asked_of(task, tokenizer, 16), scored(-4, -6, -5, -9))
     values = {name: found[name].value for name in ("accuracy", "accuracy_per_byte", "accuracy_unconditional")}
     assert values == {"accuracy": 0.0, "accuracy_per_byte": 1.0, "accuracy_unconditional": 1.0}

@@ -1,0 +1,156 @@
+"""Mutations of scoring: requests, batches, the cache of shared contexts, figures, and what is reported."""
+
+from tests.support.mutation import Mutation
+
+REQUESTS, SCORING = "pretrain/evaluation/requests.py", "pretrain/evaluation/scoring.py"
+FIGURES, TOKENS = "pretrain/evaluation/figures.py", "pretrain/engine/token_scores.py"
+UNIT, RANKS = "tests/unit/evaluation", "tests/ranks/test_scoring.py"
+ANY_LAYOUT = f"{RANKS}::test_scores_do_not_depend_on_layout_or_batch"
+SHARED = f"{RANKS}::test_a_shared_context_is_read_once_with_equal_scores"
+
+EVALUATION = (
+    Mutation(
+        "score-shifted",
+        "each token gets the log-probability of the next one",
+        SCORING,
+        "_sums(scores[:, i], len(each.context) - 1, each)",
+        "_sums(scores[:, i], len(each.context), each)",
+        (f"{ANY_LAYOUT}[1-1-layout1-4]",),
+    ),
+    Mutation(
+        "greedy-if-any",
+        "a continuation counts as greedy if one of its tokens is",
+        SCORING,
+        "own[1].min()",
+        "own[1].max()",
+        (f"{UNIT}/test_scoring.py::test_results_have_the_order_of_the_requests",),
+    ),
+    Mutation(
+        "first-token-lost",
+        "after a cached context the first token of a continuation does not count",
+        SCORING,
+        "_sums(scores[:, row], 0, requests[i])",
+        "_sums(scores[:, row], 1, requests[i])",
+        (f"{SHARED}[1-1-layout0-4]",),
+    ),
+    Mutation(
+        "context-of-another",
+        "continuations are scored after the first cached context",
+        SCORING,
+        "cache.selected([place[requests[i].context] for i in own])",
+        "cache.selected([0 for i in own])",
+        (f"{SHARED}[1-1-layout0-4]",),
+    ),
+    Mutation(
+        "scores-counted-twice",
+        "every tensor-parallel rank adds the same scores",
+        SCORING,
+        "if how.contributes and how.rank < len(batches):",
+        "if how.rank < len(batches):",
+        (f"{ANY_LAYOUT}[4-2-layout2-3]",),
+    ),
+    Mutation(
+        "batch-scored-twice",
+        "data-parallel ranks all score the first batch",
+        SCORING,
+        "batches[min(how.rank, len(batches) - 1)]",
+        "batches[0]",
+        (f"{UNIT}/test_scoring.py::test_ranks_share_the_batches_in_equal_numbers",),
+    ),
+    Mutation(
+        "scoring-goes-on",
+        "a run that is asked to stop scores its tasks to the end first",
+        SCORING,
+        "if is_to_stop() and number + 1 < len(rounds):",
+        "if False:",
+        (f"{UNIT}/test_scoring.py::test_a_request_to_stop_ends_scoring",),
+    ),
+    Mutation(
+        "columns-of-rank-0",
+        "each tensor-parallel rank takes its logits for those of the first tokens",
+        "pretrain/engine/zero.py",
+        "first=self.groups.tp_rank * own.shape[-1],",
+        "first=0,",
+        (f"{ANY_LAYOUT}[4-2-layout2-3]",),
+    ),
+    Mutation(
+        "padding-scored",
+        "rows that pad the vocabulary take probability from real tokens",
+        TOKENS,
+        "if first + width > real:",
+        "if False:",
+        (f"{RANKS}::test_only_the_likeliest_token_is_greedy",),
+    ),
+    Mutation(
+        "per-byte-is-raw",
+        "accuracy per byte ranks by the whole log-probability",
+        FIGURES,
+        "[value / size for value, size in",
+        "[value for value, size in",
+        (f"{UNIT}/test_tasks.py::test_ways_of_ranking_differ",),
+    ),
+    Mutation(
+        "unconditional-is-raw",
+        "the unconditional accuracy does not subtract the choice alone",
+        FIGURES,
+        "[value - own for value, own in",
+        "[value for value, own in",
+        (f"{UNIT}/test_tasks.py::test_ways_of_ranking_differ",),
+    ),
+    Mutation(
+        "not-finite-ranks",
+        "a score that is NaN ranks like any other",
+        FIGURES,
+        "not math.isfinite(each.log_probability)",
+        "False",
+        (f"{UNIT}/test_scoring.py::test_a_score_that_is_not_finite_is_counted_and_named",),
+    ),
+    Mutation(
+        "moved-bytes-lost",
+        "what moves from the context to a choice costs bits and has no bytes",
+        REQUESTS,
+        "texts = [moved + choice for",
+        "texts = [choice for",
+        (f"{UNIT}/test_tasks.py::test_joined_tokens_belong_to_the_choices",),
+    ),
+    Mutation(
+        "joined-tokens-lost",
+        "a choice whose first token reaches into the context is scored after other text than it has",
+        REQUESTS,
+        "while any(list(whole[:agreed]) != before[:agreed] for whole in wholes):",
+        "while False:",
+        (f"{UNIT}/test_tasks.py::test_joined_tokens_belong_to_the_choices",),
+    ),
+    Mutation(
+        "context-cut-by-choice",
+        "the longest choice of a question does not fit behind its context",
+        REQUESTS,
+        "longest = max(len(whole) - len(before) for whole in wholes)",
+        "longest = min(len(whole) - len(before) for whole in wholes)",
+        (f"{UNIT}/test_tasks.py::test_all_choices_see_an_equal_part_of_a_long_context",),
+    ),
+    Mutation(
+        "old-results-stay",
+        "results of an earlier version of a task stay beside those of the new one",
+        "pretrain/evaluation/results.py",
+        "and digests.get(each.task, each.digest) == each.digest",
+        "",
+        (f"{UNIT}/test_results.py::test_results_of_an_earlier_version_of_a_task_go",),
+    ),
+    Mutation(
+        "answer-first",
+        "the first choice counts as the next line",
+        "pretrain/evaluation/next_line.py",
+        "choices.index(place.line))",
+        "0)",
+        (f"{UNIT}/test_next_line.py::test_the_right_choice_is_the_next_line",),
+    ),
+    Mutation(
+        "any-choice-contaminates",
+        "a wrong choice in the training text makes an item contaminated",
+        "pretrain/evaluation/contamination.py",
+        "question.choices[question.answer]",
+        "question.choices[0]",
+        (f"{UNIT}/test_contamination.py::test_only_the_right_choice_counts",),
+    ),
+)
