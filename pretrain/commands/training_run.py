@@ -164,7 +164,7 @@ def run(inputs: Inputs, check_ownership: Callable[[], None], stop_requested: Cal
             checkpoints=saver,
             stop_requested=stop_requested,
             profiler=profiler_of(config.profile.steps, folder, here.rank),
-            time_limit=time_limit_of(length, earlier, sizes.final * config.model.seq_length),
+            time_limit=time_limit_of(length, earlier, sizes.final * config.model.seq_length + inputs.tasks.num_tokens),
             is_validated=is_validated,
         )
         closing.enter_context(here.stage(Stage.CLOSING))

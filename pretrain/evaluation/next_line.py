@@ -1,7 +1,8 @@
 """A task made from the held-out text of a dataset: which of four lines comes next?
 
 A question is a place in the validation split. Its context is the lines before that place, the right choice is the next
-line, and the wrong ones are lines of other places, with the same indentation where there are enough.
+line, and the wrong ones are lines of other places, with the same indentation and about the same length where there are
+enough.
 """
 
 import hashlib
@@ -25,6 +26,8 @@ CHOICES = 4
 CONTEXT_LINES, FEWEST_LINES = 12, 3
 SHORTEST, LONGEST = 8, 100
 """Characters of a line that is a choice, without its indentation."""
+LENGTH_STEP = 8
+"""Characters by which lines of about the same length may differ."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,7 @@ def _last_place(text: str) -> Place | None:
 def _question(place: Place, places: Sequence[Place], drawn: random.Random) -> Question:
     others = sorted({other.line for other in places if other.line.strip() != place.line.strip()})
     drawn.shuffle(others)
-    others.sort(key=lambda line: _indentation(line) != _indentation(place.line))  # those with the same come first
+    others.sort(key=lambda line: _difference(line, place.line))
     choices = [place.line]
     for line in others:
         if line.strip() not in {choice.strip() for choice in choices}:
@@ -110,6 +113,11 @@ def _question(place: Place, places: Sequence[Place], drawn: random.Random) -> Qu
             break
     drawn.shuffle(choices)
     return Question(place.before, tuple(choices), choices.index(place.line))
+
+
+def _difference(line: str, other: str) -> tuple[bool, int]:
+    """Whether the indentations differ, and by how many steps the lengths do: short lines are likelier."""
+    return _indentation(line) != _indentation(other), abs(len(line) - len(other)) // LENGTH_STEP
 
 
 def _indentation(line: str) -> int:

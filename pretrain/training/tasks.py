@@ -21,6 +21,11 @@ class RunTasks:
     made: Task | None = None
     """The task made from the validation split."""
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that one validation reads for them at most, for its share of a time limit."""
+        return sum(len(request.tokens) for asked in self.asked for request in asked.requests)
+
     def keep(self, run: Path) -> None:
         """Write the task that was made into the run folder. Only the main rank calls this."""
         if self.made is not None:

@@ -57,6 +57,12 @@ def test_the_wrong_choices_have_the_same_indentation():
         assert len(starts) == 1
 
 
+def test_the_wrong_choices_are_about_as_long():
+    long = [sample(number).replace("line", "a much longer line") for number in range(6, 12)]
+    for question in made(*map(sample, range(6)), *long, number=12).questions:
+        assert len({"longer" in choice for choice in question.choices}) == 1
+
+
 def test_a_question_stays_within_a_document():
     texts = [sample(number) for number in range(5)]
     (question,) = [
