@@ -94,8 +94,8 @@ def test_all_choices_are_scored_over_the_same_text(context, choice, tokenizer):
 
 def test_joined_tokens_belong_to_the_choices():
     """Pieces of a tokenizer that joins any two letters: the end of the context becomes part of a choice."""
-    first, second = given("abc", ("d", " d"), Pairs())
-    assert (first.context, first.continuation, first.num_bytes) == ((id_of("ab"),), (id_of("cd"),), 2)
+    first, second = given("abc", ("def", " d"), Pairs())
+    assert (first.context, first.continuation, first.num_bytes) == ((id_of("ab"),), (id_of("cd"), id_of("ef")), 4)
     assert (second.context, second.continuation, second.num_bytes) == ((id_of("ab"),), (id_of("c "), id_of("d")), 3)
 
 
