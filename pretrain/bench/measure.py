@@ -134,7 +134,7 @@ def _measure(
         config=config,
         command=wanted.command,
         environment=environment,
-        layout={"world_size": layout.world_size, "tp": layout.tp, "pp": layout.pp, "dp": layout.dp},
+        layout={"world_size": layout.world_size, "tp": layout.tp, "pp": layout.pp, "dp": layout.replicas},
         dataset=dataset,
         warmup=wanted.warmup,
         timed=timed,

@@ -33,7 +33,7 @@ _POSITIVE = {
     "engine": "cpu_threads timeout_minutes init_timeout_minutes",
     "engine.loss_scale": "window minimum hysteresis",
     "engine.recompute": "num_layers",
-    "parallel": "tp pp vp",
+    "parallel": "tp pp vp cp",
 }
 _NOT_NEGATIVE = {
     "model": "init_std",
@@ -70,7 +70,7 @@ LIMITS: tuple[Bound, ...] = (
             "model": "hidden_size num_heads num_query_groups head_dim ffn_hidden_size seq_length vocab_multiple_of "
             "vocab_size",
             "train": "global_batch_size micro_batch_size",
-            "parallel": "tp pp vp",
+            "parallel": "tp pp vp cp",
         },
         f"must be at most {LARGEST}",
         lambda value: value <= LARGEST,

@@ -24,6 +24,7 @@ def compile_problems(config: RunConfig) -> Iterator[Problem]:
             "set engine.zero_stage=2 or less",
         ),
         ("parallel.tp", config.parallel.tp, config.parallel.tp > 1, "ranks communicate within a layer", ""),
+        ("parallel.cp", config.parallel.cp, config.parallel.cp > 1, "ranks communicate within a layer", ""),
         (
             "data.document_mask",
             config.data.document_mask,

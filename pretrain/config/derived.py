@@ -11,11 +11,17 @@ from pretrain.config.run import RunConfig, TrainConfig
 
 
 def data_parallel_size(parallel: ParallelConfig, world_size: int) -> int | None:
-    """Number of data-parallel ranks, or None if tp * pp does not divide the number of ranks."""
-    model_ranks = parallel.tp * parallel.pp
-    if min(parallel.tp, parallel.pp) < 1 or world_size % model_ranks:
+    """Number of replicas with samples of their own, or None if tp * cp * pp does not divide the number of ranks."""
+    sample_ranks = parallel.tp * parallel.cp * parallel.pp
+    if min(parallel.tp, parallel.cp, parallel.pp) < 1 or world_size % sample_ranks:
         return None
-    return world_size // model_ranks
+    return world_size // sample_ranks
+
+
+def sharding_size(parallel: ParallelConfig, world_size: int) -> int | None:
+    """Number of ranks that ZeRO divides a stage over: those that share samples each count."""
+    replicas = data_parallel_size(parallel, world_size)
+    return None if replicas is None else replicas * parallel.cp
 
 
 def micro_batch_size(train: TrainConfig) -> int:

@@ -18,10 +18,11 @@ from pretrain.config.run import RunConfig, TrainConfig
 def layout_problems(config: RunConfig, world_size: int) -> Iterator[Problem]:
     """Every broken rule of `config.parallel`, on `world_size` ranks."""
     model, parallel = config.model, config.parallel
-    if min(parallel.tp, parallel.pp, parallel.vp) < 1 or not _shape_is_sound(model):
+    if min(parallel.tp, parallel.pp, parallel.vp, parallel.cp) < 1 or not _shape_is_sound(model):
         return  # bounds.py reports these
     yield from _world(parallel, world_size)
     yield from _tensor(model, parallel)
+    yield from _context(model, parallel)
     yield from _pipeline(model, parallel)
     yield from _interleaving(config.train, parallel, world_size)
 
@@ -40,7 +41,7 @@ def chunks_or_none(config: RunConfig) -> list[Chunk] | None:
 def nearest_layouts(config: RunConfig, world_size: int, count: int = 5) -> list[ParallelConfig]:
     """Up to `count` legal layouts of this model and batch on `world_size` ranks, nearest to what was asked first.
 
-    Near is: few doublings or halvings of tp, pp and vp, tp counted twice, then fewer ranks to a copy of the model.
+    Near is: few doublings or halvings of tp, pp, vp and cp, tp counted twice, then fewer ranks to a copy of the model.
     """
     model, asked = config.model, config.parallel
     if world_size < 1 or not _shape_is_sound(model):
@@ -49,11 +50,12 @@ def nearest_layouts(config: RunConfig, world_size: int, count: int = 5) -> list[
     for tp in divisors(world_size):
         for pp in divisors(world_size // tp):
             for vp in divisors(model.num_layers) if pp > 1 else [1]:
-                candidate = dataclasses.replace(asked, tp=tp, pp=pp, vp=vp)
-                if candidate.pp * candidate.vp != asked.pp * asked.vp:
-                    candidate = dataclasses.replace(candidate, pp_layout=None)
-                if _is_legal(dataclasses.replace(config, parallel=candidate), world_size):
-                    legal.append(candidate)
+                for cp in divisors(world_size // tp // pp) if asked.cp > 1 else [1]:
+                    candidate = dataclasses.replace(asked, tp=tp, pp=pp, vp=vp, cp=cp)
+                    if candidate.pp * candidate.vp != asked.pp * asked.vp:
+                        candidate = dataclasses.replace(candidate, pp_layout=None)
+                    if _is_legal(dataclasses.replace(config, parallel=candidate), world_size):
+                        legal.append(candidate)
     return sorted(legal, key=lambda layout: _distance(layout, asked))[:count]
 
 
@@ -63,7 +65,8 @@ def describe_layouts(layouts: Sequence[ParallelConfig], asked: ParallelConfig, w
         return f"no layout of this model and batch is legal on {_ranks(world_size)}"
     lines = [f"nearest legal layouts on {_ranks(world_size)}:"]
     for layout in layouts:
-        words = [f"parallel.{name}={getattr(layout, name)}" for name in ("tp", "pp", "vp")]
+        names = ("tp", "pp", "vp", "cp") if asked.cp > 1 else ("tp", "pp", "vp")
+        words = [f"parallel.{name}={getattr(layout, name)}" for name in names]
         if layout.pp_layout != asked.pp_layout:
             words.append("parallel.pp_layout=null")
         lines.append(f"    {' '.join(words)}   (data-parallel size {data_parallel_size(layout, world_size)})")
@@ -85,18 +88,23 @@ def _distance(layout: ParallelConfig, asked: ParallelConfig) -> tuple[float, int
     def apart(name: str) -> float:
         return abs(math.log2(getattr(layout, name) / max(getattr(asked, name), 1)))
 
-    return round(2 * apart("tp") + apart("pp") + apart("vp"), 6), layout.tp * layout.pp, layout.tp, layout.vp
+    return (
+        round(2 * apart("tp") + apart("pp") + apart("vp") + apart("cp"), 6),
+        layout.tp * layout.pp,
+        layout.tp,
+        layout.vp,
+    )
 
 
 def _world(parallel: ParallelConfig, world_size: int) -> Iterator[Problem]:
-    tp, pp = parallel.tp, parallel.pp
-    if world_size % (tp * pp):
-        rule = f"tp * pp = {tp * pp} must divide the number of ranks, which is {world_size}"
-        above = -(-world_size // (tp * pp)) * tp * pp
-        products = nearest(divisors(world_size), tp * pp)
-        yield Problem(
-            "parallel.tp, parallel.pp", (tp, pp), rule, f"make tp * pp {either(products)}, or start {above} ranks"
-        )
+    names = [name for name in ("tp", "cp", "pp") if name != "cp" or parallel.cp > 1]
+    degrees = tuple(getattr(parallel, name) for name in names)
+    product, text = math.prod(degrees), " * ".join(names)
+    if world_size % product:
+        rule = f"{text} = {product} must divide the number of ranks, which is {world_size}"
+        above = -(-world_size // product) * product
+        remedy = f"make {text} {either(nearest(divisors(world_size), product))}, or start {above} ranks"
+        yield Problem(", ".join(f"parallel.{name}" for name in names), degrees, rule, remedy)
 
 
 def _tensor(model: ModelConfig, parallel: ParallelConfig) -> Iterator[Problem]:
@@ -120,6 +128,16 @@ def _tensor(model: ModelConfig, parallel: ParallelConfig) -> Iterator[Problem]:
         yield Problem(
             "parallel.tp", tp, rule, f"choose {_near(divisors(model.seq_length), tp)}, or set parallel.sp=false"
         )
+
+
+def _context(model: ModelConfig, parallel: ParallelConfig) -> Iterator[Problem]:
+    """Each rank has the parts i and 2 cp - 1 - i of 2 cp equal ones, which sequence parallelism divides further."""
+    cp, parts = parallel.cp, parallel.tp if parallel.sp else 1
+    if cp > 1 and model.seq_length % (2 * cp * parts):
+        product = "2 * cp * tp" if parts > 1 else "2 * cp"
+        rule = f"{product} = {2 * cp * parts} must divide model.seq_length={model.seq_length}"
+        fitting = [n for n in divisors(model.seq_length) if model.seq_length % (2 * n * parts) == 0]
+        yield Problem("parallel.cp", cp, rule, f"choose {_near({1, *fitting}, cp)}")
 
 
 def _pipeline(model: ModelConfig, parallel: ParallelConfig) -> Iterator[Problem]:

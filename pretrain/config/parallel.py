@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class ParallelConfig:
-    """Tensor, sequence and pipeline parallelism. The data-parallel size is derived from the number of ranks."""
+    """Tensor, sequence, context and pipeline parallelism. The data-parallel size follows from the number of ranks."""
 
     tp: int
     """Tensor-parallel size: number of ranks that each matrix is split over (Shoeybi et al. 2019)."""
@@ -23,6 +23,9 @@ class ParallelConfig:
     pp_layout: str | None
     """Contents of each stage in Megatron's notation: E embedding, t layer, L output layer and loss, | between stages,
     *n repeat, ( ) group, as in `Ett|tttL`. It names pp * vp chunks. null: equal numbers of layers."""
+    cp: int = 1
+    """Context-parallel size: number of ranks that each sample is split over. Each of them has two parts of the sample,
+    and gathers the keys and values of the others in each layer."""
 
 
 @dataclass(frozen=True)

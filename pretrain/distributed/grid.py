@@ -7,6 +7,7 @@ from typing import Literal
 
 from data_pipeline.config_text import Typed
 from pretrain.config.errors import ConfigError, Problem
+from pretrain.config.parallel import ParallelConfig
 
 GroupKind = Literal["tensor", "data", "pipeline", "model", "embedding"]
 
@@ -22,11 +23,22 @@ class ParallelLayout:
     world_size: int
     tp: int = 1
     pp: int = 1
+    cp: int = 1
+    """Neighbours among the data-parallel ranks that share their samples: each has a part of every one."""
+
+    @classmethod
+    def of(cls, parallel: ParallelConfig, world_size: int) -> "ParallelLayout":
+        return cls(world_size, parallel.tp, parallel.pp, parallel.cp)
 
     @property
     def dp(self) -> int:
-        """Data-parallel size: what the other degrees leave of the world."""
+        """Number of ranks that ZeRO divides a stage over: what tensor and pipeline parallelism leave of the world."""
         return self.world_size // (self.tp * self.pp)
+
+    @property
+    def replicas(self) -> int:
+        """Data-parallel size: number of those ranks that have samples of their own."""
+        return self.dp // self.cp
 
     def coordinates(self, rank: int) -> tuple[int, int, int]:
         """(tp, dp, pp) ranks of a global rank."""

@@ -24,6 +24,9 @@ class ProcessGroups:
     pp_rank: int
     tensor_parallel: dist.ProcessGroup
     data_parallel: dist.ProcessGroup
+    """The ranks that ZeRO divides a stage over: context-parallel peers are among them."""
+    context_parallel: dist.ProcessGroup
+    """The ranks that share samples."""
     pipeline_parallel: dist.ProcessGroup
     model_parallel: dist.ProcessGroup
     """Tensor- and pipeline-parallel peers together: the ranks that hold one copy of the model."""
@@ -34,6 +37,20 @@ class ProcessGroups:
     """All ranks, on the CPU: small messages that must not wait for the GPU."""
     saving: dist.ProcessGroup
     """All ranks, on the CPU: only for the thread that writes checkpoints."""
+
+    @property
+    def cp_rank(self) -> int:
+        return self.dp_rank % self.layout.cp
+
+    @property
+    def replica(self) -> int:
+        """Which samples this rank has, among those of `layout.replicas`."""
+        return self.dp_rank // self.layout.cp
+
+    @property
+    def counts_samples(self) -> bool:
+        """Whether this rank counts the samples of its batch: one of the ranks that have the same ones does."""
+        return self.tp_rank == self.pp_rank == self.cp_rank == 0
 
 
 def build_groups(
@@ -51,6 +68,7 @@ def build_groups(
         tensor_model_parallel_size=layout.tp,
         pipeline_model_parallel_size=layout.pp,
         virtual_pipeline_model_parallel_size=vp if vp > 1 else None,
+        context_parallel_size=layout.cp,
         distributed_timeout_minutes=timeout_minutes,
         create_gloo_process_groups=False,  # for Megatron's own optimizer and checkpoints
     )
@@ -68,7 +86,8 @@ def build_groups(
         dp_rank=dp_rank,
         pp_rank=pp_rank,
         tensor_parallel=parallel_state.get_tensor_model_parallel_group(),
-        data_parallel=parallel_state.get_data_parallel_group(),
+        data_parallel=parallel_state.get_data_parallel_group(with_context_parallel=True),
+        context_parallel=parallel_state.get_context_parallel_group(),
         pipeline_parallel=parallel_state.get_pipeline_model_parallel_group(),
         model_parallel=parallel_state.get_model_parallel_group(),
         embedding=parallel_state.get_embedding_group() if at_an_end else None,

@@ -14,6 +14,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pretrain.model.context import ALONE, Context
 from pretrain.model.gpt import Chunk, Stage
 
 
@@ -24,7 +25,8 @@ class MicroBatch:
     tokens: Tensor
     """[b, s + 1]: inputs and, one further, labels."""
     weights: Tensor | None
-    """[b, s]: the weight of each target in the loss, 1 on average over a training step; None: all 1."""
+    """[b, s / c]: the weight of each of this rank's targets in the loss, 1 on average over a training step; None: all
+    1."""
     document_starts: Tensor | None
     """Indices, on the host, of document starts among the b * s inputs; None: each sample is one document."""
     positions: Tensor | None = None
@@ -37,9 +39,9 @@ class ChunkHandle(nn.Module):
     chunk: Chunk
     call: Callable[..., Tensor]
 
-    def __init__(self, chunk: Chunk, call: Callable[..., Tensor], eod_id: int | None) -> None:
+    def __init__(self, chunk: Chunk, call: Callable[..., Tensor], eod_id: int | None, context: Context) -> None:
         super().__init__()
-        self.eod_id = eod_id
+        self.eod_id, self.context = eod_id, context
         self.config = chunk.config
         self.model_type = chunk.model_type
         self.vp_stage = chunk.vp_stage
@@ -51,13 +53,20 @@ class ChunkHandle(nn.Module):
         self.chunk.set_input_tensor(tensor)
 
     def forward(self, tokens: Tensor, document_starts: Tensor | None) -> Tensor:
-        """tokens [b, s + 1] -> on the last stage the loss of each token [b, s] in fp32, on the others hidden states."""
-        inputs, labels = tokens[:, :-1], tokens[:, 1:]
-        return self.call(inputs, self._positions(inputs), document_starts, labels=labels)
+        """tokens [b, s + 1] -> on the last stage the loss of each token of this rank [b, s / c] in fp32, on the others
+        hidden states."""
+        inputs, labels, own = tokens[:, :-1], tokens[:, 1:], self.context.own
+        return self.call(own(inputs), own(self._positions(inputs)), document_starts, labels=own(labels))
 
     def logits(self, tokens: Tensor, document_starts: Tensor | None, positions: Tensor | None = None) -> Tensor:
-        """tokens [b, s] -> on the last stage logits [b, s, v / tp], on the others hidden states."""
-        return self.call(tokens, self._positions(tokens) if positions is None else positions, document_starts)
+        """tokens [b, s] -> on the last stage logits [b, s / c, v / tp] of this rank's tokens, on the others hidden
+        states.
+
+        Texts with a cache have positions: each rank reads the whole of them.
+        """
+        if positions is not None:
+            return self.call(tokens, positions, document_starts)
+        return self.call(self.context.own(tokens), self.context.own(self._positions(tokens)), document_starts)
 
     def _positions(self, tokens: Tensor) -> Tensor:
         """Every stage has the tokens, so positions are not sent between stages."""
@@ -66,13 +75,15 @@ class ChunkHandle(nn.Module):
         return positions_in_documents(tokens, self.eod_id)
 
 
-def chunk_handles(stage: Stage, call: Callable[..., Tensor], eod_id: int | None) -> list[ChunkHandle]:
+def chunk_handles(
+    stage: Stage, call: Callable[..., Tensor], eod_id: int | None, context: Context = ALONE
+) -> list[ChunkHandle]:
     """A handle for each chunk; `call` takes the index of the chunk first.
 
     `eod_id`: the token that ends a document, if attention stays within documents.
     """
     chunks: Iterable[Any] = stage.chunks
-    return [ChunkHandle(chunk, partial(call, i), eod_id) for i, chunk in enumerate(chunks)]
+    return [ChunkHandle(chunk, partial(call, i), eod_id, context) for i, chunk in enumerate(chunks)]
 
 
 def positions_of(tokens: Tensor) -> Tensor:
@@ -111,11 +122,13 @@ def run_schedule(handles: list[ChunkHandle], batches: list[MicroBatch], *, forwa
 
 @torch.no_grad()
 def run_logits(handles: list[ChunkHandle], batch: MicroBatch) -> Tensor | None:
-    """Logits [b, s, v / tp] of tokens [b, s] on the last stage, None on the others."""
+    """Logits [b, s / c, v / tp] of this rank's tokens of [b, s] on the last stage, None on the others."""
     # Each chunk takes its batch from the same list, which has as many as an interleaved schedule needs.
     config = handles[0].config
     repeats = config.pipeline_model_parallel_size if len(handles) > 1 else 1
     size, length = batch.tokens.shape
+    if batch.positions is not None:
+        length *= handles[0].context.size  # Megatron divides it by the number of ranks that share samples
     collected = _schedule(handles, [batch] * repeats, _logits_step, size, length, True, collect_non_loss_data=True)
     return collected[0] if collected else None
 
@@ -145,7 +158,7 @@ def _schedule(
 
 def _forward_step(batches: Iterator[MicroBatch], handle: ChunkHandle) -> tuple[Tensor, Callable[[Tensor], Any]]:
     batch = next(batches)
-    return handle(batch.tokens, batch.document_starts), partial(_reduce_loss, batch.weights)
+    return handle(batch.tokens, batch.document_starts), partial(_reduce_loss, batch.weights, handle.context.size)
 
 
 def _logits_step(batches: Iterator[MicroBatch], handle: ChunkHandle) -> tuple[Tensor, Callable[..., Tensor]]:
@@ -154,10 +167,14 @@ def _logits_step(batches: Iterator[MicroBatch], handle: ChunkHandle) -> tuple[Te
     return logits, lambda logits, non_loss_data: logits
 
 
-def _reduce_loss(weights: Tensor | None, losses: Tensor) -> tuple[Tensor, Tensor]:
-    """The micro-batch's mean loss for the backward pass, and [sum, count] to report."""
+def _reduce_loss(weights: Tensor | None, sharers: int, losses: Tensor) -> tuple[Tensor, Tensor]:
+    """The micro-batch's mean loss for the backward pass, and [sum, count] to report.
+
+    Megatron's schedules multiply a loss by the number of ranks that share samples. The gradients are a mean over these
+    ranks already.
+    """
     if weights is not None:
         losses = losses * weights
     total = losses.detach().sum(1).double().sum()
     record = torch.stack([total, torch.full_like(total, losses.numel()) if weights is None else weights.double().sum()])
-    return losses.mean(), record
+    return losses.mean() / sharers, record

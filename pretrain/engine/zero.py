@@ -28,6 +28,7 @@ from pretrain.engine.shards import copies_of, logical_shards
 from pretrain.engine.text_cache import EngineCache, new_cache, reading
 from pretrain.engine.token_scores import token_scores
 from pretrain.engine.vendor_patches import import_deepspeed
+from pretrain.model.context import ALONE, Context
 from pretrain.model.gpt import Stage
 from pretrain.model.parameters import logical_parts
 from pretrain.model.text_rows import Placed, last_places
@@ -82,7 +83,8 @@ class ZeroEngine:
                 parameter.grad_dtype = torch.float32
         if engine.precision == "fp16":
             stage.config.grad_scale_func = self.optimizer.scale_loss
-        self.handles = chunk_handles(stage, self.optimizer.forward, eod_id)
+        self.context = Context.of(groups)
+        self.handles = chunk_handles(stage, self.optimizer.forward, eod_id, self.context)
 
     def train_step(self, tokens: Tensor, lr: float, mask: Tensor | None = None) -> StepResult:
         watch = Stopwatch(self.device)
@@ -129,18 +131,20 @@ class ZeroEngine:
     @torch.no_grad()
     def logits(self, tokens: Tensor) -> Tensor:
         own, padded = self._own_logits(tokens)
-        return self._gather_logits(own, padded.shape)[:, : tokens.shape[1], : self.vocab_size]
+        return self._gather_logits(own, padded.shape, self.context)[:, : tokens.shape[1], : self.vocab_size]
 
     @torch.no_grad()
     def score(self, tokens: Tensor) -> Tensor:
-        own, _ = self._own_logits(tokens[:, :-1])
-        return self._scores(own, tokens[:, 1:])
+        own, padded = self._own_logits(tokens[:, :-1])
+        targets = functional.pad(tokens[:, 1:], (0, padded.shape[1] - tokens.shape[1] + 1))
+        return self._scores(own, targets, self.context)[:, :, : tokens.shape[1] - 1]
 
     @torch.no_grad()
     def score_next(self, tokens: Sequence[Sequence[int]], cache: EngineCache) -> Tensor:
         own, _ = self._extended([row[:-1] for row in tokens], cache)
         longest = max(map(len, tokens))
-        return self._scores(own, torch.tensor([[*row[1:], *[row[-1]] * (longest - len(row))] for row in tokens]))
+        targets = torch.tensor([[*row[1:], *[row[-1]] * (longest - len(row))] for row in tokens])
+        return self._scores(own, targets, ALONE)
 
     def _extended(self, tokens: Sequence[Sequence[int]], cache: EngineCache) -> tuple[Tensor | None, Placed]:
         """Append tokens to the texts; returns this rank's logits after each of them, on the last stage."""
@@ -153,23 +157,25 @@ class ZeroEngine:
         self.optimizer.release_gathered()
         return own, placed
 
-    def _scores(self, own: Tensor | None, targets: Tensor) -> Tensor:
-        """Scores [2, b, s] of targets [b, s] by this rank's logits [b, >= s, v / tp], on every rank of the replica."""
+    def _scores(self, own: Tensor | None, targets: Tensor, context: Context) -> Tensor:
+        """Scores [2, b, s] of targets [b, s] by this rank's logits [b, >= s / c, v / tp], on every rank of the replica.
+
+        `context`: the ranks that have logits of other tokens.
+        """
         layout, (rows, length) = self.groups.layout, targets.shape
         scores = torch.zeros(2, rows, length, device=self.device)
         if own is not None:
+            targets = context.own(targets)
             found = token_scores(
-                own[:, :length],
+                own[:, : targets.shape[1]],
                 to_device(targets.contiguous(), self.device),
                 first=self.groups.tp_rank * own.shape[-1],
                 real=self.vocab_size,
                 group=self.groups.tensor_parallel if layout.tp > 1 else None,
             )
             if self.groups.tp_rank == 0:
-                scores = found
-        if layout.tp * layout.pp > 1:
-            dist.all_reduce(scores, group=self.groups.model_parallel)
-        return scores
+                scores[:, :, context.places(length, self.device)] = found
+        return self._sum_over_replica(scores, context)
 
     def new_cache(self, rows: int, capacity: int | None = None) -> EngineCache:
         return new_cache(rows, capacity or self.model.seq_length, self.eod_id, self.device)
@@ -180,15 +186,17 @@ class ZeroEngine:
         if own is not None:
             own = own[last_places(placed.counts, self.device)][:, None]
         shape = torch.Size((len(placed.counts), 1))
-        return self._gather_logits(own, shape)[:, 0, : self.vocab_size]
+        return self._gather_logits(own, shape, ALONE)[:, 0, : self.vocab_size]
 
     def _own_logits(self, tokens: Tensor) -> tuple[Tensor | None, Tensor]:
-        """This rank's logits [b, s, v / tp], on the last stage; and the tokens, padded as sequence parallelism needs.
+        """This rank's logits [b, s / c, v / tp], on the last stage; and the tokens, padded as the layout needs.
 
-        It divides the sequence into equal parts. Earlier tokens do not see the padding at its end.
+        Sequence and context parallelism divide the sequence into equal parts. Earlier tokens do not see the padding at
+        its end.
         """
         self.engine.eval()
         parts = self.groups.layout.tp if self.stage.config.sequence_parallel else 1
+        parts *= 2 * self.context.size if self.context.size > 1 else 1
         padded = functional.pad(tokens, (0, -tokens.shape[1] % parts))
         own = run_logits(self.handles, self._micro_batch(padded, padded, None))
         self.optimizer.release_gathered()
@@ -217,7 +225,9 @@ class ZeroEngine:
     def _micro_batch(self, tokens: Tensor, inputs: Tensor, weights: Tensor | None) -> MicroBatch:
         """Build a micro-batch from tokens on the host. Document starts are found there, without a device sync."""
         starts = None if self.eod_id is None else document_starts(inputs, self.eod_id)
-        return MicroBatch(to_device(tokens, self.device), weights, starts)
+        return MicroBatch(
+            to_device(tokens, self.device), None if weights is None else self.context.own(weights), starts
+        )
 
     def _weights(self, mask: Tensor) -> Tensor:
         """Weights [n, s] with which the mean over the global batch is the mean over the targets that count.
@@ -250,17 +260,27 @@ class ZeroEngine:
             parts += [(tokens, torch.zeros_like(parts[-1][1]))] * (-len(parts) % self.groups.layout.pp)
         return parts
 
-    def _gather_logits(self, own: Tensor | None, shape: torch.Size) -> Tensor:
-        """Gather the logits from the last stage's tensor-parallel ranks onto every rank."""
+    def _gather_logits(self, own: Tensor | None, shape: torch.Size, context: Context) -> Tensor:
+        """Gather the logits from the last stage's ranks onto every rank of the replica.
+
+        `context`: the ranks that have logits of other tokens.
+        """
         layout = self.groups.layout
         rows = padded_vocab_size(self.model, self.vocab_size, layout.tp)
         whole = torch.zeros(*shape, rows, device=self.device)
         if own is not None:
             first = self.groups.tp_rank * (rows // layout.tp)
-            whole[..., first : first + own.shape[-1]] = own.float()
-        if layout.tp * layout.pp > 1:
-            dist.all_reduce(whole, group=self.groups.model_parallel)
-        return whole
+            places = context.places(shape[1], self.device)
+            whole[:, places, first : first + own.shape[-1]] = own.float()
+        return self._sum_over_replica(whole, context)
+
+    def _sum_over_replica(self, values: Tensor, context: Context) -> Tensor:
+        """Sum over the ranks that compute the same samples together."""
+        if self.groups.layout.tp * self.groups.layout.pp > 1:
+            dist.all_reduce(values, group=self.groups.model_parallel)
+        if context.size > 1:
+            dist.all_reduce(values, group=context.group)
+        return values
 
 
 def _adamw(stage: Stage, optim: OptimConfig) -> torch.optim.AdamW:

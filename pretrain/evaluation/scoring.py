@@ -64,10 +64,10 @@ def scoring_together(groups: "ProcessGroups", *, seq_length: int, batch_size: in
     return Scoring(
         seq_length=seq_length,
         batch_size=batch_size,
-        rank=groups.dp_rank,
-        size=groups.layout.dp,
+        rank=groups.replica,
+        size=groups.layout.replicas,
         control=groups.control,
-        contributes=groups.tp_rank == groups.pp_rank == 0,
+        contributes=groups.counts_samples,
         one_shape=one_shape,
     )
 

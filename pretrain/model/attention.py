@@ -5,7 +5,6 @@ heads, d head width. If attention stays within documents, Megatron's mask argume
 host: stages, layers and recomputation pass it on, and no layer needs a device sync to read it.
 """
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -15,6 +14,7 @@ import torch
 from megatron.core.transformer import TransformerConfig
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
 from pretrain.config.attention_kernels import AttentionRequest, Kernel, attention_kernels
@@ -55,8 +55,14 @@ class CausalAttention(torch.nn.Module):
             from megatron.core.tensor_parallel import get_cuda_rng_tracker
 
             with get_cuda_rng_tracker().fork():
-                return attend(query, key, value, document_starts, dropout, self.kernels)
-        return attend(query, key, value, document_starts, kernels=self.kernels)
+                return self.attend(query, key, value, document_starts, dropout)
+        return self.attend(query, key, value, document_starts, dropout)
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, document_starts: Tensor | None, dropout: float
+    ) -> Tensor:
+        """The same, with this dropout."""
+        return attend(query, key, value, document_starts, dropout, self.kernels)
 
 
 def chosen_kernels(choice: Literal["auto"] | Kernel, request: AttentionRequest) -> Kernels:
@@ -92,14 +98,14 @@ def attend(
     heads = [tensor.transpose(0, 1) for tensor in (query, key, value)]  # [b, s, n or g, d]
     if document_starts is None:
         with kernels.allowed(dropout):
-            context = _causal(heads, dropout)
+            context = causal(heads[0], heads[1], heads[2], dropout)
     else:
         # One call per document computes only scores within documents, so it is faster than one causal call.
         # A single split has one concatenation as its gradient. The gradient of each slice would have the full size.
         lengths = _lengths(document_starts, heads[0].shape[:2].numel())
         documents = zip(*(tensor.flatten(0, 1)[None].split(lengths, dim=1) for tensor in heads), strict=True)
         with kernels.allowed(dropout):
-            context = torch.cat([_causal(parts, dropout) for parts in documents], dim=1)  # [1, b * s, n, d]
+            context = torch.cat([causal(q, k, v, dropout) for q, k, v in documents], dim=1)  # [1, b * s, n, d]
         context = context[0].unflatten(0, heads[0].shape[:2])
     return context.transpose(0, 1).flatten(2)
 
@@ -110,9 +116,27 @@ def _lengths(document_starts: Tensor, num_tokens: int) -> list[int]:
     return [end - start for start, end in pairwise([0, *document_starts.tolist(), num_tokens])]
 
 
-def _causal(heads: Sequence[Tensor], dropout: float) -> Tensor:
-    """query [b, s, n, d], key and value [b, s, g, d] -> [b, s, n, d]."""
-    query, key, value = (tensor.transpose(1, 2) for tensor in heads)
-    grouped = key.shape[1] != query.shape[1]
-    context = scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True, enable_gqa=grouped)
+def causal(query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
+    """query [b, q, n, d], key and value [b, k, g, d] -> [b, q, n, d].
+
+    The queries are the last of k tokens: the last one sees all keys, and each other one key less than the next.
+    """
+    query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))
+    queries, keys = query.shape[2], key.shape[2]
+    context = scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=None if queries == keys else lower_right(queries, keys, query.device),
+        dropout_p=dropout,
+        is_causal=queries == keys,
+        enable_gqa=key.shape[1] != query.shape[1],
+    )
     return context.transpose(1, 2)
+
+
+def lower_right(queries: int, keys: int, device: torch.device) -> Tensor:
+    """The causal mask. On a GPU torch's mark of it keeps the fast kernels, which a mask of numbers excludes."""
+    if device.type != "cpu":
+        return causal_lower_right(queries, keys)
+    return torch.ones(queries, keys, dtype=torch.bool, device=device).tril_(keys - queries)

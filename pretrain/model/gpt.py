@@ -19,12 +19,13 @@ from pretrain.config.parallel import ParallelConfig, stage_chunks
 from pretrain.distributed.groups import ProcessGroups
 from pretrain.distributed.malloc import large_blocks_apart
 from pretrain.model.attention import ANY, chosen_kernels
+from pretrain.model.context import Context
 from pretrain.model.cross_entropy import EAGER, Passes, in_place_cross_entropy
 from pretrain.model.head import OutputLayer
 from pretrain.model.init import initial_value
 from pretrain.model.parameters import LocalParameter, describe, own_rows, whole_shape
 from pretrain.model.rotary import RotaryTables
-from pretrain.model.specs import block_spec, transformer_config
+from pretrain.model.specs import block_spec, core_attention, transformer_config
 
 
 class Chunk(GPTModel):
@@ -35,10 +36,10 @@ class Chunk(GPTModel):
     passes: Passes = EAGER
     """Used by in_place and chunked."""
 
-    def __init__(self, model: ModelConfig, **settings: Any) -> None:
+    def __init__(self, model: ModelConfig, context: Context, **settings: Any) -> None:
         super().__init__(**settings)
         if self.position_embedding_type == "rope":
-            self.rotary_pos_emb = RotaryTables(model, self.config.pipeline_dtype)
+            self.rotary_pos_emb = RotaryTables(model, self.config.pipeline_dtype, context)
         if self.post_process:
             is_tied_here = self.pre_process and self.share_embeddings_and_output_weights
             self.output_layer = OutputLayer(
@@ -132,14 +133,16 @@ def build_stage(
     config = transformer_config(model, parallel, engine)
     all_chunks = stage_chunks(parallel, model.num_layers)
     own = all_chunks[groups.pp_rank :: parallel.pp]
+    context = Context.of(groups)
     kernels = ANY if attention is None else chosen_kernels(engine.attention, attention)
     chunks = []
     for i, part in enumerate(own):
         with torch.device("meta"):
             chunk = Chunk(
                 model,
+                context,
                 config=config,
-                transformer_layer_spec=block_spec(model, part.num_layers, kernels),
+                transformer_layer_spec=block_spec(model, part.num_layers, core_attention(kernels, context)),
                 vocab_size=padded_vocab_size(model, vocab_size, tp),
                 max_sequence_length=model.seq_length,
                 pre_process=part.embedding,

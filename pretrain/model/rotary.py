@@ -11,6 +11,7 @@ from megatron.core.models.common.embeddings import RotaryEmbedding
 from torch import Tensor
 
 from pretrain.config.model import ModelConfig
+from pretrain.model.context import ALONE, Context
 from pretrain.model.frequencies import rotary_frequencies, rotary_tables
 
 
@@ -20,19 +21,25 @@ class RotaryTables(RotaryEmbedding):
     Megatron's own module hands out angles, of which each layer makes and keeps four tables.
     """
 
-    def __init__(self, model: ModelConfig, dtype: torch.dtype) -> None:
+    def __init__(self, model: ModelConfig, dtype: torch.dtype, context: Context = ALONE) -> None:
         super().__init__(model.head_size, rotary_percent=1.0, use_cpu_initialization=True)
         self.inv_freq = rotary_frequencies(model)
-        self._scaling, self._dtype = model.rope_scaling, dtype
+        self._scaling, self._dtype, self._context = model.rope_scaling, dtype, context
         self._tables: Tensor | None = None
+        self._own: Tensor | None = None
         self.places: Tensor | None = None
         """Places [b, s] of the tokens that come next, in texts with a cache; None: each row starts at 0."""
 
     def forward(self, length: int, **_: Any) -> Tensor:
-        """Cosines and sines [2, s, 1, 1, d / 2] of the first `length` positions, or [2, s, b, 1, d / 2] of `places`."""
+        """Cosines and sines [2, s, 1, 1, d / 2] of this rank's positions among the first `length`, or [2, s, b, 1,
+        d / 2] of `places`."""
         if self.places is not None:
             return self._whole(self._longest)[:, self.places.T, 0]
-        return self._whole(length)[:, :length]
+        if self._context.size == 1:
+            return self._whole(length)[:, :length]
+        if self._own is None or self._own.shape[1] * self._context.size != length:
+            self._own = self._context.own(self._whole(length)[:, :length])
+        return self._own
 
     def at(self, places: Tensor | None, longest: int = 0) -> None:
         """Give the tables of these places, which are below `longest`, until this is called with None."""

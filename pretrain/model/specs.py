@@ -14,6 +14,7 @@ from pretrain.config.engine import EngineConfig, RecomputeConfig
 from pretrain.config.model import ModelConfig
 from pretrain.config.parallel import ParallelConfig, stage_chunks
 from pretrain.model.attention import CausalAttention, Kernels
+from pretrain.model.context import Context, ContextAttention
 from pretrain.model.feed_forward import FeedForward
 from pretrain.model.self_attention import SelfAttention
 
@@ -25,6 +26,7 @@ def transformer_config(model: ModelConfig, parallel: ParallelConfig, engine: Eng
     return TransformerConfig(
         tensor_model_parallel_size=parallel.tp,
         sequence_parallel=parallel.sp and parallel.tp > 1,
+        context_parallel_size=parallel.cp,
         pipeline_model_parallel_size=parallel.pp,
         virtual_pipeline_model_parallel_size=parallel.vp if parallel.vp > 1 else None,
         pipeline_model_parallel_layout=_layout(parallel, model.num_layers) if parallel.pp > 1 else None,
@@ -66,7 +68,14 @@ def transformer_config(model: ModelConfig, parallel: ParallelConfig, engine: Eng
     )
 
 
-def block_spec(model: ModelConfig, num_layers: int, kernels: Kernels) -> TransformerBlockSubmodules:
+def core_attention(kernels: Kernels, context: Context) -> ModuleSpec:
+    """The core attention of a layer, if this rank has whole samples or parts of them."""
+    if context.size == 1:
+        return ModuleSpec(CausalAttention, params={"kernels": kernels})
+    return ModuleSpec(ContextAttention, params={"kernels": kernels, "context": context})
+
+
+def block_spec(model: ModelConfig, num_layers: int, core: ModuleSpec) -> TransformerBlockSubmodules:
     """Layers of Megatron's local modules with our norms, attention and feed-forward block, and our final norm."""
     layer = get_gpt_layer_local_spec(normalization="RMSNorm" if model.norm == "rmsnorm" else None)
     layer.submodules.input_layernorm = Norm
@@ -74,7 +83,7 @@ def block_spec(model: ModelConfig, num_layers: int, kernels: Kernels) -> Transfo
     layer.submodules.mlp = FeedForward
     layer.submodules.self_attention.module = SelfAttention
     attention = layer.submodules.self_attention.submodules
-    attention.core_attention = ModuleSpec(CausalAttention, params={"kernels": kernels})
+    attention.core_attention = core
     attention.q_layernorm = attention.k_layernorm = Norm if model.qk_norm else None
     return TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=Norm)
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from pretrain.config.derived import data_parallel_size, micro_batches
+from pretrain.config.derived import micro_batches, sharding_size
 from pretrain.config.engine import EngineConfig
 from pretrain.config.run import RunConfig
 from pretrain.planner.memory import Modes
@@ -41,9 +41,9 @@ def step_traffic(config: RunConfig, vocab_size: int, world_size: int, modes: Mod
         3                   1, per_micro_batch: 2 m, with full recompute 3 m 1, per_micro_batch: m
     """
     engine = config.engine
-    dp = data_parallel_size(config.parallel, world_size)
+    dp = sharding_size(config.parallel, world_size)
     assert dp is not None
-    number = micro_batches(config.train, dp) or 1
+    number = micro_batches(config.train, dp // config.parallel.cp) or 1
     traffic = []
     for shapes in all_stages(config.model, config.parallel, vocab_size):
         once = shapes.num_parameters * (dp - 1) / dp

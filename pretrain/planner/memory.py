@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from pretrain.config.derived import data_parallel_size, micro_batches, padded_vocab_size
+from pretrain.config.derived import micro_batches, padded_vocab_size, sharding_size
 from pretrain.config.engine import EngineConfig
 from pretrain.config.parallel import Chunk
 from pretrain.config.run import RunConfig
@@ -98,9 +98,9 @@ def plan_memory(
 ) -> list[StageMemory]:
     """The memory of each pipeline stage's ranks; the layout must be legal on `world_size` ranks."""
     stages = stages or all_stages(config.model, config.parallel, vocab_size)
-    dp = data_parallel_size(config.parallel, world_size)
+    dp = sharding_size(config.parallel, world_size)
     assert dp is not None
-    number = micro_batches(config.train, dp) or 1
+    number = micro_batches(config.train, dp // config.parallel.cp) or 1
     counted: Counted = {}
     return [
         _Stage(config, shapes, dp, modes, vocab_size, counted).memory(rank, number)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from pretrain.config.derived import data_parallel_size
+from pretrain.config.derived import sharding_size
 from pretrain.config.run import RunConfig
 from pretrain.planner.memory import StageMemory
 
@@ -42,7 +42,7 @@ def columns(
 
 def hints(config: RunConfig, memory: Sequence[StageMemory], world_size: int) -> list[str]:
     """Settings that take memory for nothing here."""
-    engine, dp = config.engine, data_parallel_size(config.parallel, world_size)
+    engine, dp = config.engine, sharding_size(config.parallel, world_size)
     if dp != 1 or engine.zero_stage != 1 or engine.offload.optimizer != "none":
         return []
     fullest = any(stage.in_update == stage.peak for stage in memory)

@@ -154,10 +154,11 @@ def vocabulary(config: RunConfig) -> tuple[int, str]:
 
 def _layout(config: RunConfig, world_size: int) -> str:
     parallel, engine = config.parallel, config.engine
+    cp = f"cp {parallel.cp}, " if parallel.cp > 1 else ""
     sp = ", sequence parallel" if parallel.sp and parallel.tp > 1 else ""
     return (
         f"{config.model.name} on {world_size} rank{'s' if world_size > 1 else ''}: tp {parallel.tp}{sp}, "
-        f"pp {parallel.pp}, vp {parallel.vp}, data-parallel size {data_parallel_size(parallel, world_size)}, "
+        f"{cp}pp {parallel.pp}, vp {parallel.vp}, data-parallel size {data_parallel_size(parallel, world_size)}, "
         f"ZeRO-{engine.zero_stage} {engine.precision}"
     )
 

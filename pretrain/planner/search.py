@@ -1,8 +1,8 @@
 """The legal layouts of a run on a number of ranks that fit in memory, ordered by the predicted time of a step.
 
-What is varied: tensor, sequence and pipeline parallelism, interleaving, the micro-batch, the ZeRO stage with its modes,
-and recomputation. All else stays as it is configured: the global batch, so that the loss stays the same, precision,
-offload, cross-entropy and compilation. torch is not needed.
+What is varied: tensor, sequence, context and pipeline parallelism, interleaving, the micro-batch, the ZeRO stage with
+its modes, and recomputation. All else stays as it is configured: the global batch, so that the loss stays the same,
+precision, offload, cross-entropy and compilation. torch is not needed.
 """
 
 from collections.abc import Iterator
@@ -26,6 +26,10 @@ from pretrain.planner.time.result import StepTime
 from pretrain.planner.time.step import predict_step
 
 ZeroStage = Literal[0, 1, 2, 3]
+
+
+SHORTEST = 4096
+"""Tokens of a sample that each context-parallel rank has at least in a proposed layout, unless it is configured so."""
 
 
 @dataclass(frozen=True)
@@ -99,14 +103,14 @@ def search(config: RunConfig, vocab_size: int, world_size: int, hardware: Hardwa
 def layout_of(config: RunConfig) -> tuple[object, ...]:
     """The split of the model over ranks. Settings that differ in other things have equal ones."""
     parallel = config.parallel
-    return parallel.tp, parallel.sp and parallel.tp > 1, parallel.pp, parallel.vp, parallel.pp_layout
+    return parallel.tp, parallel.sp and parallel.tp > 1, parallel.pp, parallel.vp, parallel.pp_layout, parallel.cp
 
 
 def overrides_of(candidate: Candidate, asked: RunConfig) -> list[str]:
     """The words for the command line that change the asked configuration to the candidate."""
     words = []
     for section, names in (
-        ("parallel", ("tp", "sp", "pp", "vp", "pp_layout")),
+        ("parallel", ("tp", "sp", "pp", "vp", "pp_layout", "cp")),
         ("train", ("micro_batch_size",)),
         ("engine", ("zero_stage", "grad_reduction", "param_gather")),
         ("engine.recompute", ("granularity", "modules", "method", "num_layers")),
@@ -174,6 +178,15 @@ def _try_sizes(
 
 def _layouts(config: RunConfig, world_size: int) -> Iterator[ParallelConfig]:
     """Every way to split the ranks; the configured pp_layout where it has the number of chunks."""
+    for parallel in _without_context(config, world_size):
+        # Parts of a sample below SHORTEST tokens are too small for a device to be worth the traffic.
+        most = max(config.parallel.cp, config.model.seq_length // SHORTEST)
+        for cp in divisors(world_size // parallel.tp // parallel.pp):
+            if cp <= most:
+                yield replace(parallel, cp=cp)
+
+
+def _without_context(config: RunConfig, world_size: int) -> Iterator[ParallelConfig]:
     asked, layers = config.parallel, config.model.num_layers
     for tp in divisors(world_size):
         for sp in sorted({asked.sp, True}) if tp > 1 else [asked.sp]:
@@ -233,7 +246,15 @@ def _candidate(
 def _order(candidate: Candidate) -> tuple[object, ...]:
     """By time, then memory; what is left are settings that make no difference, the plainest first."""
     parallel, engine = candidate.config.parallel, candidate.config.engine
-    plainest = (parallel.tp, parallel.pp, parallel.vp, parallel.sp, engine.zero_stage, engine.recompute.granularity)
+    plainest = (
+        parallel.cp,
+        parallel.tp,
+        parallel.pp,
+        parallel.vp,
+        parallel.sp,
+        engine.zero_stage,
+        engine.recompute.granularity,
+    )
     return rounded_seconds(candidate.step), candidate.peak, plainest, candidate.config.train.micro_batch_size
 
 

@@ -71,8 +71,8 @@ def dry_run(config: RunConfig, world_size: int, gpu_memory: float | None) -> Dry
 
     seconds_imports = time.perf_counter() - start
     parallel = config.parallel
-    layout = ParallelLayout(world_size, parallel.tp, parallel.pp)
-    number = micro_batches(config.train, layout.dp)
+    layout = ParallelLayout.of(parallel, world_size)
+    number = micro_batches(config.train, layout.replicas)
     assert number is not None
     shapes = all_stages(config.model, parallel, vocab_size)
     memory = plan_memory(config, vocab_size, world_size, modes, shapes)

@@ -7,6 +7,7 @@ REPLACEMENTS lists everything of the program and its vendors that is replaced fo
 """
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -177,11 +178,30 @@ def _attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **op
     """
     plain = options.get("dropout_p") == 0.0 and torch.backends.cuda.flash_sdp_enabled()
     stores_no_scores = plain if pretend.computes() else _may_store_no_scores()
-    if isinstance(query, PretendTensor) and options.get("is_causal") and stores_no_scores:
+    bias = options.get("attn_mask")
+    marked = bias if isinstance(bias, _LowerRight) else None
+    if isinstance(query, PretendTensor) and (options.get("is_causal") or marked is not None) and stores_no_scores:
+        mask = marked.numbers(query) if marked is not None and pretend.computes() else None
+        by_kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         context: torch.Tensor
-        context, _ = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, True)
+        context, _ = by_kernel(query, key, value, 0.0, marked is None, attn_mask=mask)
         return context
+    if marked is not None:
+        options["attn_mask"] = marked.numbers(query)
     return _sdpa(query, key, value, **options)
+
+
+@dataclass(frozen=True)
+class _LowerRight:
+    """The mark of a causal mask whose last query sees all keys. Kernels of a GPU need no numbers."""
+
+    queries: int
+    keys: int
+    device: torch.device
+
+    def numbers(self, query: torch.Tensor) -> torch.Tensor:
+        seen = torch.ones(self.queries, self.keys, dtype=torch.bool, device=query.device).tril(self.keys - self.queries)
+        return torch.zeros_like(seen, dtype=query.dtype).masked_fill(~seen, -math.inf)
 
 
 _rms: Callable[..., torch.Tensor] = functional.rms_norm
@@ -270,6 +290,13 @@ REPLACEMENTS = (
         _attention,
         TORCH,
         "torch chooses a kernel by the type of the device, and stores all scores on one that it does not know",
+    ),
+    Replacement(
+        attention,
+        "lower_right",
+        _LowerRight,
+        TORCH,
+        "the mark is a tensor of its own class, which cannot be made beside tensors of the device's",
     ),
     Replacement(
         dist,

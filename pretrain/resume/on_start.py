@@ -132,15 +132,15 @@ def _compare_batch(
     record: Mapping[str, Any], manifest: Mapping[str, Any], dataset: TrainingData, groups: ProcessGroups, seed: int
 ) -> None:
     """Read the batch of a recorded step again, which proves that order and content of the data are unchanged."""
-    samples, dp = record["batch_samples"], groups.layout.dp
+    samples, replicas = record["batch_samples"], groups.layout.replicas
     # A batch of an earlier size may not divide over the data-parallel ranks: then each reads all of it.
-    rank, size = (groups.dp_rank, dp) if samples % dp == 0 else (0, 1)
+    rank, size = (groups.replica, replicas) if samples % replicas == 0 else (0, 1)
     batches = train_batches(
         dataset, seed=seed, global_batch_size=samples, rank=rank, size=size, position=record["samples"] - samples
     )
     batch = next(batches)
     batches.close()
-    counted_here = groups.tp_rank == groups.pp_rank == 0 and (size == dp or groups.dp_rank == 0)
+    counted_here = groups.counts_samples and (size == replicas or groups.replica == 0)
     found = agree(batch, counted_here, False, 0, groups.control).batch_hash
     if dist.get_rank():
         return

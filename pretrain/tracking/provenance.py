@@ -69,8 +69,9 @@ def describe_run(
             "world_size": layout.world_size,
             "tensor_parallel": layout.tp,
             "pipeline_parallel": layout.pp,
-            "data_parallel": layout.dp,
-            "gradient_accumulation": micro_batches(config.train, layout.dp),
+            **({"context_parallel": layout.cp} if layout.cp > 1 else {}),
+            "data_parallel": layout.replicas,
+            "gradient_accumulation": micro_batches(config.train, layout.replicas),
         },
         "data": {
             "corpus": ", ".join(source.corpus.name for source in sources),

@@ -68,7 +68,7 @@ class Trainer:
     @property
     def samples_counted_here(self) -> bool:
         """Whether this rank counts the samples of its batch: one of the ranks that share them does."""
-        return self.groups.tp_rank == self.groups.pp_rank == 0
+        return self.groups.counts_samples
 
     def planned_step(self) -> StepTime | None:
         """The planned time of a step; None if the machine is not known."""

@@ -84,8 +84,8 @@ def batches_from(
         dataset,
         seed=config.run.seed,
         global_batch_size=config.train.global_batch_size,
-        rank=groups.dp_rank,
-        size=groups.layout.dp,
+        rank=groups.replica,
+        size=groups.layout.replicas,
         position=position,
         should_stop=should_stop,
     )

@@ -34,8 +34,8 @@ def build_evaluator(
                 validation,
                 # As many micro-batches at once as there are pipeline stages, so that every stage has work.
                 batch_size=evaluation_batch_size(config) * groups.layout.pp,
-                rank=groups.dp_rank,
-                size=groups.layout.dp,
+                rank=groups.replica,
+                size=groups.layout.replicas,
                 show=show,
                 ask_stop=ask_stop,
                 max_samples=max_samples,

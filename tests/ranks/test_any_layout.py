@@ -29,16 +29,18 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "pp2-vp2-dp2-zero3-held": (4, {"pp": 2, "vp": 2, "zero_stage": 3, "param_gather": "per_step"}),
     "tp4-sp-zero1": (4, {"tp": 4, "sp": True, "zero_stage": 1}),
     "tp2-pp2-zero0": (4, {"tp": 2, "pp": 2, "zero_stage": 0}),
+    "cp2-pp2-zero3": (4, {"cp": 2, "pp": 2, "zero_stage": 3}),
+    "tp2-cp2-dp2-sp-zero1": (8, {"tp": 2, "cp": 2, "sp": True, "zero_stage": 1}),
     "pp2-dp2-zero2": (4, {"pp": 2, "zero_stage": 2}),
 }
 SAVED, LAST = 2, 5
-SHORT = ("one", "tp2-pp2-dp2-sp-zero3", "pp2-vp2-dp2-zero3-held")
+SHORT = ("one", "tp2-pp2-dp2-sp-zero3", "pp2-vp2-dp2-zero3-held", "cp2-pp2-zero3")
 """Layouts with the most ways to cut a model; the others are one more case of each law."""
 
 
 def config_of(model: str, layout: str, *overrides: str, micro_batches: int = 4) -> RunConfig:
     world_size, values = LAYOUTS[layout]
-    dp = world_size // (values.get("tp", 1) * values.get("pp", 1))
+    dp = world_size // (values.get("tp", 1) * values.get("cp", 1) * values.get("pp", 1))
     return run_config(model, *SETTINGS, *batches(dp, micro_batches), *overrides, **values)
 
 
@@ -57,19 +59,19 @@ class Seen:
 
 def seen(here: Runtime, config: RunConfig) -> Seen:
     engine = start(here, config)
-    layout = ParallelLayout(here.world_size, config.parallel.tp, config.parallel.pp)
-    dp_rank = engine.groups.dp_rank
-    samples = 14 * layout.dp
+    layout = ParallelLayout.of(config.parallel, here.world_size)
+    dp_rank = engine.groups.replica
+    samples = 14 * layout.replicas
     mask = torch.zeros(samples, config.model.seq_length, dtype=torch.int64)
     mask[:13] = 1
     batch = torch.from_numpy(batch_of(9, samples, config))
     batch[:13] = torch.from_numpy(batch_of(8, 13, config))
     for _ in range(2):  # many batches in a row, after training too
-        totals = engine.evaluate(batch[dp_rank :: layout.dp], mask[dp_rank :: layout.dp]).tolist()
+        totals = engine.evaluate(batch[dp_rank :: layout.replicas], mask[dp_rank :: layout.replicas]).tolist()
     logits = engine.logits(torch.from_numpy(batch_of(7, 2, config)[:, :11])).numpy()
     (result,) = train(here, config, engine, [0])
     for _ in range(3):
-        engine.evaluate(batch[dp_rank :: layout.dp], mask[dp_rank :: layout.dp])
+        engine.evaluate(batch[dp_rank :: layout.replicas], mask[dp_rank :: layout.replicas])
     train(here, config, engine, [1])
     return Seen(totals, logits, (result.loss, result.grad_norm))
 

@@ -22,6 +22,7 @@ LAYOUTS = [
     ("gpt", 1, {}, False),
     ("llama", 2, {"tp": 2, "sp": True}, False),
     ("gpt", 2, {"pp": 2, "vp": 2}, True),
+    ("llama", 4, {"cp": 2, "pp": 2}, True),
     pytest.param("llama", 4, {"tp": 2, "pp": 2}, True, marks=pytest.mark.full),
     pytest.param("gpt", 4, {"tp": 4}, False, marks=pytest.mark.full),
     pytest.param("llama", 4, {"pp": 4}, False, marks=pytest.mark.full),
@@ -47,7 +48,7 @@ def differences(here: Any, config: RunConfig, texts: list[list[int]]) -> list[fl
 
 
 def config_of(model: str, world_size: int, layout: dict[str, Any], documents: bool) -> RunConfig:
-    dp = world_size // (layout.get("tp", 1) * layout.get("pp", 1))
+    dp = world_size // (layout.get("tp", 1) * layout.get("cp", 1) * layout.get("pp", 1))
     return run_config(*MODELS[model], f"data.document_mask={str(documents).lower()}", *batches(dp), **layout)
 
 

@@ -47,13 +47,15 @@ def draw_layout(draw: random.Random) -> tuple[int, Settings]:
     pp = draw.choice(_divisors(world_size // tp))
     if draw.random() < 0.5:
         tp, pp = pp, tp
-    dp = world_size // tp // pp
+    cp = draw.choice(_divisors(world_size // tp // pp)) if draw.random() < 0.4 else 1
+    dp = world_size // tp // pp // cp
     vp = draw.choice((1, 1, 2, 2, 3)) if pp > 1 else 1
     turns = pp if vp > 1 and draw.random() < 0.8 else 1
     micro_batches, micro_batch_size = turns * draw.randint(1, 6 // turns + 1), draw.randint(1, 3)
     modes, stage = ("auto", "per_step", "per_micro_batch"), draw.randint(0, 3)
     return world_size, {
         "parallel.tp": tp,
+        "parallel.cp": cp,
         "parallel.pp": pp,
         "parallel.vp": vp,
         "parallel.sp": draw.random() < 0.5,
@@ -90,7 +92,9 @@ def draw_model(draw: random.Random, layout: Settings) -> Settings:
         "model.num_query_groups": draw.choice((None, heads, 1, draw.randint(1, heads), draw.choice((2, 4)))),
         "model.head_dim": head_size if given else None,
         "model.ffn_hidden_size": draw.choice((12, 24, 24, 40, 48, 48, draw.randint(9, 60))),
-        "model.seq_length": draw.choice((8, 12, 16, 24, draw.randint(5, 24))),
+        "model.seq_length": 2 * layout["parallel.cp"] * draw.randint(2, 6)
+        if layout["parallel.cp"] > 1
+        else draw.choice((8, 12, 16, 24, draw.randint(5, 24))),
         "model.vocab_multiple_of": draw.choice((1, 1, 3, 16, 64, 100)),
         "model.position": draw.choice(("learned", "rope")),
         "model.norm": draw.choice(("layernorm", "rmsnorm")),

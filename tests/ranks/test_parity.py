@@ -112,12 +112,13 @@ class Layout:
     dp: int = 1
     vp: int = 1
     sp: bool = False
+    cp: int = 1
     micro_batches: int = 3
     overrides: tuple[str, ...] = ()
 
     @property
     def world_size(self) -> int:
-        return self.tp * self.pp * self.dp
+        return self.tp * self.pp * self.cp * self.dp
 
     @property
     def num_layers(self) -> int:
@@ -125,7 +126,7 @@ class Layout:
 
     @property
     def config(self) -> RunConfig:
-        shape = {"tp": self.tp, "pp": self.pp, "vp": self.vp, "sp": self.sp}
+        shape = {"tp": self.tp, "pp": self.pp, "vp": self.vp, "sp": self.sp, "cp": self.cp}
         batch = batches(self.dp, self.micro_batches, SAMPLES)
         layers = f"model.num_layers={self.num_layers}"
         least = ("engine.grad_reduction=per_micro_batch", "engine.param_gather=per_micro_batch")
@@ -133,7 +134,7 @@ class Layout:
 
     def __str__(self) -> str:
         degrees = "".join(
-            f"{name}{getattr(self, name)}" for name in ("tp", "pp", "vp", "dp") if getattr(self, name) > 1
+            f"{name}{getattr(self, name)}" for name in ("tp", "cp", "pp", "vp", "dp") if getattr(self, name) > 1
         )
         parts = [self.model, f"zero{self.zero}", degrees, "sp" * self.sp, f"m{self.micro_batches}"]
         return "-".join([*filter(None, parts), *(override.split(".", 1)[1] for override in self.overrides)])
@@ -142,6 +143,7 @@ class Layout:
 """3 micro-batches: a pipeline of two stages runs all phases of 1F1B. Below there are more and fewer than stages."""
 ONCE = "engine.grad_reduction=per_step"
 HELD = "engine.param_gather=per_step"
+DOCUMENTS = "data.document_mask=true"
 UNEVEN = "parallel.pp_layout=Et|tttL"
 LAYOUTS = [
     # One dimension.
@@ -168,6 +170,25 @@ LAYOUTS = [
     Layout("llama", 3, pp=2, vp=2, dp=2, micro_batches=4),
     Layout("gpt", 3, tp=2, pp=2, vp=2, sp=True, micro_batches=2),
     Layout("gpt", 3, pp=2, overrides=(UNEVEN,)),
+    # Samples that ranks share.
+    *(Layout(model, 1, cp=2) for model in ("gpt", "llama")),
+    *(Layout(model, 3, cp=4) for model in ("gpt", "llama")),
+    Layout("llama", 3, cp=2, overrides=(DOCUMENTS,)),
+    Layout("llama", 0, cp=4, overrides=(DOCUMENTS,)),
+    Layout("gpt", 2, cp=2, overrides=(DOCUMENTS,)),
+    Layout("llama", 1, tp=2, cp=2, sp=True),
+    Layout("llama_qk", 3, tp=2, cp=2, sp=True, overrides=(DOCUMENTS,)),
+    Layout("llama", 3, cp=2, pp=2),
+    Layout("gpt", 3, cp=2, dp=2),
+    Layout("llama_tied", 2, cp=2, pp=2, dp=2, overrides=(DOCUMENTS,)),
+    Layout("llama", 3, tp=2, cp=2, pp=2, sp=True),
+    Layout("llama", 3, tp=2, cp=2, pp=2, sp=True, overrides=(DOCUMENTS,)),
+    Layout("gpt", 1, cp=2, pp=2, vp=2, micro_batches=2),
+    Layout("llama", 3, cp=2, pp=2, overrides=(DOCUMENTS, "engine.recompute.granularity=full")),
+    Layout(
+        "llama", 1, cp=2, overrides=("engine.recompute.granularity=selective", "engine.recompute.modules=[core_attn]")
+    ),
+    Layout("llama", 1, tp=2, cp=2, sp=True, overrides=("model.seq_length=24", DOCUMENTS)),
     # Engine options.
     *(Layout("gpt", zero, pp=2, dp=2, overrides=(ONCE,)) for zero in (2, 3)),
     Layout("gpt", 3, pp=2, dp=2, overrides=(HELD,)),
@@ -180,7 +201,15 @@ LAYOUTS = [
 ]
 
 
+SHARED = (
+    "gpt-zero1-cp2-m3",
+    "llama_qk-zero3-tp2cp2-sp-m3-document_mask=true",
+    "llama_tied-zero2-cp2pp2dp2-m3-document_mask=true",
+    "gpt-zero1-cp2pp2vp2-m2",
+)
+"""Layouts in which ranks share samples, for every run of the tests."""
 FULL = (
+    *(str(layout) for layout in LAYOUTS if layout.cp > 1 and str(layout) not in SHARED),
     "gpt-zero1-tp4-sp-m3",
     "gpt-zero3-pp4-m6",
     "llama-zero3-pp2vp2dp2-m4",
@@ -199,7 +228,7 @@ def test_equals_one_process_of_plain_torch(layout: Layout) -> None:
 
 
 def assert_parity(layout: Layout) -> None:
-    data = [override for override in layout.overrides if override.startswith("data.")]
+    data = [override for override in layout.overrides if override.startswith(("data.", "model.seq"))]
     expected = reference(layout.model, layout.num_layers, *data)
     assert (expected.norms > CLIP).all(), "clipping must bite for this test to see it"
     for run in run_ranks(engine_run, layout.world_size, layout.config):

@@ -4,9 +4,11 @@ import statistics
 
 import pytest
 
-from tests.support.peak_cases import cases, small
+from tests.support.peak_cases import LLAMA, STEP, cases, small
 from tests.support.peaks import Case, measured, planned
 from tests.support.ranks import run_ranks
+
+SIZE = ("engine=zero1_bf16", "train.micro_batch_size=1", "train.global_batch_size=2")
 
 
 def errors(asked: list[Case]) -> dict[str, float]:
@@ -25,3 +27,13 @@ def test_peaks_of_many_configurations_are_planned() -> None:
     assert len(found) >= 80
     assert statistics.median(map(abs, found.values())) <= 0.01
     assert {name: error for name, error in found.items() if not -0.02 <= error <= 0.03} == {}
+
+
+def test_twice_the_length_on_twice_the_ranks_needs_no_more_memory() -> None:
+    one, two = (
+        Case("", (*LLAMA, f"model.seq_length={length}", f"parallel.cp={cp}", *SIZE), cp, 0, STEP)
+        for length, cp in ((2048, 1), (4096, 2))
+    )
+    (found,) = run_ranks(measured, 1, [one, two], joined=False)
+    assert found[1].peak <= found[0].peak
+    assert found[1].moments["passes"] <= found[0].moments["passes"]

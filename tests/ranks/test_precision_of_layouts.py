@@ -86,12 +86,13 @@ def test_bf16_ranks_with_fp32_sums_equal_one_process(zero: int, ways: tuple[str,
         (4, {"tp": 2, "pp": 2, "sp": True, "zero_stage": 3}),
         pytest.param(4, {"pp": 2, "zero_stage": 0}, marks=pytest.mark.full),
         (4, {"pp": 2, "zero_stage": 1}),
+        pytest.param(2, {"cp": 2, "zero_stage": 3}, marks=pytest.mark.full),
     ],
 )
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_16_bits_in_any_layout_stay_close_to_fp32(precision: str, world_size: int, shape: dict[str, int]) -> None:
     expected = by_one("fp32", 0, 4)
-    dp = world_size // (shape.get("tp", 1) * shape.get("pp", 1))
+    dp = world_size // (shape.get("tp", 1) * shape.get("cp", 1) * shape.get("pp", 1))
     for run in run_ranks(trained, world_size, config_of(precision, dp, micro_batches=4, **shape)):
         assert run.losses == pytest.approx(expected.losses, rel=2e-3)
         assert run.norms == pytest.approx(expected.norms, rel=1e-2)

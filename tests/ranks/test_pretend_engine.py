@@ -123,6 +123,7 @@ CASES = {
     "llama-zero3-bf16-offload-dp2": case(2, "llama", STATES_OUT, ALL_OUT, zero_stage=3, precision="bf16"),
     "gpt-zero3-dp2-math": case(2, "gpt", "engine.attention=math", zero_stage=3, **SELDOM),
     "gpt-zero3-tp2-pp2-documents-selective": case(4, "gpt", APART, *SELECTIVE, zero_stage=3, tp=2, sp=True, pp=2),
+    "llama-zero1-bf16-cp2-documents": case(2, "llama", APART, zero_stage=1, precision="bf16", cp=2),
     "llama-zero3-bf16-pp2-vp2": case(2, "llama", IN_PLACE, LAYERS, zero_stage=3, precision="bf16", pp=2, vp=2),
 }
 
@@ -181,9 +182,7 @@ WAITS = (
     Wait("item in gradients.global_norm", STEPS, 1),
     Wait("tolist in zero.train_step", STEPS, 1),
     # Each chunk's table goes to the device with its first forward pass.
-    Wait(
-        "copy from host in rotary_pos_embedding.get_emb", (*STEPS[::2], "forward and backward"), 2, has_rotary_positions
-    ),
+    Wait("copy from host in rotary._whole", (*STEPS[::2], "forward and backward"), 2, has_rotary_positions),
     Wait("copy to host in whole_texts.<listcomp>", ("generation",), 4),  # the logits of each new token
     Wait("copy to host in files._with_storage_of_its_own", ("save",), ANY),
     Wait("item in adam.<genexpr>", ("save",), ANY),  # how many updates Adam has made

@@ -74,9 +74,10 @@ def test_a_mistake_is_reported_once_for_all_ranks(place):
     assert not list(place.folder.iterdir())
 
 
-def test_tensor_parallel_processes_count_their_batch_once(place, plain_run):
+@pytest.mark.parametrize("degree", ["tp", "cp"])
+def test_processes_of_one_replica_count_their_batch_once(place, plain_run, degree):
     short = ("train.max_steps=2", "lr_schedule.warmup_steps=1", "evaluation.every_steps=0")
-    done = place.on_ranks(2, "split", *LLAMA, "parallel.tp=2", *short)
+    done = place.on_ranks(2, "split", *LLAMA, f"parallel.{degree}=2", *short)
     assert done.returncode == 0, done.stderr
     ones, twos = train_records(plain_run), train_records(place.run_dir("split"))
     assert list(twos) == [1, 2]

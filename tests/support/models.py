@@ -48,6 +48,7 @@ _SECTIONS = {
     "sp": "parallel",
     "pp": "parallel",
     "vp": "parallel",
+    "cp": "parallel",
     "grad_reduction": "engine",
     "param_gather": "engine",
 }

@@ -29,7 +29,7 @@ KEEPS = "tests/ranks/test_saved.py::test_a_layer_keeps_only_what_backward_reads"
 WAITS = "tests/ranks/test_no_waiting.py::test_no_device_sync_between_first_forward_and_last_backward"
 VIEW = "tests/unit/engine/test_device.py::test_any_view_is_pinned[one value for each row]"
 AS_ON_A_CPU = "tests/ranks/test_pretend_engine.py::test_all_values_equal_the_cpus"
-COUNTED = "tests/runs/test_data_parallel.py::test_tensor_parallel_processes_count_their_batch_once"
+COUNTED = "tests/runs/test_data_parallel.py::test_processes_of_one_replica_count_their_batch_once"
 
 GRADIENTS, ZERO = "pretrain/engine/optimizer/gradients.py", "pretrain/engine/zero.py"
 ZERO0, ZERO3 = "pretrain/engine/optimizer/zero0.py", "pretrain/engine/optimizer/zero3.py"
@@ -550,6 +550,55 @@ MUTATIONS = (
         "if len(own) != len(_BLANK) or hashlib.sha256(_with_digest(content, own, _BLANK)).hexdigest() != own:",
         "if len(own) != len(_BLANK):",
         ("tests/unit/checkpoint/test_bit_flips.py::test_every_bit_of_the_manifest_counts",),
+    ),
+    # Samples that ranks share.
+    Mutation(
+        "context-loss-undivided",
+        "gradients are multiplied by the number of ranks that share samples, which clipping hides",
+        "pretrain/engine/schedule.py",
+        "losses.mean() / sharers",
+        "losses.mean()",
+        (f"{PARITY}[gpt-zero1-cp2-m3]",),
+    ),
+    Mutation(
+        "context-positions-in-a-row",
+        "rotary positions are those of consecutive parts, and tokens those of the first and the last",
+        "pretrain/model/rotary.py",
+        "self._context.own(self._whole(length)[:, :length])",
+        "self._whole(length)[:, :length].chunk(self._context.size, 1)[self._context.rank]",
+        (f"{PARITY}[llama_qk-zero3-tp2cp2-sp-m3-document_mask=true]",),
+    ),
+    Mutation(
+        "context-labels-within-parts",
+        "the last token of a part has the first one of the same rank's next part as its label",
+        "pretrain/engine/schedule.py",
+        "labels=own(labels)",
+        "labels=own(inputs).roll(-1, 1)",
+        (f"{PARITY}[gpt-zero1-cp2-m3]",),
+    ),
+    Mutation(
+        "context-learned-positions",
+        "each rank counts the positions of its tokens from 0",
+        "pretrain/engine/schedule.py",
+        "own(self._positions(inputs))",
+        "self._positions(own(inputs))",
+        (f"{PARITY}[gpt-zero1-cp2-m3]",),
+    ),
+    Mutation(
+        "context-gradients-of-others",
+        "keys and values get the gradients of their own rank's queries alone",
+        "pretrain/model/context.py",
+        "dist.reduce_scatter_tensor(own, by_rank, group=context.group)",
+        "own.copy_(by_rank.chunk(context.size)[context.rank])",
+        (f"{PARITY}[gpt-zero1-cp2-m3]",),
+    ),
+    Mutation(
+        "context-samples-counted-twice",
+        "each rank that shares samples counts them",
+        "pretrain/distributed/groups.py",
+        "self.tp_rank == self.pp_rank == self.cp_rank == 0",
+        "self.tp_rank == self.pp_rank == 0",
+        (f"{COUNTED}[cp]",),
     ),
     Mutation(
         "copies-shared-out",

@@ -22,12 +22,13 @@ def small() -> list[Case]:
         _case("recompute", LLAMA, 0, "engine.recompute.granularity=full"),
         _case("documents", LLAMA, 0, "data.document_mask=true"),
         _case("tensor parallel", LLAMA, 1, "parallel.tp=2", "parallel.sp=true"),
+        _case("shared samples", LLAMA, 1, "parallel.cp=4"),
         _case("pipeline", GPT, 1, "parallel.pp=4", samples=16, rank=2),
     ]
 
 
 def cases() -> list[Case]:
-    return [*_zero(), *_activations(), *_layouts(), *_offload(), *_sizes()]
+    return [*_zero(), *_activations(), *_layouts(), *_shared(), *_offload(), *_sizes()]
 
 
 def _case(
@@ -45,7 +46,7 @@ def _case(
     ranks = dp
     for text in more:
         key, _, value = text.partition("=")
-        if key in ("parallel.tp", "parallel.pp"):
+        if key in ("parallel.tp", "parallel.pp", "parallel.cp"):
             ranks *= int(value)
     batch = (f"train.micro_batch_size={micro}", f"train.global_batch_size={samples * dp}")
     overrides = (*model, f"engine=zero{zero}_bf16", *batch, *more)
@@ -96,6 +97,18 @@ def _layouts() -> Iterator[Case]:
             yield _case("pipeline", deep, 1, *more, samples=2 * number, rank=rank)
     yield _case("all at once", LLAMA, 3, "parallel.tp=2", "parallel.sp=true", "parallel.pp=2", dp=4, modes=EACH)
     yield _case("all at once", LLAMA, 1, "parallel.tp=2", "parallel.sp=true", "parallel.pp=2", dp=4)
+
+
+def _shared() -> Iterator[Case]:
+    for model, cp in itertools.product((GPT, LLAMA), (2, 4)):
+        yield _case("shared samples", model, 0, f"parallel.cp={cp}", "model.seq_length=2048", micro=1, samples=2)
+    yield _case("shared samples", LLAMA, 1, "parallel.cp=2", "parallel.tp=2", "parallel.sp=true")
+    recompute = "engine.recompute."
+    core = (f"{recompute}granularity=selective", f"{recompute}modules=[core_attn]")
+    yield _case("shared samples", LLAMA, 1, "parallel.cp=2", *core, "model.seq_length=2048")
+    yield _case("shared samples", QWEN, 0, "parallel.cp=2", f"{recompute}granularity=full", "model.seq_length=2048")
+    for micro in (1, 2):
+        yield _case("shared samples", LLAMA, 0, "parallel.cp=2", "data.document_mask=true", micro=micro)
 
 
 def _offload() -> Iterator[Case]:

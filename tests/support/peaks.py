@@ -79,12 +79,12 @@ def _measured(case: Case) -> Found:
     with _alone(case):
         from pretrain.engine import build
 
-        layout = ParallelLayout(case.world_size, config.parallel.tp, config.parallel.pp)
+        layout = ParallelLayout.of(config.parallel, case.world_size)
         groups = build_groups(layout, 1, 10, device(), vp=config.parallel.vp)
         gc.collect()
         base = ledger.now
         engine: Any = build.build_engine(config, config.tokenizer.vocab_size, groups, device(), eod_id=EOD_ID)
-        own = config.train.global_batch_size // layout.dp
+        own = config.train.global_batch_size // layout.replicas
         tokens = torch.ones(own, config.model.seq_length + 1, dtype=torch.int64)
         if config.data.document_mask:
             tokens[:, :: config.model.seq_length // 4] = EOD_ID

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pretrain.config.derived import micro_batch_size
 from pretrain.config.model import ModelConfig
 from pretrain.config.run import RunConfig
+from pretrain.planner.passes.context import shared_core
 from pretrain.planner.passes.gradients import Gradients
 from pretrain.planner.passes.recompute import recomputed_of
 from pretrain.planner.passes.tape import Storage, Tape, Tensor
@@ -23,10 +24,13 @@ class Sizes:
     width: int
     """Bytes of an element."""
     tokens: int
+    """Of this rank: context-parallel ranks have parts of the samples."""
     samples: int
     tp: int
     parts: int
     """Into which sequence parallelism cuts what tensor-parallel ranks would all hold."""
+    context: int
+    """Ranks that share samples."""
     documents: bool
     recomputed: frozenset[str]
     """Parts of a layer that selective recomputation names."""
@@ -56,10 +60,11 @@ def sizes_of(config: RunConfig) -> Sizes:
     return Sizes(
         model=config.model,
         width=4 if config.engine.precision == "fp32" else 2,
-        tokens=samples * config.model.seq_length,
+        tokens=samples * config.model.seq_length // parallel.cp,
         samples=samples,
         tp=parallel.tp,
         parts=parallel.tp if parallel.sp else 1,
+        context=parallel.cp,
         documents=config.data.document_mask,
         recomputed=frozenset(recompute.modules if recompute.granularity == "selective" else ()),
     )
@@ -160,12 +165,13 @@ def linear_to_hidden(tape: Tape, sizes: Sizes, gradients: Gradients, inner: Tens
 def _attention(tape: Tape, sizes: Sizes, gradients: Gradients, normed: Tensor) -> Tensor:
     scores = sizes.tokens * sizes.model.num_heads // sizes.tp * 4
     heads = _heads(tape, sizes, gradients, normed)
-    if sizes.documents and sizes.samples > 1:
+    if sizes.documents and sizes.samples > 1 and sizes.context == 1:
         heads = [_copied(tape, part) for part in heads]
+    core = _core if sizes.context == 1 else shared_core
     if "core_attn" in sizes.recomputed:
-        context = recomputed_of(tape, heads, lambda inner, given: _core(inner, sizes, given, scores))
+        context = recomputed_of(tape, heads, lambda inner, given: core(inner, sizes, given, scores))
     else:
-        context = _core(tape, sizes, heads, scores)
+        context = core(tape, sizes, heads, scores)
     tape.free(*heads)
     return context
 

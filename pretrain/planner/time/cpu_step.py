@@ -7,7 +7,7 @@ are.
 
 from dataclasses import dataclass
 
-from pretrain.config.derived import data_parallel_size, micro_batch_size, micro_batches, padded_vocab_size
+from pretrain.config.derived import micro_batch_size, micro_batches, padded_vocab_size, sharding_size
 from pretrain.config.parallel import Chunk
 from pretrain.config.run import RunConfig
 from pretrain.planner.memory import Modes
@@ -34,6 +34,7 @@ class Times:
     attention: float = 0.0
     elementwise: float = 0.0
     tensor_parallel: float = 0.0
+    """Collectives of tensor- and context-parallel ranks."""
     host: float = 0.0
 
     @property
@@ -77,11 +78,11 @@ class CpuRank:
 
     @property
     def dp(self) -> int:
-        return data_parallel_size(self.config.parallel, self.world_size) or 1
+        return sharding_size(self.config.parallel, self.world_size) or 1
 
     @property
     def micro_batches(self) -> int:
-        return micro_batches(self.config.train, self.dp) or 1
+        return micro_batches(self.config.train, self.dp // self.config.parallel.cp) or 1
 
     @property
     def samples(self) -> int:
@@ -89,7 +90,7 @@ class CpuRank:
 
     @property
     def tokens(self) -> int:
-        return self.samples * self.config.model.seq_length
+        return self.samples * self.config.model.seq_length // self.config.parallel.cp
 
     @property
     def layer_cost(self) -> LayerCost:
@@ -189,7 +190,7 @@ def _chunk(rank: CpuRank, chunk: Chunk) -> tuple[Times, Times]:
 
 def _layer(rank: CpuRank) -> tuple[Times, Times]:
     model, parallel, cost = rank.config.model, rank.config.parallel, rank.layer_cost
-    tp = parallel.tp
+    tp, cp = parallel.tp, parallel.cp
     kernels: KernelTimes = rank.kernels.layer(
         rank.samples,
         model.seq_length,
@@ -209,17 +210,21 @@ def _layer(rank: CpuRank) -> tuple[Times, Times]:
         forward_sent, backward_sent = 2 * both, 2 * both + 2 * rank.collective("all_gather", sent, tp)
     else:
         forward_sent = backward_sent = 2 * rank.collective("all_reduce", sent, tp)
+    keys_values = 2 * max(1, model.kv_heads // tp) * model.head_size
+    shared = float(parameter_bytes(rank.config.engine) * rank.tokens * cp * keys_values)
+    forward_sent += rank.collective("all_gather", shared, cp)
+    backward_sent += rank.collective("reduce_scatter", shared, cp)
     return (
         Times(
-            kernels.products_forward,
-            kernels.attention_forward,
+            kernels.products_forward / cp,
+            kernels.attention_forward / cp,
             FORWARD_SHARE * moved,
             forward_sent,
             FORWARD_SHARE * host,
         ),
         Times(
-            kernels.products_backward,
-            kernels.attention_backward,
+            kernels.products_backward / cp,
+            kernels.attention_backward / cp,
             (1 - FORWARD_SHARE) * moved,
             backward_sent,
             (1 - FORWARD_SHARE) * host,

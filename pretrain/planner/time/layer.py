@@ -26,33 +26,23 @@ class Parts:
     attention: float = 0.0
     elementwise: float = 0.0
     tensor_parallel: float = 0.0
+    context_parallel: float = 0.0
     data_parallel: float = 0.0
     host: float = 0.0
     """Seconds in which the device waits for the host."""
 
     @property
     def seconds(self) -> float:
-        return self.products + self.attention + self.elementwise + self.tensor_parallel + self.data_parallel + self.host
+        return sum(getattr(self, name) for name in _KINDS)
 
     def __add__(self, other: "Parts") -> "Parts":
-        return Parts(
-            self.products + other.products,
-            self.attention + other.attention,
-            self.elementwise + other.elementwise,
-            self.tensor_parallel + other.tensor_parallel,
-            self.data_parallel + other.data_parallel,
-            self.host + other.host,
-        )
+        return Parts(*(getattr(self, name) + getattr(other, name) for name in _KINDS))
 
     def times(self, factor: float) -> "Parts":
-        return Parts(
-            self.products * factor,
-            self.attention * factor,
-            self.elementwise * factor,
-            self.tensor_parallel * factor,
-            self.data_parallel * factor,
-            self.host * factor,
-        )
+        return Parts(*(getattr(self, name) * factor for name in _KINDS))
+
+
+_KINDS = tuple(field.name for field in dataclasses.fields(Parts))
 
 
 @dataclass(frozen=True)
@@ -76,12 +66,13 @@ class Rank:
     products: Products
     links: Links
     tensor: Group
+    context: Group
     share: float
     """Part of the machine that this rank has."""
 
     @property
     def tokens(self) -> int:
-        return micro_batch_size(self.config.train) * self.config.model.seq_length
+        return micro_batch_size(self.config.train) * self.config.model.seq_length // self.config.parallel.cp
 
     @property
     def bytes_per_second(self) -> float:
@@ -190,6 +181,7 @@ def _layer_forward(rank: Rank) -> Parts:
         attention=_attention(rank, "forward"),
         elementwise=_elementwise(rank, "forward"),
         tensor_parallel=2 * _reduction(rank) if not rank.has_sp else 4 * _sequence_gather(rank),
+        context_parallel=_context_gather(rank),
     )
 
 
@@ -200,24 +192,33 @@ def _layer_backward(rank: Rank) -> Parts:
         products += rank.products.seconds(depth, rank.tokens, columns, accumulate=accumulate)
     recompute = rank.config.engine.recompute
     attention = _attention(rank, "backward")
-    elementwise = _elementwise(rank, "backward")
+    elementwise, context = _elementwise(rank, "backward"), _context_gather(rank)
     if recompute.granularity == "selective" and "core_attn" in recompute.modules:
         attention += _attention(rank, "forward")
+        context += _context_gather(rank)
     if recompute.granularity == "selective" and "mlp" in recompute.modules:
         products += sum(rank.products.seconds(rank.tokens, depth, columns) for depth, columns in _matrices(rank)[2:])
         elementwise += 0.6 * _elementwise(rank, "forward")
     # Sequence parallelism gathers the inputs of both first matrices again, behind the other product of its layer.
     tensor = 2 * _reduction(rank) if not rank.has_sp else 4 * _sequence_gather(rank)
-    return Parts(products=products, attention=attention, elementwise=elementwise, tensor_parallel=tensor)
+    return Parts(
+        products=products,
+        attention=attention,
+        elementwise=elementwise,
+        tensor_parallel=tensor,
+        context_parallel=context,
+    )
 
 
 def _attention(rank: Rank, direction: Direction) -> float:
+    """Ranks that share samples have equal parts of the scores."""
     model, tp = rank.config.model, rank.tensor.ranks
     shape = Shape(micro_batch_size(rank.config.train), model.seq_length, max(1, model.num_heads // tp), model.head_size)
     if rank.behaviour.attention == "unfused":
-        return unfused_seconds(rank.products, direction, shape, rank.bytes_per_second)
+        return unfused_seconds(rank.products, direction, shape, rank.bytes_per_second) / rank.context.ranks
     narrow = rank.constants.narrow_heads_gpu if rank.hardware.kind == "gpu" else 1.0
-    return fused_seconds(rank.hardware, rank.behaviour.attention, direction, shape, narrow, rank.share)
+    seconds = fused_seconds(rank.hardware, rank.behaviour.attention, direction, shape, narrow, rank.share)
+    return seconds / rank.context.ranks
 
 
 def _elementwise(rank: Rank, direction: Direction) -> float:
@@ -241,6 +242,14 @@ def _activations(rank: Rank) -> float:
 
 def _reduction(rank: Rank) -> float:
     return rank.links.all_reduce(_activations(rank), rank.tensor)
+
+
+def _context_gather(rank: Rank) -> float:
+    """The keys and values of whole samples gathered, or their gradients reduced."""
+    model, train = rank.config.model, rank.config.train
+    columns = 2 * max(model.kv_heads // rank.tensor.ranks, 1) * model.head_size
+    num_bytes = rank.width * micro_batch_size(train) * model.seq_length * columns
+    return rank.links.gather(float(num_bytes), rank.context)
 
 
 def _sequence_gather(rank: Rank) -> float:

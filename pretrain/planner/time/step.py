@@ -6,7 +6,7 @@ The parts are those of one rank of the busiest pipeline stage. Nothing is measur
 import dataclasses
 from collections.abc import Sequence
 
-from pretrain.config.derived import data_parallel_size, micro_batches
+from pretrain.config.derived import micro_batches, sharding_size
 from pretrain.config.parallel import Chunk
 from pretrain.config.run import RunConfig
 from pretrain.planner.memory import Modes
@@ -48,9 +48,9 @@ def predict_step(
         return summary(config, vocab_size, world_size, hardware, parts, constants)
     behaviour = behaviour or behaviour_of(config.engine, hardware.kind, constants)
     rank = _rank(config, vocab_size, world_size, hardware, behaviour, constants)
-    dp = data_parallel_size(config.parallel, world_size)
+    dp = sharding_size(config.parallel, world_size)
     assert dp is not None
-    number = micro_batches(config.train, dp) or 1
+    number = micro_batches(config.train, dp // config.parallel.cp) or 1
     stages = all_stages(config.model, config.parallel, vocab_size)
     sharding = DataParallel(rank, modes, data_group(config.parallel.tp, dp, devices_per_node(config, hardware)), number)
     passes = _passes(rank, stages, sharding)
@@ -71,6 +71,7 @@ def predict_step(
         "attention": work.attention,
         "elementwise": work.elementwise,
         "tensor parallel": work.tensor_parallel,
+        **({"context parallel": work.context_parallel} if config.parallel.cp > 1 else {}),
         "pipeline": max(0.0, in_passes - work.seconds),
         "data parallel": work.data_parallel + max(sharding.once(stage, first, last) for stage in stages),
         "optimizer": max(sharding.optimizer_seconds(stage) for stage in stages),
@@ -105,6 +106,7 @@ def _rank(
         products=products_of(hardware, config.engine.precision, share),
         links=Links(hardware, in_node, behaviour.nics_per_ring, share),
         tensor=tensor_group(config.parallel.tp, in_node),
+        context=data_group(config.parallel.tp, config.parallel.cp, in_node),
         share=share,
     )
 

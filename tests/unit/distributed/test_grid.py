@@ -103,6 +103,20 @@ def test_groups_are_those_of_megatron() -> None:
         assert sorted(layout.group_ranks("embedding")) == sorted(ends), layout
 
 
+def test_ranks_that_share_samples_are_neighbours_as_megatrons() -> None:
+    parallel_state = importlib.import_module("megatron.core.parallel_state")
+    for tp, cp, dp, pp in ((1, 2, 1, 1), (2, 2, 1, 2), (2, 4, 3, 1), (1, 3, 2, 2)):
+        layout = ParallelLayout(tp * cp * dp * pp, tp, pp, cp)
+        assert (layout.replicas, layout.dp) == (dp, dp * cp)
+        theirs = parallel_state.RankGenerator(tp=tp, ep=1, dp=dp, pp=pp, cp=cp, order="tp-cp-ep-dp-pp")
+        assert sorted(layout.group_ranks("data")) == sorted(map(sorted, theirs.get_ranks("cp-dp")))
+        sharers: dict[tuple[int, ...], list[int]] = {}
+        for rank in range(layout.world_size):
+            t, d, p = layout.coordinates(rank)
+            sharers.setdefault((t, d // cp, p), []).append(rank)
+        assert sorted(sharers.values()) == sorted(map(sorted, theirs.get_ranks("cp")))
+
+
 @pytest.mark.parametrize(
     ("given", "words"),
     [
