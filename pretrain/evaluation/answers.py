@@ -54,7 +54,7 @@ def write_answers(
     A long prompt loses its beginning, so that the model sees all of what it writes. Raises RunError if a logit is NaN
     or infinite.
     """
-    own = range(groups.dp_rank, len(prompts), groups.layout.dp)
+    own = range(groups.replica, len(prompts), groups.layout.replicas)
     tokens = {number: _prompt(prompts[number], tokenizer, seq_length) for number in own}
     order = sorted(own, key=lambda number: (repr(prompts[number][1]), -len(tokens[number])))
     answers: dict[int, str] = {}

@@ -231,8 +231,8 @@ MUTATIONS = (
         "divided-twice",
         "the loss is divided by the number of micro-batches again",
         "pretrain/engine/schedule.py",
-        "return losses.mean(), record",
-        "return losses.mean() / 3, record",
+        "return losses.mean() / sharers, record",
+        "return losses.mean() / sharers / 3, record",
         (f"{PARITY}[gpt-zero1-m3]",),
     ),
     Mutation(
@@ -433,9 +433,9 @@ MUTATIONS = (
         "batch-hash",
         "the record of a batch depends on the number of ranks that share it",
         "pretrain/training/assembly.py",
-        "return self.groups.tp_rank == self.groups.pp_rank == 0",
+        "return self.groups.counts_samples",
         "return True",
-        (COUNTED,),
+        (f"{COUNTED}[tp]",),
     ),
     # What a target sees, and how much it counts.
     Mutation(
@@ -556,8 +556,8 @@ MUTATIONS = (
         "context-loss-undivided",
         "gradients are multiplied by the number of ranks that share samples, which clipping hides",
         "pretrain/engine/schedule.py",
-        "losses.mean() / sharers",
-        "losses.mean()",
+        "losses.mean() / sharers, record",
+        "losses.mean(), record",
         (f"{PARITY}[gpt-zero1-cp2-m3]",),
     ),
     Mutation(
