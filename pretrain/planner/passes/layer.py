@@ -24,7 +24,7 @@ class Sizes:
     width: int
     """Bytes of an element."""
     tokens: int
-    """Of this rank: context-parallel ranks have parts of the samples."""
+    """Tokens of this rank. Context-parallel ranks have parts of the samples."""
     samples: int
     tp: int
     parts: int
