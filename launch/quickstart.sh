@@ -43,7 +43,7 @@ What to try next, in $root:
   pretrain prepare 'data.inputs=[my.txt,more.jsonl]'  your own text, then
   pretrain train                                      a model of it, or on two processes:
   torchrun --nproc-per-node 2 -m pretrain train
-  pretrain evaluate run=$run_dir 'tasks=[$run_dir/next_line.jsonl]' checkpoint=all
+  pretrain evaluate run='$run_dir' 'tasks=[$run_dir/next_line.jsonl]' checkpoint=all
                                                       each checkpoint: which of four lines of held-out code comes next?
   pretrain train --help                               what else can be set
 END

@@ -78,7 +78,8 @@ class EvaluationConfig:
     """Files of tasks that each validation scores too, as `pretrain evaluate` does: questions with choices, or texts."""
     next_lines: int = 0
     """Number of questions of a task that is made from the validation split: which of four lines comes next? They are
-    written to next_line.jsonl in the run folder. 0: no such task."""
+    written to next_line.jsonl in the run folder. Text without lines of 8 to 100 characters gives none. 0: no such
+    task."""
     domains: dict[str, str] = field(default_factory=dict)
     """Names and files of held-out texts whose bits per byte each validation measures. A file is of any format that
     `prepare` reads. evaluation.domains.NAME=FILE adds one."""

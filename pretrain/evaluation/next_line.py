@@ -7,6 +7,7 @@ enough.
 
 import hashlib
 import json
+import logging
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,8 +18,9 @@ import numpy as np
 from data_pipeline.shards.reader import PackedDataset
 from data_pipeline.storage.atomic_write import write_durably
 from data_pipeline.tokenizers.base import Tokenizer
-from pretrain.config.errors import ConfigError, Problem
 from pretrain.evaluation.tasks import Question, Task
+
+log = logging.getLogger(__name__)
 
 NAME, FILE = "next_line", "next_line.jsonl"
 KEY = "evaluation.next_lines"
@@ -39,16 +41,19 @@ class Place:
     """The next line, with its end."""
 
 
-def next_line_task(validation: Mapping[str, PackedDataset], tokenizer: Tokenizer, number: int) -> Task:
+def next_line_task(validation: Mapping[str, PackedDataset], tokenizer: Tokenizer, number: int) -> Task | None:
     """A task of up to `number` questions, the same for every run on this dataset.
 
-    Raises ConfigError if the held-out text has too few lines of a usable length.
+    None, with a warning, if the held-out text has too few lines of a usable length: text of a user's own may have none.
     """
     wanted = -(-number // len(validation))
     places = [place for dataset in validation.values() for place in _places(dataset, tokenizer, wanted)][:number]
     if len({place.line.strip() for place in places}) < CHOICES:
         rule = f"the validation split has too few lines of {SHORTEST} to {LONGEST} characters"
-        raise ConfigError([Problem(KEY, number, rule, "0: no such task")])
+        log.warning("%s=%d: there is no such task, because %s", KEY, number, rule)
+        return None
+    if len(places) < number:
+        log.warning("%s=%d: the validation split has text for %d questions", KEY, number, len(places))
     drawn = random.Random(0)
     questions = tuple(_question(place, places, drawn) for place in places)
     content = _content(questions)

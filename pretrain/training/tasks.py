@@ -8,7 +8,7 @@ from data_pipeline.shards.reader import PackedDataset
 from data_pipeline.stream.mixture import TrainingData
 from pretrain.config.run import RunConfig
 from pretrain.evaluation.domains import read_domains
-from pretrain.evaluation.next_line import NAME, next_line_task, write_task
+from pretrain.evaluation.next_line import next_line_task, write_task
 from pretrain.evaluation.requests import Asked, asked_of
 from pretrain.evaluation.tasks import Task, read_tasks, refuse_doubled
 
@@ -41,8 +41,8 @@ def open_tasks(config: RunConfig, dataset: TrainingData, validation: Mapping[str
         return RunTasks()
     tokenizer = dataset.parts[0].folder.tokenizer(dataset.manifest)
     made = next_line_task(validation, tokenizer, wanted.next_lines) if wanted.next_lines else None
-    refuse_doubled([*(task.name for task in tasks), *([NAME] if made else [])], key)
     own = [*tasks, *([made] if made else [])]
+    refuse_doubled([task.name for task in own], key)
     length = config.model.seq_length
     asked = [asked_of(task, tokenizer, length) for task in own]
     asked += [asked_of(task, tokenizer, length, "domain") for task in domains]
