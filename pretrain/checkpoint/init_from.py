@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,10 @@ from pretrain.checkpoint.store import CheckpointStore
 from pretrain.config.derived import model_vocab_size
 from pretrain.config.errors import ConfigError, Problem
 from pretrain.config.model import ModelConfig, RopeScaling
+from pretrain.config.optim import OptimConfig
 from pretrain.engine.interface import Engine
 from pretrain.huggingface.folder import is_foreign
+from pretrain.model.scaling import Scaling
 
 _FREE = ("name", "rope_base", "rope_scaling", "hidden_dropout", "attention_dropout", "init_std", "vocab_multiple_of")
 """Model keys that may differ in the new run; also `seq_length` without learned positions, and `vocab_size`, because the
@@ -27,7 +29,13 @@ _GIVE = "give a run folder, a checkpoint or a Hugging Face folder"
 log = logging.getLogger(__name__)
 
 
-def find_initial(init_from: str, run_dir: Path, model: ModelConfig, tokenizer: TokenizerRecord) -> Checkpoint | None:
+def find_initial(
+    init_from: str,
+    run_dir: Path,
+    model: ModelConfig,
+    tokenizer: TokenizerRecord,
+    optim: OptimConfig | None = None,
+) -> Checkpoint | None:
     """The checkpoint whose weights a new run starts with; None if the run has a checkpoint of its own.
 
     Only the sizes of its files are checked: all ranks together read them later. Raises UserError if there is no such
@@ -35,7 +43,10 @@ def find_initial(init_from: str, run_dir: Path, model: ModelConfig, tokenizer: T
     """
     if complete_ones(run_dir / "checkpoints"):
         return None
-    return find_fitting(init_from, model, tokenizer)
+    found = find_fitting(init_from, model, tokenizer)
+    if optim is not None and (problem := _other_multiplier(found, model, optim)):
+        raise ConfigError([problem])
+    return found
 
 
 def find_fitting(init_from: str, model: ModelConfig, tokenizer: TokenizerRecord) -> Checkpoint:
@@ -115,6 +126,16 @@ def _other_shape(found: Checkpoint, model: ModelConfig) -> Iterator[Problem]:
         if key not in free and there.get(key) != here[key]:
             rule = f"the weights in {found.folder} are of a model with {key}={written(there.get(key))}"
             yield Problem(f"model.{key}", here[key], rule, "set the same, or train without run.init_from")
+
+
+def _other_multiplier(found: Checkpoint, model: ModelConfig, optim: OptimConfig) -> Problem | None:
+    """The logits of a tied head have a factor, by optim.base_width, which is a part of the function."""
+    before = found.manifest.get("config", {}).get("optim", {}).get("base_width")
+    there = replace(optim, base_width=before)
+    if Scaling.of(model, there).output == Scaling.of(model, optim).output:
+        return None
+    rule = f"the weights in {found.folder} were trained with {written(before)}, and the head is tied"
+    return Problem("optim.base_width", optim.base_width, rule, f"set optim.base_width={written(before)}")
 
 
 def _shape(model: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ _POSITIVE = {
     ),
     "model.rope_scaling": ("original_length low_freq_factor high_freq_factor beta_fast beta_slow attention_factor"),
     "train": "global_batch_size micro_batch_size max_steps max_tokens max_minutes warn_epochs",
-    "optim": "lr eps",
+    "optim": "lr eps base_width base_depth",
     "evaluation": "max_samples final_max_samples micro_batch_size domain_bytes",
     "checkpoint": "keep_last",
     "checkpoint.local": "keep_last",

@@ -20,6 +20,11 @@ class OptimConfig:
     """Decoupled weight decay. It is not applied to norms, biases and position embeddings."""
     clip_grad_norm: float
     """Largest global gradient norm. Larger gradients are scaled down. 0: no clipping."""
+    base_width: int | None = None
+    """Width (hidden size) of the model for which lr, weight_decay, eps and model.init_std were found. Those of the
+    model's tensors follow from it by muP; null: they are the same at every width."""
+    base_depth: int | None = None
+    """Number of layers of that model: the rules of CompleteP. null: the same at every depth."""
     fused: bool
     """Whether the update is one pass over the states. false: PyTorch's update with one operation at a time, which is
     the reference for the fused one and needs one more fp32 tensor."""

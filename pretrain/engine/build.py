@@ -15,6 +15,7 @@ from pretrain.config.run import RunConfig
 from pretrain.distributed.groups import DeepSpeedGroups, ProcessGroups
 from pretrain.distributed.vendor_imports import megatron_imports
 from pretrain.engine.interface import Engine
+from pretrain.model.scaling import Scaling
 from pretrain.planner.choice import machine_of, modes_of
 from pretrain.planner.memory import Modes, plan_memory
 from pretrain.planner.shapes import all_stages
@@ -69,6 +70,7 @@ def build_engine(
         groups=groups,
         device=device,
         attention=request,
+        scaling=Scaling.of(config.model, config.optim),
         partition=zero3_partitioner(DeepSpeedGroups(groups), vendor_config) if shards_parameters else None,
     )
     if config.engine.compile != "none":

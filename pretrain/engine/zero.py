@@ -32,7 +32,7 @@ from pretrain.model.context import ALONE, Context
 from pretrain.model.gpt import Stage
 from pretrain.model.parameters import logical_parts
 from pretrain.model.text_rows import Placed, last_places
-from pretrain.optim.param_groups import decay_groups
+from pretrain.optim.param_groups import parameter_groups
 
 
 class ZeroEngine:
@@ -63,7 +63,7 @@ class ZeroEngine:
         self.micro_batch_size, self.eod_id = micro_batch_size, eod_id
         self._readers: list[Callable[[], None]] = []
         self.engine, *_ = import_deepspeed(device).initialize(
-            model=stage, optimizer=_adamw(stage, optim), config=deepspeed_config, mpu=DeepSpeedGroups(groups)
+            model=stage, optimizer=_adamw(stage, model, optim), config=deepspeed_config, mpu=DeepSpeedGroups(groups)
         )
         self.optimizer = family_of(engine).optimizer(
             self.engine,
@@ -91,7 +91,7 @@ class ZeroEngine:
         watch.mark()
         self.engine.train()
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["lr_scale"]
         self.optimizer.zero_gradients()
         self.optimizer.gather_until_step()
         parts = tokens.split(self.micro_batch_size)
@@ -283,7 +283,7 @@ class ZeroEngine:
         return values
 
 
-def _adamw(stage: Stage, optim: OptimConfig) -> torch.optim.AdamW:
+def _adamw(stage: Stage, model: ModelConfig, optim: OptimConfig) -> torch.optim.AdamW:
     named = stage.named()
     tied = {parameter for parameter, local in stage.local.items() if local.tied}
     groups = [
@@ -291,7 +291,7 @@ def _adamw(stage: Stage, optim: OptimConfig) -> torch.optim.AdamW:
         # stages divide it in the same way.
         group
         for alone in (False, True)
-        for group in decay_groups([item for item in named if (item[2] in tied) == alone], optim.weight_decay)
+        for group in parameter_groups([item for item in named if (item[2] in tied) == alone], model, optim)
     ]
     return torch.optim.AdamW(
         groups,

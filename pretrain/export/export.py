@@ -24,6 +24,7 @@ from pretrain.config.run import RunConfig
 from pretrain.export.card import CURVE, model_card
 from pretrain.huggingface.architectures import architecture_of, config_json
 from pretrain.huggingface.weights import units
+from pretrain.model.scaling import Scaling
 from pretrain.run.tokenizer import TOKENIZER_FOLDER, tokenizer_of
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ def export(config: ExportConfig) -> Path:
     run, into = Path(config.run), Path(config.into)
     trained = read_run_config(run / "config.yaml")
     architecture_of(trained.model)
+    _refuse_multiplier(trained)
     if config.check:
         from pretrain.export.check import require_transformers
 
@@ -73,6 +75,16 @@ def check_settings(config: ExportConfig) -> None:
     if problems:
         raise ConfigError(problems)
     _refuse_existing(config)
+
+
+def _refuse_multiplier(trained: RunConfig) -> None:
+    """No class of transformers multiplies the logits of these architectures by a factor."""
+    if Scaling.of(trained.model, trained.optim).output != 1:
+        raise RunError(
+            f"a tied head with optim.base_width={trained.optim.base_width} multiplies the logits by a factor that the "
+            "exported format does not have",
+            "train with model.tie_embeddings=false, or with optim.base_width=null",
+        )
 
 
 def _refuse_existing(config: ExportConfig) -> None:

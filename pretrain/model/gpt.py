@@ -25,6 +25,7 @@ from pretrain.model.head import OutputLayer
 from pretrain.model.init import initial_value
 from pretrain.model.parameters import LocalParameter, describe, own_rows, whole_shape
 from pretrain.model.rotary import RotaryTables
+from pretrain.model.scaling import UNSCALED, Scaling
 from pretrain.model.specs import block_spec, core_attention, transformer_config
 
 
@@ -120,6 +121,7 @@ def build_stage(
     groups: ProcessGroups,
     device: torch.device,
     attention: AttentionRequest | None = None,
+    scaling: Scaling = UNSCALED,
     partition: Callable[[nn.Parameter, Callable[..., None]], None] | None = None,
 ) -> Stage:
     """This rank's chunks on `device`, in the engine's precision. Process groups must exist.
@@ -153,6 +155,8 @@ def build_stage(
                 vp_stage=i if parallel.vp > 1 else None,
             )
         chunk.real_vocab_size, chunk.cross_entropy = vocab_size, engine.cross_entropy
+        if part.head:
+            chunk.output_layer.multiplier = scaling.output
         chunks.append(chunk)
     stage = Stage(config, chunks)
     with large_blocks_apart():
@@ -162,7 +166,9 @@ def build_stage(
                 tied = is_table and model.tie_embeddings and parallel.pp > 1
                 is_copy = tied and name == "output_layer.weight"
                 local = describe(name, parameter, first_layer=part.first, tied=tied, is_copy=is_copy, tp=tp)
-                value = initial_value(local.name, whole_shape(local, tp), model=model, vocab_size=vocab_size, seed=seed)
+                value = initial_value(
+                    local.name, whole_shape(local, tp), model=model, vocab_size=vocab_size, seed=seed, scaling=scaling
+                )
                 rows = own_rows(local, model=model, tp=tp, tp_rank=groups.tp_rank)
                 if partition is None:
                     data = torch.empty(local.shape, dtype=config.pipeline_dtype, device=device)

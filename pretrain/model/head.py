@@ -16,6 +16,9 @@ class OutputLayer(ColumnParallelLinear):
     Shapes: s sequence (s / tp for sequence parallelism), b batch, h hidden size, v padded vocabulary.
     """
 
+    multiplier: float = 1.0
+    """Factor of the logits (scaling.py)."""
+
     def __init__(self, config: TransformerConfig, vocab_size: int, **settings: Any) -> None:
         super().__init__(
             config.hidden_size, vocab_size, config=config, init_method=config.init_method, bias=False, **settings
@@ -35,6 +38,8 @@ class OutputLayer(ColumnParallelLinear):
 
         `weight`: the embedding's, if it is tied on this stage. `real`: how many of this rank's columns are tokens.
         """
+        if self.multiplier != 1.0:
+            input_ = input_ * self.multiplier
         if labels is None:
             logits, _ = super().forward(input_, weight, runtime_gather_output)
             return logits, None

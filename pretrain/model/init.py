@@ -1,7 +1,8 @@
 """Initial weights: a function of seed, parameter name and index in the whole tensor, so equal in every layout.
 
 As in Radford et al. 2019 and Shoeybi et al. 2019: normal with `init_std`, residual projections divided by sqrt(2 L),
-biases 0, norm weights 1. Rows that pad the vocabulary are 0, and stay 0 because they never enter the loss.
+biases 0, norm weights 1; scaling.py has the factors for other widths and depths than a base model's.
+Rows that pad the vocabulary are 0, and stay 0 because they never enter the loss.
 """
 
 import math
@@ -14,8 +15,8 @@ from torch import Tensor
 from pretrain.config.model import ModelConfig
 from pretrain.model.normals import NormalStream
 from pretrain.model.rows import Rows
+from pretrain.model.scaling import RESIDUAL_PROJECTIONS, UNSCALED, Scaling
 
-RESIDUAL_PROJECTIONS = ("self_attention.linear_proj.weight", "mlp.linear_fc2.weight")
 VOCABULARY_TABLES = ("word_embeddings.weight", "output_layer.weight")
 PIECE = 1 << 20
 """Elements that one thread draws in fp32 on the host, before it copies them to the device in its precision."""
@@ -64,12 +65,21 @@ class InitialValue:
             stream.fill_rows(values, block.first, block.stride, self.std)
 
 
-def initial_value(name: str, shape: torch.Size, *, model: ModelConfig, vocab_size: int, seed: int) -> InitialValue:
+def initial_value(
+    name: str,
+    shape: torch.Size,
+    *,
+    model: ModelConfig,
+    vocab_size: int,
+    seed: int,
+    scaling: Scaling = UNSCALED,
+) -> InitialValue:
     """That of the tensor `name` of `model`, which has `shape` if it is not split."""
     if name.endswith(".bias") or len(shape) == 1:
         return InitialValue(name, seed, std=0.0, mean=0.0 if name.endswith(".bias") else 1.0)
     std = model.init_std
     if name.endswith(RESIDUAL_PROJECTIONS):
-        std /= math.sqrt(2 * model.num_layers)
+        std /= math.sqrt(2 * model.num_layers / scaling.depth)
+    std *= scaling.of_tensor(name, len(shape)).std
     end = vocab_size * shape[1:].numel() if name.endswith(VOCABULARY_TABLES) else None
     return InitialValue(name, seed, std, 0.0, end)

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 
 from pretrain.config.engine import EngineConfig
 from pretrain.config.run import RunConfig
+from pretrain.model.scaling import UNSCALED, Scaling
 from pretrain.planner.shapes import EMBEDDING, POSITIONS, StageShapes, layer_tensors
 
 UPDATE_ELEMENTS = 1_000_000_000
@@ -61,17 +62,20 @@ def group_shares(config: RunConfig, shapes: StageShapes, dp: int) -> list[int]:
     """Elements that a rank updates: by optimizer group (ZeRO 1 and 2), by parameter (3), or all together (0)."""
     zero = config.engine.zero_stage
     tied_apart = config.model.tie_embeddings and config.parallel.pp > 1
-    return shares(shapes, zero, dp, tied_apart=tied_apart) if zero else [shapes.num_parameters]
+    scaling = Scaling.of(config.model, config.optim)
+    return shares(shapes, zero, dp, tied_apart=tied_apart, scaling=scaling) if zero else [shapes.num_parameters]
 
 
-def shares(shapes: StageShapes, zero_stage: int, dp: int, *, tied_apart: bool) -> list[int]:
+def shares(
+    shapes: StageShapes, zero_stage: int, dp: int, *, tied_apart: bool, scaling: Scaling = UNSCALED
+) -> list[int]:
     """Elements that one data-parallel rank keeps of what is split: of each parameter (ZeRO 3) or optimizer group."""
     if zero_stage == 3:
         return [-(-size // dp) for size in shapes.sizes]
-    groups: dict[tuple[bool, bool], int] = {}
+    groups: dict[tuple[bool, bool, tuple[float, float, float]], int] = {}
     for (name, shape), size in zip(shapes.parameters, shapes.sizes, strict=True):
         is_decayed = len(shape) > 1 and name != POSITIONS
-        key = is_decayed, tied_apart and name == EMBEDDING
+        key = is_decayed, tied_apart and name == EMBEDDING, scaling.of_tensor(name, len(shape)).of_update
         groups[key] = groups.get(key, 0) + size
     return [2 * -(-size // (2 * dp)) for size in groups.values()]
 

@@ -83,7 +83,8 @@ def find_initial_weights(config: RunConfig, dataset: TrainingData) -> "Checkpoin
         return None
     from pretrain.checkpoint.init_from import find_initial
 
-    return find_initial(config.run.init_from, Path(config.run.dir), config.model, dataset.manifest.tokenizer)
+    tokenizer = dataset.manifest.tokenizer
+    return find_initial(config.run.init_from, Path(config.run.dir), config.model, tokenizer, config.optim)
 
 
 def initial_weights_finder(config: RunConfig, dataset: TrainingData) -> "Callable[[], Checkpoint] | None":

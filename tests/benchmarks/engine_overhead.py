@@ -36,7 +36,7 @@ from pretrain.distributed.grid import ParallelLayout
 from pretrain.distributed.groups import ProcessGroups, build_groups
 from pretrain.distributed.runtime import runtime
 from pretrain.distributed.vendor_imports import megatron_imports
-from pretrain.optim.param_groups import decay_groups
+from pretrain.optim.param_groups import parameter_groups
 from pretrain.run.length import RunLength
 from pretrain.run.state import RunState
 
@@ -95,12 +95,11 @@ class PlainLoop:
             for parameter in self.stage.parameters()
         }
         self.adamw = torch.optim.AdamW(
-            decay_groups(
-                ((name, shape, self.masters[own]) for name, shape, own in self.stage.named()), optim.weight_decay
+            parameter_groups(
+                ((name, shape, self.masters[own]) for name, shape, own in self.stage.named()), config.model, optim
             ),
             lr=lr,
             betas=(optim.beta1, optim.beta2),
-            eps=optim.eps,
             fused=True,
         )
 

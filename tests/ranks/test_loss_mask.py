@@ -12,7 +12,7 @@ from pretrain.config.run import RunConfig
 from pretrain.distributed.runtime import Runtime
 from pretrain.engine.interface import StepResult
 from pretrain.engine.schedule import positions_of
-from pretrain.optim.param_groups import decay_groups
+from pretrain.optim.param_groups import parameter_groups
 from tests.ranks.test_parity import Layout
 from tests.support.models import batch_of
 from tests.support.ranks import run_ranks
@@ -48,9 +48,8 @@ def by_engine(here: Runtime, config: RunConfig) -> TensorStats:
 
 def by_plain_torch(here: Runtime, config: RunConfig) -> TensorStats:
     stage, optim = plain_stage(here, config), config.optim
-    adamw = torch.optim.AdamW(
-        decay_groups(stage.named(), optim.weight_decay), lr=LR, betas=(optim.beta1, optim.beta2), eps=optim.eps
-    )
+    groups = parameter_groups(stage.named(), config.model, optim)
+    adamw = torch.optim.AdamW(groups, lr=LR, betas=(optim.beta1, optim.beta2))
 
     def counted(step: int) -> Tensor:
         tokens = torch.from_numpy(batch_of(step, config.train.global_batch_size, config))

@@ -21,7 +21,7 @@ from pretrain.model.parameters import logical_parts
 from pretrain.model.rows import Rows
 from pretrain.model.size import count_parameters
 from pretrain.model.specs import transformer_config
-from pretrain.optim.param_groups import decay_groups
+from pretrain.optim.param_groups import parameter_groups
 from tests.support.models import VOCAB_SIZE, batch_of, run_config
 from tests.support.ranks import run_ranks
 from tests.support.rope import reference_amplitude, reference_frequencies
@@ -44,7 +44,8 @@ def census(here: Runtime, config: RunConfig, vocab_size: int) -> Census:
     stage = plain_stage(here, config, vocab_size)
     named = {name: parameter for name, _, parameter in stage.named()}
     names = {id(parameter): name for name, parameter in named.items()}
-    decayed = {names[id(p)] for g in decay_groups(stage.named(), 0.1) if g["weight_decay"] for p in g["params"]}
+    groups = parameter_groups(stage.named(), config.model, config.optim)
+    decayed = {names[id(p)] for g in groups if g["weight_decay"] for p in g["params"]}
     logical: dict[str, tuple[int, ...]] = {}
     for parameter, local in stage.local.items():
         end = 0

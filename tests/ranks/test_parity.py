@@ -18,16 +18,15 @@ from pretrain.engine.schedule import positions_of
 from pretrain.model.gpt import Stage
 from pretrain.model.init import VOCABULARY_TABLES
 from pretrain.model.parameters import logical_parts
-from pretrain.optim.param_groups import decay_groups
+from pretrain.optim.param_groups import parameter_groups
 from tests.support.models import EOD_ID, VOCAB_SIZE, batch_of, batches, run_config
 from tests.support.parts import full_except
 from tests.support.ranks import run_ranks
 from tests.support.training import LR, gathered, plain_stage, start, train, whole_state
 
 STEPS = range(5)
-CLIP = 0.2
 SETTINGS = (
-    f"optim.clip_grad_norm={CLIP}",
+    "optim.clip_grad_norm=0.2",
     # Some gradients are zero by the model's symmetry (softmax is invariant to a shift by the key bias) and consist of
     # rounding noise of 1e-9. With the usual eps of 1e-8 Adam would amplify it to steps as large as the learning rate,
     # which differ with the order of summation. Real gradients are near 1e-3 after clipping.
@@ -55,8 +54,9 @@ def engine_run(here: Runtime, config: RunConfig) -> Run:
 def plain_run(here: Runtime, config: RunConfig) -> Run:
     """The reference: no DeepSpeed, no schedule, no accumulation, whole batches, and no masks for documents."""
     stage, model, optim = plain_stage(here, config), config.model, config.optim
+    groups = parameter_groups(stage.named(), model, optim)
     adamw = torch.optim.AdamW(
-        decay_groups(stage.named(), optim.weight_decay), lr=LR, betas=(optim.beta1, optim.beta2), eps=optim.eps
+        [{**group, "lr": LR * group["lr_scale"]} for group in groups], betas=(optim.beta1, optim.beta2)
     )
     losses, norms = [], []
     for step in STEPS:
@@ -145,6 +145,7 @@ ONCE = "engine.grad_reduction=per_step"
 HELD = "engine.param_gather=per_step"
 DOCUMENTS = "data.document_mask=true"
 UNEVEN = "parallel.pp_layout=Et|tttL"
+SCALED = ("optim.base_width=16", "optim.base_depth=1", "optim.clip_grad_norm=0.05")
 LAYOUTS = [
     # One dimension.
     *(Layout(zero=zero) for zero in range(4)),
@@ -189,6 +190,10 @@ LAYOUTS = [
         "llama", 1, cp=2, overrides=("engine.recompute.granularity=selective", "engine.recompute.modules=[core_attn]")
     ),
     Layout("llama", 1, tp=2, cp=2, sp=True, overrides=("model.seq_length=24", DOCUMENTS)),
+    # Learning rates, eps and initial weights by width and depth, and a tied head's multiplier.
+    *(Layout("gpt", zero, dp=2, overrides=SCALED) for zero in (0, 1, 2, 3)),
+    Layout("gpt", 3, tp=2, pp=2, dp=2, sp=True, overrides=SCALED),
+    Layout("llama", 1, tp=2, pp=2, dp=2, overrides=SCALED),
     # Engine options.
     *(Layout("gpt", zero, pp=2, dp=2, overrides=(ONCE,)) for zero in (2, 3)),
     Layout("gpt", 3, pp=2, dp=2, overrides=(HELD,)),
@@ -216,6 +221,8 @@ FULL = (
     "llama-zero3-tp2dp2-sp-m3",
     "llama-zero3-tp2pp2dp2-m3",
     "llama_tied-zero0-dp4-m3",
+    *(str(Layout("gpt", zero, dp=2, overrides=SCALED)) for zero in (0, 2)),
+    str(Layout("llama", 1, tp=2, pp=2, dp=2, overrides=SCALED)),
 )
 """Layouts like others here, and the longest of them: only for all tests."""
 
@@ -228,9 +235,9 @@ def test_equals_one_process_of_plain_torch(layout: Layout) -> None:
 
 
 def assert_parity(layout: Layout) -> None:
-    data = [override for override in layout.overrides if override.startswith(("data.", "model.seq"))]
+    data = [override for override in layout.overrides if override.startswith(("data.", "model.seq", "optim"))]
     expected = reference(layout.model, layout.num_layers, *data)
-    assert (expected.norms > CLIP).all(), "clipping must bite for this test to see it"
+    assert (expected.norms > layout.config.optim.clip_grad_norm).all(), "clipping must bite for this test to see it"
     for run in run_ranks(engine_run, layout.world_size, layout.config):
         np.testing.assert_allclose(run.losses, expected.losses, rtol=1e-6)
         np.testing.assert_allclose(run.norms, expected.norms, rtol=1e-6)

@@ -15,6 +15,7 @@ from pretrain.distributed.runtime import Runtime
 from pretrain.distributed.vendor_imports import megatron_imports
 from pretrain.engine.build import build_engine
 from pretrain.engine.interface import Engine, StepResult
+from pretrain.model.scaling import Scaling
 from tests.support.models import EOD_ID, VOCAB_SIZE, batch_of
 
 with megatron_imports():
@@ -45,6 +46,7 @@ def plain_stage(here: Runtime, config: RunConfig, vocab_size: int = VOCAB_SIZE) 
         seed=config.run.seed,
         groups=join(here, config),
         device=here.device,
+        scaling=Scaling.of(config.model, config.optim),
     )
 
 
