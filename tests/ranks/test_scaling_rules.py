@@ -73,7 +73,7 @@ def gradients(here: Runtime, config: RunConfig) -> dict[str, float]:
 
 @pytest.mark.parametrize("tied", full_except(["true", "false"], ["false"]))
 def test_eps_follows_the_gradients(tied: str) -> None:
-    """Both shrink alike in a model 4 x as wide and deep, within a factor of 2."""
+    """A model 4 x as wide and deep has gradients that are smaller by the same factor, within a factor of 2."""
     sizes = {"width": 128, "layers": 8}
     base = (f"model.tie_embeddings={tied}", "optim.base_width=32", "optim.base_depth=2")
     small, large = (run_ranks(gradients, 1, config_of(*base, **given))[0] for given in ({}, sizes))
