@@ -75,6 +75,12 @@ class ModelConfig:
     the tokenizer's."""
 
     rope_scaling: RopeScaling = RopeScaling()
+    no_rope_every: int | None = None
+    """One layer of this many, the last of them, has no rotary embeddings (Yang et al. 2025). null: no layer."""
+
+    def rotates(self, layer: int) -> bool:
+        """Whether this layer, counted from 0 over all stages, has rotary embeddings."""
+        return self.position == "rope" and not (self.no_rope_every and (layer + 1) % self.no_rope_every == 0)
 
     @property
     def kv_heads(self) -> int:

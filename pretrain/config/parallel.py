@@ -37,6 +37,11 @@ class Chunk:
     embedding: bool
     head: bool
 
+    @property
+    def layers(self) -> range:
+        """The numbers of the layers, counted over all stages."""
+        return range(self.first, self.first + self.num_layers)
+
 
 class LayoutError(ValueError):
     """An invalid pipeline layout. The text gives the reason."""

@@ -116,8 +116,9 @@ class Decoder:
         if self.positions is not None:
             hidden = hidden + functional.embedding(placed.positions, self.positions)
         tables = None if self._tables is None else self._tables[:, placed.places][:, :, None]  # [2, b, 1, t, d / 2]
-        for layer, kept in zip(self.layers, cache.layers, strict=True):
-            query, key, value = self._heads(layer, layer.attention_norm(hidden), tables)
+        for number, (layer, kept) in enumerate(zip(self.layers, cache.layers, strict=True)):
+            turned = tables if self.model.rotates(number) else None
+            query, key, value = self._heads(layer, layer.attention_norm(hidden), turned)
             context = kept.attend(query, key, value, placed).transpose(1, 2).flatten(2)
             hidden = hidden + layer.projection(context)
             hidden = hidden + layer.outer(self._activate(layer.inner(layer.ffn_norm(hidden))))

@@ -71,6 +71,9 @@ def _differences(model: ModelConfig, known: Architecture) -> list[Problem]:
         for field, needed in known.fields.items()
         if (value := getattr(model, field)) != needed
     ]
+    if model.no_rope_every is not None:
+        rule = "no Hugging Face class computes this model: all layers have rotary embeddings"
+        found.append(Problem("model.no_rope_every", model.no_rope_every, rule, hint))
     if model.rope_scaling.kind != "none":
         rule = "no config.json is written for scaled frequencies"
         found.append(Problem("model.rope_scaling.kind", model.rope_scaling.kind, rule))

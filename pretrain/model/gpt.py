@@ -144,7 +144,7 @@ def build_stage(
                 model,
                 context,
                 config=config,
-                transformer_layer_spec=block_spec(model, part.num_layers, core_attention(kernels, context)),
+                transformer_layer_spec=block_spec(model, part.layers, core_attention(kernels, context)),
                 vocab_size=padded_vocab_size(model, vocab_size, tp),
                 max_sequence_length=model.seq_length,
                 pre_process=part.embedding,

@@ -20,14 +20,19 @@ class SelfAttention(attention.SelfAttention):
     rotate: Callable[[Tensor, Tensor], Tensor] = staticmethod(rotate)
     """(heads, tables) -> heads; compile.py may replace it."""
 
+    def __init__(self, *args: Any, rotates: bool = True, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.rotates = rotates
+
     def forward(
         self, hidden: Tensor, attention_mask: Tensor | None, rotary_pos_emb: Tensor | None = None, **_: Any
     ) -> tuple[Tensor, Tensor | None]:
         """hidden [s, b, h] -> [s, b, h], and the bias that the caller adds.
 
         `attention_mask`: the document starts of attention.py. `rotary_pos_emb`: the tables of rotary.py; None if
-        positions are learned.
+        positions are learned. A layer that does not rotate ignores them.
         """
+        rotary_pos_emb = rotary_pos_emb if self.rotates else None
         query, key, value = self._heads(hidden, is_rotary=rotary_pos_emb is not None)
         if rotary_pos_emb is not None:
             query, key = self.rotate(query, rotary_pos_emb), self.rotate(key, rotary_pos_emb)

@@ -75,17 +75,25 @@ def core_attention(kernels: Kernels, context: Context) -> ModuleSpec:
     return ModuleSpec(ContextAttention, params={"kernels": kernels, "context": context})
 
 
-def block_spec(model: ModelConfig, num_layers: int, core: ModuleSpec) -> TransformerBlockSubmodules:
-    """Layers of Megatron's local modules with our norms, attention and feed-forward block, and our final norm."""
+def block_spec(model: ModelConfig, layers: range, core: ModuleSpec) -> TransformerBlockSubmodules:
+    """The layers of a chunk, by their numbers over all stages, and our final norm."""
+    return TransformerBlockSubmodules(
+        layer_specs=[_layer_spec(model, number, core) for number in layers], layer_norm=Norm
+    )
+
+
+def _layer_spec(model: ModelConfig, number: int, core: ModuleSpec) -> ModuleSpec:
+    """A layer of Megatron's local modules with our norms, attention and feed-forward block."""
     layer = get_gpt_layer_local_spec(normalization="RMSNorm" if model.norm == "rmsnorm" else None)
     layer.submodules.input_layernorm = Norm
     layer.submodules.pre_mlp_layernorm = Norm
     layer.submodules.mlp = FeedForward
     layer.submodules.self_attention.module = SelfAttention
+    layer.submodules.self_attention.params["rotates"] = model.rotates(number)
     attention = layer.submodules.self_attention.submodules
     attention.core_attention = core
     attention.q_layernorm = attention.k_layernorm = Norm if model.qk_norm else None
-    return TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=Norm)
+    return layer
 
 
 class Norm:

@@ -85,6 +85,7 @@ def _row(number: int, candidate: Candidate, best: Candidate) -> list[str]:
     config, step = candidate.config, candidate.step
     parallel, engine = config.parallel, config.engine
     tp = f"{parallel.tp}{'+sp' if parallel.sp and parallel.tp > 1 else ''}"
+    tp += f" cp {parallel.cp}" if parallel.cp > 1 else ""
     return [
         str(number),
         f"{step.seconds:.3f} s",

@@ -73,12 +73,13 @@ class RunPlan:
 
 
 def presets(folder: Path = CONF_DIR / "model") -> list[Preset]:
-    """All presets, smallest first."""
+    """All presets that a training can begin with, smallest first: scaled frequencies continue another one."""
     found = []
     for path in sorted(folder.glob("*.yaml")):
         model = to_record(_values(path), ModelConfig)
-        count = count_parameters(model, vocab_size=1)
-        found.append(Preset(path.stem, count.layers + count.final_norm))
+        if model.rope_scaling.kind == "none":
+            count = count_parameters(model, vocab_size=1)
+            found.append(Preset(path.stem, count.layers + count.final_norm))
     return sorted(found, key=lambda preset: preset.parameters)
 
 

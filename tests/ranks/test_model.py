@@ -190,7 +190,8 @@ def plain_logits(tokens: Tensor, weights: dict[str, Tensor], model: ModelConfig)
         x = x + weights["embedding.position_embeddings.weight"][: tokens.shape[1]]
     for layer in range(model.num_layers):
         at = f"decoder.layers.{layer}"
-        x = x + _attention(_norm(x, weights, f"{at}.input_layernorm", model), weights, f"{at}.self_attention", model)
+        normed = _norm(x, weights, f"{at}.input_layernorm", model)
+        x = x + _attention(normed, weights, f"{at}.self_attention", model, layer)
         inner = _linear(_norm(x, weights, f"{at}.pre_mlp_layernorm", model), weights, f"{at}.mlp.linear_fc1")
         if model.activation == "swiglu":
             gate, up = inner.chunk(2, -1)
@@ -213,7 +214,7 @@ def _norm(x: Tensor, weights: dict[str, Tensor], name: str, model: ModelConfig) 
     return x * weights[f"{name}.weight"] + weights.get(f"{name}.bias", torch.zeros(()))
 
 
-def _attention(x: Tensor, weights: dict[str, Tensor], name: str, model: ModelConfig) -> Tensor:
+def _attention(x: Tensor, weights: dict[str, Tensor], name: str, model: ModelConfig, layer: int) -> Tensor:
     batch, length, _ = x.shape
     groups, head, per_group = model.kv_heads, model.head_size, model.num_heads // model.kv_heads
     # Each group's rows: its query heads, then its key, then its value.
@@ -223,7 +224,9 @@ def _attention(x: Tensor, weights: dict[str, Tensor], name: str, model: ModelCon
     if model.qk_norm:
         query = _norm(query, weights, f"{name}.q_layernorm", model)
         key = _norm(key, weights, f"{name}.k_layernorm", model)
-    if model.position == "rope":
+    if model.position == "rope" and (
+        model.no_rope_every is None or layer % model.no_rope_every < model.no_rope_every - 1
+    ):
         query, key = _rotate(query, model), _rotate(key, model)
     out = plain_attention(query, key, value).transpose(1, 2).flatten(2)
     return _linear(out, weights, f"{name}.linear_proj")
@@ -276,6 +279,7 @@ ARCHITECTURES = {
     "llama": run_config("llama", "model.norm_eps=0.1", "model.rope_base=100.0"),
     "llama3": run_config("llama", *LLAMA3),
     "yarn": run_config("llama", *YARN),
+    "no_rope": run_config("llama", "model.num_layers=3", "model.no_rope_every=2", "model.rope_base=100.0"),
     "llama_tied": run_config("llama_tied", "model.num_query_groups=1"),
     "wide_heads": run_config("gpt", "model.head_dim=12", "model.num_query_groups=2"),
     "qk_norm": run_config("llama", "model.qk_norm=true", "model.norm_eps=0.1"),

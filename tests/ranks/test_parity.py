@@ -171,6 +171,8 @@ LAYOUTS = [
     Layout("llama", 3, pp=2, vp=2, dp=2, micro_batches=4),
     Layout("gpt", 3, tp=2, pp=2, vp=2, sp=True, micro_batches=2),
     Layout("gpt", 3, pp=2, overrides=(UNEVEN,)),
+    # Layers that differ, by their numbers over all stages.
+    Layout("llama", 1, pp=2, vp=2, micro_batches=2, overrides=("model.no_rope_every=3",)),
     # Samples that ranks share.
     *(Layout(model, 1, cp=2) for model in ("gpt", "llama")),
     *(Layout(model, 3, cp=4) for model in ("gpt", "llama")),
@@ -235,7 +237,7 @@ def test_equals_one_process_of_plain_torch(layout: Layout) -> None:
 
 
 def assert_parity(layout: Layout) -> None:
-    data = [override for override in layout.overrides if override.startswith(("data.", "model.seq", "optim"))]
+    data = [override for override in layout.overrides if override.startswith(("data.", "model.", "optim"))]
     expected = reference(layout.model, layout.num_layers, *data)
     assert (expected.norms > layout.config.optim.clip_grad_norm).all(), "clipping must bite for this test to see it"
     for run in run_ranks(engine_run, layout.world_size, layout.config):

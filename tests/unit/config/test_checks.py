@@ -363,3 +363,40 @@ def test_all_broken_rules_are_reported_at_once() -> None:
         )
     reported = [problem.key for problem in caught.value.problems]
     assert reported == ["optim.lr", "model.num_heads", "train.global_batch_size", "train.max_steps, train.max_tokens"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "ranks", "rule", "hint"),
+    [
+        (
+            {"parallel__cp": 3},
+            3,
+            "parallel.cp=3: 2 * cp = 6 must divide model.seq_length=256",
+            "choose 1, 2, 4 or 8",
+        ),
+        (
+            {"parallel__cp": 2, "parallel__tp": 2, "parallel__sp": True, "model__seq_length": 12},
+            4,
+            "parallel.cp=2: 2 * cp * tp = 8 must divide model.seq_length=12",
+            "choose 1 or 3",
+        ),
+        (
+            {"parallel__cp": 4},
+            6,
+            "parallel.cp=4, parallel.pp=1: tp * cp * pp = 4 must divide the number of ranks, which is 6",
+            "make tp * cp * pp 2, 3 or 6, or start 8 ranks",
+        ),
+    ],
+)
+def test_samples_that_cannot_be_shared_are_refused(
+    changes: dict[str, object], ranks: int, rule: str, hint: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_run(changed(**changes), world_size=ranks)
+    assert rule in str(caught.value) and f"hint: {hint}" in str(caught.value)
+
+
+def test_near_layouts_keep_sharing_samples_where_they_can() -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_run(changed(parallel__cp=2, parallel__tp=3), world_size=8)
+    assert "parallel.tp=2 parallel.pp=1 parallel.vp=1 parallel.cp=2   (data-parallel size 2)" in str(caught.value)

@@ -173,3 +173,11 @@ def test_a_search_needs_a_machine() -> None:
     command = [sys.executable, "-m", "pretrain", "plan", "--search", *WORDS]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2 and "--hardware" in done.stderr
+
+
+def test_long_samples_are_shared() -> None:
+    long = ("model=llama_1b", "model.num_layers=4", "model.seq_length=65536", "train.global_batch_size=1")
+    best = found(None, *long).candidates[0]
+    assert best.config.parallel.cp > 1
+    assert f"parallel.cp={best.config.parallel.cp}" in overrides_of(best, config_of(*long))
+    assert all(each.config.parallel.cp == 1 for each in found(None).candidates), "samples are too short"
