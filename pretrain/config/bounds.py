@@ -25,7 +25,8 @@ _POSITIVE = {
     ),
     "model.rope_scaling": ("original_length low_freq_factor high_freq_factor beta_fast beta_slow attention_factor"),
     "train": "global_batch_size micro_batch_size max_steps max_tokens max_minutes warn_epochs",
-    "optim": "lr eps base_width base_depth",
+    "optim": "lr eps base_width base_depth embedding_lr_ratio",
+    "optim.muon": "lr_ratio iterations",
     "evaluation": "max_samples final_max_samples micro_batch_size domain_bytes",
     "checkpoint": "keep_last",
     "checkpoint.local": "keep_last",
@@ -45,7 +46,7 @@ _NOT_NEGATIVE = {
     "checkpoint.local": "every_steps every_minutes",
 }
 _SHARE = {"lr_schedule": "final_ratio decay_fraction"}
-_BELOW_ONE = {"model": "hidden_dropout attention_dropout", "optim": "beta1 beta2"}
+_BELOW_ONE = {"model": "hidden_dropout attention_dropout", "optim": "beta1 beta2", "optim.muon": "momentum"}
 
 
 Bound = tuple[Mapping[str, str], str, Callable[[float], bool]]

@@ -41,8 +41,8 @@ SHAPE = frozenset(
         *("num_layers", "hidden_size", "num_heads", "num_query_groups", "head_dim", "ffn_hidden_size", "seq_length"),
         *("position", "norm", "qk_norm", "activation", "bias", "tie_embeddings", "vocab_size", "no_rope_every"),
     )
-)
-"""Keys of the model that change the names, shapes or meanings of saved tensors."""
+) | {"optim.name"}
+"""Keys that change the names, shapes or meanings of saved tensors."""
 DATA = frozenset({"data", "tokenizer"})
 """Names in run.accept_changes that are not keys. They accept other tokens than the checkpoint was trained on."""
 

@@ -1,13 +1,30 @@
-"""AdamW and the learning rate over time."""
+"""The optimizer and the learning rate over time."""
 
 from dataclasses import dataclass
 from typing import Literal
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimConfig:
-    """AdamW (Loshchilov and Hutter 2019), with gradients clipped by their global norm."""
+class MuonConfig:
+    """Muon (Jordan et al. 2024): the update of a matrix is its momentum with all singular values near 1."""
 
+    lr_ratio: float = 1.0
+    """Learning rate of the matrices of the layers, over optim.lr. An update of Muon is scaled to the size of one of
+    AdamW (Liu et al. 2025, "Muon is scalable for LLM training"), so 1 is a good start."""
+    momentum: float = 0.95
+    """Decay rate of the average of gradients. The update looks ahead (Nesterov)."""
+    iterations: int = 5
+    """Number of Newton-Schulz iterations."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Precision of these iterations. bf16 is faster on a GPU; layouts then agree only within its rounding."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW (Loshchilov and Hutter 2019) or Muon, with gradients clipped by their global norm."""
+
+    name: Literal["adamw", "muon"] = "adamw"
+    """muon: Muon for the matrices of the layers, AdamW for embeddings, head, norms and biases."""
     lr: float
     """Peak learning rate."""
     beta1: float
@@ -18,6 +35,10 @@ class OptimConfig:
     """Small number added to the denominator of the update, which prevents division by zero."""
     weight_decay: float
     """Decoupled weight decay. It is not applied to norms, biases and position embeddings."""
+    embedding_lr_ratio: float = 1.0
+    """Learning rate of the token embedding, over lr. With tied embeddings it is that of the head too."""
+    muon: MuonConfig = MuonConfig()
+    """Settings of Muon."""
     clip_grad_norm: float
     """Largest global gradient norm. Larger gradients are scaled down. 0: no clipping."""
     base_width: int | None = None

@@ -97,6 +97,14 @@ def build_groups(
     )
 
 
+def ranks_of_stage() -> dist.ProcessGroup:
+    """The group of all ranks of this rank's pipeline stage, which together hold its parameters."""
+    from megatron.core import parallel_state
+
+    group: dist.ProcessGroup = parallel_state.get_tensor_and_data_parallel_group(with_context_parallel=True)
+    return group
+
+
 def forget_groups() -> None:
     """Let a process build another layout after this one."""
     from megatron.core import parallel_state

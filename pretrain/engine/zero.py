@@ -23,6 +23,8 @@ from pretrain.engine.interface import StateShard, StepResult
 from pretrain.engine.optimizer.adam import MOMENTS
 from pretrain.engine.optimizer.families import family_of
 from pretrain.engine.optimizer.interface import OptimizerSettings, ShardedOptimizer
+from pretrain.engine.optimizer.new import new_optimizer
+from pretrain.engine.optimizer.whole_matrices import share_matrices
 from pretrain.engine.schedule import MicroBatch, chunk_handles, document_starts, run_logits, run_schedule
 from pretrain.engine.shards import copies_of, logical_shards
 from pretrain.engine.text_cache import EngineCache, new_cache, reading
@@ -32,7 +34,6 @@ from pretrain.model.context import ALONE, Context
 from pretrain.model.gpt import Stage
 from pretrain.model.parameters import logical_parts
 from pretrain.model.text_rows import Placed, last_places
-from pretrain.optim.param_groups import parameter_groups
 
 
 class ZeroEngine:
@@ -63,7 +64,10 @@ class ZeroEngine:
         self.micro_batch_size, self.eod_id = micro_batch_size, eod_id
         self._readers: list[Callable[[], None]] = []
         self.engine, *_ = import_deepspeed(device).initialize(
-            model=stage, optimizer=_adamw(stage, model, optim), config=deepspeed_config, mpu=DeepSpeedGroups(groups)
+            model=stage,
+            optimizer=new_optimizer(stage, model, optim),
+            config=deepspeed_config,
+            mpu=DeepSpeedGroups(groups),
         )
         self.optimizer = family_of(engine).optimizer(
             self.engine,
@@ -77,6 +81,7 @@ class ZeroEngine:
                 gather_per_step=gather_per_step,
             ),
         )
+        share_matrices(self.optimizer, model, optim.muon)
         if sums_in_fp32(engine):
             for parameter in stage.parameters():
                 # Micro-batches are summed in fp32 (torch >= 2.10): in 16 bits, 32 of them lose 0.6 % of the gradient.
@@ -281,23 +286,3 @@ class ZeroEngine:
         if context.size > 1:
             dist.all_reduce(values, group=context.group)
         return values
-
-
-def _adamw(stage: Stage, model: ModelConfig, optim: OptimConfig) -> torch.optim.AdamW:
-    named = stage.named()
-    tied = {parameter for parameter, local in stage.local.items() if local.tied}
-    groups = [
-        # ZeRO-1 and 2 divide each group into equal parts. A tied weight has a group of its own, so that both of its
-        # stages divide it in the same way.
-        group
-        for alone in (False, True)
-        for group in parameter_groups([item for item in named if (item[2] in tied) == alone], model, optim)
-    ]
-    return torch.optim.AdamW(
-        groups,
-        lr=0.0,  # set at each step; DeepSpeed itself takes a step at start-up at ZeRO-0 in 16 bits
-        betas=(optim.beta1, optim.beta2),
-        eps=optim.eps,
-        fused=optim.fused,
-        foreach=not optim.fused,
-    )

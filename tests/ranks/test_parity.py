@@ -21,6 +21,7 @@ from pretrain.model.parameters import logical_parts
 from pretrain.optim.param_groups import parameter_groups
 from tests.support.models import EOD_ID, VOCAB_SIZE, batch_of, batches, run_config
 from tests.support.parts import full_except
+from tests.support.plain_muon import PlainMuon
 from tests.support.ranks import run_ranks
 from tests.support.training import LR, gathered, plain_stage, start, train, whole_state
 
@@ -56,16 +57,26 @@ def plain_run(here: Runtime, config: RunConfig) -> Run:
     stage, model, optim = plain_stage(here, config), config.model, config.optim
     groups = parameter_groups(stage.named(), model, optim)
     adamw = torch.optim.AdamW(
-        [{**group, "lr": LR * group["lr_scale"]} for group in groups], betas=(optim.beta1, optim.beta2)
+        [{**group, "lr": LR * group["lr_scale"]} for group in groups if not group["is_muon"]],
+        betas=(optim.beta1, optim.beta2),
     )
+    names = {parameter: name for name, _, parameter in stage.named()}
+    muon = [
+        PlainMuon(parameter, names[parameter], LR * group["lr_scale"], group["weight_decay"], config)
+        for group in groups
+        if group["is_muon"]
+        for parameter in group["params"]
+    ]
     losses, norms = [], []
     for step in STEPS:
         tokens = torch.from_numpy(batch_of(step, config.train.global_batch_size, config))
         loss = plain_loss(stage, tokens, config)
-        adamw.zero_grad()
+        stage.zero_grad()
         loss.backward()
         norms.append(torch.nn.utils.clip_grad_norm_(stage.parameters(), optim.clip_grad_norm).item())
         adamw.step()
+        for matrix in muon:
+            matrix.step()
         losses.append(loss.item())
     weights = {
         part.name: value.detach().flatten()[part.offset :][: np.prod(part.shape)].view(part.shape).numpy()
@@ -137,7 +148,7 @@ class Layout:
             f"{name}{getattr(self, name)}" for name in ("tp", "cp", "pp", "vp", "dp") if getattr(self, name) > 1
         )
         parts = [self.model, f"zero{self.zero}", degrees, "sp" * self.sp, f"m{self.micro_batches}"]
-        return "-".join([*filter(None, parts), *(override.split(".", 1)[1] for override in self.overrides)])
+        return "-".join([*filter(None, parts), *(override.split(".", 1)[-1] for override in self.overrides)])
 
 
 """3 micro-batches: a pipeline of two stages runs all phases of 1F1B. Below there are more and fewer than stages."""
@@ -146,6 +157,7 @@ HELD = "engine.param_gather=per_step"
 DOCUMENTS = "data.document_mask=true"
 UNEVEN = "parallel.pp_layout=Et|tttL"
 SCALED = ("optim.base_width=16", "optim.base_depth=1", "optim.clip_grad_norm=0.05")
+MUON = ("optim=muon", "optim.muon.lr_ratio=0.5", "optim.embedding_lr_ratio=2", "optim.clip_grad_norm=0.1")
 LAYOUTS = [
     # One dimension.
     *(Layout(zero=zero) for zero in range(4)),
@@ -196,6 +208,19 @@ LAYOUTS = [
     *(Layout("gpt", zero, dp=2, overrides=SCALED) for zero in (0, 1, 2, 3)),
     Layout("gpt", 3, tp=2, pp=2, dp=2, sp=True, overrides=SCALED),
     Layout("llama", 1, tp=2, pp=2, dp=2, overrides=SCALED),
+    # Muon.
+    *(Layout("gpt", zero, overrides=MUON) for zero in (0, 1, 3)),
+    *(Layout("llama", zero, dp=2, overrides=MUON) for zero in (0, 1, 2, 3)),
+    *(Layout("gpt_odd", zero, dp=3, micro_batches=4, overrides=MUON) for zero in (1, 3)),
+    Layout("llama", 0, tp=2, dp=2, overrides=MUON),
+    Layout("llama_qk", 1, tp=2, sp=True, overrides=MUON),
+    Layout("llama", 1, tp=4, sp=True, overrides=MUON),
+    Layout("llama", 3, tp=2, dp=2, sp=True, overrides=MUON),
+    Layout("llama_tied", 3, pp=2, dp=2, overrides=MUON),
+    Layout("gpt", 1, pp=2, vp=2, micro_batches=2, overrides=MUON),
+    Layout("gpt", 3, tp=2, pp=2, dp=2, sp=True, overrides=MUON),
+    Layout("llama", 3, tp=2, cp=2, pp=2, sp=True, overrides=MUON),
+    Layout("llama", 3, tp=2, dp=2, overrides=(*MUON, "optim.base_width=16", "optim.base_depth=1")),
     # Engine options.
     *(Layout("gpt", zero, pp=2, dp=2, overrides=(ONCE,)) for zero in (2, 3)),
     Layout("gpt", 3, pp=2, dp=2, overrides=(HELD,)),

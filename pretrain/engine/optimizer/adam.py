@@ -1,9 +1,11 @@
-"""The state that torch's AdamW keeps for each master weight."""
+"""The state that torch's AdamW, or Muon, keeps for each master weight."""
 
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from pretrain.optim.muon import MuonAdamW
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -15,7 +17,12 @@ def torch_optimizer(optimizer: Any) -> torch.optim.Optimizer:
 
 
 def adam_state(adamw: torch.optim.Optimizer, master: Tensor, moments: tuple[str, ...]) -> dict[str, Tensor]:
-    """The master weight and these moments of it. Creates the moments before the first step, as AdamW does."""
+    """The master weight and these moments of it, or Muon's momentum.
+
+    Creates the moments before the first step, as the optimizer does.
+    """
+    if moments and isinstance(adamw, MuonAdamW) and id(master) in adamw.muon_masters:
+        return {"weight": master, "momentum": adamw.momentum_of(master)}
     state = adamw.state[master] if moments else {}
     if moments and not state:
         # A fused AdamW keeps the step count on the parameter's device.
@@ -33,4 +40,5 @@ def adam_steps(adamw: torch.optim.Optimizer) -> float:
 
 def set_adam_steps(adamw: torch.optim.Optimizer, steps: float) -> None:
     for state in adamw.state.values():
-        state["step"].fill_(steps)
+        if "step" in state:
+            state["step"].fill_(steps)

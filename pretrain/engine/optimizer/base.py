@@ -11,7 +11,6 @@ from torch import Tensor
 
 from pretrain.distributed.groups import ProcessGroups
 from pretrain.engine.optimizer.adam import (
-    MOMENTS,
     adam_state,
     adam_steps,
     set_adam_steps,
@@ -113,9 +112,13 @@ class DeepSpeedOptimizer(ABC):
         return OptimizerMemory(
             parameters=num_bytes(self._parameter_buffers()),
             master_weights=num_bytes(self._master_buffers()),
-            moments=num_bytes(state[moment] for state in states for moment in MOMENTS),
+            moments=num_bytes(tensor for state in states for kind, tensor in state.items() if kind != "step"),
             gradients=num_bytes(self._gradient_buffers()),
         )
+
+    def masters(self) -> Iterable[Tensor]:
+        """Every master buffer, in the same order on all ranks of the stage; at ZeRO-0 in fp32 none."""
+        return self._master_buffers()
 
     @abstractmethod
     def _parameter_buffers(self) -> Iterable[Tensor]: ...

@@ -19,7 +19,10 @@ GradientShard = tuple[nn.Parameter, Tensor]
 
 @dataclass(frozen=True)
 class StateRange:
-    """Consecutive elements of a flat parameter in the state kinds `weight`, `exp_avg` and `exp_avg_sq`."""
+    """Consecutive elements of a flat parameter in the state kinds `weight`, `exp_avg` and `exp_avg_sq`.
+
+    Muon has `momentum` in place of the last two.
+    """
 
     parameter: nn.Parameter
     start: int
