@@ -98,7 +98,7 @@ def check_inputs(config: RunConfig, rank: int, world_size: int) -> Inputs:
         check_enough_data(config, dataset, RunState())
     check_same_config(folder, config)
     tasks = open_tasks(config, dataset, validation)
-    check_space(folder, checkpoint_bytes(config.model, vocab_size_of(config, dataset)))
+    check_space(folder, checkpoint_bytes(config.model, config.optim, vocab_size_of(config, dataset)))
     if rank > 0:
         return Inputs(config, folder, dataset, validation, tasks=tasks)
     check_wandb_login(config.tracking)

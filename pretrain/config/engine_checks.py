@@ -17,6 +17,14 @@ def engine_problems(config: RunConfig) -> Iterator[Problem]:
     yield from _modes(config.engine)
     yield from _offload(config.engine)
     yield from _attention(config)
+    yield from _muon(config)
+
+
+def _muon(config: RunConfig) -> Iterator[Problem]:
+    place = config.engine.offload.optimizer
+    if config.optim.name == "muon" and place != "none":
+        rule = "optim=muon multiplies whole matrices on the device, where its states must be"
+        yield Problem("engine.offload.optimizer", place, rule, "set it to none, or optim=adamw")
 
 
 def _loss_scale(config: RunConfig) -> Iterator[Problem]:

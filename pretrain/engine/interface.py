@@ -95,7 +95,7 @@ class Engine(Trainable, Protocol):
         ...
 
     def state_shards(self, *, weights_only: bool = False) -> Iterator[StateShard]:
-        """Master weights (`weight/...`), and Adam's `exp_avg/...`, `exp_avg_sq/...` or Muon's `momentum/...`, all fp32."""
+        """Weights (`weight/...`), and Adam's `exp_avg/...` and `exp_avg_sq/...` or Muon's `momentum/...`, all fp32."""
         ...
 
     def before_next_update(self, wait: Callable[[], None]) -> None:

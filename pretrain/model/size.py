@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from pretrain.config.model import ModelConfig
+from pretrain.config.optim import OptimConfig
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,8 @@ class ParameterCount:
     layers: int
     """All transformer blocks."""
     final_norm: int
+    matrices: int
+    """Of the blocks: the weights of linear layers."""
 
     @property
     def total(self) -> int:
@@ -28,6 +31,7 @@ def count_parameters(model: ModelConfig, vocab_size: int) -> ParameterCount:
     query, key_value = model.num_heads * model.head_size, model.kv_heads * model.head_size
     norm = h * (2 if model.norm == "layernorm" else 1)
     attention = h * (query + 2 * key_value) + query * h
+    linear = attention
     if model.qk_norm:
         attention += 2 * model.head_size * (2 if model.norm == "layernorm" else 1)
     up_projections = 2 if model.activation == "swiglu" else 1
@@ -38,9 +42,11 @@ def count_parameters(model: ModelConfig, vocab_size: int) -> ParameterCount:
         position=model.seq_length * h if model.position == "learned" else 0,
         layers=model.num_layers * (attention + mlp + biases + 2 * norm),
         final_norm=norm,
+        matrices=model.num_layers * (linear + mlp),
     )
 
 
-def checkpoint_bytes(model: ModelConfig, vocab_size: int) -> int:
-    """Size of one checkpoint: an fp32 master weight and two Adam moments per parameter."""
-    return 12 * count_parameters(model, vocab_size).total
+def checkpoint_bytes(model: ModelConfig, optim: OptimConfig, vocab_size: int) -> int:
+    """Size of one checkpoint: for each parameter an fp32 master weight and two moments of Adam, or one of Muon."""
+    count = count_parameters(model, vocab_size)
+    return 12 * count.total - 4 * count.matrices * (optim.name == "muon")

@@ -27,7 +27,7 @@ class MuonAdamW(torch.optim.AdamW):
         super().__init__(groups, **adam)
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # no closure is called
         """DeepSpeed puts the masters of one group, or of a part of one, into `param_groups` for each call."""
         assert closure is None
         groups = self.param_groups

@@ -7,7 +7,7 @@ engine.grad_accum_dtype=same). As deepspeed 0.19.8 keeps it:
     engine.zero_stage     0, fp32   0, 16 bits   1        2        3
     parameters            4 N       2 N          b N      b N      b N/d
     master weights        -         4 N          4 N/d    4 N/d    4 N/d     in fp32 too, except at stage 0
-    Adam's two moments    8 N       8 N          8 N/d    8 N/d    8 N/d
+    Adam's two moments    8 N       8 N          8 N/d    8 N/d    8 N/d     4 instead of 8 for Muon's matrices
     gradients             g N       g N          g N      g N/d    g N/d     at stage 3 between the steps too
 
 N/d is rounded up: at stage 3 for each parameter, at stages 1 and 2 for each optimizer group, to an even number. Masters
@@ -19,12 +19,14 @@ as are gathered at one time.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, replace
+from functools import partial
 
 from pretrain.config.engine import EngineConfig
 from pretrain.config.run import RunConfig
-from pretrain.model.scaling import UNSCALED, Scaling
-from pretrain.planner.shapes import EMBEDDING, POSITIONS, StageShapes, layer_tensors
+from pretrain.optim.update import Update, update_of
+from pretrain.planner.shapes import EMBEDDING, Shape, StageShapes, layer_tensors
 
 UPDATE_ELEMENTS = 1_000_000_000
 """Stage 3 updates sub-groups of this size (deepspeed 0.19.8)."""
@@ -62,22 +64,34 @@ def group_shares(config: RunConfig, shapes: StageShapes, dp: int) -> list[int]:
     """Elements that a rank updates: by optimizer group (ZeRO 1 and 2), by parameter (3), or all together (0)."""
     zero = config.engine.zero_stage
     tied_apart = config.model.tie_embeddings and config.parallel.pp > 1
-    scaling = Scaling.of(config.model, config.optim)
-    return shares(shapes, zero, dp, tied_apart=tied_apart, scaling=scaling) if zero else [shapes.num_parameters]
+    group = partial(_update_of, config)
+    return shares(shapes, zero, dp, tied_apart=tied_apart, group=group) if zero else [shapes.num_parameters]
 
 
 def shares(
-    shapes: StageShapes, zero_stage: int, dp: int, *, tied_apart: bool, scaling: Scaling = UNSCALED
+    shapes: StageShapes, zero_stage: int, dp: int, *, tied_apart: bool, group: Callable[[str, Shape], Hashable]
 ) -> list[int]:
-    """Elements that one data-parallel rank keeps of what is split: of each parameter (ZeRO 3) or optimizer group."""
+    """Elements that one data-parallel rank keeps of what is split: of each parameter (ZeRO 3) or optimizer group.
+
+    `group`: parameters with equal values are in one group.
+    """
     if zero_stage == 3:
         return [-(-size // dp) for size in shapes.sizes]
-    groups: dict[tuple[bool, bool, tuple[float, float, float]], int] = {}
+    groups: dict[tuple[Hashable, bool], int] = {}
     for (name, shape), size in zip(shapes.parameters, shapes.sizes, strict=True):
-        is_decayed = len(shape) > 1 and name != POSITIONS
-        key = is_decayed, tied_apart and name == EMBEDDING, scaling.of_tensor(name, len(shape)).of_update
+        key = group(name, shape), tied_apart and name == EMBEDDING
         groups[key] = groups.get(key, 0) + size
     return [2 * -(-size // (2 * dp)) for size in groups.values()]
+
+
+def _update_of(config: RunConfig, name: str, shape: Shape) -> Update:
+    return update_of(name, len(shape), config.model, config.optim)
+
+
+def _momentum_share(config: RunConfig, shapes: StageShapes, dp: int) -> int:
+    """Elements that a rank updates with one moment instead of two."""
+    of_muon = [(name, shape) for name, shape in shapes.parameters if _update_of(config, name, shape).is_muon]
+    return sum(group_shares(config, replace(shapes, parameters=tuple(of_muon)), dp))
 
 
 def partitions_in_memory(config: RunConfig, shapes: StageShapes, dp: int) -> tuple[int, int]:
@@ -97,7 +111,10 @@ def states_of(config: RunConfig, shapes: StageShapes, dp: int) -> States:
     parts = group_shares(config, shapes, dp)
     share = sum(parts)
     parameters = parameter * {0: whole, 3: share}.get(zero, share * dp)
-    masters, moments = 4 * share * (zero > 0 or engine.precision != "fp32"), 8 * share
+    masters, moments = (
+        4 * share * (zero > 0 or engine.precision != "fp32"),
+        8 * share - 4 * _momentum_share(config, shapes, dp),
+    )
     gradients = gradient * (share if zero >= 2 else whole)
     copies = 4 * (min(share, UPDATE_ELEMENTS) if zero == 3 else max(parts))
     scratch = 0 if config.optim.fused else copies

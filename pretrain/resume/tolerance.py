@@ -93,6 +93,9 @@ def tolerance_for(origins: Sequence[Facts], now: Facts, *, on_gpu: bool) -> Tole
     if not rounding:
         return Tolerance(tuple(because))
     in_32 = {facts.get("engine.precision") for facts in (*origins, now)} == {"fp32"}
+    if any(facts.get("optim.name") == "muon" and facts.get("optim.muon.precision") == "bf16" for facts in origins):
+        because.append("Muon iterates in bf16 (optim.muon.precision)")
+        in_32 = False
     return Tolerance(tuple(because), _ROUNDING_32 if in_32 else _ROUNDING_16, _AT_MOST if restarted else 0.0)
 
 

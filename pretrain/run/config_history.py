@@ -1,6 +1,7 @@
 """The configuration of a run folder, and the changes that resumes made to it."""
 
 import contextlib
+import dataclasses
 import json
 import logging
 import time
@@ -14,6 +15,7 @@ from data_pipeline.storage.atomic_write import write_durably
 from pretrain.config.changes import DATA, Change, changes_between, refusal
 from pretrain.config.errors import RunError
 from pretrain.config.load import read_run_config, to_yaml
+from pretrain.config.optim import MuonConfig, OptimConfig
 from pretrain.config.records import flatten
 from pretrain.config.run import RunConfig
 
@@ -82,7 +84,17 @@ def _changes(folder: Path, config: RunConfig) -> list[Change]:
         saved = flatten(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (yaml.YAMLError, AttributeError, UnicodeDecodeError):
         raise RunError(f"{path}: not a valid configuration", "restore it or choose another run.dir") from None
-    return changes_between(saved, _flat(config))
+    return changes_between(_ADDED | saved, _flat(config))
+
+
+def _defaults_of_optim() -> dict[str, Any]:
+    fields = [field for field in dataclasses.fields(OptimConfig) if field.default is not dataclasses.MISSING]
+    values = {field.name: field.default for field in fields}
+    return flatten({**values, "muon": dataclasses.asdict(MuonConfig())}, "optim.")
+
+
+_ADDED = _defaults_of_optim()
+"""What keys mean that a run did not have when it began, because its version had no choice of the optimizer."""
 
 
 def _flat(config: RunConfig) -> dict[str, Any]:

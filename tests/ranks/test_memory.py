@@ -32,20 +32,25 @@ def held(here: Runtime, config: RunConfig) -> OptimizerMemory:
     return dataclasses.replace(engine.optimizer.memory(), gradients=gradients)
 
 
+MUON = {"muon": 1}
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("zero", range(4))
 @pytest.mark.parametrize(
     ("model", "world_size", "shape"),
-    [("gpt", 4, {"pp": 2}), ("llama", 4, {"tp": 2}), ("gpt_odd", 3, {})],
-    ids=["pp2-dp2", "tp2-dp2", "dp3"],
+    [("gpt", 4, {"pp": 2}), ("llama", 4, {"tp": 2}), ("gpt_odd", 3, {}), ("gpt_odd", 2, MUON)],
+    ids=["pp2-dp2", "tp2-dp2", "dp3", "dp2-muon"],
 )
 def test_planned_model_states_match_the_engine(
     model: str, world_size: int, shape: dict[str, int], zero: int, precision: str
 ) -> None:
+    shape = dict(shape)
+    muon = ("optim=muon",) if shape.pop("muon", 0) else ()
     dp = world_size // (shape.get("tp", 1) * shape.get("pp", 1))
     modes = Modes("per_micro_batch", "per_micro_batch")
     given = f"engine.grad_reduction={modes.grad_reduction}", f"engine.param_gather={modes.param_gather}"
-    config = run_config(model, *batches(dp, 1), *given, zero_stage=zero, precision=precision, **shape)
+    config = run_config(model, *batches(dp, 1), *given, *muon, zero_stage=zero, precision=precision, **shape)
     ranks = run_ranks(held, world_size, config)
     stages = plan_memory(config, VOCAB_SIZE, world_size, modes)
     for rank, found in enumerate(ranks):

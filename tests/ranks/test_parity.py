@@ -249,6 +249,7 @@ FULL = (
     "llama-zero3-tp2pp2dp2-m3",
     "llama_tied-zero0-dp4-m3",
     *(str(Layout("gpt", zero, dp=2, overrides=SCALED)) for zero in (0, 2)),
+    *(str(layout) for layout in LAYOUTS if layout.overrides[:4] == MUON and str(layout) not in SHORT_OF_MUON),
     str(Layout("llama", 1, tp=2, pp=2, dp=2, overrides=SCALED)),
 )
 """Layouts like others here, and the longest of them: only for all tests."""

@@ -1,5 +1,7 @@
 """The torch optimizer that DeepSpeed gets."""
 
+from typing import Any
+
 import torch
 
 from pretrain.config.model import ModelConfig
@@ -20,7 +22,7 @@ def new_optimizer(stage: Stage, model: ModelConfig, optim: OptimConfig) -> torch
         for alone in (False, True)
         for group in parameter_groups([item for item in named if (item[2] in tied) == alone], model, optim)
     ]
-    settings = {
+    settings: dict[str, Any] = {
         "lr": 0.0,  # set at each step; DeepSpeed itself takes a step at start-up at ZeRO-0 in 16 bits
         "betas": (optim.beta1, optim.beta2),
         "fused": optim.fused,

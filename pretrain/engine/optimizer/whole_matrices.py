@@ -137,8 +137,8 @@ class WholeMatrices:
             device = next((tensor.device for to in (*sent, *received) for tensor in to), outgoing.device)
             outgoing = outgoing.to(device, torch.float32)
             incoming = torch.empty(sum(sizes), device=device)
-            counts = [[sum(tensor.numel() for tensor in each) for each in lists] for lists in (received, sent)]
-            dist.all_to_all_single(incoming, outgoing, *counts, group=self._group)
+            arriving, leaving = ([_elements(each) for each in lists] for lists in (received, sent))
+            dist.all_to_all_single(incoming, outgoing, arriving, leaving, group=self._group)
         for tensor, arrived in zip(into, incoming.split(sizes), strict=True):
             tensor.copy_(arrived)
 
@@ -164,6 +164,10 @@ class WholeMatrices:
 
     def _at(self, master: Tensor) -> int:
         return 0 if self._replicated else self._index[id(master)]
+
+
+def _elements(tensors: Sequence[Tensor]) -> int:
+    return sum(tensor.numel() for tensor in tensors)
 
 
 def _work(shape: torch.Size) -> int:

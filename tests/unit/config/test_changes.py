@@ -14,6 +14,7 @@ from pretrain.config.checks import check_run
 from pretrain.config.errors import ConfigError, RunError
 from pretrain.config.load import load_run_config, read_run_config, record_keys, to_yaml
 from pretrain.config.model import ModelConfig, RopeScaling
+from pretrain.config.optim import MuonConfig, OptimConfig
 from pretrain.config.records import flatten
 from pretrain.config.run import RunConfig
 from pretrain.run.config_history import CHANGES_FILE, CONFIG_FILE, check_same_config, record_config
@@ -31,14 +32,19 @@ def kind(key: str) -> str:
 def test_every_key_is_of_the_kind_that_is_promised() -> None:
     unsafe = {key for key in leaves() if kind(key) == "unsafe"} - NOT_OF_THE_RUN
     assert unsafe == {
-        *(f"optim.{field.name}" for field in dataclasses.fields(load_run_config([]).optim) if field.name != "fused"),
+        *(
+            f"optim.{field.name}"
+            for field in dataclasses.fields(OptimConfig)
+            if field.name not in ("fused", "name", "muon")
+        ),
+        *(f"optim.muon.{field.name}" for field in dataclasses.fields(MuonConfig)),
         *(f"lr_schedule.{field.name}" for field in dataclasses.fields(load_run_config([]).lr_schedule)),
         *("run.seed", "run.init_from", "run.branch_from", "train.global_batch_size", "data.document_mask"),
         *("model.hidden_dropout", "model.attention_dropout", "model.init_std", "model.norm_eps", "model.rope_base"),
         "model.vocab_multiple_of",
         *(f"model.rope_scaling.{field.name}" for field in dataclasses.fields(RopeScaling)),
     }
-    assert {f"model.{field.name}" for field in dataclasses.fields(ModelConfig)} >= SHAPE
+    assert {f"model.{field.name}" for field in dataclasses.fields(ModelConfig)} | {"optim.name"} >= SHAPE
     for key in ("train.max_steps", "train.max_tokens", "checkpoint.every_steps", "parallel.tp", "engine.precision"):
         assert kind(key) == "safe"
 

@@ -35,8 +35,8 @@ MISTAKES = [
         "evaluation.micro_batch_size?",
     ),
     (
-        "optim.momentum_of_inertia=1",
-        f"optim.momentum_of_inertia=1: {NO_KEY}\n  hint: `pretrain explain optim` lists its keys",
+        "optim.velocity_of_light=1",
+        f"optim.velocity_of_light=1: {NO_KEY}\n  hint: `pretrain explain optim` lists its keys",
     ),
     ("+qqqqqq=1", f"qqqqqq=1: {NO_KEY}\n  hint: `pretrain explain` lists all keys"),
     ("checkpoint.async_=true", f"checkpoint.async_=true: {NO_KEY}\n  hint: did you mean checkpoint.async?"),
@@ -50,8 +50,8 @@ MISTAKES = [
         "experiment=quick",
         "experiment=quick: must be the name of one of its files\n  hint: did you mean quickstart? choose quickstart",
     ),
-    ("optim=null", "optim=null: must be the name of one of its files\n  hint: choose adamw"),
-    ("optim=1", "optim=1: must be the name of one of its files\n  hint: choose adamw"),
+    ("optim=null", "optim=null: must be the name of one of its files\n  hint: choose adamw, muon"),
+    ("optim=1", "optim=1: must be the name of one of its files\n  hint: choose adamw, muon"),
     ("+optim=adamw", "optim=adamw: is set already: it takes no + before it\n  hint: write optim=adamw"),
     # words that are not key=value
     ("optim.lr", "optim.lr: is not key=value\n  hint: write optim.lr=VALUE, without spaces"),

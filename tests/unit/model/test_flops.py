@@ -46,7 +46,9 @@ def test_parameters_by_hand() -> None:
     count = count_parameters(MODEL, VOCAB_SIZE)
     assert (count.embedding, count.position, count.layers, count.final_norm) == (2 * 400, 0, 3 * LAYER, 8)
     assert count.total == 800 + 3 * LAYER + 8
-    assert checkpoint_bytes(MODEL, VOCAB_SIZE) == 12 * count.total
+    adamw, muon = (load_run_config([f"optim={name}"]).optim for name in ("adamw", "muon"))
+    assert checkpoint_bytes(MODEL, adamw, VOCAB_SIZE) == 12 * count.total
+    assert checkpoint_bytes(MODEL, muon, VOCAB_SIZE) == 12 * count.total - 4 * 3 * (LAYER - 16)
 
 
 def test_flops_equal_those_counted_by_hand() -> None:
