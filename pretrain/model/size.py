@@ -18,7 +18,7 @@ class ParameterCount:
     """All transformer blocks."""
     final_norm: int
     matrices: int
-    """Of the blocks: the weights of linear layers."""
+    """The weights of the linear layers in all blocks."""
 
     @property
     def total(self) -> int:

@@ -94,7 +94,7 @@ def _defaults_of_optim() -> dict[str, Any]:
 
 
 _ADDED = _defaults_of_optim()
-"""What keys mean that a run did not have when it began, because its version had no choice of the optimizer."""
+"""Keys that a run lacks if it began before there was a choice of the optimizer."""
 
 
 def _flat(config: RunConfig) -> dict[str, Any]:

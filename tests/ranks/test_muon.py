@@ -1,4 +1,4 @@
-"""Muon: who works, what is kept and saved, and how it resumes. test_parity.py has what it computes."""
+"""Muon divides its matrices over ranks, keeps one moment of each, and resumes. test_parity.py tests the numbers."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from tests.support.training import start, train, whole_state
 
 SETTINGS = ("optim=muon", "optim.clip_grad_norm=0.2", "optim.eps=1e-4")
 MATRICES = 7
-"""Of a layer of Llama: queries, keys, values, projection; gate, up, down."""
+"""A layer of Llama has queries, keys, values and their projection; gate, up and down."""
 
 
 def config_of(dp: int, *overrides: str, **values: object) -> RunConfig:

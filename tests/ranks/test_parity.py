@@ -240,6 +240,16 @@ SHARED = (
     "gpt-zero1-cp2pp2vp2-m2",
 )
 """Layouts in which ranks share samples, for every run of the tests."""
+SHORT_OF_MUON = [
+    str(layout)
+    for layout in (
+        Layout("llama", 0, dp=2, overrides=MUON),
+        Layout("llama", 1, dp=2, overrides=MUON),
+        Layout("llama", 3, tp=2, dp=2, sp=True, overrides=MUON),
+        Layout("gpt", 1, pp=2, vp=2, micro_batches=2, overrides=MUON),
+    )
+]
+
 FULL = (
     *(str(layout) for layout in LAYOUTS if layout.cp > 1 and str(layout) not in SHARED),
     "gpt-zero1-tp4-sp-m3",

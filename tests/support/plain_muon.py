@@ -26,7 +26,7 @@ class PlainMuon:
             self.parameter[rows] -= self.lr * self.orthogonal(update[rows])
 
     def rows(self) -> list[Tensor]:
-        """The rows of each matrix: queries, keys and values lie group by group; gate precedes up."""
+        """The rows of each matrix: each group has its queries, key and value together; gate precedes up."""
         model, number = self.config.model, torch.arange(len(self.parameter))
         if "linear_qkv" in self.name:
             size, heads = model.head_size, model.num_heads // model.kv_heads

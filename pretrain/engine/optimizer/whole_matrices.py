@@ -89,7 +89,7 @@ class WholeMatrices:
         """Matrices that this rank has orthogonalised."""
 
     def __call__(self, masters: Sequence[Tensor], updates: Sequence[Tensor]) -> list[Tensor]:
-        """Masters that hold nothing but padding take part too: all ranks of the stage must call it alike."""
+        """Masters that hold nothing but padding take part too: all ranks of the stage must pass the same buffers."""
         batch = {self._at(master) for master in masters}
         flat = {id(master): update.view(-1) for master, update in zip(masters, updates, strict=True)}
         asked = [name for name, shape in self._shapes.items() if shape.master in batch]
