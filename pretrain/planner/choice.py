@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pretrain.config.derived import data_parallel_size, with_micro_batch_size
 from pretrain.config.layout_checks import divisors
 from pretrain.config.run import RunConfig
-from pretrain.planner.memory import HEADROOM, Modes, choose_modes, mode_options, plan_memory
+from pretrain.planner.memory import HEADROOM, Modes, choose_modes, fullest_stage, mode_options
 from pretrain.planner.micro_batch import with_micro_batch
 from pretrain.planner.shapes import StageShapes, all_stages
 from pretrain.planner.time.hardware import Hardware, load_hardware
@@ -34,10 +34,11 @@ def fitting_modes(
     config: RunConfig, vocab_size: int, world_size: int, budget_bytes: int | None, stages: Sequence[StageShapes]
 ) -> list[tuple[Modes, int]]:
     """The modes whose fullest stage fits in 0.9 of the budget, least traffic first, with the bytes of that stage."""
+    limit = None if budget_bytes is None else HEADROOM * budget_bytes
     found = []
     for modes in mode_options(config.engine):
-        peak = max(stage.peak for stage in plan_memory(config, vocab_size, world_size, modes, stages))
-        if budget_bytes is None or peak <= HEADROOM * budget_bytes:
+        peak = fullest_stage(config, vocab_size, world_size, modes, stages, limit)
+        if peak is not None:
             found.append((modes, peak))
     return found
 

@@ -15,7 +15,7 @@ that is not known here: the plan is that of the eager layer.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from pretrain.config.derived import micro_batches, padded_vocab_size, sharding_size
@@ -24,7 +24,7 @@ from pretrain.config.parallel import Chunk
 from pretrain.config.run import RunConfig
 from pretrain.planner.passes.chunk import Passes, chunk_passes
 from pretrain.planner.passes.ends import Tables
-from pretrain.planner.passes.gradients import REDUCE_BUCKET_ELEMENTS, BucketedGradients, Gradients, reduction_peak
+from pretrain.planner.passes.gradients import REDUCE_BUCKET_ELEMENTS, GradientKind, reduction_peak
 from pretrain.planner.passes.layer import sizes_of
 from pretrain.planner.passes.schedule import run_step
 from pretrain.planner.shapes import StageShapes, all_stages
@@ -36,9 +36,6 @@ WHOLE_REDUCE_ELEMENTS = 500_000_000
 """Stage 0 reduces through a copy of this size at most (deepspeed 0.19.8)."""
 HEADROOM = 0.9
 """Share of the memory that a plan may fill: the allocator's gaps, the libraries and the kernels take some too."""
-
-Counted = dict[tuple[int, bool, bool, int], Passes]
-"""(layers, embedding, head, elements of this rank's share) of a chunk -> its passes."""
 
 Mode = Literal["per_micro_batch", "per_step"]
 
@@ -101,11 +98,30 @@ def plan_memory(
     dp = sharding_size(config.parallel, world_size)
     assert dp is not None
     number = micro_batches(config.train, dp // config.parallel.cp) or 1
-    counted: Counted = {}
-    return [
-        _Stage(config, shapes, dp, modes, vocab_size, counted).memory(rank, number)
-        for rank, shapes in enumerate(stages)
-    ]
+    return [_Stage(config, shapes, dp, modes, vocab_size).memory(rank, number) for rank, shapes in enumerate(stages)]
+
+
+def fullest_stage(
+    config: RunConfig,
+    vocab_size: int,
+    world_size: int,
+    modes: Modes,
+    stages: Sequence[StageShapes],
+    limit: float | None = None,
+) -> int | None:
+    """The peak of the fullest stage in bytes; None if it is above `limit`, which stops at the first such stage."""
+    dp = sharding_size(config.parallel, world_size)
+    assert dp is not None
+    number = micro_batches(config.train, dp // config.parallel.cp) or 1
+    largest = 0
+    for rank, shapes in enumerate(stages):
+        stage = _Stage(config, shapes, dp, modes, vocab_size)
+        if limit is not None and stage.outside_passes(number) > limit:
+            return None
+        largest = max(largest, stage.memory(rank, number).peak)
+        if limit is not None and largest > limit:
+            return None
+    return largest
 
 
 def choose_modes(config: RunConfig, vocab_size: int, world_size: int, budget_bytes: int | None) -> Modes:
@@ -144,12 +160,8 @@ def gather_pieces(sizes: Sequence[int]) -> list[slice]:
 class _Stage:
     """A stage under one pair of modes."""
 
-    def __init__(
-        self, config: RunConfig, shapes: StageShapes, dp: int, modes: Modes, vocab_size: int, counted: Counted
-    ) -> None:
+    def __init__(self, config: RunConfig, shapes: StageShapes, dp: int, modes: Modes, vocab_size: int) -> None:
         self.config, self.shapes, self.dp, self.vocab_size = config, shapes, dp, vocab_size
-        self.counted = counted
-        """Shared by the stages of a plan: most of them have equal chunks."""
         engine = config.engine
         self.zero, self.parameter, self.gradient = engine.zero_stage, parameter_bytes(engine), gradient_bytes(engine)
         self.contiguous = self.gradient == self.parameter
@@ -167,16 +179,34 @@ class _Stage:
         if self.offloads and self.zero == 1:
             self.bucket = self.parameter * REDUCE_BUCKET_ELEMENTS
 
-    def memory(self, rank: int, micro_batches: int) -> StageMemory:
-        states, sizes, chunks = self.states, self.sizes, self.shapes.chunks
-        buffers = (sizes.whole if sizes.parts > 1 else 0) + (self.bucket if self.zero == 3 else 0)
+    @property
+    def buffers(self) -> int:
+        buffers = (self.sizes.whole if self.sizes.parts > 1 else 0) + (self.bucket if self.zero == 3 else 0)
         if self.offloads and self.zero < 3:
             buffers += self.parameter * max(self.shapes.sizes)  # through which gradients go to the host
-        stays = states.parameters + states.master_weights + states.moments + buffers
-        stays += states.gradients if self.zero == 3 else 0
-        gathered = self.parameter * self.whole if self.keeps_gathered else 0
+        return buffers
+
+    @property
+    def stays(self) -> int:
+        states = self.states
+        stays = states.parameters + states.master_weights + states.moments + self.buffers
+        return stays + (states.gradients if self.zero == 3 else 0)
+
+    @property
+    def gathered(self) -> int:
+        return self.parameter * self.whole if self.keeps_gathered else 0
+
+    def tokens(self, micro_batches: int) -> int:
+        return micro_batches * self.sizes.samples * (self.config.model.seq_length + 1) * 8
+
+    def outside_passes(self, micro_batches: int) -> int:
+        """Bytes without those of passes: the peak is never less."""
+        return self.stays + self.gathered + self.tokens(micro_batches)
+
+    def memory(self, rank: int, micro_batches: int) -> StageMemory:
+        states, sizes, chunks = self.states, self.sizes, self.shapes.chunks
+        stays, gathered, tokens = self.stays, self.gathered, self.tokens(micro_batches)
         gather_buffer = self.parameter * _gather_buffer(self.shapes, self.dp) if self.keeps_gathered else 0
-        tokens = micro_batches * sizes.samples * (self.config.model.seq_length + 1) * 8
         # Between stages: tensors on their way, and the last input of each chunk, which stays with its gradient.
         starts, ends = sum(not chunk.embedding for chunk in chunks), sum(not chunk.head for chunk in chunks)
         inputs = 2 * sizes.hidden * starts
@@ -191,7 +221,7 @@ class _Stage:
             full_gradients=self._full_gradients(),
             gathered=gathered,
             gather_buffer=gather_buffer,
-            buffers=buffers,
+            buffers=self.buffers,
             activations=running.activations,
             in_gather=base + inputs + gather_buffer if self.keeps_gathered else 0,
             in_forward=base + in_transit + running.forward,
@@ -204,39 +234,32 @@ class _Stage:
         )
 
     def _passes(self, chunk: Chunk) -> Passes:
-        key = chunk.num_layers, chunk.embedding, chunk.head, self.share
-        if key not in self.counted:
-            self.counted[key] = self._count(chunk)
-        return self.counted[key]
-
-    def _count(self, chunk: Chunk) -> Passes:
-        columns = padded_vocab_size(self.config.model, self.vocab_size, self.config.parallel.tp)
-        columns //= self.config.parallel.tp
+        model, tp = self.config.model, self.config.parallel.tp
+        columns = padded_vocab_size(model, self.vocab_size, tp) // tp
         engine = self.config.engine
         tables = Tables(
             columns=columns,
             real=min(columns, self.vocab_size),
             cross_entropy=engine.cross_entropy,
             compiled=engine.compile != "none",
-            shared=self.config.model.tie_embeddings and chunk.embedding and chunk.head,
-            copied=self.config.model.tie_embeddings and chunk.head and not chunk.embedding,
+            shared=model.tie_embeddings and chunk.embedding and chunk.head,
+            copied=model.tie_embeddings and chunk.head and not chunk.embedding,
         )
-        return chunk_passes(self.sizes, tables, engine.recompute, chunk, self._gradients)
+        return chunk_passes(self.sizes, tables, engine.recompute, replace(chunk, first=0), self._gradients())
 
-    def _gradients(self, later: bool) -> Gradients:
+    def _gradients(self) -> GradientKind:
+        """What does not matter is left at one value: passes are counted once for equal kinds."""
         if self.per_step:
-            bucket = self.bucket if self.zero == 1 and not later else 0
-            return Gradients(self.parameter, self.gradient, self.gathers, bucket, later)
-        has_sums = self.zero == 2 and (self.contiguous or not later)
-        return BucketedGradients(
+            return GradientKind(self.parameter, self.gradient, self.gathers, self.bucket if self.zero == 1 else 0)
+        is_second = self.zero == 2
+        return GradientKind(
             self.parameter,
             self.gradient,
             self.gathers,
-            self.bucket if self.zero == 2 else 0,
-            later,
+            self.bucket if is_second else 0,
+            in_buckets=True,
             contiguous=self.contiguous,
-            own=self.share if self.zero == 2 and not self.contiguous else 0,
-            own_sums=self.gradient * self.share if has_sums else 0,
+            share=self.share if is_second else 0,
         )
 
     def _sum_on_its_way(self) -> int:

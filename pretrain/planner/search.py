@@ -5,7 +5,7 @@ its modes, and recomputation. All else stays as it is configured: the global bat
 precision, offload, cross-entropy and compilation. torch is not needed.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -169,7 +169,7 @@ def _try_sizes(
             is_tried = recompute in options or size * dp == config.train.global_batch_size
             modes = fitting_modes(tried, vocab_size, world_size, budget_bytes, stages) if is_tried else []
             if modes:
-                found.candidates.append(_fastest(tried, vocab_size, world_size, hardware, modes))
+                found.candidates.append(_fastest(tried, vocab_size, world_size, hardware, modes, stages))
                 fits = True
                 continue
             found.too_large += 1
@@ -222,14 +222,25 @@ def _is_legal(config: RunConfig, world_size: int) -> bool:
 
 
 def _fastest(
-    config: RunConfig, vocab_size: int, world_size: int, hardware: Hardware, fitting: list[tuple[Modes, int]]
+    config: RunConfig,
+    vocab_size: int,
+    world_size: int,
+    hardware: Hardware,
+    fitting: list[tuple[Modes, int]],
+    stages: Sequence[StageShapes],
 ) -> Candidate:
-    made = [_candidate(config, vocab_size, world_size, hardware, modes, peak) for modes, peak in fitting]
+    made = [_candidate(config, vocab_size, world_size, hardware, modes, peak, stages) for modes, peak in fitting]
     return min(made, key=lambda each: (rounded_seconds(each.step), each.peak))
 
 
 def _candidate(
-    config: RunConfig, vocab_size: int, world_size: int, hardware: Hardware, modes: Modes, peak: int
+    config: RunConfig,
+    vocab_size: int,
+    world_size: int,
+    hardware: Hardware,
+    modes: Modes,
+    peak: int,
+    stages: Sequence[StageShapes],
 ) -> Candidate:
     engine = config.engine
     if engine.zero_stage >= 2:
@@ -239,7 +250,7 @@ def _candidate(
     config = replace(config, engine=engine)
     dp = data_parallel_size(config.parallel, world_size)
     assert dp is not None
-    step = predict_step(config, vocab_size, world_size, modes, hardware)
+    step = predict_step(config, vocab_size, world_size, modes, hardware, stages=stages)
     return Candidate(config, modes, dp, peak, step)
 
 
@@ -273,10 +284,10 @@ def _configured(
             config = with_micro_batch_size(config, 1)
     stages = all_stages(config.model, config.parallel, vocab_size)
     if fitting := fitting_modes(config, vocab_size, world_size, budget_bytes, stages):
-        return _fastest(config, vocab_size, world_size, hardware, fitting), True, ""
+        return _fastest(config, vocab_size, world_size, hardware, fitting, stages), True, ""
     modes = choose_modes(config, vocab_size, world_size, budget_bytes)
     peak = max(stage.peak for stage in plan_memory(config, vocab_size, world_size, modes, stages))
-    return _candidate(config, vocab_size, world_size, hardware, modes, peak), False, ""
+    return _candidate(config, vocab_size, world_size, hardware, modes, peak, stages), False, ""
 
 
 def _section(config: RunConfig, name: str) -> object:

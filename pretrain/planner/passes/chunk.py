@@ -1,13 +1,12 @@
 """The bytes of one micro-batch's forward and backward pass through a chunk of layers."""
 
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from pretrain.config.engine import RecomputeConfig
 from pretrain.config.parallel import Chunk
 from pretrain.planner.passes.ends import Tables, embedding, head
-from pretrain.planner.passes.gradients import Gradients
+from pretrain.planner.passes.gradients import GradientKind, Gradients
 from pretrain.planner.passes.layer import Sizes, layer
 from pretrain.planner.passes.meter import Meter
 from pretrain.planner.passes.recompute import recomputed
@@ -34,13 +33,13 @@ class Passes:
     """The other micro-batches add to them."""
 
 
+@functools.lru_cache(maxsize=1 << 14)
 def chunk_passes(
-    sizes: Sizes, tables: Tables, recompute: RecomputeConfig, chunk: Chunk, gradients: Callable[[bool], Gradients]
+    sizes: Sizes, tables: Tables, recompute: RecomputeConfig, chunk: Chunk, gradients: GradientKind
 ) -> Passes:
-    """`gradients`: made for a first or a later micro-batch."""
-    meter = Meter()
-    forward, backward = _both(meter, sizes, tables, recompute, chunk, gradients(False))
-    _, later = _both(Meter(), sizes, tables, recompute, chunk, gradients(True))
+    """The passes of a chunk. Layouts share most of theirs, so results are kept."""
+    forward, backward = _both(Meter(), sizes, tables, recompute, chunk, gradients.make(later=False))
+    _, later = _both(Meter(), sizes, tables, recompute, chunk, gradients.make(later=True))
     return Passes(forward, backward, later)
 
 

@@ -9,7 +9,7 @@ from pretrain.planner.passes.meter import Meter
 from pretrain.planner.passes.tape import Storage, Tape, Tensor
 
 
-@dataclass
+@dataclass(frozen=True)
 class Tables:
     """The vocabulary's tables on one rank."""
 
@@ -23,8 +23,6 @@ class Tables:
     """Whether embedding and head are one parameter of this rank."""
     copied: bool = False
     """Whether the head is the last stage's copy of a tied table, which stays gathered until the backward pass ends."""
-    head_gradient: int = 0
-    """Bytes of the head's gradient while it waits for the embedding's, which is added to it."""
 
 
 def embedding(tape: Tape, sizes: Sizes, tables: Tables, gradients: Gradients) -> Tensor:
@@ -70,8 +68,8 @@ def embedding(tape: Tape, sizes: Sizes, tables: Tables, gradients: Gradients) ->
         _table(meter, gradients, table)
         tape.drop(gradient)
         if tables.shared:
-            meter.add(tables.head_gradient, -tables.head_gradient, -tables.head_gradient)
-            tables.head_gradient = 0
+            meter.add(gradients.waiting, -gradients.waiting, -gradients.waiting)
+            gradients.waiting = 0
         gradients.release_at_end(table)
         gradients.arrive(meter, table)
 
@@ -91,7 +89,7 @@ def head(tape: Tape, sizes: Sizes, tables: Tables, gradients: Gradients, hidden:
     tape.record((hidden,), lambda given: _first_arrival(tape, gradients, hidden, given[0], kept))
     normed = norm(tape, sizes, hidden)
     tape.free(hidden)
-    waiting = _Waiting(tables, gradients) if tables.shared else gradients
+    waiting = _Waiting(gradients) if tables.shared else gradients
     if tables.cross_entropy == "chunked":
         loss = _chunked(tape, sizes, tables, waiting, normed)
         tape.free(normed)
@@ -234,9 +232,9 @@ class _Waiting(Gradients):
     The table stays gathered from the embedding to the head, and again in the backward pass.
     """
 
-    def __init__(self, tables: Tables, gradients: Gradients) -> None:
+    def __init__(self, gradients: Gradients) -> None:
         super().__init__(gradients.parameter, gradients.gradient, gathers=False)
-        self._tables = tables
+        self._all = gradients
 
     def arrive(self, meter: Meter, elements: int) -> None:
-        self._tables.head_gradient = elements * self.gradient
+        self._all.waiting = elements * self.gradient

@@ -27,6 +27,8 @@ class Gradients:
     """Bytes of a bucket that is allocated when the first gradient arrives, and stays."""
     later: bool = False
     """Whether the sums of an earlier micro-batch are there."""
+    waiting: int = field(default=0, init=False)
+    """Bytes of a tied head's gradient while it waits for the embedding's, which is added to it."""
     _has_bucket: bool = field(default=False, init=False)
     _held: int = field(default=0, init=False)
 
@@ -123,6 +125,41 @@ class BucketedGradients(Gradients):
                 meter.add(-elements * self.gradient)
             self._arrived += elements
         self._pending.clear()
+
+
+@dataclass(frozen=True)
+class GradientKind:
+    """What decides the bytes of gradients in the passes of a micro-batch; equal ones have equal passes."""
+
+    parameter: int
+    """Bytes of an element of a parameter."""
+    gradient: int
+    """Bytes of an element of a sum."""
+    gathers: bool
+    """Whether each module's parameters are gathered when it is used, and freed after it."""
+    bucket: int = 0
+    """Bytes of the bucket: without `in_buckets` the first micro-batch allocates it, and it stays."""
+    in_buckets: bool = False
+    """ZeRO 2 and 3 with `grad_reduction=per_micro_batch`."""
+    contiguous: bool = False
+    share: int = 0
+    """ZeRO 2 in buckets: elements whose sums this rank keeps."""
+
+    def make(self, later: bool) -> Gradients:
+        """The gradients before a micro-batch: of the first of a step, or of a later one."""
+        if not self.in_buckets:
+            return Gradients(self.parameter, self.gradient, self.gathers, 0 if later else self.bucket, later)
+        has_sums = self.contiguous or not later
+        return BucketedGradients(
+            self.parameter,
+            self.gradient,
+            self.gathers,
+            self.bucket,
+            later,
+            contiguous=self.contiguous,
+            own=0 if self.contiguous else self.share,
+            own_sums=self.gradient * self.share if has_sums else 0,
+        )
 
 
 def reduction_peak(sizes: Sequence[int], limit: int) -> int:

@@ -38,10 +38,11 @@ def predict_step(
     hardware: Hardware,
     behaviour: Behaviour | None = None,
     constants: Constants = CONSTANTS,
+    stages: Sequence[StageShapes] | None = None,
 ) -> StepTime:
     """The time of a step; the layout must be legal on `world_size` ranks, and the micro-batch size a number.
 
-    `behaviour`: the program that runs it. None: this one.
+    `behaviour`: the program that runs it. None: this one. `stages`: those of the layout, if they are known.
     """
     if hardware.cpu is not None and behaviour is None:
         parts = cpu_parts(config, vocab_size, world_size, modes, hardware)
@@ -51,7 +52,7 @@ def predict_step(
     dp = sharding_size(config.parallel, world_size)
     assert dp is not None
     number = micro_batches(config.train, dp // config.parallel.cp) or 1
-    stages = all_stages(config.model, config.parallel, vocab_size)
+    stages = stages or all_stages(config.model, config.parallel, vocab_size)
     sharding = DataParallel(rank, modes, data_group(config.parallel.tp, dp, devices_per_node(config, hardware)), number)
     passes = _passes(rank, stages, sharding)
     schedule = Schedule(
@@ -114,7 +115,17 @@ def _rank(
 def _passes(rank: Rank, stages: Sequence[StageShapes], sharding: DataParallel) -> list[list[tuple[Parts, Parts]]]:
     """By stage and chunk: the parts of a forward pass and of a backward pass of one micro-batch."""
     layer, head, embedding = layer_times(rank), head_times(rank), embedding_times(rank)
-    return [[_chunk(rank, chunk, layer, head, embedding, sharding) for chunk in stage.chunks] for stage in stages]
+    made: dict[tuple[int, bool, bool], tuple[Parts, Parts]] = {}
+    for chunk in (chunk for stage in stages for chunk in stage.chunks):
+        key = _contents(chunk)
+        if key not in made:
+            made[key] = _chunk(rank, chunk, layer, head, embedding, sharding)
+    return [[made[_contents(chunk)] for chunk in stage.chunks] for stage in stages]
+
+
+def _contents(chunk: Chunk) -> tuple[int, bool, bool]:
+    """What the time of a chunk depends on."""
+    return chunk.num_layers, chunk.embedding, chunk.head
 
 
 def _chunk(

@@ -127,7 +127,8 @@ def _size_words(spec: LadderSpec, sizes: SizesSpec) -> Iterator[tuple[str, tuple
         ffn = -(-round(width * sizes.ffn_ratio) // sizes.ffn_multiple_of) * sizes.ffn_multiple_of
         shape = [f"model.num_layers={layers}", f"model.hidden_size={width}", f"model.ffn_hidden_size={ffn}"]
         heads = [f"model.num_heads={width // head}", "model.num_query_groups=null"] if head else []
-        yield f"d{layers}w{width}", (*shape, *heads)
+        initial = [f"model.init_std={sizes.init_scale / math.sqrt(width):.4g}"] if sizes.init_scale else []
+        yield f"d{layers}w{width}", (*shape, *heads, *initial)
 
 
 def _size(spec: LadderSpec, name: str, words: tuple[str, ...], more: Sequence[str]) -> Size:

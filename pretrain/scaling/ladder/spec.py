@@ -43,6 +43,9 @@ class SizesSpec:
     """Width of the feed-forward layer as a multiple of the width."""
     ffn_multiple_of: int = 16
     """That width is rounded up to a multiple of this."""
+    init_scale: float | None = None
+    """Standard deviation of the initial values, times the square root of the width. null: model.init_std of
+    `overrides`, for all sizes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,7 +192,7 @@ def _size_problems(key: str, sizes: SizesSpec) -> list[Problem]:
     for name in ("layers", "widths"):
         if wrong := [number for number in getattr(sizes, name) if number < 1]:
             found.append(Problem(f"{key}sizes.{name}", wrong, "must be greater than 0"))
-    for name in ("head_size", "ffn_ratio", "ffn_multiple_of", "width_per_layer"):
+    for name in ("head_size", "ffn_ratio", "ffn_multiple_of", "width_per_layer", "init_scale"):
         value = getattr(sizes, name)
         if value is not None and not value > 0:
             found.append(Problem(f"{key}sizes.{name}", value, "must be greater than 0"))

@@ -11,7 +11,7 @@ from pretrain.config.run import RunConfig
 from pretrain.planner.memory import Modes, StageMemory, plan_memory
 from pretrain.planner.passes.chunk import Passes, chunk_passes
 from pretrain.planner.passes.ends import Tables
-from pretrain.planner.passes.gradients import Gradients
+from pretrain.planner.passes.gradients import GradientKind
 from pretrain.planner.passes.layer import sizes_of
 from pretrain.planner.passes.meter import Meter
 from pretrain.planner.passes.schedule import run_step, schedule
@@ -38,7 +38,7 @@ def passes(config: RunConfig, layers: int) -> Passes:
     """The passes of a chunk in the middle of a pipeline."""
     tables = Tables(columns=512, real=512, cross_entropy="plain", compiled=False, shared=False)
     chunk = Chunk(first=1, num_layers=layers, embedding=False, head=False)
-    return chunk_passes(sizes_of(config), tables, config.engine.recompute, chunk, lambda later: Gradients(2, 4, False))
+    return chunk_passes(sizes_of(config), tables, config.engine.recompute, chunk, GradientKind(2, 4, gathers=False))
 
 
 def layer(config: RunConfig) -> float:
