@@ -4,6 +4,7 @@
 when its input has arrived; receiving it takes time of the stage, because transfers are not overlapped.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -27,12 +28,18 @@ class Schedule:
 
 def seconds_of(schedule: Schedule) -> float:
     """From the first forward pass to the end of the last backward pass."""
+    passes = (tuple(map(tuple, stages)) for stages in (schedule.forward, schedule.backward))
+    return _seconds(Schedule(*passes, schedule.transfer, schedule.micro_batches), SIMULATED_ROUNDS)
+
+
+@functools.lru_cache(maxsize=1 << 12)
+def _seconds(schedule: Schedule, rounds: int) -> float:
+    """The same of sequences that can be compared; settings that differ outside the passes share it."""
     stages, number = len(schedule.forward), schedule.micro_batches
     chunks = len(schedule.forward[0])
     if stages == 1:
         return number * (sum(schedule.forward[0]) + sum(schedule.backward[0]))
-    rounds = SIMULATED_ROUNDS if stages <= LONG_PIPELINE else 2
-    played = min(number, rounds * stages)
+    played = min(number, (rounds if stages <= LONG_PIPELINE else 2) * stages)
     if chunks > 1:
         played = -(-played // stages) * stages  # the interleaved order takes them in groups
     return _play(schedule, played, chunks) + (number - played) * max(busy_seconds(schedule))

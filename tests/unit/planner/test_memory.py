@@ -8,7 +8,7 @@ import pytest
 from pretrain.config.load import load_run_config
 from pretrain.config.run import RunConfig
 from pretrain.engine.deepspeed_config import deepspeed_config
-from pretrain.planner.memory import Modes, StageMemory, choose_modes, gather_pieces, plan_memory
+from pretrain.planner.memory import Modes, StageMemory, choose_modes, fullest_stage, gather_pieces, plan_memory
 from pretrain.planner.memory_tables import hints
 from pretrain.planner.passes.gradients import REDUCE_BUCKET_ELEMENTS
 from pretrain.planner.shapes import all_stages, layer_tensors
@@ -67,6 +67,16 @@ STATES = [
     (2, "fp32", "same", 4, 16),
     (3, "fp32", "fp32", 0, 20),
 ]
+
+
+def test_the_fullest_stage_is_found_up_to_a_limit() -> None:
+    config = engine(1, "bf16", parallel__pp=4)
+    stages = all_stages(config.model, config.parallel, VOCAB)
+    peak = max(stage.peak for stage in plan_memory(config, VOCAB, 8, LEAST))
+    assert [fullest_stage(config, VOCAB, 8, LEAST, stages, limit) for limit in (None, peak, peak - 1, 1)] == [
+        *(peak, peak),
+        *(None, None),
+    ]
 
 
 @pytest.mark.parametrize(("zero", "precision", "accumulate", "whole", "split"), STATES)

@@ -86,7 +86,7 @@ def test_a_backward_pass_frees_all_but_the_gradients(model: str, recompute: str)
     found = passes(config, 2)
     left = found.forward.change + found.backward.change
     assert left % 4 == 0 and left > 0, "gradients in fp32"
-    assert found.forward.change + found.later.change == left  # the gradients of this test are never a later one's
+    assert found.forward.change + found.later.change == 0  # the gradients join those of the first micro-batch
 
 
 def turns(pp: int, vp: int, rank: int, number: int) -> list[tuple[bool, int]]:

@@ -50,6 +50,11 @@ def test_widths_and_lengths_are_given_one_by_one(tmp_path: Path) -> None:
     assert [cell.tokens for cell in cells] == [25_600, 51_200] * 2
 
 
+def test_initial_values_shrink_with_the_root_of_the_width(tmp_path: Path) -> None:
+    cells = cells_of(tmp_path, sizes={"layers": [1, 1], "widths": [16, 64], "head_size": 16, "init_scale": 0.4})
+    assert [load_run_config(cell.overrides).model.init_std for cell in cells[::2]] == [0.1, 0.05]
+
+
 def test_n_counts_embeddings_on_request(tmp_path: Path) -> None:
     cell = cells_of(tmp_path, count="all")[0]
     assert cell.counted == cell.parameters > cell.parameters_without_embeddings
