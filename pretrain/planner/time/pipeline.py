@@ -28,8 +28,8 @@ class Schedule:
 
 def seconds_of(schedule: Schedule) -> float:
     """From the first forward pass to the end of the last backward pass."""
-    passes = (tuple(map(tuple, stages)) for stages in (schedule.forward, schedule.backward))
-    return _seconds(Schedule(*passes, schedule.transfer, schedule.micro_batches), SIMULATED_ROUNDS)
+    forward, backward = (tuple(map(tuple, stages)) for stages in (schedule.forward, schedule.backward))
+    return _seconds(Schedule(forward, backward, schedule.transfer, schedule.micro_batches), SIMULATED_ROUNDS)
 
 
 @functools.lru_cache(maxsize=1 << 12)
