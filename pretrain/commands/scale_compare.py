@@ -41,12 +41,14 @@ def run(given: argparse.Namespace) -> int:
     from pretrain.scaling.laws.compare import compare
     from pretrain.scaling.laws.exclude import apply_rules
     from pretrain.scaling.laws.parametric import fit_parametric
+    from pretrain.scaling.laws.points import mean_of_seeds
     from pretrain.scaling.laws.read_table import same_scale
     from pretrain.scaling.laws.study_text import excluded_lines
 
     tables = points_at(given, given.base), points_at(given, given.variant)
     same_scale(*tables)
     (base, base_out), (variant, variant_out) = (apply_rules(table, rules_of(given)) for table in tables)
+    base, variant = mean_of_seeds(base), mean_of_seeds(variant)
     fit = fit_parametric(base, given.over_penalty)
     found = compare(fit, variant, bootstrap(fit, given.draws, given.seed).laws)
     if given.json:

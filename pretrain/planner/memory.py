@@ -248,7 +248,7 @@ class _Stage:
         return chunk_passes(self.sizes, tables, engine.recompute, replace(chunk, first=0), self._gradients())
 
     def _gradients(self) -> GradientKind:
-        """What does not matter is left at one value: passes are counted once for equal kinds."""
+        """Return the kind, with fields that do not matter at one value: passes are counted once for equal kinds."""
         if self.per_step:
             return GradientKind(self.parameter, self.gradient, self.gathers, self.bucket if self.zero == 1 else 0)
         is_second = self.zero == 2

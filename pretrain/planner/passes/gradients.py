@@ -129,7 +129,7 @@ class BucketedGradients(Gradients):
 
 @dataclass(frozen=True)
 class GradientKind:
-    """What decides the bytes of gradients in the passes of a micro-batch; equal ones have equal passes."""
+    """Settings that decide the bytes of gradients in the passes of a micro-batch: equal ones have equal passes."""
 
     parameter: int
     """Bytes of an element of a parameter."""

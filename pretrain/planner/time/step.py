@@ -124,7 +124,7 @@ def _passes(rank: Rank, stages: Sequence[StageShapes], sharding: DataParallel) -
 
 
 def _contents(chunk: Chunk) -> tuple[int, bool, bool]:
-    """What the time of a chunk depends on."""
+    """Return all that the time of a chunk depends on."""
     return chunk.num_layers, chunk.embedding, chunk.head
 
 

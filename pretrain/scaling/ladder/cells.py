@@ -48,6 +48,8 @@ class Cell:
     branch_step: int = 0
     """The step of that checkpoint."""
     overrides: tuple[str, ...] = ()
+    seed: int | None = None
+    """The seed that the ladder file gives it, if the file lists several."""
 
     @property
     def flops(self) -> float:
@@ -111,8 +113,9 @@ def _of_grid(
         if not any(length.budget == budget for of_size in lengths.values() for length in of_size):
             raise _no_cell(budget, found, tokens)
     for size in found:
-        cells = _of_size(spec, size, lengths[size.name], tokens)
-        yield from (replace(cell, is_target=is_target) for cell in cells)
+        for seed in spec.seeds or (None,):
+            cells = _of_size(spec, size, lengths[size.name], tokens, seed)
+            yield from (replace(cell, is_target=is_target) for cell in cells)
 
 
 def _size_words(spec: LadderSpec, sizes: SizesSpec) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -162,7 +165,9 @@ def _no_cell(budget: float, sizes: Sequence[Size], tokens: TokensSpec) -> Config
     return ConfigError([Problem("tokens.budgets", budget, rule, hint)])
 
 
-def _of_size(spec: LadderSpec, size: Size, lengths: Sequence[Length], tokens: TokensSpec) -> list[Cell]:
+def _of_size(
+    spec: LadderSpec, size: Size, lengths: Sequence[Length], tokens: TokensSpec, seed: int | None
+) -> list[Cell]:
     """The cells of a size; with a trunk, it comes first and all have its rates."""
     if tokens.trunk:
         if size.config.lr_schedule.name != "wsd":
@@ -170,12 +175,12 @@ def _of_size(spec: LadderSpec, size: Size, lengths: Sequence[Length], tokens: To
             raise ConfigError([Problem("tokens.trunk", True, rule, "add lr_schedule=wsd to overrides")])
         # One rate for all lengths: that of the length in the middle of them, by ratio.
         middle = math.sqrt(lengths[0].tokens * lengths[-1].tokens) if lengths else 0.0
-        cells = [_cell(spec, size, length, middle) for length in lengths]
+        cells = [_cell(spec, size, length, middle, seed) for length in lengths]
         return _branched(size, cells)
-    return [_cell(spec, size, length, length.tokens) for length in lengths]
+    return [_cell(spec, size, length, length.tokens, seed) for length in lengths]
 
 
-def _cell(spec: LadderSpec, size: Size, length: Length, rated: float) -> Cell:
+def _cell(spec: LadderSpec, size: Size, length: Length, rated: float, seed: int | None) -> Cell:
     """The cell of a size and a length, at the rates for `rated` tokens."""
     config, seq = size.config, size.config.model.seq_length
     rates = rates_of(spec.rates, size.counted, rated, config)
@@ -185,7 +190,7 @@ def _cell(spec: LadderSpec, size: Size, length: Length, rated: float) -> Cell:
     batch = max(1, round(rates.batch_tokens / seq / unit)) * unit
     layout = _auto_layout(spec, size, batch) if is_auto else _micro_batch(config, batch // unit)
     steps = max(1, round(length.tokens / (batch * seq)))
-    name = f"{size.name}-{length.label}"
+    name = f"{size.name}-{length.label}" + ("" if seed is None else f"-seed{seed}")
     words = [
         f"run.name={spec.name}-{name}",
         f"run.dir={LADDERS}/{spec.name}/runs/{name}",
@@ -196,6 +201,7 @@ def _cell(spec: LadderSpec, size: Size, length: Length, rated: float) -> Cell:
         f"train.global_batch_size={batch}",
         *layout,
         f"optim.lr={rates.lr:.6g}",
+        *([] if seed is None else [f"run.seed={seed}"]),
     ]
     labels = {"ladder": spec.name, "size": size.name, "N": size.counted, "D": steps * batch * seq}
     words += [f"tracking.labels.{key}={value}" for key, value in labels.items()]
@@ -210,6 +216,7 @@ def _cell(spec: LadderSpec, size: Size, length: Length, rated: float) -> Cell:
         lr=float(f"{rates.lr:.6g}"),
         counted=size.counted,
         budget=length.budget,
+        seed=seed,
     )
     return replace(cell, overrides=tuple(words))
 
@@ -272,7 +279,7 @@ def checkpoint_of(cell: Cell, step: int) -> str:
 def _refuse_duplicates(cells: Sequence[Cell]) -> None:
     seen: dict[tuple[object, ...], Cell] = {}
     for cell in cells:
-        for key in ((cell.name,), (cell.parameters_without_embeddings, cell.parameters, cell.tokens)):
+        for key in ((cell.name,), (cell.parameters_without_embeddings, cell.parameters, cell.tokens, cell.seed)):
             if key in seen:
                 both = cell.name if seen[key].name == cell.name else f"{seen[key].name} and {cell.name}"
                 raise UserError(

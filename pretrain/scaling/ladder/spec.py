@@ -106,6 +106,9 @@ class LadderSpec:
     tokens: TokensSpec = field(default_factory=TokensSpec)
     rates: RatesSpec = field(default_factory=RatesSpec)
     targets: TargetSpec = field(default_factory=TargetSpec)
+    seeds: tuple[int, ...] = ()
+    """Every cell and target is trained once with each of these values of run.seed, and the fit takes the mean. None:
+    once, with the seed of `overrides`."""
     count: Literal["without_embeddings", "all"] = "without_embeddings"
     """Which parameters N counts, for lengths and for the fit."""
     layout: Literal["given", "auto"] = "given"
@@ -168,6 +171,8 @@ def _problems(spec: LadderSpec, values: Mapping[str, Any]) -> "list[Problem]":
             continue
         found += _size_problems(key, sizes)
         found += _token_problems(key, tokens)
+    if len(set(spec.seeds)) < len(spec.seeds):
+        found.append(Problem("seeds", list(spec.seeds), "must be different numbers"))
     if spec.layout == "auto" and spec.hardware is None:
         found.append(
             Problem("layout", "auto", "needs the time of each layout", "name a record of the machine: hardware")

@@ -31,12 +31,12 @@ SMOOTHED_OVER = 3
 RESULTS = (
     *("cell", "size", "role", "parameters_without_embeddings", "parameters", "tokens", "steps", "warmup_steps"),
     *("global_batch_size", "lr", "validation_loss", "smoothed_validation_loss", "bits_per_byte", "train_loss"),
-    *("diverged", "tokenizer", "validation_set"),
+    *("diverged", "tokenizer", "validation_set", "seed"),
 )
 TIMES = ("state", "step", "mfu", "tokens_per_second", "gpu_hours", "repeated_gpu_hours", "restarts")
 POINTS = (
     *("name", "role", "parameters_without_embeddings", "parameters", "tokens", "steps", "warmup_steps"),
-    *("validation_loss", "bits_per_byte", "diverged", "tokenizer", "validation_set"),
+    *("validation_loss", "bits_per_byte", "diverged", "tokenizer", "validation_set", "seed"),
 )
 """Columns of points.csv, which `pretrain scale fit` reads. It keeps targets out of the fit."""
 
@@ -95,6 +95,7 @@ def _row(cell: Cell) -> Row:
             "diverged": is_diverged,
             "tokenizer": description.get("data", {}).get("tokenizer_fingerprint"),
             "validation_set": _validation_set(folder, description),
+            "seed": cell.seed,
             "state": "diverged" if is_diverged and not final else state,
             "step": train[-1]["step"] if train else None,
             "mfu": _median(train, "mfu_6n_6lhs"),

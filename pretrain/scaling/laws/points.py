@@ -1,7 +1,7 @@
 """The points of a scaling law: a run each, with its size N, tokens D, compute C and final loss."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,8 @@ class Point:
     is_diverged: bool = False
     is_target: bool = False
     """Whether the ladder keeps it out of the fit, to compare it with the prediction."""
+    seed: str = ""
+    """Empty if the table does not say."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,26 @@ def cell_name(parameters: float, tokens: float) -> str:
     return f"N={parameters:.4g} D={tokens:.4g}"
 
 
+def mean_of_seeds(points: Points) -> Points:
+    """Runs of one cell with different seeds as one point: the mean of their losses.
+
+    A law is then fitted to cells, so that a cell of many seeds counts as much as the others, and the bootstrap draws
+    cells. Equal cells without seeds, or with equal ones, stay: `check_points` refuses them.
+    """
+    cells: dict[tuple[float, float], list[Point]] = {}
+    for point in points.points:
+        cells.setdefault((point.parameters, point.tokens), []).append(point)
+    kept: list[Point] = []
+    for runs in cells.values():
+        seeds = {run.seed for run in runs}
+        if len(runs) == 1 or "" in seeds or len(seeds) < len(runs):
+            kept += runs
+            continue
+        loss = sum(run.loss for run in runs) / len(runs)
+        kept.append(replace(runs[0], name=f"{runs[0].name} ({len(runs)} seeds)", loss=loss, seed=""))
+    return Points(tuple(kept), points.size, points.loss, points.scales)
+
+
 def check_points(points: Points, at_least: int, law: str) -> None:
     """Raise BadPoints for a value that cannot be used, a cell that is there twice, or too few points for the law."""
     for point in points.points:
@@ -120,6 +142,6 @@ def _no_duplicates(points: Points) -> None:
         if cell in seen:
             raise BadPoints(
                 f"{seen[cell]} and {point.name} are the same cell: {cell_name(*cell)}",
-                f"leave one of them out: --exclude {point.name!r}",
+                f"leave one of them out: --exclude {point.name!r}; runs that differ by a column `seed` are averaged",
             )
         seen[cell] = point.name

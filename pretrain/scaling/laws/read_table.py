@@ -23,6 +23,7 @@ ALIASES: Mapping[str, Sequence[str]] = {
     "warmup_steps": ("warmup_steps", "warm_up_steps"),
     "diverged": ("diverged", "is_diverged"),
     "role": ("role",),
+    "seed": ("seed", "random_seed"),
     "tokenizer": ("tokenizer", "tokenizer_digest"),
     "validation": ("validation_set", "validation", "validation_digest", "val_set"),
 }
@@ -187,4 +188,5 @@ def _point(row: Mapping[str, str], number: int, found: Mapping[str, str | None],
         warmup_steps=value("warmup_steps"),
         is_diverged=is_diverged,
         is_target=text("role") == TARGET,
+        seed=text("seed"),
     )

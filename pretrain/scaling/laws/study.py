@@ -15,7 +15,7 @@ from pretrain.scaling.laws.holdout import Holdout, leave_out_largest_compute, le
 from pretrain.scaling.laws.identified import not_identified, wide_interval
 from pretrain.scaling.laws.isoflop import IsoFlop, bootstrap_exponents, fit_isoflop
 from pretrain.scaling.laws.parametric import Fit, fit_parametric
-from pretrain.scaling.laws.points import BadPoints, Points
+from pretrain.scaling.laws.points import BadPoints, Points, mean_of_seeds
 
 NAMES = ("e", "alpha", "beta", "a", "b")
 RESULTS = (*NAMES, "frontier_exponent")
@@ -51,7 +51,8 @@ def study(
     points: Points, rules: Rules | None = None, over_penalty: float = 1.0, draws: int = DRAWS, seed: int = 0
 ) -> Study:
     """Fit everything; raises BadPoints if not even the law can be fitted."""
-    kept, excluded = apply_rules(points, rules or Rules())
+    runs, excluded = apply_rules(points, rules or Rules())
+    kept = mean_of_seeds(runs)
     fit = fit_parametric(kept, over_penalty)
     refits = bootstrap(fit, draws, seed)
     missing: dict[str, str] = {}

@@ -8,7 +8,7 @@ import pytest
 from data_pipeline.errors import UserError
 from pretrain.scaling.laws.exclude import Rules, apply_rules
 from pretrain.scaling.laws.parametric import fit_parametric
-from pretrain.scaling.laws.points import BadPoints, check_points
+from pretrain.scaling.laws.points import BadPoints, check_points, mean_of_seeds
 from pretrain.scaling.laws.read_table import Columns, read_points, same_scale
 from pretrain.scaling.laws.study import study
 from tests.unit.scaling.ladders import ladder
@@ -88,6 +88,14 @@ def test_points_that_cannot_be_fitted_are_named(tmp_path: Path, row: str, messag
     with pytest.raises(BadPoints) as error:
         fit_parametric(read_points(table(tmp_path, f"{ROWS}{row}\n")))
     assert message in str(error.value)
+
+
+def test_runs_of_one_cell_with_other_seeds_are_averaged(tmp_path: Path) -> None:
+    rows = "name,N,D,loss,seed\na,1,9,3,1\nb,1,9,5,2\nc,2,9,3,1\nd,2,9,3,1\n"
+    kept = mean_of_seeds(read_points(table(tmp_path, rows)))
+    assert [(point.name, point.loss) for point in kept.points] == [("a (2 seeds)", 4), ("c", 3), ("d", 3)]
+    with pytest.raises(BadPoints, match="c and d are the same cell"):
+        check_points(kept, 1, "law")
 
 
 def test_each_point_that_is_left_out_has_its_rule(tmp_path: Path) -> None:
