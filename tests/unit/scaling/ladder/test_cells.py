@@ -59,7 +59,7 @@ def test_each_seed_has_its_trunk_and_branches(tmp_path: Path) -> None:
     cells = cells_of(tmp_path, seeds=[3, 7], tokens={"multiples": [0.1, 0.4], "trunk": True})
     assert [load_run_config(cell.overrides).run.seed for cell in cells] == [3, 3, 7, 7] * 2
     assert all(cell.trunk is None or cell.trunk.endswith(cell.name[-6:]) for cell in cells)
-    assert "seeds=[3, 3]: must be different" in refusal(tmp_path, seeds=[3, 3])
+    assert "seeds=[3,3]: must be different" in refusal(tmp_path, seeds=[3, 3])
 
 
 def test_n_counts_embeddings_on_request(tmp_path: Path) -> None:
