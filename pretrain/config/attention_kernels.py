@@ -25,6 +25,8 @@ class AttentionRequest:
     dropout: float
     documents: bool
     """Whether each document is one call. Documents have any length from one token on."""
+    window: bool
+    """Whether a layer has a window, whose edge is a mask of numbers."""
     grouped: bool
     """Whether several query heads share one key and value head."""
 
@@ -42,6 +44,8 @@ def unsupported_reason(kernel: Kernel, request: AttentionRequest) -> str | None:
     match kernel:
         case "flash" | "cudnn" if on_gpu and bits != 16:
             return "takes 16 bits only on a GPU; set engine.precision=bf16"
+        case "flash" | "cudnn" if on_gpu and request.window:
+            return "is not called with windows here; model.window is set"
         case "flash" if on_gpu and width > 256:
             return f"takes heads of at most 256 columns, the model's have {width}"
         case "flash" if not on_gpu and request.dropout > 0:
@@ -68,6 +72,7 @@ def attention_request(
         head_width=model.head_size,
         dropout=model.attention_dropout,
         documents=documents,
+        window=model.window is not None,
         grouped=model.kv_heads < model.num_heads,
     )
 

@@ -40,6 +40,7 @@ SHAPE = frozenset(
     for name in (
         *("num_layers", "hidden_size", "num_heads", "num_query_groups", "head_dim", "ffn_hidden_size", "seq_length"),
         *("position", "norm", "qk_norm", "activation", "bias", "tie_embeddings", "vocab_size", "no_rope_every"),
+        *("window", "full_attention_every"),
     )
 ) | {"optim.name"}
 """Keys that change the names, shapes or meanings of saved tensors."""

@@ -25,6 +25,7 @@ def compile_problems(config: RunConfig) -> Iterator[Problem]:
         ),
         ("parallel.tp", config.parallel.tp, config.parallel.tp > 1, "ranks communicate within a layer", ""),
         ("parallel.cp", config.parallel.cp, config.parallel.cp > 1, "ranks communicate within a layer", ""),
+        ("model.window", model.window, model.window is not None, "windows are not tried", ""),
         (
             "data.document_mask",
             config.data.document_mask,

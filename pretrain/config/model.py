@@ -78,9 +78,30 @@ class ModelConfig:
     no_rope_every: int | None = None
     """One layer of this many, the last of them, has no rotary embeddings (Yang et al. 2025). null: no layer."""
 
+    window: int | None = None
+    """Number of tokens that each token sees, itself included (Beltagy et al. 2020). null: all before it."""
+    full_attention_every: int | None = None
+    """One layer of this many, the last of them, has no window. null: each layer has it."""
+
     def rotates(self, layer: int) -> bool:
         """Whether this layer, counted from 0 over all stages, has rotary embeddings."""
         return self.position == "rope" and not (self.no_rope_every and (layer + 1) % self.no_rope_every == 0)
+
+    def window_of(self, layer: int) -> int | None:
+        """The window of this layer, counted from 0 over all stages."""
+        every = self.full_attention_every
+        return None if every is not None and (layer + 1) % every == 0 else self.window
+
+    @property
+    def seen_share(self) -> float:
+        """The tokens that are seen, over all layers, as a share of those that are seen without windows."""
+        length = self.seq_length
+        whole = length * (length + 1) / 2
+        seen = 0.0
+        for layer in range(self.num_layers):
+            window = min(self.window_of(layer) or length, length)
+            seen += window * length - window * (window - 1) / 2
+        return seen / (self.num_layers * whole)
 
     @property
     def kv_heads(self) -> int:

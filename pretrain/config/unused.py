@@ -19,6 +19,7 @@ def rules(config: RunConfig) -> Iterator[tuple[str, bool, str]]:
     parallel, schedule, tokenizer = config.parallel, config.lr_schedule.name, config.tokenizer
     yield "parallel.sp", parallel.sp and parallel.tp == 1, "it needs parallel.tp above 1"
     yield "model.rope_base", config.model.position != "rope", "it needs model.position=rope"
+    yield "model.full_attention_every", config.model.window is None, "it needs model.window"
     yield "model.no_rope_every", config.model.position != "rope", "it needs model.position=rope"
     kind = config.model.rope_scaling.kind
     for name, kinds in _OF_SCALING.items():

@@ -40,9 +40,9 @@ class EngineCache:
 class _CachedAttention(nn.Module):
     """The core attention of one layer while tokens are added."""
 
-    def __init__(self, number: int, cache: EngineCache, placed: Placed) -> None:
+    def __init__(self, number: int, window: int | None, cache: EngineCache, placed: Placed) -> None:
         super().__init__()
-        self._number, self._cache, self._placed = number, cache, placed
+        self._number, self._window, self._cache, self._placed = number, window, cache, placed
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
         """query [t, b, n, d], key and value [t, b, g, d] -> [t, b, n * d]."""
@@ -51,7 +51,7 @@ class _CachedAttention(nn.Module):
         if layer is None:
             shape = (key.shape[0], key.shape[1], self._cache.rows.capacity, key.shape[3])
             layer = self._cache.layers[self._number] = LayerCache(key.new_zeros(shape), key.new_zeros(shape))
-        return layer.attend(query, key, value, self._placed).permute(2, 0, 1, 3).flatten(2)
+        return layer.attend(query, key, value, self._placed, self._window).permute(2, 0, 1, 3).flatten(2)
 
 
 @contextlib.contextmanager
@@ -63,7 +63,7 @@ def reading(stage: Stage, cache: EngineCache, placed: Placed) -> Iterator[None]:
     before = [owner.core_attention for owner in owners]
     try:
         for number, owner in enumerate(owners):
-            owner.core_attention = _CachedAttention(number, cache, placed)
+            owner.core_attention = _CachedAttention(number, owner.core_attention.window, cache, placed)
         for table in tables:
             table.at(placed.places, cache.rows.capacity)
         yield

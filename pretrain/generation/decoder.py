@@ -119,7 +119,7 @@ class Decoder:
         for number, (layer, kept) in enumerate(zip(self.layers, cache.layers, strict=True)):
             turned = tables if self.model.rotates(number) else None
             query, key, value = self._heads(layer, layer.attention_norm(hidden), turned)
-            context = kept.attend(query, key, value, placed).transpose(1, 2).flatten(2)
+            context = kept.attend(query, key, value, placed, self.model.window_of(number)).transpose(1, 2).flatten(2)
             hidden = hidden + layer.projection(context)
             hidden = hidden + layer.outer(self._activate(layer.inner(layer.ffn_norm(hidden))))
         last = hidden[last_places(placed.counts, self.device)]

@@ -71,6 +71,9 @@ def _differences(model: ModelConfig, known: Architecture) -> list[Problem]:
         for field, needed in known.fields.items()
         if (value := getattr(model, field)) != needed
     ]
+    if model.window is not None:
+        rule = "no config.json is written for attention within windows"
+        found.append(Problem("model.window", model.window, rule))
     if model.no_rope_every is not None:
         rule = "no Hugging Face class computes this model: all layers have rotary embeddings"
         found.append(Problem("model.no_rope_every", model.no_rope_every, rule, hint))

@@ -36,13 +36,33 @@ class Kernels:
 ANY = Kernels()
 
 
+UNSUPPORTED = {
+    "window_size": None,
+    "softmax_type": "vanilla",
+    "softmax_scale": None,
+    "attention_output_gate": False,
+    "no_rope_freq": None,
+    "window_attn_skip_freq": None,
+    "qk_clip": False,
+    "qk_l2_norm": False,
+    "rotary_interleaved": False,
+    "apply_query_key_layer_scaling": False,
+}
+"""Options of Megatron's configuration that this attention, or the module around it, would ignore without an error."""
+
+
 class CausalAttention(torch.nn.Module):
     """Core attention of one layer; built by Megatron's SelfAttention."""
+
+    window: int | None = None
+    """Number of tokens that a query sees; None: all before it."""
 
     def __init__(
         self, config: TransformerConfig, layer_number: int, *_: Any, kernels: Kernels = ANY, **__: Any
     ) -> None:
         super().__init__()
+        for name, value in UNSUPPORTED.items():
+            assert getattr(config, name, value) == value, f"{name} would be ignored"
         self.dropout, self.kernels = float(config.attention_dropout), kernels
 
     def forward(
@@ -116,27 +136,31 @@ def _lengths(document_starts: Tensor, num_tokens: int) -> list[int]:
     return [end - start for start, end in pairwise([0, *document_starts.tolist(), num_tokens])]
 
 
-def causal(query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
+def causal(query: Tensor, key: Tensor, value: Tensor, dropout: float, window: int | None = None) -> Tensor:
     """query [b, q, n, d], key and value [b, k, g, d] -> [b, q, n, d].
 
-    The queries are the last of k tokens: the last one sees all keys, and each other one key less than the next.
+    The queries are the last of k tokens: the last one sees all keys, and each other one key less than the next; with a
+    window, only the last keys of these.
     """
     query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))
     queries, keys = query.shape[2], key.shape[2]
+    window = window if window is not None and window < keys else None
+    is_plain = queries == keys and window is None
     context = scaled_dot_product_attention(
         query,
         key,
         value,
-        attn_mask=None if queries == keys else lower_right(queries, keys, query.device),
+        attn_mask=None if is_plain else lower_right(queries, keys, query.device, window),
         dropout_p=dropout,
-        is_causal=queries == keys,
+        is_causal=is_plain,
         enable_gqa=key.shape[1] != query.shape[1],
     )
     return context.transpose(1, 2)
 
 
-def lower_right(queries: int, keys: int, device: torch.device) -> Tensor:
+def lower_right(queries: int, keys: int, device: torch.device, window: int | None) -> Tensor:
     """The causal mask. On a GPU torch's mark of it keeps the fast kernels, which a mask of numbers excludes."""
-    if device.type != "cpu":
+    if device.type != "cpu" and window is None:
         return causal_lower_right(queries, keys)
-    return torch.ones(queries, keys, dtype=torch.bool, device=device).tril_(keys - queries)
+    seen = torch.ones(queries, keys, dtype=torch.bool, device=device).tril_(keys - queries)
+    return seen if window is None else seen.triu_(keys - queries - window + 1)

@@ -30,9 +30,9 @@ class Context:
         return cls(groups.cp_rank, groups.layout.cp, groups.context_parallel)
 
     @property
-    def parts(self) -> tuple[int, int]:
-        """This rank's parts of 2 * size."""
-        return self.rank, 2 * self.size - 1 - self.rank
+    def parts(self) -> tuple[int, ...]:
+        """This rank's parts of 2 * size; of one that is alone, the only part."""
+        return (0,) if self.size == 1 else (self.rank, 2 * self.size - 1 - self.rank)
 
     def own(self, whole: Tensor, dim: int = 1) -> Tensor:
         """This rank's parts of a tensor, joined along `dim`; the tensor itself if nothing is shared."""
@@ -86,16 +86,16 @@ class _Gather(torch.autograd.Function):
 
 
 class ContextAttention(CausalAttention):
-    """Core attention of one layer over samples that ranks share.
+    """Core attention of one layer over samples that ranks share, or with a window.
 
     Recomputation of core attention gathers again, and keeps no keys and values of other ranks meanwhile.
     """
 
     context: Context
 
-    def __init__(self, *args: Any, context: Context, **settings: Any) -> None:
+    def __init__(self, *args: Any, context: Context, window: int | None, **settings: Any) -> None:
         super().__init__(*args, **settings)
-        self.context = context
+        self.context, self.window = context, window
 
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, document_starts: Tensor | None, dropout: float
@@ -104,9 +104,12 @@ class ContextAttention(CausalAttention):
 
         `document_starts` are those of the whole samples.
         """
-        whole = self.context.gather(torch.cat((key, value), -1))  # one collective for both
-        keys, values = whole.split(key.shape[-1], -1)
-        return attend_parts(query, keys, values, document_starts, self.context.parts, dropout, self.kernels)
+        if self.context.size > 1:
+            whole = self.context.gather(torch.cat((key, value), -1))  # one collective for both
+            key, value = whole.split(key.shape[-1], -1)
+        return attend_parts(
+            query, key, value, document_starts, self.context.parts, dropout, self.kernels, window=self.window
+        )
 
 
 def attend_parts(
@@ -117,6 +120,8 @@ def attend_parts(
     parts: Sequence[int],
     dropout: float,
     kernels: Kernels,
+    *,
+    window: int | None = None,
 ) -> Tensor:
     """Causal attention of some parts of the samples within each document.
 
@@ -129,7 +134,7 @@ def attend_parts(
     query, key, value = (tensor.transpose(0, 1) for tensor in (query, key, value))  # [b, s, n or g, d]
     if document_starts is None:
         calls = [_Call(size, 0, end) for _, end in spans]
-        context = _attend(calls, query, key, value, dropout, kernels)
+        context = _attend(calls, query, key, value, dropout, kernels, window)
     else:
         starts = document_starts.tolist()
         calls = [
@@ -139,7 +144,7 @@ def attend_parts(
             for call in _calls(starts, sample * length, sample * length + begin, sample * length + end)
         ]
         flat_query, flat_key, flat_value = (tensor.flatten(0, 1)[None] for tensor in (query, key, value))
-        context = _attend(calls, flat_query, flat_key, flat_value, dropout, kernels)[0]
+        context = _attend(calls, flat_query, flat_key, flat_value, dropout, kernels, window)[0]
         context = context.unflatten(0, query.shape[:2])
     return context.transpose(0, 1).flatten(2)
 
@@ -161,15 +166,32 @@ def _calls(starts: Sequence[int], sample: int, begin: int, end: int) -> Iterator
         yield _Call(last - max(first, begin), first, last)
 
 
+def _blocks(call: _Call, window: int | None) -> Iterator[_Call]:
+    """As many queries as the window is wide at a time, with the keys that one of them sees."""
+    if window is None or call.end - call.first <= window:
+        yield call
+        return
+    for begin in range(call.end - call.queries, call.end, window):
+        end = min(begin + window, call.end)
+        yield _Call(end - begin, max(call.first, begin - window + 1), end)
+
+
 def _attend(
-    calls: Sequence[_Call], query: Tensor, key: Tensor, value: Tensor, dropout: float, kernels: Kernels
+    calls: Sequence[_Call],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    dropout: float,
+    kernels: Kernels,
+    window: int | None,
 ) -> Tensor:
     """query [b, q, n, d], key and value [b, k, g, d] -> [b, q, n, d]."""
-    spans = [(call.first, call.end) for call in calls]
-    queries = query.split([call.queries for call in calls], 1)
+    blocks = [block for call in calls for block in _blocks(call, window)]
+    spans = [(block.first, block.end) for block in blocks]
+    queries = query.split([block.queries for block in blocks], 1)
     keys, values = (_Slices.apply(tensor, spans) for tensor in (key, value))
     with kernels.allowed(dropout):
-        found = [causal(*heads, dropout) for heads in zip(queries, keys, values, strict=True)]
+        found = [causal(*heads, dropout, window) for heads in zip(queries, keys, values, strict=True)]
     return torch.cat(found, 1)
 
 

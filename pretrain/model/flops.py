@@ -22,5 +22,5 @@ def token_flops(model: ModelConfig, vocab_size: int) -> TokenFlops:
     """Operations per token of a sequence of `model.seq_length`, as one document: kept apart, several take fewer."""
     count = count_parameters(model, vocab_size)
     six_n = 6.0 * (count.layers + count.final_norm + vocab_size * model.hidden_size)
-    attention = 6.0 * model.num_layers * model.num_heads * model.head_size * model.seq_length
+    attention = 6.0 * model.num_layers * model.num_heads * model.head_size * model.seq_length * model.seen_share
     return TokenFlops(six_n=six_n, six_n_6lhs=six_n + attention, six_n_12lhs=six_n + 2 * attention)

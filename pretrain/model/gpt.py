@@ -26,7 +26,7 @@ from pretrain.model.init import initial_value
 from pretrain.model.parameters import LocalParameter, describe, own_rows, whole_shape
 from pretrain.model.rotary import RotaryTables
 from pretrain.model.scaling import UNSCALED, Scaling
-from pretrain.model.specs import block_spec, core_attention, transformer_config
+from pretrain.model.specs import block_spec, transformer_config
 
 
 class Chunk(GPTModel):
@@ -144,7 +144,7 @@ def build_stage(
                 model,
                 context,
                 config=config,
-                transformer_layer_spec=block_spec(model, part.layers, core_attention(kernels, context)),
+                transformer_layer_spec=block_spec(model, part.layers, kernels, context),
                 vocab_size=padded_vocab_size(model, vocab_size, tp),
                 max_sequence_length=model.seq_length,
                 pre_process=part.embedding,

@@ -14,7 +14,7 @@ from pretrain.config.engine import EngineConfig, RecomputeConfig
 from pretrain.config.model import ModelConfig
 from pretrain.config.parallel import ParallelConfig, stage_chunks
 from pretrain.model.attention import CausalAttention, Kernels
-from pretrain.model.context import Context, ContextAttention
+from pretrain.model.context import ALONE, Context, ContextAttention
 from pretrain.model.feed_forward import FeedForward
 from pretrain.model.self_attention import SelfAttention
 
@@ -68,21 +68,23 @@ def transformer_config(model: ModelConfig, parallel: ParallelConfig, engine: Eng
     )
 
 
-def core_attention(kernels: Kernels, context: Context) -> ModuleSpec:
-    """The core attention of a layer, if this rank has whole samples or parts of them."""
-    if context.size == 1:
-        return ModuleSpec(CausalAttention, params={"kernels": kernels})
-    return ModuleSpec(ContextAttention, params={"kernels": kernels, "context": context})
-
-
-def block_spec(model: ModelConfig, layers: range, core: ModuleSpec) -> TransformerBlockSubmodules:
+def block_spec(
+    model: ModelConfig, layers: range, kernels: Kernels, context: Context = ALONE
+) -> TransformerBlockSubmodules:
     """The layers of a chunk, by their numbers over all stages, and our final norm."""
     return TransformerBlockSubmodules(
-        layer_specs=[_layer_spec(model, number, core) for number in layers], layer_norm=Norm
+        layer_specs=[_layer_spec(model, number, kernels, context) for number in layers], layer_norm=Norm
     )
 
 
-def _layer_spec(model: ModelConfig, number: int, core: ModuleSpec) -> ModuleSpec:
+def _core_attention(window: int | None, kernels: Kernels, context: Context) -> ModuleSpec:
+    """The core attention of a layer, for whole samples or for parts and windows of them."""
+    if context.size == 1 and window is None:
+        return ModuleSpec(CausalAttention, params={"kernels": kernels})
+    return ModuleSpec(ContextAttention, params={"kernels": kernels, "context": context, "window": window})
+
+
+def _layer_spec(model: ModelConfig, number: int, kernels: Kernels, context: Context) -> ModuleSpec:
     """A layer of Megatron's local modules with our norms, attention and feed-forward block."""
     layer = get_gpt_layer_local_spec(normalization="RMSNorm" if model.norm == "rmsnorm" else None)
     layer.submodules.input_layernorm = Norm
@@ -91,7 +93,7 @@ def _layer_spec(model: ModelConfig, number: int, core: ModuleSpec) -> ModuleSpec
     layer.submodules.self_attention.module = SelfAttention
     layer.submodules.self_attention.params["rotates"] = model.rotates(number)
     attention = layer.submodules.self_attention.submodules
-    attention.core_attention = core
+    attention.core_attention = _core_attention(model.window_of(number), kernels, context)
     attention.q_layernorm = attention.k_layernorm = Norm if model.qk_norm else None
     return layer
 

@@ -30,6 +30,14 @@ class Placed:
     mask: "Tensor | bool | None"
     """Which keys each query sees [b, 1, t, end]; True: those up to its own place; None: all."""
 
+    def mask_within(self, window: int | None) -> "Tensor | bool | None":
+        """The mask of a layer whose queries see so many tokens."""
+        if window is None or window >= self.end:
+            return self.mask
+        keys = torch.arange(self.end, device=self.places.device)
+        first = torch.maximum(self.places - self.positions, self.places - window + 1)
+        return ((keys <= self.places[:, :, None]) & (keys >= first[:, :, None]))[:, None]
+
 
 class TextRows:
     """The lengths of some texts in caches of `capacity` tokens."""
@@ -113,7 +121,7 @@ class LayerCache:
     def __init__(self, keys: Tensor, values: Tensor) -> None:
         self.keys, self.values = keys, values
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, placed: Placed) -> Tensor:
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, placed: Placed, window: int | None = None) -> Tensor:
         """Keep the new keys and values [b, g, t, d]; attention of the queries [b, n, t, d] over all: [b, n, t, d].
 
         A single query sees all keys: with is_causal torch would let it see the first alone.
@@ -130,9 +138,10 @@ class LayerCache:
             self.values.transpose(1, 2)[index] = value.transpose(1, 2)[real]
         keys, values = self.keys[:, :, : placed.end], self.values[:, :, : placed.end]
         grouped = keys.shape[1] != query.shape[1]
-        if placed.mask is True:
+        seen = placed.mask_within(window)
+        if seen is True:
             return scaled_dot_product_attention(query, keys, values, is_causal=True, enable_gqa=grouped)
-        mask = placed.mask if isinstance(placed.mask, Tensor) else None
+        mask = seen if isinstance(seen, Tensor) else None
         return scaled_dot_product_attention(query, keys, values, attn_mask=mask, enable_gqa=grouped)
 
     def selected(self, rows: Sequence[int]) -> "LayerCache":

@@ -198,9 +198,12 @@ class _LowerRight:
     queries: int
     keys: int
     device: torch.device
+    window: int | None
 
     def numbers(self, query: torch.Tensor) -> torch.Tensor:
         seen = torch.ones(self.queries, self.keys, dtype=torch.bool, device=query.device).tril(self.keys - self.queries)
+        if self.window is not None:
+            seen = seen.triu(self.keys - self.queries - self.window + 1)
         return torch.zeros_like(seen, dtype=query.dtype).masked_fill(~seen, -math.inf)
 
 

@@ -22,6 +22,7 @@ MODELS = {
     "layernorm_qk": ("all_sorts", "model.qk_norm=true"),
     "odd": ("gpt_odd",),
     "yarn": ("llama", *YARN),
+    "windows": ("llama", "model.num_layers=3", "model.window=4", "model.full_attention_every=2"),
     "no_rope": ("llama", "model.num_layers=3", "model.no_rope_every=2"),
 }
 LARGEST = 1e-5

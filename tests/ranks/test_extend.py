@@ -17,12 +17,17 @@ from tests.support.training import start
 from tests.support.whole_texts import WholeTexts
 
 LAYERS = ("model.num_layers=4", "model.num_heads=4")
-MODELS = {"gpt": ("gpt", *LAYERS), "llama": ("llama", *LAYERS, "model.num_query_groups=2")}
+WINDOWS = ("model.window=4", "model.full_attention_every=3")
+MODELS = {
+    "windows": ("llama", *LAYERS, *WINDOWS),
+    "gpt": ("gpt", *LAYERS),
+    "llama": ("llama", *LAYERS, "model.num_query_groups=2"),
+}
 LAYOUTS = [
     ("gpt", 1, {}, False),
     ("llama", 2, {"tp": 2, "sp": True}, False),
     ("gpt", 2, {"pp": 2, "vp": 2}, True),
-    ("llama", 4, {"cp": 2, "pp": 2}, True),
+    ("windows", 4, {"cp": 2, "pp": 2}, True),
     pytest.param("llama", 4, {"tp": 2, "pp": 2}, True, marks=pytest.mark.full),
     pytest.param("gpt", 4, {"tp": 4}, False, marks=pytest.mark.full),
     pytest.param("llama", 4, {"pp": 4}, False, marks=pytest.mark.full),

@@ -161,11 +161,12 @@ def test_logical_tensors_exclude_padding_and_split_swiglu() -> None:
 # Arithmetic
 
 
-def plain_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def plain_attention(query: Tensor, key: Tensor, value: Tensor, window: int | None = None) -> Tensor:
     """query, key and value [b, heads, s, d] -> [b, heads, s, d], by the definition."""
     scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
     later = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
-    return scores.masked_fill(later, -math.inf).softmax(-1) @ value
+    earlier = torch.ones_like(later).tril(-(window or scores.shape[-1]))
+    return scores.masked_fill(later | earlier, -math.inf).softmax(-1) @ value
 
 
 @pytest.mark.parametrize(("heads", "groups"), [(4, 4), (4, 2), (6, 1), (1, 1)])
@@ -228,7 +229,8 @@ def _attention(x: Tensor, weights: dict[str, Tensor], name: str, model: ModelCon
         model.no_rope_every is None or layer % model.no_rope_every < model.no_rope_every - 1
     ):
         query, key = _rotate(query, model), _rotate(key, model)
-    out = plain_attention(query, key, value).transpose(1, 2).flatten(2)
+    has_window = model.full_attention_every is None or (layer + 1) % model.full_attention_every
+    out = plain_attention(query, key, value, model.window if has_window else None).transpose(1, 2).flatten(2)
     return _linear(out, weights, f"{name}.linear_proj")
 
 
@@ -279,6 +281,8 @@ ARCHITECTURES = {
     "llama": run_config("llama", "model.norm_eps=0.1", "model.rope_base=100.0"),
     "llama3": run_config("llama", *LLAMA3),
     "yarn": run_config("llama", *YARN),
+    "windows": run_config("llama", "model.num_layers=3", "model.window=5", "model.full_attention_every=2"),
+    "window of one": run_config("gpt", "model.window=1"),
     "no_rope": run_config("llama", "model.num_layers=3", "model.no_rope_every=2", "model.rope_base=100.0"),
     "llama_tied": run_config("llama_tied", "model.num_query_groups=1"),
     "wide_heads": run_config("gpt", "model.head_dim=12", "model.num_query_groups=2"),
@@ -292,6 +296,15 @@ def test_logits_are_those_of_the_architecture(name: str) -> None:
     (found,) = run_ranks(outputs, 1, ARCHITECTURES[name])
     np.testing.assert_allclose(found.logits, found.expected, rtol=1e-4, atol=1e-4)
     assert np.abs(found.logits).max() > 1
+
+
+@pytest.mark.parametrize(("option", "value"), [("window_size", (4, 0)), ("softmax_type", "learnable")])
+def test_an_option_of_megatron_that_attention_would_ignore_is_refused(option: str, value: object) -> None:
+    config = load_run_config(["model=tiny"])
+    made = transformer_config(config.model, config.parallel, config.engine)
+    setattr(made, option, value)
+    with pytest.raises(AssertionError, match=option):
+        CausalAttention(made, 1)
 
 
 @pytest.mark.parametrize("name", ["gpt", "llama"])

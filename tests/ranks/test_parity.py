@@ -155,6 +155,7 @@ class Layout:
 ONCE = "engine.grad_reduction=per_step"
 HELD = "engine.param_gather=per_step"
 DOCUMENTS = "data.document_mask=true"
+WINDOWS = ("model.window=5", "model.full_attention_every=3")
 UNEVEN = "parallel.pp_layout=Et|tttL"
 SCALED = ("optim.base_width=16", "optim.base_depth=1", "optim.clip_grad_norm=0.05")
 MUON = ("optim=muon", "optim.muon.lr_ratio=0.5", "optim.embedding_lr_ratio=2", "optim.clip_grad_norm=0.1")
@@ -185,6 +186,10 @@ LAYOUTS = [
     Layout("gpt", 3, pp=2, overrides=(UNEVEN,)),
     # Layers that differ, by their numbers over all stages.
     Layout("llama", 1, pp=2, vp=2, micro_batches=2, overrides=("model.no_rope_every=3",)),
+    Layout("llama", 3, pp=2, vp=2, micro_batches=2, overrides=WINDOWS),
+    Layout("gpt", 1, tp=2, cp=2, pp=2, sp=True, overrides=(*WINDOWS, DOCUMENTS)),
+    Layout("llama", 0, cp=4, overrides=("model.window=7",)),
+    Layout("llama", 2, dp=2, overrides=(*WINDOWS, DOCUMENTS, "engine.recompute.granularity=full")),
     # Samples that ranks share.
     *(Layout(model, 1, cp=2) for model in ("gpt", "llama")),
     *(Layout(model, 3, cp=4) for model in ("gpt", "llama")),
@@ -272,8 +277,12 @@ def test_equals_one_process_of_plain_torch(layout: Layout) -> None:
     assert_parity(layout)
 
 
+OF_THE_MODEL = ("model.seq_length", "model.no_rope_every", "model.window", "model.full_attention_every")
+"""Overrides that change the function. The padding of the vocabulary does not."""
+
+
 def assert_parity(layout: Layout) -> None:
-    data = [override for override in layout.overrides if override.startswith(("data.", "model.", "optim"))]
+    data = [override for override in layout.overrides if override.startswith(("data.", "optim", *OF_THE_MODEL))]
     expected = reference(layout.model, layout.num_layers, *data)
     assert (expected.norms > layout.config.optim.clip_grad_norm).all(), "clipping must bite for this test to see it"
     for run in run_ranks(engine_run, layout.world_size, layout.config):

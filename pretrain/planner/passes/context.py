@@ -1,4 +1,4 @@
-"""Core attention over samples that ranks share, on the tape: pretrain/model/context.py as it allocates.
+"""Core attention over samples that ranks share, or with windows, on the tape: as pretrain/model/context.py allocates.
 
 The keys and values of whole samples are there from their gather to the backward pass, unless core attention is
 recomputed.
@@ -19,40 +19,50 @@ def shared_core(tape: Tape, sizes: "Sizes", inputs: Sequence[Tensor], scores: in
     ranks, meter = sizes.context, tape.meter
     own = key.size + value.size
     whole = own * ranks
-    meter.add(own, whole)  # keys and values beside each other, and the parts as they arrive
-    gathered = tape.new(whole)
-    meter.add(-whole, -own)
-    asked, seen = tape.hold(query), tape.hold(gathered)
+    seen = [tape.hold(key), tape.hold(value)]
+    if ranks > 1:
+        meter.add(own, whole)  # keys and values beside each other, and the parts as they arrive
+        gathered = tape.new(whole)
+        meter.add(-whole, -own)
+        tape.free(*seen)
+        seen = [gathered]
+    asked, used = tape.hold(query), [tape.hold(tensor) for tensor in seen]
     if sizes.documents and sizes.samples > 1:
-        tape.free(asked, seen)
-        asked, seen = tape.new(query.size), tape.new(whole)
+        tape.free(asked, *used)
+        asked, used = tape.new(query.size), [tape.new(whole)]
     parts = tape.new(query.size)
     meter.add(scores)
     joined = tape.new(query.size)
-    tape.free(gathered)
+    tape.free(*seen)
     if not tape.records:
-        tape.free(asked, seen, parts)
+        tape.free(asked, *used, parts)
         meter.add(-scores)
         return joined
-    # The first part of a rank sees r + 1 of 2 c parts of the keys, its second one 2 c - r.
-    spans = whole * (2 * ranks + 1) // (2 * ranks)
+    # The first part of a rank sees r + 1 of 2 c parts of the keys, its second one 2 c - r. Windows see each key twice.
+    spans = 2 * whole if sizes.model.window is not None else whole * (2 * ranks + 1) // (2 * ranks)
 
     def backward(given: list[Storage]) -> None:
         of_parts = tape.new(query.size).storage
         meter.add(spans)
         tape.drop(given[0])
-        tape.free(asked, seen, parts)
+        tape.free(asked, *used, parts)
         meter.add(-scores)
+        of_seen = []
         for _ in range(2):  # values, keys
-            meter.add(whole // 2, -(spans // 2))
+            of_seen.append(tape.new(whole // 2).storage)
+            meter.add(-(spans // 2))
         of_query = tape.new(query.size).storage
         tape.drop(of_parts)
-        meter.add(whole, -(whole // 2) * 2)
-        meter.add(whole)
-        of_own = tape.new(own).storage
-        meter.add(-whole, -whole)
-        of_own.holders += 1
-        for tensor, gradient in ((query, of_query), (key, of_own), (value, of_own)):
+        if ranks > 1:
+            meter.add(whole)
+            for part in of_seen:
+                tape.drop(part)
+            meter.add(whole)
+            of_own = tape.new(own).storage
+            meter.add(-whole, -whole)
+            of_own.holders += 1
+            of_seen = [of_own, of_own]
+        for tensor, gradient in zip((query, value, key), (of_query, *of_seen), strict=True):
             tape.give(tensor, gradient)
 
     tape.record((joined,), backward)

@@ -167,7 +167,7 @@ def _attention(tape: Tape, sizes: Sizes, gradients: Gradients, normed: Tensor) -
     heads = _heads(tape, sizes, gradients, normed)
     if sizes.documents and sizes.samples > 1 and sizes.context == 1:
         heads = [_copied(tape, part) for part in heads]
-    core = _core if sizes.context == 1 else shared_core
+    core = _core if sizes.context == 1 and sizes.model.window is None else shared_core
     if "core_attn" in sizes.recomputed:
         context = recomputed_of(tape, heads, lambda inner, given: core(inner, sizes, given, scores))
     else:

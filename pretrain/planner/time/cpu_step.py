@@ -217,14 +217,14 @@ def _layer(rank: CpuRank) -> tuple[Times, Times]:
     return (
         Times(
             kernels.products_forward / cp,
-            kernels.attention_forward / cp,
+            kernels.attention_forward * model.seen_share / cp,
             FORWARD_SHARE * moved,
             forward_sent,
             FORWARD_SHARE * host,
         ),
         Times(
             kernels.products_backward / cp,
-            kernels.attention_backward / cp,
+            kernels.attention_backward * model.seen_share / cp,
             (1 - FORWARD_SHARE) * moved,
             backward_sent,
             (1 - FORWARD_SHARE) * host,

@@ -218,7 +218,7 @@ def _attention(rank: Rank, direction: Direction) -> float:
         return unfused_seconds(rank.products, direction, shape, rank.bytes_per_second) / rank.context.ranks
     narrow = rank.constants.narrow_heads_gpu if rank.hardware.kind == "gpu" else 1.0
     seconds = fused_seconds(rank.hardware, rank.behaviour.attention, direction, shape, narrow, rank.share)
-    return seconds / rank.context.ranks
+    return seconds * model.seen_share / rank.context.ranks
 
 
 def _elementwise(rank: Rank, direction: Direction) -> float:

@@ -9,7 +9,7 @@ from tests.unit.config.test_checks import changed
 POSITIVE = {
     "model": (
         "num_layers hidden_size num_heads num_query_groups head_dim ffn_hidden_size seq_length vocab_multiple_of "
-        "norm_eps rope_base no_rope_every"
+        "norm_eps rope_base no_rope_every window full_attention_every"
     ),
     "model.rope_scaling": "original_length low_freq_factor high_freq_factor beta_fast beta_slow attention_factor",
     "train": "global_batch_size micro_batch_size max_steps max_minutes warn_epochs",

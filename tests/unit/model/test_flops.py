@@ -1,5 +1,7 @@
 """Floating-point operations per token, worked out by hand for one model."""
 
+from dataclasses import replace
+
 import pytest
 
 from pretrain.config.checks import check_model
@@ -59,3 +61,12 @@ def test_flops_equal_those_counted_by_hand() -> None:
     # the causal mask needs half.
     assert flops.six_n_12lhs - flops.six_n == 3 * (2 * 2 * 3) * 4 * 2 * 16
     assert flops.six_n_6lhs - flops.six_n == (flops.six_n_12lhs - flops.six_n) / 2
+
+
+def test_windows_take_fewer_flops() -> None:
+    windows = replace(MODEL, window=4, full_attention_every=3)
+    # Of three layers, two see 1 + 2 + 3 + 4 * 13 tokens instead of 1 + 2 + ... + 16.
+    share = (2 * 58 + 136) / (3 * 136)
+    plain, fewer = (token_flops(model, VOCAB_SIZE) for model in (MODEL, windows))
+    assert fewer.six_n == plain.six_n
+    assert fewer.six_n_6lhs - fewer.six_n == pytest.approx(share * (plain.six_n_6lhs - plain.six_n))
