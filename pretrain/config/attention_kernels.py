@@ -25,10 +25,10 @@ class AttentionRequest:
     dropout: float
     documents: bool
     """Whether each document is one call. Documents have any length from one token on."""
-    window: bool
-    """Whether a layer has a window, whose edge is a mask of numbers."""
     grouped: bool
     """Whether several query heads share one key and value head."""
+    window: bool = False
+    """Whether a layer has a window, whose edge is a mask of numbers."""
 
 
 def attention_kernels(choice: Literal["auto"] | Kernel, request: AttentionRequest) -> tuple[Kernel, ...]:

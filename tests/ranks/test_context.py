@@ -42,12 +42,33 @@ def test_parts_of_all_ranks_are_the_whole(name: str, size: int, groups: int) -> 
     total = torch.zeros((), dtype=torch.float64)
     for rank in range(size):
         context = Context(rank, size)
-        parts = context.parts if size > 1 else range(1)
-        found = attend_parts(context.own(query, 0), key, value, starts, parts, 0.0, ANY)
+        found = attend_parts(context.own(query, 0), key, value, starts, context.parts, 0.0, ANY)
         torch.testing.assert_close(found, context.own(expected, 0), rtol=1e-12, atol=1e-12)
         total = total + (found * context.own(weights, 0)).sum()
     for one, other in zip(torch.autograd.grad(total, (query, key, value)), wanted, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("window", [1, 4, 7, 23, 24])
+@pytest.mark.parametrize("name", STARTS)
+def test_windows_are_those_of_a_mask(name: str, window: int) -> None:
+    query, key, value = heads(1, 4), heads(2, 2), heads(3, 2)
+    borders = [0, *(STARTS[name] or []), 2 * LENGTH]
+    documents = torch.tensor([sum(border <= place for border in borders[1:-1]) for place in range(2 * LENGTH)])
+    places = torch.arange(LENGTH)
+    for sample in range(2):
+        own = documents.view(2, LENGTH)[sample]
+        seen = (own[:, None] == own) & (places <= places[:, None]) & (places > places[:, None] - window)
+        first, second, third = (tensor[:, sample].transpose(0, 1) for tensor in (query, key, value))
+        second, third = (tensor.repeat_interleave(2, 0) for tensor in (second, third))
+        scores = (first @ second.transpose(1, 2) / 8**0.5).masked_fill(~seen, -torch.inf)
+        expected = (scores.softmax(-1) @ third).transpose(0, 1).flatten(1)
+        for rank in range(2):
+            context = Context(rank, 2)
+            starts = None if STARTS[name] is None else torch.tensor(STARTS[name])
+            own_query = context.own(query, 0)
+            found = attend_parts(own_query, key, value, starts, context.parts, 0.0, ANY, window=window)
+            torch.testing.assert_close(found[:, sample], context.own(expected, 0), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("size", [2, 3, 4])

@@ -551,6 +551,34 @@ MUTATIONS = (
         "if len(own) != len(_BLANK):",
         ("tests/unit/checkpoint/test_bit_flips.py::test_every_bit_of_the_manifest_counts",),
     ),
+    # Layers that differ.
+    Mutation(
+        "layers-counted-by-stage",
+        "which layers have windows and rotary positions depends on the cut of the pipeline",
+        "pretrain/model/specs.py",
+        "for number in layers]",
+        "for number in range(len(layers))]",
+        (
+            f"{PARITY}[llama-zero1-pp2vp2-m2-no_rope_every=3]",
+            f"{PARITY}[llama-zero1-pp2vp2-m2-window=5-full_attention_every=3]",
+        ),
+    ),
+    Mutation(
+        "cache-without-windows",
+        "texts with a cache see more tokens than the model was trained with",
+        "pretrain/engine/text_cache.py",
+        "owner.core_attention.window, cache",
+        "None, cache",
+        ("tests/ranks/test_extend.py::test_cached_equals_whole[windows-4-layout3-True]",),
+    ),
+    Mutation(
+        "decoder-without-windows",
+        "generated text sees more tokens than the model was trained with",
+        "pretrain/generation/decoder.py",
+        "placed, self.model.window_of(number))",
+        "placed)",
+        ("tests/ranks/test_decoder.py::test_cached_equals_whole[windows-False]",),
+    ),
     # Samples that ranks share.
     Mutation(
         "context-loss-undivided",

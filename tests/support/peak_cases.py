@@ -107,6 +107,8 @@ def _shared() -> Iterator[Case]:
     core = (f"{recompute}granularity=selective", f"{recompute}modules=[core_attn]")
     yield _case("shared samples", LLAMA, 1, "parallel.cp=2", *core, "model.seq_length=2048")
     yield _case("shared samples", QWEN, 0, "parallel.cp=2", f"{recompute}granularity=full", "model.seq_length=2048")
+    for more in (("model.window=128",), ("model.window=128", "parallel.cp=2")):
+        yield _case("windows", LLAMA, 0, *more, "model.seq_length=2048", micro=1, samples=2)
     for micro in (1, 2):
         yield _case("shared samples", LLAMA, 0, "parallel.cp=2", "data.document_mask=true", micro=micro)
 
