@@ -104,8 +104,8 @@ EXCHANGE = (
         "single-query-is-causal",
         "a new token sees the first token alone",
         "pretrain/model/text_rows.py",
-        "        if placed.mask is True:\n",
-        "        if placed.mask is True or placed.mask is None:\n",
+        "        if seen is True:\n",
+        "        if seen is True or seen is None:\n",
         ("tests/ranks/test_decoder.py::test_equal_rows_take_the_short_way_to_the_same_logits",),
     ),
     Mutation(

@@ -560,7 +560,7 @@ MUTATIONS = (
         "for number in range(len(layers))]",
         (
             f"{PARITY}[llama-zero1-pp2vp2-m2-no_rope_every=3]",
-            f"{PARITY}[llama-zero1-pp2vp2-m2-window=5-full_attention_every=3]",
+            f"{PARITY}[llama-zero3-pp2vp2-m2-window=5-full_attention_every=3]",
         ),
     ),
     Mutation(
