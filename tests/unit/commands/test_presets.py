@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.config.checks import check_run
+from pretrain.config.checks import check_model, check_run
 from pretrain.config.load import load_run_config
 from pretrain.config.parallel import stage_chunks
 from pretrain.model.size import count_parameters
@@ -31,6 +31,27 @@ PUBLISHED = {
 }
 
 
+COUNTED = {
+    "qwen3_0.6b": (151_936, 596_049_920),
+    "qwen3_1.7b": (151_936, 1_720_574_976),
+    "qwen3_4b": (151_936, 4_022_468_096),
+    "qwen3_8b": (151_936, 8_190_735_360),
+    "qwen3_14b": (151_936, 14_768_307_200),
+    "qwen3_32b": (151_936, 32_762_123_264),
+    "llama_3.1_8b": (128_256, 8_030_261_248),
+    "smollm3_3b": (128_256, 3_075_098_624),
+}
+"""Vocabulary, and the number of parameters that the model cards on huggingface.co give."""
+
+
+@pytest.mark.parametrize("preset", COUNTED)
+def test_preset_has_exactly_the_published_parameters(preset: str) -> None:
+    vocab_size, total = COUNTED[preset]
+    model = load_run_config([f"model={preset}"]).model
+    assert count_parameters(model, vocab_size).total == total
+    assert not list(check_model(model))
+
+
 @pytest.mark.parametrize("preset", sorted(PUBLISHED))
 def test_preset_has_its_published_size(preset: str) -> None:
     published, vocab_size = PUBLISHED[preset]
@@ -54,7 +75,7 @@ def test_wider_presets_differ_only_in_their_heads(preset: str) -> None:
 
 def test_every_preset_is_published_wider_or_tiny() -> None:
     folder = Path(__file__).parents[3] / "conf" / "model"
-    assert {path.stem for path in folder.glob("*.yaml")} == {*PUBLISHED, *WIDER_HEADS, "tiny", "tiny_llama"}
+    assert {path.stem for path in folder.glob("*.yaml")} == {*PUBLISHED, *COUNTED, *WIDER_HEADS, "tiny", "tiny_llama"}
 
 
 # Layout -> model, ranks and samples in a step: where the layout was published, those of the publication.
