@@ -5,6 +5,7 @@
 
 from tests.support.evaluation_mutations import EVALUATION
 from tests.support.exchange_mutations import EXCHANGE
+from tests.support.muon_mutations import MUON
 from tests.support.mutation import TEST_SECONDS, Mutation
 
 __all__ = ["MUTATIONS", "TEST_SECONDS", "Mutation"]
@@ -40,6 +41,7 @@ DEEPSPEED, PARAMETERS = "pretrain/engine/deepspeed_config.py", "pretrain/model/p
 
 MUTATIONS = (
     *EXCHANGE,
+    *MUON,
     *EVALUATION,
     # Gradients that several ranks have parts of.
     Mutation(
@@ -53,7 +55,7 @@ MUTATIONS = (
     Mutation(
         "tied-group",
         "ZeRO-1 and 2 divide a tied weight differently at each end, so shards of different sizes are summed",
-        ZERO,
+        "pretrain/engine/optimizer/new.py",
         "if (item[2] in tied) == alone]",
         "if not alone]",
         (f"{PARITY}[gpt-zero1-pp2dp2-m3]",),
