@@ -42,7 +42,7 @@ def check_submission(config: RunConfig, folder: Path) -> str:
 
 def memory_problems(config: RunConfig, vocab_size: int) -> Iterator[Problem]:
     """The problems of a valid run that does not fit on a GPU, or in the memory of a node, as far as these are known."""
-    cluster, layout = config.cluster, ParallelLayout.of(config.parallel, config.cluster.ranks)
+    cluster, layout = config.cluster, ParallelLayout.of(config.model, config.parallel, config.cluster.ranks)
     on_node = memory_bytes(cluster.memory) if cluster.memory is not None else None
     on_gpu = cluster.gpu_memory_gib * GIB if cluster.gpu_memory_gib is not None else None
     uses_gpu = _uses_gpu(config)

@@ -24,6 +24,7 @@ _POSITIVE = {
         "norm_eps rope_base no_rope_every window full_attention_every"
     ),
     "model.rope_scaling": ("original_length low_freq_factor high_freq_factor beta_fast beta_slow attention_factor"),
+    "model.experts": "topk ffn_hidden_size scale",
     "train": "global_batch_size micro_batch_size max_steps max_tokens max_minutes warn_epochs",
     "optim": "lr eps base_width base_depth embedding_lr_ratio",
     "optim.muon": "lr_ratio iterations",
@@ -34,10 +35,11 @@ _POSITIVE = {
     "engine": "cpu_threads timeout_minutes init_timeout_minutes",
     "engine.loss_scale": "window minimum hysteresis",
     "engine.recompute": "num_layers",
-    "parallel": "tp pp vp cp",
+    "parallel": "tp pp vp cp ep etp",
 }
 _NOT_NEGATIVE = {
     "model": "init_std",
+    "model.experts": "count shared_ffn_hidden_size dense_layers sequence_loss z_loss bias_rate",
     "train": "max_bad_steps",
     "optim": "weight_decay clip_grad_norm",
     "lr_schedule": "warmup_steps warmup_tokens",
@@ -71,7 +73,8 @@ LIMITS: tuple[Bound, ...] = (
             "model": "hidden_size num_heads num_query_groups head_dim ffn_hidden_size seq_length vocab_multiple_of "
             "vocab_size",
             "train": "global_batch_size micro_batch_size",
-            "parallel": "tp pp vp cp",
+            "model.experts": "count topk ffn_hidden_size shared_ffn_hidden_size dense_layers",
+            "parallel": "tp pp vp cp ep etp",
         },
         f"must be at most {LARGEST}",
         lambda value: value <= LARGEST,

@@ -41,6 +41,8 @@ SHAPE = frozenset(
         *("num_layers", "hidden_size", "num_heads", "num_query_groups", "head_dim", "ffn_hidden_size", "seq_length"),
         *("position", "norm", "qk_norm", "activation", "bias", "tie_embeddings", "vocab_size", "no_rope_every"),
         *("window", "full_attention_every"),
+        *("experts.count", "experts.topk", "experts.ffn_hidden_size", "experts.shared_ffn_hidden_size"),
+        *("experts.dense_layers", "experts.score", "experts.normalize", "experts.scale"),
     )
 ) | {"optim.name"}
 """Keys that change the names, shapes or meanings of saved tensors."""

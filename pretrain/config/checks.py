@@ -9,16 +9,15 @@ from pretrain.config.compile_checks import compile_problems
 from pretrain.config.derived import data_parallel_size, micro_batch_size, with_micro_batch_size
 from pretrain.config.engine_checks import engine_problems
 from pretrain.config.errors import ConfigError, Problem
+from pretrain.config.expert_checks import expert_problems
 from pretrain.config.layout_checks import (
     describe_layouts,
-    divisors,
-    either,
     layout_problems,
-    nearest,
     nearest_layouts,
 )
 from pretrain.config.mixture_checks import mixture_problems
 from pretrain.config.model import ModelConfig
+from pretrain.config.numbers import divisors, either, nearest
 from pretrain.config.run import RunConfig
 
 MEMBER_BYTES = 1 << 30
@@ -89,6 +88,7 @@ def check_model(model: ModelConfig) -> Iterator[Problem]:
             "model.head_dim", model.head_size, "must be even, because rotary embeddings rotate pairs of dimensions"
         )
     yield from _rope_scaling(model)
+    yield from expert_problems(model)
 
 
 def _rope_scaling(model: ModelConfig) -> Iterator[Problem]:

@@ -23,6 +23,13 @@ def compile_problems(config: RunConfig) -> Iterator[Problem]:
             "gathers parameters within a layer",
             "set engine.zero_stage=2 or less",
         ),
+        (
+            "model.experts.count",
+            model.experts.count,
+            model.experts.count > 0,
+            "experts get other numbers of tokens",
+            "",
+        ),
         ("parallel.tp", config.parallel.tp, config.parallel.tp > 1, "ranks communicate within a layer", ""),
         ("parallel.cp", config.parallel.cp, config.parallel.cp > 1, "ranks communicate within a layer", ""),
         ("model.window", model.window, model.window is not None, "windows are not tried", ""),

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pretrain.config.attention_kernels import attention_problems, attention_request
 from pretrain.config.engine import EngineConfig
 from pretrain.config.errors import Problem
-from pretrain.config.layout_checks import chunks_or_none, divisors, either, nearest
+from pretrain.config.layout_checks import chunks_or_none
+from pretrain.config.numbers import divisors, either, nearest
 from pretrain.config.run import RunConfig
 
 
@@ -17,6 +18,7 @@ def engine_problems(config: RunConfig) -> Iterator[Problem]:
     yield from _modes(config.engine)
     yield from _offload(config.engine)
     yield from _attention(config)
+    yield from _experts(config)
     yield from _muon(config)
 
 
@@ -80,6 +82,23 @@ def _offload(engine: EngineConfig) -> Iterator[Problem]:
     if offload.params == "nvme" and engine.param_gather == "per_step":
         rule = "engine.offload.params=nvme needs parameters gathered for each micro-batch"
         yield Problem("engine.param_gather", "per_step", rule, "set it to auto, or engine.offload.params=cpu")
+
+
+def _experts(config: RunConfig) -> Iterator[Problem]:
+    engine, parallel, optim = config.engine, config.parallel, config.optim
+    if not config.model.experts.count:
+        return
+    if optim.name == "muon":
+        yield Problem("optim.name", "muon", "does not divide stacked experts into matrices", "set optim=adamw")
+    for key in ("base_width", "base_depth"):
+        if (base := getattr(optim, key)) is not None:
+            rule = "its rules are not known for experts"
+            yield Problem(f"optim.{key}", base, rule, f"set optim.{key}=null, or model.experts.count=0")
+    if parallel.ep * parallel.etp == parallel.tp:
+        return
+    if engine.zero_stage == 2 and engine.precision != "fp32" and engine.grad_accum_dtype == "fp32":
+        rule = "DeepSpeed sums the gradients of experts in 16 bits there"
+        yield Problem("engine.zero_stage", 2, rule, "set it to 1 or 3, or engine.grad_accum_dtype=same")
 
 
 def _attention(config: RunConfig) -> Iterator[Problem]:

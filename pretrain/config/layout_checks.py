@@ -8,9 +8,12 @@ import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Sequence
 
+from data_pipeline.config_text import written
 from pretrain.config.derived import data_parallel_size, micro_batch_size, micro_batches
 from pretrain.config.errors import Problem
+from pretrain.config.expert_checks import expert_layout_problems, fitting_experts
 from pretrain.config.model import ModelConfig
+from pretrain.config.numbers import divisors, either, nearest
 from pretrain.config.parallel import Chunk, LayoutError, ParallelConfig, even_layout, stage_chunks
 from pretrain.config.run import RunConfig, TrainConfig
 
@@ -18,11 +21,14 @@ from pretrain.config.run import RunConfig, TrainConfig
 def layout_problems(config: RunConfig, world_size: int) -> Iterator[Problem]:
     """Every broken rule of `config.parallel`, on `world_size` ranks."""
     model, parallel = config.model, config.parallel
-    if min(parallel.tp, parallel.pp, parallel.vp, parallel.cp) < 1 or not _shape_is_sound(model):
+    if min(parallel.tp, parallel.pp, parallel.vp, parallel.cp, parallel.ep, parallel.etp) < 1 or not _shape_is_sound(
+        model
+    ):
         return  # bounds.py reports these
     yield from _world(parallel, world_size)
     yield from _tensor(model, parallel)
     yield from _context(model, parallel)
+    yield from expert_layout_problems(model, parallel, world_size)
     yield from _pipeline(model, parallel)
     yield from _interleaving(config.train, parallel, world_size)
 
@@ -52,6 +58,7 @@ def nearest_layouts(config: RunConfig, world_size: int, count: int = 5) -> list[
             for vp in divisors(model.num_layers) if pp > 1 else [1]:
                 for cp in divisors(world_size // tp // pp) if asked.cp > 1 else [1]:
                     candidate = dataclasses.replace(asked, tp=tp, pp=pp, vp=vp, cp=cp)
+                    candidate = fitting_experts(candidate, model, world_size)
                     if candidate.pp * candidate.vp != asked.pp * asked.vp:
                         candidate = dataclasses.replace(candidate, pp_layout=None)
                     if _is_legal(dataclasses.replace(config, parallel=candidate), world_size):
@@ -67,15 +74,12 @@ def describe_layouts(layouts: Sequence[ParallelConfig], asked: ParallelConfig, w
     for layout in layouts:
         names = ("tp", "pp", "vp", "cp") if asked.cp > 1 else ("tp", "pp", "vp")
         words = [f"parallel.{name}={getattr(layout, name)}" for name in names]
+        others = (name for name in ("sp", "ep", "etp") if getattr(layout, name) != getattr(asked, name))
+        words += [f"parallel.{name}={written(getattr(layout, name))}" for name in others]
         if layout.pp_layout != asked.pp_layout:
             words.append("parallel.pp_layout=null")
         lines.append(f"    {' '.join(words)}   (data-parallel size {data_parallel_size(layout, world_size)})")
     return "\n".join(lines)
-
-
-def either(values: Sequence[int]) -> str:
-    """`1, 2 or 4`."""
-    return ", ".join(map(str, values[:-1])) + f" or {values[-1]}" if len(values) > 1 else str(values[0])
 
 
 def _is_legal(config: RunConfig, world_size: int) -> bool:
@@ -177,23 +181,12 @@ def _interleaving(train: TrainConfig, parallel: ParallelConfig, world_size: int)
     yield Problem("train.global_batch_size", batch, rule, f"choose {choices}, or set parallel.vp=1")
 
 
-def nearest(values: Iterable[int], asked: int, count: int = 3) -> list[int]:
-    """The `count` values nearest to `asked`, ascending."""
-    return sorted(sorted(values, key=lambda n: abs(n - asked))[:count])
-
-
 def _near(values: Iterable[int], asked: int) -> str:
     return either(nearest(values, asked, 4))
 
 
 def _ranks(world_size: int) -> str:
     return "1 rank" if world_size == 1 else f"{world_size} ranks"
-
-
-def divisors(number: int) -> list[int]:
-    """Ascending."""
-    small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
-    return sorted({*small, *(number // n for n in small)})
 
 
 def _shape_is_sound(model: ModelConfig) -> bool:

@@ -27,6 +27,37 @@ class RopeScaling:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExpertsConfig:
+    """Feed-forward blocks of experts, of which each token passes through a few (Shazeer et al. 2017)."""
+
+    count: int = 0
+    """Number of experts in a layer. 0: no experts."""
+    topk: int = 2
+    """Number of experts that each token passes through."""
+    ffn_hidden_size: int | None = None
+    """Inner width of an expert. null: model.ffn_hidden_size, which is that of the dense layers."""
+    shared_ffn_hidden_size: int = 0
+    """Inner width of an expert that all tokens pass through besides. 0: none."""
+    dense_layers: int = 0
+    """Number of layers at the beginning that have one dense feed-forward block."""
+    score: Literal["softmax", "sigmoid"] = "softmax"
+    """How scores follow from the router's logits."""
+    normalize: bool = True
+    """Whether the scores of the chosen experts are divided by their sum."""
+    scale: float = 1.0
+    """Factor of the weights of the chosen experts."""
+    sequence_loss: float = 0.0
+    """Factor of the loss that balances the experts within each sequence (DeepSeek-V3, equation 17). It is not part of
+    the reported loss."""
+    z_loss: float = 0.0
+    """Factor of the mean squared log-sum-exp of the router's logits (Zoph et al. 2022). It is not part of the reported
+    loss."""
+    bias_rate: float = 0.0
+    """How far a step moves the bias of each expert's score in the choice, up if the expert got fewer tokens than the
+    mean (Wang et al. 2024). 0: there is no such bias."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """Shape of a decoder-only transformer, in the style of GPT-3 or Llama."""
 
@@ -77,6 +108,7 @@ class ModelConfig:
     rope_scaling: RopeScaling = RopeScaling()
     no_rope_every: int | None = None
     """One layer of this many, the last of them, has no rotary embeddings (Yang et al. 2025). null: no layer."""
+    experts: ExpertsConfig = ExpertsConfig()
 
     window: int | None = None
     """Number of tokens that each token sees, itself included (Beltagy et al. 2020). null: all before it."""
@@ -106,6 +138,25 @@ class ModelConfig:
     @property
     def kv_heads(self) -> int:
         return self.num_heads if self.num_query_groups is None else self.num_query_groups
+
+    @property
+    def expert_width(self) -> int:
+        """Inner width of an expert."""
+        return self.experts.ffn_hidden_size or self.ffn_hidden_size
+
+    def has_experts(self, layer: int) -> bool:
+        """Whether the feed-forward block of this layer, counted from 0, has experts."""
+        return self.experts.count > 0 and layer >= self.experts.dense_layers
+
+    @property
+    def active_width(self) -> int:
+        """Inner width of the feed-forward blocks that a token passes through in a layer; the mean of all layers."""
+        experts = self.experts
+        if not experts.count:
+            return self.ffn_hidden_size
+        sparse = experts.topk * self.expert_width + experts.shared_ffn_hidden_size
+        dense = min(experts.dense_layers, self.num_layers)
+        return round((dense * self.ffn_hidden_size + (self.num_layers - dense) * sparse) / self.num_layers)
 
     @property
     def head_size(self) -> int:

@@ -26,6 +26,11 @@ class ParallelConfig:
     cp: int = 1
     """Context-parallel size: number of ranks that each sample is split over. Each of them has two parts of the sample,
     and gathers the keys and values of the others in each layer."""
+    ep: int = 1
+    """Expert-parallel size: number of parts that the experts of a layer are divided into."""
+    etp: int = 1
+    """Number of ranks that the inner width of each expert is split over. ep * etp ranks hold the experts of a layer
+    once; they are tensor-parallel ranks first, then data-parallel ones."""
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,8 @@ def rules(config: RunConfig) -> Iterator[tuple[str, bool, str]]:
     for name, kinds in _OF_SCALING.items():
         needs = " or ".join(f"model.rope_scaling.kind={each}" for each in kinds)
         yield f"model.rope_scaling.{name}", kind not in kinds, f"it needs {needs}"
+    for name in _OF_EXPERTS:
+        yield f"model.experts.{name}", config.model.experts.count == 0, "it needs model.experts.count above 0"
     yield "engine.loss_scale", engine.precision != "fp16", "it needs engine.precision=fp16"
     yield "engine.recompute.modules", recompute.granularity != "selective", "it needs granularity=selective"
     for name in ("method", "num_layers"):
@@ -45,6 +47,10 @@ def rules(config: RunConfig) -> Iterator[tuple[str, bool, str]]:
         yield f"tracking.wandb_{name}", config.tracking.wandb == "off", "tracking.wandb is off"
 
 
+_OF_EXPERTS = (
+    *("topk", "ffn_hidden_size", "shared_ffn_hidden_size", "dense_layers", "score", "normalize", "scale"),
+    *("sequence_loss", "z_loss", "bias_rate"),
+)
 _OF_SCALING = {
     "factor": ("llama3", "yarn"),
     "original_length": ("llama3", "yarn"),

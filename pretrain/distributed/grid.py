@@ -7,6 +7,7 @@ from typing import Literal
 
 from data_pipeline.config_text import Typed
 from pretrain.config.errors import ConfigError, Problem
+from pretrain.config.model import ModelConfig
 from pretrain.config.parallel import ParallelConfig
 
 GroupKind = Literal["tensor", "data", "pipeline", "model", "embedding"]
@@ -25,10 +26,14 @@ class ParallelLayout:
     pp: int = 1
     cp: int = 1
     """Neighbours among the data-parallel ranks that share their samples: each has a part of every one."""
+    ep: int = 1
+    etp: int | None = None
+    """None: the model has no experts."""
 
     @classmethod
-    def of(cls, parallel: ParallelConfig, world_size: int) -> "ParallelLayout":
-        return cls(world_size, parallel.tp, parallel.pp, parallel.cp)
+    def of(cls, model: ModelConfig, parallel: ParallelConfig, world_size: int) -> "ParallelLayout":
+        experts = (parallel.ep, parallel.etp) if model.experts.count else ()
+        return cls(world_size, parallel.tp, parallel.pp, parallel.cp, *experts)
 
     @property
     def dp(self) -> int:
@@ -39,6 +44,16 @@ class ParallelLayout:
     def replicas(self) -> int:
         """Data-parallel size: number of those ranks that have samples of their own."""
         return self.dp // self.cp
+
+    @property
+    def edp(self) -> int:
+        """How many times the ranks of a stage hold its experts."""
+        return self.tp * self.dp // (self.ep * (self.etp or self.tp))
+
+    @property
+    def has_experts_apart(self) -> bool:
+        """Whether ranks hold the same experts that do not hold the same other parameters, or the reverse."""
+        return self.etp is not None and self.ep * self.etp != self.tp
 
     def coordinates(self, rank: int) -> tuple[int, int, int]:
         """(tp, dp, pp) ranks of a global rank."""

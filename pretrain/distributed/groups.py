@@ -32,6 +32,10 @@ class ProcessGroups:
     """Tensor- and pipeline-parallel peers together: the ranks that hold one copy of the model."""
     embedding: dist.ProcessGroup | None
     """The first and the last of several stages, which hold a copy of a tied embedding each; None on other stages."""
+    expert_model: dist.ProcessGroup
+    """The ranks that the experts of a layer are divided among."""
+    expert_data: dist.ProcessGroup
+    """The ranks that hold the same experts."""
     world: dist.ProcessGroup
     control: dist.ProcessGroup
     """All ranks, on the CPU: small messages that must not wait for the GPU."""
@@ -70,6 +74,8 @@ def build_groups(
         virtual_pipeline_model_parallel_size=vp if vp > 1 else None,
         context_parallel_size=layout.cp,
         distributed_timeout_minutes=timeout_minutes,
+        expert_model_parallel_size=layout.ep,
+        expert_tensor_parallel_size=layout.etp,
         create_gloo_process_groups=False,  # for Megatron's own optimizer and checkpoints
     )
     tp_rank, dp_rank, pp_rank = layout.coordinates(dist.get_rank())
@@ -91,6 +97,8 @@ def build_groups(
         pipeline_parallel=parallel_state.get_pipeline_model_parallel_group(),
         model_parallel=parallel_state.get_model_parallel_group(),
         embedding=parallel_state.get_embedding_group() if at_an_end else None,
+        expert_model=parallel_state.get_expert_tensor_and_model_parallel_group(),
+        expert_data=parallel_state.get_expert_data_parallel_group(),
         world=world,
         control=control,
         saving=of_host(),

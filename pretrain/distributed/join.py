@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def layout_of(config: RunConfig) -> ParallelLayout:
     """The layout that the configuration asks for on the ranks that the launcher started."""
     _, world_size, _ = world_from_environment()
-    return ParallelLayout.of(config.parallel, world_size)
+    return ParallelLayout.of(config.model, config.parallel, world_size)
 
 
 @contextlib.contextmanager

@@ -50,7 +50,9 @@ def gathers_together(init: Any, gather: Callable[..., Any]) -> Callable[..., Any
     def all_gather_coalesced(params: Iterable[Any], safe_mode: bool = False, quantize: bool = False) -> Any:
         wanted = sorted(params, key=lambda parameter: parameter.ds_id)
         one_dtype = len({parameter.ds_tensor.dtype for parameter in wanted}) == 1
-        if len(wanted) < 2 or not one_dtype or safe_mode or quantize or init._partition_world_size(wanted[0]) == 1:
+        one_group = len({id(init.get_partition_dp_group(parameter)) for parameter in wanted}) == 1
+        is_plain = one_dtype and one_group and not safe_mode and not quantize
+        if len(wanted) < 2 or not is_plain or init._partition_world_size(wanted[0]) == 1:
             return gather(wanted, safe_mode, quantize)
         init._ensure_availability_of_partitioned_params(wanted)
         for parameter in wanted:

@@ -4,27 +4,9 @@ from collections.abc import Iterable, Iterator
 
 import torch
 
-from pretrain.distributed.groups import ProcessGroups
 from pretrain.engine.interface import StateShard
 from pretrain.engine.optimizer.interface import StateRange
-from pretrain.model.parameters import LocalParameter, LogicalPart
-
-
-def copies_of(local: LocalParameter, groups: ProcessGroups, *, replicated: bool) -> tuple[int, int]:
-    """Which copy of a parameter's state this rank has, and how many copies there are.
-
-    `replicated`: whether all data-parallel ranks hold the same state.
-    """
-    layout = groups.layout
-    copy, copies = 0, 1
-    for is_shared, rank, size in (
-        (local.split is None, groups.tp_rank, layout.tp),
-        (local.tied, int(local.is_copy), 2),
-        (replicated, groups.dp_rank, layout.dp),
-    ):
-        if is_shared:
-            copy, copies = copy * size + rank, copies * size
-    return copy, copies
+from pretrain.model.parameters import LogicalPart
 
 
 def logical_shards(

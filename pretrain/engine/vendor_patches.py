@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pretrain.config.engine import LossScaleConfig
+from pretrain.distributed.groups import ProcessGroups
 from pretrain.distributed.vendor_imports import without_compiler
+from pretrain.model.parameters import EXPERTS
 
 DEEPSPEED, MEGATRON, TORCH = "deepspeed 0.19.8", "megatron-core 0.16.1", "torch 2.13"
 PARITY = "tests/ranks/test_parity.py::test_equals_one_process_of_plain_torch"
@@ -100,6 +102,13 @@ PATCHES = (
         "pretrain/engine/vendor_patches.py::import_deepspeed",
         "the first start on a CPU compiles an op that only inference uses; fp16 is rejected on most CPUs",
         "tests/ranks/test_precision.py::test_16_bits_stay_close_to_fp32",
+    ),
+    VendorPatch(
+        "deepspeed.utils.groups._EXPERT_PARALLEL_GROUP, ._EXPERT_DATA_PARALLEL_GROUP",
+        DEEPSPEED,
+        "pretrain/engine/vendor_patches.py::show_experts",
+        "below ZeRO-3 it reduces experts over their own group only if it finds a layer of its own class",
+        PARITY,
     ),
     VendorPatch(
         "parameter .contiguous while it is partitioned; zero.Init's broadcast",
@@ -321,3 +330,24 @@ def replace_loss_scaler(optimizer: Any, config: LossScaleConfig) -> None:
 def never_fail_at_min_scale(optimizer: Any) -> None:
     """Skip steps that overflow at the smallest loss scale, instead of ending the run."""
     optimizer.loss_scaler.raise_error_at_min_scale = False
+
+
+def show_experts(stage: nn.Module, groups: ProcessGroups) -> None:
+    """Let DeepSpeed know, below ZeRO-3, that experts are held by other ranks than the rest of the stage.
+
+    It looks for a module of its own class, and for the groups among its own.
+    """
+    from deepspeed.moe.layer import MoE
+    from deepspeed.utils import groups as vendor_groups
+
+    class Mark(MoE):
+        def __init__(self, num_experts: int) -> None:
+            nn.Module.__init__(self)
+            self.num_experts = num_experts
+
+        def set_deepspeed_parallelism(self, *_: object, **__: object) -> None:
+            """Our groups exist already."""
+
+    stage.expert_mark = Mark(groups.layout.ep)
+    vendor_groups._EXPERT_PARALLEL_GROUP[EXPERTS] = groups.expert_model
+    vendor_groups._EXPERT_DATA_PARALLEL_GROUP[EXPERTS] = groups.expert_data

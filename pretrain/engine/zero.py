@@ -19,17 +19,19 @@ from pretrain.config.optim import OptimConfig
 from pretrain.distributed.groups import DeepSpeedGroups, ProcessGroups
 from pretrain.engine.deepspeed_config import sums_in_fp32
 from pretrain.engine.device import Stopwatch, to_device
+from pretrain.engine.expert_balance import ExpertBalance
 from pretrain.engine.interface import StateShard, StepResult
 from pretrain.engine.optimizer.adam import MOMENTS
 from pretrain.engine.optimizer.families import family_of
+from pretrain.engine.optimizer.gradients import copies_of
 from pretrain.engine.optimizer.interface import OptimizerSettings, ShardedOptimizer
 from pretrain.engine.optimizer.new import new_optimizer
 from pretrain.engine.optimizer.whole_matrices import share_matrices
 from pretrain.engine.schedule import MicroBatch, chunk_handles, document_starts, run_logits, run_schedule
-from pretrain.engine.shards import copies_of, logical_shards
+from pretrain.engine.shards import logical_shards
 from pretrain.engine.text_cache import EngineCache, new_cache, reading
 from pretrain.engine.token_scores import token_scores
-from pretrain.engine.vendor_patches import import_deepspeed
+from pretrain.engine.vendor_patches import import_deepspeed, show_experts
 from pretrain.model.context import ALONE, Context
 from pretrain.model.gpt import Stage
 from pretrain.model.parameters import logical_parts
@@ -63,6 +65,8 @@ class ZeroEngine:
         self.stage, self.model, self.vocab_size, self.groups, self.device = stage, model, vocab_size, groups, device
         self.micro_batch_size, self.eod_id = micro_batch_size, eod_id
         self._readers: list[Callable[[], None]] = []
+        if groups.layout.has_experts_apart and stage.routers and not family_of(engine).optimizer.partitions_parameters:
+            show_experts(stage, groups)
         self.engine, *_ = import_deepspeed(device).initialize(
             model=stage,
             optimizer=new_optimizer(stage, model, optim),
@@ -90,6 +94,7 @@ class ZeroEngine:
             stage.config.grad_scale_func = self.optimizer.scale_loss
         self.context = Context.of(groups)
         self.handles = chunk_handles(stage, self.optimizer.forward, eod_id, self.context)
+        self.balance = ExpertBalance(stage.routers, groups)
 
     def train_step(self, tokens: Tensor, lr: float, mask: Tensor | None = None) -> StepResult:
         watch = Stopwatch(self.device)
@@ -110,6 +115,7 @@ class ZeroEngine:
         loss_scale = self.optimizer.loss_scale
         self.engine.step()  # finishes the reduction over data-parallel ranks, then calls the step of `self.optimizer`
         applied = bool(self.engine.was_step_applied())
+        self.balance.after_step(applied=applied)
         watch.mark()
         total, count = totals.tolist()  # until here the host waited for the device once, for the norm
         return StepResult(
@@ -219,6 +225,7 @@ class ZeroEngine:
                 local, model=self.model, vocab_size=self.vocab_size, tp=layout.tp, tp_rank=self.groups.tp_rank
             )
             yield from logical_shards(held, parts, *copies_of(local, self.groups, replicated=self.optimizer.replicated))
+        yield from self.balance.state_shards()
 
     def counters(self) -> dict[str, float]:
         return self.optimizer.counters()

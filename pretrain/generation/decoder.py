@@ -6,14 +6,15 @@ pass over its own position, instead of one over the whole text.
 Shapes: b rows, t new tokens, n query heads, g key/value heads, d head width, h hidden size.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pretrain.config.model import ModelConfig
+from pretrain.config.model import ExpertsConfig, ModelConfig
+from pretrain.model.expert_products import choose, stacked_product, weighted_outputs
 from pretrain.model.frequencies import rotary_frequencies, rotary_tables
 from pretrain.model.text_rows import LayerCache, TextRows, last_places
 
@@ -75,9 +76,48 @@ class Layer:
     key_norm: Norm | None
     projection: Linear
     ffn_norm: Norm
+    ffn: Callable[[Tensor], Tensor]
+    """[b, t, h] -> [b, t, h]."""
+
+
+@dataclass(frozen=True)
+class FeedForward:
+    """A feed-forward block."""
+
     inner: Linear
     """SwiGLU: the gate's rows, then those of the other matrix."""
     outer: Linear
+    is_gated: bool
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        return self.outer(_activated(self.inner(hidden), is_gated=self.is_gated))
+
+
+@dataclass(frozen=True)
+class Experts:
+    """A feed-forward block of experts."""
+
+    config: ExpertsConfig
+    router: Tensor
+    bias: Tensor
+    inner: Tensor
+    """[E, f, h], or [E, 2 f, h] with SwiGLU."""
+    outer: Tensor
+    """[E, h, f]."""
+    shared: FeedForward | None
+    is_gated: bool
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        tokens, count = hidden.flatten(0, -2), self.config.count
+        choices = choose(tokens, self.router, self.bias, self.config)
+        output = weighted_outputs(self._run, tokens, choices.experts, choices.weights, range(count), count)
+        if self.shared is not None:
+            output = output + self.shared(tokens)
+        return output.view(hidden.shape)
+
+    def _run(self, inputs: Tensor, ends: Tensor) -> Tensor:
+        inner = _activated(stacked_product(inputs, self.inner, ends), is_gated=self.is_gated)
+        return stacked_product(inner, self.outer, ends)
 
 
 class Decoder:
@@ -89,7 +129,7 @@ class Decoder:
         self._weights = weights
         self.embedding, self.positions = weights[EMBEDDING], weights.get(POSITIONS)
         self.head = weights[EMBEDDING if model.tie_embeddings else HEAD]
-        self.layers = [self._layer(f"decoder.layers.{number}") for number in range(model.num_layers)]
+        self.layers = [self._layer(number) for number in range(model.num_layers)]
         self.final_norm = self._norm("decoder.final_layernorm")
         self._tables = self._rotary_tables() if model.position == "rope" else None
         self._weights = {}  # the gate's matrix exists once, in the fused one
@@ -121,7 +161,7 @@ class Decoder:
             query, key, value = self._heads(layer, layer.attention_norm(hidden), turned)
             context = kept.attend(query, key, value, placed, self.model.window_of(number)).transpose(1, 2).flatten(2)
             hidden = hidden + layer.projection(context)
-            hidden = hidden + layer.outer(self._activate(layer.inner(layer.ffn_norm(hidden))))
+            hidden = hidden + layer.ffn(layer.ffn_norm(hidden))
         last = hidden[last_places(placed.counts, self.device)]
         return functional.linear(self.final_norm(last), self.head).float()
 
@@ -138,19 +178,14 @@ class Decoder:
             query, key = _rotated(query, tables), _rotated(key, tables)
         return query, key, value
 
-    def _activate(self, inner: Tensor) -> Tensor:
-        if self.model.activation == "gelu":
-            return functional.gelu(inner, approximate="tanh")
-        gate, up = inner.chunk(2, -1)
-        return functional.silu(gate).mul_(up)
-
     def _rotary_tables(self) -> Tensor:
         """Cosines and sines [2, s, d / 2] of all positions."""
         model = self.model
         tables = rotary_tables(rotary_frequencies(model), model.seq_length, model.rope_scaling)
         return tables.to(self.device, self.embedding.dtype)
 
-    def _layer(self, name: str) -> Layer:
+    def _layer(self, number: int) -> Layer:
+        name = f"decoder.layers.{number}"
         ffn, attention = f"{name}.mlp", f"{name}.self_attention"
         is_normed = self.model.qk_norm
         return Layer(
@@ -160,8 +195,26 @@ class Decoder:
             key_norm=self._norm(f"{attention}.k_layernorm") if is_normed else None,
             projection=self._linear(f"{attention}.linear_proj"),
             ffn_norm=self._norm(f"{name}.pre_mlp_layernorm"),
-            inner=self._inner(f"{ffn}.linear_fc1"),
-            outer=self._linear(f"{ffn}.linear_fc2"),
+            ffn=self._experts(ffn) if self.model.has_experts(number) else self._feed_forward(ffn),
+        )
+
+    def _feed_forward(self, name: str) -> FeedForward:
+        inner, outer = self._inner(f"{name}.linear_fc1"), self._linear(f"{name}.linear_fc2")
+        return FeedForward(inner, outer, is_gated=self.model.activation == "swiglu")
+
+    def _experts(self, name: str) -> Experts:
+        config, is_gated = self.model.experts, self.model.activation == "swiglu"
+        inner, weights = f"{name}.experts.linear_fc1", self._weights
+        return Experts(
+            config,
+            router=weights[f"{name}.router.weight"],
+            bias=weights[f"{name}.router.bias"],
+            inner=torch.cat((weights[f"{inner}.gate.weight"], weights[f"{inner}.up.weight"]), 1)
+            if is_gated
+            else weights[f"{inner}.weight"],
+            outer=weights[f"{name}.experts.linear_fc2.weight"],
+            shared=self._feed_forward(f"{name}.shared") if config.shared_ffn_hidden_size else None,
+            is_gated=is_gated,
         )
 
     def _inner(self, name: str) -> Linear:
@@ -176,6 +229,13 @@ class Decoder:
 
     def _norm(self, name: str) -> Norm:
         return Norm(self._weights[f"{name}.weight"], self._weights.get(f"{name}.bias"), self.model.norm_eps)
+
+
+def _activated(inner: Tensor, *, is_gated: bool) -> Tensor:
+    if not is_gated:
+        return functional.gelu(inner, approximate="tanh")
+    gate, up = inner.chunk(2, -1)
+    return functional.silu(gate).mul_(up)
 
 
 def _rotated(heads: Tensor, tables: Tensor) -> Tensor:

@@ -77,6 +77,11 @@ def _differences(model: ModelConfig, known: Architecture) -> list[Problem]:
     if model.no_rope_every is not None:
         rule = "no Hugging Face class computes this model: all layers have rotary embeddings"
         found.append(Problem("model.no_rope_every", model.no_rope_every, rule, hint))
+    if model.experts.count:
+        rule = "no Hugging Face folder is written for a model with experts"
+        found.append(
+            Problem("model.experts.count", model.experts.count, rule, "pretrain generate reads the run itself")
+        )
     if model.rope_scaling.kind != "none":
         rule = "no config.json is written for scaled frequencies"
         found.append(Problem("model.rope_scaling.kind", model.rope_scaling.kind, rule))

@@ -3,6 +3,7 @@
 Shapes: s sequence, b batch, h hidden size, f width of the activation on this rank.
 """
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -21,8 +22,13 @@ class FeedForward(MLP):
     activate: Callable[[Tensor, Tensor | None], Tensor]
     """(output of the first matrix, its bias) -> input of the second matrix [s, b, f]; compile.py may replace it."""
 
-    def __init__(self, config: TransformerConfig) -> None:
-        super().__init__(config, MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear))
+    def __init__(self, config: TransformerConfig, width: int | None = None) -> None:
+        """`width`: the inner width; None: that of the configuration."""
+        matrices = MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
+        if width is not None:
+            config = copy.copy(config)  # both matrices have the width of the configuration
+            config.ffn_hidden_size = width
+        super().__init__(config, matrices)
         self.activate = self._activate
 
     def forward(self, hidden: Tensor, **_: Any) -> tuple[Tensor, Tensor | None]:

@@ -21,10 +21,12 @@ from pretrain.distributed.malloc import large_blocks_apart
 from pretrain.model.attention import ANY, chosen_kernels
 from pretrain.model.context import Context
 from pretrain.model.cross_entropy import EAGER, Passes, in_place_cross_entropy
+from pretrain.model.experts import bound_block
 from pretrain.model.head import OutputLayer
 from pretrain.model.init import initial_value
-from pretrain.model.parameters import LocalParameter, describe, own_rows, whole_shape
+from pretrain.model.parameters import LocalParameter, describe, mark_expert, name_in_model, own_rows, whole_shape
 from pretrain.model.rotary import RotaryTables
+from pretrain.model.router import Router
 from pretrain.model.scaling import UNSCALED, Scaling
 from pretrain.model.specs import block_spec, transformer_config
 
@@ -101,6 +103,7 @@ class Stage(nn.Module):
         self.config = config  # shared by all chunks
         self.chunks = nn.ModuleList(chunks)
         self.local: dict[nn.Parameter, LocalParameter] = {}
+        self.routers: list[Router] = []
 
     def forward(self, chunk: int, *args: object, **kwargs: object) -> Tensor:
         output: Tensor = self.chunks[chunk](*args, **kwargs)
@@ -144,7 +147,9 @@ def build_stage(
                 model,
                 context,
                 config=config,
-                transformer_layer_spec=block_spec(model, part.layers, kernels, context),
+                transformer_layer_spec=block_spec(
+                    model, part.layers, kernels, bound_block(model.experts, model.expert_width, groups), context
+                ),
                 vocab_size=padded_vocab_size(model, vocab_size, tp),
                 max_sequence_length=model.seq_length,
                 pre_process=part.embedding,
@@ -180,6 +185,13 @@ def build_stage(
                 owner, _, leaf = name.rpartition(".")
                 setattr(chunk.get_submodule(owner), leaf, filled)
                 stage.local[filled] = local
+                if local.experts is not None and groups.layout.has_experts_apart:
+                    mark_expert(filled, groups.expert_data)
                 if partition is not None:
                     partition(filled, partial(value.write, rows=rows))
+    for part, chunk in zip(own, chunks, strict=True):
+        for name, module in chunk.named_modules():
+            if isinstance(module, Router):
+                module.start(name_in_model(name, part.first), device)
+                stage.routers.append(module)
     return stage

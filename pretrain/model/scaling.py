@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pretrain.config.model import ModelConfig
 from pretrain.config.optim import OptimConfig
 
-RESIDUAL_PROJECTIONS = ("self_attention.linear_proj.weight", "mlp.linear_fc2.weight")
+RESIDUAL_PROJECTIONS = ("self_attention.linear_proj.weight", ".linear_fc2.weight")
 RESIDUAL_BIASES = ("self_attention.linear_proj.bias", "mlp.linear_fc2.bias")
 LAYER, HEAD = "decoder.layers.", "output_layer.weight"
 

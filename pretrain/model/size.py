@@ -16,6 +16,8 @@ class ParameterCount:
     """Learned position embedding."""
     layers: int
     """All transformer blocks."""
+    idle: int
+    """The part of `layers` that a token does not pass through: the experts that were not chosen."""
     final_norm: int
     matrices: int
     """The weights of the linear layers in all blocks."""
@@ -23,6 +25,11 @@ class ParameterCount:
     @property
     def total(self) -> int:
         return self.embedding + self.position + self.layers + self.final_norm
+
+    @property
+    def active(self) -> int:
+        """Parameters that each token passes through."""
+        return self.total - self.idle
 
 
 def count_parameters(model: ModelConfig, vocab_size: int) -> ParameterCount:
@@ -35,14 +42,20 @@ def count_parameters(model: ModelConfig, vocab_size: int) -> ParameterCount:
     if model.qk_norm:
         attention += 2 * model.head_size * (2 if model.norm == "layernorm" else 1)
     up_projections = 2 if model.activation == "swiglu" else 1
-    mlp = h * ffn * (up_projections + 1)
+    matrices = h * (up_projections + 1)  # elements of a feed-forward block for each unit of its inner width
     biases = (query + 2 * key_value + h) + (up_projections * ffn + h) if model.bias else 0
+    experts = model.experts
+    sparse_layers = max(0, model.num_layers - experts.dense_layers) if experts.count else 0
+    one = matrices * model.expert_width
+    sparse = h * experts.count + experts.count * one + matrices * experts.shared_ffn_hidden_size
+    blocks = (model.num_layers - sparse_layers) * matrices * ffn + sparse_layers * sparse
     return ParameterCount(
         embedding=vocab_size * h * (1 if model.tie_embeddings else 2),
         position=model.seq_length * h if model.position == "learned" else 0,
-        layers=model.num_layers * (attention + mlp + biases + 2 * norm),
+        layers=model.num_layers * (attention + biases + 2 * norm) + blocks,
+        idle=sparse_layers * (experts.count - experts.topk) * one,
         final_norm=norm,
-        matrices=model.num_layers * (linear + mlp),
+        matrices=model.num_layers * linear + blocks,
     )
 
 

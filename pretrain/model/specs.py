@@ -15,6 +15,7 @@ from pretrain.config.model import ModelConfig
 from pretrain.config.parallel import ParallelConfig, stage_chunks
 from pretrain.model.attention import CausalAttention, Kernels
 from pretrain.model.context import ALONE, Context, ContextAttention
+from pretrain.model.experts import ExpertsFeedForward
 from pretrain.model.feed_forward import FeedForward
 from pretrain.model.self_attention import SelfAttention
 
@@ -54,6 +55,8 @@ def transformer_config(model: ModelConfig, parallel: ParallelConfig, engine: Eng
         embedding_init_method=_keep_values,
         use_cpu_initialization=True,
         qk_layernorm=model.qk_norm,
+        num_moe_experts=model.experts.count or None,  # then its schedule sets the scale of the router's losses
+        moe_ffn_hidden_size=model.expert_width if model.experts.count else None,
         bf16=engine.precision == "bf16",
         fp16=engine.precision == "fp16",
         params_dtype=torch.float32,  # DeepSpeed casts, and keeps fp32 masters
@@ -69,11 +72,18 @@ def transformer_config(model: ModelConfig, parallel: ParallelConfig, engine: Eng
 
 
 def block_spec(
-    model: ModelConfig, layers: range, kernels: Kernels, context: Context = ALONE
+    model: ModelConfig,
+    layers: range,
+    kernels: Kernels,
+    experts: type[ExpertsFeedForward],
+    context: Context = ALONE,
 ) -> TransformerBlockSubmodules:
-    """The layers of a chunk, by their numbers over all stages, and our final norm."""
+    """The layers of a chunk, by their numbers over all stages, and our final norm.
+
+    `experts`: the feed-forward block of those that have experts.
+    """
     return TransformerBlockSubmodules(
-        layer_specs=[_layer_spec(model, number, kernels, context) for number in layers], layer_norm=Norm
+        layer_specs=[_layer_spec(model, number, kernels, experts, context) for number in layers], layer_norm=Norm
     )
 
 
@@ -84,12 +94,14 @@ def _core_attention(window: int | None, kernels: Kernels, context: Context) -> M
     return ModuleSpec(ContextAttention, params={"kernels": kernels, "context": context, "window": window})
 
 
-def _layer_spec(model: ModelConfig, number: int, kernels: Kernels, context: Context) -> ModuleSpec:
+def _layer_spec(
+    model: ModelConfig, number: int, kernels: Kernels, experts: type[ExpertsFeedForward], context: Context
+) -> ModuleSpec:
     """A layer of Megatron's local modules with our norms, attention and feed-forward block."""
     layer = get_gpt_layer_local_spec(normalization="RMSNorm" if model.norm == "rmsnorm" else None)
     layer.submodules.input_layernorm = Norm
     layer.submodules.pre_mlp_layernorm = Norm
-    layer.submodules.mlp = FeedForward
+    layer.submodules.mlp = experts if model.has_experts(number) else FeedForward
     layer.submodules.self_attention.module = SelfAttention
     layer.submodules.self_attention.params["rotates"] = model.rotates(number)
     attention = layer.submodules.self_attention.submodules

@@ -7,7 +7,7 @@ cluster.hardware names. The arithmetic is the same on all of them, so all come t
 from collections.abc import Sequence
 
 from pretrain.config.derived import data_parallel_size, with_micro_batch_size
-from pretrain.config.layout_checks import divisors
+from pretrain.config.numbers import divisors
 from pretrain.config.run import RunConfig
 from pretrain.planner.memory import HEADROOM, Modes, choose_modes, fullest_stage, mode_options
 from pretrain.planner.micro_batch import with_micro_batch

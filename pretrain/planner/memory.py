@@ -25,8 +25,8 @@ from pretrain.config.run import RunConfig
 from pretrain.planner.passes.chunk import Passes, chunk_passes
 from pretrain.planner.passes.ends import Tables
 from pretrain.planner.passes.gradients import REDUCE_BUCKET_ELEMENTS, GradientKind, reduction_peak
-from pretrain.planner.passes.layer import sizes_of
 from pretrain.planner.passes.schedule import run_step
+from pretrain.planner.passes.sizes import sizes_of
 from pretrain.planner.shapes import StageShapes, all_stages
 from pretrain.planner.states import UPDATE_ELEMENTS, gradient_bytes, group_shares, parameter_bytes, states_of
 
@@ -245,7 +245,9 @@ class _Stage:
             shared=model.tie_embeddings and chunk.embedding and chunk.head,
             copied=model.tie_embeddings and chunk.head and not chunk.embedding,
         )
-        return chunk_passes(self.sizes, tables, engine.recompute, replace(chunk, first=0), self._gradients())
+        # Equal chunks are counted once: where they start matters only to dense layers before those with experts.
+        first = min(chunk.first, model.experts.dense_layers) if model.experts.count else 0
+        return chunk_passes(self.sizes, tables, engine.recompute, replace(chunk, first=first), self._gradients())
 
     def _gradients(self) -> GradientKind:
         """Return the kind, with fields that do not matter at one value: passes are counted once for equal kinds."""

@@ -8,7 +8,7 @@ import math
 
 from pretrain.config.derived import data_parallel_size, with_micro_batch_size
 from pretrain.config.errors import ConfigError, Problem
-from pretrain.config.layout_checks import divisors
+from pretrain.config.numbers import divisors
 from pretrain.config.run import RunConfig
 from pretrain.planner.memory import HEADROOM, choose_modes, plan_memory
 from pretrain.planner.shapes import all_stages

@@ -15,7 +15,8 @@ from pretrain.config.derived import data_parallel_size, with_micro_batch_size
 from pretrain.config.engine import RecomputeConfig
 from pretrain.config.engine_checks import engine_problems
 from pretrain.config.errors import ConfigError
-from pretrain.config.layout_checks import divisors, layout_problems
+from pretrain.config.layout_checks import layout_problems
+from pretrain.config.numbers import divisors
 from pretrain.config.parallel import ParallelConfig, even_layout
 from pretrain.config.run import RunConfig
 from pretrain.planner.choice import fitting_modes, micro_batch_sizes, rounded_seconds, sized

@@ -58,20 +58,23 @@ def all_stages(model: ModelConfig, parallel: ParallelConfig, vocab_size: int) ->
     return [_stage(model, parallel, chunks[rank :: parallel.pp], vocab_size) for rank in range(parallel.pp)]
 
 
-def layer_size(model: ModelConfig, tp: int) -> int:
-    """Elements of one transformer layer on one rank."""
-    return sum(math.prod(shape) for _, shape in _layer(model, tp))
+def layer_size(model: ModelConfig, parallel: ParallelConfig) -> float:
+    """Elements of one transformer layer on one rank; the mean, if only some layers have experts."""
+    dense, last = (
+        sum(math.prod(shape) for _, shape in _layer(model, parallel, number)) for number in (0, model.num_layers - 1)
+    )
+    number = min(model.experts.dense_layers, model.num_layers) if model.experts.count else 0
+    return (number * dense + (model.num_layers - number) * last) / model.num_layers
 
 
-def layer_tensors(model: ModelConfig, tp: int) -> int:
-    """Parameters of one transformer layer."""
-    return len(list(_layer(model, tp)))
+def layer_tensors(model: ModelConfig, parallel: ParallelConfig) -> int:
+    """Parameters of one transformer layer, the last one."""
+    return len(list(_layer(model, parallel, model.num_layers - 1)))
 
 
 def _stage(model: ModelConfig, parallel: ParallelConfig, chunks: Sequence[Chunk], vocab_size: int) -> StageShapes:
     tp, hidden = parallel.tp, model.hidden_size
     table = (padded_vocab_size(model, vocab_size, tp) // tp, hidden)
-    layer = list(_layer(model, tp))
     found: list[tuple[str, Shape]] = []
     for chunk in chunks:
         if chunk.embedding:
@@ -79,7 +82,7 @@ def _stage(model: ModelConfig, parallel: ParallelConfig, chunks: Sequence[Chunk]
             if model.position == "learned":
                 found.append((POSITIONS, (model.seq_length, hidden)))
         for number in range(chunk.first, chunk.first + chunk.num_layers):
-            found += [(f"decoder.layers.{number}.{name}", shape) for name, shape in layer]
+            found += [(f"decoder.layers.{number}.{name}", shape) for name, shape in _layer(model, parallel, number)]
         if chunk.head:
             found += _norm("decoder.final_layernorm", hidden, model)
             if not model.tie_embeddings:
@@ -89,9 +92,9 @@ def _stage(model: ModelConfig, parallel: ParallelConfig, chunks: Sequence[Chunk]
     return StageShapes(tuple(chunks), tuple(found))
 
 
-def _layer(model: ModelConfig, tp: int) -> Iterator[tuple[str, Shape]]:
+def _layer(model: ModelConfig, parallel: ParallelConfig, number: int) -> Iterator[tuple[str, Shape]]:
     hidden, heads, groups, width = model.hidden_size, model.num_heads, model.kv_heads, model.head_size
-    up = model.ffn_hidden_size * (2 if model.activation == "swiglu" else 1)
+    tp = parallel.tp
     yield from _norm("input_layernorm", hidden, model)
     yield from _linear("self_attention.linear_proj", hidden, heads * width // tp, model)
     yield from _linear("self_attention.linear_qkv", (heads + 2 * groups) * width // tp, hidden, model)
@@ -99,8 +102,26 @@ def _layer(model: ModelConfig, tp: int) -> Iterator[tuple[str, Shape]]:
         yield from _norm("self_attention.q_layernorm", width, model)
         yield from _norm("self_attention.k_layernorm", width, model)
     yield from _norm("pre_mlp_layernorm", hidden, model)
-    yield from _linear("mlp.linear_fc1", up // tp, hidden, model)
-    yield from _linear("mlp.linear_fc2", hidden, model.ffn_hidden_size // tp, model)
+    if model.has_experts(number):
+        yield from _experts(model, parallel)
+    else:
+        yield from _feed_forward("mlp", model.ffn_hidden_size, model, tp)
+
+
+def _experts(model: ModelConfig, parallel: ParallelConfig) -> Iterator[tuple[str, Shape]]:
+    hidden, experts = model.hidden_size, model.experts
+    own, inner = experts.count // parallel.ep, model.expert_width // parallel.etp
+    yield "mlp.router.weight", (experts.count, hidden)
+    yield "mlp.experts.linear_fc1.weight", (own, inner * (2 if model.activation == "swiglu" else 1), hidden)
+    yield "mlp.experts.linear_fc2.weight", (own, hidden, inner)
+    if experts.shared_ffn_hidden_size:
+        yield from _feed_forward("mlp.shared", experts.shared_ffn_hidden_size, model, parallel.tp)
+
+
+def _feed_forward(name: str, inner: int, model: ModelConfig, tp: int) -> Iterator[tuple[str, Shape]]:
+    up = inner * (2 if model.activation == "swiglu" else 1)
+    yield from _linear(f"{name}.linear_fc1", up // tp, model.hidden_size, model)
+    yield from _linear(f"{name}.linear_fc2", model.hidden_size, inner // tp, model)
 
 
 def _linear(name: str, rows: int, columns: int, model: ModelConfig) -> Iterator[tuple[str, Shape]]:

@@ -101,7 +101,7 @@ def partitions_in_memory(config: RunConfig, shapes: StageShapes, dp: int) -> tup
     """
     sizes = [-(-math.prod(shape) // dp) for _, shape in shapes.parameters]
     swapped = [size for size in sizes if size * parameter_bytes(config.engine) >= SWAPPED_BYTES]
-    layers = 2 * layer_tensors(config.model, config.parallel.tp)
+    layers = 2 * layer_tensors(config.model, config.parallel)
     return min(layers + 3, max(len(swapped), 1)), max(swapped, default=1)
 
 

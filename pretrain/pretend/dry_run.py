@@ -71,7 +71,7 @@ def dry_run(config: RunConfig, world_size: int, gpu_memory: float | None) -> Dry
 
     seconds_imports = time.perf_counter() - start
     parallel = config.parallel
-    layout = ParallelLayout.of(parallel, world_size)
+    layout = ParallelLayout.of(config.model, config.parallel, world_size)
     number = micro_batches(config.train, layout.replicas)
     assert number is not None
     shapes = all_stages(config.model, parallel, vocab_size)

@@ -61,7 +61,7 @@ def measure(asked: Asked) -> Measured:
     place = {"RANK": asked.rank, "WORLD_SIZE": asked.world_size, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
     os.environ.update({name: str(value) for name, value in place.items()})
     config, parallel = asked.config, asked.config.parallel
-    layout = ParallelLayout.of(parallel, asked.world_size)
+    layout = ParallelLayout.of(config.model, config.parallel, asked.world_size)
     clock = _Clock()
     with _alone(asked.memory), runtime(config.engine, FakeStore(), layout=layout) as here:
         clock.mark("joining")

@@ -68,7 +68,7 @@ def main() -> None:
     dist.init_process_group("fake", rank=0, world_size=given.ranks)
     redirect(torch.device("cpu"))
     import_deepspeed(torch.device("cpu"))
-    layout = ParallelLayout(given.ranks, config.parallel.tp, config.parallel.pp)
+    layout = ParallelLayout.of(config.model, config.parallel, given.ranks)
     make_group = dist.new_group
     dist.new_group = lambda *args, **options: make_group(*args, **options | {"backend": "fake"})
     groups = build_groups(layout, 1, 30, torch.device("cpu"), vp=config.parallel.vp)

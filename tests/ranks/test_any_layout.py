@@ -59,7 +59,7 @@ class Seen:
 
 def seen(here: Runtime, config: RunConfig) -> Seen:
     engine = start(here, config)
-    layout = ParallelLayout.of(config.parallel, here.world_size)
+    layout = ParallelLayout.of(config.model, config.parallel, here.world_size)
     dp_rank = engine.groups.replica
     samples = 14 * layout.replicas
     mask = torch.zeros(samples, config.model.seq_length, dtype=torch.int64)

@@ -24,6 +24,9 @@ MODELS = {
     "yarn": ("llama", *YARN),
     "windows": ("llama", "model.num_layers=3", "model.window=4", "model.full_attention_every=2"),
     "no_rope": ("llama", "model.num_layers=3", "model.no_rope_every=2"),
+    "experts": ("experts",),
+    "balanced experts": ("balanced_experts",),
+    "gelu experts": ("experts", "model.activation=gelu"),
 }
 LARGEST = 1e-5
 LENGTHS = (3, 9, 1, 6)

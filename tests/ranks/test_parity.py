@@ -34,6 +34,7 @@ SETTINGS = (
     "optim.eps=1e-4",
 )
 SAMPLES = 48
+DEGREES = ("tp", "cp", "pp", "vp", "dp", "ep", "etp")
 
 
 @dataclass(frozen=True)
@@ -77,12 +78,17 @@ def plain_run(here: Runtime, config: RunConfig) -> Run:
         adamw.step()
         for matrix in muon:
             matrix.step()
+        for router in stage.routers:
+            router.bias += config.model.experts.bias_rate * (router.load.mean() - router.load).sign()
+            router.bias -= router.bias.mean()
+            router.load.zero_()
         losses.append(loss.item())
-    weights = {
-        part.name: value.detach().flatten()[part.offset :][: np.prod(part.shape)].view(part.shape).numpy()
-        for value, local in stage.local.items()
-        for part in logical_parts(local, model=model, vocab_size=VOCAB_SIZE, tp=1, tp_rank=0)
-    }
+    weights: dict[str, np.ndarray] = {router.name + ".bias": router.bias.numpy() for router in stage.routers}
+    for value, local in stage.local.items():
+        for part in logical_parts(local, model=model, vocab_size=VOCAB_SIZE, tp=1, tp_rank=0):
+            whole = weights.setdefault(part.name, np.empty(part.shape, np.float32))
+            place = tuple(slice(o, o + n) for o, n in zip(part.origin, part.part_shape, strict=True))
+            whole[place] = value.detach().flatten()[part.offset :][: np.prod(part.part_shape)].view(part.part_shape)
     return Run(np.array(losses), np.array(norms), weights)
 
 
@@ -124,6 +130,8 @@ class Layout:
     vp: int = 1
     sp: bool = False
     cp: int = 1
+    ep: int = 1
+    etp: int = 1
     micro_batches: int = 3
     overrides: tuple[str, ...] = ()
 
@@ -137,16 +145,22 @@ class Layout:
 
     @property
     def config(self) -> RunConfig:
-        shape = {"tp": self.tp, "pp": self.pp, "vp": self.vp, "sp": self.sp, "cp": self.cp}
+        shape = {
+            "tp": self.tp,
+            "pp": self.pp,
+            "vp": self.vp,
+            "sp": self.sp,
+            "cp": self.cp,
+            "ep": self.ep,
+            "etp": self.etp,
+        }
         batch = batches(self.dp, self.micro_batches, SAMPLES)
         layers = f"model.num_layers={self.num_layers}"
         least = ("engine.grad_reduction=per_micro_batch", "engine.param_gather=per_micro_batch")
         return run_config(self.model, *SETTINGS, layers, *batch, *least, *self.overrides, zero_stage=self.zero, **shape)
 
     def __str__(self) -> str:
-        degrees = "".join(
-            f"{name}{getattr(self, name)}" for name in ("tp", "cp", "pp", "vp", "dp") if getattr(self, name) > 1
-        )
+        degrees = "".join(f"{name}{getattr(self, name)}" for name in DEGREES if getattr(self, name) > 1)
         parts = [self.model, f"zero{self.zero}", degrees, "sp" * self.sp, f"m{self.micro_batches}"]
         return "-".join([*filter(None, parts), *(override.split(".", 1)[-1] for override in self.overrides)])
 
@@ -235,6 +249,23 @@ LAYOUTS = [
     Layout("gpt", 3, tp=2, dp=2, sp=True, overrides=("engine.offload.optimizer=cpu", "engine.offload.params=cpu")),
     Layout("gpt", 3, pp=2, overrides=("engine.offload.optimizer=cpu", ONCE)),
     *(Layout("gpt", z, pp=2, vp=2, micro_batches=2, overrides=("engine.offload.optimizer=cpu",)) for z in (1, 2, 3)),
+    # Experts: over data-parallel ranks, over tensor-parallel ranks, over both, and each of them over several ranks.
+    Layout("balanced_experts"),
+    *(Layout("experts", zero, dp=2, ep=2) for zero in range(4)),
+    *(Layout("balanced_experts", zero, dp=4, ep=2) for zero in range(4)),
+    Layout("balanced_experts", 3, pp=2, vp=2, dp=2, ep=2, micro_batches=2),
+    *(Layout("experts", zero, tp=2, sp=True) for zero in (0, 1, 3)),
+    Layout("balanced_experts", 3, tp=2, sp=True, ep=2),
+    Layout("balanced_experts", 1, tp=4, sp=True, ep=2, etp=2),
+    Layout("balanced_experts", 0, tp=2, dp=2, sp=True, ep=4),
+    Layout("balanced_experts", 1, tp=2, dp=2, sp=True, ep=2, etp=2),
+    Layout("balanced_experts", 3, tp=2, pp=2, dp=2, sp=True, ep=4),
+    Layout("balanced_experts", 3, tp=2, pp=2, dp=2, sp=True, ep=2, etp=2),
+    Layout("balanced_experts", 1, cp=2, ep=2),
+    Layout("balanced_experts", 3, cp=2, tp=2, pp=2, sp=True, ep=4),
+    *(Layout("experts", zero, dp=2, ep=2, overrides=("engine.offload.optimizer=cpu",)) for zero in (1, 3)),
+    *(Layout("experts", 3, dp=2, ep=2, overrides=(each,)) for each in (HELD, ONCE)),
+    Layout("balanced_experts", 3, dp=2, ep=2, overrides=("engine.recompute.granularity=full",)),
 ]
 
 
@@ -266,6 +297,13 @@ FULL = (
     *(str(Layout("gpt", zero, dp=2, overrides=SCALED)) for zero in (0, 2)),
     *(str(layout) for layout in LAYOUTS if layout.overrides[:4] == MUON and str(layout) not in SHORT_OF_MUON),
     str(Layout("llama", 1, tp=2, pp=2, dp=2, overrides=SCALED)),
+    "balanced_experts-zero0-dp4ep2-m3",
+    "balanced_experts-zero1-dp4ep2-m3",
+    "balanced_experts-zero1-tp4ep2etp2-sp-m3",
+    "balanced_experts-zero0-tp2dp2ep4-sp-m3",
+    "balanced_experts-zero3-tp2pp2dp2ep2etp2-sp-m3",
+    "experts-zero0-tp2-sp-m3",
+    "experts-zero3-dp2ep2-m3-grad_reduction=per_step",
 )
 """Layouts like others here, and the longest of them: only for all tests."""
 

@@ -18,6 +18,26 @@ MODELS = {
     "llama": ("model=tiny_llama", "model.ffn_hidden_size=48"),
     "llama_tied": ("model=tiny_llama", "model.ffn_hidden_size=48", "model.tie_embeddings=true"),
     "llama_qk": ("model=tiny_llama", "model.ffn_hidden_size=48", "model.qk_norm=true"),
+    "experts": (
+        "model=tiny_llama",
+        "model.ffn_hidden_size=48",
+        "model.experts.count=4",
+        "model.experts.ffn_hidden_size=32",
+    ),
+    # A dense layer, a shared expert, and all that balances the others.
+    "balanced_experts": (
+        "model=tiny_llama",
+        "model.ffn_hidden_size=48",
+        "model.experts.count=4",
+        "model.experts.ffn_hidden_size=32",
+        "model.experts.shared_ffn_hidden_size=32",
+        "model.experts.dense_layers=1",
+        "model.experts.score=sigmoid",
+        "model.experts.scale=2.5",
+        "model.experts.sequence_loss=0.1",
+        "model.experts.z_loss=0.01",
+        "model.experts.bias_rate=0.001",
+    ),
     # Tied tables, grouped queries, SwiGLU, biases, and odd numbers of rows and columns over 4 ranks: flat ranges end
     # within rows.
     "all_sorts": (
@@ -47,6 +67,8 @@ _SECTIONS = {
     "tp": "parallel",
     "sp": "parallel",
     "pp": "parallel",
+    "ep": "parallel",
+    "etp": "parallel",
     "vp": "parallel",
     "cp": "parallel",
     "grad_reduction": "engine",

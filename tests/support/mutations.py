@@ -5,6 +5,7 @@
 
 from tests.support.evaluation_mutations import EVALUATION
 from tests.support.exchange_mutations import EXCHANGE
+from tests.support.expert_mutations import EXPERTS
 from tests.support.muon_mutations import MUON
 from tests.support.mutation import TEST_SECONDS, Mutation
 
@@ -41,6 +42,7 @@ DEEPSPEED, PARAMETERS = "pretrain/engine/deepspeed_config.py", "pretrain/model/p
 
 MUTATIONS = (
     *EXCHANGE,
+    *EXPERTS,
     *MUON,
     *EVALUATION,
     # Gradients that several ranks have parts of.
@@ -56,8 +58,8 @@ MUTATIONS = (
         "tied-group",
         "ZeRO-1 and 2 divide a tied weight differently at each end, so shards of different sizes are summed",
         "pretrain/engine/optimizer/new.py",
-        "if (item[2] in tied) == alone]",
-        "if not alone]",
+        "(item[2] in tied) == alone and",
+        "not alone and",
         (f"{PARITY}[gpt-zero1-pp2dp2-m3]",),
         seconds=40,
     ),
@@ -90,15 +92,15 @@ MUTATIONS = (
         "tied-norm",
         "the norm counts the tied embedding twice",
         GRADIENTS,
-        "if not local[parameter].is_copy and (local",
-        "if (local",
+        "(local.tied, int(local.is_copy), 2),",
+        "",
         (f"{PARITY}[gpt-zero1-pp2-m3]",),
     ),
     Mutation(
         "replicated-norm",
         "the norm counts replicated parameters once per tensor-parallel rank",
         GRADIENTS,
-        " and (local[parameter].split is not None or groups.tp_rank == 0)",
+        "(local.split is None, groups.tp_rank, layout.tp),",
         "",
         (f"{PARITY}[gpt-zero1-tp2-m3]",),
     ),
@@ -633,7 +635,7 @@ MUTATIONS = (
     Mutation(
         "copies-shared-out",
         "every data-parallel rank at stage 0 writes all of what all hold",
-        "pretrain/engine/shards.py",
+        GRADIENTS,
         "(replicated, groups.dp_rank, layout.dp),",
         "",
         ("tests/ranks/test_saver.py::test_everything_is_written_once_and_copies_are_shared[3-values0]",),

@@ -79,7 +79,7 @@ def _measured(case: Case) -> Found:
     with _alone(case):
         from pretrain.engine import build
 
-        layout = ParallelLayout.of(config.parallel, case.world_size)
+        layout = ParallelLayout.of(config.model, config.parallel, case.world_size)
         groups = build_groups(layout, 1, 10, device(), vp=config.parallel.vp)
         gc.collect()
         base = ledger.now

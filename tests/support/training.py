@@ -26,7 +26,7 @@ LR = 3e-3
 
 def join(here: Runtime, config: RunConfig) -> ProcessGroups:
     """All groups of the configuration's layout."""
-    layout = ParallelLayout.of(config.parallel, here.world_size)
+    layout = ParallelLayout.of(config.model, config.parallel, here.world_size)
     timeout = config.engine.timeout_minutes
     return build_groups(layout, config.run.seed, timeout, here.device, vp=config.parallel.vp)
 
@@ -53,7 +53,7 @@ def plain_stage(here: Runtime, config: RunConfig, vocab_size: int = VOCAB_SIZE) 
 def own_batch(here: Runtime, config: RunConfig, step: int) -> torch.Tensor:
     """This rank's samples of the global batch of `step`."""
     batch = batch_of(step, config.train.global_batch_size, config)
-    layout = ParallelLayout.of(config.parallel, here.world_size)
+    layout = ParallelLayout.of(config.model, config.parallel, here.world_size)
     _, dp_rank, _ = layout.coordinates(here.rank)
     return torch.from_numpy(batch[dp_rank // layout.cp :: layout.replicas])
 

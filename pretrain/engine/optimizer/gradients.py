@@ -17,6 +17,25 @@ from pretrain.engine.optimizer.interface import GradientShard
 from pretrain.model.parameters import LocalParameter
 
 
+def copies_of(local: LocalParameter, groups: ProcessGroups, *, replicated: bool) -> tuple[int, int]:
+    """Which copy of a parameter's state this rank has, and how many copies there are.
+
+    `replicated`: whether all ranks that hold the parameter hold the same state, rather than a part of it each.
+    """
+    layout = groups.layout
+    if local.experts is not None and layout.has_experts_apart:
+        return (groups.expert_data.rank(), layout.edp) if replicated else (0, 1)
+    copy, copies = 0, 1
+    for is_shared, rank, size in (
+        (local.split is None, groups.tp_rank, layout.tp),
+        (local.tied, int(local.is_copy), 2),
+        (replicated, groups.dp_rank, layout.dp),
+    ):
+        if is_shared:
+            copy, copies = copy * size + rank, copies * size
+    return copy, copies
+
+
 def reduce_partial_gradients(
     shards: Iterable[GradientShard], local: Mapping[nn.Parameter, LocalParameter], groups: ProcessGroups
 ) -> None:
@@ -43,16 +62,13 @@ def global_norm(
     `replicated`: whether all data-parallel ranks hold the same gradients.
     """
     square = torch.zeros((), dtype=torch.float64, device=groups.device)
-    if not (replicated and groups.dp_rank):
-        counted = [
-            shard
-            for parameter, shard in shards
-            if not local[parameter].is_copy and (local[parameter].split is not None or groups.tp_rank == 0)
-        ]
-        if counted:
-            # One call reads each gradient once. A separate norm of each would make an fp64 copy of it on a GPU.
-            norms = torch._foreach_norm(counted, 2, torch.float64)
-            square = torch.stack(norms).square().sum()
+    counted = [
+        shard for parameter, shard in shards if copies_of(local[parameter], groups, replicated=replicated)[0] == 0
+    ]
+    if counted:
+        # One call reads each gradient once. A separate norm of each would make an fp64 copy of it on a GPU.
+        norms = torch._foreach_norm(counted, 2, torch.float64)
+        square = torch.stack(norms).square().sum()
     if groups.world.size() > 1:
         square = square.to(groups.device)
         dist.all_reduce(square, group=groups.world)

@@ -34,10 +34,10 @@ def whole_parameters(masters_and_parameters: Iterable[tuple[Tensor, nn.Parameter
         yield ParameterRange(parameter, master, 0, master.numel(), 0)
 
 
-def equal_parts_of_groups(optimizer: Any, dp_rank: int) -> Iterator[ParameterRange]:
-    """ZeRO-1 and 2: each parameter group is one flat buffer, divided into equal parts."""
+def equal_parts_of_groups(optimizer: Any) -> Iterator[ParameterRange]:
+    """ZeRO-1 and 2: each parameter group is one flat buffer, divided into equal parts over its ranks."""
     for i, master in enumerate(optimizer.single_partition_of_fp32_groups):
-        begin = dp_rank * master.numel()
+        begin = optimizer.real_dp_process_group[i].rank() * master.numel()
         offsets = optimizer.round_robin_bit16_offsets[i]
         for parameter, offset in zip(optimizer.round_robin_bit16_groups[i], offsets, strict=True):
             first, last = max(begin, offset), min(begin + master.numel(), offset + parameter.numel())
@@ -45,13 +45,13 @@ def equal_parts_of_groups(optimizer: Any, dp_rank: int) -> Iterator[ParameterRan
                 yield ParameterRange(parameter, master, first - begin, last - begin, first - offset)
 
 
-def equal_parts_of_parameters(optimizer: Any, dp_rank: int) -> Iterator[ParameterRange]:
-    """ZeRO-3: each parameter is divided into parts of ceil(numel / dp); one buffer holds the parts of a sub-group."""
+def equal_parts_of_parameters(optimizer: Any) -> Iterator[ParameterRange]:
+    """ZeRO-3: each parameter is divided into equal parts, rounded up; one buffer holds the parts of a sub-group."""
     for i, master in enumerate(optimizer.fp32_partitioned_groups_flat):
         position = 0
         for parameter in optimizer.fp16_groups[i]:
             size = parameter.partition_numel()
-            start = dp_rank * size
+            start = parameter.ds_zero_partition_rank * size
             real = min(size, parameter.ds_numel - start)  # the last part is padded
             if real > 0:
                 yield ParameterRange(parameter, master, position, position + real, start)

@@ -30,7 +30,7 @@ class Zero0(DeepSpeedOptimizer):
 
     def __init__(self, engine: Any, stage: Stage, groups: ProcessGroups, settings: OptimizerSettings) -> None:
         super().__init__(engine, stage, groups, settings)
-        if groups.layout.dp == 1:
+        if groups.layout.dp == 1 and not groups.layout.has_experts_apart:
             # There is nothing to sum, and DeepSpeed would copy all gradients into a flat tensor and back.
             engine.enable_backward_allreduce = False
         self._adam_step = self.adamw.step

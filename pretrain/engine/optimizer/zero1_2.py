@@ -47,11 +47,12 @@ class Zero12(PartitionedOptimizer):
     def refresh_parameters(self) -> None:
         for i, master in enumerate(self.optimizer.single_partition_of_fp32_groups):
             parts = self.optimizer.parallel_partitioned_bit16_groups[i]
-            parts[self.groups.dp_rank].copy_(master)
-            dist.all_gather(list(parts), parts[self.groups.dp_rank], group=self.groups.data_parallel)
+            group = self.optimizer.real_dp_process_group[i]
+            parts[group.rank()].copy_(master)
+            dist.all_gather(list(parts), parts[group.rank()], group=group)
 
     def _partition(self) -> Iterable[ParameterRange]:
-        return equal_parts_of_groups(self.optimizer, self.groups.dp_rank)
+        return equal_parts_of_groups(self.optimizer)
 
     def _parameter_buffers(self) -> Iterable[Tensor]:
         buffers: list[Tensor] = self.optimizer.bit16_groups_flat

@@ -63,6 +63,15 @@ class Zero3(PartitionedOptimizer):
                 self.optimizer.grad_partitions_flat_buffer[begin + item.first : begin + item.last],
             )
 
+    def reduce_gradients(self) -> None:
+        layout = self.groups.layout
+        if layout.has_experts_apart:
+            # DeepSpeed averages over the ranks that hold a parameter. The loss is the mean over data-parallel ranks.
+            experts = [shard for parameter, shard in self.gradient_shards() if self.stage.local[parameter].experts]
+            if experts:
+                torch._foreach_mul_(experts, layout.edp / layout.dp)
+        super().reduce_gradients()
+
     def step(self, *args: Any, **kwargs: Any) -> None:
         self.reduce_gradients()
         self._deepspeed_step(*args, **kwargs)  # clips by our norm, updates sub-group by sub-group, frees parameters
@@ -82,7 +91,7 @@ class Zero3(PartitionedOptimizer):
         return state
 
     def _partition(self) -> Iterable[ParameterRange]:
-        return equal_parts_of_parameters(self.optimizer, self.groups.dp_rank)
+        return equal_parts_of_parameters(self.optimizer)
 
     def _parameter_buffers(self) -> Iterable[Tensor]:
         return (parameter.ds_tensor for parameter in self.stage.local)  # type: ignore[attr-defined]

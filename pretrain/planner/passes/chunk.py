@@ -7,9 +7,10 @@ from pretrain.config.engine import RecomputeConfig
 from pretrain.config.parallel import Chunk
 from pretrain.planner.passes.ends import Tables, embedding, head
 from pretrain.planner.passes.gradients import GradientKind, Gradients
-from pretrain.planner.passes.layer import Sizes, layer
+from pretrain.planner.passes.layer import layer
 from pretrain.planner.passes.meter import Meter
 from pretrain.planner.passes.recompute import recomputed
+from pretrain.planner.passes.sizes import Sizes
 from pretrain.planner.passes.tape import Tape, Tensor
 
 
@@ -48,7 +49,7 @@ def _both(
 ) -> tuple[Pass, Pass]:
     tape = Tape(meter, records=True)
     given = embedding(tape, sizes, tables, gradients) if chunk.embedding else tape.new(sizes.hidden)
-    hidden = _layers(tape, sizes, recompute, chunk.num_layers, gradients, given)
+    hidden = _layers(tape, sizes, recompute, chunk, gradients, given)
     if chunk.head:
         hidden = head(tape, sizes, tables, gradients, hidden)
     else:
@@ -67,14 +68,16 @@ def _both(
 
 
 def _layers(
-    tape: Tape, sizes: Sizes, recompute: RecomputeConfig, number: int, gradients: Gradients, hidden: Tensor
+    tape: Tape, sizes: Sizes, recompute: RecomputeConfig, chunk: Chunk, gradients: Gradients, hidden: Tensor
 ) -> Tensor:
+    number, first = chunk.num_layers, chunk.first
     groups = [1] * number
     if recompute.granularity == "full" and recompute.method == "uniform":
         whole, rest = divmod(number, recompute.num_layers)
         groups = [recompute.num_layers] * whole + [rest] * (rest > 0)
     for index, count in enumerate(groups):
-        run = functools.partial(_run, sizes, gradients, count)
+        run = functools.partial(_run, sizes, gradients, range(first, first + count))
+        first += count
         if recompute.granularity == "full" and (recompute.method == "uniform" or index < recompute.num_layers):
             hidden = recomputed(tape, hidden, run)
         else:
@@ -82,7 +85,7 @@ def _layers(
     return hidden
 
 
-def _run(sizes: Sizes, gradients: Gradients, count: int, tape: Tape, hidden: Tensor) -> Tensor:
-    for _ in range(count):
-        hidden = layer(tape, sizes, gradients, hidden)
+def _run(sizes: Sizes, gradients: Gradients, numbers: range, tape: Tape, hidden: Tensor) -> Tensor:
+    for number in numbers:
+        hidden = layer(tape, sizes, gradients, hidden, number)
     return hidden

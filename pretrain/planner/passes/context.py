@@ -5,15 +5,12 @@ recomputed.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
+from pretrain.planner.passes.sizes import Sizes
 from pretrain.planner.passes.tape import Storage, Tape, Tensor
 
-if TYPE_CHECKING:
-    from pretrain.planner.passes.layer import Sizes
 
-
-def shared_core(tape: Tape, sizes: "Sizes", inputs: Sequence[Tensor], scores: int) -> Tensor:
+def shared_core(tape: Tape, sizes: Sizes, inputs: Sequence[Tensor], scores: int) -> Tensor:
     """`inputs`: this rank's queries, keys and values, which stay the caller's."""
     query, key, value = inputs
     ranks, meter = sizes.context, tape.meter

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 from pretrain.config.head_blocks import ROWS_ELEMENTS, block_columns
 from pretrain.planner.passes.gradients import Gradients
-from pretrain.planner.passes.layer import Sizes, linear, norm
 from pretrain.planner.passes.meter import Meter
+from pretrain.planner.passes.products import linear, norm
+from pretrain.planner.passes.sizes import Sizes
 from pretrain.planner.passes.tape import Storage, Tape, Tensor
 
 

@@ -5,161 +5,26 @@ number for each query and head; `math` is not planned here.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from pretrain.config.derived import micro_batch_size
-from pretrain.config.model import ModelConfig
-from pretrain.config.run import RunConfig
 from pretrain.planner.passes.context import shared_core
+from pretrain.planner.passes.experts import routed
 from pretrain.planner.passes.gradients import Gradients
+from pretrain.planner.passes.products import gated, linear, linear_to_hidden, norm
 from pretrain.planner.passes.recompute import recomputed_of
+from pretrain.planner.passes.sizes import Sizes
 from pretrain.planner.passes.tape import Storage, Tape, Tensor
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """Bytes of one micro-batch's tensors on one rank, and what decides which there are."""
-
-    model: ModelConfig
-    width: int
-    """Bytes of an element."""
-    tokens: int
-    """Tokens of this rank. Context-parallel ranks have parts of the samples."""
-    samples: int
-    tp: int
-    parts: int
-    """Into which sequence parallelism cuts what tensor-parallel ranks would all hold."""
-    context: int
-    """Ranks that share samples."""
-    documents: bool
-    recomputed: frozenset[str]
-    """Parts of a layer that selective recomputation names."""
-
-    def of(self, columns: int) -> int:
-        """A matrix with this many columns for all tokens."""
-        return self.tokens * columns * self.width
-
-    @property
-    def hidden(self) -> int:
-        """Hidden states between the matrices."""
-        return self.of(self.model.hidden_size) // self.parts
-
-    @property
-    def whole(self) -> int:
-        return self.of(self.model.hidden_size)
-
-    @property
-    def norm(self) -> int:
-        """Statistics of a norm of hidden states."""
-        return self.tokens // self.parts * (8 if self.model.norm == "layernorm" else 4)
-
-
-def sizes_of(config: RunConfig) -> Sizes:
-    parallel, recompute = config.parallel, config.engine.recompute
-    samples = micro_batch_size(config.train)
-    return Sizes(
-        model=config.model,
-        width=4 if config.engine.precision == "fp32" else 2,
-        tokens=samples * config.model.seq_length // parallel.cp,
-        samples=samples,
-        tp=parallel.tp,
-        parts=parallel.tp if parallel.sp else 1,
-        context=parallel.cp,
-        documents=config.data.document_mask,
-        recomputed=frozenset(recompute.modules if recompute.granularity == "selective" else ()),
-    )
-
-
-def layer(tape: Tape, sizes: Sizes, gradients: Gradients, hidden: Tensor) -> Tensor:
-    """Takes the input over from the caller."""
+def layer(tape: Tape, sizes: Sizes, gradients: Gradients, hidden: Tensor, number: int) -> Tensor:
+    """Takes the input over from the caller. `number`: that of the layer in the whole model."""
     normed = norm(tape, sizes, hidden)
     context = _attention(tape, sizes, gradients, normed)
     rows = sizes.model.num_heads * sizes.model.head_size // sizes.tp * sizes.model.hidden_size
     middle = _sum(tape, sizes, linear_to_hidden(tape, sizes, gradients, context, rows), hidden)
     tape.free(normed)
-    hidden_after = _feed_forward(tape, sizes, gradients, middle)
+    hidden_after = _feed_forward(tape, sizes, gradients, middle, number)
     tape.free(hidden)
     return hidden_after
-
-
-def norm(tape: Tape, sizes: Sizes, hidden: Tensor) -> Tensor:
-    return tape.op([hidden], hidden.size, keeps=[hidden], kept_bytes=sizes.norm)
-
-
-def linear(
-    tape: Tape,
-    sizes: Sizes,
-    gradients: Gradients,
-    hidden: Tensor,
-    columns: int,
-    *,
-    bias: bool = False,
-    weight: int | None = None,
-) -> Tensor:
-    """A matrix cut by columns: with sequence parallelism it gathers its input into Megatron's own buffer."""
-    elements = weight or columns * sizes.model.hidden_size
-    gradients.gather(tape.meter, elements, several=bias)
-    result = tape.new(sizes.of(columns))
-    if bias:
-        tape.meter.add(result.size, -result.size)
-    gradients.release(tape.meter, elements)
-    if not tape.records:
-        return result
-    tape.hold(hidden)
-
-    def backward(given: list[Storage]) -> None:
-        meter = tape.meter
-        gradients.gather(meter, elements, several=bias)
-        of_hidden = tape.new(sizes.whole)
-        if sizes.parts > 1:
-            part = tape.new(sizes.hidden)
-            gradients.product(meter, elements)
-            tape.free(of_hidden)
-            of_hidden = part
-        else:
-            gradients.product(meter, elements)
-        tape.drop(given[0])
-        gradients.convert(meter, elements)
-        tape.free(hidden)
-        gradients.arrive(meter, elements)
-        gradients.release(meter, elements)
-        tape.give(hidden, of_hidden.storage)
-
-    tape.record((result,), backward)
-    return result
-
-
-def linear_to_hidden(tape: Tape, sizes: Sizes, gradients: Gradients, inner: Tensor, elements: int) -> Tensor:
-    """A matrix cut by rows, and the sum over tensor-parallel ranks. Takes the input over."""
-    gradients.gather(tape.meter, elements)
-    result = tape.new(sizes.whole)
-    gradients.release(tape.meter, elements)
-    if tape.records:
-        tape.hold(inner)
-
-        def backward(given: list[Storage]) -> None:
-            meter = tape.meter
-            gathered = tape.new(sizes.whole).storage if sizes.parts > 1 else given[0]
-            if sizes.parts > 1:
-                tape.drop(given[0])
-            gradients.gather(meter, elements)
-            of_inner = tape.new(inner.size).storage
-            gradients.product(meter, elements)
-            tape.drop(gathered)
-            gradients.convert(meter, elements)
-            tape.free(inner)
-            gradients.arrive(meter, elements)
-            gradients.release(meter, elements)
-            tape.give(inner, of_inner)
-
-    tape.free(inner)
-    if sizes.parts > 1:
-        scattered = tape.new(sizes.hidden)
-        tape.free(result)
-        result = scattered
-    if tape.records:
-        tape.record((result,), backward)
-    return result
 
 
 def _attention(tape: Tape, sizes: Sizes, gradients: Gradients, normed: Tensor) -> Tensor:
@@ -262,45 +127,41 @@ def _rotated(tape: Tape, heads: Tensor) -> Tensor:
     return _freed(tape, result, heads)
 
 
-def _feed_forward(tape: Tape, sizes: Sizes, gradients: Gradients, middle: Tensor) -> Tensor:
+def _feed_forward(tape: Tape, sizes: Sizes, gradients: Gradients, middle: Tensor, number: int) -> Tensor:
     normed = norm(tape, sizes, middle)
+    block = _experts if sizes.model.has_experts(number) else _dense
     if "mlp" in sizes.recomputed:
-        output = recomputed_of(tape, (normed,), lambda inner, given: _mlp(inner, sizes, gradients, given[0]))
+        output = recomputed_of(tape, (normed,), lambda inner, given: block(inner, sizes, gradients, given[0]))
     else:
-        output = _mlp(tape, sizes, gradients, normed)
+        output = block(tape, sizes, gradients, normed)
     result = _sum(tape, sizes, output, middle)
     tape.free(normed, middle)
     return result
 
 
-def _mlp(tape: Tape, sizes: Sizes, gradients: Gradients, normed: Tensor) -> Tensor:
+def _experts(tape: Tape, sizes: Sizes, gradients: Gradients, normed: Tensor) -> Tensor:
+    output = routed(tape, sizes, gradients, normed)
+    width = sizes.model.experts.shared_ffn_hidden_size
+    if not width:
+        return output
+    shared = _mlp(tape, sizes, gradients, normed, width)
+    return _freed(tape, tape.add(output, shared), output, shared)
+
+
+def _dense(tape: Tape, sizes: Sizes, gradients: Gradients, normed: Tensor) -> Tensor:
+    return _mlp(tape, sizes, gradients, normed, sizes.model.ffn_hidden_size)
+
+
+def _mlp(tape: Tape, sizes: Sizes, gradients: Gradients, normed: Tensor, inner_width: int) -> Tensor:
     model = sizes.model
-    width = model.ffn_hidden_size // sizes.tp
-    gated = model.activation == "swiglu"
-    inner = linear(tape, sizes, gradients, normed, (2 if gated else 1) * width)
+    width = inner_width // sizes.tp
+    is_gated = model.activation == "swiglu"
+    inner = linear(tape, sizes, gradients, normed, (2 if is_gated else 1) * width)
     if model.bias:
         inner = _freed(tape, tape.add(inner), inner)
-    active = _gated(tape, inner) if gated else tape.op([inner], inner.size, keeps=[inner])
+    active = gated(tape, inner) if is_gated else tape.op([inner], inner.size, keeps=[inner])
     tape.free(inner)
     return linear_to_hidden(tape, sizes, gradients, active, width * model.hidden_size)
-
-
-def _gated(tape: Tape, inner: Tensor) -> Tensor:
-    """SwiGLU, which keeps its input alone."""
-    half = inner.size // 2
-    result = tape.new(half)
-    if tape.records:
-        tape.hold(inner)
-
-        def backward(given: list[Storage]) -> None:
-            made = tape.new(inner.size).storage
-            tape.meter.add(half, -half)
-            tape.drop(given[0])
-            tape.free(inner)
-            tape.give(inner, made)
-
-        tape.record((result,), backward)
-    return result
 
 
 def _sum(tape: Tape, sizes: Sizes, output: Tensor, residual: Tensor) -> Tensor:

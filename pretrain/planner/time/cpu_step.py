@@ -195,14 +195,14 @@ def _layer(rank: CpuRank) -> tuple[Times, Times]:
         rank.samples,
         model.seq_length,
         hidden=model.hidden_size,
-        inner=model.ffn_hidden_size // tp,
+        inner=model.active_width // tp,
         heads=max(1, model.num_heads // tp),
         keys_values=max(1, model.kv_heads // tp),
         width=model.head_size,
         gated=model.activation == "swiglu",
     )
     hidden = model.hidden_size * (WHOLE_SHARE / (tp if parallel.sp else 1) + (1 - WHOLE_SHARE) / tp)
-    moved = 1e-9 * rank.tokens * (cost.hidden_ns * hidden + cost.inner_ns * model.ffn_hidden_size / tp)
+    moved = 1e-9 * rank.tokens * (cost.hidden_ns * hidden + cost.inner_ns * model.active_width / tp)
     host = 1e-6 * (cost.host_us + rank.engine_cost.layer_us)
     sent = parameter_bytes(rank.config.engine) * rank.tokens * model.hidden_size
     if parallel.sp:

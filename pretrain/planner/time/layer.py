@@ -94,7 +94,7 @@ def layer_times(rank: Rank) -> PassTimes:
     backward = _with_host(rank, _layer_backward(rank), collectives=2)
     recompute = forward
     if rank.behaviour.stops_early:
-        last = rank.products.seconds(rank.tokens, rank.config.model.ffn_hidden_size // rank.tensor.ranks, _hidden(rank))
+        last = rank.products.seconds(rank.tokens, rank.config.model.active_width // rank.tensor.ranks, _hidden(rank))
         recompute = dataclasses.replace(forward, products=max(0.0, forward.products - last))
     return PassTimes(forward, backward, recompute)
 
@@ -169,9 +169,9 @@ def _matrices(rank: Rank) -> list[tuple[int, int]]:
     model, tp = rank.config.model, rank.tensor.ranks
     heads = model.num_heads * model.head_size // tp
     keys_values = 2 * max(model.kv_heads // tp, 1) * model.head_size
-    up = model.ffn_hidden_size // tp * (2 if model.activation == "swiglu" else 1)
+    up = model.active_width // tp * (2 if model.activation == "swiglu" else 1)
     hidden = model.hidden_size
-    return [(hidden, heads + keys_values), (heads, hidden), (hidden, up), (model.ffn_hidden_size // tp, hidden)]
+    return [(hidden, heads + keys_values), (heads, hidden), (hidden, up), (model.active_width // tp, hidden)]
 
 
 def _layer_forward(rank: Rank) -> Parts:
@@ -223,7 +223,7 @@ def _attention(rank: Rank, direction: Direction) -> float:
 
 def _elementwise(rank: Rank, direction: Direction) -> float:
     model, tp = rank.config.model, rank.tensor.ranks
-    hidden, inner = model.hidden_size, model.ffn_hidden_size / tp
+    hidden, inner = model.hidden_size, model.active_width / tp
     into = inner * (2 if model.activation == "swiglu" else 1)
     heads = (model.num_heads + 2 * model.kv_heads) * model.head_size / tp
     turned = heads if model.position == "rope" else 0.0

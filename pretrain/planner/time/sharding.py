@@ -108,10 +108,10 @@ class DataParallel:
 
     def _layer(self, width: float) -> float:
         """One layer gathered or reduced, all its tensors in one call (or one for each, without overlap)."""
-        model, tp = self.rank.config.model, self.rank.tensor.ranks
-        seconds = self.rank.links.gather(width * layer_size(model, tp), self.group)
+        model, parallel = self.rank.config.model, self.rank.config.parallel
+        seconds = self.rank.links.gather(width * layer_size(model, parallel), self.group)
         if self.rank.behaviour.gather == "serial" and self.group.ranks > 1:
-            seconds += (layer_tensors(model, tp) // 2 - 1) * self.rank.links.latency(self.group)
+            seconds += (layer_tensors(model, parallel) // 2 - 1) * self.rank.links.latency(self.group)
         return seconds
 
     def _tables(self, chunk: Chunk, width: float) -> float:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from data_pipeline.errors import UserError
 from pretrain.config.derived import data_parallel_size
 from pretrain.config.errors import ConfigError, Problem
-from pretrain.config.layout_checks import divisors
 from pretrain.config.load import load_run_config
+from pretrain.config.numbers import divisors
 from pretrain.config.run import RunConfig
 from pretrain.model.size import count_parameters
 from pretrain.planner.plan import vocabulary

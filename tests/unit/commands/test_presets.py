@@ -61,6 +61,28 @@ def test_preset_has_its_published_size(preset: str) -> None:
     assert count_parameters(model, vocab_size).total == pytest.approx(published, rel=tolerance)
 
 
+# Jiang et al. 2024; Qwen3 technical report, table 2. The last one is not published: its size follows from its shape.
+WITH_EXPERTS = {
+    "mixtral_8x7b": (46.70e9, 12.88e9, 32000),
+    "qwen3_30b_a3b": (30.5e9, 3.35e9, 151936),
+    "deepseek_v3_like": (674.8e9, 41.36e9, 129280),
+}
+
+
+@pytest.mark.parametrize("preset", sorted(WITH_EXPERTS))
+def test_preset_with_experts_has_its_total_and_active_size(preset: str) -> None:
+    total, active, vocab_size = WITH_EXPERTS[preset]
+    count = count_parameters(load_run_config([f"model={preset}"]).model, vocab_size)
+    assert count.total == pytest.approx(total, rel=0.002) and count.active == pytest.approx(active, rel=0.002)
+
+
+def test_tiny_experts_are_as_active_as_tiny_llama() -> None:
+    sparse, dense = (
+        count_parameters(load_run_config([f"model={name}"]).model, 1000) for name in ("tiny_experts", "tiny_llama")
+    )
+    assert sparse.active == pytest.approx(dense.total, rel=0.005) and sparse.total > 2 * dense.total
+
+
 WIDER_HEADS = {f"{preset}_head128": preset for preset in ("gpt3_125m", "gpt3_350m", "gpt3_760m", "gpt3_2.7b")}
 
 
@@ -75,7 +97,10 @@ def test_wider_presets_differ_only_in_their_heads(preset: str) -> None:
 
 def test_every_preset_is_published_wider_or_tiny() -> None:
     folder = Path(__file__).parents[3] / "conf" / "model"
-    assert {path.stem for path in folder.glob("*.yaml")} == {*PUBLISHED, *COUNTED, *WIDER_HEADS, "tiny", "tiny_llama"}
+    assert {path.stem for path in folder.glob("*.yaml")} == {
+        *(*PUBLISHED, *COUNTED, *WITH_EXPERTS, *WIDER_HEADS),
+        *("tiny", "tiny_llama", "tiny_experts"),
+    }
 
 
 # Layout -> model, ranks and samples in a step: where the layout was published, those of the publication.

@@ -13,7 +13,7 @@ from pretrain.config.changes import NOT_OF_THE_RUN, SHAPE, Change, changes_betwe
 from pretrain.config.checks import check_run
 from pretrain.config.errors import ConfigError, RunError
 from pretrain.config.load import load_run_config, read_run_config, record_keys, to_yaml
-from pretrain.config.model import ModelConfig, RopeScaling
+from pretrain.config.model import RopeScaling
 from pretrain.config.optim import MuonConfig, OptimConfig
 from pretrain.config.records import flatten
 from pretrain.config.run import RunConfig
@@ -39,12 +39,13 @@ def test_every_key_is_of_the_kind_that_is_promised() -> None:
         ),
         *(f"optim.muon.{field.name}" for field in dataclasses.fields(MuonConfig)),
         *(f"lr_schedule.{field.name}" for field in dataclasses.fields(load_run_config([]).lr_schedule)),
+        *(f"model.experts.{name}" for name in ("sequence_loss", "z_loss", "bias_rate")),
         *("run.seed", "run.init_from", "run.branch_from", "train.global_batch_size", "data.document_mask"),
         *("model.hidden_dropout", "model.attention_dropout", "model.init_std", "model.norm_eps", "model.rope_base"),
         "model.vocab_multiple_of",
         *(f"model.rope_scaling.{field.name}" for field in dataclasses.fields(RopeScaling)),
     }
-    assert {f"model.{field.name}" for field in dataclasses.fields(ModelConfig)} | {"optim.name"} >= SHAPE
+    assert set(leaves()) >= SHAPE
     for key in ("train.max_steps", "train.max_tokens", "checkpoint.every_steps", "parallel.tp", "engine.precision"):
         assert kind(key) == "safe"
 

@@ -14,7 +14,10 @@ from pretrain.huggingface.foreign_config import model_of
 from pretrain.huggingface.weights import units
 from pretrain.model.size import count_parameters
 
-REFUSED = {"llama_3.1_8b": "model.rope_scaling.kind=llama3", "smollm3_3b": "model.no_rope_every=4"}
+REFUSED = {"llama_3.1_8b": "model.rope_scaling.kind=llama3", "smollm3_3b": "model.no_rope_every=4"} | {
+    name: f"model.experts.count={count}"
+    for name, count in (("tiny_experts", 8), ("mixtral_8x7b", 8), ("qwen3_30b_a3b", 128), ("deepseek_v3_like", 256))
+}
 """Presets that no config.json is written for, and why."""
 PRESETS = sorted(
     path.stem for path in Path(__file__).parents[3].joinpath("conf/model").glob("*.yaml") if path.stem not in REFUSED

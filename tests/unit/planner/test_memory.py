@@ -196,7 +196,7 @@ def test_nvme_takes_parameters_except_small_or_gathered_ones() -> None:
     small = kept.parameters - disk.disk
     assert 0 < small < 0.01 * kept.parameters, "norms and biases"
     count, largest = partitions_in_memory(config, all_stages(config.model, config.parallel, VOCAB)[0], 1)
-    assert 0 < count <= 2 * layer_tensors(config.model, 1) + 3
+    assert 0 < count <= 2 * layer_tensors(config.model, config.parallel) + 3
     assert disk.host == small + 2 * count * largest + kept.parameters, "and a sub-group's worth: this model has one"
     assert choose_modes(config, VOCAB, 1, 10**15) == Modes("per_step", "per_micro_batch")
 

@@ -12,9 +12,9 @@ from pretrain.planner.memory import Modes, StageMemory, plan_memory
 from pretrain.planner.passes.chunk import Passes, chunk_passes
 from pretrain.planner.passes.ends import Tables
 from pretrain.planner.passes.gradients import GradientKind
-from pretrain.planner.passes.layer import sizes_of
 from pretrain.planner.passes.meter import Meter
 from pretrain.planner.passes.schedule import run_step, schedule
+from pretrain.planner.passes.sizes import sizes_of
 from pretrain.planner.passes.tape import Tape
 from tests.unit.config.test_checks import replaced
 

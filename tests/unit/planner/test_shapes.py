@@ -74,7 +74,7 @@ def test_uneven_stages_hold_the_layers_that_they_were_given() -> None:
     config = config_of("gpt", "parallel.pp=3", "parallel.pp_layout='E|t*11|tL'")
     first, middle, last = all_stages(config.model, config.parallel, VOCAB)
     assert (first.num_layers, middle.num_layers, last.num_layers) == (0, 11, 1)
-    assert middle.num_parameters == 11 * layer_size(config.model, 1)
+    assert middle.num_parameters == 11 * layer_size(config.model, config.parallel)
     assert [(stage.has_embedding, stage.has_head) for stage in (first, middle, last)] == [
         (True, False),
         (False, False),

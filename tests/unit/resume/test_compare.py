@@ -78,7 +78,7 @@ def test_the_power_of_ten_bounds_the_difference_closely(loss, relative):
 
 def facts(*overrides, world_size=1, **values):
     config = run_config("gpt", *overrides, **values)
-    layout = ParallelLayout(world_size, config.parallel.tp, config.parallel.pp)
+    layout = ParallelLayout.of(config.model, config.parallel, world_size)
     return facts_now(config, layout, describe_environment())
 
 
