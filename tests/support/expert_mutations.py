@@ -76,7 +76,7 @@ EXPERTS = (
         BALANCE,
         "if biased and applied:",
         "if biased:",
-        ("tests/ranks/test_experts.py::test_a_skipped_step_moves_no_bias",),
+        ("tests/ranks/test_experts.py::test_a_skipped_step_moves_no_bias[0]",),
     ),
     Mutation(
         "bias-in-the-weights",
