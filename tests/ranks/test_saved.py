@@ -108,7 +108,7 @@ def test_swiglu_equals_its_formula_to_the_last_bit(dtype: torch.dtype) -> None:
 
 def turned(here: Runtime, dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
     """Values and gradients for several lengths, each by our function and by Megatron's."""
-    tables = RotaryTables(16, 500.0, dtype)
+    tables = RotaryTables(run_config("llama", "model.head_dim=16", "model.rope_base=500.0").model, dtype)
     angles = RotaryEmbedding(16, 1.0, rotary_base=500.0, use_cpu_initialization=True)
     pairs: list[tuple[Tensor, Tensor]] = []
     for length in (9, 4, 21):
