@@ -1,4 +1,4 @@
-"""What it costs to choose a layout by planned instead of measured step times, on published runs of one problem.
+"""Measure what it costs to choose a layout by planned instead of measured step times, on published runs of one problem.
 
     python -m tests.benchmarks.planned_layouts [time_fit.csv ...]
 
