@@ -51,7 +51,10 @@ def repeated_size(words: Words, shares: Mapping[int, float], num_chars: int) -> 
 def _by_size(
     words: Words, shares: Mapping[int, float], longer: Callable[[Hashes], Hashes]
 ) -> tuple[dict[int, Hashes], npt.NDArray[np.uint64]]:
-    """Hashes of all n-grams by n, and the same as sorted rows. Rows are padded with values that occur once."""
+    """Hashes of the n-grams for each n in `shares`, and an array with a sorted row for each n.
+
+    `longer` makes hashes of n-grams from those of (n-1)-grams. Rows are padded with values that occur once.
+    """
     hashes: dict[int, Hashes] = {}
     last = words.hashes
     for n in range(2, 1 + min(len(words), max(shares, default=0))):

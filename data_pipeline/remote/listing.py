@@ -78,7 +78,7 @@ def _entries(url: str, include: Sequence[str], config: CacheConfig) -> Listing:
             for path in map(within.__getitem__, chosen)
         ]
     if not entries:
-        hidden = f" (beside {len(others)} hidden ones)" if others else ""
+        hidden = f" ({len(others)} hidden files are ignored)" if others else ""
         raise InputError(
             f"{redact_url(url)}: has no file that matches data.include={list(include)}{hidden}",
             "give other patterns",

@@ -129,7 +129,7 @@ def fetch(url: str, record: FileRecord, file: IO[bytes], config: CacheConfig, st
 
 
 def read_small(url: str, config: CacheConfig) -> bytes:
-    """Read a whole file into memory."""
+    """Read a whole file into memory; raises DataError if it has more than MAX_SMALL_BYTES."""
     content = bytearray()
     for block in blocks(url, config):
         content += block

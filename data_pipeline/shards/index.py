@@ -43,7 +43,7 @@ def load_index(folder: DatasetFolder, manifest: Manifest, split: str) -> npt.NDA
     if num_samples != of_split.num_samples or len(numbers) != 2 * num_members:
         raise DataError(
             f"{name}: has {len(numbers) / 2:g} members, and the shards hold {num_samples} samples, but the manifest "
-            f"says {of_split.num_samples}, {manifest.samples_per_member} in each member",
+            f"says {of_split.num_samples} samples, {manifest.samples_per_member} in each member",
             PREPARE_AGAIN,
         )
     index = numbers.reshape(num_members, 2)

@@ -145,7 +145,7 @@ class Corpus:
     def _read(
         self, raw: BinaryIO, span: Span, document_bytes: int
     ) -> tuple[Callable[[], int], Iterator[Document | Unreadable]]:
-        """A function that returns how many bytes of the span are read, and its documents."""
+        """A function that returns how many bytes of the span have been read so far, and the documents of the span."""
         key, file = self._text_key, span.file
         if _is_parquet(file):
             from data_pipeline.sources.parquet import ParquetReader  # import pyarrow only if it is needed

@@ -159,7 +159,7 @@ def _in_folder(
     chosen, others = choose(path.relative_to(folder).as_posix() for path in files if is_included(path.name, include))
     on_ignored(given, others)
     if not chosen:
-        hidden = f" (beside {len(others)} hidden ones)" if others else ""
+        hidden = f" ({len(others)} hidden files are ignored)" if others else ""
         raise InputError(
             f"folder {given} has no file that matches data.include={list(include)}{hidden}",
             "give other patterns",

@@ -41,7 +41,7 @@ def read_hostfile(path: Path) -> list[Host]:
             raise UserError(f"{path}:{number}: {host.name} comes twice", "write it once, with all its slots")
         hosts.append(host)
     if not hosts:
-        raise UserError(f"{path}: it names no host", "write lines `name slots=8`")
+        raise UserError(f"{path}: it names no host", "write one host on each line, as in `name slots=8`")
     if len(hosts) > 1 and any(host.address in ("localhost", "127.0.0.1", "::1") for host in hosts):
         raise UserError(f"{path}: the other hosts cannot reach localhost", "write this machine's name instead")
     return hosts

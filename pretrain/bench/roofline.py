@@ -92,7 +92,7 @@ def roofline(
 
 
 def limit(rows: Sequence[Row]) -> str:
-    """One line: the part that takes most time, and the one with the most to gain."""
+    """One line: the part that takes the most time, and the part furthest above its limit."""
     if not rows:
         return "not known"
     whole = sum(row.seconds for row in rows)
@@ -103,7 +103,8 @@ def limit(rows: Sequence[Row]) -> str:
     if most.ideal_seconds:
         line += f", at {most.ideal_seconds / most.seconds:.0%} of the measured limit"
     if _over(gap) > 0:
-        line += f"; most is to be won in {gap.part}: {1000 * _over(gap):.1f} ms ({_over(gap) / whole:.0%}) over it"
+        excess = f"{1000 * _over(gap):.1f} ms ({_over(gap) / whole:.0%}) above its limit"
+        line += f"; the largest gain is in {gap.part}: {excess}"
     return line
 
 

@@ -35,8 +35,8 @@ def write_tensors(
 ) -> dict[str, dict[str, Any]]:
     """Write chunks as a DCP data file with its index beside it; returns the data file's name and digest.
 
-    `read` is called as soon as the tensors may change again: their bytes are in the page cache, if not yet on disk. It
-    is called again at the end, also after an error.
+    `read` is called as soon as all tensors are read and may change: their bytes are in the page cache, but perhaps not
+    on disk yet. It is called again at the end, also after an error.
     """
     data, index = f"__{rank}_0.distcp", f"tensors-{rank:05d}.json"
     tensors: dict[str, Any] = {}

@@ -203,7 +203,7 @@ def _wrong_option_of_own(word: Override, value: Typed, known: Known) -> Iterator
     if not word.is_add() or word.is_force_add():
         option = names[0] if wrong else value
         yield Problem(
-            group, value or MISSING, "is a group of your own: it takes one + before it", f"write +{group}={option}"
+            group, value or MISSING, "is one of your own groups: it takes one + before it", f"write +{group}={option}"
         )
     elif wrong:
         near = did_you_mean(str(wrong[0]), names)

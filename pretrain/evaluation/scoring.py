@@ -175,6 +175,9 @@ def _scored_together(engine: Engine, requests: Sequence[Request], how: Scoring) 
 
 
 def _sums(scores: Tensor, first: int, request: Request) -> Tensor:
-    """scores [2, s] of a row, whose continuation starts at target `first` -> [2]."""
+    """[2]: the log-probability of a row's continuation, and whether all of it is greedy.
+
+    `scores`: [2, s], for each target; the continuation starts at target `first`.
+    """
     own = scores[:, first : first + len(request.continuation)].double()
     return torch.stack((own[0].sum(), own[1].min()))

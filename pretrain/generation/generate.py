@@ -251,7 +251,7 @@ def place_for(output: str | None) -> Path | None:
         path.parent.mkdir(parents=True, exist_ok=True)
         is_other = path.exists() and not path.is_file()
     except OSError as error:
-        raise ConfigError([Problem("output", output, f"no file can be there: {error.strerror}", remedy)]) from None
+        raise ConfigError([Problem("output", output, f"cannot be created: {error.strerror}", remedy)]) from None
     if is_other:
         raise ConfigError([Problem("output", output, "exists and is not a file", remedy)])
     if not os.access(path.parent, os.W_OK):

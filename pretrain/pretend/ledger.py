@@ -15,7 +15,7 @@ _TORCH, _HERE = Path(torch.__file__).parent, Path(__file__).parent
 
 @dataclass(frozen=True)
 class Collective:
-    """One collective, or a send to or a receipt from one rank, as this rank took part in it."""
+    """One collective, send or receive in which this rank took part."""
 
     operation: str
     """torch's name: `allreduce_`, `_allgather_base_`, `send`, ..."""

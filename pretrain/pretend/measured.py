@@ -74,9 +74,9 @@ class Measured:
 
 
 def extrapolated(fewer: Step, more: Step, micro_batches: int) -> Step:
-    """The step with `micro_batches`, from two that differ in nothing else: its memory is that of the longer one.
+    """The step with `micro_batches`, extrapolated from two steps that differ in nothing else.
 
-    Counts and bytes of traffic grow with the number of micro-batches, each by the difference of the two.
+    Time and traffic grow linearly with the number of micro-batches. Memory is that of the longer step.
     """
     if micro_batches == more.micro_batches:
         return more

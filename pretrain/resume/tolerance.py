@@ -110,7 +110,7 @@ def facts_of_checkpoint(manifest: Mapping[str, Any]) -> Facts:
 
 
 def facts_of_last_attempt(run_dir: Path) -> Facts:
-    """The facts of the last attempt in a run folder; empty if its files cannot be read."""
+    """Layout, settings and versions of the last attempt in a run folder; empty if its files cannot be read."""
     try:
         description = json.loads((run_dir / DESCRIPTION_FILE).read_bytes())
         config = yaml.safe_load((run_dir / CONFIG_FILE).read_text(encoding="utf-8"))

@@ -39,7 +39,7 @@ class Preset:
 
 @dataclass(frozen=True)
 class RunPlan:
-    """The fastest layout of a preset on so many ranks."""
+    """The fastest layout of a preset on a given number of ranks."""
 
     config: RunConfig
     parameters: int

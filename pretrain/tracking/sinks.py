@@ -95,4 +95,4 @@ class Spare:
 
 
 def _warn(name: str, error: Exception) -> None:
-    _logger.warning("%s failed and is left out from here on: %s: %s", name, type(error).__name__, error)
+    _logger.warning("%s failed and is disabled for the rest of the run: %s: %s", name, type(error).__name__, error)

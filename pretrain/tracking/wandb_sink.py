@@ -40,7 +40,7 @@ _QUIET_SETTINGS: dict[str, object] = {
 
 
 class WandbSink:
-    """Records as `series/name` of one wandb run, stored under run_dir/wandb."""
+    """Logs records as `series/name` to one wandb run, with its files in run_dir/wandb."""
 
     def __init__(
         self,

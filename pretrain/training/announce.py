@@ -62,9 +62,9 @@ def announce_new_length(folder: Path, config: RunConfig, state: RunState) -> Non
     if math.isclose(lr_before, lr_now, rel_tol=1e-6):
         return
     log.warning(
-        "step %d: its learning rate is %.3g by the old length (end after step %d) and %.3g by the new one (step %d), "
-        "which counts: lr_schedule.name=%s stretches over the whole run. With lr_schedule=wsd a run can be lengthened "
-        "without that, from a checkpoint before its decay",
+        "step %d: the learning rate changes from %.3g (old length, end after step %d) to %.3g (new length, end after "
+        "step %d): lr_schedule.name=%s depends on the length of the run. To lengthen a run without this change, use "
+        "lr_schedule=wsd and resume from a checkpoint before its decay",
         state.step + 1,
         lr_before,
         earlier.end_step(state),

@@ -56,7 +56,7 @@ def test_a_checkpoint_of_two_ranks_loads_on_one(two_then_one):
     assert "was saved by 2 process(es) as tp1 pp1, now there are 1 process(es) as tp1 pp1: the random states" in resumed
 
 
-def test_steps_that_one_repeats_after_two_are_verified(two_then_one):
+def test_one_rank_verifies_the_steps_of_two_ranks(two_then_one):
     """Bit for bit if there are few of them; else the layout is the reason."""
     _, by_two, _, resumed = two_then_one
     (line,) = [line for line in resumed.splitlines() if "resume verified: " in line]

@@ -38,7 +38,7 @@ def test_temperature_0_ignores_the_seed(shared, finished_run):
         ([], "run=???: a value must be given\n  hint: add run=..."),
         (["run=runs/x", "top_p=0"], "top_p=0.0: must be above 0 and at most 1, or null"),
         (["run=runs/x", "output=."], "output=.: exists and is not a file\n  hint: give the path of a file"),
-        (["run=runs/x", "output=/dev/null/x"], "output=/dev/null/x: no file can be there: File exists"),
+        (["run=runs/x", "output=/dev/null/x"], "output=/dev/null/x: cannot be created: File exists"),
         (["run=runs/x", "promt=hello"], "promt=hello: unknown key\n  hint: did you mean prompt?"),
     ],
 )

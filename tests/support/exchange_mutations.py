@@ -130,7 +130,7 @@ EXCHANGE = (
         "pretrain/generation/continuing.py",
         "choose(logits[row], choice, generators[number])",
         "choose(logits[row], choice, generators[0])",
-        (f"{WRITES}::test_a_batch_with_a_cache_writes_what_single_whole_texts_do[1.0-tiny]",),
+        (f"{WRITES}::test_a_batch_with_a_cache_generates_what_each_prompt_does_without[1.0-tiny]",),
     ),
     Mutation(
         "half-characters-shown",

@@ -1,4 +1,4 @@
-"""Two tiny models, one of each family, and batches for them."""
+"""Tiny GPT and Llama models, variants of them with uneven sizes, and batches for them."""
 
 import functools
 from typing import Any

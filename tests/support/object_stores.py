@@ -37,7 +37,7 @@ class Bucket:
 
     @cached_property
     def files(self) -> fsspec.AbstractFileSystem:
-        """Access that is not under test: another instance of the file system."""
+        """Another instance of the file system, independent of the code under test."""
         return fsspec.filesystem(self.scheme, skip_instance_cache=True, use_listings_cache=False)
 
     def put(self, name: str, content: bytes) -> str:

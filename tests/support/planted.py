@@ -61,7 +61,7 @@ def edited(text: str, share: float, words: Sequence[str], chance: random.Random)
 
 
 def shingles(text: str, n: int) -> set[tuple[str, ...]]:
-    """The n-grams of words in plain Python, for ASCII text. Signatures estimate their overlap."""
+    """The n-grams of words in plain Python, for ASCII text. MinHash signatures estimate their overlap."""
     words = re.findall("[a-z0-9]+", text.lower())
     return {tuple(words[at : at + n]) for at in range(len(words) - n + 1)}
 

@@ -58,7 +58,7 @@ class Gradients:
             meter.add(elements * self.gradient, -elements * self.parameter)
 
     def arrive(self, meter: Meter, elements: int) -> None:
-        """A gradient, already in memory, becomes part of the sum."""
+        """Add a gradient, which is already in memory, to the sum."""
         self.allocate_bucket(meter)
         if self.later:
             meter.add(-elements * self.gradient)

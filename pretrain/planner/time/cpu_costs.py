@@ -1,7 +1,7 @@
 """Costs of a training step on a CPU beyond its products and attention; `pretrain bench --record` measures them.
 
-On a CPU nothing runs beside anything else: the time in Python adds to the time in kernels, ranks share the cores, and
-one rate for elementwise work would be wrong tenfold, since a GELU is computed and a sum is only moved.
+On a CPU nothing overlaps: the time in Python adds to the time in kernels, and ranks share the cores. One rate for
+elementwise work would be wrong by a factor of ten: arithmetic limits a GELU, memory bandwidth limits a sum.
 """
 
 import dataclasses

@@ -73,7 +73,7 @@ def _sided(residual: Array, surface: Surface) -> Array | float:
 
 
 def gradient(theta: Array, surface: Surface) -> tuple[Array, Array]:
-    """The objective (f,) and its gradient (f, 5)."""
+    """The objective (f,) of f fits at once, and its gradient (f, 5)."""
     predicted, shares = terms(theta, surface.log_n, surface.log_d)
     residual = predicted - surface.log_loss
     pull = surface.weights * _sided(residual, surface) * np.clip(residual, -DELTA, DELTA)

@@ -73,7 +73,7 @@ def test_one_line_names_the_largest_part_and_the_largest_gain():
     rows = [Row("matrix products", 6.0, 5.4), Row("elementwise and norms", 3.0, 0.5), Row("idle", 1.0, 0.0)]
     assert limit(rows) == (
         "matrix products take most, 60% of the step, at 90% of the measured limit; "
-        "most is to be won in elementwise and norms: 2500.0 ms (25%) over it"
+        "the largest gain is in elementwise and norms: 2500.0 ms (25%) above its limit"
     )
     assert limit([Row("data", 9.0, 0.0), Row("matrix products", 1.0, 1.0)]).startswith("data takes most, 90%")
 

@@ -132,7 +132,7 @@ def test_a_checkpoint_deleted_while_it_is_read_is_an_error(
     assert (code, out) == (2, "") and f"{doomed} was deleted while it was read" in err
 
 
-def test_the_size_of_a_folder_that_is_being_deleted(tmp_path: Path) -> None:
+def test_a_folder_has_a_size_while_it_is_deleted(tmp_path: Path) -> None:
     def fill_and_delete() -> None:
         while not done.is_set():
             for name in ("a", "b", "c"):

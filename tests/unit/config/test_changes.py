@@ -154,7 +154,7 @@ def data(fingerprint: str = "tok", digest: str = "set", vocab_size: int = 9) -> 
     return Data(type("Manifest", (), {"tokenizer": tokenizer}), digest)
 
 
-def test_other_data_is_accepted_by_name() -> None:
+def test_other_data_is_accepted_only_if_it_is_named() -> None:
     assert check_same_data(SAVED, data(), Path("c"), []) == []
     with pytest.raises(RunError, match="the run was trained on other data") as caught:
         check_same_data(SAVED, data("other", "other"), Path("c"), ["optim.lr"])

@@ -73,7 +73,7 @@ def test_it_ends_before_a_stop_text_that_spans_tokens() -> None:
     assert (made.text, made.reason) == ("de", "stop")
 
 
-def test_a_full_window_moves_on_by_half() -> None:
+def test_a_full_window_drops_its_first_half() -> None:
     made, seen = continued([1, 2, 3], max_context=4, new=5)
     assert tokens_of(made) == [4, 5, 6, 7, 8]
     assert seen == [[1, 2, 3], [1, 2, 3, 4], [3, 4, 5], [3, 4, 5, 6], [5, 6, 7]]
@@ -97,7 +97,7 @@ PROMPTS = [[8, 9], [3, 4, 6, 7, 8, 9], [11], list(range(20, 45))]
 
 @pytest.mark.parametrize("family", ["tiny_llama", "tiny"])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_batch_with_a_cache_writes_what_single_whole_texts_do(family: str, temperature: float) -> None:
+def test_a_batch_with_a_cache_generates_what_each_prompt_does_without(family: str, temperature: float) -> None:
     """Also past the window, and after rows have ended."""
     groups = () if family == "tiny_llama" else ("model.num_query_groups=2",)
     decoder = tiny_decoder(f"model={family}", *groups)

@@ -288,7 +288,7 @@ def test_the_torch_requirement_is_read_from_pyproject() -> None:
 
 @pytest.fixture
 def rehearsal(clone: Path) -> Path:
-    """A clone with an environment of programs that only write down how they were called, and exit as $FAILS says."""
+    """A clone whose programs only record how they were called; the one that $FAILS names fails."""
     (clone / "launch" / "env.sh").write_text(
         f"root='{clone}'; venv='{clone}/.venv'; ensure_environment() {{ echo \"env $*\" >>'{clone}/calls'; }}\n"
     )

@@ -75,7 +75,7 @@ def test_padding_rows_are_zero_and_change_no_other(name: str, width: int) -> Non
 @pytest.mark.parametrize("piece", [64, 1000, 4096])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", [EMBEDDING, QKV, PROJECTION, "decoder.final_layernorm.weight"])
-def test_a_share_holds_the_values_of_the_whole(
+def test_a_slice_has_the_values_of_the_whole_tensor(
     monkeypatch: pytest.MonkeyPatch, name: str, dtype: torch.dtype, piece: int
 ) -> None:
     shape = (VOCAB_SIZE + 24,) if "layernorm" in name else (VOCAB_SIZE + 24, 35)

@@ -54,7 +54,7 @@ def test_a_plan_shows_layout_derived_numbers_and_stages(capsys) -> None:
     assert "activations" in heads[1] and {"forward", "backward", "peak"} <= set(heads[2])
 
 
-def test_a_plan_says_whether_it_fits_and_chooses_the_modes_by_it(capsys) -> None:
+def test_a_plan_reports_whether_it_fits_and_chooses_param_gather_to_fit(capsys) -> None:
     large = ("plan", "model=gpt3_13b", "engine=zero3_bf16", "train.global_batch_size=64", "--ranks", "64")
     roomy = Said(capsys, *large, "train.micro_batch_size=1", "--gpu-memory", "192")
     assert "engine.param_gather: per_step (auto)\n" in roomy.out and "\nfits: " in roomy.out

@@ -99,7 +99,7 @@ def test_another_layout_is_named_and_allows_rounding():
     assert 0 < found.allowed(1) < found.allowed(10) < 1e-3
 
 
-def test_16_bits_round_more():
+def test_16_bit_precision_has_a_wider_tolerance():
     wide, narrow = (
         tolerance_for([facts(precision=kind)], facts(precision=kind, zero_stage=2), on_gpu=False)
         for kind in ("fp32", "bf16")

@@ -58,7 +58,7 @@ def test_a_term_that_never_changes_is_not_identified(
     assert all(found.intervals()[name].low < getattr(LAW, name) < found.intervals()[name].high for name in flagged)
 
 
-def test_lengths_that_follow_from_sizes_are_seen() -> None:
+def test_lengths_proportional_to_sizes_do_not_identify_the_exponents() -> None:
     n = np.geomspace(1e7, 1e9, 10)
     noise = np.exp(0.001 * np.random.default_rng(3).standard_normal(10))
     found = study(points_of(n, 20 * n, LAW.loss(n, 20 * n) * noise), draws=50)

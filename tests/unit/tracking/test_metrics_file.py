@@ -116,7 +116,7 @@ def test_a_short_attempt_hides_no_earlier_steps(tmp_path):
     assert everything == sorted([*((step, "train") for step in range(1, 13)), (5, "length"), (10, "length")])
 
 
-def test_steps_after_a_parting_are_of_no_run_any_more(tmp_path):
+def test_steps_after_a_different_batch_are_dropped(tmp_path):
     start(tmp_path, 0, range(1, 13))
     start(tmp_path, 4, [5, 6], batch="b")
     start(tmp_path, 4, [5], batch="b")

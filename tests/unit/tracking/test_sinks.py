@@ -224,7 +224,7 @@ class Failing:
         self.calls += 1
 
 
-def test_a_sink_that_fails_is_left_out_with_one_warning(caplog):
+def test_a_sink_that_fails_is_disabled_with_one_warning(caplog):
     failing = Failing()
     sink = Spare("wandb", failing)
     for step in range(3):
@@ -232,7 +232,7 @@ def test_a_sink_that_fails_is_left_out_with_one_warning(caplog):
     sink.close("finished")
     assert failing.calls == 1
     assert [record.getMessage() for record in caplog.records] == [
-        "wandb failed and is left out from here on: ConnectionError: the network is gone"
+        "wandb failed and is disabled for the rest of the run: ConnectionError: the network is gone"
     ]
 
 

@@ -74,8 +74,8 @@ def test_a_new_length_logs_the_change_of_the_learning_rate(name: str, tmp_path: 
     schedule = [f"lr_schedule={name}", "lr_schedule.warmup_steps=1"]
     resumed(tmp_path, [*schedule, "train.max_steps=4"], [*schedule, "train.max_steps=8", "optim.lr=3e-4"], 4)
     (line,) = caplog.messages
-    assert line.startswith("step 5: its learning rate is 3e-05 by the old length (end after step 4) and ")
-    assert f"by the new one (step 8), which counts: lr_schedule.name={name}" in line and "lr_schedule=wsd" in line
+    assert line.startswith("step 5: the learning rate changes from 3e-05 (old length, end after step 4) to ")
+    assert f"(new length, end after step 8): lr_schedule.name={name}" in line and "lr_schedule=wsd" in line
 
 
 @pytest.mark.parametrize(

@@ -192,7 +192,7 @@ def rewrite_manifest(folder, *, index=None, **changes):
         ({"index": lambda i: i + 2}, "a member offset is not a valid tar offset"),
         ({"index": lambda i: i[:-1]}, r"has \d+ members, and the shards hold \d+ samples, but the manifest says"),
         ({"index": lambda i: i.ravel()[:-1]}, r"has \d+.5 members, and the shards hold \d+ samples"),
-        ({"num_samples": 10**6}, r".* hold \d+ samples, but the manifest says 1000000, 4 in each member"),
+        ({"num_samples": 10**6}, r".* hold \d+ samples, but the manifest says 1000000 samples, 4 in each member"),
     ],
     ids=["before the file", "between blocks", "too few", "half a member", "more samples"],
 )

@@ -76,7 +76,7 @@ def test_a_hidden_file_named_directly_is_read(tmp_path, folder):
 def test_a_folder_with_only_hidden_files_is_an_error(tmp_path):
     write_folder(tmp_path / "in" / ".cache", ["a", "b", "c"])
     for given in (tmp_path / "in", f"file://{tmp_path}/in"):
-        with pytest.raises(DataError, match=r"has no file that .*\(beside 3 hidden ones\)"):
+        with pytest.raises(DataError, match=r"has no file that .*\(3 hidden files are ignored\)"):
             names(tmp_path, given)
 
 

@@ -80,7 +80,7 @@ def record(code: ExitCode, message: str = "", step: int | None = None) -> Outcom
 
 
 @pytest.mark.parametrize("code", [ExitCode.MISTAKE, ExitCode.REFUSED, ExitCode.IN_USE, ExitCode.DIVERGED])
-def test_an_error_with_a_code_of_its_own_is_the_cause(facts: AttemptFacts, code: ExitCode) -> None:
+def test_an_error_with_its_own_exit_code_is_the_cause(facts: AttemptFacts, code: ExitCode) -> None:
     message = "data.path='x': no such folder"
     ending = attempt_outcome(replace(facts, exit_code=143, rank_0=None, record=record(code, message)))
     assert (ending.outcome, ending.exit_code, ending.cause) == (code.outcome, code, message)

@@ -83,7 +83,7 @@ def test_more_stages_than_cores_work_in_turns() -> None:
 
 
 @pytest.mark.parametrize("how", ["parallel.pp=4", "parallel.pp=2 parallel.tp=2", "parallel.tp=4", "parallel.pp=2"])
-def test_no_part_of_a_crowded_step_is_negative(how: str) -> None:
+def test_no_part_of_a_step_on_shared_cores_is_negative(how: str) -> None:
     for crowding in ({}, {"1": 1.0, "2": 1.1, "4": 2.6}):
         found = parts(4, *how.split(), "model.num_layers=4", hardware=machine(crowding=crowding))
         assert min(found.values()) >= 0
