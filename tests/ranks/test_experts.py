@@ -1,6 +1,8 @@
 """A model with experts is saved, loaded and decoded in any layout, as every other model."""
 
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -10,7 +12,9 @@ from pretrain.checkpoint.on_disk import newest_whole
 from pretrain.checkpoint.store import CheckpointStore
 from pretrain.config.run import RunConfig
 from pretrain.distributed.runtime import Runtime
+from pretrain.model.expert_products import Choices, choose
 from pretrain.run.state import RunState
+from tests.ranks.test_parity import SAMPLES, SETTINGS, plain_run
 from tests.support.models import batches, run_config
 from tests.support.ranks import run_ranks
 from tests.support.training import own_batch, start, train, whole_state
@@ -73,3 +77,26 @@ def skipped(here: Runtime, config: RunConfig) -> tuple[bool, float, float]:
 def test_a_skipped_step_moves_no_bias(zero):
     """A batch in which no target counts has no mean loss."""
     assert run_ranks(skipped, 1, shape(1, zero_stage=zero)) == [(False, 0.0, 0.0)]
+
+
+def smallest_gap(here: Runtime, config: RunConfig) -> float:
+    """The smallest distance of a chosen expert's score from the best one that was not chosen, in training."""
+    gaps: list[float] = []
+
+    def choose_and_measure(*given: Any) -> Choices:
+        choices, bias, topk = choose(*given), given[2], given[3].topk
+        best = (choices.scores.detach() + bias).sort(-1, descending=True).values
+        gaps.append((best[..., topk - 1] - best[..., topk]).min().item())
+        return choices
+
+    with mock.patch("pretrain.model.router.choose", choose_and_measure):
+        plain_run(here, config)
+    return min(gaps)
+
+
+@pytest.mark.parametrize("num_layers", [2, 4])
+@pytest.mark.parametrize("model", ["experts", "balanced_experts"])
+def test_no_choice_of_the_parity_rows_is_a_near_tie(model, num_layers):
+    """Another order of summation, about 1e-8 of a score, must not change a choice, which changes the loss by 1e-5."""
+    config = run_config(model, *SETTINGS, f"model.num_layers={num_layers}", *batches(1, 1, SAMPLES))
+    assert run_ranks(smallest_gap, 1, config)[0] > 3e-7
