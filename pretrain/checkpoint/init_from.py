@@ -145,7 +145,14 @@ def _shape(model: Mapping[str, Any]) -> dict[str, Any]:
         **model,
         "num_query_groups": model["num_query_groups"] or heads,
         "head_dim": model["head_dim"] or model["hidden_size"] // heads,
+        "experts": _experts(model.get("experts") or {}),
     }
+
+
+def _experts(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of the experts that the weights depend on; nothing, as in records of before, if there are none."""
+    balance = ("sequence_loss", "z_loss", "bias_rate")
+    return {key: value for key, value in given.items() if key not in balance} if given.get("count") else {}
 
 
 def _other_tokenizer(found: Checkpoint, model: ModelConfig, tokenizer: TokenizerRecord) -> Iterator[Problem]:

@@ -78,6 +78,20 @@ def test_a_longer_context_is_taken_with_a_warning(old, tmp_path, caplog):
     assert caplog.text == ""
 
 
+def test_experts_are_compared_without_what_balances_them(tmp_path, old):
+    experts = ("model.experts.count=4", "model.experts.ffn_hidden_size=16")
+    with pytest.raises(UserError, match=r"the weights in .* are of a model with experts=\{\}"):
+        found(old, tmp_path / "new", *experts)
+    for step in (4, 8):
+        config = asdict(run_config("llama", "model.num_query_groups=null", *experts))
+        change_manifest(
+            old / f"checkpoints/step-{step:08d}", lambda manifest, config=config: manifest.update(config=config)
+        )
+    assert found(old, tmp_path / "new", *experts, "model.experts.bias_rate=0.1").step == 8
+    with pytest.raises(UserError, match=r"model\.experts=\{count: 4, topk: 1"):
+        found(old, tmp_path / "new", *experts, "model.experts.topk=1")
+
+
 def test_keys_that_keep_the_weights_valid_may_change(old, tmp_path):
     changes = ("model.hidden_dropout=0.3", "model.seq_length=32", "model.rope_base=500000", "model.vocab_multiple_of=8")
     heads = OLD.model.num_heads
