@@ -53,7 +53,8 @@ PATCHES = (
         "tests/ranks/test_nvme_offload.py::test_states_on_a_disk_train_as_in_host_memory",
     ),
     VendorPatch(
-        "ZeRO optimizer .get_grad_norm_direct, .complete_grad_norm_calculation_for_cpu_offload, .has_overflow",
+        "ZeRO optimizer .get_grad_norm_direct, .complete_grad_norm_calculation_for_cpu_offload, .has_overflow, "
+        "._average_expert_grad_norms",
         DEEPSPEED,
         "pretrain/engine/vendor_patches.py::NormOverride",
         "one collective per parameter group deadlocks if pipeline stages have different groups, and tied copies are "
@@ -260,6 +261,8 @@ class NormOverride:
         self._norm, self._is_first = math.nan, True
         setattr(optimizer, method, self._norm_of_group)
         optimizer.has_overflow = lambda *_, **__: not math.isfinite(self._norm)
+        if hasattr(optimizer, "_average_expert_grad_norms"):  # ours is that of all ranks already
+            optimizer._average_expert_grad_norms = lambda _: None
 
     def set(self, norm: float) -> None:
         """Set the norm before each step."""

@@ -28,6 +28,8 @@ from pretrain.config.run import RunConfig
 from pretrain.optim.update import Update, update_of
 from pretrain.planner.shapes import EMBEDDING, Shape, StageShapes, layer_tensors
 
+EXPERTS = ".mlp.experts."
+"""A part of the names of experts' parameters."""
 UPDATE_ELEMENTS = 1_000_000_000
 """Stage 3 updates sub-groups of this size (deepspeed 0.19.8)."""
 SWAPPED_BYTES = 2**20
@@ -62,10 +64,32 @@ def parameter_bytes(engine: EngineConfig) -> int:
 
 def group_shares(config: RunConfig, shapes: StageShapes, dp: int) -> list[int]:
     """Elements that a rank updates: by optimizer group (ZeRO 1 and 2), by parameter (3), or all together (0)."""
-    zero = config.engine.zero_stage
+    if config.engine.zero_stage == 0:
+        return [shapes.num_parameters]
+    return [share for part, ranks in _parts(config, shapes, dp) for share in _shares(config, part, ranks)]
+
+
+def _parts(config: RunConfig, shapes: StageShapes, dp: int) -> list[tuple[StageShapes, int]]:
+    """The parameters, with the number of ranks that divide them: experts may have another number than the rest."""
+    parallel = config.parallel
+    holders = parallel.tp * dp // (parallel.ep * parallel.etp)
+    if not config.model.experts.count or holders == dp:
+        return [(shapes, dp)]
+    experts, others = (
+        tuple(item for item in shapes.parameters if (EXPERTS in item[0]) == wanted) for wanted in (True, False)
+    )
+    return [(replace(shapes, parameters=others), dp), (replace(shapes, parameters=experts), holders)]
+
+
+def _shares(config: RunConfig, shapes: StageShapes, ranks: int) -> list[int]:
     tied_apart = config.model.tie_embeddings and config.parallel.pp > 1
     group = partial(_update_of, config)
-    return shares(shapes, zero, dp, tied_apart=tied_apart, group=group) if zero else [shapes.num_parameters]
+    return shares(shapes, config.engine.zero_stage, ranks, tied_apart=tied_apart, group=group)
+
+
+def _padded(config: RunConfig, shapes: StageShapes, dp: int) -> int:
+    """Elements of the flat buffers of all optimizer groups (ZeRO 1 and 2)."""
+    return sum(ranks * sum(_shares(config, part, ranks)) for part, ranks in _parts(config, shapes, dp))
 
 
 def shares(
@@ -110,7 +134,8 @@ def states_of(config: RunConfig, shapes: StageShapes, dp: int) -> States:
     parameter, gradient, whole = parameter_bytes(engine), gradient_bytes(engine), shapes.num_parameters
     parts = group_shares(config, shapes, dp)
     share = sum(parts)
-    parameters = parameter * {0: whole, 3: share}.get(zero, share * dp)
+    held = {0: whole, 3: share}[zero] if zero in (0, 3) else _padded(config, shapes, dp)
+    parameters = parameter * held
     masters, moments = (
         4 * share * (zero > 0 or engine.precision != "fp32"),
         8 * share - 4 * _momentum_share(config, shapes, dp),

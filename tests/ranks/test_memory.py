@@ -52,10 +52,19 @@ def test_planned_model_states_match_the_engine(
 ) -> None:
     shape = dict(shape)
     muon = ("optim=muon",) if shape.pop("muon", 0) else ()
+    assert_planned(model, world_size, zero, *muon, precision=precision, **shape)
+
+
+@pytest.mark.parametrize(("zero", "precision"), [(0, "bf16"), (1, "bf16"), (2, "fp32"), (3, "bf16")])
+def test_experts_of_other_ranks_than_the_rest_are_planned(zero: int, precision: str) -> None:
+    assert_planned("balanced_experts", 4, zero, precision=precision, ep=2)
+
+
+def assert_planned(model: str, world_size: int, zero: int, *overrides: str, **shape: Any) -> None:
     dp = world_size // (shape.get("tp", 1) * shape.get("pp", 1))
     modes = Modes("per_micro_batch", "per_micro_batch")
     given = f"engine.grad_reduction={modes.grad_reduction}", f"engine.param_gather={modes.param_gather}"
-    config = run_config(model, *batches(dp, 1), *given, *muon, zero_stage=zero, precision=precision, **shape)
+    config = run_config(model, *batches(dp, 1), *given, *overrides, zero_stage=zero, **shape)
     ranks = run_ranks(held, world_size, config)
     stages = plan_memory(config, VOCAB_SIZE, world_size, modes)
     for rank, found in enumerate(ranks):

@@ -9,6 +9,7 @@ from tests.support.peaks import Case
 GPT = ("model=gpt3_125m", "tokenizer.vocab_size=8000", "model.num_layers=4", "model.seq_length=512")
 LLAMA = ("model=llama_1b", "tokenizer.vocab_size=8000", "model.num_layers=2", "model.seq_length=512")
 QWEN = (*LLAMA, "model.qk_norm=true", "model.tie_embeddings=false")
+EXPERTS = (*LLAMA, "model.experts.count=8", "model.experts.ffn_hidden_size=1024", "model.experts.sequence_loss=0.01")
 STEP, EACH = Modes("per_step", "per_step"), Modes("per_micro_batch", "per_micro_batch")
 
 
@@ -23,12 +24,13 @@ def small() -> list[Case]:
         _case("documents", LLAMA, 0, "data.document_mask=true"),
         _case("tensor parallel", LLAMA, 1, "parallel.tp=2", "parallel.sp=true"),
         _case("shared samples", LLAMA, 1, "parallel.cp=4"),
+        _case("experts", EXPERTS, 3, dp=4),
         _case("pipeline", GPT, 1, "parallel.pp=4", samples=16, rank=2),
     ]
 
 
 def cases() -> list[Case]:
-    return [*_zero(), *_activations(), *_layouts(), *_shared(), *_offload(), *_sizes()]
+    return [*_zero(), *_activations(), *_layouts(), *_experts(), *_shared(), *_offload(), *_sizes()]
 
 
 def _case(
@@ -64,6 +66,16 @@ def _zero() -> Iterator[Case]:
         yield _case("fp32", GPT, zero, "engine.precision=fp32", dp=4, modes=chosen[-1])
         yield _case("sums in 16 bits", GPT, zero, "engine.grad_accum_dtype=same", dp=4, modes=chosen[-1])
         yield _case("qk_norm, untied", QWEN, zero, dp=4, modes=chosen[-1])
+
+
+def _experts() -> Iterator[Case]:
+    shared = (*EXPERTS, "model.experts.shared_ffn_hidden_size=1024", "model.experts.dense_layers=1")
+    for zero, dp in ((0, 1), (1, 4), (3, 4)):
+        yield _case("experts", EXPERTS, zero, dp=dp)
+        yield _case("experts, micro-batches of six", shared, zero, dp=dp, micro=6, samples=12)
+    yield _case("experts of all ranks", EXPERTS, 1, "parallel.tp=2", "parallel.sp=true")
+    yield _case("experts, sequence parallel", shared, 3, "parallel.tp=2", "parallel.sp=true", dp=2)
+    yield _case("experts, recomputation", shared, 0, "engine.recompute.granularity=full")
 
 
 def _activations() -> Iterator[Case]:

@@ -27,6 +27,7 @@ class Parts:
     elementwise: float = 0.0
     tensor_parallel: float = 0.0
     context_parallel: float = 0.0
+    expert_parallel: float = 0.0
     data_parallel: float = 0.0
     host: float = 0.0
     """Seconds in which the device waits for the host."""
@@ -67,6 +68,8 @@ class Rank:
     links: Links
     tensor: Group
     context: Group
+    experts: Group
+    """The ranks that divide the experts of a layer."""
     share: float
     """Part of the machine that this rank has."""
 
@@ -182,6 +185,7 @@ def _layer_forward(rank: Rank) -> Parts:
         elementwise=_elementwise(rank, "forward"),
         tensor_parallel=2 * _reduction(rank) if not rank.has_sp else 4 * _sequence_gather(rank),
         context_parallel=_context_gather(rank),
+        expert_parallel=_expert_traffic(rank),
     )
 
 
@@ -207,6 +211,7 @@ def _layer_backward(rank: Rank) -> Parts:
         elementwise=elementwise,
         tensor_parallel=tensor,
         context_parallel=context,
+        expert_parallel=_expert_traffic(rank),
     )
 
 
@@ -250,6 +255,14 @@ def _context_gather(rank: Rank) -> float:
     columns = 2 * max(model.kv_heads // rank.tensor.ranks, 1) * model.head_size
     num_bytes = rank.width * micro_batch_size(train) * model.seq_length * columns
     return rank.links.gather(float(num_bytes), rank.context)
+
+
+def _expert_traffic(rank: Rank) -> float:
+    """The tokens of all ranks that divide the experts gathered, and their outputs summed; the mean of all layers."""
+    model, ranks = rank.config.model, rank.experts.ranks
+    sparse = sum(model.has_experts(number) for number in range(model.num_layers)) / model.num_layers
+    own = rank.tokens // (rank.tensor.ranks if rank.has_sp else 1)
+    return sparse * 2 * rank.links.gather(float(rank.width * own * ranks * model.hidden_size), rank.experts)
 
 
 def _sequence_gather(rank: Rank) -> float:

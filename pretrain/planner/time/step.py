@@ -73,6 +73,7 @@ def predict_step(
         "elementwise": work.elementwise,
         "tensor parallel": work.tensor_parallel,
         **({"context parallel": work.context_parallel} if config.parallel.cp > 1 else {}),
+        **({"expert parallel": work.expert_parallel} if work.expert_parallel else {}),
         "pipeline": max(0.0, in_passes - work.seconds),
         "data parallel": work.data_parallel + max(sharding.once(stage, first, last) for stage in stages),
         "optimizer": max(sharding.optimizer_seconds(stage) for stage in stages),
@@ -108,6 +109,7 @@ def _rank(
         links=Links(hardware, in_node, behaviour.nics_per_ring, share),
         tensor=tensor_group(config.parallel.tp, in_node),
         context=data_group(config.parallel.tp, config.parallel.cp, in_node),
+        experts=tensor_group(config.parallel.ep * config.parallel.etp, in_node),
         share=share,
     )
 
