@@ -6,6 +6,8 @@ from collections.abc import Collection
 from pretrain.config.describe import either
 
 MOST = 4
+SAME = {"learning_rate": "lr", "max_lr": "lr"}
+"""Last words of keys in other programs, and ours."""
 
 
 def did_you_mean(name: str, known: Collection[str]) -> str:
@@ -16,6 +18,8 @@ def did_you_mean(name: str, known: Collection[str]) -> str:
 
 def nearest_names(name: str, known: Collection[str]) -> list[str]:
     """Names that resemble this one most; of dotted names, for one without a dot, those that end in it come first."""
+    if same := [key for key in known if _last(key) == SAME.get(_last(name))]:
+        return same
     if "." not in name:
         by_end = [key for key in known if _last(key) == name]
         within = [key for key in known if len(name) > 3 and name in _last(key)]

@@ -36,7 +36,7 @@ def test_every_command_completes_with_its_summary() -> None:
         ),
         ("pretrain train run.restart=t", ["run.restart=true"]),
         ("pretrain train train.micro_batch_size=", ["train.micro_batch_size=auto"]),
-        ("pretrain train model=tiny", ["model=tiny", "model=tiny_llama"]),
+        ("pretrain train model=tiny", ["model=tiny", "model=tiny_experts", "model=tiny_llama"]),
         ("pretrain data inspect d --split ", ["train", "validation"]),
         ("pretrain data verify s3://x data.", ["data.cache."]),
         ("pretrain generate device=c", ["device=cpu", "device=cuda"]),
@@ -46,7 +46,7 @@ def test_every_command_completes_with_its_summary() -> None:
         ("pretrain completion z", ["zsh"]),
         ("pretrain nonsense ", []),
         ("pretrain train --name ", []),
-        ("pretrain train 'optim.", ["optim.lr="]),
+        ("pretrain train 'optim.", ["optim.name="]),
     ],
 )
 def test_the_last_word_is_completed(line: str, expected: list[str]) -> None:
@@ -58,7 +58,7 @@ def test_files_of_own_folders_complete(tmp_path: Path) -> None:
         (tmp_path / "my conf" / name).parent.mkdir(parents=True)
         (tmp_path / "my conf" / name).write_text("# Mine.\n")
     before = f"pretrain train --config-dir '{tmp_path}/my conf'"
-    assert texts(f"{before} model=m") == ["model=mine", "model=mt_nlg_530b"]
+    assert texts(f"{before} model=m") == ["model=mine", "model=mixtral_8x7b", "model=mt_nlg_530b"]
     assert texts(f"{before} +") == ["+recipes="] and texts(f"{before} +recipes=") == ["+recipes=small"]
 
 

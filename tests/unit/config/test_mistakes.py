@@ -276,3 +276,8 @@ def test_keys_of_generate_are_suggested_to_generate_only() -> None:
 def test_a_number_of_thousands_of_digits_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"^train\.max_steps=9+: cannot be read as a value"):
         load_run_config(["train.max_steps=" + "9" * 5000])
+
+
+def test_the_name_of_other_programs_is_understood() -> None:
+    with pytest.raises(ConfigError, match=r"^optim.learning_rate=1: unknown key\n  hint: did you mean optim\.lr\?$"):
+        load_run_config(["optim.learning_rate=1"])
