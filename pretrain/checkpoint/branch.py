@@ -46,11 +46,7 @@ def find_trunk(config: RunConfig, tokenizer: TokenizerRecord) -> Checkpoint | No
         raise ConfigError([_for_branch(problem) for problem in error.problems]) from None
     before = asdict(run_config_of(found.manifest["config"], named))
     changes = changes_between(flatten(before), flatten(asdict(config)))
-    changed = [
-        each
-        for each in changes
-        if (each.kind == "unsafe" or each.key == "optim.name") and not each.key.startswith(FREE)
-    ]
+    changed = [each for each in changes if each.kind != "safe" and not each.key.startswith(FREE)]
     if changed:
         lines = "".join(f"\n  {each}" for each in changed)
         rule, hint = f"its run trained with other settings:{lines}", "set the same; run.init_from takes weights alone"

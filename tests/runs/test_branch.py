@@ -38,6 +38,8 @@ def test_a_branch_ends_as_the_whole_run_bit_for_bit(place):
     other_batch = [*words[:-1], "run.branch_from=runs/trunk/checkpoints/step-00000012", "train.global_batch_size=4"]
     refused = user_error(place.train("other", *other_batch))
     assert "its run trained with other settings:" in refused and "train.global_batch_size: 8 there, 4 now" in refused
+    refused = user_error(place.train("other", *other_batch[:-1], "optim=muon"))
+    assert "optim.name: adamw there, muon now" in refused
     refused = user_error(place.train("other", "run.branch_from=runs/trunk"))
     assert refused.startswith("run.branch_from=runs/trunk: is not the folder of a checkpoint")
     assert not place.run_dir("other").exists()
