@@ -60,6 +60,7 @@ LAYOUTS = [
     (1, 1, {}, 4),
     (4, 2, {"tp": 2, "sp": True, "zero_stage": 3}, 3),
     (2, 1, {"pp": 2, "vp": 2}, 4),
+    (2, 1, {"cp": 2}, 4),
     pytest.param(8, 2, {"tp": 2, "pp": 2, "zero_stage": 1}, 2, marks=pytest.mark.full),
     pytest.param(3, 3, {"zero_stage": 3}, 2, marks=pytest.mark.full),
 ]

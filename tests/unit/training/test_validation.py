@@ -30,7 +30,7 @@ def test_tasks_join_the_loss_or_stop_the_validation(of_loss, of_tasks, expected,
     monkeypatch.setattr(validation, "evaluate", lambda *_, **__: of_loss)
     trainer: Any = SimpleNamespace(
         config=load_run_config([]),
-        groups=SimpleNamespace(layout=SimpleNamespace(pp=1, dp=1), dp_rank=0),
+        groups=SimpleNamespace(layout=SimpleNamespace(pp=1, replicas=1), replica=0),
         here=SimpleNamespace(stage=lambda stage: contextlib.nullcontext()),
         engine=None,
     )
