@@ -242,7 +242,7 @@ def test_a_sink_that_cannot_start_does_not_keep_the_others(tmp_path, caplog):
     for sink in sinks:
         sink.log("train", 1, {"loss": 1.0})
     assert len(read_metrics(tmp_path)) == 1
-    assert "TensorBoard failed and is left out" in caplog.text
+    assert "TensorBoard failed and is disabled for the rest of the run" in caplog.text
 
 
 def test_a_mistake_of_the_user_is_not_swallowed(tmp_path, monkeypatch):
