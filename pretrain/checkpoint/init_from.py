@@ -150,7 +150,7 @@ def _shape(model: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _experts(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of the experts that the weights depend on; nothing if there are none."""
+    """The keys of the experts that the weights depend on. It is empty for a model without experts."""
     balance = ("sequence_loss", "z_loss", "bias_rate")
     return {key: value for key, value in given.items() if key not in balance} if given.get("count") else {}
 
