@@ -43,10 +43,8 @@ def checkpoints(saved: Path, tmp_path: Path) -> Path:
 def test_a_checkpoint_has_its_manifest_and_files(checkpoints: Path) -> None:
     checkpoint = read_checkpoint(checkpoints / "step-00000002")
     assert RunState.from_json(checkpoint.manifest["state"]) == RunState(step=2, position=20)
-    assert (
-        checkpoint.manifest["layout"] == {"world_size": 2, "tp": 1, "pp": 1}
-        and checkpoint.manifest["note"] == "kept as given"
-    )
+    layout = {"world_size": 2, "tp": 1, "pp": 1, "cp": 1, "ep": 1, "etp": None}
+    assert checkpoint.manifest["layout"] == layout and checkpoint.manifest["note"] == "kept as given"
     on_disk = {path.name for path in checkpoint.folder.iterdir()}
     assert on_disk == {"manifest.json", *checkpoint.manifest["files"]}
     assert {"tensors.json", "__0_0.distcp", "__1_0.distcp", "random-00001.safetensors"} <= on_disk

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from pretrain.checkpoint.on_disk import newest_whole
 from pretrain.checkpoint.store import CheckpointStore
 from pretrain.config.run import RunConfig
 from pretrain.distributed.runtime import Runtime
@@ -39,7 +38,7 @@ def saved(here: Runtime, config: RunConfig, folder: Path) -> tuple[dict, list[fl
 def loaded(here: Runtime, config: RunConfig, folder: Path) -> tuple[dict, list[float]]:
     engine = start(here, config)
     store = CheckpointStore(folder, groups=engine.groups, keep_last=2, keep_every=0)
-    found = newest_whole(folder)
+    found = store.newest()
     assert found is not None
     store.restore(found, engine)
     return whole_state(engine), [result.loss for result in train(here, config, engine, range(SAVED, LAST))]
