@@ -48,11 +48,11 @@ EXPERTS = (
     ),
     Mutation(
         "load-of-recomputation",
-        "a recomputed layer counts its tokens twice or never",
+        "tokens are counted in the first pass of a recomputed layer, and elsewhere never",
         ROUTER,
         "if torch.is_grad_enabled():",
         "if not torch.is_grad_enabled():",
-        (f"{PARITY}[balanced_experts-zero1-m3]",),
+        (f"{PARITY}[balanced_experts-zero3-dp2ep2-m3-recompute.granularity=full]",),
     ),
     Mutation(
         "load-by-rank",
