@@ -35,7 +35,7 @@ SETTINGS = (
     "checkpoint.keep_last=9",
 )
 IN_A_STEP = {"item in gradients.global_norm": 1, "tolist in zero.train_step": 1}
-IN_A_FIRST_STEP = {"copy from host in rotary_pos_embedding.get_emb": 1}
+IN_A_FIRST_STEP = {"copy from host in rotary._whole": 1}
 AT_STAGE_3 = {
     "synchronize in stage3.independent_gradient_partition_epilogue": 1,
     "synchronize in stage3.__reduce_and_partition_ipg_grads": 1,
